@@ -1,0 +1,67 @@
+"""Data sets as resident tensors: `load` one by name, take batches from its splits."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+
+from ickd_lib import runtime
+from ickd_lib.data import sources
+from ickd_lib.data.images import Batch, Images, Splits, stratified
+from ickd_lib.runtime import InputError
+
+__all__ = ["DATASETS", "Batch", "Images", "Splits", "load", "stratified"]
+
+DATASETS = ("digits", "cifar100", "folder:PATH")
+
+
+def load(
+    name: str,
+    root: str | Path = "data",
+    *,
+    labels: int = 0,
+    val: float = 0.0,
+    image_size: int = 0,
+    seed: int = 0,
+    download: bool = False,
+    device: torch.device | str = "cpu",
+) -> Splits:
+    """Load a data set.
+
+    Args:
+        name: "digits" (1,797 handwritten digits of 8×8 pixels, part of scikit-learn), "cifar100" (the
+            published `cifar-100-python` folder in `root`), or "folder:PATH" (class folders of images in
+            PATH/train and PATH/test or PATH/val).
+        root: where downloaded data sets live.
+        labels: train on that many images only, stratified by class; 0 is all of them.
+        val: the fraction of train carved out, stratified, as the validation split (0.1: 5,000 of CIFAR-100).
+        image_size: resize a folder's images to this many pixels a side; 0 asks that they have one size.
+        seed: which images `labels` and `val` draw.
+        download: fetch CIFAR-100 through torchvision when it is not there.
+        device: where the images live.
+    Raises:
+        InputError: an unknown name, missing or damaged files, or numbers that do not fit the data.
+    """
+    if name.startswith("folder:"):
+        splits = sources.folder(Path(name.removeprefix("folder:")), image_size)
+    else:
+        chosen = runtime.choose(name, DATASETS, "data set")
+        if image_size:
+            raise InputError(f"image_size={image_size} is for folder:PATH; {chosen} has its own size")
+        splits = sources.digits() if chosen == "digits" else sources.cifar100(Path(root), download)
+    if not 0 <= val < 1:
+        raise InputError(f"val={val} is a fraction of train: 0 or more, below 1")
+    train, held_out, test = splits
+    if val:
+        if len(held_out):
+            raise InputError(f"{name} has a validation split of its own; leave val at 0")
+        chosen_rows = stratified(train.labels, round(val * len(train)), train.classes, seed)
+        rest = torch.ones(len(train), dtype=torch.bool)
+        rest[chosen_rows] = False
+        held_out = replace(train.subset(chosen_rows), name=test.name.replace("test", "val"))
+        train = train.subset(rest.nonzero().squeeze(1))
+    if labels:
+        train = train.few(labels, seed)
+    return Splits(train, held_out, test).to(device)

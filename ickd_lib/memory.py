@@ -1,0 +1,425 @@
+"""The memory bank: a teacher's features and logits of a data set, and exact retrieval of in-context samples."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ickd_lib import models, runtime
+from ickd_lib.runtime import InputError
+
+if TYPE_CHECKING:
+    from ickd_lib.data import Images
+
+CHUNK = 1024  # queries at once: 200 MB of similarities to 50,000 rows
+
+
+@dataclass(frozen=True)
+class InContext:
+    """The in-context samples of B queries, k each, most similar first.
+
+    index: row in the data set, [B, k].  similarity: cosine to the query, [B, k].
+    logits: the teacher's, [B, k, C].  features: the teacher's, unit length, [B, k, D].
+    mask: false where a query has fewer than k samples, [B, k]; what stands there means nothing.
+    """
+
+    index: Tensor
+    similarity: Tensor
+    logits: Tensor
+    features: Tensor
+    mask: Tensor
+
+
+@dataclass(frozen=True)
+class Neighbours:
+    """The rows retrieved for Q queries: positions in the bank, similarities and validity, [Q, k] each."""
+
+    rows: Tensor
+    similarity: Tensor
+    mask: Tensor
+
+    def __getitem__(self, queries: Tensor) -> Neighbours:
+        return Neighbours(self.rows[queries], self.similarity[queries], self.mask[queries])
+
+
+class MemoryBank:
+    """One row a sample: unit-length features, logits, label, data-set row.
+
+    Args:
+        features: shape [N, D]; normalised here.
+        logits: shape [N, C].
+        labels: shape [N].
+        index: the data-set row of each, unique and ascending, shape [N].
+        classes: C names.
+        filled: which rows hold something, shape [N]; all of them by default.
+        source: fingerprints of the `data` and the `teacher` that the rows come from.
+    """
+
+    def __init__(
+        self,
+        features: Tensor,
+        logits: Tensor,
+        labels: Tensor,
+        index: Tensor,
+        classes: tuple[str, ...],
+        *,
+        filled: Tensor | None = None,
+        source: dict[str, str] | None = None,
+    ) -> None:
+        if len(index) and not bool((index.diff() > 0).all()):
+            raise InputError("a bank's index must be ascending, each data-set row once")
+        self.features = F.normalize(features.float(), dim=1)
+        self.logits, self.labels, self.index, self.classes = logits.float(), labels, index, tuple(classes)
+        self.filled = torch.ones_like(labels, dtype=torch.bool) if filled is None else filled
+        self.source = source or {}
+        self._tables: dict[tuple, tuple[Neighbours, Neighbours]] = {}
+        self._row_of = torch.full((int(index.max()) + 1 if len(index) else 1,), -1, device=index.device)
+        self._row_of[index] = torch.arange(len(index), device=index.device)
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    @classmethod
+    def build(cls, teacher: models.Network, images: Images, *, precision: str = "auto") -> MemoryBank:
+        """The teacher's view of every image, without augmentation, in one pass.
+
+        Args:
+            teacher: a network on the images' device; it is left as it was.
+            images: N images; their `index` becomes the bank's.
+            precision: "auto", "fp32" or "bf16".
+        """
+        if len(images) == 0:
+            raise InputError(f"{images.name} holds no image to build a bank from")
+        order = images.index.argsort()
+        output = models.predict(teacher, images, precision=precision)
+        return cls(
+            output.features[order],
+            output.logits[order],
+            images.labels[order],
+            images.index[order],
+            images.classes,
+            source=_source(images, teacher),
+        )
+
+    @classmethod
+    def empty(cls, images: Images, features_dim: int) -> MemoryBank:
+        """A bank for these images whose rows `update` will fill; until then none is returned."""
+        order, n = images.index.argsort(), len(images)
+        where = images.labels.device
+        return cls(
+            torch.zeros(n, features_dim, device=where),
+            torch.zeros(n, len(images.classes), device=where),
+            images.labels[order],
+            images.index[order],
+            images.classes,
+            filled=torch.zeros(n, dtype=torch.bool, device=where),
+        )
+
+    def to(self, device: torch.device | str) -> MemoryBank:
+        """The same bank on another device; itself when it is there already."""
+        if self.labels.device == torch.device(device):
+            return self
+        tensors = (self.features, self.logits, self.labels, self.index, self.filled)
+        *rows, filled = (tensor.to(device) for tensor in tensors)
+        return MemoryBank(rows[0], rows[1], rows[2], rows[3], self.classes, filled=filled, source=self.source)
+
+    def rows(self, index: Tensor) -> Tensor:
+        """The bank's position of each data-set row in `index`; -1 for one that the bank does not hold."""
+        known = (index >= 0) & (index < len(self._row_of))
+        return torch.where(known, self._row_of[index.clamp(0, len(self._row_of) - 1)], -1)
+
+    @torch.no_grad()
+    def update(self, index: Tensor, features: Tensor, logits: Tensor) -> None:
+        """Overwrite the rows of data-set rows `index` [B] with features [B, D] and logits [B, C], detached.
+
+        A method queries first and writes after, or its queries would meet themselves one step late.
+        """
+        rows = self.rows(index)
+        if bool((rows < 0).any()):
+            raise InputError(f"data-set row {int(index[rows < 0][0])} is not in this bank; build it from this data")
+        self.features[rows] = F.normalize(features.detach().float(), dim=1)
+        self.logits[rows] = logits.detach().float()
+        self.filled[rows] = True
+        self._tables.clear()
+
+    # ------------------------------------------------------------------------------------------ retrieval
+
+    def retrieve(
+        self,
+        features: Tensor,
+        labels: Tensor,
+        index: Tensor | None = None,
+        *,
+        positives: int = 8,
+        negatives: int = 32,
+        per_class: bool = False,
+        allow_missing: bool = False,
+    ) -> tuple[InContext, InContext]:
+        """The in-context samples of each query: nearest of its class, nearest of the others.
+
+        The search is exact: similarities are computed in double precision, ties go to the lower data-set row.
+
+        Args:
+            features: the queries', of any length, shape [B, D].
+            labels: the queries' classes, shape [B].
+            index: the queries' data-set rows, shape [B], which are never returned to them; None where the
+                queries are not rows of this bank.
+            positives, negatives: how many of each.
+            per_class: take the negatives from the best sample of each other class.
+            allow_missing: mask what a small class lacks instead of raising.
+        Returns:
+            Positives and negatives.
+        Raises:
+            InputError: a class, or all others together, has fewer filled rows than asked for.
+        """
+        rows = torch.full_like(labels, -1) if index is None else self.rows(index)
+        found = self._search(features, labels, rows, positives, negatives, per_class, allow_missing)
+        return self.gather(found[0]), self.gather(found[1])
+
+    def nearest(self, features: Tensor, index: Tensor | None = None, *, k: int = 8) -> InContext:
+        """The k nearest rows of any class, with arguments as in `retrieve`: what the features alone know."""
+        queries = F.normalize(features.float(), dim=1)
+        everyone, every = self.filled.nonzero().squeeze(1), torch.arange(len(queries), device=queries.device)
+        rows = torch.full_like(every, -1) if index is None else self.rows(index)
+        found = _nothing(len(queries), k, queries)
+        with torch.no_grad(), _full_precision():
+            for asking in every.split(CHUNK):
+                _search_into(found, queries, asking, self.features, everyone, rows[asking, None] == everyone)
+        return self.gather(found)
+
+    def table(
+        self, *, positives: int = 8, negatives: int = 32, per_class: bool = False, allow_missing: bool = False
+    ) -> tuple[Neighbours, Neighbours]:
+        """The neighbours of every row of the bank itself, found once: `gather` a batch's from it in a step."""
+        key = positives, negatives, per_class, allow_missing
+        if key not in self._tables:
+            rows = torch.arange(len(self), device=self.labels.device)
+            self._tables[key] = self._search(self.features, self.labels, rows, *key)
+        return self._tables[key]
+
+    def random_table(self, *, positives: int = 8, negatives: int = 32, seed: int = 0) -> tuple[Neighbours, Neighbours]:
+        """As `table`, but drawn at random under the same class constraints: the control for retrieval."""
+        generator = runtime.generator(seed, "random neighbours")
+        found: list[list[Tensor]] = [[], []]
+        for row, label in enumerate(self.labels.tolist()):
+            same = self._class_rows[label]
+            same = same[same != row]
+            other = torch.cat([r for c, r in self._class_rows.items() if c != label])
+            for pool, k, into in ((same, positives, found[0]), (other, negatives, found[1])):
+                self._check(label, len(pool), k, "positives" if into is found[0] else "negatives")
+                drawn = torch.randperm(len(pool), generator=generator)[:k]
+                into.append(pool[drawn.to(pool.device)])
+        tables = []
+        for rows in map(torch.stack, found):
+            similarity = (self.features[rows] * self.features[:, None]).sum(-1)
+            tables.append(Neighbours(rows, similarity, torch.ones_like(rows, dtype=torch.bool)))
+        return tables[0], tables[1]
+
+    def gather(self, neighbours: Neighbours) -> InContext:
+        """What the bank holds of these rows now."""
+        rows = neighbours.rows
+        return InContext(
+            self.index[rows], neighbours.similarity, self.logits[rows], self.features[rows], neighbours.mask
+        )
+
+    @cached_property
+    def _class_rows(self) -> dict[int, Tensor]:
+        return {c: (self.labels == c).nonzero().squeeze(1) for c in range(len(self.classes))}
+
+    def require(self, *, positives: int, negatives: int, per_class: bool = False) -> None:
+        """InputError when some row of the bank could not be given so many in-context samples."""
+        rows = torch.arange(len(self), device=self.labels.device)
+        self._require(self.labels.unique().tolist(), self.labels, rows, positives, negatives, per_class)
+
+    def _require(
+        self, present: list[int], labels: Tensor, rows: Tensor, positives: int, negatives: int, per_class: bool
+    ) -> None:
+        sizes = {c: int(self.filled[pool].sum()) for c, pool in self._class_rows.items()}
+        own = self.filled[rows.clamp(min=0)] & (rows >= 0)
+        for c in present:
+            self._check(c, sizes[c] - bool(own[labels == c].any()), positives, "positives")
+            others = [size for other, size in sizes.items() if other != c]
+            there = sum(size > 0 for size in others) if per_class else sum(others)
+            self._check(c, there, negatives, "classes of negatives" if per_class else "negatives")
+
+    def _check(self, label: int, there: int, asked: int, what: str) -> None:
+        if there < asked:
+            raise InputError(
+                f"{asked} {what} were asked for a sample of class {self.classes[label]!r}, but the bank has only "
+                f"{there} others to choose from; ask for fewer, or pass allow_missing=True"
+            )
+
+    @torch.no_grad()
+    def _search(
+        self,
+        features: Tensor,
+        labels: Tensor,
+        rows: Tensor,
+        positives: int,
+        negatives: int,
+        per_class: bool,
+        allow_missing: bool,
+    ) -> tuple[Neighbours, Neighbours]:
+        queries = F.normalize(features.float(), dim=1)
+        pools = {c: pool[self.filled[pool]] for c, pool in self._class_rows.items()}
+        everyone = self.filled.nonzero().squeeze(1)
+        present = labels.unique().tolist()
+        if not allow_missing:
+            self._require(present, labels, rows, positives, negatives, per_class)
+        near, far = _nothing(len(queries), positives, queries), _nothing(len(queries), negatives, queries)
+        with _full_precision():
+            for c in present:
+                asking = (labels == c).nonzero().squeeze(1)
+                _search_into(near, queries, asking, self.features, pools[c], rows[asking, None] == pools[c])
+            # Sorted by class, a chunk's own classes are few; their columns are ruled out.
+            for asking in labels.argsort(stable=True).split(CHUNK):
+                if per_class:
+                    self._best_of_each_class(far, queries, labels, asking, pools)
+                else:
+                    blocked = labels[asking, None] == self.labels[everyone]
+                    _search_into(far, queries, asking, self.features, everyone, blocked)
+        return near, far
+
+    def _best_of_each_class(
+        self, into: Neighbours, queries: Tensor, labels: Tensor, asking: Tensor, pools: dict[int, Tensor]
+    ) -> None:
+        best = _nothing(len(asking), len(pools), queries)
+        everyone = torch.arange(len(asking), device=asking.device)
+        for c, pool in pools.items():
+            found = _nothing(len(asking), 1, queries)
+            _search_into(found, queries[asking], everyone, self.features, pool, labels[asking, None] == c)
+            for whole, part in zip(_fields(best), _fields(found), strict=True):
+                whole[:, c] = part[:, 0]
+        k = min(into.rows.shape[1], len(pools))
+        order = best.similarity.masked_fill(~best.mask, -torch.inf).argsort(dim=1, descending=True, stable=True)[:, :k]
+        for whole, part in zip(_fields(into), _fields(best), strict=True):
+            whole[asking, :k] = part.gather(1, order)
+
+    # --------------------------------------------------------------------------------------------- on disk
+
+    def save(self, path: str | Path) -> None:
+        """Write the bank as safetensors, whole or not at all."""
+        from safetensors.torch import save_file
+
+        tensors = {
+            name: getattr(self, name).contiguous() for name in ("features", "logits", "labels", "index", "filled")
+        }
+        with runtime.replacing(path) as part:
+            save_file(tensors, part, metadata={"classes": json.dumps(self.classes), "source": json.dumps(self.source)})
+
+    @classmethod
+    def load(
+        cls,
+        path: str | Path,
+        *,
+        images: Images | None = None,
+        teacher: models.Network | None = None,
+        device: torch.device | str = "cpu",
+    ) -> MemoryBank:
+        """Read a bank; with `images` or `teacher`, only if it was built from them.
+
+        Raises:
+            InputError: the file is missing, damaged, or from other data or another teacher.
+        """
+        from safetensors import SafetensorError, safe_open
+
+        if not Path(path).is_file():
+            raise InputError(f"no bank at {path}; build it first (python -m ickd_lib bank)")
+        try:
+            with safe_open(path, "pt", device=str(device)) as file:
+                meta = {key: json.loads(value) for key, value in file.metadata().items()}
+                tensors = {key: file.get_tensor(key) for key in file.keys()}
+            filled = tensors.pop("filled")
+            bank = cls(**tensors, classes=tuple(meta["classes"]), filled=filled, source=meta["source"])
+        except (SafetensorError, KeyError, TypeError, AttributeError, ValueError) as error:
+            raise InputError(f"{path} is not a memory bank, or is damaged ({error}); build it again") from None
+        expected = _source(images, teacher)
+        for what, mark in expected.items():
+            if bank.source.get(what) != mark:
+                raise InputError(
+                    f"{path} was built from other {what} ({bank.source.get(what)}, not {mark}); build it again"
+                )
+        return bank
+
+
+def _source(images: Images | None, teacher: models.Network | None) -> dict[str, str]:
+    source = {} if images is None else {"data": images.fingerprint}
+    return source if teacher is None else source | {"teacher": runtime.fingerprint(teacher.name, teacher.state_dict())}
+
+
+# ----------------------------------------------------------------------------------------------- the search
+
+
+def _fields(neighbours: Neighbours) -> tuple[Tensor, Tensor, Tensor]:
+    return neighbours.rows, neighbours.similarity, neighbours.mask
+
+
+def _nothing(queries: int, k: int, like: Tensor) -> Neighbours:
+    rows = torch.zeros(queries, k, dtype=torch.long, device=like.device)
+    return Neighbours(rows, torch.zeros(queries, k, device=like.device), torch.zeros_like(rows, dtype=torch.bool))
+
+
+@contextlib.contextmanager
+def _full_precision() -> Iterator[None]:
+    """No TF32 or bf16 inside: the margin of error below assumes float32 products."""
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("highest")
+    try:
+        yield
+    finally:
+        torch.set_float32_matmul_precision(before)
+
+
+def _search_into(
+    into: Neighbours, queries: Tensor, asking: Tensor, features: Tensor, pool: Tensor, blocked: Tensor
+) -> None:
+    """Write the nearest rows of `pool` for the queries at `asking` into `into`, except where `blocked` [Q, P].
+
+    A float32 product proposes a few rows more than wanted, double precision orders them. A row that was not
+    proposed scores below the last proposal, give or take the product's rounding; where that does not settle
+    the k-th place (duplicates, say), every row within reach is scored for that query.
+    """
+    k = into.rows.shape[1]
+    if k == 0 or len(pool) == 0:
+        return
+    whole = len(pool) == len(features)
+    members = features if whole else features[pool]
+    asked = queries[asking]
+    rough = (asked @ members.T).masked_fill_(blocked, -torch.inf)
+    wide = min(k + 8, len(pool))
+    proposed, places = rough.topk(wide, dim=1, sorted=False)
+    places = places.sort(dim=1).values  # lower rows first, so that a stable sort settles ties
+    exact = _dot(asked, members, places).masked_fill_(rough.gather(1, places) == -torch.inf, -torch.inf)
+    found = min(k, wide)
+    similarity, order = exact.sort(dim=1, descending=True, stable=True)
+    similarity, places = similarity[:, :found].clone(), places.gather(1, order[:, :found])
+    if wide < len(pool):
+        rounding = 2 * features.shape[1] * 2.0**-24
+        worst = proposed.min(1).values
+        unsettled = (similarity[:, -1] <= worst + rounding) & (worst > -torch.inf)
+        for q in unsettled.nonzero().squeeze(1).tolist():
+            reach = (rough[q] >= float(similarity[q, -1]) - rounding).nonzero().squeeze(1)
+            scores = _dot(asked[q : q + 1], members, reach[None])[0]
+            top = scores.sort(descending=True, stable=True).indices[:found]
+            similarity[q], places[q] = scores[top], reach[top]
+    into.rows[asking, :found] = pool[places]
+    into.similarity[asking, :found] = similarity.float().masked_fill(similarity == -torch.inf, 0)
+    into.mask[asking, :found] = similarity > -torch.inf
+
+
+def _dot(queries: Tensor, members: Tensor, places: Tensor) -> Tensor:
+    """Inner products in double precision of each query [Q, D] with members [P, D] at places [Q, w]: [Q, w]."""
+    parts = [
+        (q.double()[:, None] * members[p].double()).sum(-1)
+        for q, p in zip(queries.split(128), places.split(128), strict=True)
+    ]
+    return torch.cat(parts)

@@ -1,0 +1,110 @@
+"""The classifiers of torchvision and timm, each imported only when one of its models is asked for."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from torch import nn
+
+from ..runtime import InputError, choose
+from .network import Network
+from .wrapped import Wrapped, wrap
+
+IDENTITY = (0.0, 0.0, 0.0), (1.0, 1.0, 1.0)
+
+
+def from_torchvision(
+    name: str,
+    num_classes: int,
+    mean: Sequence[float] | None,
+    std: Sequence[float] | None,
+    pretrained: bool,
+) -> Network:
+    """torchvision's model `name`; see `models.create`. Auxiliary heads (GoogLeNet, Inception) are removed."""
+    models = _import("torchvision", "torchvision.models")
+    name = choose(name, models.list_models(module=models), what="torchvision model")
+    own_mean, own_std = IDENTITY
+    options: dict[str, Any] = {"num_classes": num_classes}
+    if pretrained:
+        weights = models.get_model_weights(name).DEFAULT
+        own_mean, own_std = weights.transforms().mean, weights.transforms().std
+        options = {"weights": weights}
+    elif name in ("googlenet", "inception_v3"):
+        options["init_weights"] = True  # theirs; they warn when not told
+
+    module = _build(f"torchvision/{name}", lambda: models.get_model(name, **options))
+    if getattr(module, "aux_logits", False):
+        module.aux_logits = False
+        for head in ("aux1", "aux2", "AuxLogits"):
+            if hasattr(module, head):
+                setattr(module, head, None)
+
+    fixed = getattr(module, "image_size", 224 if name.startswith("maxvit") else None)
+    network = wrap(
+        module,
+        mean=own_mean if mean is None else mean,
+        std=own_std if std is None else std,
+        size=fixed,
+        name=f"torchvision/{name}",
+    )
+    if network.num_classes != num_classes:
+        _replace_classifier(network, num_classes)
+    return network
+
+
+def from_timm(
+    name: str,
+    num_classes: int,
+    mean: Sequence[float] | None,
+    std: Sequence[float] | None,
+    pretrained: bool,
+) -> Network:
+    """timm's model `name`, which may carry a tag of its weights (resnet18.a1_in1k); see `models.create`."""
+    timm = _import("timm", "timm")
+    model, dot, tag = name.partition(".")
+    name = choose(model, timm.list_models(), what="timm model") + dot + tag
+    module = _build(f"timm/{name}", lambda: timm.create_model(name, pretrained=pretrained, num_classes=num_classes))
+    config = module.pretrained_cfg
+    own_mean, own_std = (config["mean"], config["std"]) if pretrained else IDENTITY
+    fixed = config["input_size"][1:] if config.get("fixed_input_size") else None
+    return wrap(
+        module,
+        num_classes=num_classes,
+        mean=own_mean if mean is None else mean,
+        std=own_std if std is None else std,
+        size=fixed,
+        name=f"timm/{name}",
+    )
+
+
+LIBRARIES = {"torchvision": from_torchvision, "timm": from_timm}
+
+
+def _import(package: str, module: str) -> Any:
+    try:
+        return importlib.import_module(module)
+    except ImportError:
+        raise InputError(f"{package}/… models need {package}; install it: pip install {package}") from None
+
+
+def _build(name: str, make: Callable[[], nn.Module]) -> Any:
+    try:
+        return make()
+    except Exception as error:  # no network, no such weights, a damaged download
+        reason = (str(error).strip().splitlines() or [""])[0]
+        raise InputError(f"{name} cannot be made: {type(error).__name__}: {reason}") from error
+
+
+def _replace_classifier(network: Network, num_classes: int) -> None:
+    """Put a freshly initialised last layer of `num_classes` outputs in the place of the pretrained one."""
+    assert isinstance(network, Wrapped)
+    old = network.module.get_submodule(network.layer)
+    if isinstance(old, nn.Linear):
+        new: nn.Module = nn.Linear(old.in_features, num_classes, bias=old.bias is not None)
+    elif isinstance(old, nn.Conv2d):
+        new = nn.Conv2d(old.in_channels, num_classes, old.kernel_size[0], bias=old.bias is not None)
+    parent, _, child = network.layer.rpartition(".")
+    setattr(network.module.get_submodule(parent), child, new)
+    network.num_classes = num_classes

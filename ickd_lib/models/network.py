@@ -1,0 +1,87 @@
+"""What every network is: images in [0, 1] go in, logits and features come out, its preprocessing inside."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from ..runtime import InputError
+
+
+class Output(NamedTuple):
+    """What every network returns.
+
+    Attributes:
+        logits: [B, C], before the softmax.
+        features: [B, D], the pooled input of the classifier, not normalised.
+    """
+
+    logits: Tensor
+    features: Tensor
+
+
+class Network(nn.Module):
+    """A classifier that normalises its images itself, so that a student and a teacher with different
+    preprocessing look at the same batch.
+
+    A subclass writes `predict`. `mean` and `std`, both [1, 3, 1, 1], follow the network from device to device
+    but are no part of its state_dict, whose names are those of the published checkpoints.
+
+    Args:
+        num_classes: C.
+        features_dim: D.
+    Attributes:
+        trained_on: what is known of its training (data, number of labels, weights file), for the records.
+    """
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self, num_classes: int, features_dim: int) -> None:
+        super().__init__()
+        if num_classes < 1:
+            raise InputError(f"num_classes={num_classes}; a classifier needs at least 1")
+        self.name = type(self).__name__
+        self.num_classes = num_classes
+        self.features_dim = features_dim
+        self.trained_on: dict[str, Any] = {}
+        self.register_buffer("mean", torch.zeros(1, 3, 1, 1), persistent=False)
+        self.register_buffer("std", torch.ones(1, 3, 1, 1), persistent=False)
+
+    def set_normalisation(self, mean: Sequence[float], std: Sequence[float]) -> None:
+        """Normalise images as (images - mean) / std from now on, each three numbers, one a channel."""
+        if len(mean) != 3 or len(std) != 3 or min(std) <= 0:
+            raise InputError(f"mean={mean}, std={std}; give three numbers each, with std above 0")
+        self.mean.copy_(torch.as_tensor(mean).view(1, 3, 1, 1))
+        self.std.copy_(torch.as_tensor(std).view(1, 3, 1, 1))
+
+    def forward(self, images: Tensor) -> Output:
+        """Logits [B, C] and features [B, D] of float images [B, 3, H, W] in [0, 1]."""
+        if images.ndim != 4 or images.shape[1] != 3 or not images.is_floating_point():
+            raise InputError(
+                f"{self.name} was given {images.dtype} images of shape {list(images.shape)}; "
+                "it takes floats in [0, 1] of shape [B, 3, H, W]"
+            )
+        return self.predict((images - self.mean) / self.std)
+
+    def predict(self, x: Tensor) -> Output:
+        """Logits [B, C] and features [B, D] of normalised images [B, 3, H, W]."""
+        raise NotImplementedError
+
+
+def initialise_convolutions(network: nn.Module) -> None:
+    """Normal weights of variance 2 / fan-out (He et al. 2015, arXiv 1502.01852) and zero biases, in place."""
+    for module in network.modules():
+        if isinstance(module, nn.Conv2d):
+            nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+            if module.bias is not None:
+                nn.init.zeros_(module.bias)
+
+
+def initialise_classifier(linear: nn.Linear) -> None:
+    """Normal weights of standard deviation 0.01 and a zero bias, in place (VGG's and MobileNet's)."""
+    nn.init.normal_(linear.weight, std=0.01)
+    nn.init.zeros_(linear.bias)

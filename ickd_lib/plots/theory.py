@@ -1,0 +1,209 @@
+"""Figures of notebook 01: learned label smoothing, the influence of other samples, the error of aggregation."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import matplotlib.pyplot as plt
+import numpy as np
+import seaborn as sns
+from matplotlib.figure import Figure
+from matplotlib.ticker import PercentFormatter
+
+COLOURS = sns.color_palette("colorblind")
+# Colour and line style or hatch change together, so that a figure can be read in greyscale.
+LINES = [("-", "o"), ("--", "s"), (":", "^"), ("-.", "D")]
+HATCHES = ["", "//", "..", "xx"]
+
+
+def _style(i: int) -> dict[str, Any]:
+    return {"color": COLOURS[i], "linestyle": LINES[i][0], "marker": LINES[i][1], "markersize": 4}
+
+
+def learned_smoothing(
+    image: np.ndarray,
+    label: str,
+    targets: Mapping[str, np.ndarray],
+    classes: Sequence[str],
+    temperatures: np.ndarray,
+    gaps: np.ndarray,
+    *,
+    most: int = 10,
+) -> Figure:
+    """One image, the targets that it is given, and how distillation's gradient nears logit matching.
+
+    Args:
+        image: [H,W,3] in [0, 1].
+        label: its class.
+        targets: for each kind a distribution [C], four kinds at most.
+        classes: C names.
+        temperatures, gaps: the relative distance of the gradient to its limit, [M] each.
+        most: classes shown, those with the largest targets of the last kind, in the order of `classes`.
+    """
+    figure, (left, middle, right) = plt.subplots(
+        1, 3, figsize=(10, 3.3), layout="constrained", width_ratios=[1, 3.2, 2.2]
+    )
+    left.imshow(image, interpolation="nearest")
+    left.set_title(f"label: {label}")
+    left.set_axis_off()
+    last = list(targets.values())[-1]
+    shown = np.sort(np.argsort(-last)[:most])
+    width = 0.8 / len(targets)
+    for i, (name, target) in enumerate(targets.items()):
+        middle.bar(
+            np.arange(len(shown)) + (i - (len(targets) - 1) / 2) * width,
+            target[shown],
+            width,
+            label=name,
+            color=COLOURS[i],
+            hatch=HATCHES[i],
+            edgecolor="white",
+            linewidth=0.3,
+        )
+    long = max(len(classes[c]) for c in shown) > 3
+    middle.set_xticks(range(len(shown)), [classes[c] for c in shown], rotation=60 if long else 0)
+    middle.set(xlabel="class", ylabel="target probability", title="What the image's target says")
+    middle.legend(fontsize="small")
+    right.loglog(temperatures, gaps, label="measured", **_style(0))
+    guide = gaps[-1] * temperatures[-1] / temperatures
+    right.loglog(temperatures, guide, color="0.4", linestyle="--", label="slope −1")
+    right.set(xlabel="temperature τ", ylabel="‖gradient − limit‖ / ‖limit‖", title="KD's gradient nears logit matching")
+    right.legend(fontsize="small")
+    return figure
+
+
+def first_order(
+    steps: np.ndarray,
+    errors: np.ndarray,
+    similarity: np.ndarray,
+    share: np.ndarray,
+    same_class: np.ndarray,
+    *,
+    bins: int = 8,
+) -> Figure:
+    """Whether the kernel predicts a real step, and how a sample's share goes with its similarity.
+
+    Args:
+        steps, errors: learning rates and relative errors of the predicted change, [M] each.
+        similarity, share, same_class: of pairs (query, other sample), [pairs] each; same_class is boolean.
+        bins: of similarity, with equally many pairs each.
+    """
+    figure, (left, right) = plt.subplots(1, 2, figsize=(10, 3.6), layout="constrained")
+    left.loglog(steps, errors, label="measured", **_style(0))
+    left.loglog(steps, errors[0] * steps / steps[0], color="0.4", linestyle="--", label="slope 1")
+    left.set(
+        xlabel="learning rate η of the step",
+        ylabel="‖predicted − real‖ / ‖real‖",
+        title="First-order change of the logits",
+    )
+    left.legend(fontsize="small")
+    for i, (name, chosen) in enumerate({"same class": same_class, "another class": ~same_class}.items()):
+        order = np.argsort(similarity[chosen])
+        groups = [g for g in np.array_split(order, bins) if len(g) > 1]
+        x = [similarity[chosen][g].mean() for g in groups]
+        y = [share[chosen][g].mean() for g in groups]
+        half = [1.96 * share[chosen][g].std(ddof=1) / np.sqrt(len(g)) for g in groups]
+        right.errorbar(x, y, half, label=name, capsize=2, **_style(i))
+    right.axhline(0, color="0.7", linewidth=0.8, zorder=0)
+    right.yaxis.set_major_formatter(PercentFormatter(1, decimals=1))
+    right.set(
+        xlabel="cosine of the teacher's features",
+        ylabel="share of one sample (of ‖R‖²)",
+        title="What one other sample carries",
+    )
+    right.legend(fontsize="small")
+    return figure
+
+
+def context_shares(
+    panels: Mapping[str, Mapping[str, tuple[np.ndarray, np.ndarray]]], *, k: int, least: int = 1
+) -> Figure:
+    """The share of the k nearest samples beside that of random sets, for several residuals.
+
+    Args:
+        panels: for each residual and each way to choose a set, its mean share and the half-width of the
+            95% interval for 1, 2, … samples, [N−1] each.
+        k: a number of samples to mark.
+        least: the smallest set shown.
+    """
+    figure, axes = plt.subplots(1, len(panels), figsize=(10, 3.6), layout="constrained", sharey=True, squeeze=False)
+    for axis, (title, sets) in zip(axes[0], panels.items(), strict=True):
+        for i, (name, (mean, half)) in enumerate(sets.items()):
+            sizes = np.unique(np.geomspace(least, len(mean), 24).round().astype(int))
+            m, h = mean[sizes - 1], half[sizes - 1]
+            axis.plot(sizes, m, label=name, **_style(i))
+            axis.fill_between(sizes, m - h, m + h, color=COLOURS[i], alpha=0.2, linewidth=0)
+        axis.axvline(k, color="0.6", linewidth=0.8, zorder=0)
+        axis.axhline(0, color="0.7", linewidth=0.8, zorder=0)
+        axis.set(xscale="log", xlabel="samples in the set", title=title)
+        axis.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
+        axis.tick_params(labelleft=True)
+    axes[0, 0].set_ylabel("share of the set (of ‖R‖²)")
+    axes[0, 0].legend(fontsize="small", loc="upper left")
+    return figure
+
+
+def toy_teachers(x: np.ndarray, panels: Mapping[str, np.ndarray]) -> Figure:
+    """Points in the plane, coloured by the probability that each teacher gives to one class.
+
+    Args:
+        x: [n,2].
+        panels: for each title the probabilities [n].
+    """
+    figure, axes = plt.subplots(
+        1, len(panels), figsize=(10, 2.9), layout="constrained", sharex=True, sharey=True, squeeze=False
+    )
+    for axis, (title, probability) in zip(axes[0], panels.items(), strict=True):
+        dots = axis.scatter(x[:, 0], x[:, 1], c=probability, s=7, cmap="cividis", vmin=0, vmax=1, linewidths=0)
+        axis.set(title=title, xlabel="x₁", aspect="equal")
+    axes[0, 0].set_ylabel("x₂")
+    figure.colorbar(dots, ax=axes[0].tolist(), label="probability of class 0", shrink=0.85)
+    return figure
+
+
+def aggregation_error(rows: Sequence[Mapping[str, Any]]) -> Figure:
+    """Measured and predicted error of the aggregated target over k, in units of the teacher's own error.
+
+    Args:
+        rows: each with teacher (a column), weighting (a row of panels), neighbours (a line), k, measured and
+            predicted (None where no prediction holds).
+    """
+    teachers, weightings, lines = (
+        list(dict.fromkeys(row[key] for row in rows)) for key in ("teacher", "weighting", "neighbours")
+    )
+    figure, axes = plt.subplots(
+        len(weightings),
+        len(teachers),
+        figsize=(10, 2.9 * len(weightings)),
+        layout="constrained",
+        sharex=True,
+        sharey=True,
+        squeeze=False,
+    )
+    for r, weighting in enumerate(weightings):
+        for c, teacher in enumerate(teachers):
+            axis = axes[r, c]
+            for i, line in enumerate(lines):
+                asked = (teacher, weighting, line)
+                some = [w for w in rows if (w["teacher"], w["weighting"], w["neighbours"]) == asked]
+                axis.plot([w["k"] for w in some], [w["measured"] for w in some], label=line, **_style(i))
+                told = [w for w in some if w["predicted"] is not None]
+                axis.plot(
+                    [w["k"] for w in told],
+                    [w["predicted"] for w in told],
+                    color="black",
+                    linestyle="none",
+                    marker="+x"[i % 2],
+                    markersize=8,
+                    label=f"predicted, {line}",
+                )
+            axis.axhline(1, color="0.5", linewidth=1, zorder=0, label="the teacher's own target")
+            axis.set(xscale="log", yscale="log", title=f"{teacher}\n{weighting}")
+    for axis in axes[-1]:
+        axis.set_xlabel("neighbours k")
+    for axis in axes[:, 0]:
+        axis.set_ylabel("squared error / own target's")
+    handles, names = axes[0, 0].get_legend_handles_labels()
+    figure.legend(handles, names, loc="outside lower center", ncols=len(names), fontsize="small")
+    return figure

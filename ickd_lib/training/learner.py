@@ -1,0 +1,300 @@
+"""One student in training: its network, method and optimiser, and the run folder that records them."""
+
+from __future__ import annotations
+
+import copy
+import re
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ickd_lib import methods, metrics, models, runtime
+from ickd_lib.data import Batch, Splits
+from ickd_lib.memory import InContext
+from ickd_lib.models import Network, Output
+from ickd_lib.runtime import Diverged, InputError
+from ickd_lib.training.recipe import Recipe
+
+Retrieved = dict[methods.Retrieval, tuple[InContext, InContext]]
+
+
+@dataclass(frozen=True)
+class Student:
+    """Who is to be trained.
+
+    network: a model's name, initialised from `seed`; or a network, trained in place.
+    method: as `methods.create` reads it, or a Method.
+    seed: of the initialisation and of the method's draws. The data's order has a seed of its own.
+    name: of its run folder; by default network, method and seed.
+    """
+
+    network: str | Network
+    method: str | methods.Method = "ce"
+    seed: int = 0
+    name: str = ""
+
+
+@dataclass
+class History:
+    """What became of a student.
+
+    network: the trained network, in evaluation mode.  method: its method.  epochs: a record an epoch.
+    summary: what summary.json holds.  folder: the run folder, None where none was asked for.
+    """
+
+    network: Network
+    method: methods.Method
+    epochs: list[dict[str, Any]]
+    summary: dict[str, Any]
+    folder: Path | None
+
+
+@dataclass
+class Progress:
+    """Where a student is in its training; `checkpoint.pt` holds this beside weights and optimiser."""
+
+    epoch: int = 0
+    step: int = 0
+    seconds: float = 0.0
+    terms: list[str] = field(default_factory=list)
+    losses: Tensor | None = None  # [steps of an epoch, terms]
+    correct: Tensor | None = None  # scalar: right predictions in this epoch
+
+    @property
+    def position(self) -> tuple[int, int]:
+        return self.epoch, self.step
+
+
+class Learner:
+    """A student with all that its training needs; `distill` drives it."""
+
+    def __init__(
+        self,
+        student: Student,
+        splits: Splits,
+        teacher: Network | None,
+        recipe: Recipe,
+        data_seed: int,
+        where: torch.device,
+    ) -> None:
+        train = splits.train
+        self.student, self.recipe, self.data_seed = student, recipe, data_seed
+        given = student.method
+        self.method = methods.create(given) if isinstance(given, str) else copy.deepcopy(given)
+        if isinstance(student.network, str):
+            with runtime.seeded(student.seed, "network"):
+                network = models.create(student.network, **train.spec)
+            origin: dict[str, Any] = {"network": network.name, **train.spec}
+        else:
+            network = student.network
+            origin = {"network": network.name, "initial": runtime.fingerprint(network.state_dict())}
+        if network.num_classes != len(train.classes):
+            raise InputError(f"{network.name} has {network.num_classes} classes, {train.name} {len(train.classes)}")
+        self._check_teacher(teacher, network)
+        with runtime.seeded(student.seed, "method"):
+            self.method.setup(
+                network.features_dim, teacher.features_dim if teacher else 0, network.num_classes, len(train)
+            )
+        label = f"{network.name}-{methods.describe(self.method)}-seed{student.seed}"
+        self.name = re.sub(r"[^\w.=+-]+", "-", student.name or label).strip("-")
+        self.network = network.to(where, memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self.method = self.method.to(where)
+        self.optimizer = torch.optim.SGD(
+            [*self.network.parameters(), *self.method.parameters()],
+            lr=recipe.lr,
+            momentum=recipe.momentum,
+            nesterov=recipe.nesterov,
+            weight_decay=recipe.weight_decay,
+            fused=True,
+        )
+        self.at, self.finished = Progress(), False
+        self.settings: dict[str, Any] = {
+            "student": origin,
+            "method": self.method.config,
+            "seed": student.seed,
+            "data": {"name": train.name, "fingerprint": train.fingerprint, "images": len(train)},
+            "data_seed": data_seed,
+            "recipe": asdict(recipe),
+            "teacher": teacher and {"name": teacher.name, "fingerprint": runtime.fingerprint(teacher.state_dict())},
+            "teacher_saw": teacher and teacher.trained_on,
+        }
+        self.records: list[dict[str, Any]] = []
+        self.run: runtime.Run | None = None
+
+    def _check_teacher(self, teacher: Network | None, network: Network) -> None:
+        name = self.method.config["name"]
+        if teacher is None and self.method.needs:
+            raise InputError(f"method {name!r} needs a teacher ({', '.join(sorted(self.method.needs))}); name one")
+        if teacher is not None and self.method.needs and teacher.num_classes != network.num_classes:
+            raise InputError(
+                f"method {name!r} compares logits, but the teacher has {teacher.num_classes} classes and the "
+                f"student {network.num_classes}; they must be the same"
+            )
+
+    # ------------------------------------------------------------------------------------------- training
+
+    def step(self, batch: Batch, teacher: Output | None, retrieved: Retrieved, precision: str, steps: int) -> None:
+        """One step of gradient descent. Everything random in it is a function of (seed, epoch, step)."""
+        at = self.at
+        done = at.epoch + at.step / steps
+        for group in self.optimizer.param_groups:
+            group["lr"] = self.recipe.lr_at(done)
+        torch.manual_seed(runtime.seed_of(self.student.seed, at.epoch, at.step))
+        self.network.train()
+        with runtime.autocast(batch.labels.device, precision):
+            output = self.network(batch.images)
+        output = Output(output.logits.float(), output.features.float())
+        near, far = retrieved[self.method.retrieval] if self.method.retrieval else (None, None)
+        needs = self.method.needs
+        terms = self.method(
+            methods.Context(
+                batch,
+                output,
+                teacher if "teacher" in needs else None,
+                near,
+                far,
+                progress=done / self.recipe.epochs,
+            )
+        )
+        loss = torch.stack(list(terms.values())).sum()
+        self.optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        self.optimizer.step()
+        if at.losses is None or at.correct is None:
+            at.terms = list(terms)
+            at.losses = torch.zeros(steps, len(terms), device=loss.device)
+            at.correct = torch.zeros((), dtype=torch.long, device=loss.device)
+        at.losses[at.step] = torch.stack([term.detach() for term in terms.values()])
+        at.correct += (output.logits.detach().argmax(1) == batch.labels).sum()
+        at.step += 1
+
+    def check_finite(self) -> None:
+        """Raise Diverged, naming term and step, when a loss of this epoch is NaN or infinite."""
+        at = self.at
+        if at.losses is None or bool(at.losses[: at.step].isfinite().all()):
+            return
+        step, term = (~at.losses[: at.step].isfinite()).nonzero()[0].tolist()
+        kept = f"; its last good checkpoint is in {self.run.folder}" if self.run else ""
+        raise Diverged(
+            f"{self.name}: loss term {at.terms[term]!r} became {at.losses[step, term].item()} at epoch "
+            f"{at.epoch + 1}, step {step + 1}; lower the learning rate or raise the warm-up{kept}"
+        )
+
+    def end_epoch(self, splits: Splits, precision: str, evaluate: bool) -> None:
+        """Record the epoch that was just trained."""
+        at = self.at
+        assert at.losses is not None and at.correct is not None
+        terms = at.losses.mean(0).tolist()
+        record = {
+            "epoch": at.epoch + 1,
+            "lr": self.optimizer.param_groups[0]["lr"],
+            "loss": sum(terms),
+            "terms": dict(zip(at.terms, terms, strict=True)),
+            "train_accuracy": at.correct.item() / len(splits.train),
+        }
+        if evaluate:
+            for split in (splits.val, splits.test):
+                if len(split):
+                    logits = models.predict(self.network, split, precision=precision).logits
+                    record[f"{split.name.split('/')[1]}_accuracy"] = metrics.accuracy(logits, split.labels)
+        record["seconds"] = round(at.seconds, 3)
+        self.records.append(record)
+        if self.run:
+            self.run.log(record)
+        self.at = Progress(at.epoch + 1, 0, at.seconds)
+
+    def finish(self, splits: Splits, precision: str, teacher_logits: Tensor | None, group: int) -> None:
+        """The last numbers, the weights and the summary."""
+        from safetensors.torch import save_file
+
+        self.network.eval()
+        test = splits.test
+        numbers = metrics.classification(
+            models.predict(self.network, test, precision=precision).logits, test.labels, teacher_logits
+        )
+        evaluated = [r for r in self.records if "test_accuracy" in r]
+        best = max(evaluated, key=lambda r: r["test_accuracy"])
+        seen = self.recipe.epochs * len(splits.train)
+        settings = self.settings
+        self.summary = {
+            "name": self.name,
+            "network": settings["student"]["network"],
+            "method": methods.describe(self.method),
+            "seed": settings["seed"],
+            "data_seed": self.data_seed,
+            "dataset": settings["data"]["name"].split("/")[0],
+            "train_images": len(splits.train),
+            "epochs": self.recipe.epochs,
+            "teacher": settings["teacher"] and settings["teacher"]["name"],
+            "teacher_saw": settings["teacher_saw"],
+            "best_accuracy": best["test_accuracy"],
+            "best_epoch": best["epoch"],
+            **numbers,
+        }
+        if len(splits.val):
+            self.summary["val_accuracy"] = evaluated[-1]["val_accuracy"]
+        self.summary |= {
+            "seconds": round(self.at.seconds, 3),
+            "images_per_second": round(seen / max(self.at.seconds, 1e-9), 1),
+            "trained_together": group,
+        }
+        if self.run:
+            with runtime.replacing(self.run.folder / "student.safetensors") as part:
+                save_file({k: v.contiguous() for k, v in self.network.state_dict().items()}, part)
+            runtime.write_json(self.run.folder / "summary.json", self.summary)
+
+    def history(self) -> History:
+        folder = self.run.folder if self.run else None
+        return History(self.network, self.method, self.records, self.summary, folder)
+
+    # ---------------------------------------------------------------------------------------- on disk
+
+    def open(self, folder: Path, resume: bool) -> None:
+        """Find this student's run in `folder`: new, to be resumed, or finished."""
+        self.run = runtime.Run.open(folder / self.name, self.settings, resume=resume)
+        summary = self.run.summary if self.run.exists() else None
+        if summary:
+            models.load_weights(self.network, self.run.folder / "student.safetensors")
+            self.network.eval()
+            self.summary, self.records, self.finished = summary, self.run.metrics, True
+        elif self.run.exists():
+            self._load_checkpoint()
+
+    def save_checkpoint(self) -> None:
+        """Write checkpoint.pt, whole or not at all; a diverged student keeps its last good one."""
+        if self.run is None:
+            return
+        self.check_finite()
+        state = {
+            "progress": vars(self.at),
+            "network": self.network.state_dict(),
+            "method": self.method.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+        }
+        with runtime.replacing(self.run.folder / "checkpoint.pt") as part:
+            torch.save(state, part)
+
+    def _load_checkpoint(self) -> None:
+        assert self.run is not None
+        path = self.run.folder / "checkpoint.pt"
+        if path.is_file():
+            where = next(self.network.parameters()).device
+            try:
+                state = torch.load(path, map_location=where, weights_only=True)
+                self.at = Progress(**state["progress"])
+                self.network.load_state_dict(state["network"])
+                self.method.load_state_dict(state["method"])
+                self.optimizer.load_state_dict(state["optimizer"])
+            except Exception as error:  # torch.load raises many types on a damaged file
+                raise InputError(f"{path} is damaged ({error}); remove {self.run.folder} to train anew") from None
+        self.run.keep_metrics(self.at.epoch)
+        self.records = self.run.metrics
+
+
+def without_gradient(network: nn.Module, where: torch.device) -> Any:
+    """A copy of the teacher on `where`, frozen and in evaluation mode; the caller's own is left alone."""
+    frozen = copy.deepcopy(network).to(where, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    return frozen.eval().requires_grad_(False)

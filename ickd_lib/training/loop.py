@@ -1,0 +1,293 @@
+"""The one training loop. It knows no method by name: it supplies what each declares that it needs."""
+
+from __future__ import annotations
+
+import contextlib
+import signal
+import threading
+import time
+import uuid
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from tqdm import tqdm
+
+from ickd_lib import methods, models, runtime
+from ickd_lib.data import Batch, Splits
+from ickd_lib.memory import MemoryBank, Neighbours
+from ickd_lib.models import Network, Output
+from ickd_lib.runtime import Diverged, InputError
+from ickd_lib.training.learner import History, Learner, Retrieved, Student, without_gradient
+from ickd_lib.training.recipe import Recipe
+
+Tables = dict[methods.Retrieval, tuple[Neighbours, Neighbours] | None]
+
+
+def distill(
+    students: Sequence[Student],
+    splits: Splits,
+    *,
+    teacher: Network | None = None,
+    bank: MemoryBank | None = None,
+    recipe: Recipe | None = None,
+    data_seed: int = 0,
+    device: str | torch.device = "auto",
+    precision: str = "auto",
+    evaluate_every: int = 1,
+    runs: str | Path | None = None,
+    resume: bool = True,
+    checkpoint_seconds: float = 60.0,
+    progress: bool = True,
+) -> dict[str, History]:
+    """Train students over the same batches, with one pass of the teacher for all of them.
+
+    Args:
+        students: who is trained, and how.
+        splits: the data; the test images (and validation images) are evaluated, never learned from.
+        teacher: a network whose classes are the data's; needed by the methods that declare it.
+        bank: the teacher's memory bank of the training images; built here when a method needs one and none is given.
+        recipe: epochs, rates, schedule; by default the 240 epochs of the CIFAR-100 protocol.
+        data_seed: the order of the batches and the augmentation's views are a function of it.
+        device: "auto", "cpu", "cuda" or "cuda:N".
+        precision: "auto", "fp32" or "bf16" (see `runtime.precision`).
+        evaluate_every: epochs between evaluations; the last epoch is always evaluated.
+        runs: where each student's run folder is made; None keeps everything in memory.
+        resume: go on with unfinished runs of the same settings and load finished ones; False refuses both.
+        checkpoint_seconds: time between checkpoints. Ctrl-C writes one and stops; the same call resumes.
+        progress: show a progress bar.
+    Returns:
+        A History for each student, by name, in the order given.
+    Raises:
+        InputError: something given cannot work; found before training starts.
+        Diverged: a loss term became NaN or infinite.
+    """
+    recipe = recipe or Recipe()
+    where = runtime.device(device)
+    if not students:
+        raise InputError("no student to train; give at least one Student")
+    if evaluate_every < 1:
+        raise InputError(f"evaluate_every={evaluate_every} must be 1 or more")
+    splits = splits.to(where)
+    frozen = without_gradient(teacher, where) if teacher else None
+    learners = [Learner(student, splits, frozen, recipe, data_seed, where) for student in students]
+    names = [learner.name for learner in learners]
+    for name in names:
+        if names.count(name) > 1:
+            raise InputError(f"two students are named {name!r}; give each a name of its own")
+    path: dict[str, Any] = {
+        "device": str(where),
+        "precision": runtime.precision(precision, where, min(splits.train.size)),
+        "threads": torch.get_num_threads(),
+    }
+    if runs is not None:
+        for learner in learners:
+            learner.open(Path(runs), resume)
+        path = _recorded_path(learners, path)
+    waiting = [learner for learner in learners if not learner.finished]
+    if waiting:
+        tables: Tables = {}
+        if any("retrieval" in learner.method.needs for learner in waiting):
+            assert frozen is not None
+            bank = bank.to(where) if bank else MemoryBank.build(frozen, splits.train, precision=path["precision"])
+            tables = _tables(bank, splits, waiting)
+        group = uuid.uuid4().hex[:8]
+        for learner in waiting:
+            if learner.run and not learner.run.exists():
+                learner.run.create(learner.settings, path, group, where)
+        with _same_threads(path["threads"]), torch.random.fork_rng(), _stoppable() as stop:
+            loop = _Loop(waiting, splits, frozen, bank, tables, path["precision"], evaluate_every, checkpoint_seconds)
+            loop.train(recipe, data_seed, stop, progress)
+            logits = models.predict(frozen, splits.test, precision=path["precision"]).logits if frozen else None
+            for learner in waiting:
+                learner.finish(splits, path["precision"], logits, len(learners))
+    return {learner.name: learner.history() for learner in learners}
+
+
+class _Loop:
+    def __init__(
+        self,
+        learners: list[Learner],
+        splits: Splits,
+        teacher: Network | None,
+        bank: MemoryBank | None,
+        tables: Tables,
+        precision: str,
+        evaluate_every: int,
+        checkpoint_seconds: float,
+    ) -> None:
+        self.learners, self.splits, self.teacher, self.bank, self.tables = learners, splits, teacher, bank, tables
+        self.precision, self.evaluate_every, self.checkpoint_seconds = precision, evaluate_every, checkpoint_seconds
+        self.needs_teacher = any("teacher" in learner.method.needs for learner in learners) or any(
+            spec.query == "view" for spec in tables
+        )
+
+    def train(self, recipe: Recipe, data_seed: int, stop: threading.Event, progress: bool) -> None:
+        train = self.splits.train
+        steps = train.steps(recipe.batch_size)
+        epoch, first = min(learner.at.position for learner in self.learners)
+        bar = tqdm(total=recipe.epochs * steps, initial=epoch * steps + first, disable=not progress, mininterval=0.5)
+        saved, on_cpu = time.perf_counter(), train.labels.device.type == "cpu"
+        try:
+            while epoch < recipe.epochs:
+                bar.set_description(f"epoch {epoch + 1}/{recipe.epochs}")
+                batches = train.batches(recipe.batch_size, data_seed=data_seed, epoch=epoch, first=first)
+                for step, batch in enumerate(batches, first):
+                    began = time.perf_counter()
+                    # A student resumed from a later step than others joins when they have caught up with it.
+                    active = [learner for learner in self.learners if learner.at.position == (epoch, step)]
+                    output, retrieved = self._supply(batch)
+                    for learner in active:
+                        learner.step(batch, output, retrieved, self.precision, steps)
+                    if bar.update() or on_cpu:
+                        for learner in active:
+                            learner.check_finite()
+                    now = time.perf_counter()
+                    for learner in active:
+                        learner.at.seconds += now - began
+                    if stop.is_set() or now - saved > self.checkpoint_seconds:
+                        self._save()
+                        saved = time.perf_counter()
+                        if stop.is_set():
+                            kept = all(learner.run for learner in self.learners)
+                            raise KeyboardInterrupt(
+                                "stopped; the same call goes on from here" if kept else "stopped; nothing was kept"
+                            )
+                    self._show(bar, batch)
+                for learner in self.learners:
+                    if learner.at.position == (epoch, steps):
+                        learner.check_finite()
+                        last = epoch + 1 == recipe.epochs
+                        learner.end_epoch(self.splits, self.precision, last or (epoch + 1) % self.evaluate_every == 0)
+                epoch, first = epoch + 1, 0
+            self._save()
+        except Diverged:
+            for learner in self.learners:  # the others' work is kept
+                with contextlib.suppress(Diverged):
+                    learner.save_checkpoint()
+            raise
+        finally:
+            bar.close()
+
+    def _supply(self, batch: Batch) -> tuple[Output | None, Retrieved]:
+        """The teacher's view of the batch and the in-context samples, each once for all students."""
+        output = None
+        with torch.no_grad():
+            if self.needs_teacher and self.teacher is not None:
+                with runtime.autocast(batch.labels.device, self.precision):
+                    seen = self.teacher(batch.images)
+                output = Output(seen.logits.float(), seen.features.float())
+            retrieved: Retrieved = {}
+            for spec, table in self.tables.items():
+                assert self.bank is not None
+                if table is not None:
+                    rows = self.bank.rows(batch.index)
+                    retrieved[spec] = self.bank.gather(table[0][rows]), self.bank.gather(table[1][rows])
+                else:
+                    assert output is not None
+                    retrieved[spec] = self.bank.retrieve(
+                        output.features,
+                        batch.labels,
+                        batch.index,
+                        positives=spec.positives,
+                        negatives=spec.negatives,
+                        per_class=spec.per_class,
+                    )
+        return output, retrieved
+
+    def _save(self) -> None:
+        for learner in self.learners:
+            learner.save_checkpoint()
+
+    def _show(self, bar: tqdm, batch: Batch) -> None:
+        """Losses, last accuracy and images/s on the bar, at most twice a second."""
+        now = time.perf_counter()
+        if bar.disable or now - getattr(bar, "shown", 0.0) < 0.5:
+            return
+        bar.shown = now  # type: ignore[attr-defined]
+        shown: dict[str, str] = {}
+        learner = self.learners[0]
+        losses, done = learner.at.losses, learner.at.step
+        if losses is not None:
+            if len(self.learners) == 1:
+                means = losses[:done].mean(0).tolist()
+                shown |= {term: f"{value:.3f}" for term, value in zip(learner.at.terms, means, strict=True)}
+            else:
+                every = [
+                    x.at.losses[: x.at.step].sum(1).mean().item() for x in self.learners if x.at.losses is not None
+                ]
+                shown["loss"] = f"{min(every):.3f}–{max(every):.3f}"
+        tests = [
+            next((r["test_accuracy"] for r in x.records[::-1] if "test_accuracy" in r), None) for x in self.learners
+        ]
+        known = sorted(t for t in tests if t is not None)
+        if known:
+            shown["test"] = f"{known[0]:.1%}" if len(known) == 1 else f"{known[0]:.1%}–{known[-1]:.1%}"
+        rate = bar.format_dict["rate"]
+        if rate:
+            shown["images/s"] = f"{rate * len(batch.labels) * len(self.learners):.0f}"
+        bar.set_postfix(shown, refresh=False)
+
+
+def _recorded_path(learners: list[Learner], path: dict[str, Any]) -> dict[str, Any]:
+    """The numerical path of the runs to be resumed, which makes the resumed run equal the uninterrupted one."""
+    recorded = [x.run.config["path"] for x in learners if x.run and x.run.exists() and not x.finished]
+    for other in recorded:
+        if other["device"].split(":")[0] != path["device"].split(":")[0]:
+            raise InputError(f"an unfinished run was on {other['device']}, not {path['device']}; resume it there")
+        if other != recorded[0]:
+            raise InputError(f"unfinished runs took different paths ({other}, {recorded[0]}); resume them one by one")
+    return {**path, **recorded[0], "device": path["device"]} if recorded else path
+
+
+def _tables(bank: MemoryBank, splits: Splits, learners: list[Learner]) -> Tables:
+    """The neighbours that each kind of retrieval returns; None where they are searched for in every step."""
+    train = splits.train
+    rows = bank.rows(train.index)
+    if bank.classes != train.classes or bool((rows < 0).any()) or bool((bank.labels[rows] != train.labels).any()):
+        raise InputError(f"the bank is of another data set than {train.name}; build it from this one")
+    tables: Tables = {}
+    for learner in learners:
+        spec = learner.method.retrieval
+        if spec is None or spec in tables:
+            continue
+        if spec.order == "random":
+            tables[spec] = bank.random_table(positives=spec.positives, negatives=spec.negatives)
+        elif spec.query == "row":
+            tables[spec] = bank.table(positives=spec.positives, negatives=spec.negatives, per_class=spec.per_class)
+        else:
+            bank.require(positives=spec.positives, negatives=spec.negatives, per_class=spec.per_class)
+            tables[spec] = None
+    return tables
+
+
+@contextlib.contextmanager
+def _same_threads(count: int) -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+@contextlib.contextmanager
+def _stoppable() -> Iterator[threading.Event]:
+    """The event is set by Ctrl-C or SIGTERM, so that training stops between two steps; again stops at once."""
+    stop = threading.Event()
+    if threading.current_thread() is not threading.main_thread():
+        yield stop
+        return
+
+    def ask(number: int, frame: object) -> None:
+        if stop.is_set():
+            raise KeyboardInterrupt
+        stop.set()
+
+    before = {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield stop
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

@@ -1,0 +1,138 @@
+"""What is built on the loop: teachers trained once and kept, methods compared over seeds, runs read back."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from ickd_lib import metrics, models, runtime
+from ickd_lib.data import Images, Splits
+from ickd_lib.memory import MemoryBank
+from ickd_lib.methods import create
+from ickd_lib.models import Network
+from ickd_lib.runtime import InputError
+from ickd_lib.training.learner import History, Student
+from ickd_lib.training.loop import distill
+from ickd_lib.training.recipe import Recipe
+
+
+def pretrain(
+    name: str,
+    splits: Splits,
+    *,
+    recipe: Recipe | None = None,
+    seed: int = 0,
+    weights: str | Path = "",
+    runs: str | Path = "runs",
+    device: str = "auto",
+    **options: Any,
+) -> Network:
+    """A teacher: trained with cross-entropy and kept in `runs`/teachers, or, the next time, loaded from there.
+
+    Args:
+        name: a model's name.
+        splits: what it learns from; the network's `trained_on` tells which data and how many labels.
+        recipe: as for `distill`.
+        seed: of its initialisation and of the data's order.
+        weights: a checkpoint to load instead of training (see `models.load_weights`).
+        runs: the folder of all runs.
+        device: where it is trained, and returned.
+        options: of `distill`.
+    Returns:
+        The network in evaluation mode.
+    """
+    where = runtime.device(device)
+    if weights:
+        network = models.load_weights(models.create(name, **splits.train.spec), weights).eval()
+        network.trained_on = {"weights": Path(weights).name}
+        return network.to(where)
+    recipe = recipe or Recipe()
+    train = splits.train
+    mark = runtime.fingerprint(name, dataclasses.asdict(recipe), seed, train.fingerprint)
+    title = re.sub(r"\W+", "-", f"{train.name.split('/')[0]} {name}").strip("-") + f"-{mark[:8]}"
+    history = distill(
+        [Student(name, "ce", seed, title)],
+        splits,
+        recipe=recipe,
+        data_seed=seed,
+        device=device,
+        runs=Path(runs) / "teachers",
+        **options,
+    )[title]
+    network = history.network
+    network.trained_on = {"data": train.name, "labels": len(train)}
+    return network
+
+
+def compare(
+    methods: Sequence[str],
+    splits: Splits,
+    *,
+    student: str = "resnet8",
+    teacher: Network | None = None,
+    bank: MemoryBank | None = None,
+    seeds: int | Sequence[int] = 3,
+    runs: str | Path | None = None,
+    device: str = "auto",
+    precision: str = "auto",
+    **options: Any,
+) -> dict[str, list[History]]:
+    """Train one student a method and seed; all methods of a seed share its batches and the teacher's pass.
+
+    Args:
+        methods: as `methods.create` reads them.
+        splits: the data.
+        student: a model's name.
+        teacher, bank: as for `distill`.
+        seeds: how many, or which; a seed sets the initialisation and the data's order alike.
+        options: of `distill`.
+    Returns:
+        For each method its histories, one a seed.
+    """
+    if not methods:
+        raise InputError("no method to compare; name some, such as ce kd ickd")
+    where = runtime.device(device)
+    made = [create(method) for method in methods]
+    if bank is None and teacher is not None and any("retrieval" in method.needs for method in made):
+        bank = MemoryBank.build(teacher.to(where), splits.to(where).train, precision=precision)
+    found: dict[str, list[History]] = {method: [] for method in methods}
+    for seed in range(seeds) if isinstance(seeds, int) else seeds:
+        histories = distill(
+            [Student(student, method, seed) for method in methods],
+            splits,
+            teacher=teacher,
+            bank=bank,
+            data_seed=seed,
+            runs=runs,
+            device=device,
+            precision=precision,
+            **options,
+        )
+        for method, history in zip(methods, histories.values(), strict=True):
+            found[method].append(history)
+    return found
+
+
+def load(folder: str | Path, *, device: str = "auto") -> Network:
+    """The trained network of a finished run, in evaluation mode."""
+    run = runtime.Run(folder)
+    origin = run.config["settings"]["student"]
+    if "mean" not in origin:
+        raise InputError(f"{folder} trained a network of your own; load {folder}/student.safetensors into it")
+    network = models.create(origin["network"], origin["num_classes"], mean=origin["mean"], std=origin["std"])
+    data = run.config["settings"]["data"]
+    network.trained_on = {"data": data["name"], "labels": data["images"]}
+    models.load_weights(network, Path(folder) / "student.safetensors")
+    return network.eval().to(runtime.device(device))
+
+
+def evaluate(
+    network: Network, images: Images, *, teacher: Network | None = None, precision: str = "auto"
+) -> dict[str, float]:
+    """`metrics.classification` of a network on images, with its fidelity to a teacher where one is given."""
+    logits = models.predict(network, images, precision=precision).logits
+    theirs = models.predict(teacher, images, precision=precision).logits if teacher else None
+    return metrics.classification(logits, images.labels, theirs)
