@@ -77,7 +77,9 @@ class MemoryBank:
     ) -> None:
         if len(index) and not bool((index.diff() > 0).all()):
             raise InputError("a bank's index must be ascending, each data-set row once")
-        self.features = F.normalize(features.float(), dim=1)
+        features = features.float()
+        unit = (features.norm(dim=1, keepdim=True) - 1).abs() < 1e-5  # these stay as they are, bit for bit
+        self.features = torch.where(unit, features, F.normalize(features, dim=1))
         self.logits, self.labels, self.index, self.classes = logits.float(), labels, index, tuple(classes)
         self.filled = torch.ones_like(labels, dtype=torch.bool) if filled is None else filled
         self.source = source or {}

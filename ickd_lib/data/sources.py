@@ -102,9 +102,11 @@ def cifar100(root: Path, download: bool) -> Splits:
         except (OSError, RuntimeError) as error:
             raise InputError(f"could not download CIFAR-100 to {root} ({error}); try again") from None
     meta = _read_pickle(folder / "meta", (b"fine_label_names", b"coarse_label_names"))
-    classes, superclasses = (
-        tuple(name.decode() for name in meta[key]) for key in (b"fine_label_names", b"coarse_label_names")
-    )
+    try:
+        classes = tuple(name.decode() for name in meta[b"fine_label_names"])
+        superclasses = tuple(name.decode() for name in meta[b"coarse_label_names"])
+    except (TypeError, AttributeError):
+        raise InputError(f"{folder / 'meta'} is damaged: expected two lists of names; download it again") from None
     pixels, labels = {}, {}
     superclass_of = [-1] * len(classes)
     for split in ("train", "test"):

@@ -1,0 +1,229 @@
+"""The command line: python -m ickd_lib train | bank | evaluate | compare | report."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+from ickd_lib import data, methods, metrics, results, runtime, training
+from ickd_lib.memory import MemoryBank
+from ickd_lib.models import Network
+from ickd_lib.runtime import Diverged, InputError
+from ickd_lib.training import Recipe, Student
+
+DESCRIPTION = """In-context knowledge distillation.
+
+  python -m ickd_lib compare --methods ce kd ickd --labels 200 --epochs 40
+  python -m ickd_lib train --dataset cifar100 --download --teacher resnet32x4 --student resnet8x4 --method ickd
+"""
+
+
+class _Help(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):
+    pass
+
+
+def _data_options(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("data")
+    group.add_argument("--dataset", default="digits", help=", ".join(data.DATASETS))
+    group.add_argument("--data-root", default="data", help="where downloaded data sets live")
+    group.add_argument("--download", action="store_true", help="fetch CIFAR-100 when it is not there")
+    group.add_argument("--labels", type=int, default=0, help="labelled images the student trains on; 0: all")
+    group.add_argument("--val", type=float, default=0.0, help="fraction of train held out for validation")
+    group.add_argument("--image-size", type=int, default=0, help="resize a folder's images to this many pixels")
+
+
+def _teacher_options(parser: argparse.ArgumentParser, required: bool = False) -> None:
+    group = parser.add_argument_group("teacher")
+    group.add_argument("--teacher", default="", required=required, help="a model's name, or the folder of a run")
+    group.add_argument("--teacher-weights", default="", help="its checkpoint; without one it is trained, and kept")
+    group.add_argument("--teacher-epochs", type=int, default=0, help="epochs of its training; 0: as the student's")
+
+
+def _training_options(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("training")
+    for field in dataclasses.fields(Recipe):
+        option = "--" + field.name.replace("_", "-")
+        if isinstance(field.default, bool):
+            group.add_argument(option, action="store_true", help=field.metadata["help"])
+        else:
+            group.add_argument(option, type=type(field.default), default=field.default, help=field.metadata["help"])
+    group.add_argument("--evaluate-every", type=int, default=1, help="epochs between evaluations")
+    group.add_argument("--checkpoint-seconds", type=float, default=60.0, help="time between checkpoints")
+    group.add_argument("--no-resume", action="store_true", help="refuse to go on with runs that exist")
+
+
+def _machine_options(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("machine")
+    group.add_argument("--runs", default="runs", help="folder of the run folders")
+    group.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N")
+    group.add_argument("--precision", default="auto", help="auto, fp32 or bf16")
+
+
+def parser() -> argparse.ArgumentParser:
+    """The whole command line."""
+    top = argparse.ArgumentParser("ickd_lib", description=DESCRIPTION, formatter_class=_Help, allow_abbrev=False)
+    commands = top.add_subparsers(dest="command", required=True, metavar="COMMAND")
+
+    def command(name: str, text: str) -> argparse.ArgumentParser:
+        return commands.add_parser(name, help=text, description=text, formatter_class=_Help, allow_abbrev=False)
+
+    known = ", ".join(methods.names())
+    train = command("train", "Train one student.")
+    train.add_argument("--student", default="resnet8", help="a model's name")
+    train.add_argument("--method", default="ickd", help=f"{known}; with arguments: 'ickd(nicd=0.5, positives=4)'")
+    train.add_argument("--seed", type=int, default=0, help="of the initialisation")
+    train.add_argument("--data-seed", type=int, default=0, help="of the order and the augmentation")
+    train.add_argument("--name", default="", help="of the run folder; by default student, method and seed")
+    compare = command("compare", "Train a student with several methods over several seeds; print a table.")
+    compare.add_argument("--student", default="resnet8", help="a model's name")
+    compare.add_argument("--methods", nargs="+", default=["ce", "kd", "ickd"], help=known)
+    compare.add_argument("--seeds", type=int, default=3, help="how many")
+    for trainer in (train, compare):
+        _data_options(trainer)
+        _teacher_options(trainer)
+        _training_options(trainer)
+        _machine_options(trainer)
+    bank = command("bank", "Build a teacher's memory bank, save it, and say how well it retrieves.")
+    bank.add_argument("--out", default="", help="file to write; by default RUNS/DATASET-TEACHER.bank.safetensors")
+    bank.add_argument("--k", type=int, default=8, help="neighbours of the retrieval precision")
+    _data_options(bank)
+    _teacher_options(bank, required=True)
+    _training_options(bank)
+    _machine_options(bank)
+    evaluate = command("evaluate", "Evaluate the student of a finished run on the test images.")
+    evaluate.add_argument("run", help="its folder")
+    _data_options(evaluate)
+    _machine_options(evaluate)
+    report = command("report", "Turn run folders into a Markdown table.")
+    report.add_argument("folders", nargs="*", default=["runs"], help="folders that hold runs")
+    report.add_argument("--out", default="", help="file to write; by default the table is printed")
+    return top
+
+
+def _splits(given: argparse.Namespace, labels: int = 0) -> data.Splits:
+    return data.load(
+        given.dataset,
+        given.data_root,
+        labels=labels,
+        val=given.val,
+        image_size=given.image_size,
+        download=given.download,
+        device=runtime.device(given.device),
+    )
+
+
+def _recipe(given: argparse.Namespace, **changes: Any) -> Recipe:
+    return Recipe(**{field.name: getattr(given, field.name) for field in dataclasses.fields(Recipe)} | changes)
+
+
+def _options(given: argparse.Namespace) -> dict[str, Any]:
+    names = ("device", "precision", "evaluate_every", "checkpoint_seconds", "runs")
+    return {name: getattr(given, name) for name in names} | {"resume": not given.no_resume}
+
+
+def _teacher(given: argparse.Namespace, needed: bool) -> Network | None:
+    """The teacher, who sees all labels of train: from a run folder, a checkpoint, or trained now and kept."""
+    if not given.teacher:
+        if needed:
+            raise InputError("this method needs a teacher; name one with --teacher (a model's name or a run's folder)")
+        return None
+    if Path(given.teacher, "config.json").is_file():
+        return training.load(given.teacher, device=given.device)
+    splits = _splits(given)
+    options = _options(given) | {"resume": True}
+    recipe = _recipe(given, epochs=given.teacher_epochs or given.epochs)
+    return training.pretrain(given.teacher, splits, recipe=recipe, weights=given.teacher_weights, **options)
+
+
+def train(given: argparse.Namespace) -> None:
+    """Train one student and print its summary."""
+    method, recipe, splits = methods.create(given.method), _recipe(given), _splits(given, given.labels)
+    teacher = _teacher(given, bool(method.needs))
+    student = Student(given.student, method, given.seed, given.name)
+    found = training.distill(
+        [student], splits, teacher=teacher, recipe=recipe, data_seed=given.data_seed, **_options(given)
+    )
+    (history,) = found.values()
+    print(json.dumps(history.summary, indent=2))
+    print(f"run folder: {history.folder}")
+
+
+def compare(given: argparse.Namespace) -> None:
+    """Train every method over the seeds and print the table."""
+    made = [methods.create(name) for name in given.methods]
+    if given.seeds < 1:
+        raise InputError(f"seeds={given.seeds} must be 1 or more")
+    recipe, splits = _recipe(given), _splits(given, given.labels)
+    teacher = _teacher(given, any(method.needs for method in made))
+    found = training.compare(
+        given.methods,
+        splits,
+        student=given.student,
+        teacher=teacher,
+        seeds=given.seeds,
+        recipe=recipe,
+        **_options(given),
+    )
+    print(results.table([history.summary for histories in found.values() for history in histories]))
+
+
+def bank(given: argparse.Namespace) -> None:
+    """Build and save a bank."""
+    teacher = _teacher(given, True)
+    assert teacher is not None
+    images = _splits(given, given.labels).train
+    built = MemoryBank.build(teacher, images, precision=given.precision)
+    name = f"{given.dataset.replace(':', '-').replace('/', '-')}-{teacher.name.replace('/', '-')}.bank.safetensors"
+    path = Path(given.out or Path(given.runs) / name)
+    built.save(path)
+    numbers = metrics.retrieval(built, images, k=given.k)
+    print(json.dumps({"bank": str(path), "rows": len(built), "features": built.features.shape[1], **numbers}, indent=2))
+
+
+def evaluate(given: argparse.Namespace) -> None:
+    """Evaluate a finished run's student."""
+    network, splits = training.load(given.run, device=given.device), _splits(given)
+    if network.num_classes != len(splits.test.classes):
+        raise InputError(
+            f"{given.run} knows {network.num_classes} classes, {given.dataset} has {len(splits.test.classes)}; "
+            "name its data set with --dataset"
+        )
+    print(json.dumps(training.evaluate(network, splits.test, precision=given.precision), indent=2))
+
+
+def report(given: argparse.Namespace) -> None:
+    """Print or write the table of finished runs."""
+    text = results.table(results.finished(given.folders))
+    if given.out:
+        with runtime.replacing(given.out) as part:
+            part.write_text(text)
+    else:
+        print(text)
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run a command; what the caller got wrong is one line on stderr and exit status 2."""
+    top = parser()
+    given, extra = top.parse_known_args(arguments)
+    try:
+        if extra:
+            subparsers = next(a for a in top._actions if isinstance(a, argparse._SubParsersAction))
+            options = [o for a in subparsers.choices[given.command]._actions for o in a.option_strings]
+            runtime.choose(extra[0].split("=")[0], options, "option")
+            raise InputError(f"unexpected argument {extra[0]!r}")
+        globals()[given.command](given)
+    except (InputError, Diverged, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt as stop:
+        print(str(stop) or "stopped", file=sys.stderr)
+        return 130
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

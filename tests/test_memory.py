@@ -1,0 +1,199 @@
+import copy
+from dataclasses import replace
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from ickd_lib import memory
+from ickd_lib.memory import MemoryBank
+from ickd_lib.runtime import InputError
+
+CLASSES = tuple("abcde")
+
+
+def made(n=300, dim=16, seed=0, ties=False):
+    """A random bank whose index has gaps; with ties, every feature occurs several times."""
+    g = torch.Generator().manual_seed(seed)
+    features = torch.randn(n, dim, generator=g)
+    if ties:
+        features = features[torch.arange(n) // 6]
+    labels = torch.randint(len(CLASSES), (n,), generator=g)
+    return MemoryBank(features, torch.randn(n, len(CLASSES), generator=g), labels, torch.arange(n) * 2 + 1, CLASSES)
+
+
+def brute_force(bank, features, label, own, k, same, per_class=False):
+    """(data-set row, similarity) of the k nearest allowed rows, one by one, in double precision."""
+    query = F.normalize(features.float(), dim=0).double()
+    scored = []
+    for row in range(len(bank)):
+        index = int(bank.index[row])
+        if bank.filled[row] and index != own and (int(bank.labels[row]) == label) == same:
+            scored.append(((query * bank.features[row].double()).sum().item(), index, int(bank.labels[row])))
+    scored.sort(key=lambda s: (-s[0], s[1]))
+    if per_class:
+        scored = [next(s for s in scored if s[2] == c) for c in {s[2] for s in scored}]
+        scored.sort(key=lambda s: (-s[0], s[2]))
+    return [(index, similarity) for similarity, index, _ in scored[:k]]
+
+
+@pytest.mark.parametrize("ties", [False, True])
+@pytest.mark.parametrize("per_class", [False, True])
+def test_retrieval_equals_brute_force(ties, per_class, monkeypatch):
+    monkeypatch.setattr(memory, "CHUNK", 7)
+    bank = made(ties=ties)
+    rows = torch.arange(0, 300, 11)
+    k = 4 if per_class else 9
+    near, far = bank.retrieve(
+        5 * bank.features[rows], bank.labels[rows], bank.index[rows], positives=6, negatives=k, per_class=per_class
+    )
+    for i, row in enumerate(rows.tolist()):
+        label, own = int(bank.labels[row]), int(bank.index[row])
+        for found, count, same in ((near, 6, True), (far, k, False)):
+            expected = brute_force(bank, bank.features[row], label, own, count, same, per_class and not same)
+            assert found.index[i].tolist() == [index for index, _ in expected]
+            assert found.similarity[i].tolist() == pytest.approx([s for _, s in expected], abs=1e-6)
+    assert near.mask.all() and far.mask.all()
+
+
+def test_positives_share_the_label_negatives_do_not_and_no_query_meets_itself(bank, digits):
+    near, far = bank.retrieve(bank.features, bank.labels, bank.index, positives=8, negatives=32)
+    label = dict(zip(bank.index.tolist(), bank.labels.tolist(), strict=True))
+    for row, (own, c) in enumerate(zip(bank.index.tolist(), bank.labels.tolist(), strict=True)):
+        assert {label[i] for i in near.index[row].tolist()} == {c} and c not in {
+            label[i] for i in far.index[row].tolist()
+        }
+        assert own not in near.index[row].tolist()
+    for found in (near, far):
+        assert found.logits.isfinite().all() and found.features.isfinite().all()
+        assert torch.allclose(found.features.norm(dim=-1), torch.ones(()), atol=1e-5)
+        assert torch.equal(found.logits, bank.logits[bank.rows(found.index)])
+
+
+def test_a_query_from_outside_is_not_excluded():
+    bank = made()
+    near, _ = bank.retrieve(bank.features[:5], bank.labels[:5], None, positives=3)
+    assert torch.equal(near.index[:, 0], bank.index[:5])
+
+
+def test_the_table_is_what_retrieve_finds():
+    bank = made()
+    table = bank.table(positives=5, negatives=12)
+    live = bank.retrieve(bank.features, bank.labels, bank.index, positives=5, negatives=12)
+    for stored, found in zip(table, live, strict=True):
+        gathered = bank.gather(stored[torch.tensor([4, 250])])
+        for name in ("index", "similarity", "logits", "features", "mask"):
+            assert torch.equal(getattr(gathered, name), getattr(found, name)[[4, 250]])
+    assert bank.table(positives=5, negatives=12) is table
+
+
+def test_random_neighbours_keep_the_constraints():
+    bank = made()
+    near, far = bank.random_table(positives=5, negatives=12, seed=1)
+    own = torch.arange(len(bank))[:, None]
+    assert (bank.labels[near.rows] == bank.labels[:, None]).all() and (near.rows != own).all()
+    assert (bank.labels[far.rows] != bank.labels[:, None]).all()
+    assert all(len(set(row)) == 5 for row in near.rows.tolist())
+    assert torch.equal(near.rows, bank.random_table(positives=5, negatives=12, seed=1)[0].rows)
+    assert near.similarity.mean() < bank.table(positives=5, negatives=12)[0].similarity.mean() - 0.1
+
+
+def test_nearest_ignores_labels():
+    bank = made()
+    found = bank.nearest(bank.features[:3], bank.index[:3], k=4)
+    scores = (bank.features[:3].double() @ bank.features.double().T).fill_diagonal_(-2)
+    assert torch.equal(found.index, bank.index[scores.topk(4).indices])
+
+
+def test_too_many_neighbours_name_the_class_and_its_size():
+    bank = made(40)
+    size = int((bank.labels == 2).sum())
+    which = (bank.labels == 2).nonzero()[0]
+    with pytest.raises(
+        InputError, match=rf"{size} positives were asked for .* class 'c', but the bank has only {size - 1}"
+    ):
+        bank.retrieve(bank.features[which], bank.labels[which], bank.index[which], positives=size, negatives=2)
+    with pytest.raises(InputError, match="negatives were asked for"):
+        bank.require(positives=1, negatives=40)
+    with pytest.raises(InputError, match="classes of negatives"):
+        bank.require(positives=1, negatives=5, per_class=True)
+    near, far = bank.retrieve(
+        bank.features[which],
+        bank.labels[which],
+        bank.index[which],
+        positives=size + 3,
+        negatives=60,
+        allow_missing=True,
+    )
+    assert near.mask[0].tolist() == [True] * (size - 1) + [False] * 4
+    assert far.mask.sum() == 40 - size
+    assert near.logits.isfinite().all() and near.similarity.isfinite().all()
+
+
+def test_update_writes_rows_and_unfilled_rows_are_never_returned(digits):
+    bank = MemoryBank.empty(digits.train, 6)
+    images, g = digits.train, torch.Generator().manual_seed(0)
+    with pytest.raises(InputError, match="positives were asked for"):
+        bank.retrieve(torch.ones(1, 6), images.labels[:1], images.index[:1], positives=1, negatives=1)
+    seen = images.index[::2]
+    features, logits = torch.randn(len(seen), 6, generator=g), torch.randn(len(seen), 10, generator=g)
+    features.requires_grad_()
+    bank.update(seen, features, logits)
+    rows = bank.rows(seen)
+    assert (
+        torch.allclose(bank.features[rows], F.normalize(features.detach(), dim=1)) and not bank.features.requires_grad
+    )
+    assert torch.equal(bank.logits[rows], logits)
+    near, far = bank.retrieve(
+        torch.randn(len(images), 6, generator=g),
+        images.labels,
+        images.index,
+        positives=9,
+        negatives=80,
+        allow_missing=True,
+    )
+    for found in (near, far):
+        assert set(found.index[found.mask].tolist()) <= set(seen.tolist())
+    table = bank.table(positives=1, negatives=1, allow_missing=True)
+    bank.update(seen[:4], -features[:4], logits[:4])
+    assert bank.table(positives=1, negatives=1, allow_missing=True) is not table
+    with pytest.raises(InputError, match="is not in this bank"):
+        bank.update(torch.tensor([10**6]), torch.ones(1, 6), torch.ones(1, 10))
+
+
+def test_building_leaves_the_teacher_as_it_was(teacher, digits):
+    network = copy.deepcopy(teacher).train()
+    before = copy.deepcopy(network.state_dict())
+    built = MemoryBank.build(network, digits.train.subset(torch.randperm(120, generator=torch.Generator())))
+    assert network.training
+    assert all(torch.equal(before[key], value) for key, value in network.state_dict().items())
+    assert torch.equal(built.index, digits.train.index)
+    output = teacher(digits.train.pixels(slice(5, 6)))
+    assert torch.allclose(built.logits[5], output.logits[0], atol=1e-4)
+    assert torch.allclose(built.features[5], F.normalize(output.features, dim=1)[0], atol=1e-5)
+
+
+def test_saved_and_loaded_it_retrieves_the_same(bank, teacher, digits, tmp_path):
+    path = tmp_path / "digits.bank.safetensors"
+    bank.save(path)
+    loaded = MemoryBank.load(path, images=digits.train, teacher=teacher)
+    assert loaded.classes == bank.classes
+    for ours, theirs in zip(bank.table(), loaded.table(), strict=True):
+        assert torch.equal(ours.rows, theirs.rows) and torch.equal(ours.similarity, theirs.similarity)
+
+
+def test_a_bank_of_other_data_another_teacher_or_a_damaged_one_is_refused(bank, teacher, digits, tmp_path):
+    path = tmp_path / "b.safetensors"
+    bank.save(path)
+    with pytest.raises(InputError, match="built from other data"):
+        MemoryBank.load(path, images=replace(digits.train, labels=digits.train.labels.roll(1)))
+    other = copy.deepcopy(teacher)
+    with torch.no_grad():
+        next(other.parameters()).add_(1e-3)
+    with pytest.raises(InputError, match="built from other teacher"):
+        MemoryBank.load(path, teacher=other)
+    path.write_bytes(path.read_bytes()[:500])
+    with pytest.raises(InputError, match="is not a memory bank, or is damaged"):
+        MemoryBank.load(path)
+    with pytest.raises(InputError, match="no bank at"):
+        MemoryBank.load(tmp_path / "none")

@@ -1,0 +1,108 @@
+import errno
+import json
+
+import pytest
+import torch
+
+from ickd_lib import runtime
+from ickd_lib.runtime import InputError, Run
+
+
+def test_choose_finds_any_case_and_names_the_nearest():
+    assert runtime.choose("ResNET20", ["resnet8", "resnet20"], "model") == "resnet20"
+    with pytest.raises(InputError, match=r"unknown model 'resnet2O'; did you mean 'resnet20'\?"):
+        runtime.choose("resnet2O", ["vgg8", "resnet20"], "model")
+
+
+@pytest.mark.parametrize(
+    ("namespace", "message"),
+    [
+        ({"epochs": 3, "lr": 0.1, "epohcs": 3}, r"unknown parameter 'epohcs'; did you mean 'epochs'"),
+        ({"epochs": 3}, r"parameter 'lr' is missing"),
+        ({"epochs": "3", "lr": 0.1}, r"epochs='3' is a str; expected int"),
+        ({"epochs": True, "lr": 0.1}, r"epochs=True is a bool; expected int"),
+        ({"epochs": 0, "lr": 0.1}, r"epochs=0 is out of range; expected above 0"),
+        ({"epochs": 3, "lr": 0.1, "EPOCHS": 3}, r"parameter 'EPOCHS' is spelt 'epochs'"),
+    ],
+)
+def test_wrong_parameters_are_errors(namespace, message):
+    with pytest.raises(InputError, match=message):
+        runtime.check_parameters(namespace, "epochs lr")
+
+
+def test_right_parameters_pass_beside_what_a_kernel_has():
+    namespace = {"In": [""], "Out": {}, "_": "", "exit": print, "epochs": 3, "lr": 1, "runtime": runtime}
+    assert runtime.check_parameters(namespace, "epochs lr") == {"epochs": 3, "lr": 1.0}
+
+
+def test_a_gpu_that_is_not_there_is_an_error():
+    with pytest.raises(InputError, match=r"torch sees \d+ CUDA GPUs"):
+        runtime.device("cuda:99")
+    with pytest.raises(InputError, match="unknown device 'gpu'"):
+        runtime.device("gpu")
+
+
+def test_generators_are_functions_of_their_keys():
+    draw = [torch.rand(3, generator=runtime.generator(*keys)) for keys in [(0, "a", 1), (0, "a", 1), (0, "a", 2)]]
+    assert torch.equal(draw[0], draw[1]) and not torch.equal(draw[0], draw[2])
+    with runtime.seeded(3):
+        inside = torch.rand(2)
+    with runtime.seeded(3):
+        assert torch.equal(inside, torch.rand(2))
+
+
+def test_a_file_is_replaced_whole_or_not_at_all(tmp_path):
+    path = tmp_path / "a.json"
+    runtime.write_json(path, {"a": 1})
+    with pytest.raises(RuntimeError), runtime.replacing(path) as part:
+        part.write_text("half of")
+        raise RuntimeError
+    assert json.loads(path.read_text()) == {"a": 1}
+    assert [p.name for p in tmp_path.iterdir()] == ["a.json"]
+
+
+def test_a_full_disk_names_the_file(tmp_path):
+    with pytest.raises(OSError, match=r"no space left while writing .*a\.json"), runtime.replacing(tmp_path / "a.json"):
+        raise OSError(errno.ENOSPC, "No space left on device")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_fingerprints_see_every_change():
+    x = torch.arange(6.0)
+    marks = [
+        runtime.fingerprint(x),
+        runtime.fingerprint(x.view(2, 3)),
+        runtime.fingerprint(x.double()),
+        runtime.fingerprint(x + torch.eye(6)[5] * 1e-6),
+        runtime.fingerprint({"a": x}),
+        runtime.fingerprint({"b": x}),
+        runtime.fingerprint("a", 1),
+        runtime.fingerprint("a", 2),
+    ]
+    assert len(set(marks)) == len(marks)
+    assert runtime.fingerprint(x) == runtime.fingerprint(x.clone())
+
+
+def test_a_run_is_resumed_or_refused(tmp_path):
+    run = Run.open(tmp_path / "r", {"lr": 0.1})
+    run.create({"lr": 0.1}, {}, "g", torch.device("cpu"))
+    assert Run.open(tmp_path / "r", {"lr": 0.1}).config["settings"] == {"lr": 0.1}
+    with pytest.raises(InputError, match=r"holds a run with lr=0.1, not 0.2"):
+        Run.open(tmp_path / "r", {"lr": 0.2})
+    with pytest.raises(InputError, match="already holds a run"):
+        Run.open(tmp_path / "r", {"lr": 0.1}, resume=False)
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "thesis.tex").write_text("")
+    with pytest.raises(InputError, match="holds files but no run"):
+        Run.open(tmp_path / "other", {})
+
+
+def test_metrics_survive_a_cut_line(tmp_path):
+    run = Run(tmp_path)
+    for epoch in (1, 2, 3):
+        run.log({"epoch": epoch})
+    with open(tmp_path / "metrics.jsonl", "a") as file:
+        file.write('{"epoch": 4, "lo')
+    assert [r["epoch"] for r in run.metrics] == [1, 2, 3]
+    run.keep_metrics(2)
+    assert [r["epoch"] for r in run.metrics] == [1, 2]
