@@ -1,7 +1,8 @@
 """The mathematics of each method: pure functions of tensors, student first, the mean over the batch.
 
 Shapes: B samples, C classes, k in-context samples of each. Every KL term carries the square of its temperature,
-so that its gradient keeps its size as the temperature changes; no contrastive term does.
+so that its gradient keeps its size as the temperature changes; no contrastive term does. Gradients reach the
+student's logits alone: what comes from the teacher is detached.
 Sources: KD, Hinton et al. 2015; label smoothing, Szegedy et al. 2016; PICD and NICD, Zhu, Li, Wang 2025
 (arXiv 2501.07040), of which the abstract names the idea and these formulas are this project's reading.
 """
@@ -25,7 +26,7 @@ def label_smoothing(student_logits: Tensor, labels: Tensor, *, alpha: float = 0.
 
 def kd(student_logits: Tensor, teacher_logits: Tensor, *, temperature: float = 4.0) -> Tensor:
     """τ² KL(σ(z^T/τ) ‖ σ(z^S/τ)), Hinton et al. 2015. Shapes: [B, C] twice; returns a scalar."""
-    return _kl(student_logits, F.log_softmax(teacher_logits / temperature, -1), temperature)
+    return _kl(student_logits, F.log_softmax(teacher_logits.detach() / temperature, -1), temperature)
 
 
 def aggregation_weights(similarity: Tensor, mask: Tensor, *, temperature: float | None = 0.1) -> Tensor:
@@ -54,7 +55,7 @@ def aggregate(
         z̄ [B, C] (for probabilities τ log of their average, which gives them back at temperature τ), and the
         target's log-probabilities at `temperature` [B, C].
     """
-    weights = weights[..., None]
+    logits, weights = logits.detach(), weights.detach()[..., None]
     if average == "logits":
         mean = (weights * logits).sum(1)
         return mean, F.log_softmax(mean / temperature, -1)
@@ -109,8 +110,8 @@ def nicd(
         A scalar: the mean over all B samples.
     """
     student = F.normalize(student_logits, dim=-1)
-    positive = (student * F.normalize(anchor_logits, dim=-1)).sum(-1, keepdim=True)
-    negative = (F.normalize(negative_logits, dim=-1) @ student[..., None]).squeeze(-1)
+    positive = (student * F.normalize(anchor_logits.detach(), dim=-1)).sum(-1, keepdim=True)
+    negative = (F.normalize(negative_logits.detach(), dim=-1) @ student[..., None]).squeeze(-1)
     if form == "hinge":
         excess = (negative - positive + margin).clamp(min=0).masked_fill(~mask, 0)
         return (excess.sum(1) / mask.sum(1).clamp(min=1)).mean()

@@ -37,7 +37,8 @@ def choose(name: str, options: Iterable[str], what: str) -> str:
         return folded[name.lower()]
     near = difflib.get_close_matches(str(name).lower(), folded, n=1, cutoff=0.5)
     hint = f"did you mean {folded[near[0]]!r}? " if near else ""
-    raise InputError(f"unknown {what} {name!r}; {hint}(known: {', '.join(known)})")
+    listed = ", ".join(known) if len(known) <= 40 else f"{len(known)} names, such as {', '.join(known[:5])}"
+    raise InputError(f"unknown {what} {name!r}; {hint}(known: {listed})")
 
 
 # Every parameter a notebook may have: its type, and the bound that a number must respect.

@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any
 
@@ -55,12 +55,8 @@ def soft_cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:
 def kd_gradient(student: Tensor, teacher: Tensor, *, temperature: float) -> Tensor:
     """The gradient of τ² KL( σ(z^T/τ) ‖ σ(z^S/τ) ) by the student's logits: τ (σ(z^S/τ) − σ(z^T/τ)).
 
-    One τ is left of τ²: the chain rule through z^S/τ takes the other (Hinton et al. 2015, equation 2).
-
-    Args:
-        student, teacher: logits, [N,C].
-    Returns:
-        [N,C], of each sample's own loss; divide by N for a batch mean.
+    One τ is left of τ²: the chain rule through z^S/τ takes the other (Hinton et al. 2015, equation 2). Logits
+    [N,C] to [N,C], the gradients of each sample's own loss; divide by N for a batch mean.
     """
     return temperature * ((student / temperature).softmax(-1) - (teacher / temperature).softmax(-1))
 
@@ -80,17 +76,17 @@ def matching_gradient(student: Tensor, teacher: Tensor) -> Tensor:
 
 
 def _functional(network: nn.Module) -> tuple[Callable[..., Tensor], dict[str, Tensor]]:
-    """(f, parameters) with f(parameters, image [3,H,W]) -> logits [C], batch norm in eval mode.
+    """(f, parameters) with f(parameters, images [n,3,H,W]) -> logits [n,C], of a copy in eval mode.
 
-    A copy is taken, so the caller's network keeps its modes.
+    In eval mode a sample's logits depend on no other sample of the batch, so that all of this is exact.
     """
     frozen = copy.deepcopy(network).eval()
     parameters = {name: p.detach() for name, p in frozen.named_parameters() if p.requires_grad}
 
-    def logits(values: dict[str, Tensor], image: Tensor) -> Tensor:
-        return _logits(torch.func.functional_call(frozen, values, (image[None],)))[0]
+    def f(values: dict[str, Tensor], images: Tensor) -> Tensor:
+        return _logits(torch.func.functional_call(frozen, values, (images,)))
 
-    return logits, parameters
+    return f, parameters
 
 
 def _logits(output: Any) -> Tensor:
@@ -102,64 +98,88 @@ def _flat(values: dict[str, Tensor], batch_dims: int) -> Tensor:
     return torch.cat([v.flatten(batch_dims) for v in values.values()], dim=-1)
 
 
-def _jacobians(network: nn.Module, images: Tensor) -> Tensor:
-    """dz_i/dθ of each image: [n,C,P]."""
-    f, parameters = _functional(network)
-    return _flat(torch.func.vmap(torch.func.jacrev(f), (None, 0))(parameters, images), 2)
-
-
 def tangent_kernel(network: nn.Module, queries: Tensor, samples: Tensor, *, chunk: int = 16) -> Tensor:
     """The C×C tangent kernels K_ij = (dz_i/dθ)(dz_j/dθ)ᵀ of `network` at its present weights, in eval mode.
 
-    Jacot et al. 2018. In eval mode a sample's logits depend on no other sample of the batch, so K is exact.
+    Jacot et al. 2018. This is the definition, for a few images; `influence` and `shares` do without it.
 
     Args:
         network: any module from images to logits, or to something with `.logits`.
         queries: images, [Q,3,H,W].
         samples: images, [N,3,H,W].
-        chunk: images a step; a step holds 2·chunk·C·P numbers for P trainable parameters.
+        chunk: samples a step; (Q + chunk)·C·P numbers are held for P trainable parameters.
     Returns:
-        [Q,N,C,C]. It is large; `contributions` gives K_ij r_j without it.
+        [Q,N,C,C].
     """
-    columns = []
-    for some in samples.split(chunk):
-        right = _jacobians(network, some)
-        blocks = [torch.einsum("qap,nbp->qnab", _jacobians(network, q), right) for q in queries.split(chunk)]
-        columns.append(torch.cat(blocks))
+    f, parameters = _functional(network)
+
+    def jacobians(images: Tensor) -> Tensor:  # [n,C,P]
+        one = torch.func.jacrev(lambda values, image: f(values, image[None])[0])
+        return _flat(torch.func.vmap(one, (None, 0))(parameters, images), 2)
+
+    left = [jacobians(some) for some in queries.split(chunk)]
+    right = map(jacobians, samples.split(chunk))
+    columns = [torch.cat([torch.einsum("qap,nbp->qnab", q, some) for q in left]) for some in right]
     return torch.cat(columns, 1)
 
 
-def contributions(
-    network: nn.Module, queries: Tensor, samples: Tensor, residuals: Tensor, *, chunk: int = 64
-) -> Tensor:
-    """K_ij r_j for every query i and sample j: what sample j's residual does to the logits of query i.
+def influence(network: nn.Module, queries: Tensor, samples: Tensor, residuals: Tensor, *, chunk: int = 256) -> Tensor:
+    """Σ_j K_ij r_j for every query i: how the samples' residuals, together, push the logits of each query.
 
-    Never forms K: r_j is pulled back to the parameters first, (dz_j/dθ)ᵀ r_j, then pushed through dz_i/dθ.
+    The residuals are pulled back to the parameters, Σ_j (dz_j/dθ)ᵀ r_j, and that direction is pushed forward
+    through dz_i/dθ; no kernel is formed.
 
     Args:
         network: any module from images to logits, or to something with `.logits`; used in eval mode.
         queries: images, [Q,3,H,W].
-        samples: images, [N,3,H,W]; N·P numbers are held for P trainable parameters.
+        samples: images, [N,3,H,W].
         residuals: r, [N,C]; q_j − p_j is the negative gradient of a cross-entropy to q_j.
-        chunk: images a step.
+        chunk: samples a step; the queries are one.
     Returns:
-        [Q,N,C].
+        [Q,C].
+    """
+    f, parameters = _functional(network)
+    direction = {name: torch.zeros_like(p) for name, p in parameters.items()}
+    for images, r in zip(samples.split(chunk), residuals.split(chunk), strict=True):
+        pulled = torch.func.vjp(partial(f, images=images), parameters)[1](r)[0]
+        direction = {name: direction[name] + pulled[name] for name in direction}
+    logits, pull = torch.func.vjp(partial(f, images=queries), parameters)[:2]
+    # Pulling back is linear, and its own pullback pushes forward: reverse mode, which every layer has.
+    return torch.func.vjp(lambda u: pull(u)[0], torch.zeros_like(logits))[1](direction)[0]
+
+
+def shares(
+    network: nn.Module, queries: Tensor, samples: Tensor, residuals: Tensor, *, chunk: int = 64
+) -> tuple[Tensor, Tensor]:
+    """The share of each sample in what moves query i: ⟨K_ij r_j, R_i⟩ / ‖R_i‖² with R_i = Σ_j K_ij r_j.
+
+    A row sums to 1. A share is negative where sample j pushes against the sum, and the share of a set of
+    samples is the sum of theirs. Factors common to all samples (η, α, 1/N, τ) cancel. ⟨K_ij r_j, R_i⟩ is the
+    inner product of r_j and of R_i, each pulled back to the parameters.
+
+    Args:
+        network, queries, samples, residuals: as for `influence`.
+        chunk: samples a step; Q·P + chunk·P numbers are held for P trainable parameters.
+    Returns:
+        shares [Q,N] and R [Q,C].
     """
     f, parameters = _functional(network)
 
-    def pull(image: Tensor, residual: Tensor) -> dict[str, Tensor]:
-        return torch.func.vjp(lambda values: f(values, image), parameters)[1](residual)[0]
+    def pull(image: Tensor, r: Tensor) -> dict[str, Tensor]:
+        return torch.func.vjp(lambda values: f(values, image[None])[0], parameters)[1](r)[0]
 
-    pairs = zip(samples.split(chunk), residuals.split(chunk), strict=True)
-    pulled = torch.cat([_flat(torch.func.vmap(pull)(*pair), 1) for pair in pairs])
-    few = max(1, chunk // residuals.shape[1])  # a Jacobian is C times larger than a pulled-back residual
-    return torch.cat([torch.einsum("qcp,np->qnc", _jacobians(network, q), pulled) for q in queries.split(few)])
+    def pulled(images: Tensor, r: Tensor) -> Iterator[Tensor]:  # [chunk,P] each
+        for pair in zip(images.split(chunk), r.split(chunk), strict=True):
+            yield _flat(torch.func.vmap(pull)(*pair), 1)
+
+    total = influence(network, queries, samples, residuals)
+    towards = torch.cat(list(pulled(queries, total)))
+    products = torch.cat([towards @ some.T for some in pulled(samples, residuals)], 1)
+    return products / total.square().sum(1, keepdim=True), total
 
 
-def predicted_change(
-    network: nn.Module, queries: Tensor, samples: Tensor, targets: Tensor, *, lr: float, chunk: int = 64
-) -> Tensor:
-    """First-order change of the queries' logits by one gradient step: −(η/N) Σ_j K_ij (p_j − q_j).
+def predicted_change(network: nn.Module, queries: Tensor, samples: Tensor, targets: Tensor, *, lr: float) -> Tensor:
+    """First-order change of the queries' logits in one step, −(η/N) Σ_j K_ij (p_j − q_j): [Q,C].
 
     The loss is the batch mean of `soft_cross_entropy`, hence the 1/N; the step is plain gradient descent.
 
@@ -168,13 +188,10 @@ def predicted_change(
         samples: the batch, [N,3,H,W].
         targets: q, [N,C].
         lr: η.
-    Returns:
-        [Q,C].
     """
     with torch.no_grad():
         student = _logits(copy.deepcopy(network).eval()(samples)).softmax(-1)
-    moved = contributions(network, queries, samples, targets - student, chunk=chunk)
-    return lr * moved.sum(1) / len(samples)
+    return lr * influence(network, queries, samples, targets - student) / len(samples)
 
 
 def actual_change(network: nn.Module, queries: Tensor, samples: Tensor, targets: Tensor, *, lr: float) -> Tensor:
@@ -188,21 +205,6 @@ def actual_change(network: nn.Module, queries: Tensor, samples: Tensor, targets:
         for p, gradient in zip(parameters, torch.autograd.grad(loss, parameters), strict=True):
             p.sub_(gradient, alpha=lr)
         return _logits(stepped(queries)) - before
-
-
-def shares(contributed: Tensor) -> Tensor:
-    """The share of each sample in what moves query i: ⟨c_ij, R_i⟩ / ‖R_i‖² with R_i = Σ_j c_ij.
-
-    A row sums to 1. A share is negative where sample j pushes against the sum, and the share of a set of
-    samples is the sum of theirs. Factors common to all samples (η, α, 1/N, τ) cancel.
-
-    Args:
-        contributed: c, [Q,N,C], from `contributions`.
-    Returns:
-        [Q,N].
-    """
-    total = contributed.sum(1)
-    return torch.einsum("qnc,qc->qn", contributed, total) / total.square().sum(1, keepdim=True)
 
 
 def by_similarity(features: Tensor, rows: Tensor) -> Tensor:

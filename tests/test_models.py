@@ -38,7 +38,9 @@ def _one_thread():
 
 @pytest.fixture(autouse=True)
 def _seed():
-    torch.manual_seed(0)
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        yield
 
 
 def one_line(error: pytest.ExceptionInfo) -> str:

@@ -61,7 +61,7 @@ def wrap(
 ) -> Network:
     """Make a Network of any image classifier, so that it can teach or be taught here.
 
-    The module itself is used, not a copy. It is run once on two black images, in eval mode and without gradients,
+    The module itself is used, not a copy. It is run on two black images, in eval mode and without gradients,
     to find C and D; its modes, batch-norm statistics and the random state stay as they are. It may return a
     tensor [B, C], a tuple or list that begins with it, an object with `.logits` or a dict with "logits".
 
@@ -69,8 +69,9 @@ def wrap(
         module: takes normalised images [B, 3, H, W].
         features: name of the submodule whose output is the features, as in `module.named_modules()`: [B, D] is
             taken as it is, a map [B, D, H, W] is averaged over space (a linear layer's has its channels last),
-            tokens [B, T, D] over all T, a class token among them. None takes the input of the linear layer (or convolution, where a network ends in one)
-            that runs last; for a vision transformer that is its class token.
+            tokens [B, T, D] over all T, a class token among them. None takes the input of the linear layer (or
+            convolution, where a network ends in one) that runs last; for a vision transformer that is its
+            class token.
         num_classes: C, checked against the module when given.
         mean: [3], subtracted from images in [0, 1].
         std: [3], by which they are then divided.

@@ -1,0 +1,34 @@
+"""Data in, Figure out. Nothing here trains, reads files or knows Jupyter."""
+
+from ickd_lib.plots import theory
+from ickd_lib.plots.retrieval import (
+    aggregation,
+    by_class,
+    distributions,
+    neighbours,
+    precision,
+    retrieval_time,
+    similarities,
+)
+from ickd_lib.plots.separation import class_correlation, embeddings, separation
+from ickd_lib.plots.style import class_colours, method_style, use
+from ickd_lib.plots.training import curves, scores
+
+__all__ = [
+    "aggregation",
+    "by_class",
+    "class_colours",
+    "class_correlation",
+    "curves",
+    "distributions",
+    "embeddings",
+    "method_style",
+    "neighbours",
+    "precision",
+    "retrieval_time",
+    "scores",
+    "separation",
+    "similarities",
+    "theory",
+    "use",
+]

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import matplotlib.pyplot as plt
 import numpy as np
 import seaborn as sns
+from matplotlib.axis import Axis
 from matplotlib.figure import Figure
-from matplotlib.ticker import PercentFormatter
+from matplotlib.ticker import LogLocator, NullLocator, PercentFormatter
 
 COLOURS = sns.color_palette("colorblind")
 # Colour and line style or hatch change together, so that a figure can be read in greyscale.
@@ -19,6 +21,14 @@ HATCHES = ["", "//", "..", "xx"]
 
 def _style(i: int) -> dict[str, Any]:
     return {"color": COLOURS[i], "linestyle": LINES[i][0], "marker": LINES[i][1], "markersize": 4}
+
+
+def _powers(axis: Axis, least: float, most: float, base: int) -> None:
+    """Ticks at the powers of `base` between `least` and `most`, as plain numbers, on a logarithmic axis."""
+    low, high = math.ceil(math.log(least, base) - 1e-9), math.floor(math.log(most, base) + 1e-9)
+    ticks = [float(base) ** power for power in range(low, high + 1)]
+    axis.set_ticks(ticks, labels=[f"{tick:g}" for tick in ticks])
+    axis.set_ticks([], minor=True)
 
 
 def learned_smoothing(
@@ -68,26 +78,22 @@ def learned_smoothing(
     right.loglog(temperatures, gaps, label="measured", **_style(0))
     guide = gaps[-1] * temperatures[-1] / temperatures
     right.loglog(temperatures, guide, color="0.4", linestyle="--", label="slope −1")
-    right.set(xlabel="temperature τ", ylabel="‖gradient − limit‖ / ‖limit‖", title="KD's gradient nears logit matching")
+    right.set(xlabel="temperature τ", ylabel="‖gradient − limit‖ / ‖limit‖", title="KD's gradient and its limit")
     right.legend(fontsize="small")
+    figure.get_layout_engine().set(w_pad=0.1)  # type: ignore[union-attr, call-arg]
     return figure
 
 
 def first_order(
-    steps: np.ndarray,
-    errors: np.ndarray,
-    similarity: np.ndarray,
-    share: np.ndarray,
-    same_class: np.ndarray,
-    *,
-    bins: int = 8,
+    steps: np.ndarray, errors: np.ndarray, share: np.ndarray, same_class: np.ndarray, *, bins: int = 8
 ) -> Figure:
-    """Whether the kernel predicts a real step, and how a sample's share goes with its similarity.
+    """Whether the kernel predicts a real step, and how the share of one sample goes with its similarity.
 
     Args:
         steps, errors: learning rates and relative errors of the predicted change, [M] each.
-        similarity, share, same_class: of pairs (query, other sample), [pairs] each; same_class is boolean.
-        bins: of similarity, with equally many pairs each.
+        share: of the other samples of each query, the most similar first, [Q,N−1].
+        same_class: whether they have the query's class, [Q,N−1], boolean.
+        bins: parts, equally large, into which a query's samples of the same and of other classes are divided.
     """
     figure, (left, right) = plt.subplots(1, 2, figsize=(10, 3.6), layout="constrained")
     left.loglog(steps, errors, label="measured", **_style(0))
@@ -99,16 +105,20 @@ def first_order(
     )
     left.legend(fontsize="small")
     for i, (name, chosen) in enumerate({"same class": same_class, "another class": ~same_class}.items()):
-        order = np.argsort(similarity[chosen])
-        groups = [g for g in np.array_split(order, bins) if len(g) > 1]
-        x = [similarity[chosen][g].mean() for g in groups]
-        y = [share[chosen][g].mean() for g in groups]
-        half = [1.96 * share[chosen][g].std(ddof=1) / np.sqrt(len(g)) for g in groups]
-        right.errorbar(x, y, half, label=name, capsize=2, **_style(i))
+        most = min(bins, chosen.sum(1).min())
+        if most == 0:  # a query that is alone in its class
+            continue
+        # Query by query, else one with similar neighbours and large shares would pass for an effect of similarity.
+        parts = [
+            [part.mean() for part in np.array_split(row[keep], most)] for row, keep in zip(share, chosen, strict=True)
+        ]
+        mean, half = np.mean(parts, 0), 1.96 * np.std(parts, 0, ddof=1) / np.sqrt(len(parts))
+        right.errorbar((np.arange(most) + 0.5) / most, mean, half, label=name, capsize=2, **_style(i))
     right.axhline(0, color="0.7", linewidth=0.8, zorder=0)
+    right.xaxis.set_major_formatter(PercentFormatter(1))
     right.yaxis.set_major_formatter(PercentFormatter(1, decimals=1))
     right.set(
-        xlabel="cosine of the teacher's features",
+        xlabel="rank by the teacher's features, nearest to farthest",
         ylabel="share of one sample (of ‖R‖²)",
         title="What one other sample carries",
     )
@@ -116,31 +126,29 @@ def first_order(
     return figure
 
 
-def context_shares(
-    panels: Mapping[str, Mapping[str, tuple[np.ndarray, np.ndarray]]], *, k: int, least: int = 1
-) -> Figure:
-    """The share of the k nearest samples beside that of random sets, for several residuals.
+def context_shares(panels: Mapping[str, Mapping[str, tuple[np.ndarray, np.ndarray]]], *, k: int) -> Figure:
+    """The share of the k nearest samples beside that of random sets, relative to the number of samples.
 
     Args:
         panels: for each residual and each way to choose a set, its mean share and the half-width of the
             95% interval for 1, 2, … samples, [N−1] each.
-        k: a number of samples to mark.
-        least: the smallest set shown.
+        k: a number of samples to mark; sets of a quarter of it and more are shown.
     """
-    figure, axes = plt.subplots(1, len(panels), figsize=(10, 3.6), layout="constrained", sharey=True, squeeze=False)
+    figure, axes = plt.subplots(1, len(panels), figsize=(10, 3.8), layout="constrained", squeeze=False)
     for axis, (title, sets) in zip(axes[0], panels.items(), strict=True):
         for i, (name, (mean, half)) in enumerate(sets.items()):
-            sizes = np.unique(np.geomspace(least, len(mean), 24).round().astype(int))
-            m, h = mean[sizes - 1], half[sizes - 1]
+            sizes = np.unique(np.geomspace(max(1, k // 4), len(mean), 18).round().astype(int))
+            part = sizes / len(mean)
+            m, h = mean[sizes - 1] / part, half[sizes - 1] / part
             axis.plot(sizes, m, label=name, **_style(i))
             axis.fill_between(sizes, m - h, m + h, color=COLOURS[i], alpha=0.2, linewidth=0)
         axis.axvline(k, color="0.6", linewidth=0.8, zorder=0)
-        axis.axhline(0, color="0.7", linewidth=0.8, zorder=0)
+        axis.axhline(1, color="0.7", linewidth=0.8, zorder=0)
         axis.set(xscale="log", xlabel="samples in the set", title=title)
-        axis.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
-        axis.tick_params(labelleft=True)
-    axes[0, 0].set_ylabel("share of the set (of ‖R‖²)")
-    axes[0, 0].legend(fontsize="small", loc="upper left")
+        _powers(axis.xaxis, sizes[0], sizes[-1], 2)
+    axes[0, 0].set_ylabel("share of the set ÷ its part of all samples")
+    handles, names = axes[0, 0].get_legend_handles_labels()
+    figure.legend(handles, names, loc="outside lower center", ncols=len(names), fontsize="small")
     return figure
 
 
@@ -200,6 +208,10 @@ def aggregation_error(rows: Sequence[Mapping[str, Any]]) -> Figure:
                 )
             axis.axhline(1, color="0.5", linewidth=1, zorder=0, label="the teacher's own target")
             axis.set(xscale="log", yscale="log", title=f"{teacher}\n{weighting}")
+            _powers(axis.xaxis, rows[0]["k"], max(row["k"] for row in rows), 4)
+            axis.yaxis.set_major_locator(LogLocator(subs=(1, 3)))
+            axis.yaxis.set_major_formatter("{x:g}")
+            axis.yaxis.set_minor_locator(NullLocator())
     for axis in axes[-1]:
         axis.set_xlabel("neighbours k")
     for axis in axes[:, 0]:

@@ -247,6 +247,7 @@ class Learner:
             runtime.write_json(self.run.folder / "summary.json", self.summary)
 
     def history(self) -> History:
+        self.network.trained_on = {"data": self.settings["data"]["name"], "labels": self.settings["data"]["images"]}
         folder = self.run.folder if self.run else None
         return History(self.network, self.method, self.records, self.summary, folder)
 

@@ -46,14 +46,14 @@ def pretrain(
     """
     where = runtime.device(device)
     if weights:
-        network = models.load_weights(models.create(name, **splits.train.spec), weights).eval()
+        network = _loaded(name, splits.train.spec, weights)
         network.trained_on = {"weights": Path(weights).name}
         return network.to(where)
     recipe = recipe or Recipe()
     train = splits.train
     mark = runtime.fingerprint(name, dataclasses.asdict(recipe), seed, train.fingerprint)
     title = re.sub(r"\W+", "-", f"{train.name.split('/')[0]} {name}").strip("-") + f"-{mark[:8]}"
-    history = distill(
+    return distill(
         [Student(name, "ce", seed, title)],
         splits,
         recipe=recipe,
@@ -61,10 +61,7 @@ def pretrain(
         device=device,
         runs=Path(runs) / "teachers",
         **options,
-    )[title]
-    network = history.network
-    network.trained_on = {"data": train.name, "labels": len(train)}
-    return network
+    )[title].network
 
 
 def compare(
@@ -122,11 +119,17 @@ def load(folder: str | Path, *, device: str = "auto") -> Network:
     origin = run.config["settings"]["student"]
     if "mean" not in origin:
         raise InputError(f"{folder} trained a network of your own; load {folder}/student.safetensors into it")
-    network = models.create(origin["network"], origin["num_classes"], mean=origin["mean"], std=origin["std"])
+    spec = {key: origin[key] for key in ("num_classes", "mean", "std")}
+    network = _loaded(origin["network"], spec, Path(folder) / "student.safetensors")
     data = run.config["settings"]["data"]
     network.trained_on = {"data": data["name"], "labels": data["images"]}
-    models.load_weights(network, Path(folder) / "student.safetensors")
-    return network.eval().to(runtime.device(device))
+    return network.to(runtime.device(device))
+
+
+def _loaded(name: str, spec: dict[str, Any], weights: str | Path) -> Network:
+    with runtime.seeded():  # the initial weights are overwritten; torch's global generator stays where it was
+        network = models.create(name, **spec)
+    return models.load_weights(network, weights).eval()
 
 
 def evaluate(

@@ -1,0 +1,174 @@
+"""Figures of the logit space: maps of samples, similarity of classes, how far classes lie apart."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import matplotlib.pyplot as plt
+import numpy as np
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.patheffects import withStroke
+
+from ickd_lib.plots.style import WIDTH, array, by_superclass, class_colours, mean_and_std, method_style
+from ickd_lib.plots.training import score
+
+# The numbers of `metrics.separation` that are drawn, and which way is better.
+MEASURES = {
+    "within": "distance to own mean (less is tighter)",
+    "between": "distance of class means (more is wider)",
+    "ratio": "between / within (more is better)",
+    "silhouette": "silhouette (more is better)",
+    "margin": "margin to other means (more is better)",
+    "negative_margin": "nearer to a wrong mean, % (less is better)",
+}
+
+
+def embeddings(
+    panels: Mapping[str, Any],
+    labels: Any,
+    classes: Sequence[str],
+    *,
+    superclasses: Sequence[str] = (),
+    superclass_of: Sequence[int] = (),
+    highlight: Sequence[int] = (),
+) -> Figure:
+    """Samples in the plane as each network sees them, a panel a network.
+
+    Up to ten classes are coloured and named where they lie; beyond that superclasses are, or ten highlighted
+    classes among grey ones (see `class_colours`).
+
+    Args:
+        panels: coordinates by network, [N, 2] each, of the same N samples.
+        labels: their classes, [N].
+    """
+    names, group, looks = class_colours(classes, superclasses, superclass_of, highlight)
+    labels = array(labels)
+    groups = np.asarray(group)[labels]
+    direct = len(names) <= 10
+    across = min(len(panels), 4 if direct else 2)
+    down = -(-len(panels) // across)
+    side = WIDTH / across
+    figure, axes = plt.subplots(
+        down, across, figsize=(WIDTH, down * (side + 0.35) + 1.2 * (not direct)), layout="constrained", squeeze=False
+    )
+    for axis in axes.flat[len(panels) :]:
+        axis.set_visible(False)
+    size = float(np.clip((6000 if direct else 20000) / len(labels), 3, 14))
+    edge = 0.2 if size > 6 else 0.0  # an outline helps pale colours, but drowns small dots
+    for axis, (title, points) in zip(axes.flat, panels.items(), strict=False):
+        points = array(points)
+        for g in sorted(range(len(names)), key=lambda g: names[g] != "others"):  # grey ones lie below
+            chosen = groups == g
+            axis.scatter(
+                *points[chosen].T, s=size, alpha=0.8, edgecolors="0.35", linewidths=edge, label=names[g], **looks[g]
+            )
+            if direct and chosen.any():
+                x, y = np.median(points[chosen], 0)
+                outline = [withStroke(linewidth=2.5, foreground="white")]
+                axis.text(x, y, names[g], ha="center", va="center", weight="bold", path_effects=outline)
+        axis.set(title=title, xticks=[], yticks=[], xlabel="UMAP 1", box_aspect=1)
+        axis.spines[:].set_visible(True)
+        axis.spines[:].set_color("0.8")
+    for axis in axes[:, 0]:
+        axis.set_ylabel("UMAP 2")
+    if not direct:
+        marks = [Line2D([], [], linestyle="", markersize=6, **look) for look in looks]
+        figure.legend(marks, names, loc="outside lower center", ncols=5, fontsize=8, handletextpad=0.1)
+    return figure
+
+
+def class_correlation(
+    matrices: Mapping[str, Any],
+    classes: Sequence[str],
+    *,
+    superclasses: Sequence[str] = (),
+    superclass_of: Sequence[int] = (),
+) -> Figure:
+    """How alike a network's logits of two classes are, a panel a network, on one colour scale.
+
+    Entry (c, d) is meant to be the mean, over samples of class c and of class d, of the Pearson correlation
+    of their logit vectors: with z̃ the logits less their mean (which no softmax sees), brought to unit length,
+    and m_c the mean of z̃ over class c, it is ⟨m_c, m_d⟩. Unlike the correlation of the classes' mean logits,
+    whose diagonal is 1 by definition, its diagonal tells how much samples of one class agree. Titles give the mean
+    of the diagonal and of the rest.
+
+    Args:
+        matrices: [C, C] by network.
+        classes: C names; more than 20 are ordered and named by superclass.
+    """
+    many = len(classes) > 20
+    order, blocks = by_superclass(classes, superclasses, superclass_of) if many else by_superclass(classes)
+    across = min(len(matrices), 2 if many else 4)
+    down = -(-len(matrices) // across)
+    side = (WIDTH - (3.2 if many else 1.2)) / across
+    size = (WIDTH, down * (side + (0.75 if many else 0.95)))
+    figure, axes = plt.subplots(
+        down, across, figsize=size, layout="constrained", squeeze=False, sharex=True, sharey=True
+    )
+    for axis in axes.flat[len(matrices) :]:
+        axis.set_visible(False)
+    low = min(float(array(matrix).min()) for matrix in matrices.values())
+    high = max(float(array(matrix).max()) for matrix in matrices.values())
+    starts = np.cumsum([0] + [count for _, count in blocks])
+    centres = (starts[:-1] + starts[1:] - 1) / 2
+    apart = ~np.eye(len(classes), dtype=bool)
+    for i, (axis, (name, matrix)) in enumerate(zip(axes.flat, matrices.items(), strict=False)):
+        matrix = array(matrix)[np.ix_(order, order)]
+        picture = axis.imshow(matrix, vmin=low, vmax=high, cmap="cividis", interpolation="nearest")
+        own, others = (round(float(part.mean()), 2) + 0.0 for part in (np.diag(matrix), matrix[apart]))
+        axis.set_title(f"{name}\nown {own:.2f}, others {others:.2f}", fontsize=10)
+        if many and superclasses:
+            for start in starts[1:-1]:
+                axis.axhline(start - 0.5, color="white", linewidth=0.3)
+                axis.axvline(start - 0.5, color="white", linewidth=0.3)
+        if many and not superclasses:
+            axis.set(xlabel="class number", ylabel="class number" if i % across == 0 else "")
+            continue
+        names = [block for block, _ in blocks]
+        long = max(map(len, names)) > 2
+        axis.set_yticks(centres, names, fontsize=8 if many else 9)
+        if many:  # written once: twenty names are readable lengthwise only
+            axis.set_xticks([])
+            axis.set_xlabel("classes, in the order of the rows")
+        else:
+            axis.set_xticks(centres, names, rotation=90 if long else 0)
+            axis.set_xlabel("class")
+        axis.tick_params(length=0)
+    label = "mean correlation of logits"
+    figure.colorbar(picture, ax=axes, shrink=0.8 if down == 1 else 0.5, label=label, aspect=25)
+    return figure
+
+
+def separation(table: Mapping[str, Mapping[str, Any]]) -> Figure:
+    """The numbers of `metrics.separation` for each network: a panel a measure, a row a network.
+
+    Args:
+        table: for each network, for each measure, its value, or its values over seeds (drawn as markers, with
+            a bar at mean ± standard deviation). A measure that is no key of MEASURES is left out.
+    """
+    shown = [key for key in MEASURES if all(key in row for row in table.values())]
+    across = min(3, len(shown))
+    down = -(-len(shown) // across)
+    height = down * (0.75 + 0.3 * len(table))
+    figure, axes = plt.subplots(down, across, figsize=(WIDTH, height), layout="constrained", sharey=True, squeeze=False)
+    for axis in axes.flat[len(shown) :]:
+        axis.set_visible(False)
+    for axis, key in zip(axes.flat, shown, strict=False):
+        scale, digits = (100, 1) if "%" in MEASURES[key] else (1, 2)
+        for row, (name, numbers) in enumerate(table.items()):
+            seeds = scale * np.atleast_1d(np.asarray(numbers[key], dtype=float))
+            mean, spread = mean_and_std(seeds)
+            look = method_style(name)
+            axis.scatter(seeds, np.full(len(seeds), row), s=28, color=look["color"], marker=look["marker"], alpha=0.8)
+            if len(seeds) > 1:
+                axis.errorbar(mean, row, xerr=spread, color=look["color"], capsize=3, lw=1.4, alpha=0.7)
+            text = score(float(mean), float(spread), len(seeds), digits)
+            axis.text(1.02, row, text, transform=axis.get_yaxis_transform(), va="center", fontsize=8)
+        axis.set_title(MEASURES[key], fontsize=9)
+        axis.margins(x=0.12)
+        axis.grid(axis="x")
+    axes[0, 0].set_yticks(range(len(table)), list(table))
+    axes[0, 0].set_ylim(len(table) - 0.5, -0.5)
+    return figure

@@ -1,0 +1,129 @@
+"""How figures look: one style for all, one look a method, colours for classes."""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Sequence
+from typing import Any
+
+import matplotlib as mpl
+import numpy as np
+import seaborn as sns
+from numpy.typing import ArrayLike
+
+WIDTH = 10.0  # inches: a notebook's column
+PALETTE: list[tuple[float, float, float]] = list(sns.color_palette("colorblind"))
+LINES = ("-", "--", "-.", ":", (0, (7, 1.5)), (0, (3, 1, 1, 1, 1, 1)))
+MARKERS = ("o", "s", "^", "D", "v", "P", "X", "<", ">", "p")
+HATCHES = ("", "///", "...", "xxx", "---")
+
+# The methods that most figures show, kept apart by colour, line and marker at once: (palette, line, marker).
+# A figure in greyscale still has the last two. Any other name gets a combination from its letters.
+_KNOWN = {
+    "ce": (7, ":", "v"),
+    "ls": (5, "-.", "<"),
+    "kd": (1, "--", "s"),
+    "picd": (2, (0, (7, 1.5)), "^"),
+    "nicd": (4, (0, (3, 1, 1, 1, 1, 1)), "D"),
+    "ickd": (0, "-", "o"),
+    "ckd": (3, "-.", "P"),
+}
+
+
+def use() -> None:
+    """Set matplotlib's defaults: readable at a notebook's width on the screen and in print."""
+    mpl.rcParams.update(
+        {
+            "figure.dpi": 100,
+            "savefig.dpi": 150,
+            "figure.figsize": (WIDTH, 4),
+            "font.size": 10,
+            "axes.titlesize": 11,
+            "axes.labelsize": 10,
+            "xtick.labelsize": 9,
+            "ytick.labelsize": 9,
+            "legend.fontsize": 9,
+            "legend.frameon": False,
+            "axes.spines.top": False,
+            "axes.spines.right": False,
+            "axes.grid": False,
+            "grid.color": "0.9",
+            "axes.axisbelow": True,
+            "lines.markersize": 5,
+            "image.interpolation": "nearest",
+        }
+    )
+
+
+def method_style(name: str) -> dict[str, Any]:
+    """Colour, line style and marker of a method, the same in every figure and session.
+
+    Args:
+        name: a method as `methods.create` reads it, or "teacher". A variant such as "ickd(nicd=0)" keeps its
+            method's colour and takes another line and marker.
+    """
+    base, bracket, arguments = name.strip().lower().partition("(")
+    if base == "teacher":
+        return {"color": "0.1", "linestyle": "-", "marker": "*"}
+    code = zlib.crc32(base.encode())
+    colour, line, marker = _KNOWN.get(base, (code % 10, LINES[code // 10 % len(LINES)], MARKERS[code // 60 % 10]))
+    if bracket:
+        code = zlib.crc32(arguments.replace(" ", "").encode())
+        line = [other for other in LINES if other != line][code % (len(LINES) - 1)]
+        marker = [other for other in MARKERS if other != marker][code // 5 % (len(MARKERS) - 1)]
+    return {"color": PALETTE[colour], "linestyle": line, "marker": marker}
+
+
+def class_colours(
+    classes: Sequence[str],
+    superclasses: Sequence[str] = (),
+    superclass_of: Sequence[int] = (),
+    highlight: Sequence[int] = (),
+) -> tuple[list[str], list[int], list[dict[str, Any]]]:
+    """What to colour points of each class by: the class, its superclass, or grey with ten highlighted.
+
+    Args:
+        classes: C names.
+        superclasses, superclass_of: the coarser classes, where there are.
+        highlight: ten classes at most to colour among grey ones; by default the first ten, where there are more
+            than ten classes and no superclasses.
+    Returns:
+        Names of the groups, the group of each class [C], and each group's colour and marker. Twenty groups have
+        looks of their own.
+    """
+    if len(classes) <= 10 and not highlight:
+        names, group = list(classes), list(range(len(classes)))
+    elif superclasses and not highlight:
+        names, group = list(superclasses), list(superclass_of)
+    else:
+        chosen = list(highlight)[:10] or list(range(10))
+        names = [classes[c] for c in chosen] + ["others"]
+        group = [chosen.index(c) if c in chosen else len(chosen) for c in range(len(classes))]
+    looks: list[dict[str, Any]] = [
+        {"color": PALETTE[i % 10], "marker": ("o", "^", "s", "D")[i // 10 % 4]} for i in range(len(names))
+    ]
+    if names[-1] == "others":
+        looks[-1] = {"color": "0.85", "marker": "o"}
+    return names, group, looks
+
+
+def by_superclass(
+    classes: Sequence[str], superclasses: Sequence[str] = (), superclass_of: Sequence[int] = ()
+) -> tuple[list[int], list[tuple[str, int]]]:
+    """The order of classes that puts those of a superclass together, and the length of each such block."""
+    if not superclasses:
+        return list(range(len(classes))), [(name, 1) for name in classes]
+    order = sorted(range(len(classes)), key=lambda c: (superclass_of[c], c))
+    return order, [(name, list(superclass_of).count(s)) for s, name in enumerate(superclasses)]
+
+
+def array(values: Any) -> np.ndarray:
+    """A NumPy array of a tensor on any device, or of anything else that NumPy reads."""
+    return values.detach().cpu().numpy() if hasattr(values, "detach") else np.asarray(values)
+
+
+def mean_and_std(values: ArrayLike) -> tuple[np.ndarray, np.ndarray]:
+    """Over the first axis; the spread of a single value is 0."""
+    stacked = np.asarray(values, dtype=float)
+    spread = stacked.std(0, ddof=1) if len(stacked) > 1 else np.zeros_like(stacked[0])
+    return stacked.mean(0), spread

@@ -1,0 +1,96 @@
+"""Figures of training: curves over the epochs, scores over the seeds."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import matplotlib.pyplot as plt
+import numpy as np
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.ticker import MaxNLocator
+
+from ickd_lib.plots.style import WIDTH, mean_and_std, method_style
+from ickd_lib.runtime import InputError
+
+
+def curves(runs: Mapping[str, Sequence[Sequence[Mapping[str, Any]]]], key: str = "test_accuracy") -> Figure:
+    """One number over the epochs: a line a method, the mean over its seeds, in a band of ± one standard deviation.
+
+    The left panel shows all epochs, the right one the last half on a scale of its own, where methods come apart.
+    The legend is ordered by the last value, which it names.
+
+    Args:
+        runs: for each method, for each seed, its records (`History.epochs`). Epochs that some seed of the method
+            has no `key` for are left out.
+        key: which number; an accuracy is shown in percent.
+    Raises:
+        InputError: a method has no such number.
+    """
+    scale, digits = (100, 1) if "accuracy" in key else (1, 3)
+    figure, axes = plt.subplots(1, 2, figsize=(WIDTH, 3.8), layout="constrained")
+    last: list[tuple[float, str, Line2D]] = []
+    for name, seeds in runs.items():
+        found = [{record["epoch"]: scale * record[key] for record in seed if key in record} for seed in seeds]
+        epochs = np.array(sorted(set.intersection(*map(set, found))) if found else [])
+        if not len(epochs):
+            raise InputError(f"the records of {name!r} hold no {key!r} to draw; was it evaluated?")
+        mean, spread = mean_and_std([[seed[epoch] for epoch in epochs] for seed in found])
+        style = method_style(name)
+        for axis, shown in zip(axes, (slice(None), epochs >= epochs[-1] / 2), strict=True):
+            x, y, s = epochs[shown], mean[shown], spread[shown]
+            (line,) = axis.plot(x, y, label=name, markevery=max(1, len(x) // 8), **style)
+            axis.fill_between(x, y - s, y + s, color=style["color"], alpha=0.15, linewidth=0)
+        last.append((mean[-1], f"{name}  {score(mean[-1], spread[-1], len(found), digits)}", line))
+    last.sort(key=lambda entry: -entry[0])
+    words = key.replace("_", " ")
+    several = max(len(seeds) for seeds in runs.values())
+    figure.legend(
+        [line for _, _, line in last],
+        [text for _, text, _ in last],
+        loc="outside right upper",
+        handlelength=3.6,
+        title="last epoch" + (", %" if scale == 100 else ""),
+        alignment="left",
+    )
+    for axis, title in zip(axes, ("All epochs", "The last half, enlarged"), strict=True):
+        axis.set(xlabel="epoch", title=title)
+        axis.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=6))
+        axis.grid(axis="y")
+    axes[0].set_ylabel(
+        (f"{words}, %" if scale == 100 else words) + (f"  (mean ± std, {several} seeds)" * (several > 1))
+    )
+    return figure
+
+
+def scores(scores: Mapping[str, Sequence[float]], *, xlabel: str = "test accuracy, %") -> Figure:
+    """One row a method in the given order: a dot a seed, and mean ± standard deviation, drawn and written.
+
+    Args:
+        scores: for each method a number a seed.
+        xlabel: with a "%" in it, the numbers are fractions and shown in percent.
+    """
+    scale, digits = (100, 1) if "%" in xlabel else (1, 3)
+    figure, axis = plt.subplots(figsize=(WIDTH, 1.2 + 0.42 * len(scores)), layout="constrained")
+    for row, (name, numbers) in enumerate(scores.items()):
+        seeds = scale * np.asarray(numbers, dtype=float)
+        mean, spread = mean_and_std(seeds)
+        style = method_style(name)
+        colour, marker = style["color"], style["marker"]
+        # Seeds lie a little above the mean, so that neither hides the other.
+        axis.scatter(seeds, np.full(len(seeds), row - 0.17), s=26, color=colour, marker=marker, alpha=0.75, lw=0)
+        axis.errorbar(mean, row + 0.12, xerr=spread, color=colour, marker="|", ms=13, mew=2.2, capsize=3, lw=1.6)
+        text = score(float(mean), float(spread), len(seeds), digits)
+        axis.text(1.01, row, text, transform=axis.get_yaxis_transform(), va="center", fontsize=9)
+    axis.set_yticks(range(len(scores)), list(scores))
+    axis.set_ylim(len(scores) - 0.5, -0.5)
+    axis.set(xlabel=xlabel, title="Each seed (markers), mean ± standard deviation (bars)")
+    axis.grid(axis="x")
+    axis.margins(x=0.05)
+    return figure
+
+
+def score(mean: float, spread: float, count: int, digits: int = 1) -> str:
+    """ "94.1 ± 0.5"; only the number where there is one seed."""
+    return f"{mean:.{digits}f}" + (f" ± {spread:.{digits}f}" if count > 1 else "")

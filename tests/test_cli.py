@@ -1,0 +1,122 @@
+"""The command line, in process: what it writes, and that every mistake is one line and exit status 2."""
+
+import json
+
+import pytest
+import torch
+
+from ickd_lib import __main__ as cli
+from ickd_lib import training
+from ickd_lib.memory import MemoryBank
+
+QUICK = "--labels 60 --epochs 1 --batch-size 30 --device cpu"
+SHORT = "--teacher resnet8 --teacher-epochs 1"
+
+
+@pytest.fixture
+def run(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+
+    def call(line):
+        status = cli.main(line.split())
+        printed = capsys.readouterr()
+        return status, printed.out, printed.err
+
+    return call
+
+
+def test_train_evaluate_and_report(run):
+    status, out, _ = run(f"train --method kd {QUICK} {SHORT}")
+    assert status == 0 and "run folder: runs/resnet8-kd-seed0" in out
+    summary = json.loads(out[: out.index("run folder")])
+    assert summary["train_images"] == 60 and summary["teacher_saw"] == {"data": "digits/train", "labels": 1000}
+    status, out, _ = run("evaluate runs/resnet8-kd-seed0 --device cpu")
+    assert status == 0 and json.loads(out)["accuracy"] == pytest.approx(summary["accuracy"])
+    status, out, _ = run("report runs")
+    assert status == 0 and "| kd | 1 |" in out and "| ce |" not in out, "teachers are no results"
+    assert run("report runs --out table.md")[0] == 0
+
+
+def test_compare_prints_a_row_a_method(run):
+    status, out, _ = run(f"compare --methods ce ickd(positives=3,negatives=5) --seeds 2 {QUICK} {SHORT}")
+    assert status == 0
+    rows = [line for line in out.splitlines() if line.startswith("| ")]
+    assert [row.split(" | ")[:2] for row in rows[1:]] == [
+        ["| ce", "2"],
+        ["| ickd(positives=3, negatives=5)", "2"],
+    ]
+    assert all("±" in row for row in rows[1:])
+
+
+def test_bank_is_saved_and_measured(run, tmp_path):
+    status, out, _ = run(f"bank {QUICK} {SHORT} --k 3")
+    numbers = json.loads(out)
+    assert status == 0 and numbers["rows"] == 60 and numbers["features"] == 64
+    assert 0 <= numbers["precision@3"] <= 1 and numbers["chance"] == pytest.approx(0.1, abs=0.01)
+    assert len(MemoryBank.load(tmp_path / numbers["bank"])) == 60
+
+
+def test_a_run_serves_as_teacher(run):
+    assert run(f"train --method ce {QUICK} --name t")[0] == 0
+    status, out, _ = run(f"train --method kd {QUICK} --teacher runs/t")
+    assert status == 0 and json.loads(out[: out.index("run folder")])["teacher_saw"]["labels"] == 60
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("train --epohcs 3", "unknown option '--epohcs'; did you mean '--epochs'?"),
+        ("train --method ikd", "unknown method 'ikd'; did you mean 'ickd'?"),
+        ("train --method ce --student resnet9 --epochs 1", "unknown model 'resnet9'; did you mean 'resnet8'?"),
+        ("train --dataset digit", "unknown data set 'digit'; did you mean 'digits'?"),
+        ("train --method kd", "this method needs a teacher"),
+        ("train --dataset cifar100 --method ce", "data/cifar-100-python/meta is not there; ask for the download"),
+        ("train --dataset folder:nowhere --method ce", "nowhere has no folder train/"),
+        ("train --method ce --epochs 0", "epochs=0 must be above 0"),
+        ("train --method ce --device cuda:9", "torch sees"),
+        ("train --method ce --labels 3", "cannot draw 3 of 1000 images"),
+        ("compare --methods ce --seeds 0", "seeds=0 must be 1 or more"),
+        ("evaluate nowhere", "nowhere/config.json is not there; is this a run folder?"),
+        ("report nowhere", "nowhere is no folder"),
+        ("bank --teacher resnet8 --teacher-weights none.pth", "none.pth"),
+    ],
+)
+def test_mistakes_are_one_line(run, line, message):
+    status, out, err = run(line)
+    assert status == 2 and out == ""
+    assert message in err and err.startswith("error: ") and err.count("\n") == 1
+
+
+def test_a_run_of_other_settings_is_refused(run):
+    assert run(f"train --method ce {QUICK}")[0] == 0
+    status, _, err = run(f"train --method ce {QUICK} --lr 0.2")
+    assert status == 2 and "holds a run with recipe=" in err
+
+
+def test_every_option_shows_its_default(capsys):
+    for command in ("train", "compare", "bank", "evaluate", "report"):
+        with pytest.raises(SystemExit) as stop:
+            cli.main([command, "--help"])
+        assert stop.value.code == 0
+        shown = capsys.readouterr().out
+        options = [a for a in cli.parser()._subparsers._group_actions[0].choices[command]._actions if a.option_strings]
+        assert shown.count("(default:") >= len(options) - 1  # all but --help itself
+
+
+def test_a_stopped_run_says_how_to_go_on(run, monkeypatch):
+    def stopped(*args, **kwargs):
+        raise KeyboardInterrupt("stopped; the same call goes on from here")
+
+    monkeypatch.setattr(training, "distill", stopped)
+    status, _, err = run(f"train --method ce {QUICK}")
+    assert status == 130 and "goes on from here" in err
+
+
+def test_weights_of_a_zoo_checkpoint_make_a_teacher(run, tmp_path):
+    from ickd_lib import models
+
+    with torch.random.fork_rng():
+        network = models.create("resnet8", 10)
+    torch.save({"model": network.state_dict()}, tmp_path / "t.pth")
+    status, out, _ = run(f"train --method kd {QUICK} --teacher resnet8 --teacher-weights t.pth")
+    assert status == 0 and json.loads(out[: out.index("run folder")])["teacher_saw"] == {"weights": "t.pth"}

@@ -1,0 +1,142 @@
+"""Every notebook as it is committed, and as papermill runs it with small parameters."""
+
+import ast
+import json
+import math
+import os
+import sys
+from pathlib import Path
+
+import papermill
+import pytest
+from papermill.exceptions import PapermillExecutionError
+
+from ickd_lib import runtime
+
+FOLDER = Path(__file__).resolve().parents[1] / "notebooks"
+NOTEBOOKS = sorted(FOLDER.glob("[0-9]*.ipynb"))
+SMALL = {  # whatever of these a notebook has
+    "teacher": "resnet8",
+    "teacher_epochs": 3,
+    "labels": 100,
+    "epochs": 3,
+    "seeds": 1,
+    "evaluate_every": 1,
+    "queries": 8,
+    "samples": 60,
+    "points": 300,
+    "positives": 4,
+    "negatives": 8,
+}
+sys.path.insert(0, str(FOLDER))
+import run  # noqa: E402
+
+
+def cells(path):
+    return json.loads(path.read_text())["cells"]
+
+
+def code(path):
+    return ["".join(c["source"]) for c in cells(path) if c["cell_type"] == "code"]
+
+
+def test_there_are_notebooks():
+    assert [p.name[:2] for p in NOTEBOOKS][:6] == ["00", "01", "02", "03", "04", "05"]
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda p: p.stem)
+def test_a_notebook_is_thin_stripped_and_parametrised(path):
+    content = [c for c in cells(path) if c["cell_type"] == "code"]
+    assert all(not c["outputs"] and c["execution_count"] is None for c in content), "strip its outputs"
+    assert "parameters" in content[0]["metadata"].get("tags", [])
+    parameters = ast.parse("".join(content[0]["source"])).body
+    assert all(isinstance(n, ast.Assign) and ast.literal_eval(n.value) is not ... for n in parameters)
+    assert "runtime.check_parameters(" in "".join(content[1]["source"])
+    for source in code(path):
+        assert len(source.splitlines()) <= 25, f"a long cell:\n{source[:80]}"
+        assert not any(line.startswith(("!", "%")) for line in source.splitlines())
+        for node in ast.walk(ast.parse(source)):
+            assert not isinstance(node, ast.FunctionDef | ast.ClassDef | ast.Lambda), f"defines something:\n{source}"
+    assert cells(path)[0]["cell_type"] == "markdown" and run.title(path)
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda p: p.stem)
+def test_every_parameter_is_checked(path):
+    (call,) = [
+        node
+        for node in ast.walk(ast.parse(code(path)[1]))
+        if isinstance(node, ast.Call) and getattr(node.func, "attr", "") == "check_parameters"
+    ]
+    checked = ast.literal_eval(call.args[1]).split()
+    assert sorted(checked) == sorted(run.declared(path))
+    runtime.check_parameters(run.declared(path), " ".join(checked))
+
+
+def execute(path, folder, **parameters):
+    return papermill.execute_notebook(
+        path,
+        folder / path.name,
+        {"output": str(folder)} | parameters,
+        kernel_name="python3",
+        cwd=FOLDER,
+        progress_bar=False,
+        execution_timeout=300,
+    )
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory):
+    """Shared by the notebooks, so that their teacher is trained once."""
+    return tmp_path_factory.mktemp("runs")
+
+
+@pytest.fixture(autouse=True)
+def one_thread(monkeypatch):
+    monkeypatch.setitem(os.environ, "OMP_WAIT_POLICY", "passive")
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda p: p.stem)
+def test_a_notebook_runs(path, tmp_path, runs):
+    small = {name: value for name, value in SMALL.items() if name in run.declared(path)}
+    if "runs" in run.declared(path):
+        small["runs"] = str(runs)
+    notebook = execute(path, tmp_path, **small)
+    summary = json.loads((tmp_path / "summary.json").read_text())
+    assert summary["headline"]
+    assert all(math.isfinite(number) for number in numbers(summary))
+    pictures = sorted(tmp_path.glob("*.png"))
+    assert pictures and all(p.read_bytes().startswith(b"\x89PNG") and p.stat().st_size > 5000 for p in pictures)
+    shown = [o for c in notebook.cells for o in c.get("outputs", []) if "image/png" in o.get("data", {})]
+    assert len(shown) >= len(pictures), "each figure is also shown, once"
+    if "accuracy" in summary:
+        assert all(0 <= a <= 1 for a in numbers(summary["accuracy"]))
+    if "retrieval" in summary:
+        retrieved = summary["retrieval"]
+        assert any(v > 2 * retrieved["chance"] for k, v in retrieved.items() if k.startswith("precision@"))
+
+
+def numbers(value):
+    if isinstance(value, dict):
+        return [n for v in value.values() for n in numbers(v)]
+    if isinstance(value, list):
+        return [n for v in value for n in numbers(v)]
+    return [value] if isinstance(value, int | float) and not isinstance(value, bool) else []
+
+
+def test_a_misspelt_parameter_stops_the_notebook_at_its_start(tmp_path):
+    with pytest.raises(PapermillExecutionError) as caught:
+        execute(FOLDER / "03_training.ipynb", tmp_path, epohcs=3)
+    assert caught.value.ename == "InputError" and caught.value.exec_count <= 3
+    assert "unknown parameter 'epohcs'; did you mean 'epochs'?" in caught.value.evalue
+
+
+def test_a_wrong_value_stops_the_notebook_at_its_start(tmp_path):
+    with pytest.raises(PapermillExecutionError, match=r"epochs='many' is a str; expected int"):
+        execute(FOLDER / "03_training.ipynb", tmp_path, epochs="many")
+
+
+def test_the_runner_refuses_what_no_notebook_has(monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["run.py", "-p", "epohcs", "3"])
+    assert run.main() == 2 and "epohcs" in capsys.readouterr().err
+    monkeypatch.setattr(sys, "argv", ["run.py", "99"])
+    assert run.main() == 2 and "99" in capsys.readouterr().err

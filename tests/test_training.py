@@ -1,0 +1,414 @@
+"""The loop: exact resume, students that do not see each other, a teacher that never changes, records, errors."""
+
+import copy
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+
+import pytest
+import torch
+from torch import nn
+
+from ickd_lib import data, memory, methods, models, runtime, training
+from ickd_lib.memory import MemoryBank
+from ickd_lib.methods import Context, Method
+from ickd_lib.models import Network, Output
+from ickd_lib.runtime import Diverged, InputError
+from ickd_lib.training import Recipe, Student
+from ickd_lib.training import loop as training_loop
+
+pytestmark = pytest.mark.usefixtures("untouched_generator")
+RECIPE = Recipe(epochs=2, lr=0.05, schedule="cosine", batch_size=50)
+
+
+class Dropping(Network):
+    """A small network with dropout: its draws must be its own, and those of the step."""
+
+    def __init__(self, seed=0):
+        super().__init__(num_classes=10, features_dim=12)
+        with runtime.seeded(seed):
+            self.body = nn.Sequential(nn.Flatten(), nn.Linear(192, 12), nn.BatchNorm1d(12), nn.ReLU(), nn.Dropout(0.3))
+            self.head = nn.Linear(12, 10)
+
+    def predict(self, x):
+        features = self.body(x)
+        return Output(self.head(features), features)
+
+
+@pytest.fixture(autouse=True)
+def one_small_architecture(monkeypatch):
+    """`models.create` also knows "dropping", so that runs of it can be made from its name."""
+    from_zoo = models.create
+
+    def create(name, num_classes=100, **kwargs):
+        return Dropping(torch.initial_seed()) if name == "dropping" else from_zoo(name, num_classes, **kwargs)
+
+    monkeypatch.setattr(models, "create", create)
+
+
+def distill(students, digits, teacher, **options):
+    options = {"recipe": RECIPE, "device": "cpu", "precision": "fp32", "progress": False} | options
+    return training.distill(students, digits, teacher=teacher, **options)
+
+
+def same(a, b):
+    a, b = a.state_dict(), b.state_dict()
+    return a.keys() == b.keys() and all(torch.equal(a[key], b[key]) for key in a)
+
+
+# ------------------------------------------------------------------------------------------ the recipe
+
+
+def test_the_protocol_of_the_field():
+    recipe = Recipe()
+    assert [recipe.lr_at(e) for e in (0, 149.99, 150, 180, 210, 239)] == pytest.approx(
+        [0.05, 0.05, 0.005, 5e-4, 5e-5, 5e-5]
+    )
+
+
+def test_schedules_start_and_end_where_they_should():
+    cosine = Recipe(epochs=10, lr=1, schedule="cosine", warmup=2)
+    assert [cosine.lr_at(e) for e in (0, 1, 2, 6, 10)] == pytest.approx([0, 0.5, 1, 0.5, 0])
+    one = Recipe(epochs=10, lr=1, schedule="onecycle")
+    assert [one.lr_at(e) for e in (0, 3, 10)] == pytest.approx([0.04, 1, 0])
+    for wrong, message in [({"epochs": 0}, "epochs=0"), ({"schedule": "cosin"}, "did you mean 'cosine'")]:
+        with pytest.raises(InputError, match=message):
+            Recipe(**wrong)
+
+
+# ----------------------------------------------------------------------------------------- invariants
+
+
+@pytest.mark.parametrize("method", methods.names())
+def test_students_trained_together_equal_students_trained_alone(method, digits, teacher):
+    students = [Student("dropping", method, 0), Student("dropping", "ce", 1, "other"), Student("dropping", method, 2)]
+    together = distill(students, digits, teacher)
+    for student, history in zip(students, together.values(), strict=True):
+        (alone,) = distill([student], digits, teacher).values()
+        assert same(history.network, alone.network)
+        assert [r["loss"] for r in history.epochs] == [r["loss"] for r in alone.epochs]
+    first, other, second = together.values()
+    assert not same(first.network, second.network) and not same(first.network, other.network)
+
+
+class Interrupted(Exception):
+    pass
+
+
+def stop_at(monkeypatch, count):
+    """Raise in the middle of training, as a kill would, after `count` steps."""
+    taken = {"steps": 0}
+    step = training_loop.Learner.step
+
+    def counted(self, *args):
+        if taken["steps"] == count:
+            raise Interrupted
+        taken["steps"] += 1
+        return step(self, *args)
+
+    monkeypatch.setattr(training_loop.Learner, "step", counted)
+
+
+@pytest.mark.parametrize("count", [1, 3, 4, 5, 6])
+def test_stopped_at_any_step_and_resumed_the_weights_are_the_same(count, digits, teacher, tmp_path, monkeypatch):
+    students = [Student("dropping", "ickd", 3, "a"), Student("dropping", "kd", 4, "b")]
+    whole = distill(students, digits, teacher, runs=tmp_path / "whole")
+    with monkeypatch.context() as patch:
+        stop_at(patch, count)
+        if count < 2 * len(students) * 3:
+            with pytest.raises(Interrupted):
+                distill(students, digits, teacher, runs=tmp_path / "cut", checkpoint_seconds=0)
+    resumed = distill(students, digits, teacher, runs=tmp_path / "cut")
+    for name in ("a", "b"):
+        assert same(whole[name].network, resumed[name].network)
+        drop = ("seconds", "images_per_second")
+        ours, theirs = ({k: v for k, v in h[name].summary.items() if k not in drop} for h in (whole, resumed))
+        assert ours == theirs
+        lines = [json.loads(x) for x in (tmp_path / "cut" / name / "metrics.jsonl").read_text().splitlines()]
+        assert [r["epoch"] for r in lines] == [1, 2]
+        assert [r["loss"] for r in lines] == [r["loss"] for r in whole[name].epochs]
+
+
+def test_students_stopped_at_different_steps_catch_up(digits, teacher, tmp_path, monkeypatch):
+    students = [Student("dropping", "kd", 3, "a"), Student("dropping", "ce", 4, "b")]
+    whole = distill(students, digits, teacher)
+    for student, count in zip(students, (2, 5), strict=True):
+        with monkeypatch.context() as patch:
+            stop_at(patch, count)
+            with pytest.raises(Interrupted):
+                distill([student], digits, teacher, runs=tmp_path, checkpoint_seconds=0)
+    resumed = distill(students, digits, teacher, runs=tmp_path)
+    assert all(same(whole[name].network, resumed[name].network) for name in "ab")
+
+
+def test_a_killed_process_resumes_to_the_same_weights(tmp_path):
+    def command(runs, *more):
+        options = "--student resnet8 --method ce --labels 60 --epochs 6 --batch-size 20 --schedule cosine --device cpu"
+        return [sys.executable, "-m", "ickd_lib", "train", *options.split(), "--runs", str(runs), *more]
+
+    subprocess.run(command(tmp_path / "whole"), check=True, capture_output=True)
+    child = subprocess.Popen(
+        command(tmp_path / "cut", "--checkpoint-seconds", "0"), stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL
+    )
+    cut = tmp_path / "cut" / "resnet8-ce-seed0"
+    deadline = time.monotonic() + 60
+    while not (cut / "checkpoint.pt").exists() and time.monotonic() < deadline:
+        time.sleep(0.01)
+    child.kill()
+    child.wait()
+    assert (cut / "checkpoint.pt").exists() and not (cut / "summary.json").exists(), "the kill came too late"
+    subprocess.run(command(tmp_path / "cut"), check=True, capture_output=True)
+    whole = tmp_path / "whole" / "resnet8-ce-seed0"
+    assert (cut / "student.safetensors").read_bytes() == (whole / "student.safetensors").read_bytes()
+
+
+def test_ctrl_c_leaves_a_resumable_run(digits, tmp_path):
+    students = [Student("resnet8", "ce", 0, "a")]
+    recipe = Recipe(epochs=30, lr=0.05, schedule="cosine", batch_size=20)
+    timer = threading.Timer(0.7, os.kill, (os.getpid(), signal.SIGINT))
+    handler = signal.getsignal(signal.SIGINT)
+    timer.start()
+    with pytest.raises(KeyboardInterrupt, match="the same call goes on from here"):
+        distill(students, digits, None, recipe=recipe, runs=tmp_path)
+    assert signal.getsignal(signal.SIGINT) is handler
+    saved = torch.load(tmp_path / "a" / "checkpoint.pt", weights_only=True)["progress"]
+    assert (saved["epoch"], saved["step"]) > (0, 0)
+
+
+def test_the_teacher_never_changes(digits, teacher):
+    own = copy.deepcopy(teacher).train()
+    before = copy.deepcopy(own)
+    distill([Student("dropping", "ickd(query='view')", 0)], digits, own)
+    assert same(own, before) and own.training
+    assert all(p.requires_grad and p.grad is None for p in own.parameters())
+
+
+def test_the_learning_rate_follows_the_recipe_and_losses_fall(digits):
+    recipe = Recipe(epochs=6, lr=0.05, schedule="onecycle", batch_size=30)
+    (history,) = distill([Student("resnet8", "ce", 0)], digits, None, recipe=recipe).values()
+    assert [r["lr"] for r in history.epochs] == pytest.approx([recipe.lr_at(e + 0.75) for e in range(6)])
+    assert history.epochs[-1]["loss"] < 0.8 * history.epochs[0]["loss"]
+    assert history.epochs[-1]["train_accuracy"] > 0.4
+
+
+class Fixed(Method):
+    """A method with a parameter of its own."""
+
+    def setup(self, student_dim, teacher_dim, num_classes, rows):
+        self.projector = nn.Linear(student_dim, teacher_dim)
+        self.seen = (student_dim, teacher_dim, num_classes, rows)
+
+    needs = frozenset({"teacher"})
+
+    def forward(self, context: Context):
+        return {"distance": (self.projector(context.student.features) - context.teacher.features).square().mean()}
+
+
+def test_a_methods_own_parameters_are_trained_and_resumed(digits, teacher, tmp_path, monkeypatch):
+    students = [Student("dropping", Fixed(), 5, "a")]
+    whole = distill(students, digits, teacher)["a"]
+    assert whole.method.seen == (12, 64, 10, 120)
+    with monkeypatch.context() as patch:
+        stop_at(patch, 4)
+        with pytest.raises(Interrupted):
+            distill(students, digits, teacher, runs=tmp_path, checkpoint_seconds=0)
+    resumed = distill(students, digits, teacher, runs=tmp_path)["a"]
+    assert same(whole.method, resumed.method) and same(whole.network, resumed.network)
+    with runtime.seeded(5, "method"):
+        fresh = nn.Linear(12, 64)
+    assert not torch.equal(fresh.weight, whole.method.projector.weight)
+
+
+def test_a_given_bank_is_the_bank_that_is_used(digits, teacher):
+    bank = MemoryBank.build(teacher, digits.train, precision="fp32")
+    (a,) = distill([Student("dropping", "ickd", 0)], digits, teacher).values()
+    (b,) = distill([Student("dropping", "ickd", 0)], digits, teacher, bank=bank).values()
+    assert same(a.network, b.network)
+    bank.logits += torch.randn(bank.logits.shape, generator=torch.Generator().manual_seed(0))
+    (c,) = distill([Student("dropping", "ickd", 0)], digits, teacher, bank=bank).values()
+    assert not same(a.network, c.network)
+
+
+def test_static_queries_are_those_of_the_clean_rows(digits, teacher, monkeypatch):
+    bank = MemoryBank.build(teacher, digits.train, precision="fp32")
+    seen = []
+
+    class Watching(methods.ICKD):
+        def forward(self, context):
+            seen.append(context)
+            return super().forward(context)
+
+    for query in ("row", "view"):
+        distill([Student("dropping", Watching(query=query), 0)], digits, teacher, bank=bank)
+    half = len(seen) // 2
+    for row, view in zip(seen[:half], seen[half:], strict=True):
+        assert torch.equal(row.batch.index, view.batch.index)
+        near, _ = bank.retrieve(bank.features[bank.rows(row.batch.index)], row.batch.labels, row.batch.index)
+        assert torch.equal(row.positives.index, near.index)
+        near, _ = bank.retrieve(view.teacher.features, view.batch.labels, view.batch.index)
+        assert torch.equal(view.positives.index, near.index)
+        assert not row.teacher.logits.requires_grad and not row.positives.logits.requires_grad
+
+
+# ------------------------------------------------------------------------------------- records and reading
+
+
+def test_a_run_folder_tells_everything(digits, teacher, tmp_path):
+    splits = data.load("digits", labels=120, val=0.1)
+    (history,) = distill([Student("resnet8", "kd", 1)], splits, teacher, runs=tmp_path, evaluate_every=2).values()
+    folder = tmp_path / "resnet8-kd-seed1"
+    assert history.folder == folder
+    assert sorted(p.name for p in folder.iterdir()) == [
+        "checkpoint.pt",
+        "config.json",
+        "metrics.jsonl",
+        "student.safetensors",
+        "summary.json",
+    ]
+    config = json.loads((folder / "config.json").read_text())
+    assert config["path"] == {"device": "cpu", "precision": "fp32", "threads": torch.get_num_threads()}
+    assert config["settings"]["method"] == {"name": "kd", "ce": 0.1, "kd": 0.9, "temperature": 4.0}
+    assert config["settings"]["recipe"]["epochs"] == 2 and config["environment"]["torch"] == torch.__version__
+    summary = json.loads((folder / "summary.json").read_text())
+    assert summary == json.loads(json.dumps(history.summary))
+    assert summary["teacher_saw"] == {"data": "digits/train", "labels": 120} and summary["train_images"] == 120
+    assert "test_accuracy" not in history.epochs[0] and {"val_accuracy", "test_accuracy"} <= set(history.epochs[1])
+    loaded = training.load(folder, device="cpu")
+    assert same(loaded, history.network) and torch.equal(loaded.mean, history.network.mean)
+    numbers = training.evaluate(loaded, splits.test, teacher=teacher, precision="fp32")
+    assert numbers == pytest.approx({key: summary[key] for key in numbers})
+
+
+def test_a_finished_run_is_loaded_not_repeated(digits, tmp_path, monkeypatch):
+    students = [Student("dropping", "ce", 0, "a")]
+    first = distill(students, digits, None, runs=tmp_path)["a"]
+    stop_at(monkeypatch, 0)
+    again = distill(students, digits, None, runs=tmp_path)["a"]
+    assert same(first.network, again.network) and again.epochs == first.epochs and again.summary == first.summary
+    with pytest.raises(InputError, match="already holds a run"):
+        distill(students, digits, None, runs=tmp_path, resume=False)
+    with pytest.raises(InputError, match="holds a run with data_seed=0, not 1"):
+        distill(students, digits, None, runs=tmp_path, data_seed=1)
+
+
+def test_a_teacher_is_trained_once_and_kept(digits, tmp_path, monkeypatch):
+    call = {"recipe": Recipe(epochs=1, batch_size=60), "runs": tmp_path, "device": "cpu", "progress": False}
+    first = training.pretrain("resnet8", digits, **call)
+    with monkeypatch.context() as patch:
+        stop_at(patch, 0)
+        again = training.pretrain("resnet8", digits, **call)
+        assert same(first, again) and again.trained_on == {"data": "digits/train", "labels": 120}
+        with pytest.raises(Interrupted):
+            training.pretrain("resnet8", digits, **call, seed=1)
+    weights = next((tmp_path / "teachers").glob("*/student.safetensors"))
+    assert same(first, training.pretrain("resnet8", digits, weights=weights, device="cpu"))
+
+
+def test_compare_pairs_the_methods_by_seed(digits, teacher):
+    found = training.compare(
+        ["ce", "ickd"],
+        digits,
+        student="dropping",
+        teacher=teacher,
+        seeds=2,
+        recipe=RECIPE,
+        device="cpu",
+        progress=False,
+    )
+    assert [len(h) for h in found.values()] == [2, 2]
+    assert [h.summary["seed"] for h in found["ickd"]] == [0, 1] == [h.summary["data_seed"] for h in found["ickd"]]
+
+
+# -------------------------------------------------------------------------------------------- what goes wrong
+
+
+def test_a_diverging_loss_names_term_and_step_and_keeps_the_last_good_checkpoint(digits, tmp_path):
+    class Breaks(Method):
+        def forward(self, context):
+            loss = nn.functional.cross_entropy(context.student.logits, context.batch.labels)
+            return {"ce": loss, "odd": loss * (float("nan") if context.progress >= 0.5 else 0.0)}
+
+    with pytest.raises(Diverged, match=r"a: loss term 'odd' became nan at epoch 2, step 1; .* in .*/a"):
+        students = [Student("dropping", Breaks(), 0, "a")]
+        distill(students, digits, None, runs=tmp_path, checkpoint_seconds=0)
+    state = torch.load(tmp_path / "a" / "checkpoint.pt", weights_only=True)
+    assert all(value.isfinite().all() for value in state["network"].values())
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"students": []}, "no student to train"),
+        ({"students": [Student("dropping", "ce", 0, "a")] * 2}, "two students are named 'a'"),
+        ({"teacher": None}, "method 'ickd' needs a teacher"),
+        ({"students": [Student("resnt8", "ickd")]}, "did you mean 'resnet8'"),
+        ({"evaluate_every": 0}, "evaluate_every=0"),
+        ({"device": "cuda:7"}, "torch sees"),
+        ({"precision": "fp16"}, "unknown precision 'fp16'"),
+        ({"students": [Student("dropping", "ickd(positives=40)")]}, "40 positives were asked for a sample of class"),
+        ({"students": [Student("dropping", "picd(positives=40, query='view')")]}, "40 positives were asked for"),
+    ],
+)
+def test_what_cannot_work_is_said_before_training(change, message, digits, teacher, tmp_path):
+    call = {"students": [Student("dropping", "ickd")], "teacher": teacher} | change
+    with pytest.raises(InputError, match=message):
+        distill(call.pop("students"), digits, call.pop("teacher"), **call)
+
+
+def test_a_bank_or_teacher_of_other_data_is_refused(digits, teacher):
+    other = MemoryBank.build(teacher, data.load("digits", labels=120, seed=1).train, precision="fp32")
+    with pytest.raises(InputError, match="the bank is of another data set"):
+        distill([Student("dropping", "ickd")], digits, teacher, bank=other)
+    with runtime.seeded(0):
+        other_classes = models.create("resnet8", 7)
+    with pytest.raises(InputError, match="the teacher has 7 classes and the student 10"):
+        distill([Student("dropping", "kd")], digits, other_classes)
+
+
+def test_a_damaged_checkpoint_is_named(digits, tmp_path, monkeypatch):
+    students = [Student("dropping", "ce", 0, "a")]
+    with monkeypatch.context() as patch:
+        stop_at(patch, 2)
+        with pytest.raises(Interrupted):
+            distill(students, digits, None, runs=tmp_path, checkpoint_seconds=0)
+    path = tmp_path / "a" / "checkpoint.pt"
+    path.write_bytes(path.read_bytes()[:300])
+    with pytest.raises(InputError, match=r"checkpoint\.pt is damaged"):
+        distill(students, digits, None, runs=tmp_path)
+
+
+def test_a_full_disk_keeps_the_last_checkpoint(digits, tmp_path, monkeypatch):
+    students = [Student("dropping", "ce", 0, "a")]
+    save, written = torch.save, []
+
+    def full(state, path):
+        if len(written) == 2:
+            path.write_bytes(b"half")
+            raise OSError(28, "No space left on device")
+        written.append(path)
+        save(state, path)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(torch, "save", full)
+        with pytest.raises(OSError, match=r"no space left while writing .*checkpoint\.pt"):
+            distill(students, digits, None, runs=tmp_path, checkpoint_seconds=0)
+    assert torch.load(tmp_path / "a" / "checkpoint.pt", weights_only=True)["progress"]["step"] == 2
+    assert not list((tmp_path / "a").glob(".*part"))
+    whole = distill(students, digits, None)["a"]
+    assert same(whole.network, distill(students, digits, None, runs=tmp_path)["a"].network)
+
+
+def test_the_same_code_trains_on_cifar100(cifar_root):
+    splits = data.load("cifar100", cifar_root, labels=400)
+    splits = data.Splits(splits.train, splits.val, splits.test.few(200))
+    with runtime.seeded(0):
+        teacher = models.create("resnet8", **splits.train.spec)
+    recipe = Recipe(epochs=1, batch_size=100)
+    students = [Student("resnet8", "ickd(positives=3)", 0)]
+    (history,) = distill(students, splits, teacher, recipe=recipe, precision="auto").values()
+    assert history.epochs[0]["terms"].keys() == {"ce", "kd", "picd", "nicd"}
+    assert memory.MemoryBank.build(teacher, splits.train).features.shape == (400, 64)
