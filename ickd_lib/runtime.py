@@ -219,6 +219,14 @@ def fingerprint(*parts: Any) -> str:
     return digest.hexdigest()[:16]
 
 
+def code() -> str:
+    """A fingerprint of the source that determines a run's result: another one may give another result."""
+    here = Path(__file__).resolve().parent
+    parts = ("runtime", "data", "models", "memory", "losses", "methods", "metrics", "training")
+    files = [path for part in parts for path in (here / f"{part}.py", *(here / part).glob("*.py")) if path.is_file()]
+    return fingerprint(*(path.read_text() for path in sorted(files)))
+
+
 def environment(where: torch.device) -> dict[str, Any]:
     """What a result depends on beside its settings: versions, commit, device, threads."""
     try:
@@ -232,6 +240,7 @@ def environment(where: torch.device) -> dict[str, Any]:
     name = torch.cuda.get_device_name(where) if where.type == "cuda" else platform.processor() or platform.machine()
     return {
         "commit": revision,
+        "code": code(),
         "python": platform.python_version(),
         "torch": torch.__version__,
         "device": str(where),

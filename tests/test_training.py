@@ -272,6 +272,7 @@ def test_a_run_folder_tells_everything(digits, teacher, tmp_path):
     config = json.loads((folder / "config.json").read_text())
     assert config["path"] == {"device": "cpu", "precision": "fp32", "threads": torch.get_num_threads()}
     assert config["settings"]["method"] == {"name": "kd", "ce": 0.1, "kd": 0.9, "temperature": 4.0}
+    assert config["environment"]["code"] == runtime.code()
     assert config["settings"]["recipe"]["epochs"] == 2 and config["environment"]["torch"] == torch.__version__
     summary = json.loads((folder / "summary.json").read_text())
     assert summary == json.loads(json.dumps(history.summary))
@@ -293,6 +294,14 @@ def test_a_finished_run_is_loaded_not_repeated(digits, tmp_path, monkeypatch):
         distill(students, digits, None, runs=tmp_path, resume=False)
     with pytest.raises(InputError, match="holds a run with data_seed=0, not 1"):
         distill(students, digits, None, runs=tmp_path, data_seed=1)
+
+
+def test_a_run_of_another_version_of_the_code_is_told_apart(digits, tmp_path, monkeypatch):
+    students = [Student("dropping", "ce", 0, "a")]
+    distill(students, digits, None, runs=tmp_path)
+    monkeypatch.setattr(runtime, "code", lambda: "edited")
+    with pytest.warns(UserWarning, match="was trained by another version of ickd_lib; remove it to train anew"):
+        distill(students, digits, None, runs=tmp_path)
 
 
 def test_a_teacher_is_trained_once_and_kept(digits, tmp_path, monkeypatch):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import re
+import warnings
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -256,6 +257,10 @@ class Learner:
     def open(self, folder: Path, resume: bool) -> None:
         """Find this student's run in `folder`: new, to be resumed, or finished."""
         self.run = runtime.Run.open(folder / self.name, self.settings, resume=resume)
+        if self.run.exists() and self.run.config["environment"]["code"] != runtime.code():
+            warnings.warn(
+                f"{self.run.folder} was trained by another version of ickd_lib; remove it to train anew", stacklevel=4
+            )
         summary = self.run.summary if self.run.exists() else None
         if summary:
             models.load_weights(self.network, self.run.folder / "student.safetensors")
