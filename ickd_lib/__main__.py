@@ -13,11 +13,11 @@ from typing import Any
 # Before torch loads OpenMP: threads that wait without spinning, many times faster when the machine is busy.
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
-from ickd_lib import data, methods, metrics, results, runtime, training  # noqa: E402
-from ickd_lib.memory import MemoryBank  # noqa: E402
-from ickd_lib.models import Network  # noqa: E402
-from ickd_lib.runtime import Diverged, InputError  # noqa: E402
-from ickd_lib.training import Recipe, Student  # noqa: E402
+from ickd_lib import data, methods, metrics, results, runtime, training
+from ickd_lib.memory import MemoryBank
+from ickd_lib.models import Network
+from ickd_lib.runtime import Diverged, InputError
+from ickd_lib.training import Recipe, Student
 
 DESCRIPTION = """In-context knowledge distillation.
 

@@ -5,8 +5,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from ickd_lib import memory
 from ickd_lib.memory import MemoryBank
+from ickd_lib.memory import bank as memory_bank
 from ickd_lib.runtime import InputError
 
 CLASSES = tuple("abcde")
@@ -40,7 +40,7 @@ def brute_force(bank, features, label, own, k, same, per_class=False):
 @pytest.mark.parametrize("ties", [False, True])
 @pytest.mark.parametrize("per_class", [False, True])
 def test_retrieval_equals_brute_force(ties, per_class, monkeypatch):
-    monkeypatch.setattr(memory, "CHUNK", 7)
+    monkeypatch.setattr(memory_bank, "CHUNK", 7)
     bank = made(ties=ties)
     rows = torch.arange(0, 300, 11)
     k = 4 if per_class else 9

@@ -80,7 +80,7 @@ def imports(path):
         ("theory.py", {"runtime", "losses"}),
         ("data", {"runtime", "data"}),
         ("models", {"runtime", "models"}),
-        ("memory.py", {"runtime", "models"}),
+        ("memory", {"runtime", "models", "memory"}),
         ("methods.py", {"runtime", "losses", "data", "memory", "models"}),
         ("plots", {"runtime", "data", "memory", "plots"}),
     ],

@@ -8,19 +8,15 @@ from typing import Any
 
 import matplotlib.pyplot as plt
 import numpy as np
-import seaborn as sns
 from matplotlib.axis import Axis
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, NullLocator, PercentFormatter
 
-COLOURS = sns.color_palette("colorblind")
-# Colour and line style or hatch change together, so that a figure can be read in greyscale.
-LINES = [("-", "o"), ("--", "s"), (":", "^"), ("-.", "D")]
-HATCHES = ["", "//", "..", "xx"]
+from ickd_lib.plots.style import HATCHES, LINES, MARKERS, PALETTE, WIDTH
 
 
 def _style(i: int) -> dict[str, Any]:
-    return {"color": COLOURS[i], "linestyle": LINES[i][0], "marker": LINES[i][1], "markersize": 4}
+    return {"color": PALETTE[i], "linestyle": LINES[i], "marker": MARKERS[i], "markersize": 4}
 
 
 def _powers(axis: Axis, least: float, most: float, base: int) -> None:
@@ -52,7 +48,7 @@ def learned_smoothing(
         most: classes shown, those with the largest targets of the last kind, in the order of `classes`.
     """
     figure, (left, middle, right) = plt.subplots(
-        1, 3, figsize=(10, 3.3), layout="constrained", width_ratios=[1, 3.2, 2.2]
+        1, 3, figsize=(WIDTH, 3.3), layout="constrained", width_ratios=[1, 3.2, 2.2]
     )
     left.imshow(image, interpolation="nearest")
     left.set_title(f"label: {label}")
@@ -66,7 +62,7 @@ def learned_smoothing(
             target[shown],
             width,
             label=name,
-            color=COLOURS[i],
+            color=PALETTE[i],
             hatch=HATCHES[i],
             edgecolor="white",
             linewidth=0.3,
@@ -95,7 +91,7 @@ def first_order(
         same_class: whether they have the query's class, [Q,N−1], boolean.
         bins: parts, equally large, into which a query's samples of the same and of other classes are divided.
     """
-    figure, (left, right) = plt.subplots(1, 2, figsize=(10, 3.6), layout="constrained")
+    figure, (left, right) = plt.subplots(1, 2, figsize=(WIDTH, 3.6), layout="constrained")
     left.loglog(steps, errors, label="measured", **_style(0))
     left.loglog(steps, errors[0] * steps / steps[0], color="0.4", linestyle="--", label="slope 1")
     left.set(
@@ -113,7 +109,8 @@ def first_order(
             [part.mean() for part in np.array_split(row[keep], most)] for row, keep in zip(share, chosen, strict=True)
         ]
         mean, half = np.mean(parts, 0), 1.96 * np.std(parts, 0, ddof=1) / np.sqrt(len(parts))
-        right.errorbar((np.arange(most) + 0.5) / most, mean, half, label=name, capsize=2, **_style(i))
+        beside = (i - 0.5) * 0.01  # so that two intervals do not hide each other
+        right.errorbar((np.arange(most) + 0.5) / most + beside, mean, half, label=name, capsize=2, **_style(i))
     right.axhline(0, color="0.7", linewidth=0.8, zorder=0)
     right.xaxis.set_major_formatter(PercentFormatter(1))
     right.yaxis.set_major_formatter(PercentFormatter(1, decimals=1))
@@ -134,14 +131,14 @@ def context_shares(panels: Mapping[str, Mapping[str, tuple[np.ndarray, np.ndarra
             95% interval for 1, 2, … samples, [N−1] each.
         k: a number of samples to mark; sets of a quarter of it and more are shown.
     """
-    figure, axes = plt.subplots(1, len(panels), figsize=(10, 3.8), layout="constrained", squeeze=False)
+    figure, axes = plt.subplots(1, len(panels), figsize=(WIDTH, 3.8), layout="constrained", squeeze=False)
     for axis, (title, sets) in zip(axes[0], panels.items(), strict=True):
         for i, (name, (mean, half)) in enumerate(sets.items()):
             sizes = np.unique(np.geomspace(max(1, k // 4), len(mean), 18).round().astype(int))
             part = sizes / len(mean)
             m, h = mean[sizes - 1] / part, half[sizes - 1] / part
             axis.plot(sizes, m, label=name, **_style(i))
-            axis.fill_between(sizes, m - h, m + h, color=COLOURS[i], alpha=0.2, linewidth=0)
+            axis.fill_between(sizes, m - h, m + h, color=PALETTE[i], alpha=0.2, linewidth=0)
         axis.axvline(k, color="0.6", linewidth=0.8, zorder=0)
         axis.axhline(1, color="0.7", linewidth=0.8, zorder=0)
         axis.set(xscale="log", xlabel="samples in the set", title=title)
@@ -160,7 +157,7 @@ def toy_teachers(x: np.ndarray, panels: Mapping[str, np.ndarray]) -> Figure:
         panels: for each title the probabilities [n].
     """
     figure, axes = plt.subplots(
-        1, len(panels), figsize=(10, 2.9), layout="constrained", sharex=True, sharey=True, squeeze=False
+        1, len(panels), figsize=(WIDTH, 2.9), layout="constrained", sharex=True, sharey=True, squeeze=False
     )
     for axis, (title, probability) in zip(axes[0], panels.items(), strict=True):
         dots = axis.scatter(x[:, 0], x[:, 1], c=probability, s=7, cmap="cividis", vmin=0, vmax=1, linewidths=0)
@@ -183,7 +180,7 @@ def aggregation_error(rows: Sequence[Mapping[str, Any]]) -> Figure:
     figure, axes = plt.subplots(
         len(weightings),
         len(teachers),
-        figsize=(10, 2.9 * len(weightings)),
+        figsize=(WIDTH, 2.9 * len(weightings)),
         layout="constrained",
         sharex=True,
         sharey=True,

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
-from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -15,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ickd_lib import models, runtime
+from ickd_lib.memory.search import Neighbours, fields, full_precision, nothing, search_into
 from ickd_lib.runtime import InputError
 
 if TYPE_CHECKING:
@@ -37,18 +36,6 @@ class InContext:
     logits: Tensor
     features: Tensor
     mask: Tensor
-
-
-@dataclass(frozen=True)
-class Neighbours:
-    """The rows retrieved for Q queries: positions in the bank, similarities and validity, [Q, k] each."""
-
-    rows: Tensor
-    similarity: Tensor
-    mask: Tensor
-
-    def __getitem__(self, queries: Tensor) -> Neighbours:
-        return Neighbours(self.rows[queries], self.similarity[queries], self.mask[queries])
 
 
 class MemoryBank:
@@ -192,10 +179,10 @@ class MemoryBank:
         queries = F.normalize(features.float(), dim=1)
         everyone, every = self.filled.nonzero().squeeze(1), torch.arange(len(queries), device=queries.device)
         rows = torch.full_like(every, -1) if index is None else self.rows(index)
-        found = _nothing(len(queries), k, queries)
-        with torch.no_grad(), _full_precision():
+        found = nothing(len(queries), k, queries)
+        with torch.no_grad(), full_precision():
             for asking in every.split(CHUNK):
-                _search_into(found, queries, asking, self.features, everyone, rows[asking, None] == everyone)
+                search_into(found, queries, asking, self.features, everyone, rows[asking, None] == everyone)
         return self.gather(found)
 
     def table(
@@ -277,33 +264,33 @@ class MemoryBank:
         present = labels.unique().tolist()
         if not allow_missing:
             self._require(present, labels, rows, positives, negatives, per_class)
-        near, far = _nothing(len(queries), positives, queries), _nothing(len(queries), negatives, queries)
-        with _full_precision():
+        near, far = nothing(len(queries), positives, queries), nothing(len(queries), negatives, queries)
+        with full_precision():
             for c in present:
                 asking = (labels == c).nonzero().squeeze(1)
-                _search_into(near, queries, asking, self.features, pools[c], rows[asking, None] == pools[c])
+                search_into(near, queries, asking, self.features, pools[c], rows[asking, None] == pools[c])
             # Sorted by class, a chunk's own classes are few; their columns are ruled out.
             for asking in labels.argsort(stable=True).split(CHUNK):
                 if per_class:
                     self._best_of_each_class(far, queries, labels, asking, pools)
                 else:
                     blocked = labels[asking, None] == self.labels[everyone]
-                    _search_into(far, queries, asking, self.features, everyone, blocked)
+                    search_into(far, queries, asking, self.features, everyone, blocked)
         return near, far
 
     def _best_of_each_class(
         self, into: Neighbours, queries: Tensor, labels: Tensor, asking: Tensor, pools: dict[int, Tensor]
     ) -> None:
-        best = _nothing(len(asking), len(pools), queries)
+        best = nothing(len(asking), len(pools), queries)
         everyone = torch.arange(len(asking), device=asking.device)
         for c, pool in pools.items():
-            found = _nothing(len(asking), 1, queries)
-            _search_into(found, queries[asking], everyone, self.features, pool, labels[asking, None] == c)
-            for whole, part in zip(_fields(best), _fields(found), strict=True):
+            found = nothing(len(asking), 1, queries)
+            search_into(found, queries[asking], everyone, self.features, pool, labels[asking, None] == c)
+            for whole, part in zip(fields(best), fields(found), strict=True):
                 whole[:, c] = part[:, 0]
         k = min(into.rows.shape[1], len(pools))
         order = best.similarity.masked_fill(~best.mask, -torch.inf).argsort(dim=1, descending=True, stable=True)[:, :k]
-        for whole, part in zip(_fields(into), _fields(best), strict=True):
+        for whole, part in zip(fields(into), fields(best), strict=True):
             whole[asking, :k] = part.gather(1, order)
 
     # --------------------------------------------------------------------------------------------- on disk
@@ -356,72 +343,3 @@ class MemoryBank:
 def _source(images: Images | None, teacher: models.Network | None) -> dict[str, str]:
     source = {} if images is None else {"data": images.fingerprint}
     return source if teacher is None else source | {"teacher": runtime.fingerprint(teacher.name, teacher.state_dict())}
-
-
-# ----------------------------------------------------------------------------------------------- the search
-
-
-def _fields(neighbours: Neighbours) -> tuple[Tensor, Tensor, Tensor]:
-    return neighbours.rows, neighbours.similarity, neighbours.mask
-
-
-def _nothing(queries: int, k: int, like: Tensor) -> Neighbours:
-    rows = torch.zeros(queries, k, dtype=torch.long, device=like.device)
-    return Neighbours(rows, torch.zeros(queries, k, device=like.device), torch.zeros_like(rows, dtype=torch.bool))
-
-
-@contextlib.contextmanager
-def _full_precision() -> Iterator[None]:
-    """No TF32 or bf16 inside: the margin of error below assumes float32 products."""
-    before = torch.get_float32_matmul_precision()
-    torch.set_float32_matmul_precision("highest")
-    try:
-        yield
-    finally:
-        torch.set_float32_matmul_precision(before)
-
-
-def _search_into(
-    into: Neighbours, queries: Tensor, asking: Tensor, features: Tensor, pool: Tensor, blocked: Tensor
-) -> None:
-    """Write the nearest rows of `pool` for the queries at `asking` into `into`, except where `blocked` [Q, P].
-
-    A float32 product proposes a few rows more than wanted, double precision orders them. A row that was not
-    proposed scores below the last proposal, give or take the product's rounding; where that does not settle
-    the k-th place (duplicates, say), every row within reach is scored for that query.
-    """
-    k = into.rows.shape[1]
-    if k == 0 or len(pool) == 0:
-        return
-    whole = len(pool) == len(features)
-    members = features if whole else features[pool]
-    asked = queries[asking]
-    rough = (asked @ members.T).masked_fill_(blocked, -torch.inf)
-    wide = min(k + 8, len(pool))
-    proposed, places = rough.topk(wide, dim=1, sorted=False)
-    places = places.sort(dim=1).values  # lower rows first, so that a stable sort settles ties
-    exact = _dot(asked, members, places).masked_fill_(rough.gather(1, places) == -torch.inf, -torch.inf)
-    found = min(k, wide)
-    similarity, order = exact.sort(dim=1, descending=True, stable=True)
-    similarity, places = similarity[:, :found].clone(), places.gather(1, order[:, :found])
-    if wide < len(pool):
-        rounding = 2 * features.shape[1] * 2.0**-24
-        worst = proposed.min(1).values
-        unsettled = (similarity[:, -1] <= worst + rounding) & (worst > -torch.inf)
-        for q in unsettled.nonzero().squeeze(1).tolist():
-            reach = (rough[q] >= float(similarity[q, -1]) - rounding).nonzero().squeeze(1)
-            scores = _dot(asked[q : q + 1], members, reach[None])[0]
-            top = scores.sort(descending=True, stable=True).indices[:found]
-            similarity[q], places[q] = scores[top], reach[top]
-    into.rows[asking, :found] = pool[places]
-    into.similarity[asking, :found] = similarity.float().masked_fill(similarity == -torch.inf, 0)
-    into.mask[asking, :found] = similarity > -torch.inf
-
-
-def _dot(queries: Tensor, members: Tensor, places: Tensor) -> Tensor:
-    """Inner products in double precision of each query [Q, D] with members [P, D] at places [Q, w]: [Q, w]."""
-    parts = [
-        (q.double()[:, None] * members[p].double()).sum(-1)
-        for q, p in zip(queries.split(128), places.split(128), strict=True)
-    ]
-    return torch.cat(parts)

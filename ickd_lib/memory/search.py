@@ -1,0 +1,88 @@
+"""Exact nearest neighbours: a float32 product proposes, double precision decides."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Neighbours:
+    """The rows retrieved for Q queries: positions in the bank, similarities and validity, [Q, k] each."""
+
+    rows: Tensor
+    similarity: Tensor
+    mask: Tensor
+
+    def __getitem__(self, queries: Tensor) -> Neighbours:
+        return Neighbours(self.rows[queries], self.similarity[queries], self.mask[queries])
+
+
+def fields(neighbours: Neighbours) -> tuple[Tensor, Tensor, Tensor]:
+    return neighbours.rows, neighbours.similarity, neighbours.mask
+
+
+def nothing(queries: int, k: int, like: Tensor) -> Neighbours:
+    rows = torch.zeros(queries, k, dtype=torch.long, device=like.device)
+    return Neighbours(rows, torch.zeros(queries, k, device=like.device), torch.zeros_like(rows, dtype=torch.bool))
+
+
+@contextlib.contextmanager
+def full_precision() -> Iterator[None]:
+    """No TF32 or bf16 inside: the margin of error below assumes float32 products."""
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("highest")
+    try:
+        yield
+    finally:
+        torch.set_float32_matmul_precision(before)
+
+
+def search_into(
+    into: Neighbours, queries: Tensor, asking: Tensor, features: Tensor, pool: Tensor, blocked: Tensor
+) -> None:
+    """Write the nearest rows of `pool` for the queries at `asking` into `into`, except where `blocked` [Q, P].
+
+    A float32 product proposes a few rows more than wanted, double precision orders them. A row that was not
+    proposed scores below the last proposal, give or take the product's rounding; where that does not settle
+    the k-th place (duplicates, say), every row within reach is scored for that query.
+    """
+    k = into.rows.shape[1]
+    if k == 0 or len(pool) == 0:
+        return
+    whole = len(pool) == len(features)
+    members = features if whole else features[pool]
+    asked = queries[asking]
+    rough = (asked @ members.T).masked_fill_(blocked, -torch.inf)
+    wide = min(k + 8, len(pool))
+    proposed, places = rough.topk(wide, dim=1, sorted=False)
+    places = places.sort(dim=1).values  # lower rows first, so that a stable sort settles ties
+    exact = _dot(asked, members, places).masked_fill_(rough.gather(1, places) == -torch.inf, -torch.inf)
+    found = min(k, wide)
+    similarity, order = exact.sort(dim=1, descending=True, stable=True)
+    similarity, places = similarity[:, :found].clone(), places.gather(1, order[:, :found])
+    if wide < len(pool):
+        rounding = 2 * features.shape[1] * 2.0**-24
+        worst = proposed.min(1).values
+        unsettled = (similarity[:, -1] <= worst + rounding) & (worst > -torch.inf)
+        for q in unsettled.nonzero().squeeze(1).tolist():
+            reach = (rough[q] >= float(similarity[q, -1]) - rounding).nonzero().squeeze(1)
+            scores = _dot(asked[q : q + 1], members, reach[None])[0]
+            top = scores.sort(descending=True, stable=True).indices[:found]
+            similarity[q], places[q] = scores[top], reach[top]
+    into.rows[asking, :found] = pool[places]
+    into.similarity[asking, :found] = similarity.float().masked_fill(similarity == -torch.inf, 0)
+    into.mask[asking, :found] = similarity > -torch.inf
+
+
+def _dot(queries: Tensor, members: Tensor, places: Tensor) -> Tensor:
+    """Inner products in double precision of each query [Q, D] with members [P, D] at places [Q, w]: [Q, w]."""
+    parts = [
+        (q.double()[:, None] * members[p].double()).sum(-1)
+        for q, p in zip(queries.split(128), places.split(128), strict=True)
+    ]
+    return torch.cat(parts)
