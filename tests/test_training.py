@@ -378,6 +378,12 @@ def test_a_bank_or_teacher_of_other_data_is_refused(digits, teacher):
         distill([Student("dropping", "kd")], digits, other_classes)
 
 
+def test_a_split_without_images_is_refused(digits):
+    empty = digits.test.subset(torch.arange(0))
+    with pytest.raises(InputError, match="digits/test holds no image"):
+        distill([Student("dropping", "ce")], digits._replace(test=empty), None)
+
+
 def test_a_damaged_checkpoint_is_named(digits, tmp_path, monkeypatch):
     students = [Student("dropping", "ce", 0, "a")]
     with monkeypatch.context() as patch:

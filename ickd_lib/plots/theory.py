@@ -75,6 +75,7 @@ def learned_smoothing(
     guide = gaps[-1] * temperatures[-1] / temperatures
     right.loglog(temperatures, guide, color="0.4", linestyle="--", label="slope −1")
     right.set(xlabel="temperature τ", ylabel="‖gradient − limit‖ / ‖limit‖", title="KD's gradient and its limit")
+    right.minorticks_off()
     right.legend(fontsize="small")
     figure.get_layout_engine().set(w_pad=0.1)  # type: ignore[union-attr, call-arg]
     return figure
@@ -99,6 +100,7 @@ def first_order(
         ylabel="‖predicted − real‖ / ‖real‖",
         title="First-order change of the logits",
     )
+    left.minorticks_off()  # a figure's time goes into its ticks
     left.legend(fontsize="small")
     for i, (name, chosen) in enumerate({"same class": same_class, "another class": ~same_class}.items()):
         most = min(bins, chosen.sum(1).min())

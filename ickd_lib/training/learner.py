@@ -197,10 +197,10 @@ class Learner:
             "train_accuracy": at.correct.item() / len(splits.train),
         }
         if evaluate:
-            for split in (splits.val, splits.test):
+            for name, split in (("val", splits.val), ("test", splits.test)):
                 if len(split):
                     logits = models.predict(self.network, split, precision=precision).logits
-                    record[f"{split.name.split('/')[1]}_accuracy"] = metrics.accuracy(logits, split.labels)
+                    record[f"{name}_accuracy"] = metrics.accuracy(logits, split.labels)
         record["seconds"] = round(at.seconds, 3)
         self.records.append(record)
         if self.run:

@@ -69,6 +69,9 @@ def distill(
         raise InputError("no student to train; give at least one Student")
     if evaluate_every < 1:
         raise InputError(f"evaluate_every={evaluate_every} must be 1 or more")
+    for split in (splits.train, splits.test):
+        if not len(split):
+            raise InputError(f"{split.name} holds no image; training needs some in train and in test")
     splits = splits.to(where)
     frozen = without_gradient(teacher, where) if teacher else None
     learners = [Learner(student, splits, frozen, recipe, data_seed, where) for student in students]
