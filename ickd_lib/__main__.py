@@ -81,7 +81,7 @@ def parser() -> argparse.ArgumentParser:
     train.add_argument("--method", default="ickd", help=f"{known}; with arguments: 'ickd(nicd=0.5, positives=4)'")
     train.add_argument("--seed", type=int, default=0, help="of the initialisation")
     train.add_argument("--data-seed", type=int, default=0, help="of the order and the augmentation")
-    train.add_argument("--name", default="", help="of the run folder; by default student, method and seed")
+    train.add_argument("--name", default="", help="of the run folder; by default student, method, seed, settings")
     compare = command("compare", "Train a student with several methods over several seeds; print a table.")
     compare.add_argument("--student", default="resnet8", help="a model's name")
     compare.add_argument("--methods", nargs="+", default=["ce", "kd", "ickd"], help=known)

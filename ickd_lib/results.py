@@ -11,7 +11,7 @@ from typing import Any
 from ickd_lib import runtime
 from ickd_lib.runtime import InputError
 
-SETTING = ("dataset", "train_images", "teacher", "network", "epochs")
+SETTING = ("dataset", "train_images", "teacher", "network", "epochs", "batch_size", "lr", "schedule")
 COLUMNS = {  # of a table: heading, key of the summary, scale and format
     "last, %": ("accuracy", 100, ".2f"),
     "best, %": ("best_accuracy", 100, ".2f"),
@@ -64,14 +64,16 @@ def table(summaries: Sequence[dict[str, Any]]) -> str:
 
 
 def _one(setting: tuple, methods: dict[str, list[dict]]) -> str:
-    dataset, images, teacher, network, epochs = setting
+    dataset, images, teacher, network, epochs, batch_size, lr, schedule = setting
+    arrow = f"{teacher} → " if teacher else ""
     shown = {
         heading: column
         for heading, column in COLUMNS.items()
         if any(column[0] in summary for group in methods.values() for summary in group)
     }
     lines = [
-        f"**{dataset}**, {images:,} training images: {f'{teacher} → ' if teacher else ''}{network}, {epochs} epochs",
+        f"**{dataset}**, {images:,} training images: {arrow}{network}, {epochs} epochs at batch {batch_size}, "
+        f"learning rate {lr:g} ({schedule})",
         "",
         "| method | seeds | " + " | ".join(shown) + " |",
         "|---|---|" + "---|" * len(shown),

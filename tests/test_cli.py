@@ -27,10 +27,11 @@ def run(tmp_path, monkeypatch, capsys):
 
 def test_train_evaluate_and_report(run):
     status, out, _ = run(f"train --method kd {QUICK} {SHORT}")
-    assert status == 0 and "run folder: runs/resnet8-kd-seed0" in out
+    assert status == 0 and "run folder: runs/resnet8-kd-seed0-" in out
+    folder = out.rsplit("run folder: ")[1].strip()
     summary = json.loads(out[: out.index("run folder")])
     assert summary["train_images"] == 60 and summary["teacher_saw"] == {"data": "digits/train", "labels": 1000}
-    status, out, _ = run("evaluate runs/resnet8-kd-seed0 --device cpu")
+    status, out, _ = run(f"evaluate {folder} --device cpu")
     assert status == 0 and json.loads(out)["accuracy"] == pytest.approx(summary["accuracy"])
     status, out, _ = run("report runs")
     assert status == 0 and "| kd | 1 |" in out and "| ce |" not in out, "teachers are no results"
@@ -88,8 +89,8 @@ def test_mistakes_are_one_line(run, line, message):
 
 
 def test_a_run_of_other_settings_is_refused(run):
-    assert run(f"train --method ce {QUICK}")[0] == 0
-    status, _, err = run(f"train --method ce {QUICK} --lr 0.2")
+    assert run(f"train --method ce {QUICK} --name mine")[0] == 0
+    status, _, err = run(f"train --method ce {QUICK} --name mine --lr 0.2")
     assert status == 2 and "holds a run with recipe=" in err
 
 

@@ -75,6 +75,7 @@ def test_mean_std_and_paired_intervals():
 
 def test_tables_keep_settings_apart():
     base = {"dataset": "digits", "train_images": 60, "teacher": None, "network": "resnet8", "epochs": 1}
+    base |= {"batch_size": 64, "lr": 0.05, "schedule": "step"}
     rows = [
         base | {"method": "ce", "accuracy": 0.5, "best_accuracy": 0.6},
         base | {"method": "ce", "accuracy": 0.7, "best_accuracy": 0.8},
@@ -82,5 +83,5 @@ def test_tables_keep_settings_apart():
     ]
     text = results.table(rows)
     assert "| ce | 2 | 60.00 ± 14.14 | 70.00 ± 14.14 |" in text
-    assert "**digits**, 60 training images: resnet20 → resnet8, 1 epochs" in text
+    assert "**digits**, 60 training images: resnet20 → resnet8, 1 epochs at batch 64, learning rate 0.05 (step)" in text
     assert "| kd | 1 | 90.00 | 90.00 | 25.00 |" in text

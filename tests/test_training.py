@@ -148,13 +148,13 @@ def test_students_stopped_at_different_steps_catch_up(digits, teacher, tmp_path,
 def test_a_killed_process_resumes_to_the_same_weights(tmp_path):
     def command(runs, *more):
         options = "--student resnet8 --method ce --labels 60 --epochs 6 --batch-size 20 --schedule cosine --device cpu"
-        return [sys.executable, "-m", "ickd_lib", "train", *options.split(), "--runs", str(runs), *more]
+        return [sys.executable, "-m", "ickd_lib", "train", *options.split(), "--name", "a", "--runs", str(runs), *more]
 
     subprocess.run(command(tmp_path / "whole"), check=True, capture_output=True)
     child = subprocess.Popen(
         command(tmp_path / "cut", "--checkpoint-seconds", "0"), stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL
     )
-    cut = tmp_path / "cut" / "resnet8-ce-seed0"
+    cut = tmp_path / "cut" / "a"
     deadline = time.monotonic() + 60
     while not (cut / "checkpoint.pt").exists() and time.monotonic() < deadline:
         time.sleep(0.01)
@@ -162,7 +162,7 @@ def test_a_killed_process_resumes_to_the_same_weights(tmp_path):
     child.wait()
     assert (cut / "checkpoint.pt").exists() and not (cut / "summary.json").exists(), "the kill came too late"
     subprocess.run(command(tmp_path / "cut"), check=True, capture_output=True)
-    whole = tmp_path / "whole" / "resnet8-ce-seed0"
+    whole = tmp_path / "whole" / "a"
     assert (cut / "student.safetensors").read_bytes() == (whole / "student.safetensors").read_bytes()
 
 
@@ -259,8 +259,8 @@ def test_static_queries_are_those_of_the_clean_rows(digits, teacher, monkeypatch
 
 def test_a_run_folder_tells_everything(digits, teacher, tmp_path):
     splits = data.load("digits", labels=120, val=0.1)
-    (history,) = distill([Student("resnet8", "kd", 1)], splits, teacher, runs=tmp_path, evaluate_every=2).values()
-    folder = tmp_path / "resnet8-kd-seed1"
+    (history,) = distill([Student("resnet8", "kd", 1, "kd")], splits, teacher, runs=tmp_path, evaluate_every=2).values()
+    folder = tmp_path / "kd"
     assert history.folder == folder
     assert sorted(p.name for p in folder.iterdir()) == [
         "checkpoint.pt",
@@ -294,6 +294,16 @@ def test_a_finished_run_is_loaded_not_repeated(digits, tmp_path, monkeypatch):
         distill(students, digits, None, runs=tmp_path, resume=False)
     with pytest.raises(InputError, match="holds a run with data_seed=0, not 1"):
         distill(students, digits, None, runs=tmp_path, data_seed=1)
+
+
+def test_other_settings_are_another_run(digits, tmp_path):
+    def folder(**options):
+        (history,) = distill([Student("dropping", "ce", 0)], digits, None, runs=tmp_path, **options).values()
+        return history.folder.name
+
+    names = [folder(), folder(), folder(data_seed=1), folder(evaluate_every=2)]
+    assert names[0] == names[1] and len(set(names)) == 3
+    assert names[0].startswith("dropping-ce-seed0-") or names[0].startswith("Dropping-ce-seed0-")
 
 
 def test_a_run_of_another_version_of_the_code_is_told_apart(digits, tmp_path, monkeypatch):

@@ -51,7 +51,7 @@ def learned_smoothing(
         1, 3, figsize=(WIDTH, 3.3), layout="constrained", width_ratios=[1, 3.2, 2.2]
     )
     left.imshow(image, interpolation="nearest")
-    left.set_title(f"label: {label}")
+    left.set_title(f"label:\n{label}", fontsize="medium")
     left.set_axis_off()
     last = list(targets.values())[-1]
     shown = np.sort(np.argsort(-last)[:most])
@@ -67,8 +67,10 @@ def learned_smoothing(
             edgecolor="white",
             linewidth=0.3,
         )
-    long = max(len(classes[c]) for c in shown) > 3
-    middle.set_xticks(range(len(shown)), [classes[c] for c in shown], rotation=60 if long else 0)
+    middle.set_xticks(range(len(shown)), [classes[c] for c in shown])
+    if max(len(classes[c]) for c in shown) > 3:
+        middle.tick_params("x", rotation=45)
+        plt.setp(middle.get_xticklabels(), ha="right", rotation_mode="anchor")
     middle.set(xlabel="class", ylabel="target probability", title="What the image's target says")
     middle.legend(fontsize="small")
     right.loglog(temperatures, gaps, label="measured", **_style(0))

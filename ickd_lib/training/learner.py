@@ -29,7 +29,8 @@ class Student:
     network: a model's name, initialised from `seed`; or a network, trained in place.
     method: as `methods.create` reads it, or a Method.
     seed: of the initialisation and of the method's draws. The data's order has a seed of its own.
-    name: of its run folder; by default network, method and seed.
+    name: of its run folder; by default network, method, seed and a fingerprint of all settings, so that other
+        settings are another run.
     """
 
     network: str | Network
@@ -79,6 +80,7 @@ class Learner:
         teacher: Network | None,
         recipe: Recipe,
         data_seed: int,
+        evaluate_every: int,
         where: torch.device,
     ) -> None:
         train = splits.train
@@ -99,8 +101,6 @@ class Learner:
             self.method.setup(
                 network.features_dim, teacher.features_dim if teacher else 0, network.num_classes, len(train)
             )
-        label = f"{network.name}-{methods.describe(self.method)}-seed{student.seed}"
-        self.name = re.sub(r"[^\w.=+-]+", "-", student.name or label).strip("-")
         self.network = network.to(where, memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.method = self.method.to(where)
         self.optimizer = torch.optim.SGD(
@@ -119,9 +119,13 @@ class Learner:
             "data": {"name": train.name, "fingerprint": train.fingerprint, "images": len(train)},
             "data_seed": data_seed,
             "recipe": asdict(recipe),
+            "evaluate_every": evaluate_every,
             "teacher": teacher and {"name": teacher.name, "fingerprint": runtime.fingerprint(teacher.state_dict())},
             "teacher_saw": teacher and teacher.trained_on,
         }
+        mark = runtime.fingerprint(self.settings)[:6]
+        label = f"{network.name}-{methods.describe(self.method)}-seed{student.seed}-{mark}"
+        self.name = re.sub(r"[^\w.=+-]+", "-", student.name or label).strip("-")
         self.records: list[dict[str, Any]] = []
         self.run: runtime.Run | None = None
 
@@ -229,6 +233,9 @@ class Learner:
             "dataset": settings["data"]["name"].split("/")[0],
             "train_images": len(splits.train),
             "epochs": self.recipe.epochs,
+            "batch_size": self.recipe.batch_size,
+            "lr": self.recipe.lr,
+            "schedule": self.recipe.schedule,
             "teacher": settings["teacher"] and settings["teacher"]["name"],
             "teacher_saw": settings["teacher_saw"],
             "best_accuracy": best["test_accuracy"],
