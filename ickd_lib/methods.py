@@ -16,7 +16,7 @@ from ickd_lib.memory import InContext, MemoryBank
 from ickd_lib.models import Output
 from ickd_lib.runtime import InputError
 
-NEEDS = frozenset({"teacher", "retrieval"})
+NEEDS = frozenset({"teacher", "retrieval", "bank"})
 
 
 @dataclass(frozen=True)
@@ -45,8 +45,7 @@ class Context:
     student: logits [B, C] and features [B, D], with gradient.
     teacher: the same of the teacher for the same views, without.
     positives, negatives: the in-context samples of each image, from the bank.
-    peers: the outputs of students trained together with this one, without gradient.
-    bank: the bank itself.
+    bank: the teacher's memory bank itself.
     progress: how much of the training is done, 0 to 1.
     """
 
@@ -55,7 +54,6 @@ class Context:
     teacher: Output | None = None
     positives: InContext | None = None
     negatives: InContext | None = None
-    peers: tuple[Output, ...] = ()
     bank: MemoryBank | None = None
     progress: float = 0.0
 

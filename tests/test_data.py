@@ -154,6 +154,35 @@ def test_the_published_layout_is_read(tmp_path):
     assert splits.train.views == 162
 
 
+def test_it_is_downloaded_only_when_absent_and_asked_for(tmp_path, monkeypatch):
+    import torchvision
+
+    asked = []
+
+    def fetch(root, download):
+        asked.append((root, download))
+        write_cifar(tmp_path)
+
+    monkeypatch.setattr(torchvision.datasets, "CIFAR100", fetch)
+    with pytest.raises(InputError, match=r"ask for the download \(download=True, --download\)"):
+        data.load("cifar100", tmp_path)
+    assert asked == []
+    assert len(data.load("cifar100", tmp_path, download=True).train) == 40
+    assert len(data.load("cifar100", tmp_path, download=True).train) == 40
+    assert asked == [(str(tmp_path), True)]
+
+
+def test_a_failed_download_is_one_line(tmp_path, monkeypatch):
+    import torchvision
+
+    def fetch(root, download):
+        raise OSError("no route to host")
+
+    monkeypatch.setattr(torchvision.datasets, "CIFAR100", fetch)
+    with pytest.raises(InputError, match=r"could not download CIFAR-100 to .* \(no route to host\); try again"):
+        data.load("cifar100", tmp_path, download=True)
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [

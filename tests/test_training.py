@@ -223,6 +223,33 @@ def test_a_methods_own_parameters_are_trained_and_resumed(digits, teacher, tmp_p
     assert not torch.equal(fresh.weight, whole.method.projector.weight)
 
 
+def test_a_method_sees_what_it_declares_and_nothing_else(digits, teacher):
+    seen = {}
+
+    class Watching(Method):
+        def __init__(self, *, wants: tuple = ()):
+            super().__init__()
+            self.needs, self.wants = frozenset(wants), wants
+            self.retrieval = methods.Retrieval(2, 3) if "retrieval" in wants else None
+
+        def forward(self, context):
+            seen[self.wants] = context
+            return {"ce": nn.functional.cross_entropy(context.student.logits, context.batch.labels)}
+
+    wants = [(), ("teacher",), ("retrieval",), ("bank",)]
+    students = [Student("dropping", Watching(wants=w), 0, f"s{i}") for i, w in enumerate(wants)]
+    distill(students, digits, teacher)
+    for want in wants:
+        context = seen[want]
+        given = {
+            "teacher": context.teacher is not None,
+            "retrieval": context.positives is not None and context.negatives is not None,
+            "bank": isinstance(context.bank, MemoryBank),
+        }
+        assert given == {name: name in want for name in given}
+        assert 0 <= context.progress < 1
+
+
 def test_a_given_bank_is_the_bank_that_is_used(digits, teacher):
     bank = MemoryBank.build(teacher, digits.train, precision="fp32")
     (a,) = distill([Student("dropping", "ickd", 0)], digits, teacher).values()

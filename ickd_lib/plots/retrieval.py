@@ -118,14 +118,15 @@ def distributions(
     for i, (axis, (name, p)) in enumerate(zip(axes[0], probabilities.items(), strict=True)):
         axis.bar(range(len(shown)), p[shown], 0.75, color=PALETTE[i], hatch=HATCHES[i], edgecolor="white", linewidth=0)
         for x, c in enumerate(shown):
-            if p[c] >= 0.005:
-                axis.text(x, p[c], f"{p[c]:.2f}", ha="center", va="bottom", fontsize=7.5)
-        names = [f"{classes[c]} ✓" if c == label else classes[c] for c in shown]
+            if p[c] >= 0.05:  # written without the zero, or numbers of neighbouring bars touch
+                axis.text(x, p[c], f"{p[c]:.2f}".removeprefix("0"), ha="center", va="bottom", fontsize=7.5)
+        tick = " ✓" if long else "\n✓"
+        names = [classes[c] + tick * (c == label) for c in shown]
         axis.set_xticks(range(len(shown)), names, rotation=60 if long else 0, ha="right" if long else "center")
         if long:
             plt.setp(axis.get_xticklabels(), rotation_mode="anchor")
-        for c, tick in zip(shown, axis.get_xticklabels(), strict=True):
-            tick.set_fontweight("bold" if c == label else "normal")
+        for c, text in zip(shown, axis.get_xticklabels(), strict=True):
+            text.set_fontweight("bold" if c == label else "normal")
         axis.set(xlabel="class", title=f"{name} says {classes[int(p.argmax())]}")
     axes[0, 0].set_ylabel("probability")
     axes[0, 0].set_ylim(0, 1.08 * max(float(p.max()) for p in probabilities.values()))

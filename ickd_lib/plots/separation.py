@@ -65,9 +65,9 @@ def embeddings(
                 *points[chosen].T, s=size, alpha=0.8, edgecolors="0.35", linewidths=edge, label=names[g], **looks[g]
             )
             if direct and chosen.any():
-                x, y = np.median(points[chosen], 0)
+                x, y = np.median(points[chosen, 0]), np.quantile(points[chosen, 1], 0.9)  # above most of its points
                 outline = [withStroke(linewidth=2.5, foreground="white")]
-                axis.text(x, y, names[g], ha="center", va="center", weight="bold", path_effects=outline)
+                axis.text(x, y, names[g], ha="center", va="bottom", weight="bold", path_effects=outline)
         axis.set(title=title, xticks=[], yticks=[], xlabel="UMAP 1", box_aspect=1)
         axis.spines[:].set_visible(True)
         axis.spines[:].set_color("0.8")
@@ -153,6 +153,7 @@ def separation(table: Mapping[str, Mapping[str, Any]]) -> Figure:
     down = -(-len(shown) // across)
     height = down * (0.75 + 0.3 * len(table))
     figure, axes = plt.subplots(down, across, figsize=(WIDTH, height), layout="constrained", sharey=True, squeeze=False)
+    figure.get_layout_engine().set(wspace=0.08)  # type: ignore[union-attr]  # the values belong to the panel on their left
     for axis in axes.flat[len(shown) :]:
         axis.set_visible(False)
     for axis, key in zip(axes.flat, shown, strict=False):

@@ -78,14 +78,18 @@ def scores(scores: Mapping[str, Sequence[float]], *, xlabel: str = "test accurac
         mean, spread = mean_and_std(seeds)
         style = method_style(name)
         colour, marker = style["color"], style["marker"]
-        # Seeds lie a little above the mean, so that neither hides the other.
-        axis.scatter(seeds, np.full(len(seeds), row - 0.17), s=26, color=colour, marker=marker, alpha=0.75, lw=0)
-        axis.errorbar(mean, row + 0.12, xerr=spread, color=colour, marker="|", ms=13, mew=2.2, capsize=3, lw=1.6)
+        several = len(seeds) > 1  # then the seeds lie a little above their mean, so that neither hides the other
+        axis.scatter(
+            seeds, np.full(len(seeds), row - 0.17 * several), s=30, color=colour, marker=marker, alpha=0.8, lw=0
+        )
+        if several:
+            axis.errorbar(mean, row + 0.12, xerr=spread, color=colour, marker="|", ms=13, mew=2.2, capsize=3, lw=1.6)
         text = score(float(mean), float(spread), len(seeds), digits)
         axis.text(1.01, row, text, transform=axis.get_yaxis_transform(), va="center", fontsize=9)
     axis.set_yticks(range(len(scores)), list(scores))
     axis.set_ylim(len(scores) - 0.5, -0.5)
-    axis.set(xlabel=xlabel, title="Each seed (markers), mean ± standard deviation (bars)")
+    alone = all(len(numbers) == 1 for numbers in scores.values())
+    axis.set(xlabel=xlabel, title="One seed each" if alone else "Each seed (markers), mean ± standard deviation (bars)")
     axis.grid(axis="x")
     axis.margins(x=0.05)
     return figure

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from ickd_lib import methods, metrics, models, runtime
 from ickd_lib.data import Batch, Splits
-from ickd_lib.memory import InContext
+from ickd_lib.memory import InContext, MemoryBank
 from ickd_lib.models import Network, Output
 from ickd_lib.runtime import Diverged, InputError
 from ickd_lib.training.recipe import Recipe
@@ -141,7 +141,15 @@ class Learner:
 
     # ------------------------------------------------------------------------------------------- training
 
-    def step(self, batch: Batch, teacher: Output | None, retrieved: Retrieved, precision: str, steps: int) -> None:
+    def step(
+        self,
+        batch: Batch,
+        teacher: Output | None,
+        retrieved: Retrieved,
+        bank: MemoryBank | None,
+        precision: str,
+        steps: int,
+    ) -> None:
         """One step of gradient descent. Everything random in it is a function of (seed, epoch, step)."""
         at = self.at
         done = at.epoch + at.step / steps
@@ -161,6 +169,7 @@ class Learner:
                 teacher if "teacher" in needs else None,
                 near,
                 far,
+                bank if "bank" in needs else None,
                 progress=done / self.recipe.epochs,
             )
         )

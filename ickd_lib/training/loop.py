@@ -91,7 +91,7 @@ def distill(
     waiting = [learner for learner in learners if not learner.finished]
     if waiting:
         tables: Tables = {}
-        if any("retrieval" in learner.method.needs for learner in waiting):
+        if any(learner.method.needs & {"retrieval", "bank"} for learner in waiting):
             assert frozen is not None
             bank = bank.to(where) if bank else MemoryBank.build(frozen, splits.train, precision=path["precision"])
             tables = _tables(bank, splits, waiting)
@@ -142,7 +142,7 @@ class _Loop:
                     active = [learner for learner in self.learners if learner.at.position == (epoch, step)]
                     output, retrieved = self._supply(batch)
                     for learner in active:
-                        learner.step(batch, output, retrieved, self.precision, steps)
+                        learner.step(batch, output, retrieved, self.bank, self.precision, steps)
                     if bar.update() or on_cpu:
                         for learner in active:
                             learner.check_finite()

@@ -93,7 +93,7 @@ def compare(
         raise InputError("no method to compare; name some, such as ce kd ickd")
     where = runtime.device(device)
     made = [create(method) for method in methods]
-    if bank is None and teacher is not None and any("retrieval" in method.needs for method in made):
+    if bank is None and teacher is not None and any(method.needs & {"retrieval", "bank"} for method in made):
         bank = MemoryBank.build(teacher.to(where), splits.to(where).train, precision=precision)
     found: dict[str, list[History]] = {method: [] for method in methods}
     for seed in range(seeds) if isinstance(seeds, int) else seeds:
