@@ -96,7 +96,7 @@ class MemoryBank:
             images.labels[order],
             images.index[order],
             images.classes,
-            source=_source(images, teacher),
+            source=source_of(images, teacher),
         )
 
     @classmethod
@@ -331,7 +331,7 @@ class MemoryBank:
             bank = cls(**tensors, classes=tuple(meta["classes"]), filled=filled, source=meta["source"])
         except (SafetensorError, KeyError, TypeError, AttributeError, ValueError) as error:
             raise InputError(f"{path} is not a memory bank, or is damaged ({error}); build it again") from None
-        expected = _source(images, teacher)
+        expected = source_of(images, teacher)
         for what, mark in expected.items():
             if bank.source.get(what) != mark:
                 raise InputError(
@@ -340,6 +340,7 @@ class MemoryBank:
         return bank
 
 
-def _source(images: Images | None, teacher: models.Network | None) -> dict[str, str]:
+def source_of(images: Images | None, teacher: models.Network | None) -> dict[str, str]:
+    """What `MemoryBank.source` says of a bank built from these."""
     source = {} if images is None else {"data": images.fingerprint}
     return source if teacher is None else source | {"teacher": runtime.fingerprint(teacher.name, teacher.state_dict())}

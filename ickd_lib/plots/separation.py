@@ -151,9 +151,16 @@ def separation(table: Mapping[str, Mapping[str, Any]]) -> Figure:
     shown = [key for key in MEASURES if all(key in row for row in table.values())]
     across = min(3, len(shown))
     down = -(-len(shown) // across)
-    height = down * (0.75 + 0.3 * len(table))
-    figure, axes = plt.subplots(down, across, figsize=(WIDTH, height), layout="constrained", sharey=True, squeeze=False)
-    figure.get_layout_engine().set(wspace=0.08)  # type: ignore[union-attr]  # the values belong to the panel on their left
+    size = (WIDTH, down * (0.75 + 0.3 * len(table)))
+    figure, axes = plt.subplots(
+        down,
+        across,
+        figsize=size,
+        layout="constrained",
+        sharey=True,
+        squeeze=False,
+        gridspec_kw={"wspace": 0.08},  # the values belong to the panel on their left
+    )
     for axis in axes.flat[len(shown) :]:
         axis.set_visible(False)
     for axis, key in zip(axes.flat, shown, strict=False):

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from ickd_lib import methods, metrics, models, runtime
 from ickd_lib.data import Batch, Splits
-from ickd_lib.memory import InContext, MemoryBank
+from ickd_lib.memory import InContext, MemoryBank, source_of
 from ickd_lib.models import Network, Output
 from ickd_lib.runtime import Diverged, InputError
 from ickd_lib.training.recipe import Recipe
@@ -78,6 +78,7 @@ class Learner:
         student: Student,
         splits: Splits,
         teacher: Network | None,
+        bank: MemoryBank | None,
         recipe: Recipe,
         data_seed: int,
         evaluate_every: int,
@@ -123,6 +124,8 @@ class Learner:
             "teacher": teacher and {"name": teacher.name, "fingerprint": runtime.fingerprint(teacher.state_dict())},
             "teacher_saw": teacher and teacher.trained_on,
         }
+        if bank and self.method.needs & {"retrieval", "bank"} and bank.source != source_of(train, teacher):
+            self.settings["bank"] = runtime.fingerprint(bank.features, bank.logits, bank.index)
         mark = runtime.fingerprint(self.settings)[:6]
         label = f"{network.name}-{methods.describe(self.method)}-seed{student.seed}-{mark}"
         self.name = re.sub(r"[^\w.=+-]+", "-", student.name or label).strip("-")

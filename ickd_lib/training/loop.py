@@ -74,7 +74,9 @@ def distill(
             raise InputError(f"{split.name} holds no image; training needs some in train and in test")
     splits = splits.to(where)
     frozen = without_gradient(teacher, where) if teacher else None
-    learners = [Learner(student, splits, frozen, recipe, data_seed, evaluate_every, where) for student in students]
+    learners = [
+        Learner(student, splits, frozen, bank, recipe, data_seed, evaluate_every, where) for student in students
+    ]
     names = [learner.name for learner in learners]
     for name in names:
         if names.count(name) > 1:
