@@ -96,11 +96,15 @@ class Explorer(ipw.VBox):
     def show(self, _: Any = None) -> None:
         """Draw what the controls ask for; what goes wrong is shown above the last pictures."""
         self.message.value = ""
+        others = set(plt.get_fignums())
         try:
             for picture, figure in zip(self.pictures, self._figures(), strict=True):
                 picture.value = _png(figure)
         except Exception as error:  # a widget's callback has nobody else to tell
             self._say(str(error) if isinstance(error, InputError) else f"{type(error).__name__}: {error}")
+        finally:
+            for number in set(plt.get_fignums()) - others:
+                plt.close(number)
 
     def _figures(self) -> Iterator[Figure]:
         i = self.number.value
@@ -129,8 +133,5 @@ explore = Explorer  # what a notebook calls
 
 def _png(figure: Figure) -> bytes:
     buffer = io.BytesIO()
-    try:
-        figure.savefig(buffer, format="png", dpi=90)
-    finally:
-        plt.close(figure)
+    figure.savefig(buffer, format="png", dpi=90)
     return buffer.getvalue()

@@ -121,7 +121,7 @@ def distributions(
             if p[c] >= 0.05:  # written without the zero, or numbers of neighbouring bars touch
                 axis.text(x, p[c], f"{p[c]:.2f}".removeprefix("0"), ha="center", va="bottom", fontsize=7.5)
         tick = " ✓" if long else "\n✓"
-        names = [classes[c] + tick * (c == label) for c in shown]
+        names = [classes[c] + (tick if c == label else "") for c in shown]
         axis.set_xticks(range(len(shown)), names, rotation=60 if long else 0, ha="right" if long else "center")
         if long:
             plt.setp(axis.get_xticklabels(), rotation_mode="anchor")

@@ -68,6 +68,7 @@ def embeddings(
                 x, y = np.median(points[chosen, 0]), np.quantile(points[chosen, 1], 0.9)  # above most of its points
                 outline = [withStroke(linewidth=2.5, foreground="white")]
                 axis.text(x, y, names[g], ha="center", va="bottom", weight="bold", path_effects=outline)
+        axis.margins(0.08)
         axis.set(title=title, xticks=[], yticks=[], xlabel="UMAP 1", box_aspect=1)
         axis.spines[:].set_visible(True)
         axis.spines[:].set_color("0.8")

@@ -1,0 +1,184 @@
+"""Figures hold what they were given: as many marks, labels and values as there are data."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import matplotlib.colors as mcolors
+import matplotlib.pyplot as plt
+import numpy as np
+import pytest
+import torch
+
+from ickd_lib import data, methods, plots
+from ickd_lib.memory import InContext
+from ickd_lib.runtime import InputError
+
+
+@pytest.fixture(autouse=True)
+def closed():
+    plt.switch_backend("Agg")
+    yield
+    plt.close("all")
+
+
+def texts(axis) -> list[str]:
+    return [text.get_text() for text in axis.texts]
+
+
+def context(rows: list[int], similarity: list[float], mask: list[bool] | None = None) -> InContext:
+    k = len(rows)
+    valid = torch.tensor([mask or [True] * k])
+    return InContext(
+        torch.tensor([rows]), torch.tensor([similarity]), torch.zeros(1, k, 10), torch.zeros(1, k, 4), valid
+    )
+
+
+def test_importing_the_library_draws_nothing_in():
+    code = "import ickd_lib, sys; print(sorted({'matplotlib', 'torch', 'seaborn', 'ipywidgets'} & set(sys.modules)))"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout.strip() == "[]"
+
+
+def test_every_method_has_a_look_of_its_own():
+    names = [*methods.names(), "teacher"]
+    looks = {name: plots.method_style(name) for name in names}
+    seen = [(mcolors.to_hex(look["color"]), look["linestyle"], look["marker"]) for look in looks.values()]
+    assert len(set(seen)) == len(names)
+    assert plots.method_style("ickd") == plots.method_style("ICKD")
+    variant = plots.method_style("ickd(nicd=0)")
+    assert variant == plots.method_style("ickd(nicd = 0)")
+    assert variant["color"] == looks["ickd"]["color"]
+    assert variant["linestyle"] != looks["ickd"]["linestyle"] and variant["marker"] != looks["ickd"]["marker"]
+
+
+def test_curves_draw_the_mean_and_the_spread_of_the_epochs_all_seeds_have():
+    seeds = [
+        [{"epoch": e, "test_accuracy": a} for e, a in [(1, 0.2), (2, 0.5), (3, 0.6), (4, 0.8)]],
+        [{"epoch": e, "test_accuracy": a} for e, a in [(1, 0.4), (3, 0.7), (4, 0.9)]] + [{"epoch": 2, "loss": 1.0}],
+    ]
+    figure = plots.curves({"kd": seeds, "ce": [seeds[0]]})
+    whole, enlarged = figure.axes
+    line = next(line for line in whole.lines if line.get_label() == "kd")
+    assert line.get_xdata().tolist() == [1, 3, 4]
+    assert np.allclose(line.get_ydata(), [30, 65, 85])
+    assert enlarged.lines[0].get_xdata().tolist() == [3, 4]
+    band = whole.collections[0].get_paths()[0].vertices[:, 1]
+    assert np.isclose(band.max(), 85 + 100 * np.std([0.8, 0.9], ddof=1))
+    labels = [text.get_text() for text in figure.legends[0].texts]
+    assert labels == ["kd  85.0 ± 7.1", "ce  80.0"]  # the best first
+    with pytest.raises(InputError, match="'val_accuracy'"):
+        plots.curves({"kd": seeds}, key="val_accuracy")
+
+
+def test_scores_show_every_seed_in_the_given_order():
+    given = {"kd": [0.9, 0.92, 0.94], "ce": [0.8, 0.82]}
+    (axis,) = plots.scores(given).axes
+    assert [label.get_text() for label in axis.get_yticklabels()] == ["kd", "ce"]
+    assert axis.yaxis_inverted()
+    dots = [c.get_offsets()[:, 0] for c in axis.collections if len(c.get_offsets()) in (2, 3) and c.get_sizes().size]
+    assert np.allclose(dots[0], [90, 92, 94]) and np.allclose(dots[1], [80, 82])
+    assert texts(axis) == ["92.0 ± 2.0", "81.0 ± 1.4"]
+    (axis,) = plots.scores({"kd": [1.5]}, xlabel="seconds").axes
+    assert texts(axis) == ["1.500"] and axis.get_title() == "One seed each"
+
+
+def test_neighbours_paste_the_right_pixels_and_leave_out_what_is_masked():
+    images = data.load("digits").train.subset(torch.arange(3, 40))  # position and data-set row differ
+    near = context([10, 11, 12], [0.9, 0.8, 0.7], [True, True, False])
+    far = context([20], [0.5])
+    weights = torch.tensor([[0.75, 0.25, 0.0]])
+    (axis,) = plots.neighbours(images, 5, images, near, far, weights=weights, title="t").axes
+    names = {row: images.classes[int(images.labels[row - 3])] for row in (5, 10, 11, 20)}
+    shown = texts(axis)
+    assert f"query, row 5\nclass {names[5]}" in shown
+    assert f"{names[10]}\n0.900\nw 75%" in shown and f"{names[11]}\n0.800\nw 25%" in shown
+    assert f"{names[20]}\n0.500" in shown
+    assert len(axis.patches) == 4
+    picture, frame = axis.images[0], axis.patches[1]
+    canvas, width = picture.get_array(), picture.get_extent()[1]
+    pixels = canvas.shape[1] / width
+    left, top = round(frame.get_x() * pixels), round(frame.get_y() * pixels)
+    zoom = round(pixels / 8)
+    expected = images.images[10 - 3].permute(1, 2, 0).numpy().repeat(zoom, 0).repeat(zoom, 1)
+    assert (canvas[top : top + len(expected), left : left + len(expected)] == expected).all()
+
+
+def test_distributions_show_the_same_classes_in_all_panels_and_always_the_true_one():
+    classes = [f"class {c}" for c in range(100)]
+    teacher, student = torch.full((100,), 0.001), torch.full((100,), 0.002)
+    teacher[40], student[7] = 0.9, 0.8
+    figure = plots.distributions({"teacher": teacher, "student": student}, classes, label=99, most=4)
+    ticks = [[t.get_text() for t in axis.get_xticklabels()] for axis in figure.axes]
+    assert ticks[0] == ticks[1] and len(ticks[0]) == 4
+    assert {"class 40", "class 7", "class 99 ✓"} <= set(ticks[0])
+    heights = [bar.get_height() for bar in figure.axes[0].patches]
+    assert np.isclose(heights[ticks[0].index("class 40")], 0.9)
+    assert [axis.get_title() for axis in figure.axes] == ["teacher says class 40", "student says class 7"]
+
+
+def test_similarities_count_every_query_and_name_the_share_that_errs():
+    same, other = torch.tensor([0.9, 0.8, 0.7, 0.6]), torch.tensor([0.5, 0.6, 0.8, 0.1])
+    figure = plots.similarities(same, other)
+    right = figure.axes[1]
+    assert sum(bar.get_height() for bar in right.patches) == 4
+    assert [t.get_text() for t in right.get_legend().texts] == [
+        "own class nearer: 75.0%",
+        "another class nearer: 25.0%",
+    ]
+
+
+def test_precision_by_class_handles_ten_a_hundred_and_missing_classes():
+    ten = plots.by_class(torch.arange(10) / 10, list("abcdefghij"), chance=0.1).axes[0]
+    assert [t.get_text() for t in ten.get_yticklabels()] == list("jihgfedcba")
+    names, upper = [f"c{c}" for c in range(100)], [c // 5 for c in range(100)]
+    values = torch.arange(100) / 100
+    values[99] = torch.nan
+    groups = plots.by_class(values, names, [f"s{s}" for s in range(20)], upper).axes[0]
+    assert len(groups.get_yticklabels()) == 20 and texts(groups)[0] == "lowest: c95 95.0"
+    assert len(plots.by_class(values, names).axes[0].get_yticklabels()) == 20
+    figure = plots.precision([1, 2], {"teacher": [0.5, 0.25]}, {"same class": 0.1})
+    assert np.allclose(figure.axes[0].lines[0].get_ydata(), [50, 25])
+    assert texts(figure.axes[0]) == ["chance, same class: 10.0%"]
+
+
+def test_aggregation_and_time_keep_their_numbers():
+    figure = plots.aggregation([0.01, 0.1], [[1.0, 2.0, 3.0], [3.0, 3.5, 4.0]], {0.01: [0.7, 0.3]}, mark=0.1)
+    assert np.allclose(figure.axes[0].lines[0].get_ydata(), [2, 3.5])
+    assert np.allclose(figure.axes[1].lines[0].get_ydata(), [70, 30])
+    (axis,) = plots.retrieval_time([100, 1000], {"search": [0.001, 0.002]}).axes
+    assert np.allclose(axis.lines[0].get_ydata(), [1, 2]) and axis.get_xscale() == axis.get_yscale() == "log"
+
+
+@pytest.mark.parametrize("superclasses", [0, 20])
+@pytest.mark.parametrize("count", [10, 100])
+def test_logit_space_figures_are_complete_for_ten_and_a_hundred_classes(count, superclasses):
+    classes = [f"class {c}" for c in range(count)]
+    upper = {}
+    if superclasses and count == 100:
+        upper = {"superclasses": [f"super {s}" for s in range(20)], "superclass_of": [c % 20 for c in range(100)]}
+    generator = np.random.default_rng(0)
+    labels = np.arange(300) % count
+    points = {name: generator.normal(size=(300, 2)) for name in ("teacher", "ce", "kd")}
+    figure = plots.embeddings(points, torch.tensor(labels), classes, **upper)
+    for axis in figure.axes[:3]:
+        assert sum(len(cloud.get_offsets()) for cloud in axis.collections) == 300
+    named = figure.axes[0].texts if count == 10 else figure.legends[0].texts
+    assert len(named) == (10 if count == 10 else 20 if upper else 11)
+
+    matrix = np.arange(count**2).reshape(count, count) / count**2
+    figure = plots.class_correlation({"teacher": matrix, "ce": matrix.T}, classes, **upper)
+    panel = figure.axes[0]
+    order = sorted(range(count), key=lambda c: (c % 20, c)) if upper else range(count)
+    assert np.array_equal(panel.images[0].get_array(), matrix[np.ix_(order, order)])
+    if upper or count == 10:
+        assert len(panel.get_yticklabels()) == (20 if upper else 10)
+
+
+def test_separation_shows_seeds_their_mean_and_percent_where_it_says_so():
+    table = {"ce": {"ratio": [2.0, 4.0], "negative_margin": [0.1, 0.2]}, "kd": {"ratio": 5.0, "negative_margin": 0.05}}
+    figure = plots.separation(table)
+    assert len(figure.axes) == 2
+    assert texts(figure.axes[0]) == ["3.00 ± 1.41", "5.00"]
+    assert texts(figure.axes[1]) == ["15.0 ± 7.1", "5.0"]
+    assert [t.get_text() for t in figure.axes[0].get_yticklabels()] == ["ce", "kd"]
