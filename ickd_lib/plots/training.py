@@ -18,7 +18,7 @@ from ickd_lib.runtime import InputError
 def curves(runs: Mapping[str, Sequence[Sequence[Mapping[str, Any]]]], key: str = "test_accuracy") -> Figure:
     """One number over the epochs: a line a method, the mean over its seeds, in a band of ± one standard deviation.
 
-    The left panel shows all epochs, the right one the last half on a scale of its own, where methods come apart.
+    The left panel shows all epochs, the right one the last third on a scale of its own, where methods come apart.
     The legend is ordered by the last value, which it names.
 
     Args:
@@ -38,7 +38,7 @@ def curves(runs: Mapping[str, Sequence[Sequence[Mapping[str, Any]]]], key: str =
             raise InputError(f"the records of {name!r} hold no {key!r} to draw; was it evaluated?")
         mean, spread = mean_and_std([[seed[epoch] for epoch in epochs] for seed in found])
         style = method_style(name)
-        for axis, shown in zip(axes, (slice(None), epochs >= epochs[-1] / 2), strict=True):
+        for axis, shown in zip(axes, (slice(None), epochs >= 2 * epochs[-1] / 3), strict=True):
             x, y, s = epochs[shown], mean[shown], spread[shown]
             (line,) = axis.plot(x, y, label=name, markevery=max(1, len(x) // 8), **style)
             axis.fill_between(x, y - s, y + s, color=style["color"], alpha=0.15, linewidth=0)
@@ -54,7 +54,7 @@ def curves(runs: Mapping[str, Sequence[Sequence[Mapping[str, Any]]]], key: str =
         title="last epoch" + (", %" if scale == 100 else ""),
         alignment="left",
     )
-    for axis, title in zip(axes, ("All epochs", "The last half, enlarged"), strict=True):
+    for axis, title in zip(axes, ("All epochs", "The last third, enlarged"), strict=True):
         axis.set(xlabel="epoch", title=title)
         axis.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=6))
         axis.grid(axis="y")
