@@ -10,6 +10,7 @@ import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patheffects import withStroke
+from matplotlib.ticker import MaxNLocator
 
 from ickd_lib.plots.style import WIDTH, array, by_superclass, class_colours, mean_and_std, method_style
 from ickd_lib.plots.training import score
@@ -177,6 +178,7 @@ def separation(table: Mapping[str, Mapping[str, Any]]) -> Figure:
             axis.text(1.02, row, text, transform=axis.get_yaxis_transform(), va="center", fontsize=8)
         axis.set_title(MEASURES[key], fontsize=9)
         axis.margins(x=0.12)
+        axis.xaxis.set_major_locator(MaxNLocator(nbins=4))
         axis.grid(axis="x")
     axes[0, 0].set_yticks(range(len(table)), list(table))
     axes[0, 0].set_ylim(len(table) - 0.5, -0.5)
