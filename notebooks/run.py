@@ -18,6 +18,7 @@ from typing import Any
 
 import papermill
 from papermill.exceptions import PapermillExecutionError
+from traitlets.config import Config
 
 HERE = Path(__file__).resolve().parent
 RUNS = HERE.parent / "runs"
@@ -77,6 +78,7 @@ def main() -> int:
                 progress_bar=False,
                 stderr_file=sys.stderr,  # the training bars
                 execution_timeout=LIMIT,
+                config=Config(KernelManager={"transport": "ipc"}),  # TCP would be open to other users of the machine
             )
         except PapermillExecutionError as error:
             print(f"error: {path.name} failed: {error.ename}: {error.evalue}", file=sys.stderr)
