@@ -114,7 +114,7 @@ def test_distributions_show_the_same_classes_in_all_panels_and_always_the_true_o
     assert {"class 40", "class 7", "class 99 ✓"} <= set(ticks[0])
     heights = [bar.get_height() for bar in figure.axes[0].patches]
     assert np.isclose(heights[ticks[0].index("class 40")], 0.9)
-    assert [axis.get_title() for axis in figure.axes] == ["teacher says class 40", "student says class 7"]
+    assert [axis.get_title() for axis in figure.axes] == ["teacher\nsays class 40", "student\nsays class 7"]
 
 
 def test_similarities_count_every_query_and_name_the_share_that_errs():
@@ -139,7 +139,7 @@ def test_precision_by_class_handles_ten_a_hundred_and_missing_classes():
     assert len(plots.by_class(values, names).axes[0].get_yticklabels()) == 20
     figure = plots.precision([1, 2], {"teacher": [0.5, 0.25]}, {"same class": 0.1})
     assert np.allclose(figure.axes[0].lines[0].get_ydata(), [50, 25])
-    assert texts(figure.axes[0]) == ["chance, same class: 10.0%"]
+    assert [t.get_text() for t in figure.legends[0].texts] == ["teacher", "chance, same class: 10.0%"]
 
 
 def test_aggregation_and_time_keep_their_numbers():

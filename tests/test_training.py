@@ -348,7 +348,7 @@ def test_a_teacher_is_trained_once_and_kept(digits, tmp_path, monkeypatch):
     first = training.pretrain("resnet8", digits, **call)
     with monkeypatch.context() as patch:
         stop_at(patch, 0)
-        again = training.pretrain("resnet8", digits, **call)
+        again = training.pretrain("resnet8", digits, **call, evaluate_every=2)
         assert same(first, again) and again.trained_on == {"data": "digits/train", "labels": 120}
         with pytest.raises(Interrupted):
             training.pretrain("resnet8", digits, **call, seed=1)

@@ -110,15 +110,16 @@ def distributions(
     longest = max(len(classes[c]) for c in shown)
     long = longest > 3
     # Margins by the names' length: an explorer draws this at every touch, and a layout engine draws twice.
-    under = 0.5 + (0.075 * min(longest, 20) + 0.1 if long else 0)
-    height = 2.7 + under + 0.3 * bool(title)
+    under = 0.5 + (0.065 * min(longest, 20) + 0.1 if long else 0.17)
+    height = 2.8 + under + 0.3 * bool(title)
     figure, axes = plt.subplots(1, len(probabilities), figsize=(WIDTH, height), sharey=True, squeeze=False)
-    top = 1 - (0.3 + 0.3 * bool(title)) / height
+    top = 1 - (0.5 + 0.3 * bool(title)) / height
+    highest = max(float(p.max()) for p in probabilities.values())
     figure.subplots_adjust(left=0.065, right=0.995, bottom=under / height, top=top, wspace=0.06)
     for i, (axis, (name, p)) in enumerate(zip(axes[0], probabilities.items(), strict=True)):
         axis.bar(range(len(shown)), p[shown], 0.75, color=PALETTE[i], hatch=HATCHES[i], edgecolor="white", linewidth=0)
         for x, c in enumerate(shown):
-            if p[c] >= 0.05:  # written without the zero, or numbers of neighbouring bars touch
+            if p[c] >= 0.1 * highest:  # written without the zero, or numbers of neighbouring bars touch
                 axis.text(x, p[c], f"{p[c]:.2f}".removeprefix("0"), ha="center", va="bottom", fontsize=7.5)
         tick = " ✓" if long else "\n✓"
         names = [classes[c] + (tick if c == label else "") for c in shown]
@@ -127,9 +128,9 @@ def distributions(
             plt.setp(axis.get_xticklabels(), rotation_mode="anchor")
         for c, text in zip(shown, axis.get_xticklabels(), strict=True):
             text.set_fontweight("bold" if c == label else "normal")
-        axis.set(xlabel="class", title=f"{name} says {classes[int(p.argmax())]}")
+        axis.set(xlabel="class", title=f"{name}\nsays {classes[int(p.argmax())]}")
     axes[0, 0].set_ylabel("probability")
-    axes[0, 0].set_ylim(0, 1.08 * max(float(p.max()) for p in probabilities.values()))
+    axes[0, 0].set_ylim(0, 1.08 * highest)
     if title:
         figure.suptitle(title, fontsize=11, y=1 - 0.06 / height, va="top")
     return figure
@@ -174,17 +175,15 @@ def precision(ks: Sequence[int], curves: Mapping[str, Any], chance: Mapping[str,
         style: dict[str, Any] = {"color": PALETTE[i], "linestyle": LINES[i], "marker": MARKERS[i]}
         for axis in axes:
             axis.plot(ks, 100 * array(values), label=name, **style)
-    for name, share in chance.items():
-        axes[0].axhline(100 * share, color="0.4", linestyle=":", linewidth=1)
-        text = f"chance, {name}: {share:.1%}"
-        axes[0].annotate(text, (ks[0], 100 * share), (0, 3), textcoords="offset points", fontsize=9, color="0.25")
+    for (name, share), grey in zip(chance.items(), ("0.1", "0.5"), strict=False):
+        axes[0].axhline(100 * share, color=grey, linestyle=":", linewidth=1.2, label=f"chance, {name}: {share:.1%}")
     for axis, title in zip(axes, ("How often a neighbour is of the query's kind", "The same, enlarged"), strict=True):
         axis.set(xscale="log", xlabel="k, neighbours retrieved", title=title)
         axis.set_xticks(ks, [str(k) for k in ks])
         axis.xaxis.set_minor_locator(NullLocator())
         axis.yaxis.get_major_formatter().set_useOffset(False)
         axis.grid(axis="y")
-    axes[0].set(ylabel="precision@k, %", ylim=(0, 103))
+    axes[0].set(ylabel="precision@k, %", ylim=(0, _top(max(float(array(values).max()) for values in curves.values()))))
     figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=2, handlelength=3.6)
     return figure
 
@@ -229,11 +228,17 @@ def by_class(
         axis.text(1.01, row, label, transform=axis.get_yaxis_transform(), va="center", fontsize=8.5)
     if chance is not None:
         axis.axvline(100 * chance, color="0.3", linestyle=":", linewidth=1.2, label=f"chance: {chance:.1%}")
-        axis.legend(loc="lower right", bbox_to_anchor=(1, 1), borderpad=0)
+        axis.legend(loc="lower right", bbox_to_anchor=(1, 1), borderpad=0.1)
     axis.set_yticks(range(len(order)), order)
     kind = "superclass (bar: mean; dots: its classes)" if superclasses and len(classes) > 20 else "class"
-    axis.set(xlabel=xlabel, xlim=(0, 102), ylim=(len(order) - 0.4, -0.6), title=f"By {kind}, best on top")
+    axis.set(xlabel=xlabel, xlim=(0, _top(values[known].max() / 100)), ylim=(len(order) - 0.4, -0.6))
+    axis.set_title(f"By {kind}, best on top", loc="left")
     return figure
+
+
+def _top(largest: float) -> float:
+    """The end of an axis of percent: all of it, unless the largest fraction leaves most of it empty."""
+    return 103 if largest > 0.6 else 115 * largest
 
 
 def aggregation(temperatures: Any, k_eff: Any, weights: Mapping[float, Any], *, mark: float | None = None) -> Figure:
