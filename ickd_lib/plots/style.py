@@ -56,7 +56,7 @@ def use() -> None:
 
 
 def method_style(name: str) -> dict[str, Any]:
-    """Colour, line style and marker of a method, the same in every figure and session.
+    """Colour, line style and marker of a method, the same in every figure.
 
     Args:
         name: a method as `methods.create` reads it, or "teacher". A variant such as "ickd(nicd=0)" keeps its
