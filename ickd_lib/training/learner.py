@@ -276,7 +276,7 @@ class Learner:
     def open(self, folder: Path, resume: bool) -> None:
         """Find this student's run in `folder`: new, to be resumed, or finished."""
         self.run = runtime.Run.open(folder / self.name, self.settings, resume=resume)
-        if self.run.exists() and self.run.config["environment"]["code"] != runtime.code():
+        if self.run.exists() and self.run.config["environment"].get("code") != runtime.code():
             warnings.warn(
                 f"{self.run.folder} was trained by another version of ickd_lib; remove it to train anew", stacklevel=4
             )
