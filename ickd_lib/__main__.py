@@ -6,6 +6,7 @@ import argparse
 import dataclasses
 import json
 import os
+import re
 import sys
 from pathlib import Path
 from typing import Any
@@ -36,6 +37,8 @@ def _data_options(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--data-root", default="data", help="where downloaded data sets live")
     group.add_argument("--download", action="store_true", help="fetch CIFAR-100 when it is not there")
     group.add_argument("--labels", type=int, default=0, help="labelled images the student trains on; 0: all")
+    group.add_argument("--classes", nargs="+", default=[], help="the student's classes or superclasses; all by default")
+    group.add_argument("--augment", default="crop", help="crop, or with randaugment, mixup, cutmix: randaugment+cutmix")
     group.add_argument("--val", type=float, default=0.0, help="fraction of train held out for validation")
     group.add_argument("--image-size", type=int, default=0, help="resize a folder's images to this many pixels")
 
@@ -44,6 +47,7 @@ def _teacher_options(parser: argparse.ArgumentParser, required: bool = False) ->
     group = parser.add_argument_group("teacher")
     group.add_argument("--teacher", default="", required=required, help="a model's name, or the folder of a run")
     group.add_argument("--teacher-weights", default="", help="its checkpoint; without one it is trained, and kept")
+    group.add_argument("--teacher-classes", nargs="+", default=[], help="those it learns; by default the student's")
     group.add_argument("--teacher-epochs", type=int, default=0, help="epochs of its training; 0: as the student's")
 
 
@@ -81,6 +85,9 @@ def parser() -> argparse.ArgumentParser:
     train.add_argument("--method", default="ickd", help=f"{known}; with arguments: 'ickd(nicd=0.5, positives=4)'")
     train.add_argument("--seed", type=int, default=0, help="of the initialisation")
     train.add_argument("--data-seed", type=int, default=0, help="of the order and the augmentation")
+    train.add_argument(
+        "--published", action="store_true", help="the method's published settings for this pair, CIFAR-100's"
+    )
     train.add_argument("--name", default="", help="of the run folder; by default student, method, seed, settings")
     compare = command("compare", "Train a student with several methods over several seeds; print a table.")
     compare.add_argument("--student", default="resnet8", help="a model's name")
@@ -108,10 +115,12 @@ def parser() -> argparse.ArgumentParser:
     return top
 
 
-def _splits(given: argparse.Namespace, labels: int = 0) -> data.Splits:
+def _splits(given: argparse.Namespace, labels: int = 0, **changes: Any) -> data.Splits:
+    options = {"classes": given.classes, "augment": given.augment} | changes
     return data.load(
         given.dataset,
         given.data_root,
+        **options,
         labels=labels,
         val=given.val,
         image_size=given.image_size,
@@ -137,7 +146,7 @@ def _teacher(given: argparse.Namespace, needed: bool) -> Network | None:
         return None
     if Path(given.teacher, "config.json").is_file():
         return training.load(given.teacher, device=given.device)
-    splits = _splits(given)
+    splits = _splits(given, augment="crop", classes=given.teacher_classes or given.classes)
     options = _options(given) | {"resume": True}
     recipe = _recipe(given, epochs=given.teacher_epochs or given.epochs)
     return training.pretrain(given.teacher, splits, recipe=recipe, weights=given.teacher_weights, **options)
@@ -145,8 +154,11 @@ def _teacher(given: argparse.Namespace, needed: bool) -> Network | None:
 
 def train(given: argparse.Namespace) -> None:
     """Train one student and print its summary."""
-    method, recipe, splits = methods.create(given.method), _recipe(given), _splits(given, given.labels)
-    teacher = _teacher(given, bool(method.needs))
+    recipe = _recipe(given)
+    if given.published:
+        given.method, recipe, given.augment = training.published(given.method, given.teacher, given.student)
+    method, splits = methods.create(given.method), _splits(given, given.labels)
+    teacher = _teacher(given, method.needs_teacher)
     student = Student(given.student, method, given.seed, given.name)
     found = training.distill(
         [student], splits, teacher=teacher, recipe=recipe, data_seed=given.data_seed, **_options(given)
@@ -162,7 +174,7 @@ def compare(given: argparse.Namespace) -> None:
     if given.seeds < 1:
         raise InputError(f"seeds={given.seeds} must be 1 or more")
     recipe, splits = _recipe(given), _splits(given, given.labels)
-    teacher = _teacher(given, any(method.needs for method in made))
+    teacher = _teacher(given, any(method.needs_teacher for method in made))
     found = training.compare(
         given.methods,
         splits,
@@ -181,8 +193,8 @@ def bank(given: argparse.Namespace) -> None:
     assert teacher is not None
     images = _splits(given, given.labels).train
     built = MemoryBank.build(teacher, images, precision=given.precision)
-    name = f"{given.dataset.replace(':', '-').replace('/', '-')}-{teacher.name.replace('/', '-')}.bank.safetensors"
-    path = Path(given.out or Path(given.runs) / name)
+    name = re.sub(r"[^\w.-]+", "-", f"{images.name.split('/')[0]}-{teacher.name}")
+    path = Path(given.out or Path(given.runs) / f"{name}.bank.safetensors")
     built.save(path)
     numbers = metrics.retrieval(built, images, k=given.k)
     print(json.dumps({"bank": str(path), "rows": len(built), "features": built.features.shape[1], **numbers}, indent=2))

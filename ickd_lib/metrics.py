@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import warnings
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ickd_lib import runtime
 from ickd_lib.data import Images
 from ickd_lib.memory import MemoryBank
+from ickd_lib.runtime import InputError
 
 
 def accuracy(logits: Tensor, labels: Tensor, k: int = 1) -> float:
@@ -109,3 +113,92 @@ def separation(logits: Tensor, labels: Tensor, *, unit: bool = True, samples: in
         "margin": (to_other - to_own).mean().item(),
         "negative_margin": (to_other < to_own).double().mean().item(),
     }
+
+
+def few_shot(
+    features: Tensor,
+    labels: Tensor,
+    *,
+    shots: int = 5,
+    ways: int = 0,
+    queries: int = 15,
+    episodes: int = 50,
+    seed: int = 0,
+) -> dict[str, float]:
+    """Few-shot evaluation of an embedding: classify queries by a few labelled images of each class, many times.
+
+    Each episode draws classes, `shots` images of each as the support and others as queries. Two classifiers see the
+    features at unit length: the nearest class mean by cosine (Snell et al. 2017, arXiv 1703.05175), the mean brought
+    to unit length too, and scikit-learn's logistic regression with C = 1, its default (as in Tian et al. 2020, arXiv
+    2003.11539). The latter takes nearly all of the time: on one core 10 to 20 ms an episode of 5 ways, and 40 to 90 ms
+    of 100 ways, by D and how busy the core is.
+
+    Args:
+        features: shape [N, D].  labels: shape [N], any integers.
+        shots: labelled images of each class.
+        ways: classes of an episode; 0 for all there are.
+        queries: of each class, or as many as it has beside the shots.
+        episodes: how many.
+        seed: the draws are a function of it; torch's global generators are left alone.
+    Returns:
+        ncm and linear: the share of queries of an episode that is classified rightly, averaged over the episodes;
+        ncm_interval and linear_interval: half the width of its 95% interval, 1.96 std / √episodes, nan for one episode.
+    Raises:
+        InputError: shapes differ; a feature is not finite; a number is out of its range; a class has not one image
+            more than `shots`.
+    """
+    from sklearn.exceptions import ConvergenceWarning
+    from sklearn.linear_model import LogisticRegression
+    from threadpoolctl import threadpool_limits
+
+    if features.ndim != 2 or labels.shape != features.shape[:1]:
+        raise InputError(
+            f"features {list(features.shape)} and labels {list(labels.shape)}; few_shot takes [N, D] and [N]"
+        )
+    if not features.isfinite().all():
+        raise InputError("some features are nan or infinite; few_shot needs finite ones: look at the training")
+    for name, value in (("shots", shots), ("queries", queries), ("episodes", episodes)):
+        if value < 1:
+            raise InputError(f"{name}={value}; few_shot needs at least 1")
+    values, sizes = labels.cpu().unique(return_counts=True)
+    if len(values) < 2 or not (ways == 0 or 2 <= ways <= len(values)):
+        raise InputError(f"ways={ways} of {len(values)} classes; give 2 or more, at most the classes, or 0 for all")
+    if sizes.min() <= shots:
+        label, size = values[sizes.argmin()].item(), sizes.min().item()
+        raise InputError(
+            f"class {label} has {size} images, too few for shots={shots} and a query; lower shots or leave it out"
+        )
+
+    space = F.normalize(features.detach().float().cpu(), dim=1)
+    rows = [(labels.cpu() == value).nonzero().squeeze(1) for value in values]
+    generator = runtime.generator(seed, "few_shot")
+    linear = LogisticRegression(C=1.0, max_iter=1000)
+    right: dict[str, list[float]] = {"ncm": [], "linear": []}
+    with threadpool_limits(1), warnings.catch_warnings():  # problems so small that threads would only wait
+        warnings.simplefilter("ignore", ConvergenceWarning)
+        for _ in range(episodes):
+            support, query, answer = _episode(rows, ways or len(rows), shots, queries, generator)
+            means = F.normalize(space[support].mean(1), dim=1)
+            right["ncm"].append(accuracy(space[query] @ means.T, answer))
+            known = torch.arange(len(support)).repeat_interleave(shots)
+            linear.fit(space[support].flatten(0, 1).numpy(), known.numpy())
+            right["linear"].append(float(linear.score(space[query].numpy(), answer.numpy())))
+    found = {}
+    for name, shares in right.items():
+        of = torch.tensor(shares, dtype=torch.double)
+        found[name] = of.mean().item()
+        found[f"{name}_interval"] = 1.96 * of.std().item() / episodes**0.5 if episodes > 1 else float("nan")
+    return found
+
+
+def _episode(
+    rows: list[Tensor], ways: int, shots: int, queries: int, generator: torch.Generator
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Rows of the support [ways, shots] and of the queries [Q], and the classes of these [Q], from 0 to ways - 1."""
+    support, query, answer = [], [], []
+    for way, which in enumerate(torch.randperm(len(rows), generator=generator)[:ways].tolist()):
+        drawn = rows[which][torch.randperm(len(rows[which]), generator=generator)[: shots + queries]]
+        support.append(drawn[:shots])
+        query.append(drawn[shots:])
+        answer.append(torch.full((len(drawn) - shots,), way))
+    return torch.stack(support), torch.cat(query), torch.cat(answer)

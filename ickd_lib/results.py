@@ -41,6 +41,12 @@ def paired(ours: Sequence[float], baseline: Sequence[float]) -> tuple[float, flo
     return mean, float(t.ppf(0.975, len(ours) - 1)) * std / math.sqrt(len(ours))
 
 
+def interval(ours: Sequence[float], baseline: Sequence[float]) -> dict[str, float]:
+    """`paired` as its mean and the low and high end of its 95% interval."""
+    mean, half = paired(ours, baseline)
+    return {"mean": mean, "low": mean - half, "high": mean + half}
+
+
 def finished(folders: Iterable[str | Path]) -> list[dict[str, Any]]:
     """The summaries of all finished runs at or below the folders, teachers left out."""
     found = []

@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 
-from ickd_lib import data
+from ickd_lib import data, runtime
 from ickd_lib.runtime import InputError
 
 
@@ -47,6 +47,15 @@ def test_few_labels_are_stratified_and_fixed_by_the_seed():
         ({"name": "digits", "labels": 2000}, "cannot draw 2000 of 1000 images"),
         ({"name": "digits", "val": 1.5}, "val=1.5 is a fraction"),
         ({"name": "digits", "image_size": 16}, "image_size=16 is for folder:PATH"),
+        ({"name": "digits", "classes": [3, 10]}, "class 10 is out of range; digits has 10, from 0 to 9"),
+        ({"name": "digits", "classes": [-1, 3]}, "class -1 is out of range"),
+        ({"name": "digits", "classes": ["7", 7]}, "is '7' alone; name two or more"),
+        ({"name": "digits", "classes": ["1", "10"]}, "unknown class '10'; did you mean '1'"),
+        ({"name": "digits", "classes": "56"}, "classes='56' is no list"),
+        ({"name": "digits", "augment": "cutmx"}, "unknown augmentation 'cutmx'; did you mean 'cutmix'"),
+        ({"name": "digits", "augment": "mixup+cutmix"}, "mixes images in two ways"),
+        ({"name": "digits", "augment": "mixup+mixup"}, "names a part twice"),
+        ({"name": "digits", "augment": "crop+mixup"}, "leave 'crop' out"),
         ({"name": "cifar100", "root": "/nowhere"}, "/nowhere/cifar-100-python/meta is not there"),
         ({"name": "folder:/nowhere"}, "/nowhere has no folder train/"),
     ],
@@ -119,6 +128,143 @@ def test_the_fingerprint_sees_pixels_labels_and_rows(digits):
         replace(train, index=train.index + 1).fingerprint,
     }
     assert len(marks) == 4
+
+
+# ------------------------------------------------------------------------------------------- classes
+
+
+def test_some_classes_become_the_label_space():
+    whole, some = data.load("digits"), data.load("digits", classes=[9, "5", 7, "7"], val=0.1)
+    assert some.train.classes == ("5", "7", "9") and some.train.spec["num_classes"] == 3
+    assert [split.name for split in some] == [f"digits(5,7,9)/{split}" for split in ("train", "val", "test")]
+    for split, all_of in zip(some, (whole.train, whole.train, whole.test), strict=True):
+        rows = torch.searchsorted(all_of.index, split.index)
+        assert torch.equal(split.images, all_of.images[rows])
+        assert torch.equal(torch.tensor([5, 7, 9])[split.labels], all_of.labels[rows])
+        assert (split.mean, split.std) == (whole.train.mean, whole.train.std)
+    assert len(some.train) + len(some.val) == int((whole.train.labels[:, None] == torch.tensor([5, 7, 9])).any(1).sum())
+    assert torch.bincount(data.load("digits", classes=[5, 7, 9], labels=30).train.labels).tolist() == [10] * 3
+    assert some.train.restricted([0, "9"]).name == "digits(5,9)/train"
+    assert whole.train.restricted(range(10)) is whole.train
+
+
+def test_only_some_classes_in_the_same_label_space(digits):
+    images = digits.train.only(["3", 8])
+    assert images.classes == digits.train.classes and images.name == digits.train.name
+    assert images.labels.unique().tolist() == [3, 8] and images.fingerprint != digits.train.fingerprint
+    assert len(images) == int(((digits.train.labels == 3) | (digits.train.labels == 8)).sum())
+    assert digits.train.only([4]).labels.unique().tolist() == [4]
+
+
+def test_a_superclass_is_all_of_its_classes(cifar_root):
+    splits = data.load("cifar100", cifar_root, classes=["people", "trees", "apple"])
+    assert splits.test.name == "cifar100(11 classes)/test" and len(splits.train) == 5500
+    assert splits.train.classes[:3] == ("apple", "baby", "boy") and len(splits.train.superclasses) == 20
+    uppers = [splits.train.superclasses[s] for s in splits.train.superclass_of]
+    assert uppers[:3] == ["fruit_and_vegetables", "people", "people"] and uppers.count("trees") == 5
+    assert splits.test.restricted(["people"]).name == "cifar100(baby,boy,girl,man,woman)/test"
+    with pytest.raises(InputError, match="unknown class or superclass 'peple'; did you mean 'people'"):
+        splits.train.restricted(["peple", "trees"])
+    with pytest.raises(InputError, match="unknown class or superclass 'fish'"):
+        splits.train.only(["fish"])  # none of its classes are left
+
+
+# -------------------------------------------------------------------------------- strong augmentation
+
+
+@pytest.fixture(params=["randaugment", "mixup", "cutmix", "cutmix+randaugment"])
+def strong(request, digits):
+    """The digits, three channels told apart, under a strong augmentation."""
+    images = digits.train.images * torch.tensor([1, 0, 1], dtype=torch.uint8)[:, None, None]
+    return replace(digits.train, images=images, augment=request.param)
+
+
+def epoch_of(images, size=32, **keys):
+    return list(images.batches(size, **({"data_seed": 1, "epoch": 2} | keys)))
+
+
+def same(a, b):
+    pairs = [(getattr(a, f), getattr(b, f)) for f in ("images", "labels", "index", "view", "soft")]
+    return all(x is y is None or (x is not None and y is not None and torch.equal(x, y)) for x, y in pairs)
+
+
+def test_crop_and_flip_are_what_they_were(digits):
+    train, keys = digits.train, {"data_seed": 1, "epoch": 2}
+    order = torch.randperm(len(train), generator=runtime.generator(1, "order", 2))
+    drawn = torch.randint(train.views, (int(train.index.max()) + 1,), generator=runtime.generator(1, "view", 2))
+    for batch, rows in zip(train.batches(32, **keys), order.split(32), strict=True):
+        view = drawn[train.index[rows]]
+        expected = data.Batch(train.augmented(rows, view), train.labels[rows], train.index[rows], view)
+        assert same(batch, expected) and batch.targets is batch.labels
+
+
+@pytest.mark.usefixtures("untouched_generator")
+def test_strong_batches_are_a_function_of_seed_epoch_and_step(strong):
+    batches = epoch_of(strong)
+    assert all(same(a, b) for a, b in zip(batches, epoch_of(strong), strict=True))
+    assert all(same(a, b) for a, b in zip(batches[2:], epoch_of(strong, first=2), strict=True))
+    assert not torch.equal(batches[0].images, epoch_of(strong, epoch=3)[0].images)
+    for batch, plain in zip(batches, epoch_of(replace(strong, augment="crop")), strict=True):
+        assert batch.images.dtype == torch.float32 and batch.images.shape == plain.images.shape
+        assert batch.images.is_contiguous(memory_format=torch.channels_last)
+        assert batch.images.min() >= 0 and batch.images.max() <= 1
+        assert batch.view.tolist() == [-1] * len(batch.labels)
+        assert torch.equal(batch.labels, strong.labels[torch.searchsorted(strong.index, batch.index)])
+    assert strong.fingerprint == replace(strong, augment="crop").fingerprint
+
+
+def test_randaugment_draws_for_each_image(digits):
+    alike = digits.train.subset(torch.zeros(32, dtype=torch.int64))
+    alike = replace(alike, pad=0, augment="randaugment")
+    (batch,) = epoch_of(alike)
+    assert batch.soft is None and len(batch.images.flatten(1).unique(dim=0)) > 8
+
+
+@pytest.mark.parametrize("augment", ["mixup", "cutmix"])
+def test_a_mixed_image_is_that_of_its_shares(digits, augment):
+    plain = epoch_of(digits.train)
+    for batch, crop in zip(epoch_of(replace(digits.train, augment=augment)), plain, strict=True):
+        n, c = len(crop.labels), len(digits.train.classes)
+        assert batch.targets is batch.soft and batch.soft.shape == (n, c)
+        assert torch.allclose(batch.soft.sum(1), torch.ones(n))
+        assert torch.isin(batch.index, crop.index).all()
+        shifted = not torch.equal(batch.index, crop.index)  # all images share one draw
+        assert torch.equal(batch.index, crop.index.roll(1) if shifted else crop.index)
+        one_hot, before = F.one_hot(crop.labels, c).float(), F.one_hot(crop.labels.roll(1), c).float()
+        differ = crop.labels != crop.labels.roll(1)
+        share = batch.soft[differ].gather(1, crop.labels[differ, None]).mean()
+        assert (share < 0.5) == shifted
+        assert torch.allclose(batch.soft, share * one_hot + (1 - share) * before, atol=1e-6)
+        first, second = crop.images, crop.images.roll(1, 0)
+        if augment == "mixup":
+            assert torch.allclose(batch.images, share * first + (1 - share) * second, atol=1e-6)
+        else:
+            assert ((batch.images == first) | (batch.images == second)).all()
+
+
+# ------------------------------------------------------------------------------------------- partners
+
+
+def test_a_partner_is_another_image_of_the_class(digits):
+    shuffled = digits.train.subset(torch.randperm(120, generator=torch.Generator().manual_seed(0)))
+    (batch,) = epoch_of(shuffled, 120)
+    keys = {"data_seed": 1, "epoch": 2, "step": 0}
+    partners = shuffled.partners(batch, **keys)
+    assert torch.equal(partners.labels, batch.labels) and (partners.index != batch.index).all()
+    rows = (shuffled.index == partners.index[:, None]).long().argmax(1)
+    assert torch.equal(partners.images, shuffled.augmented(rows, partners.view)) and len(partners.view.unique()) == 9
+    assert same(partners, shuffled.partners(batch, **keys))
+    assert not same(partners, shuffled.partners(batch, **(keys | {"step": 1})))
+    drawn = [shuffled.partners(batch, **(keys | {"step": s})).index[0].item() for s in range(200)]
+    others = shuffled.index[(shuffled.labels == batch.labels[0]) & (shuffled.index != batch.index[0])]
+    assert set(drawn) == set(others.tolist())
+
+
+def test_the_only_image_of_a_class_is_its_own_partner(digits):
+    first = [int((digits.train.labels == c).nonzero()[0]) for c in range(10)]
+    lonely = digits.train.subset(torch.tensor(first))
+    (batch,) = epoch_of(lonely)
+    assert torch.equal(lonely.partners(batch, data_seed=0, epoch=0, step=0).index, batch.index)
 
 
 # -------------------------------------------------------------------------------------------- cifar-100

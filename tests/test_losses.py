@@ -1,4 +1,7 @@
-"""Each loss against a plain per-sample loop in double precision; gradients to the student, never the teacher."""
+"""Each loss against a plain per-sample loop in double precision; gradients to the student, never the teacher.
+
+Here the losses of labels and of in-context samples, and what the tests of the others share.
+"""
 
 import math
 
@@ -8,6 +11,12 @@ import torch
 from ickd_lib import losses
 
 B, C, K = 7, 5, 4
+
+
+def draw(*shape, seed=0):
+    """Standard normal numbers in double precision, with room for a gradient."""
+    g = torch.Generator().manual_seed(seed)
+    return torch.randn(*shape, generator=g, dtype=torch.float64).requires_grad_()
 
 
 @pytest.fixture
@@ -40,6 +49,37 @@ def kl(p, q):
 
 def cosine(a, b):
     return sum(x * y for x, y in zip(a, b, strict=True)) / math.hypot(*a) / math.hypot(*b)
+
+
+def unit(values):
+    return [v / math.hypot(*values) for v in values]
+
+
+def huber(x, y):
+    return 0.5 * (x - y) ** 2 if abs(x - y) < 1 else abs(x - y) - 0.5
+
+
+def check_gradients(loss, student, teacher):
+    """That autograd's slope is the numerical one, reaches no teacher, and stays finite, as the loss does, where samples
+    coincide and in a batch of one or two.
+    """
+
+    def total(s):
+        return torch.stack(as_tuple(loss(s, teacher))).sum()
+
+    assert torch.autograd.gradcheck(total, student)
+    total(student).backward()
+    assert teacher.grad is None and student.grad.abs().sum() > 0
+    for repeats in (1, 2, len(student)):
+        same = student.detach().clone()
+        same[:repeats] = same[0]
+        for samples in (same.requires_grad_(), student[:repeats]):
+            value = total(samples)
+            assert value.isfinite() and torch.autograd.grad(value, samples)[0].isfinite().all()
+
+
+def as_tuple(value):
+    return value if isinstance(value, tuple) else (value,)
 
 
 def rows(case):
@@ -77,6 +117,15 @@ def test_label_smoothing(case, alpha):
     assert losses.label_smoothing(case["student"], case["labels"], alpha=alpha).item() == pytest.approx(expected)
     if alpha == 0:
         assert losses.cross_entropy(case["student"], case["labels"]).item() == pytest.approx(expected)
+
+
+def test_mixed_targets_give_the_mixed_losses(case):
+    share, first, second = 0.3, case["labels"], case["labels"].flip(0)
+    one, other = (torch.nn.functional.one_hot(y, C).double() for y in (first, second))
+    for loss in (losses.cross_entropy, losses.label_smoothing):
+        mixed = loss(case["student"], share * one + (1 - share) * other)
+        expected = share * loss(case["student"], first) + (1 - share) * loss(case["student"], second)
+        assert mixed.item() == pytest.approx(expected.item())
 
 
 @pytest.mark.parametrize("aggregation", [None, 0.05, 1.0])

@@ -1,33 +1,44 @@
+import dataclasses
+from pathlib import Path
+
 import pytest
 import torch
 from torch import nn
 
 from ickd_lib import losses, methods
 from ickd_lib.data import Batch
-from ickd_lib.memory import InContext
-from ickd_lib.methods import Context, Method
+from ickd_lib.memory import InContext, MemoryBank
+from ickd_lib.methods import Context, Method, base
 from ickd_lib.models import Output
 from ickd_lib.runtime import InputError
 
 B, C, D = 6, 10, 4
 
 
-def context(method, seed=0):
+def context(method, seed=0, phase=0):
     """What the loop would supply: only what the method declares."""
     g = torch.Generator().manual_seed(seed)
-    batch = Batch(torch.rand(B, 3, 8, 8, generator=g), torch.arange(B) % C, torch.arange(B), torch.zeros(B).long())
-    student = Output(torch.randn(B, C, generator=g).requires_grad_(), torch.randn(B, D, generator=g).requires_grad_())
-    teacher = Output(torch.randn(B, C, generator=g).requires_grad_(), torch.randn(B, D, generator=g).requires_grad_())
+
+    def normal(*shape):
+        return torch.randn(*shape, generator=g)
+
+    def output():
+        maps = tuple(normal(B, c, s, s).requires_grad_() for c, s in ((3, 8), (D, 4)) if "maps" in method.needs)
+        return Output(normal(B, C).requires_grad_(), normal(B, D).requires_grad_(), maps)
 
     def samples(k):
         return InContext(
             torch.zeros(B, k).long(),
             torch.rand(B, k, generator=g),
-            torch.randn(B, k, C, generator=g).requires_grad_(),
-            torch.randn(B, k, D, generator=g),
+            normal(B, k, C).requires_grad_(),
+            normal(B, k, D),
             torch.ones(B, k, dtype=torch.bool),
         )
 
+    labels = torch.arange(B) % 3
+    batch = Batch(torch.rand(B, 3, 8, 8, generator=g), labels, torch.arange(B), torch.zeros(B).long())
+    student, teacher, partner = output(), output(), output()
+    bank = MemoryBank(normal(B, D), normal(B, C), labels, torch.arange(B), tuple("abcdefghij"))
     spec = method.retrieval
     return Context(
         batch,
@@ -35,23 +46,35 @@ def context(method, seed=0):
         teacher if "teacher" in method.needs else None,
         samples(spec.positives) if spec else None,
         samples(spec.negatives) if spec else None,
+        bank if "bank" in method.needs else None,
+        partner if "partner" in method.needs else None,
+        phase=phase,
+        progress=0.5,
     )
 
 
-@pytest.mark.parametrize("name", methods.names())
-def test_every_method_teaches_the_student_and_nobody_else(name):
+def gradients(output):
+    return [tensor.grad for tensor in (output.logits, output.features, *output.maps)]
+
+
+@pytest.mark.parametrize("phase", [0, 1])
+@pytest.mark.parametrize("name", [*methods.names(), "ickd+dist", "refilled+kd"])
+def test_every_method_teaches_the_student_and_nobody_else(name, phase):
     method = methods.create(name)
+    torch.manual_seed(0)
     method.setup(D, D, C, 100)
-    seen = context(method)
+    seen = context(method, phase=phase)
+    torch.manual_seed(1)
     with torch.no_grad():
-        detached = context(method)
-        again = method(detached)
+        again = method(context(method, phase=phase))
+    torch.manual_seed(1)
     terms = method(seen)
     assert terms and all(t.shape == () and t.isfinite() for t in terms.values())
     assert {k: v.item() for k, v in terms.items()} == pytest.approx({k: v.item() for k, v in again.items()})
     torch.stack(list(terms.values())).sum().backward()
-    assert seen.student.logits.grad.abs().sum() > 0
-    assert seen.teacher is None or (seen.teacher.logits.grad is None and seen.teacher.features.grad is None)
+    assert sum(float(g.abs().sum()) for g in gradients(seen.student) if g is not None) > 0
+    for other in (seen.teacher, seen.partner):
+        assert other is None or not any(g is not None for g in gradients(other))
     assert method.config["name"] == name and methods.describe(method) == name
 
 
@@ -60,6 +83,84 @@ def test_a_needless_method_asks_for_nothing(name):
     method = methods.create(name)
     assert method.needs <= methods.NEEDS
     assert (method.retrieval is None) == ("retrieval" not in method.needs)
+    if "ce" in method.config and name != "ce":
+        alone = methods.create(name, ce=0)
+        alone.setup(D, D, C, 100)
+        assert "ce" not in alone(context(alone, phase=1))
+
+
+def test_what_a_method_needs_is_in_the_readme():
+    table = {}
+    for line in (Path(__file__).resolve().parents[1] / "README.md").read_text().splitlines():
+        cells = [cell.strip() for cell in line.strip("|").split("|")]
+        if line.startswith("| `") and len(cells) == 4:
+            table[cells[0].strip("`")] = (cells[2], cells[3])
+    words = {"retrieval": "bank", "maps": "maps", "teacher": "teacher", "bank": "bank", "partner": "pairs"}
+    for name in methods.names():
+        method = methods.create(name)
+        needs, space = table[name]
+        assert set(filter(None, needs.split(", "))) == {words[need] for need in method.needs}, name
+        assert space == (method.label_space if method.needs_teacher else ""), name
+
+
+def test_cskd_and_dkd_are_their_losses():
+    method = methods.create("cskd(ce=0, kd=2, temperature=3)")
+    seen = context(method)
+    expected = 2 * losses.kd(seen.student.logits, seen.partner.logits, temperature=3)
+    assert method(seen) == {"kd": expected}
+    method = methods.create("dkd(ce=0, tckd=2, nckd=3, warmup=1)")
+    seen = context(method)
+    target, others = losses.dkd(seen.student.logits, seen.teacher.logits, seen.batch.labels)
+    assert method(seen) == {"tckd": 0.5 * 2 * target, "nckd": 0.5 * 3 * others}
+
+
+def test_the_two_phases_of_refilled():
+    method = methods.create("refilled(share=0.25)")
+    assert method.restarts == (0.25,)
+    first, second = context(method), context(method, phase=1)
+    assert list(method(first)) == ["embedding"] and list(method(second)) == ["ce", "local"]
+    centres = nn.functional.normalize(
+        torch.stack(
+            [(second.bank.features * second.bank.norms[:, None])[second.bank.labels == c].sum(0) for c in range(C)]
+        ),
+        dim=1,
+    )
+    expected = losses.refilled_local(
+        second.student.logits, second.teacher.features, centres, second.batch.labels, temperature=2.0
+    )
+    assert method(second)["local"].item() == pytest.approx(25 * expected.item())
+
+
+def test_crd_keeps_the_normaliser_of_its_first_step():
+    method = methods.create("crd")
+    method.setup(D, D, C, 100)
+    assert method.log_normaliser.isnan()
+    method(context(method))
+    first = method.log_normaliser.clone()
+    method(context(method, seed=1))
+    assert first.isfinite() and torch.equal(first, method.log_normaliser)
+
+
+def test_two_methods_at_once_share_one_cross_entropy():
+    both, first, second = (methods.create(name) for name in ("ickd+dist(inter=3)", "ickd", "dist(inter=3, ce=0)"))
+    assert both.needs == {"teacher", "retrieval"} and both.retrieval == first.retrieval
+    seen = context(both)
+    terms = {name: value.item() for name, value in (first(seen) | second(seen)).items()}
+    assert {name: value.item() for name, value in both(seen).items()} == pytest.approx(terms)
+    assert both.config["parts"] == [first.config, second.config]
+    assert methods.describe(both) == "ickd+dist(inter=3)"
+    twice = methods.create("kd+kd(kd=1e+1)")
+    assert list(twice(context(twice))) == ["ce", "kd", "kd kd"]
+    assert methods.create("refilled+kd").label_space == "shared" and methods.create("rkd+pkt").label_space == "any"
+
+
+def test_logits_of_the_classes_that_both_know():
+    method = methods.create("kd(ce=0, kd=1)")
+    seen = context(method)
+    ours, theirs = torch.tensor([1, 4, 2]), torch.tensor([0, 9, 3])
+    part = dataclasses.replace(seen, common=(ours, theirs))
+    expected = losses.kd(seen.student.logits[:, ours], seen.teacher.logits[:, theirs])
+    assert method(part)["kd"].item() == pytest.approx(expected.item())
 
 
 def test_ickd_is_the_weighted_sum_of_its_parts():
@@ -111,6 +212,10 @@ def test_the_aggregate_can_be_the_anchor():
         ("ickd(form='info')", "unknown form 'info'; did you mean 'infonce'"),
         ("ickd(ce=0, kd=0, picd=0, nicd=0)", "nothing is left to learn from"),
         ("ickd(order='random', query='view')", "draws once for each row"),
+        ("refilled(share=2)", "share=2 must lie between 0 and 1"),
+        ("ickd+dits", "unknown method 'dits'; did you mean 'dist'"),
+        ("ickd+ce", "'ce' has nothing to add to 'ickd'"),
+        ("ickd+nicd(positives=4, negatives=4)", "asks for different in-context samples"),
     ],
 )
 def test_impossible_methods_are_one_line(name, message):
@@ -126,7 +231,7 @@ def test_describe_is_read_back():
 
 
 def test_a_name_is_registered_once_and_reloading_replaces(monkeypatch):
-    monkeypatch.setattr(methods, "_REGISTRY", dict(methods._REGISTRY))
+    monkeypatch.setattr(base, "_REGISTRY", dict(base._REGISTRY))
 
     def make(qualname):
         return type("Mine", (Method,), {"__module__": "notebook", "__qualname__": qualname})

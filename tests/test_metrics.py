@@ -1,9 +1,12 @@
+import json
 import math
+import warnings
 
 import pytest
 import torch
+import torch.nn.functional as F
 
-from ickd_lib import metrics, results
+from ickd_lib import metrics, results, runtime
 from ickd_lib.data import Images
 from ickd_lib.memory import MemoryBank
 from ickd_lib.runtime import InputError
@@ -85,3 +88,102 @@ def test_tables_keep_settings_apart():
     assert "| ce | 2 | 60.00 ± 14.14 | 70.00 ± 14.14 |" in text
     assert "**digits**, 60 training images: resnet20 → resnet8, 1 epochs at batch 64, learning rate 0.05 (step)" in text
     assert "| kd | 1 | 90.00 | 90.00 | 25.00 |" in text
+
+
+def clusters(classes=6, size=20, dim=8, spread=0.05):
+    g = torch.Generator().manual_seed(0)
+    labels = torch.arange(classes * size) % classes
+    return torch.eye(dim)[labels] + spread * torch.randn(len(labels), dim, generator=g), 10 * labels - 3
+
+
+def test_few_shot_is_perfect_on_separate_clusters():
+    features, labels = clusters()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        for ways in (0, 2, 5):
+            got = metrics.few_shot(features, labels, ways=ways, shots=2, episodes=5)
+            assert got == {"ncm": 1.0, "ncm_interval": 0.0, "linear": 1.0, "linear_interval": 0.0}
+    assert all(type(value) is float for value in got.values()) and json.dumps(got)
+
+
+def test_few_shot_is_chance_on_random_features():
+    g = torch.Generator().manual_seed(1)
+    features, labels = torch.randn(2000, 16, generator=g), torch.arange(2000) % 20
+    got = metrics.few_shot(features, labels, ways=5, shots=1, episodes=60)
+    for name in ("ncm", "linear"):
+        assert 0 < got[f"{name}_interval"] < 0.05
+        assert abs(got[name] - 1 / 5) < 1.5 * got[f"{name}_interval"]  # 99.7 of 100 times
+
+
+def test_few_shot_against_a_naive_loop_over_one_episode():
+    features, labels = clusters(spread=0.8)
+    rows = [(labels == value).nonzero().squeeze(1) for value in labels.unique()]
+    draws = (rows, 4, 3, 5, runtime.generator(7, "few_shot"))
+    support, query, answer = metrics._episode(*draws)
+    assert support.shape == (4, 3) and query.shape == answer.shape == (20,)
+    assert len({*support.flatten().tolist(), *query.tolist()}) == 32  # no image twice
+    right = 0
+    for row, own in zip(query.tolist(), answer.tolist(), strict=True):
+        assert labels[row] == labels[support[own, 0]]
+        cosines = []
+        for way in support.tolist():
+            assert len({labels[i].item() for i in way}) == 1
+            mean = sum(features[i] / features[i].norm() for i in way) / len(way)
+            cosines.append(F.cosine_similarity(features[row], mean, dim=0).item())
+        right += cosines.index(max(cosines)) == own
+    got = metrics.few_shot(features, labels, ways=4, shots=3, queries=5, episodes=1, seed=7)
+    assert 5 < right < 20 and got["ncm"] == pytest.approx(right / 20) and math.isnan(got["ncm_interval"])
+
+    # The interval, and what the scale of a feature must not change.
+    shares = []
+    again = runtime.generator(7, "few_shot")
+    for _ in range(4):
+        support, query, answer = metrics._episode(rows, 4, 3, 5, again)
+        means = F.normalize(F.normalize(features, dim=1)[support].mean(1), dim=1)
+        shares.append((F.cosine_similarity(features[query][:, None], means, dim=2).argmax(1) == answer).double().mean())
+    got = metrics.few_shot(features * 7, labels, ways=4, shots=3, queries=5, episodes=4, seed=7)
+    assert got["ncm"] == pytest.approx(torch.stack(shares).mean().item())
+    assert got["ncm_interval"] == pytest.approx(1.96 * torch.stack(shares).std().item() / 2)
+
+
+def test_few_shot_takes_the_queries_that_there_are():
+    labels = torch.tensor([0] * 4 + [1] * 9)
+    rows = [(labels == value).nonzero().squeeze(1) for value in (0, 1)]
+    support, query, answer = metrics._episode(rows, 2, 3, 5, torch.Generator().manual_seed(0))
+    assert support.shape == (2, 3) and sorted(labels[query].tolist()) == [0] + [1] * 5
+    assert (labels[support[:, 0]][answer] == labels[query]).all()
+
+
+def test_few_shot_is_a_function_of_its_seed_alone():
+    features, labels = clusters(spread=0.6)
+    state, threads = torch.get_rng_state(), torch.get_num_threads()
+    first = metrics.few_shot(features, labels, ways=3, shots=1, episodes=6)
+    assert torch.equal(torch.get_rng_state(), state) and torch.get_num_threads() == threads
+    torch.rand(3)
+    assert metrics.few_shot(features, labels, ways=3, shots=1, episodes=6) == first
+    assert metrics.few_shot(features, labels, ways=3, shots=1, episodes=6, seed=1) != first
+    assert metrics.few_shot(features.double().requires_grad_(), labels.int(), ways=3, shots=1, episodes=6) == first
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"shots": 0}, "shots=0"),
+        ({"queries": 0}, "queries=0"),
+        ({"episodes": 0}, "episodes=0"),
+        ({"ways": 7}, "ways=7 of 6 classes"),
+        ({"ways": 1}, "ways=1 of 6 classes"),
+        ({"ways": -2}, "ways=-2"),
+        ({"shots": 19}, "class 7 has 19 images"),
+        ({"labels": torch.zeros(119, dtype=torch.long)}, "ways=0 of 1 classes"),
+        ({"labels": torch.zeros(7, dtype=torch.long)}, r"\[119, 8\] and labels \[7\]"),
+        ({"features": torch.full((119, 8), torch.nan)}, "finite"),
+    ],
+)
+def test_few_shot_refuses_what_cannot_be_drawn(given, message):
+    features, labels = clusters()
+    one = (labels == 7).nonzero()[0].item()  # one image of class 7 less
+    features, labels = (torch.cat([x[:one], x[one + 1 :]]) for x in (features, labels))
+    with pytest.raises(InputError, match=message) as error:
+        metrics.few_shot(given.pop("features", features), given.pop("labels", labels), **given)
+    assert "\n" not in str(error.value)

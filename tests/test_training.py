@@ -28,14 +28,17 @@ RECIPE = Recipe(epochs=2, lr=0.05, schedule="cosine", batch_size=50)
 class Dropping(Network):
     """A small network with dropout: its draws must be its own, and those of the step."""
 
+    stages = ("stem",)
+
     def __init__(self, seed=0):
         super().__init__(num_classes=10, features_dim=12)
         with runtime.seeded(seed):
-            self.body = nn.Sequential(nn.Flatten(), nn.Linear(192, 12), nn.BatchNorm1d(12), nn.ReLU(), nn.Dropout(0.3))
+            self.stem = nn.Conv2d(3, 4, 3, padding=1)
+            self.body = nn.Sequential(nn.Flatten(), nn.Linear(256, 12), nn.BatchNorm1d(12), nn.ReLU(), nn.Dropout(0.3))
             self.head = nn.Linear(12, 10)
 
     def predict(self, x):
-        features = self.body(x)
+        features = self.body(self.stem(x))
         return Output(self.head(features), features)
 
 
@@ -83,7 +86,7 @@ def test_schedules_start_and_end_where_they_should():
 # ----------------------------------------------------------------------------------------- invariants
 
 
-@pytest.mark.parametrize("method", methods.names())
+@pytest.mark.parametrize("method", [*methods.names(), "refilled+kd"])
 def test_students_trained_together_equal_students_trained_alone(method, digits, teacher):
     students = [Student("dropping", method, 0), Student("dropping", "ce", 1, "other"), Student("dropping", method, 2)]
     together = distill(students, digits, teacher)
@@ -131,6 +134,24 @@ def test_stopped_at_any_step_and_resumed_the_weights_are_the_same(count, digits,
         lines = [json.loads(x) for x in (tmp_path / "cut" / name / "metrics.jsonl").read_text().splitlines()]
         assert [r["epoch"] for r in lines] == [1, 2]
         assert [r["loss"] for r in lines] == [r["loss"] for r in whole[name].epochs]
+
+
+@pytest.mark.parametrize("count", [2, 3, 4])
+def test_a_method_of_two_phases_restarts_its_schedule_and_resumes(count, digits, teacher, tmp_path, monkeypatch):
+    recipe = Recipe(epochs=4, lr=0.05, schedule="tenth+fifths", batch_size=50)
+    students = [Student("dropping", "refilled", 3, "a"), Student("dropping", "crd", 3, "b")]
+    whole = distill(students, digits, teacher, recipe=recipe)
+    assert [list(r["terms"]) for r in whole["a"].epochs] == 2 * [["embedding"]] + 2 * [["ce", "local"]]
+    first, second = recipe.phase(0, 2), recipe.phase(1, 2)
+    rates = [schedule.lr_at(epoch + 2 / 3) for schedule in (first, second) for epoch in (0, 1)]
+    assert [r["lr"] for r in whole["a"].epochs] == pytest.approx(rates)
+    with monkeypatch.context() as patch:
+        stop_at(patch, 2 * 3 * count - 1)
+        with pytest.raises(Interrupted):
+            distill(students, digits, teacher, recipe=recipe, runs=tmp_path, checkpoint_seconds=0)
+    resumed = distill(students, digits, teacher, recipe=recipe, runs=tmp_path)
+    assert all(same(whole[name].network, resumed[name].network) for name in "ab")
+    assert all(same(whole[name].method, resumed[name].method) for name in "ab")
 
 
 def test_students_stopped_at_different_steps_catch_up(digits, teacher, tmp_path, monkeypatch):
@@ -236,7 +257,7 @@ def test_a_method_sees_what_it_declares_and_nothing_else(digits, teacher):
             seen[self.wants] = context
             return {"ce": nn.functional.cross_entropy(context.student.logits, context.batch.labels)}
 
-    wants = [(), ("teacher",), ("retrieval",), ("bank",)]
+    wants = [(), ("teacher",), ("retrieval",), ("bank",), ("partner",)]
     students = [Student("dropping", Watching(wants=w), 0, f"s{i}") for i, w in enumerate(wants)]
     distill(students, digits, teacher)
     for want in wants:
@@ -245,6 +266,7 @@ def test_a_method_sees_what_it_declares_and_nothing_else(digits, teacher):
             "teacher": context.teacher is not None,
             "retrieval": context.positives is not None and context.negatives is not None,
             "bank": isinstance(context.bank, MemoryBank),
+            "partner": context.partner is not None,
         }
         assert given == {name: name in want for name in given}
         assert 0 <= context.progress < 1
@@ -283,6 +305,85 @@ def test_static_queries_are_those_of_the_clean_rows(digits, teacher, monkeypatch
         assert not row.teacher.logits.requires_grad and not row.positives.logits.requires_grad
 
 
+# -------------------------------------------------------------------------------------------- label spaces
+
+
+@pytest.fixture(scope="module")
+def specialist():
+    """A teacher of the digits 0 to 4."""
+    (history,) = training.distill(
+        [Student("resnet8", "ce", 7)],
+        data.load("digits", labels=60, classes=range(5)),
+        recipe=Recipe(epochs=3, lr=0.05, schedule="cosine", batch_size=30),
+        device="cpu",
+        progress=False,
+    ).values()
+    return history.network
+
+
+def test_a_teacher_of_other_classes_teaches_what_needs_no_common_ones(specialist):
+    others = data.load("digits", labels=50, classes=range(5, 10))
+    able = [name for name in methods.names() if methods.create(name).label_space == "any"]
+    assert able == ["at", "crd", "pkt", "refilled", "rkd", "sp"]
+    students = [Student("resnet8", name, 0, name) for name in [*able, "ce", "cskd"]]
+    found = distill(students, others, specialist)
+    for history in found.values():
+        assert history.network.num_classes == 5 and history.network.classes == tuple("56789")
+        assert "agreement" not in history.summary
+    for name in set(methods.names()) - {*able, "ce", "ls", "cskd"}:
+        with pytest.raises(InputError, match=rf"'{name}' compares logits .* \(0, 1, 2, …\) share 0 with") as caught:
+            distill([Student("resnet8", name, 0)], others, specialist)
+        assert "\n" not in str(caught.value) and "refilled" in str(caught.value)
+
+
+def test_kd_acts_on_the_classes_that_both_know(specialist):
+    splits = data.load("digits", labels=60, classes=[3, 4, 5, 6])
+    seen = []
+
+    class Watching(methods.logits.KD):
+        def forward(self, context):
+            seen.append(context)
+            return super().forward(context)
+
+    distill([Student("resnet8", Watching(), 0)], splits, specialist)
+    ours, theirs = seen[0].common
+    assert ours.tolist() == [0, 1] and theirs.tolist() == [3, 4]
+    with pytest.raises(InputError, match="or kd, which acts on the shared ones"):
+        distill([Student("resnet8", "ickd", 0)], splits, specialist)
+
+
+def test_the_classes_of_a_network_are_kept_with_its_run(digits, specialist, tmp_path):
+    (history,) = distill([Student("resnet8", "ce", 0)], digits, None, runs=tmp_path).values()
+    assert training.load(history.folder, device="cpu").classes == digits.train.classes
+    unknown = copy.deepcopy(specialist)
+    unknown.classes = ()
+    with pytest.raises(InputError, match=r"5 classes \(of unknown names\)"):
+        distill([Student("resnet8", "kd", 0)], digits, unknown)
+
+
+def test_published_settings():
+    found = training.published("ckd", "resnet32x4", "ShuffleV1")
+    assert found.method == "ckd" and found.augment == "crop"
+    assert found.recipe == Recipe(epochs=480, batch_size=32, lr=0.01, schedule="cosine")
+    assert training.published("ckd", "vgg13", "MobileNetV2").method == "ckd(ckd=50.0, temperature=2.0)"
+    assert training.published("ckd(ckd=3)", "resnet56", "resnet20").method == "ckd(ckd=3)"
+    assert training.published("dkd", "resnet56", "resnet20").method == "dkd(nckd=2.0)"
+    assert training.published("ickd", "resnet32x4", "resnet8x4") == ("ickd", Recipe(), "crop")
+    assert training.published("mlkd", "resnet56", "resnet20").augment == "randaugment"
+    refilled = training.published("refilled", "wrn_40_2", "wrn_16_2").recipe
+    assert [refilled.phase(0, 200).lr_at(e) for e in (0, 200)] == pytest.approx([0.1, 0.01])
+    rates = [refilled.phase(1, 200).lr_at(e) for e in (99, 100, 140, 180)]
+    assert rates == pytest.approx([0.1, 0.02, 0.004, 0.0008])
+
+
+def test_what_a_step_costs(digits, teacher):
+    found = training.step_seconds(
+        ["ce", "ickd", "refilled"], digits, student="dropping", teacher=teacher, steps=2, rounds=1, device="cpu"
+    )
+    assert list(found) == ["ce", "ickd", "refilled"] and all(0 < seconds < 10 for seconds in found.values())
+    assert found["ickd"] > found["ce"]  # which has no teacher to ask
+
+
 # ------------------------------------------------------------------------------------- records and reading
 
 
@@ -300,7 +401,7 @@ def test_a_run_folder_tells_everything(digits, teacher, tmp_path):
     ]
     config = json.loads((folder / "config.json").read_text())
     assert config["path"] == {"device": "cpu", "precision": "fp32", "threads": torch.get_num_threads()}
-    assert config["settings"]["method"] == {"name": "kd", "ce": 0.1, "kd": 0.9, "temperature": 4.0}
+    assert config["settings"]["method"] == methods.create("kd").config
     assert config["environment"]["code"] == runtime.code()
     assert config["settings"]["recipe"]["epochs"] == 2 and config["environment"]["torch"] == torch.__version__
     summary = json.loads((folder / "summary.json").read_text())
@@ -413,7 +514,7 @@ def test_a_bank_or_teacher_of_other_data_is_refused(digits, teacher):
         distill([Student("dropping", "ickd")], digits, teacher, bank=other)
     with runtime.seeded(0):
         other_classes = models.create("resnet8", 7)
-    with pytest.raises(InputError, match="the teacher has 7 classes and the student 10"):
+    with pytest.raises(InputError, match=r"the teacher's 7 classes \(of unknown names\)"):
         distill([Student("dropping", "kd")], digits, other_classes)
 
 

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import operator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, SupportsIndex
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from ickd_lib import runtime
+from ickd_lib.data.augment import augmentation, strong
 from ickd_lib.runtime import InputError
 
 
@@ -20,15 +22,22 @@ class Batch:
     """What a training step sees of the data.
 
     images: float in [0, 1], shape [B, 3, H, W], channels-last; networks normalise them themselves.
-    labels: class, shape [B].
-    index: row in the data set, shape [B].
-    view: which of the data set's `views` augmentations was taken, shape [B].
+    labels: class, shape [B]; of the image with the largest share where images are mixed.
+    index: row in the data set, shape [B]; of the same image.
+    view: which of the data set's `views` augmentations was taken, shape [B]; -1 where it is none of them.
+    soft: probabilities of the classes, shape [B, C], where images are mixed, else None.
     """
 
     images: Tensor
     labels: Tensor
     index: Tensor
     view: Tensor
+    soft: Tensor | None = None
+
+    @property
+    def targets(self) -> Tensor:
+        """What cross-entropy takes: `soft` [B, C] where images are mixed, else `labels` [B]."""
+        return self.labels if self.soft is None else self.soft
 
 
 @dataclass(frozen=True)
@@ -44,6 +53,8 @@ class Images:
         pad, flip: the augmentation: zeros added on every side before a random crop; mirroring of one half.
         name: data set and split, "cifar100/train".
         superclasses, superclass_of: names of the coarser classes, and each class's one (empty where none).
+        augment: what `batches` gives: "crop" (and flip), or after these "randaugment", "mixup", "cutmix", or one of
+            the last two after the first: "randaugment+cutmix".
     """
 
     images: Tensor
@@ -57,10 +68,12 @@ class Images:
     name: str
     superclasses: tuple[str, ...] = ()
     superclass_of: tuple[int, ...] = ()
+    augment: str = "crop"
 
     def __post_init__(self) -> None:
         # Channels-last in memory: a crop then copies whole pixels, and convolutions get the layout they like.
         object.__setattr__(self, "images", self.images.contiguous(memory_format=torch.channels_last))
+        object.__setattr__(self, "augment", augmentation(self.augment))
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -82,7 +95,7 @@ class Images:
 
     @cached_property
     def fingerprint(self) -> str:
-        """Changes with any pixel, label or row."""
+        """Changes with any pixel, label, row or class."""
         return runtime.fingerprint(self.images.permute(0, 2, 3, 1), self.labels, self.index, list(self.classes))
 
     def subset(self, rows: Tensor) -> Images:
@@ -93,6 +106,68 @@ class Images:
     def few(self, count: int, seed: int = 0) -> Images:
         """A stratified subset of `count` images, the same for the same seed."""
         return self.subset(stratified(self.labels, count, self.classes, seed))
+
+    def only(self, classes: Sequence[str | int]) -> Images:
+        """The images of some classes (given as to `restricted`, one or more); the label space stays."""
+        wanted = torch.zeros(len(self.classes), dtype=torch.bool)
+        wanted[self._chosen(classes)] = True
+        return self.subset(wanted.to(self.labels.device)[self.labels].nonzero().squeeze(1))
+
+    def restricted(self, classes: Sequence[str | int]) -> Images:
+        """The images of some classes, which become the label space.
+
+        Args:
+            classes: names of classes or of superclasses (all their classes), or positions; their order and
+                repetitions do not matter.
+        Returns:
+            Labels 0 to K-1, in the data set's order of classes; mean, std and the rows in `index` as they were. All
+            classes are the images themselves.
+        Raises:
+            InputError: an unknown name, a position out of range, or fewer than two classes.
+        """
+        chosen = self._chosen(classes)
+        if len(chosen) < 2:
+            raise InputError(f"classes={list(classes)!r} is {self.classes[chosen[0]]!r} alone; name two or more")
+        if len(chosen) == len(self.classes):
+            return self
+        number = torch.full((len(self.classes),), -1)
+        number[chosen] = torch.arange(len(chosen))
+        kept, names = self.only(chosen), tuple(self.classes[c] for c in chosen)
+        title, slash, split = self.name.partition("/")
+        return replace(
+            kept,
+            labels=number.to(kept.labels.device)[kept.labels],
+            classes=names,
+            superclass_of=self.superclass_of and tuple(self.superclass_of[c] for c in chosen),
+            name=title.removesuffix(_listed(self.classes)) + _listed(names) + slash + split,
+        )
+
+    def _chosen(self, classes: Sequence[str | int]) -> list[int]:
+        """The positions of the classes that `classes` names, each once, sorted; at least one."""
+        title = self.name.split("/")[0]
+        if isinstance(classes, str) or not len(classes):
+            raise InputError(f"classes={classes!r} is no list of one or more; give names or positions of {title}'s")
+        uppers = [name for s, name in enumerate(self.superclasses) if s in self.superclass_of]  # those with classes
+        known = list(dict.fromkeys((*self.classes, *uppers)))
+        chosen: set[int] = set()
+        for given in classes:
+            if isinstance(given, SupportsIndex):
+                position = operator.index(given)
+                if not 0 <= position < len(self.classes):
+                    raise InputError(
+                        f"class {position} is out of range; {title} has {len(self.classes)}, from 0 to "
+                        f"{len(self.classes) - 1}"
+                    )
+                chosen.add(position)
+                continue
+            kind = "class or superclass" if uppers else "class"
+            name = given if given in known else runtime.choose(given, known, kind)
+            if name in self.classes:
+                chosen.add(self.classes.index(name))
+            else:
+                upper = self.superclasses.index(name)
+                chosen.update(c for c, s in enumerate(self.superclass_of) if s == upper)
+        return sorted(chosen)
 
     def to(self, device: torch.device | str) -> Images:
         """The same images on another device."""
@@ -107,6 +182,10 @@ class Images:
 
         View number: ((shift down) · (2 pad + 1) + (shift right)) · (1 + flip) + (mirrored).
         """
+        return self._cropped(rows, view).float().div_(255)
+
+    def _cropped(self, rows: Tensor, view: Tensor) -> Tensor:
+        """`augmented` before the scaling: uint8, shape [B, 3, H, W]."""
         height, width = self.size
         pad, across = self.pad, 2 * self.pad + 1
         place, mirrored = (view // 2, view % 2) if self.flip else (view, torch.zeros_like(view))
@@ -115,8 +194,7 @@ class Images:
         lines = (place // across)[:, None] + torch.arange(height, device=rows.device)
         pixels = F.pad(self.images.permute(0, 2, 3, 1)[rows], (0, 0, pad, pad, pad, pad))
         each = torch.arange(len(rows), device=rows.device)[:, None, None]
-        cropped = pixels[each, lines[:, :, None], columns[:, None, :]]
-        return cropped.permute(0, 3, 1, 2).float().div_(255)
+        return pixels[each, lines[:, :, None], columns[:, None, :]].permute(0, 3, 1, 2)
 
     def steps(self, batch_size: int) -> int:
         """Batches in an epoch. The last, smaller one is kept.
@@ -129,7 +207,8 @@ class Images:
     def batches(self, batch_size: int, *, data_seed: int, epoch: int, first: int = 0) -> Iterator[Batch]:
         """One epoch of augmented batches, from step `first` on.
 
-        The order is a function of (data_seed, epoch), an image's view of (data_seed, epoch, index).
+        The order is a function of (data_seed, epoch), an image's view of (data_seed, epoch, index), and what
+        `augment` adds of (data_seed, epoch, step).
         """
         device, n = self.labels.device, len(self)
         order = torch.randperm(n, generator=runtime.generator(data_seed, "order", epoch)).to(device)
@@ -141,7 +220,49 @@ class Images:
         steps = self.steps(batch_size)
         for step in range(first, steps):
             rows = order[step * batch_size : n if step == steps - 1 else (step + 1) * batch_size]
-            yield Batch(self.augmented(rows, view[rows]), self.labels[rows], self.index[rows], view[rows])
+            if self.augment == "crop":
+                yield Batch(self.augmented(rows, view[rows]), self.labels[rows], self.index[rows], view[rows])
+            else:
+                yield self._strengthened(rows, view[rows], data_seed, epoch, step)
+
+    def _strengthened(self, rows: Tensor, view: Tensor, *keys: int) -> Batch:
+        images, shares = strong(self._cropped(rows, view), self.augment, *keys)
+        soft = None
+        if shares is not None:
+            # Not a matrix product with one-hot labels, which reduced precision would round.
+            soft = shares.new_zeros(len(rows), len(self.classes)).index_add_(1, self.labels[rows], shares)
+            rows = rows[shares.argmax(1)]
+        return Batch(images, self.labels[rows], self.index[rows], torch.full_like(view, -1), soft)
+
+    def partners(self, batch: Batch, *, data_seed: int, epoch: int, step: int) -> Batch:
+        """For each image of a batch of these images, another one of its class, cropped and flipped at random.
+
+        Where the class has one image only, it is that image. Draws are a function of (data_seed, epoch, step).
+
+        Args:
+            batch: B images of this split, found by their `index`.
+        Returns:
+            B images with the labels of the batch.
+        """
+        members, starts, sizes, places = self._classmates
+        keys = runtime.generator(data_seed, "partner", epoch, step)
+        drawn = torch.randint(2**40, (len(batch.index),), generator=keys).to(members.device)
+        view = torch.randint(self.views, (len(batch.index),), generator=keys).to(members.device)
+        place = places[batch.index]
+        label = self.labels[members[place]]
+        start, size = starts[label], sizes[label]
+        ahead = 1 + drawn % (size - 1).clamp(min=1)  # going round the class, from the image itself
+        rows = members[start + (place - start + ahead) % size]
+        return Batch(self.augmented(rows, view), self.labels[rows], self.index[rows], view)
+
+    @cached_property
+    def _classmates(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Positions sorted by class [N]; each class's start there and its size [C]; each data-set row's place there."""
+        members = self.labels.argsort(stable=True)
+        sizes = torch.bincount(self.labels, minlength=len(self.classes))
+        places = torch.zeros(int(self.index.max()) + 1, dtype=torch.int64, device=members.device)
+        places[self.index[members]] = torch.arange(len(members), device=members.device)
+        return members, sizes.cumsum(0) - sizes, sizes, places
 
 
 class Splits(NamedTuple):
@@ -154,6 +275,11 @@ class Splits(NamedTuple):
     def to(self, device: torch.device | str) -> Splits:
         """The same splits on another device."""
         return Splits(*(images.to(device) for images in self))
+
+
+def _listed(classes: tuple[str, ...]) -> str:
+    names = ",".join(classes)
+    return f"({names})" if len(names) <= 40 else f"({len(classes)} classes)"
 
 
 def stratified(labels: Tensor, count: int, classes: tuple[str, ...], seed: int) -> Tensor:

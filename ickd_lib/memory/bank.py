@@ -39,7 +39,7 @@ class InContext:
 
 
 class MemoryBank:
-    """One row a sample: unit-length features, logits, label, data-set row.
+    """One row a sample: unit-length features and how long they were, logits, label, data-set row.
 
     Args:
         features: shape [N, D]; normalised here.
@@ -48,6 +48,7 @@ class MemoryBank:
         index: the data-set row of each, unique and ascending, shape [N].
         classes: C names.
         filled: which rows hold something, shape [N]; all of them by default.
+        norms: length of the features, shape [N], where those given are unit length already.
         source: fingerprints of the `data` and the `teacher` that the rows come from.
     """
 
@@ -60,17 +61,20 @@ class MemoryBank:
         classes: tuple[str, ...],
         *,
         filled: Tensor | None = None,
+        norms: Tensor | None = None,
         source: dict[str, str] | None = None,
     ) -> None:
         if len(index) and not bool((index.diff() > 0).all()):
             raise InputError("a bank's index must be ascending, each data-set row once")
         features = features.float()
+        self.norms = features.norm(dim=1) if norms is None else norms
         unit = (features.norm(dim=1, keepdim=True) - 1).abs() < 1e-5  # these stay as they are, bit for bit
         self.features = torch.where(unit, features, F.normalize(features, dim=1))
         self.logits, self.labels, self.index, self.classes = logits.float(), labels, index, tuple(classes)
         self.filled = torch.ones_like(labels, dtype=torch.bool) if filled is None else filled
         self.source = source or {}
         self._tables: dict[tuple, tuple[Neighbours, Neighbours]] = {}
+        self._means: Tensor | None = None
         self._row_of = torch.full((int(index.max()) + 1 if len(index) else 1,), -1, device=index.device)
         self._row_of[index] = torch.arange(len(index), device=index.device)
 
@@ -117,9 +121,9 @@ class MemoryBank:
         """The same bank on another device; itself when it is there already."""
         if self.labels.device == torch.device(device):
             return self
-        tensors = (self.features, self.logits, self.labels, self.index, self.filled)
-        *rows, filled = (tensor.to(device) for tensor in tensors)
-        return MemoryBank(rows[0], rows[1], rows[2], rows[3], self.classes, filled=filled, source=self.source)
+        tensors = (self.features, self.logits, self.labels, self.index, self.filled, self.norms)
+        features, logits, labels, index, filled, norms = (tensor.to(device) for tensor in tensors)
+        return MemoryBank(features, logits, labels, index, self.classes, filled=filled, norms=norms, source=self.source)
 
     def rows(self, index: Tensor) -> Tensor:
         """The bank's position of each data-set row in `index`; -1 for one that the bank does not hold."""
@@ -136,9 +140,22 @@ class MemoryBank:
         if bool((rows < 0).any()):
             raise InputError(f"data-set row {int(index[rows < 0][0])} is not in this bank; build it from this data")
         self.features[rows] = F.normalize(features.detach().float(), dim=1)
+        self.norms[rows] = features.detach().float().norm(dim=1)
         self.logits[rows] = logits.detach().float()
         self.filled[rows] = True
         self._tables.clear()
+        self._means = None
+
+    def class_means(self) -> Tensor:
+        """The mean of the features of each class, as they were before they were normalised, made unit length: [C, D].
+
+        A class without filled rows has zeros.
+        """
+        if self._means is None:
+            sums = torch.zeros(len(self.classes), self.features.shape[1], device=self.features.device)
+            sums.index_add_(0, self.labels, self.features * (self.norms * self.filled)[:, None])
+            self._means = F.normalize(sums, dim=1)
+        return self._means
 
     # ------------------------------------------------------------------------------------------ retrieval
 
@@ -300,7 +317,8 @@ class MemoryBank:
         from safetensors.torch import save_file
 
         tensors = {
-            name: getattr(self, name).contiguous() for name in ("features", "logits", "labels", "index", "filled")
+            name: getattr(self, name).contiguous()
+            for name in ("features", "logits", "labels", "index", "filled", "norms")
         }
         with runtime.replacing(path) as part:
             save_file(tensors, part, metadata={"classes": json.dumps(self.classes), "source": json.dumps(self.source)})
@@ -327,8 +345,7 @@ class MemoryBank:
             with safe_open(path, "pt", device=str(device)) as file:
                 meta = {key: json.loads(value) for key, value in file.metadata().items()}
                 tensors = {key: file.get_tensor(key) for key in file.keys()}
-            filled = tensors.pop("filled")
-            bank = cls(**tensors, classes=tuple(meta["classes"]), filled=filled, source=meta["source"])
+            bank = cls(**tensors, classes=tuple(meta["classes"]), source=meta["source"])
         except (SafetensorError, KeyError, TypeError, AttributeError, ValueError) as error:
             raise InputError(f"{path} is not a memory bank, or is damaged ({error}); build it again") from None
         expected = source_of(images, teacher)

@@ -9,13 +9,14 @@ from collections.abc import Callable, Sequence
 
 from ..runtime import InputError, choose
 from . import mobilenet_v2, resnet, resnet_imagenet, shufflenet_v1, shufflenet_v2, vgg, wrn
+from .extend import extend
 from .external import LIBRARIES
 from .inference import predict
 from .network import Network, Output
 from .weights import load_weights
 from .wrapped import wrap
 
-__all__ = ["Network", "Output", "create", "load_weights", "names", "predict", "wrap"]
+__all__ = ["Network", "Output", "create", "extend", "load_weights", "names", "predict", "wrap"]
 
 # A family is one file, whose NETWORKS make a network of so many classes.
 ZOO: dict[str, Callable[[int], Network]] = {
@@ -53,7 +54,8 @@ def create(
             of another number of classes. For the zoo, see `load_weights`.
     Returns:
         A Network: images [B, 3, H, W] to logits [B, C] and features [B, D]. Zoo networks take any size from 4
-        pixels on; of torchvision's and timm's, those made for one size alone resize images to it.
+        pixels on; of torchvision's and timm's, those made for one size alone resize images to it. Maps are to be
+        had of the zoo, and of torchvision's and timm's ResNets; for others, see `wrap`.
     Raises:
         InputError: the name is unknown, its library is not installed, its weights cannot be had, or mean, std or
             num_classes are no such numbers.

@@ -13,6 +13,7 @@ from .network import Network
 from .wrapped import Wrapped, wrap
 
 IDENTITY = (0.0, 0.0, 0.0), (1.0, 1.0, 1.0)
+RESNET_STAGES = ("layer1", "layer2", "layer3", "layer4")
 
 
 def from_torchvision(
@@ -48,6 +49,7 @@ def from_torchvision(
         std=own_std if std is None else std,
         size=fixed,
         name=f"torchvision/{name}",
+        maps=_stages(module),
     )
     if network.num_classes != num_classes:
         _replace_classifier(network, num_classes)
@@ -76,10 +78,17 @@ def from_timm(
         std=own_std if std is None else std,
         size=fixed,
         name=f"timm/{name}",
+        maps=_stages(module),
     )
 
 
 LIBRARIES = {"torchvision": from_torchvision, "timm": from_timm}
+
+
+def _stages(module: nn.Module) -> tuple[str, ...]:
+    """The four stages of a ResNet and its like, by their names; none of other modules."""
+    children = dict(module.named_children())
+    return RESNET_STAGES if all(stage in children for stage in RESNET_STAGES) else ()
 
 
 def _import(package: str, module: str) -> Any:

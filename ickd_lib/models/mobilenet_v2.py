@@ -50,6 +50,8 @@ class MobileNetV2(Network):
         num_classes: C.
     """
 
+    stages = ("blocks.1", "blocks.2", "blocks.4", "blocks.6")  # the last of each resolution, without ReLU
+
     def __init__(self, width: float, num_classes: int) -> None:
         super().__init__(num_classes, features_dim=1280)
         inputs = int(32 * width)

@@ -42,6 +42,8 @@ class ResNet(Network):
         num_classes: C.
     """
 
+    stages = ("layer1", "layer2", "layer3")
+
     def __init__(self, depth: int, widths: tuple[int, int, int, int], num_classes: int) -> None:
         super().__init__(num_classes, features_dim=widths[3])
         blocks = (depth - 2) // 6

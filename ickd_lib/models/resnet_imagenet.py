@@ -68,6 +68,8 @@ class ImageNetResNet(Network):
         num_classes: C.
     """
 
+    stages = ("layer1", "layer2", "layer3", "layer4")
+
     def __init__(
         self, block: type[BasicBlock] | type[Bottleneck], depths: tuple[int, int, int, int], num_classes: int
     ) -> None:

@@ -73,6 +73,8 @@ class ShuffleNetV2(Network):
         num_classes: C.
     """
 
+    stages = ("layer1", "layer2", "layer3")
+
     def __init__(self, widths: tuple[int, int, int, int], depths: tuple[int, int, int], num_classes: int) -> None:
         super().__init__(num_classes, features_dim=widths[3])
         self.conv1 = nn.Conv2d(3, STEM, 1, bias=False)

@@ -24,6 +24,8 @@ class VGG(Network):
         num_classes: C.
     """
 
+    stages = ("block0", "block1", "block2", "block3", "block4")  # before their ReLU and pooling
+
     def __init__(self, depths: tuple[int, int, int, int, int], num_classes: int) -> None:
         super().__init__(num_classes, features_dim=WIDTHS[-1])
         inputs = (3, *WIDTHS[:-1])

@@ -25,6 +25,8 @@ class Wrapped(Network):
         layer: name of the layer that the features are taken from.
         before: whether they are that layer's input, not its output.
         size: (H, W) that images are resized to, or None.
+        stages: names of the layers whose outputs are the maps, prefixed by `module.`; copies are given, since a
+            stranger's next layer may work in place.
     """
 
     def __init__(
@@ -35,18 +37,25 @@ class Wrapped(Network):
         size: tuple[int, int] | None,
         num_classes: int,
         features_dim: int,
+        maps: Sequence[str] = (),
     ) -> None:
         super().__init__(num_classes, features_dim)
         self.module = module
         self.layer = layer
         self.before = before
         self.size = size
+        self.stages = tuple(f"module.{part}" for part in maps)
 
     def predict(self, x: Tensor) -> Output:
         if self.size is not None and x.shape[2:] != self.size:
             # Interpolation weights sum to one, so resizing after normalising equals resizing before.
             x = F.interpolate(x, self.size, mode="bilinear", antialias=True)
         return _observe(self.module, self.layer, self.before, x)
+
+    def _map(self, stage: str, value: Any) -> Tensor:
+        if isinstance(value, (tuple, list)) and value:
+            value = value[0]
+        return super()._map(stage, value).clone()
 
 
 def wrap(
@@ -58,6 +67,7 @@ def wrap(
     std: Sequence[float] = (1, 1, 1),
     size: int | tuple[int, int] | None = None,
     name: str | None = None,
+    maps: Sequence[str] = (),
 ) -> Network:
     """Make a Network of any image classifier, so that it can teach or be taught here.
 
@@ -77,27 +87,33 @@ def wrap(
         std: [3], by which they are then divided.
         size: side, or (H, W), in pixels to which images are resized (bilinear, antialiased); None leaves them.
         name: what errors and records call the network; the module's class by default.
+        maps: names of submodules, shallow to deep, whose outputs [B, C_i, H_i, W_i] are its maps, in this order.
     Returns:
-        A Network: images [B, 3, H, W] in [0, 1] to logits [B, C] and features [B, D].
+        A Network: images [B, 3, H, W] in [0, 1] to logits [B, C] and features [B, D], and to maps where asked.
     Raises:
-        InputError: no layer has that name or it takes no part in the forward pass; the module cannot run on
-            images of `size` (32 and 224 are tried when that is None); C is not `num_classes`.
+        InputError: no layer has that name or it takes no part in the forward pass; a layer of `maps` gives no map
+            but tokens [B, T, D], say; the module cannot run on images of `size` (32 and 224 are tried when that is
+            None); C is not `num_classes`.
     """
     name = name or type(module).__name__
     layers = [layer for layer, _ in module.named_modules() if layer]
     if features is not None and features not in layers:
         features = choose(features, layers, what=f"layer of {name}")
+    maps = [maps] if isinstance(maps, str) else maps
+    maps = [part if part in layers else choose(part, layers, what=f"layer of {name}") for part in maps]
     pixels = None if size is None else (size, size) if isinstance(size, int) else (size[0], size[1])
 
-    with _evaluating(module):
-        images = _runnable_images(module, name, pixels)
-        layer = features if features is not None else _last_classifier(module, images, name)
-        logits, found = _observe(module, layer, features is None, images)
-    if num_classes not in (None, logits.shape[1]):
-        raise InputError(f"{name} has {logits.shape[1]} classes, not num_classes={num_classes}")
+    with evaluating(module):
+        images = runnable_images(module, name, pixels)
+        layer = features if features is not None else last_classifier(module, images, name)
+        logits, found, _ = _observe(module, layer, features is None, images)
+        if num_classes not in (None, logits.shape[1]):
+            raise InputError(f"{name} has {logits.shape[1]} classes, not num_classes={num_classes}")
+        network = Wrapped(module, layer, features is None, pixels, logits.shape[1], found.shape[1], maps)
+        network.name = name
+        if maps:
+            network._predict_with_maps(images)  # so that a layer without a map is an error now
 
-    network = Wrapped(module, layer, features is None, pixels, logits.shape[1], found.shape[1])
-    network.name = name
     network.training = module.training
     network.set_normalisation(mean, std)
     network.mean, network.std = network.mean.to(images), network.std.to(images)
@@ -105,7 +121,7 @@ def wrap(
 
 
 @contextlib.contextmanager
-def _evaluating(module: nn.Module) -> Iterator[None]:
+def evaluating(module: nn.Module) -> Iterator[None]:
     """Eval mode without gradients; afterwards each submodule is in the mode in which it was."""
     modes = [(part, part.training) for part in module.modules()]
     module.eval()
@@ -117,7 +133,7 @@ def _evaluating(module: nn.Module) -> Iterator[None]:
             part.training = training
 
 
-def _runnable_images(module: nn.Module, name: str, size: tuple[int, int] | None) -> Tensor:
+def runnable_images(module: nn.Module, name: str, size: tuple[int, int] | None) -> Tensor:
     """Two black images that the module can run on, of its device and precision."""
     like = next(itertools.chain(module.parameters(), module.buffers()), torch.empty(0))
     sizes = [size] if size is not None else [(32, 32), (224, 224)]
@@ -132,7 +148,7 @@ def _runnable_images(module: nn.Module, name: str, size: tuple[int, int] | None)
     raise InputError(f"{name} cannot run on black images ({'; '.join(problems)}); give the size it takes, size=…")
 
 
-def _last_classifier(module: nn.Module, images: Tensor, name: str) -> str:
+def last_classifier(module: nn.Module, images: Tensor, name: str) -> str:
     """Name of the linear layer or convolution that runs last."""
     ran: list[str] = []
     with contextlib.ExitStack() as hooks:

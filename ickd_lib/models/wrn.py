@@ -57,6 +57,8 @@ class WideResNet(Network):
         num_classes: C.
     """
 
+    stages = ("block1", "block2", "block3")  # not activated yet
+
     def __init__(self, depth: int, widen: int, num_classes: int) -> None:
         super().__init__(num_classes, features_dim=64 * widen)
         blocks = (depth - 4) // 6

@@ -12,14 +12,16 @@ from ickd_lib.plots.retrieval import (
 )
 from ickd_lib.plots.separation import class_correlation, embeddings, separation
 from ickd_lib.plots.style import class_colours, method_style, use
-from ickd_lib.plots.training import curves, scores
+from ickd_lib.plots.training import cost, curves, differences, scores
 
 __all__ = [
     "aggregation",
     "by_class",
     "class_colours",
     "class_correlation",
+    "cost",
     "curves",
+    "differences",
     "distributions",
     "embeddings",
     "method_style",

@@ -98,3 +98,54 @@ def scores(scores: Mapping[str, Sequence[float]], *, xlabel: str = "test accurac
 def score(mean: float, spread: float, count: int, digits: int = 1) -> str:
     """ "94.1 ± 0.5"; only the number where there is one seed."""
     return f"{mean:.{digits}f}" + (f" ± {spread:.{digits}f}" if count > 1 else "")
+
+
+def differences(intervals: Mapping[str, Mapping[str, float]], *, baseline: str) -> Figure:
+    """One row a method: its mean difference to the baseline in points and its 95% interval, beside a line at 0.
+
+    An interval that includes 0 is drawn hollow and pale: a difference that these seeds do not show.
+
+    Args:
+        intervals: for each method "mean", "low" and "high", fractions (`results.interval`).
+        baseline: its name, for the axis.
+    """
+    figure, axis = plt.subplots(figsize=(WIDTH, 1.2 + 0.34 * len(intervals)), layout="constrained")
+    axis.axvline(0, color="0.4", lw=1)
+    for row, (name, found) in enumerate(intervals.items()):
+        style = method_style(name)
+        mean, low, high = (100 * found[key] for key in ("mean", "low", "high"))
+        shown = low > 0 or high < 0
+        axis.plot([low, high], [row, row], color=style["color"], alpha=1 if shown else 0.45, lw=2.2 if shown else 1.4)
+        face = style["color"] if shown else "white"
+        axis.plot(mean, row, marker=style["marker"], color=style["color"], mfc=face, ms=7, ls="none")
+        text = f"{mean:+.1f}  ({low:+.1f} to {high:+.1f})" + ("" if shown else "  not shown")
+        axis.text(1.01, row, text, transform=axis.get_yaxis_transform(), va="center", fontsize=9)
+    axis.set_yticks(range(len(intervals)), list(intervals))
+    axis.set_ylim(len(intervals) - 0.5, -0.5)
+    axis.set(
+        xlabel=f"difference to {baseline}, points of test accuracy",
+        title="Paired by seed: mean and 95% interval (hollow: includes 0)",
+    )
+    axis.grid(axis="x")
+    return figure
+
+
+def cost(scores: Mapping[str, Sequence[float]], seconds: Mapping[str, float]) -> Figure:
+    """What each method's accuracy costs: mean accuracy over the time of a training step, a marker a method.
+
+    Args:
+        scores: for each method a test accuracy a seed, as a fraction.
+        seconds: for each method the time of a step (`training.step_seconds`).
+    """
+    figure, axis = plt.subplots(figsize=(WIDTH, 4.8), layout="constrained")
+    for name, numbers in scores.items():
+        mean, spread = mean_and_std(100 * np.asarray(numbers, dtype=float))
+        style = method_style(name)
+        x = 1000 * seconds[name]
+        error = float(spread) if len(numbers) > 1 else None
+        axis.errorbar(x, mean, yerr=error, color=style["color"], marker=style["marker"], ms=7, lw=1, ls="none")
+        axis.annotate(name, (x, float(mean)), xytext=(6, 4), textcoords="offset points", fontsize=9)
+    axis.set(xlabel="time of a training step, ms", ylabel="test accuracy, %", title="Accuracy and its price")
+    axis.grid()
+    axis.margins(x=0.12, y=0.1)
+    return figure

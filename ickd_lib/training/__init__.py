@@ -2,7 +2,21 @@
 
 from ickd_lib.training.learner import History, Student
 from ickd_lib.training.loop import distill
+from ickd_lib.training.published import Published, published
 from ickd_lib.training.recipe import SCHEDULES, Recipe
-from ickd_lib.training.runs import compare, evaluate, load, pretrain
+from ickd_lib.training.runs import compare, evaluate, load, pretrain, step_seconds
 
-__all__ = ["SCHEDULES", "History", "Recipe", "Student", "compare", "distill", "evaluate", "load", "pretrain"]
+__all__ = [
+    "SCHEDULES",
+    "History",
+    "Published",
+    "Recipe",
+    "Student",
+    "compare",
+    "distill",
+    "evaluate",
+    "load",
+    "pretrain",
+    "published",
+    "step_seconds",
+]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import itertools
 import re
 import warnings
 from dataclasses import asdict, dataclass, field
@@ -97,15 +98,21 @@ class Learner:
             origin = {"network": network.name, "initial": runtime.fingerprint(network.state_dict())}
         if network.num_classes != len(train.classes):
             raise InputError(f"{network.name} has {network.num_classes} classes, {train.name} {len(train.classes)}")
-        self._check_teacher(teacher, network)
+        network.classes = train.classes
+        self.common = self._common_classes(teacher, network)
         with runtime.seeded(student.seed, "method"):
             self.method.setup(
                 network.features_dim, teacher.features_dim if teacher else 0, network.num_classes, len(train)
             )
+        if self.common:
+            self.common = self.common[0].to(where), self.common[1].to(where)
         self.network = network.to(where, memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.method = self.method.to(where)
+        classifier = {id(p) for p in last_layer(self.network).parameters()}
+        embedding = [p for p in self.network.parameters() if id(p) not in classifier]
+        others = [p for p in self.network.parameters() if id(p) in classifier]
         self.optimizer = torch.optim.SGD(
-            [*self.network.parameters(), *self.method.parameters()],
+            [{"params": embedding}, {"params": [*others, *self.method.parameters()]}],
             lr=recipe.lr,
             momentum=recipe.momentum,
             nesterov=recipe.nesterov,
@@ -113,11 +120,23 @@ class Learner:
             fused=True,
         )
         self.at, self.finished = Progress(), False
+        starts = [0, *(round(share * recipe.epochs) for share in self.method.restarts), recipe.epochs]
+        self.phases = [  # first epoch, number and recipe of each
+            (start, number, recipe.phase(number, end - start))
+            for number, (start, end) in enumerate(itertools.pairwise(starts))
+            if end > start
+        ]
         self.settings: dict[str, Any] = {
             "student": origin,
             "method": self.method.config,
             "seed": student.seed,
-            "data": {"name": train.name, "fingerprint": train.fingerprint, "images": len(train)},
+            "data": {
+                "name": train.name,
+                "fingerprint": train.fingerprint,
+                "images": len(train),
+                "classes": list(train.classes),
+                "augment": train.augment,
+            },
             "data_seed": data_seed,
             "recipe": asdict(recipe),
             "evaluate_every": evaluate_every,
@@ -132,15 +151,30 @@ class Learner:
         self.records: list[dict[str, Any]] = []
         self.run: runtime.Run | None = None
 
-    def _check_teacher(self, teacher: Network | None, network: Network) -> None:
-        name = self.method.config["name"]
-        if teacher is None and self.method.needs:
-            raise InputError(f"method {name!r} needs a teacher ({', '.join(sorted(self.method.needs))}); name one")
-        if teacher is not None and self.method.needs and teacher.num_classes != network.num_classes:
+    def _common_classes(self, teacher: Network | None, network: Network) -> tuple[Tensor, Tensor] | None:
+        """Positions of the common classes in the student's and the teacher's logits; None where all are the same.
+
+        Raises:
+            InputError: the method needs a teacher and there is none, or classes that this one does not share.
+        """
+        name, method = self.method.config["name"], self.method
+        if teacher is None:
+            if method.needs_teacher:
+                raise InputError(f"method {name!r} needs a teacher ({', '.join(sorted(method.needs))}); name one")
+            return None
+        ours, theirs = network.classes, teacher.classes
+        if ours == theirs or (not theirs and teacher.num_classes == len(ours)):
+            return None
+        common = [c for c in ours if c in theirs]
+        enough = {"same": False, "shared": bool(common), "any": True}[method.label_space]
+        if method.needs_teacher and not enough:
+            known = ", ".join(theirs[:3]) + (", …" if len(theirs) > 3 else "") if theirs else "of unknown names"
             raise InputError(
-                f"method {name!r} compares logits, but the teacher has {teacher.num_classes} classes and the "
-                f"student {network.num_classes}; they must be the same"
+                f"method {name!r} compares logits class by class, but the teacher's {teacher.num_classes} classes "
+                f"({known}) share {len(common)} with the student's {len(ours)}; use one that compares features, such "
+                "as refilled, rkd, pkt or crd" + (", or kd, which acts on the shared ones" if common else "")
             )
+        return torch.tensor([ours.index(c) for c in common]), torch.tensor([theirs.index(c) for c in common])
 
     # ------------------------------------------------------------------------------------------- training
 
@@ -150,21 +184,28 @@ class Learner:
         teacher: Output | None,
         retrieved: Retrieved,
         bank: MemoryBank | None,
+        partner: Batch | None,
         precision: str,
         steps: int,
     ) -> None:
         """One step of gradient descent. Everything random in it is a function of (seed, epoch, step)."""
-        at = self.at
+        at, needs = self.at, self.method.needs
         done = at.epoch + at.step / steps
-        for group in self.optimizer.param_groups:
-            group["lr"] = self.recipe.lr_at(done)
+        start, phase, recipe = [found for found in self.phases if found[0] <= at.epoch][-1]
+        if done == start:
+            self.optimizer.state.clear()  # a phase starts without the momentum of the one before
+        embedding, rest = self.optimizer.param_groups
+        rest["lr"] = recipe.lr_at(done - start)
+        embedding["lr"] = self.method.embedding_rates[phase] * rest["lr"]
         torch.manual_seed(runtime.seed_of(self.student.seed, at.epoch, at.step))
         self.network.train()
         with runtime.autocast(batch.labels.device, precision):
-            output = self.network(batch.images)
-        output = Output(output.logits.float(), output.features.float())
+            output = in_full(self.network(batch.images, maps="maps" in needs))
+            other = None
+            if partner is not None and "partner" in needs:
+                with torch.no_grad():
+                    other = in_full(self.network(partner.images))
         near, far = retrieved[self.method.retrieval] if self.method.retrieval else (None, None)
-        needs = self.method.needs
         terms = self.method(
             methods.Context(
                 batch,
@@ -173,7 +214,10 @@ class Learner:
                 near,
                 far,
                 bank if "bank" in needs else None,
-                progress=done / self.recipe.epochs,
+                other,
+                self.common,
+                phase,
+                done / self.recipe.epochs,
             )
         )
         loss = torch.stack(list(terms.values())).sum()
@@ -207,7 +251,7 @@ class Learner:
         terms = at.losses.mean(0).tolist()
         record = {
             "epoch": at.epoch + 1,
-            "lr": self.optimizer.param_groups[0]["lr"],
+            "lr": self.optimizer.param_groups[1]["lr"],
             "loss": sum(terms),
             "terms": dict(zip(at.terms, terms, strict=True)),
             "train_accuracy": at.correct.item() / len(splits.train),
@@ -230,7 +274,9 @@ class Learner:
         self.network.eval()
         test = splits.test
         numbers = metrics.classification(
-            models.predict(self.network, test, precision=precision).logits, test.labels, teacher_logits
+            models.predict(self.network, test, precision=precision).logits,
+            test.labels,
+            None if self.common else teacher_logits,
         )
         evaluated = [r for r in self.records if "test_accuracy" in r]
         best = max(evaluated, key=lambda r: r["test_accuracy"])
@@ -317,6 +363,16 @@ class Learner:
                 raise InputError(f"{path} is damaged ({error}); remove {self.run.folder} to train anew") from None
         self.run.keep_metrics(self.at.epoch)
         self.records = self.run.metrics
+
+
+def last_layer(network: Network) -> nn.Module:
+    """The linear layer or convolution of a network that is defined last: of a classifier, the one of its logits."""
+    return [nn.Identity(), *(m for m in network.modules() if isinstance(m, (nn.Linear, nn.Conv2d)))][-1]
+
+
+def in_full(output: Output) -> Output:
+    """The output in float32, whatever the precision in which it was computed."""
+    return Output(output.logits.float(), output.features.float(), tuple(m.float() for m in output.maps))
 
 
 def without_gradient(network: nn.Module, where: torch.device) -> Any:

@@ -19,7 +19,7 @@ from ickd_lib.data import Batch, Splits
 from ickd_lib.memory import MemoryBank, Neighbours
 from ickd_lib.models import Network, Output
 from ickd_lib.runtime import Diverged, InputError
-from ickd_lib.training.learner import History, Learner, Retrieved, Student, without_gradient
+from ickd_lib.training.learner import History, Learner, Retrieved, Student, in_full, without_gradient
 from ickd_lib.training.recipe import Recipe
 
 Tables = dict[methods.Retrieval, tuple[Neighbours, Neighbours] | None]
@@ -46,7 +46,8 @@ def distill(
     Args:
         students: who is trained, and how.
         splits: the data; the test images (and validation images) are evaluated, never learned from.
-        teacher: a network whose classes are the data's; needed by the methods that declare it.
+        teacher: a network; needed by the methods that declare it. Its classes are the data's, or, for the methods
+            whose `label_space` allows it, others.
         bank: the teacher's memory bank of the training images; built here when a method needs one and none is given.
         recipe: epochs, rates, schedule; by default the 240 epochs of the CIFAR-100 protocol.
         data_seed: the order of the batches and the augmentation's views are a function of it.
@@ -124,9 +125,9 @@ class _Loop:
     ) -> None:
         self.learners, self.splits, self.teacher, self.bank, self.tables = learners, splits, teacher, bank, tables
         self.precision, self.evaluate_every, self.checkpoint_seconds = precision, evaluate_every, checkpoint_seconds
-        self.needs_teacher = any("teacher" in learner.method.needs for learner in learners) or any(
-            spec.query == "view" for spec in tables
-        )
+        needs = frozenset().union(*(learner.method.needs for learner in learners))
+        self.needs_teacher = "teacher" in needs or any(spec.query == "view" for spec in tables)
+        self.needs_maps, self.needs_partner = "maps" in needs, "partner" in needs
 
     def train(self, recipe: Recipe, data_seed: int, stop: threading.Event, progress: bool) -> None:
         train = self.splits.train
@@ -143,8 +144,11 @@ class _Loop:
                     # A student resumed from a later step than others joins when they have caught up with it.
                     active = [learner for learner in self.learners if learner.at.position == (epoch, step)]
                     output, retrieved = self._supply(batch)
+                    partner = None
+                    if self.needs_partner:
+                        partner = train.partners(batch, data_seed=data_seed, epoch=epoch, step=step)
                     for learner in active:
-                        learner.step(batch, output, retrieved, self.bank, self.precision, steps)
+                        learner.step(batch, output, retrieved, self.bank, partner, self.precision, steps)
                     if bar.update() or on_cpu:
                         for learner in active:
                             learner.check_finite()
@@ -181,8 +185,7 @@ class _Loop:
         with torch.no_grad():
             if self.needs_teacher and self.teacher is not None:
                 with runtime.autocast(batch.labels.device, self.precision):
-                    seen = self.teacher(batch.images)
-                output = Output(seen.logits.float(), seen.features.float())
+                    output = in_full(self.teacher(batch.images, maps=self.needs_maps))
             retrieved: Retrieved = {}
             for spec, table in self.tables.items():
                 assert self.bank is not None

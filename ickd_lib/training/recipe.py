@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from ickd_lib import runtime
 from ickd_lib.runtime import InputError
 
-SCHEDULES = ("step", "cosine", "onecycle")
+SCHEDULES = ("step", "cosine", "onecycle", "fifths", "tenth")
 
 
 @dataclass(frozen=True)
@@ -18,7 +18,10 @@ class Recipe:
     epochs: int = field(default=240, metadata={"help": "passes over the training images"})
     batch_size: int = field(default=64, metadata={"help": "images a step"})
     lr: float = field(default=0.05, metadata={"help": "highest learning rate; 0.01 for MobileNet and ShuffleNet"})
-    schedule: str = field(default="step", metadata={"help": "step (×0.1 at 5/8, 6/8 and 7/8), cosine or onecycle"})
+    schedule: str = field(
+        default="step",
+        metadata={"help": "step (×0.1 at 5/8, 6/8, 7/8), cosine, onecycle, tenth or fifths; A+B is one a phase"},
+    )
     warmup: float = field(default=0.0, metadata={"help": "epochs of linear warm-up"})
     momentum: float = field(default=0.9, metadata={"help": "of SGD"})
     nesterov: bool = field(default=False, metadata={"help": "Nesterov momentum"})
@@ -35,23 +38,33 @@ class Recipe:
             raise InputError(f"momentum={self.momentum} must be below 1")
         if self.warmup >= self.epochs and self.warmup:
             raise InputError(f"warmup={self.warmup} must be shorter than epochs={self.epochs}")
-        object.__setattr__(self, "schedule", runtime.choose(self.schedule, SCHEDULES, "schedule"))
+        chosen = [runtime.choose(name, SCHEDULES, "schedule") for name in self.schedule.split("+")]
+        object.__setattr__(self, "schedule", "+".join(chosen))
+
+    def phase(self, number: int, epochs: int) -> Recipe:
+        """The recipe of a method's phase `number`, `epochs` long: its schedule alone, or the last one named."""
+        schedules = self.schedule.split("+")
+        return replace(self, epochs=epochs, schedule=schedules[min(number, len(schedules) - 1)])
 
     def lr_at(self, epoch: float) -> float:
         """The learning rate after `epoch` epochs, fractions of one included: a function, so nothing to resume.
 
         step: ×0.1 after 5/8, 6/8 and 7/8 of the epochs.  cosine: from lr to 0.  onecycle: from lr/25 up over the
-        first 3/10, then a cosine to 0 (Smith 2018).
+        first 3/10, then a cosine to 0 (Smith 2018).  tenth: a cosine to lr/10, and fifths: ×0.2 after 1/2, 7/10 and
+        9/10, the phases of REFILLED.
         """
         if epoch < self.warmup:
             return self.lr * epoch / self.warmup
         done = epoch / self.epochs
-        if self.schedule == "step":
-            return self.lr * 0.1 ** sum(math.floor(epoch) >= round(self.epochs * at) for at in (5 / 8, 6 / 8, 7 / 8))
+        steps = {"step": (0.1, (5 / 8, 6 / 8, 7 / 8)), "fifths": (0.2, (5 / 10, 7 / 10, 9 / 10))}.get(self.schedule)
+        if steps:
+            factor, milestones = steps
+            return self.lr * factor ** sum(math.floor(epoch) >= round(self.epochs * at) for at in milestones)
         if self.schedule == "onecycle":
             if done < 0.3:
                 return self.lr * (1 + 24 * done / 0.3) / 25
             done = (done - 0.3) / 0.7
         else:
             done = (epoch - self.warmup) / (self.epochs - self.warmup)
-        return self.lr * (1 + math.cos(math.pi * done)) / 2
+        least = 0.1 if self.schedule == "tenth" else 0.0
+        return self.lr * (least + (1 - least) * (1 + math.cos(math.pi * done)) / 2)

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 import re
+import statistics
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
+
+import torch
 
 from ickd_lib import metrics, models, runtime
 from ickd_lib.data import Images, Splits
@@ -47,11 +50,12 @@ def pretrain(
     where = runtime.device(device)
     if weights:
         network = _loaded(name, splits.train.spec, weights)
+        network.classes = splits.train.classes
         network.trained_on = {"weights": Path(weights).name}
         return network.to(where)
     recipe = recipe or Recipe()
     train = splits.train
-    mark = runtime.fingerprint(name, dataclasses.asdict(recipe), seed, train.fingerprint)
+    mark = runtime.fingerprint(name, dataclasses.asdict(recipe), seed, train.fingerprint, train.augment)
     title = re.sub(r"\W+", "-", f"{train.name.split('/')[0]} {name}").strip("-") + f"-{mark[:8]}"
     return distill(
         [Student(name, "ce", seed, title)],
@@ -113,6 +117,55 @@ def compare(
     return found
 
 
+def step_seconds(
+    methods: Sequence[str],
+    splits: Splits,
+    *,
+    student: str = "resnet8",
+    teacher: Network | None = None,
+    bank: MemoryBank | None = None,
+    batch_size: int = 64,
+    steps: int = 8,
+    rounds: int = 3,
+    device: str = "auto",
+    precision: str = "auto",
+) -> dict[str, float]:
+    """What a training step of each method costs by itself: the median over rounds that alternate between methods.
+
+    Args:
+        methods, splits, student, teacher, bank: as for `compare`.
+        batch_size: images a step.
+        steps: a measurement takes twice as many, in two epochs, so that a method's two phases count alike.
+        rounds: measurements of each method, after one that is thrown away.
+    Returns:
+        Seconds a step, the teacher's pass and the retrieval included, by method.
+    """
+    where = runtime.device(device)
+    splits = splits.to(where)
+    train, test = splits.train, splits.test
+    few = splits._replace(train=train.subset(torch.arange(min(len(train), steps * batch_size))))
+    few = few._replace(val=splits.val.subset(torch.arange(0)), test=test.subset(torch.arange(min(len(test), 64))))
+    if bank is None and teacher is not None:
+        bank = MemoryBank.build(teacher.to(where), train, precision=precision)
+    recipe = Recipe(epochs=2, batch_size=batch_size, lr=0.01, schedule="cosine")
+    found: dict[str, list[float]] = {method: [] for method in methods}
+    for _round in range(rounds + 1):
+        for method in methods:
+            (history,) = distill(
+                [Student(student, method)],
+                few,
+                teacher=teacher,
+                bank=bank,
+                recipe=recipe,
+                device=device,
+                precision=precision,
+                evaluate_every=2,
+                progress=False,
+            ).values()
+            found[method].append(history.epochs[-1]["seconds"] / (2 * few.train.steps(batch_size)))
+    return {method: statistics.median(seconds[1:]) for method, seconds in found.items()}
+
+
 def load(folder: str | Path, *, device: str = "auto") -> Network:
     """The trained network of a finished run, in evaluation mode."""
     run = runtime.Run(folder)
@@ -122,6 +175,7 @@ def load(folder: str | Path, *, device: str = "auto") -> Network:
     spec = {key: origin[key] for key in ("num_classes", "mean", "std")}
     network = _loaded(origin["network"], spec, Path(folder) / "student.safetensors")
     data = run.config["settings"]["data"]
+    network.classes = tuple(data.get("classes", ()))
     network.trained_on = {"data": data["name"], "labels": data["images"]}
     return network.to(runtime.device(device))
 

@@ -1,10 +1,7 @@
-"""The mathematics of each method: pure functions of tensors, student first, the mean over the batch.
+"""In-context distillation: the teacher's view of the samples around each one.
 
-Shapes: B samples, C classes, k in-context samples of each. Every KL term carries the square of its temperature,
-so that its gradient keeps its size as the temperature changes; no contrastive term does. Gradients reach the
-student's logits alone: what comes from the teacher is detached.
-Sources: KD, Hinton et al. 2015; label smoothing, Szegedy et al. 2016; PICD and NICD, Zhu, Li, Wang 2025
-(arXiv 2501.07040), of which the abstract names the idea and these formulas are this project's reading.
+Zhu, Li, Wang 2025 (arXiv 2501.07040), of which the abstract names the idea and these formulas are this project's
+reading.
 """
 
 from __future__ import annotations
@@ -13,20 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-
-def cross_entropy(student_logits: Tensor, labels: Tensor) -> Tensor:
-    """Cross-entropy to the labels. Shapes: [B, C], [B]; returns a scalar."""
-    return F.cross_entropy(student_logits, labels)
-
-
-def label_smoothing(student_logits: Tensor, labels: Tensor, *, alpha: float = 0.1) -> Tensor:
-    """Cross-entropy to (1 - alpha) · onehot + alpha · uniform. Shapes: [B, C], [B]; returns a scalar."""
-    return F.cross_entropy(student_logits, labels, label_smoothing=alpha)
-
-
-def kd(student_logits: Tensor, teacher_logits: Tensor, *, temperature: float = 4.0) -> Tensor:
-    """τ² KL(σ(z^T/τ) ‖ σ(z^S/τ)), Hinton et al. 2015. Shapes: [B, C] twice; returns a scalar."""
-    return _kl(student_logits, F.log_softmax(teacher_logits.detach() / temperature, -1), temperature)
+from ickd_lib.losses._shared import kl
 
 
 def aggregation_weights(similarity: Tensor, mask: Tensor, *, temperature: float | None = 0.1) -> Tensor:
@@ -82,7 +66,8 @@ def picd(
         A scalar: the mean over all B samples.
     """
     _, target = aggregate(positive_logits, weights, temperature=temperature, average=average)
-    return _kl(student_logits, target, temperature, weights.sum(1) > 0)
+    each = kl(F.log_softmax(student_logits / temperature, -1), target, temperature)
+    return each.masked_fill(weights.sum(1) == 0, 0).mean()
 
 
 def nicd(
@@ -117,12 +102,3 @@ def nicd(
         return (excess.sum(1) / mask.sum(1).clamp(min=1)).mean()
     scores = torch.cat([positive, negative.masked_fill(~mask, -torch.inf)], 1) / kappa
     return -F.log_softmax(scores, dim=1)[:, 0].mean()
-
-
-def _kl(student_logits: Tensor, target: Tensor, temperature: float, valid: Tensor | None = None) -> Tensor:
-    """τ² KL(target ‖ σ(z^S/τ)) from the target's log-probabilities; rows that are not valid count as 0."""
-    each = F.kl_div(F.log_softmax(student_logits / temperature, -1), target, reduction="none", log_target=True)
-    rows = each.sum(-1)
-    if valid is not None:
-        rows = rows.masked_fill(~valid, 0)
-    return temperature**2 * rows.mean()

@@ -1,0 +1,38 @@
+"""Methods: what each takes from a training step, and which losses it adds. Registered here, nowhere else."""
+
+from ickd_lib.methods import features, incontext, labels, logits
+from ickd_lib.methods.base import (
+    NEEDS,
+    Combined,
+    Context,
+    Method,
+    Retrieval,
+    WithLabels,
+    create,
+    defaults,
+    describe,
+    names,
+    parse,
+    register,
+)
+from ickd_lib.methods.incontext import ICKD
+
+__all__ = [
+    "ICKD",
+    "NEEDS",
+    "Combined",
+    "Context",
+    "Method",
+    "Retrieval",
+    "WithLabels",
+    "create",
+    "defaults",
+    "describe",
+    "features",
+    "incontext",
+    "labels",
+    "logits",
+    "names",
+    "parse",
+    "register",
+]

@@ -1,0 +1,192 @@
+"""Methods that compare features. The teacher's classes may be any."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ickd_lib import losses
+from ickd_lib.methods.base import Context, WithLabels, positive, register, within
+
+
+@register("rkd")
+class RKD(WithLabels):
+    """Relational distillation, Park et al. 2019 (arXiv 1904.05068, eq. 4-9): distances and angles in the batch."""
+
+    needs = frozenset({"teacher"})
+    label_space = "any"
+
+    def __init__(self, *, ce: float = 1.0, distance: float = 25.0, angle: float = 50.0) -> None:
+        super().__init__(ce=ce)
+        self.distance, self.angle = distance, angle
+
+    def teach(self, context: Context) -> dict[str, Tensor]:
+        assert context.teacher is not None
+        ours, theirs = context.student.features, context.teacher.features
+        return {
+            "distance": self.distance * losses.rkd_distance(ours, theirs),
+            "angle": self.angle * losses.rkd_angle(ours, theirs),
+        }
+
+
+@register("pkt")
+class PKT(WithLabels):
+    """Probabilistic transfer of the similarities in a batch, Passalis & Tefas 2018 (arXiv 1803.10837, eq. 8-10)."""
+
+    needs = frozenset({"teacher"})
+    label_space = "any"
+
+    def __init__(self, *, ce: float = 1.0, pkt: float = 30000.0) -> None:
+        super().__init__(ce=ce)
+        self.pkt = pkt
+
+    def teach(self, context: Context) -> dict[str, Tensor]:
+        assert context.teacher is not None
+        return {"pkt": self.pkt * losses.pkt(context.student.features, context.teacher.features)}
+
+
+@register("sp")
+class SP(WithLabels):
+    """Similarity-preserving distillation, Tung & Mori 2019 (arXiv 1907.09682, eq. 2-4), on the last stage's maps."""
+
+    needs = frozenset({"teacher", "maps"})
+    label_space = "any"
+
+    def __init__(self, *, ce: float = 1.0, sp: float = 3000.0) -> None:
+        super().__init__(ce=ce)
+        self.sp = sp
+
+    def teach(self, context: Context) -> dict[str, Tensor]:
+        assert context.teacher is not None
+        return {"sp": self.sp * losses.sp(context.student.maps[-1], context.teacher.maps[-1])}
+
+
+@register("at")
+class AT(WithLabels):
+    """Attention transfer, Zagoruyko & Komodakis 2017 (arXiv 1612.03928, eq. 2): where each stage looks."""
+
+    needs = frozenset({"teacher", "maps"})
+    label_space = "any"
+
+    def __init__(self, *, ce: float = 1.0, at: float = 1000.0) -> None:
+        super().__init__(ce=ce)
+        self.at = at
+
+    def teach(self, context: Context) -> dict[str, Tensor]:
+        assert context.teacher is not None
+        return {"at": self.at * losses.attention_transfer(context.student.maps, context.teacher.maps)}
+
+
+@register("crd")
+class CRD(WithLabels):
+    """Contrastive representation distillation, Tian et al. 2020 (arXiv 1910.10699, eq. 17-19).
+
+    The student's embedding of an image is to tell the teacher's embedding of that image from those of images of other
+    classes, all taken from the memory bank. Both embeddings are learned linear maps of the features. Of the paper's
+    two directions this is the one against the teacher's memory; a memory of the student is not kept.
+
+    negatives: rows drawn from the bank in each step, shared by the batch; at most the whole bank.
+    dim: length of the embeddings.
+    """
+
+    needs = frozenset({"bank"})
+    label_space = "any"
+    log_normaliser: Tensor
+
+    def __init__(
+        self, *, ce: float = 1.0, crd: float = 0.8, negatives: int = 16384, dim: int = 128, temperature: float = 0.07
+    ) -> None:
+        super().__init__(ce=ce)
+        self.crd, self.temperature = crd, positive("temperature", temperature)
+        self.negatives, self.dim = int(positive("negatives", negatives)), int(positive("dim", dim))
+
+    def setup(self, student_dim: int, teacher_dim: int, num_classes: int, rows: int) -> None:
+        self.student_embedding = nn.Linear(student_dim, self.dim)
+        self.teacher_embedding = nn.Linear(teacher_dim, self.dim)
+        self.register_buffer("log_normaliser", torch.tensor(math.nan))  # estimated in the first step, then kept
+
+    def teach(self, context: Context) -> dict[str, Tensor]:
+        bank, batch = context.bank, context.batch
+        assert bank is not None
+        drawn = torch.randint(len(bank), (min(self.negatives, len(bank)),), device=batch.labels.device)
+        student = F.normalize(self.student_embedding(context.student.features), dim=1)
+        positives = F.normalize(self.teacher_embedding(bank.features[bank.rows(batch.index)]), dim=1)
+        negatives = F.normalize(self.teacher_embedding(bank.features[drawn]), dim=1)
+        other = bank.labels[drawn] != batch.labels[:, None]
+        with torch.no_grad():
+            scores = (student @ negatives.T / self.temperature).masked_fill(~other, -torch.inf)
+            estimate = scores.flatten().logsumexp(0) - other.sum().log() + math.log(len(bank))
+            self.log_normaliser.copy_(torch.where(self.log_normaliser.isnan(), estimate, self.log_normaliser))
+        contrast = losses.crd(
+            student,
+            positives,
+            negatives,
+            other,
+            rows=len(bank),
+            log_normaliser=self.log_normaliser,
+            temperature=self.temperature,
+        )
+        return {"crd": self.crd * contrast}
+
+
+@register("refilled")
+class REFILLED(WithLabels):
+    """Relationship matching, then local classifiers: Ye, Lu, Zhan 2022 (arXiv 2205.01915).
+
+    Phase 1 trains the embedding alone: for semi-hard tuples of the batch, the teacher's comparison of their distances
+    (published: 1000 without τ², which is 62.5 with it). Phase 2 trains everything with cross-entropy and a classifier
+    that the teacher's class means induce, among the classes of the batch (100 without τ², 25 with it), the embedding at
+    a tenth of the classifier's rate. Published for 200 + 200 epochs.
+
+    embedding, local: weights of the two.
+    rate: learning rate of the embedding in phase 2, relative to the classifier's.
+    share: of the training that phase 1 takes; 0 and 1 leave one of the phases out.
+    """
+
+    needs = frozenset({"teacher", "bank"})
+    label_space = "any"
+
+    def __init__(
+        self,
+        *,
+        ce: float = 1.0,
+        embedding: float = 62.5,
+        local: float = 25.0,
+        rate: float = 0.1,
+        share: float = 0.5,
+        margin: float = 0.2,
+        embedding_temperature: float = 4.0,
+        local_temperature: float = 2.0,
+    ) -> None:
+        super().__init__(ce=ce)
+        self.embedding, self.local, self.margin = embedding, local, positive("margin", margin)
+        self.embedding_temperature = positive("embedding_temperature", embedding_temperature)
+        self.local_temperature = positive("local_temperature", local_temperature)
+        self.restarts, self.embedding_rates = (within("share", share, 0, 1),), (1.0, within("rate", rate, 0, 1))
+
+    def forward(self, context: Context) -> dict[str, Tensor]:
+        if context.phase > 0:
+            return super().forward(context)
+        assert context.teacher is not None
+        matched = losses.refilled_embedding(
+            context.student.features,
+            context.teacher.features,
+            context.batch.labels,
+            temperature=self.embedding_temperature,
+            margin=self.margin,
+        )
+        return {"embedding": self.embedding * matched}
+
+    def teach(self, context: Context) -> dict[str, Tensor]:
+        assert context.teacher is not None and context.bank is not None
+        local = losses.refilled_local(
+            context.student.logits,
+            context.teacher.features,
+            context.bank.class_means(),
+            context.batch.labels,
+            temperature=self.local_temperature,
+        )
+        return {"local": self.local * local}

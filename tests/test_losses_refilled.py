@@ -1,0 +1,118 @@
+"""REFILLED's losses and its semi-hard tuples, against plain loops."""
+
+import math
+
+import pytest
+import torch
+from test_losses import check_gradients, draw, kl, softmax, unit
+
+from ickd_lib import losses
+
+B = 12
+
+
+@pytest.fixture
+def labels():
+    return torch.randint(3, (B,), generator=torch.Generator().manual_seed(4))
+
+
+@pytest.fixture
+def student():
+    return draw(B, 3, seed=1)
+
+
+@pytest.fixture
+def teacher():
+    return draw(B, 5, seed=2)
+
+
+def naive_tuples(d, labels, margin):
+    """(anchor, positive, negatives) of every ordered pair of one label."""
+    for a in range(B):
+        for p in range(B):
+            if a != p and labels[a] == labels[p]:
+                negatives = [n for n in range(B) if labels[n] != labels[a] and d[a][p] < d[a][n] < d[a][p] + margin]
+                yield a, p, negatives
+
+
+def naive_distances(features):
+    points = [unit(f) for f in features.tolist()]
+    return [[math.dist(a, b) for b in points] for a in points]
+
+
+@pytest.mark.parametrize("margin", [0.05, 0.2, 1.0])
+def test_semi_hard(labels, student, margin):
+    d = naive_distances(student)
+    anchors, positives, negatives = losses.semi_hard(torch.tensor(d, dtype=torch.float64), labels, margin=margin)
+    got = [
+        (a, p, n.nonzero().flatten().tolist())
+        for a, p, n in zip(anchors.tolist(), positives.tolist(), negatives, strict=True)
+    ]
+    assert got == list(naive_tuples(d, labels.tolist(), margin))
+
+
+@pytest.mark.parametrize("temperature", [4.0, 0.5])
+def test_refilled_embedding(labels, student, teacher, temperature):
+    s, t, each = naive_distances(student), naive_distances(teacher), []
+    for a, p, negatives in naive_tuples(s, labels.tolist(), 0.2):
+        if negatives:
+            ours, theirs = (softmax([-d[a][n] for n in (p, *negatives)], temperature) for d in (s, t))
+            each.append(temperature**2 * kl(theirs, ours))
+    assert 0 < len(each) < sum(1 for _ in naive_tuples(s, labels.tolist(), 0.2))  # some tuples have no negative
+    got = losses.refilled_embedding(student, teacher, labels, temperature=temperature)
+    assert got.item() == pytest.approx(sum(each) / len(each))
+    scaled = losses.refilled_embedding(3 * student, teacher * draw(B, 1).exp(), labels, temperature=temperature)
+    assert scaled.item() == pytest.approx(got.item())
+
+
+def test_refilled_embedding_gradients(labels, student, teacher):
+    check_gradients(lambda s, t: losses.refilled_embedding(s, t[: len(s)], labels[: len(s)]), student, teacher)
+
+
+def test_a_student_that_compares_as_its_teacher_does_has_nothing_left_to_learn(labels, teacher):
+    turn = torch.linalg.qr(draw(8, 5, seed=3).detach())[0].T
+    student = (2 * teacher @ turn).detach().requires_grad_()
+    loss = losses.refilled_embedding(student, teacher, labels)
+    loss.backward()
+    assert loss.item() == pytest.approx(0, abs=1e-12) and student.grad.abs().max() < 1e-8
+
+
+@pytest.mark.parametrize("labels", [torch.arange(B), torch.zeros(B, dtype=torch.long)])
+def test_a_batch_without_tuples_gives_a_zero_that_can_be_trained_on(labels, student, teacher):
+    loss = losses.refilled_embedding(student, teacher, labels)
+    loss.backward()
+    assert loss.item() == 0 and (student.grad == 0).all()
+
+
+class TestLocal:
+    C = 6
+
+    @pytest.fixture
+    def logits(self):
+        return draw(B, self.C, seed=5)
+
+    @pytest.fixture
+    def centres(self):
+        return torch.nn.functional.normalize(draw(self.C, 5, seed=6), dim=1).detach().requires_grad_()
+
+    def test_loop(self, labels, logits, teacher, centres):
+        present, expected = sorted(set(labels.tolist())), 0.0
+        assert len(present) < self.C
+        for z, f in zip(logits.tolist(), teacher.tolist(), strict=True):
+            scores = [sum(x * y for x, y in zip(f, centres[c].tolist(), strict=True)) for c in present]
+            expected += 4 * kl(softmax(scores, 2), softmax([z[c] for c in present], 2)) / B
+        got = losses.refilled_local(logits, teacher, centres, labels)
+        assert got.item() == pytest.approx(expected)
+        got.backward()
+        absent = [c for c in range(self.C) if c not in present]
+        assert centres.grad is None and (logits.grad[:, absent] == 0).all()
+
+    def test_gradients(self, labels, logits, teacher, centres):
+        def loss(s, t):
+            return losses.refilled_local(s, t[: len(s)], centres, labels[: len(s)])
+
+        check_gradients(loss, logits, teacher)
+
+    def test_the_teachers_own_logits_have_nothing_left_to_learn(self, labels, teacher, centres):
+        logits = (teacher @ centres.T).detach()
+        assert losses.refilled_local(logits, teacher, centres, labels).item() == pytest.approx(0, abs=1e-12)
