@@ -182,3 +182,31 @@ def test_separation_shows_seeds_their_mean_and_percent_where_it_says_so():
     assert texts(figure.axes[0]) == ["3.00 ± 1.41", "5.00"]
     assert texts(figure.axes[1]) == ["15.0 ± 7.1", "5.0"]
     assert [t.get_text() for t in figure.axes[0].get_yticklabels()] == ["ce", "kd"]
+
+
+def test_differences_tell_shown_from_not_shown():
+    intervals = {"kd": {"mean": 0.02, "low": 0.01, "high": 0.03}, "ickd": {"mean": 0.01, "low": -0.01, "high": 0.03}}
+    (axis,) = plots.differences(intervals, baseline="ce").axes
+    assert [label.get_text() for label in axis.get_yticklabels()] == ["kd", "ickd"]
+    assert texts(axis) == ["+2.0  (+1.0 to +3.0)", "+1.0  (-1.0 to +3.0)  not shown"]
+    marks = [line for line in axis.lines if len(line.get_xdata()) == 1]
+    assert [mcolors.to_hex(m.get_markerfacecolor()) == "#ffffff" for m in marks] == [False, True]
+    assert "difference to ce" in axis.get_xlabel()
+
+
+def test_cost_places_each_method_at_its_price():
+    (axis,) = plots.cost({"ce": [0.9, 0.92], "kd": [0.95, 0.97]}, {"ce": 0.01, "kd": 0.025}).axes
+    assert [(t.get_text(), *t.xy) for t in axis.texts] == [("ce", 10, pytest.approx(91)), ("kd", 25, pytest.approx(96))]
+
+
+def test_bars_and_few_shot_hold_every_number():
+    found = {"ce": {"old": [0.1, 0.3], "new": [0.9, 0.9]}, "kd": {"old": [0.5, 0.7], "new": [0.8, 0.8]}}
+    (axis,) = plots.bars(found, ylabel="%", title="t").axes
+    assert texts(axis) == ["20.0", "90.0", "60.0", "80.0"]
+    assert [round(bar.get_height()) for bar in axis.patches] == [20, 90, 60, 80]
+    episodes = {"ncm": 0.5, "ncm_interval": 0.01, "linear": 0.6, "linear_interval": 0.02}
+    left, right = plots.few_shot({"ce": {1: episodes, 5: episodes}, "kd": {1: episodes, 5: episodes}}).axes
+    for axis, value in ((left, 50), (right, 60)):
+        lines = [container.lines[0] for container in axis.containers]
+        assert len(lines) == 2 and all(list(line.get_ydata()) == [value, value] for line in lines)
+        assert [label.get_text() for label in axis.get_xticklabels()] == ["1", "5"]

@@ -12,10 +12,11 @@ from ickd_lib.plots.retrieval import (
 )
 from ickd_lib.plots.separation import class_correlation, embeddings, separation
 from ickd_lib.plots.style import class_colours, method_style, use
-from ickd_lib.plots.training import cost, curves, differences, scores
+from ickd_lib.plots.training import bars, cost, curves, differences, few_shot, scores
 
 __all__ = [
     "aggregation",
+    "bars",
     "by_class",
     "class_colours",
     "class_correlation",
@@ -24,6 +25,7 @@ __all__ = [
     "differences",
     "distributions",
     "embeddings",
+    "few_shot",
     "method_style",
     "neighbours",
     "precision",

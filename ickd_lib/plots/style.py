@@ -27,6 +27,7 @@ _KNOWN = {
     "nicd": (4, (0, (3, 1, 1, 1, 1, 1)), "D"),
     "ickd": (0, "-", "o"),
     "ckd": (3, "-.", "P"),
+    "refilled": (8, "--", "X"),
 }
 
 
@@ -62,7 +63,8 @@ def method_style(name: str) -> dict[str, Any]:
         name: a method as `methods.create` reads it, or "teacher". A variant such as "ickd(nicd=0)" keeps its
             method's colour and takes another line and marker.
     """
-    base, bracket, arguments = name.strip().lower().partition("(")
+    base, bracket, arguments = name.lower().partition("(")
+    base = base.strip()
     if base == "teacher":
         return {"color": "0.1", "linestyle": "-", "marker": "*"}
     code = zlib.crc32(base.encode())

@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 
-from ickd_lib.plots.style import WIDTH, mean_and_std, method_style
+from ickd_lib.plots.style import HATCHES, WIDTH, mean_and_std, method_style
 from ickd_lib.runtime import InputError
 
 
@@ -148,4 +148,60 @@ def cost(scores: Mapping[str, Sequence[float]], seconds: Mapping[str, float]) ->
     axis.set(xlabel="time of a training step, ms", ylabel="test accuracy, %", title="Accuracy and its price")
     axis.grid()
     axis.margins(x=0.12, y=0.1)
+    return figure
+
+
+def bars(scores: Mapping[str, Mapping[str, Sequence[float]]], *, ylabel: str, title: str) -> Figure:
+    """Groups of bars, one group a part and in it a bar a method: the mean over seeds, its spread and the value.
+
+    Args:
+        scores: for each method, for each part (such as old, new and all classes), a fraction a seed.
+    """
+    parts = list(next(iter(scores.values())))
+    width = 0.8 / len(scores)
+    figure, axis = plt.subplots(figsize=(WIDTH, 4.2), layout="constrained")
+    for i, (name, found) in enumerate(scores.items()):
+        look = method_style(name)
+        means, spreads = zip(*(mean_and_std(100 * np.asarray(found[part], dtype=float)) for part in parts), strict=True)
+        x = np.arange(len(parts)) + (i - (len(scores) - 1) / 2) * width
+        several = len(found[parts[0]]) > 1
+        axis.bar(
+            x,
+            means,
+            width * 0.92,
+            yerr=spreads if several else None,
+            color=look["color"],
+            hatch=HATCHES[i % len(HATCHES)],
+            edgecolor="white",
+            ecolor="0.2",
+            capsize=3,
+            label=name,
+        )
+        for at, mean, spread in zip(x, means, spreads, strict=True):
+            axis.text(at, mean + (spread if several else 0) + 1, f"{mean:.1f}", ha="center", va="bottom", fontsize=9)
+    axis.set_xticks(range(len(parts)), parts)
+    axis.set(ylabel=ylabel, title=title)
+    axis.margins(y=0.1)
+    figure.legend(loc="outside right upper")
+    return figure
+
+
+def few_shot(found: Mapping[str, Mapping[int, Mapping[str, float]]]) -> Figure:
+    """Few-shot accuracy over the number of labelled images a class: nearest class mean left, linear classifier right.
+
+    Args:
+        found: for each network, for each number of shots, what `metrics.few_shot` returns.
+    """
+    figure, axes = plt.subplots(1, 2, figsize=(WIDTH, 4), layout="constrained", sharey=True)
+    for axis, key, title in zip(axes, ("ncm", "linear"), ("Nearest class mean", "Linear classifier"), strict=True):
+        for name, by_shots in found.items():
+            mean = [100 * numbers[key] for numbers in by_shots.values()]
+            half = [100 * numbers[f"{key}_interval"] for numbers in by_shots.values()]
+            axis.errorbar(range(len(mean)), mean, yerr=half, capsize=3, label=name, **method_style(name))
+        axis.set_xticks(range(len(by_shots)), [str(n) for n in by_shots])
+        axis.set(xlabel="labelled images a class", title=title)
+        axis.grid(axis="y")
+    axes[0].set_ylabel("accuracy on new classes, %  (95% interval)")
+    handles, labels = axes[0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside right upper", handlelength=3.6)
     return figure

@@ -98,6 +98,11 @@ class Learner:
             origin = {"network": network.name, "initial": runtime.fingerprint(network.state_dict())}
         if network.num_classes != len(train.classes):
             raise InputError(f"{network.name} has {network.num_classes} classes, {train.name} {len(train.classes)}")
+        if network.classes != train.classes[: len(network.classes)]:
+            raise InputError(
+                f"{network.name} knows the classes {', '.join(network.classes[:5])}, … but {train.name} begins with "
+                f"{', '.join(train.classes[:5])}; give a network whose classes come first"
+            )
         network.classes = train.classes
         self.common = self._common_classes(teacher, network)
         with runtime.seeded(student.seed, "method"):
