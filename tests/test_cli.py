@@ -8,6 +8,8 @@ import torch
 from ickd_lib import __main__ as cli
 from ickd_lib import training
 from ickd_lib.memory import MemoryBank
+from ickd_lib.runtime import InputError
+from ickd_lib.training import Recipe
 
 QUICK = "--labels 60 --epochs 1 --batch-size 30 --device cpu"
 SHORT = "--teacher resnet8 --teacher-epochs 1"
@@ -47,6 +49,31 @@ def test_compare_prints_a_row_a_method(run):
         ["| ickd(positives=3, negatives=5)", "2"],
     ]
     assert all("±" in row for row in rows[1:])
+
+
+def test_a_teacher_of_other_classes(run):
+    line = f"train --method refilled --classes 5 6 7 8 9 --teacher-classes 0 1 2 3 4 --augment mixup {QUICK} {SHORT}"
+    status, out, _ = run(line)
+    summary = json.loads(out[: out.index("run folder")])
+    assert status == 0 and summary["dataset"] == "digits(5,6,7,8,9)"
+    assert summary["teacher_saw"]["data"] == "digits(0,1,2,3,4)/train"
+    status, _, err = run(line.replace("refilled", "kd"))
+    assert status == 2 and "share 0 with the student's 5" in err and len(err.splitlines()) == 1
+    status, _, err = run(f"train --method ce --classes 5 66 {QUICK}")
+    assert status == 2 and "'66'" in err
+
+
+def test_published_settings_are_taken(run, monkeypatch):
+    seen = {}
+
+    def distill(students, splits, **options):
+        seen.update(options, student=students[0], augment=splits.train.augment)
+        raise InputError("enough")
+
+    monkeypatch.setattr(training, "distill", distill)
+    monkeypatch.setattr(training, "pretrain", lambda *_, **__: None)
+    assert run("train --published --method mlkd --teacher wrn_40_2 --student ShuffleV1 --epochs 3")[0] == 2
+    assert seen["recipe"] == Recipe(epochs=480, lr=0.01) and seen["augment"] == "randaugment"
 
 
 def test_bank_is_saved_and_measured(run, tmp_path):

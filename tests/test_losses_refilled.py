@@ -1,12 +1,15 @@
 """REFILLED's losses and its semi-hard tuples, against plain loops."""
 
 import math
+import statistics
+import time
 
 import pytest
 import torch
+import torch.nn.functional as F
 from test_losses import check_gradients, draw, kl, softmax, unit
 
-from ickd_lib import losses
+from ickd_lib import losses, models
 
 B = 12
 
@@ -116,3 +119,20 @@ class TestLocal:
     def test_the_teachers_own_logits_have_nothing_left_to_learn(self, labels, teacher, centres):
         logits = (teacher @ centres.T).detach()
         assert losses.refilled_local(logits, teacher, centres, labels).item() == pytest.approx(0, abs=1e-12)
+
+
+def test_matching_costs_little_beside_a_training_step():
+    """At batch 128 no more than 5% of a step of WRN-16-2 on the CPU; measured 1% with 100 classes, 2% with 10."""
+    network = models.create("wrn_16_2", 100).to(memory_format=torch.channels_last)
+    images, other = torch.rand(128, 3, 32, 32).contiguous(memory_format=torch.channels_last), torch.rand(128, 128)
+    labels, steps, matches = torch.randint(100, (128,)), [], []
+    for _ in range(3):
+        start = time.perf_counter()
+        output = network(images)
+        F.cross_entropy(output.logits, labels).backward()
+        steps.append(time.perf_counter() - start)
+        features = output.features.detach().requires_grad_()
+        start = time.perf_counter()
+        losses.refilled_embedding(features, other, labels).backward()
+        matches.append(time.perf_counter() - start)
+    assert statistics.median(matches) < 0.05 * statistics.median(steps)

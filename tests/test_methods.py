@@ -114,6 +114,21 @@ def test_cskd_and_dkd_are_their_losses():
     assert method(seen) == {"tckd": 0.5 * 2 * target, "nckd": 0.5 * 3 * others}
 
 
+def test_lwf_learns_new_classes_among_themselves():
+    method = methods.create("lwf(ce=2, kd=3)")
+    seen = context(method)
+    ours, theirs = torch.tensor([1, 4, 2]), torch.tensor([0, 9, 3])
+    terms = method(dataclasses.replace(seen, common=(ours, theirs)))
+    logits, expected = seen.student.logits, 0.0
+    for row, label in zip(logits, seen.batch.labels.tolist(), strict=True):
+        group = ours.tolist() if label in ours else [c for c in range(C) if c not in ours]
+        expected += 2 * (row[group].logsumexp(0) - row[label]) / B
+    assert terms["ce"].item() == pytest.approx(expected.item())
+    soft = losses.kd(logits[:, ours], seen.teacher.logits[:, theirs], temperature=2)
+    assert terms["kd"].item() == pytest.approx(3 * soft.item())
+    assert method(seen)["ce"].item() == pytest.approx(2 * losses.cross_entropy(logits, seen.batch.labels).item())
+
+
 def test_the_two_phases_of_refilled():
     method = methods.create("refilled(share=0.25)")
     assert method.restarts == (0.25,)

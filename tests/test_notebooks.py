@@ -27,6 +27,8 @@ SMALL = {  # whatever of these a notebook has
     "points": 300,
     "positives": 4,
     "negatives": 8,
+    "steps": 1,
+    "shots": [1, 3],
 }
 sys.path.insert(0, str(FOLDER))
 import run  # noqa: E402

@@ -98,6 +98,14 @@ def test_students_trained_together_equal_students_trained_alone(method, digits, 
     assert not same(first.network, second.network) and not same(first.network, other.network)
 
 
+def test_every_method_takes_images_that_are_mixed(teacher):
+    splits = data.load("digits", labels=120, augment="randaugment+cutmix")
+    found = distill([Student("dropping", name, 0, name) for name in methods.names()], splits, teacher)
+    assert all(r["loss"] == r["loss"] for history in found.values() for r in history.epochs)
+    (plain,) = distill([Student("dropping", "ce", 0)], data.load("digits", labels=120), None)
+    assert plain not in distill([Student("dropping", "ce", 0)], splits, None), "another run"
+
+
 class Interrupted(Exception):
     pass
 

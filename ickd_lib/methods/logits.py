@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 
 from ickd_lib import losses
@@ -29,6 +30,29 @@ class KD(WithLabels):
         student, teacher = context.shared_logits()
         same = losses.kd(student, teacher, temperature=self.temperature, standardised=self.standardised)
         return {"kd": self.kd * same}
+
+
+@register("lwf")
+class LwF(KD):
+    """Learning without forgetting, Li & Hoiem 2016 (arXiv 1606.09282, eq. 2-4): new classes beside a teacher's.
+
+    Cross-entropy is taken among the new classes for an image of a new one (and among the teacher's for one of those),
+    so that learning the new ones does not push the old ones down; soft labels keep the old ones.
+    """
+
+    def __init__(
+        self, *, ce: float = 1.0, kd: float = 1.0, temperature: float = 2.0, standardised: bool = False
+    ) -> None:
+        super().__init__(ce=ce, kd=kd, temperature=temperature, standardised=standardised)
+
+    def forward(self, context: Context) -> dict[str, Tensor]:
+        student, labels = context.student, context.batch.labels
+        if context.common is not None:
+            old = torch.zeros_like(student.logits[0], dtype=torch.bool).index_fill(0, context.common[0], True)
+            apart = student.logits.masked_fill(old != old[labels, None], -torch.inf)
+            ce = {"ce": self.ce * losses.cross_entropy(apart, labels)} if self.ce else {}
+            return ce | self.teach(context)
+        return super().forward(context)
 
 
 @register("lskd")
