@@ -64,14 +64,15 @@ def table(summaries: Sequence[dict[str, Any]]) -> str:
     """Markdown: for each setting (data, teacher, student, epochs) a table with a row a method, over its seeds."""
     settings: dict[tuple, dict[str, list[dict]]] = {}
     for summary in summaries:
-        setting = tuple(summary[key] for key in SETTING)
+        saw = (summary.get("teacher_saw") or {}).get("data", "").split("/")[0]
+        setting = (*(summary[key] for key in SETTING), summary.get("augment", "crop"), saw)
         settings.setdefault(setting, {}).setdefault(summary["method"], []).append(summary)
     return "\n\n".join(_one(setting, methods) for setting, methods in settings.items()) + "\n"
 
 
 def _one(setting: tuple, methods: dict[str, list[dict]]) -> str:
-    dataset, images, teacher, network, epochs, batch_size, lr, schedule = setting
-    arrow = f"{teacher} → " if teacher else ""
+    dataset, images, teacher, network, epochs, batch_size, lr, schedule, augment, saw = setting
+    arrow = f"{teacher}{f' of {saw}' if saw not in ('', dataset) else ''} → " if teacher else ""
     shown = {
         heading: column
         for heading, column in COLUMNS.items()
@@ -79,7 +80,7 @@ def _one(setting: tuple, methods: dict[str, list[dict]]) -> str:
     }
     lines = [
         f"**{dataset}**, {images:,} training images: {arrow}{network}, {epochs} epochs at batch {batch_size}, "
-        f"learning rate {lr:g} ({schedule})",
+        f"learning rate {lr:g} ({schedule})" + (f", {augment}" if augment != "crop" else ""),
         "",
         "| method | seeds | " + " | ".join(shown) + " |",
         "|---|---|" + "---|" * len(shown),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 import zlib
 from collections.abc import Sequence
 from typing import Any
@@ -27,7 +28,18 @@ _KNOWN = {
     "nicd": (4, (0, (3, 1, 1, 1, 1, 1)), "D"),
     "ickd": (0, "-", "o"),
     "ckd": (3, "-.", "P"),
-    "refilled": (8, "--", "X"),
+    "refilled": (9, "--", "X"),
+    "lskd": (1, "-.", "D"),
+    "lwf": (1, ":", "P"),
+    "dkd": (4, "--", "s"),
+    "dist": (6, "-", "^"),
+    "mlkd": (3, ":", "D"),
+    "rkd": (2, "-.", "p"),
+    "pkt": (2, ":", "<"),
+    "sp": (5, "--", ">"),
+    "cskd": (5, ":", "p"),
+    "at": (7, "--", "X"),
+    "crd": (9, ":", "P"),
 }
 
 
@@ -117,6 +129,11 @@ def by_superclass(
         return list(range(len(classes))), [(name, 1) for name in classes]
     order = sorted(range(len(classes)), key=lambda c: (superclass_of[c], c))
     return order, [(name, list(superclass_of).count(s)) for s, name in enumerate(superclasses)]
+
+
+def wrapped(name: str) -> str:
+    """A long method name on several lines, for an axis or a legend."""
+    return textwrap.fill(name, 30, break_long_words=False)
 
 
 def array(values: Any) -> np.ndarray:

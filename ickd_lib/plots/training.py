@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 
-from ickd_lib.plots.style import HATCHES, WIDTH, mean_and_std, method_style
+from ickd_lib.plots.style import HATCHES, WIDTH, mean_and_std, method_style, wrapped
 from ickd_lib.runtime import InputError
 
 
@@ -86,7 +86,7 @@ def scores(scores: Mapping[str, Sequence[float]], *, xlabel: str = "test accurac
             axis.errorbar(mean, row + 0.12, xerr=spread, color=colour, marker="|", ms=13, mew=2.2, capsize=3, lw=1.6)
         text = score(float(mean), float(spread), len(seeds), digits)
         axis.text(1.01, row, text, transform=axis.get_yaxis_transform(), va="center", fontsize=9)
-    axis.set_yticks(range(len(scores)), list(scores))
+    axis.set_yticks(range(len(scores)), list(map(wrapped, scores)))
     axis.set_ylim(len(scores) - 0.5, -0.5)
     alone = all(len(numbers) == 1 for numbers in scores.values())
     axis.set(xlabel=xlabel, title="One seed each" if alone else "Each seed (markers), mean ± standard deviation (bars)")
@@ -103,7 +103,8 @@ def score(mean: float, spread: float, count: int, digits: int = 1) -> str:
 def differences(intervals: Mapping[str, Mapping[str, float]], *, baseline: str) -> Figure:
     """One row a method: its mean difference to the baseline in points and its 95% interval, beside a line at 0.
 
-    An interval that includes 0 is drawn hollow and pale: a difference that these seeds do not show.
+    An interval that includes 0 is drawn hollow and pale: a difference that these seeds do not show. One much wider than
+    the differences is cut off; its ends are written beside it.
 
     Args:
         intervals: for each method "mean", "low" and "high", fractions (`results.interval`).
@@ -120,7 +121,10 @@ def differences(intervals: Mapping[str, Mapping[str, float]], *, baseline: str) 
         axis.plot(mean, row, marker=style["marker"], color=style["color"], mfc=face, ms=7, ls="none")
         text = f"{mean:+.1f}  ({low:+.1f} to {high:+.1f})" + ("" if shown else "  not shown")
         axis.text(1.01, row, text, transform=axis.get_yaxis_transform(), va="center", fontsize=9)
-    axis.set_yticks(range(len(intervals)), list(intervals))
+    reach = 3 + 2 * max(abs(100 * found["mean"]) for found in intervals.values())
+    low, high = axis.get_xlim()
+    axis.set_xlim(max(low, -reach), min(high, reach))
+    axis.set_yticks(range(len(intervals)), list(map(wrapped, intervals)))
     axis.set_ylim(len(intervals) - 0.5, -0.5)
     axis.set(
         xlabel=f"difference to {baseline}, points of test accuracy",
@@ -175,7 +179,7 @@ def bars(scores: Mapping[str, Mapping[str, Sequence[float]]], *, ylabel: str, ti
             edgecolor="white",
             ecolor="0.2",
             capsize=3,
-            label=name,
+            label=wrapped(name),
         )
         for at, mean, spread in zip(x, means, spreads, strict=True):
             axis.text(at, mean + (spread if several else 0) + 1, f"{mean:.1f}", ha="center", va="bottom", fontsize=9)
@@ -197,7 +201,7 @@ def few_shot(found: Mapping[str, Mapping[int, Mapping[str, float]]]) -> Figure:
         for name, by_shots in found.items():
             mean = [100 * numbers[key] for numbers in by_shots.values()]
             half = [100 * numbers[f"{key}_interval"] for numbers in by_shots.values()]
-            axis.errorbar(range(len(mean)), mean, yerr=half, capsize=3, label=name, **method_style(name))
+            axis.errorbar(range(len(mean)), mean, yerr=half, capsize=3, label=wrapped(name), **method_style(name))
         axis.set_xticks(range(len(by_shots)), [str(n) for n in by_shots])
         axis.set(xlabel="labelled images a class", title=title)
         axis.grid(axis="y")

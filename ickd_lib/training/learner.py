@@ -295,6 +295,7 @@ class Learner:
             "data_seed": self.data_seed,
             "dataset": settings["data"]["name"].split("/")[0],
             "train_images": len(splits.train),
+            "augment": splits.train.augment,
             "epochs": self.recipe.epochs,
             "batch_size": self.recipe.batch_size,
             "lr": self.recipe.lr,
