@@ -112,6 +112,7 @@ def parser() -> argparse.ArgumentParser:
     report = command("report", "Turn run folders into a Markdown table.")
     report.add_argument("folders", nargs="*", default=["runs"], help="folders that hold runs")
     report.add_argument("--out", default="", help="file to write; by default the table is printed")
+    report.add_argument("--json", default="", help="write configuration, records and summary of each run here as well")
     return top
 
 
@@ -214,6 +215,13 @@ def evaluate(given: argparse.Namespace) -> None:
 def report(given: argparse.Namespace) -> None:
     """Print or write the table of finished runs."""
     text = results.table(results.finished(given.folders))
+    if given.json:
+        found = [run for folder in given.folders for run in runtime.runs(folder) if run.summary]
+        records = [
+            {"run": run.folder.name, "config": run.config, "epochs": run.metrics, "summary": run.summary}
+            for run in found
+        ]
+        runtime.write_json(given.json, records)
     if given.out:
         with runtime.replacing(given.out) as part:
             part.write_text(text)

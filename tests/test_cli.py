@@ -1,6 +1,7 @@
 """The command line, in process: what it writes, and that every mistake is one line and exit status 2."""
 
 import json
+from pathlib import Path
 
 import pytest
 import torch
@@ -37,7 +38,10 @@ def test_train_evaluate_and_report(run):
     assert status == 0 and json.loads(out)["accuracy"] == pytest.approx(summary["accuracy"])
     status, out, _ = run("report runs")
     assert status == 0 and "| kd | 1 |" in out and "| ce |" not in out, "teachers are no results"
-    assert run("report runs --out table.md")[0] == 0
+    assert run("report runs --out table.md --json runs.json")[0] == 0
+    student, teacher = json.loads(Path("runs.json").read_text())
+    assert (teacher["summary"]["method"], student["summary"]) == ("ce", summary)
+    assert student["config"]["settings"]["seed"] == 0 and len(student["epochs"]) == 1
 
 
 def test_compare_prints_a_row_a_method(run):

@@ -378,6 +378,7 @@ def test_published_settings():
     assert training.published("dkd", "resnet56", "resnet20").method == "dkd(nckd=2.0)"
     assert training.published("ickd", "resnet32x4", "resnet8x4") == ("ickd", Recipe(), "crop")
     assert training.published("mlkd", "resnet56", "resnet20").augment == "randaugment"
+    assert training.published("ickd(nicd=0)+dist", "vgg13", "MobileNetV2").recipe == Recipe(lr=0.01)
     refilled = training.published("refilled", "wrn_40_2", "wrn_16_2").recipe
     assert [refilled.phase(0, 200).lr_at(e) for e in (0, 200)] == pytest.approx([0.1, 0.01])
     rates = [refilled.phase(1, 200).lr_at(e) for e in (99, 100, 140, 180)]

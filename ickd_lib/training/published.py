@@ -49,15 +49,16 @@ def published(method: str, teacher: str, student: str) -> Published:
     150, 180 and 210.
 
     Args:
-        method: a method's name; arguments in the name win over the published ones.
+        method: a method's name; arguments in the name win over the published ones. Two methods at once have none and
+            get the protocol of all others.
         teacher, student: names of the zoo.
     Raises:
         InputError: the method is unknown.
     """
+    pair, lr = (teacher, student), 0.01 if student in _SMALL_RATE else 0.05
+    if isinstance(methods.create(method), methods.Combined):
+        return Published(method, Recipe(lr=lr), "crop")
     name, given = methods.parse(method)
-    methods.create(method)
-    pair = (teacher, student)
-    lr = 0.01 if student in _SMALL_RATE else 0.05
     if name == "ckd":
         batch_size = 32 if pair in _CKD_HALF_BATCH else 64
         weights, recipe = _CKD.get(pair, name), Recipe(epochs=480, batch_size=batch_size, lr=lr, schedule="cosine")
