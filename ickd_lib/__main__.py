@@ -157,7 +157,12 @@ def train(given: argparse.Namespace) -> None:
     """Train one student and print its summary."""
     recipe = _recipe(given)
     if given.published:
-        given.method, recipe, given.augment = training.published(given.method, given.teacher, given.student)
+        asked = [f.name for f in dataclasses.fields(Recipe) if getattr(given, f.name) != f.default]
+        if asked or given.augment != "crop":
+            raise InputError(f"--published sets {', '.join(asked) or 'augment'} itself; leave one of the two out")
+        folder = Path(given.teacher, "config.json")
+        network = runtime.read_json(folder)["settings"]["student"]["network"] if folder.is_file() else given.teacher
+        given.method, recipe, given.augment = training.published(given.method, network, given.student)
     method, splits = methods.create(given.method), _splits(given, given.labels)
     teacher = _teacher(given, method.needs_teacher)
     student = Student(given.student, method, given.seed, given.name)
@@ -204,11 +209,6 @@ def bank(given: argparse.Namespace) -> None:
 def evaluate(given: argparse.Namespace) -> None:
     """Evaluate a finished run's student."""
     network, splits = training.load(given.run, device=given.device), _splits(given)
-    if network.num_classes != len(splits.test.classes):
-        raise InputError(
-            f"{given.run} knows {network.num_classes} classes, {given.dataset} has {len(splits.test.classes)}; "
-            "name its data set with --dataset"
-        )
     print(json.dumps(training.evaluate(network, splits.test, precision=given.precision), indent=2))
 
 

@@ -76,8 +76,10 @@ def test_published_settings_are_taken(run, monkeypatch):
 
     monkeypatch.setattr(training, "distill", distill)
     monkeypatch.setattr(training, "pretrain", lambda *_, **__: None)
-    assert run("train --published --method mlkd --teacher wrn_40_2 --student ShuffleV1 --epochs 3")[0] == 2
+    line = "train --published --method mlkd --teacher wrn_40_2 --student ShuffleV1"
+    assert run(line)[2] == "error: enough\n"
     assert seen["recipe"] == Recipe(epochs=480, lr=0.01) and seen["augment"] == "randaugment"
+    assert "--published sets epochs itself" in run(f"{line} --epochs 3")[2]
 
 
 def test_bank_is_saved_and_measured(run, tmp_path):

@@ -164,8 +164,8 @@ def test_two_methods_at_once_share_one_cross_entropy():
     assert {name: value.item() for name, value in both(seen).items()} == pytest.approx(terms)
     assert both.config["parts"] == [first.config, second.config]
     assert methods.describe(both) == "ickd+dist(inter=3)"
-    twice = methods.create("kd+kd(kd=1e+1)")
-    assert list(twice(context(twice))) == ["ce", "kd", "kd kd"]
+    thrice = methods.create("kd+kd(kd=1e+1)+kd(temperature=1)")
+    assert list(thrice(context(thrice))) == ["ce", "kd", "kd kd", "kd kd kd"]
     assert methods.create("refilled+kd").label_space == "shared" and methods.create("rkd+pkt").label_space == "any"
 
 
@@ -228,6 +228,8 @@ def test_the_aggregate_can_be_the_anchor():
         ("ickd(ce=0, kd=0, picd=0, nicd=0)", "nothing is left to learn from"),
         ("ickd(order='random', query='view')", "draws once for each row"),
         ("refilled(share=2)", "share=2 must lie between 0 and 1"),
+        ("kd(standardised='False')", "expected True or False"),
+        ("crd(negatives=0.5)", "negatives=0 must be above 0"),
         ("ickd+dits", "unknown method 'dits'; did you mean 'dist'"),
         ("ickd+ce", "'ce' has nothing to add to 'ickd'"),
         ("ickd+nicd(positives=4, negatives=4)", "asks for different in-context samples"),

@@ -279,7 +279,7 @@ class Splits(NamedTuple):
 
 def _listed(classes: tuple[str, ...]) -> str:
     names = ",".join(classes)
-    return f"({names})" if len(names) <= 40 else f"({len(classes)} classes)"
+    return f"({names})" if len(names) <= 40 else f"({len(classes)} classes {runtime.fingerprint(list(classes))[:4]})"
 
 
 def stratified(labels: Tensor, count: int, classes: tuple[str, ...], seed: int) -> Tensor:
@@ -289,9 +289,10 @@ def stratified(labels: Tensor, count: int, classes: tuple[str, ...], seed: int) 
         InputError: `count` is below the number of classes or above the number of images.
     """
     labels = labels.cpu()
-    if not len(classes) <= count <= len(labels):
-        raise InputError(f"cannot draw {count} of {len(labels)} images; {len(classes)} classes need one each")
     sizes = torch.bincount(labels, minlength=len(classes))
+    there = int((sizes > 0).sum())
+    if not there <= count <= len(labels):
+        raise InputError(f"cannot draw {count} of {len(labels)} images; {there} classes need one each")
     exact = sizes * count / len(labels)
     share = exact.floor().long().clamp(min=1).minimum(sizes)
     while share.sum() != count:  # rounding: give to the class most short of its share, or take back

@@ -345,7 +345,8 @@ class MemoryBank:
             with safe_open(path, "pt", device=str(device)) as file:
                 meta = {key: json.loads(value) for key, value in file.metadata().items()}
                 tensors = {key: file.get_tensor(key) for key in file.keys()}
-            bank = cls(**tensors, classes=tuple(meta["classes"]), source=meta["source"])
+            norms = tensors.pop("norms")
+            bank = cls(**tensors, norms=norms, classes=tuple(meta["classes"]), source=meta["source"])
         except (SafetensorError, KeyError, TypeError, AttributeError, ValueError) as error:
             raise InputError(f"{path} is not a memory bank, or is damaged ({error}); build it again") from None
         expected = source_of(images, teacher)
@@ -360,4 +361,4 @@ class MemoryBank:
 def source_of(images: Images | None, teacher: models.Network | None) -> dict[str, str]:
     """What `MemoryBank.source` says of a bank built from these."""
     source = {} if images is None else {"data": images.fingerprint}
-    return source if teacher is None else source | {"teacher": runtime.fingerprint(teacher.name, teacher.state_dict())}
+    return source if teacher is None else source | {"teacher": teacher.identity}

@@ -43,7 +43,8 @@ class Retrieval:
 class Context:
     """All that a method may see of a step. What it did not declare in `needs` is None.
 
-    batch: B images with labels, data-set rows and views.
+    batch: B images with labels, data-set rows and views. Where images are mixed (Mixup, CutMix), cross-entropy takes
+        `batch.targets`; what else goes by label or row takes those of the image with the largest share.
     student: logits [B, C] and features [B, D], with gradient; its stages' maps where they were declared.
     teacher: the same of the teacher for the same views, without.
     positives, negatives: the in-context samples of each image, from the bank.
@@ -175,12 +176,15 @@ class Combined(Method):
         terms: dict[str, Tensor] = {}
         for part in self.parts:
             for name, value in part(context).items():
-                terms[name if name not in terms else f"{part.registered_name} {name}"] = value
+                while name in terms:
+                    name = f"{part.registered_name} {name}"
+                terms[name] = value
         return terms
 
 
 _REGISTRY: dict[str, type[Method]] = {}
 M = TypeVar("M", bound=type[Method])
+N = TypeVar("N", int, float)
 
 
 def register(name: str) -> Callable[[M], M]:
@@ -244,6 +248,8 @@ def create(name: str, **weights: Any) -> Method:
     for key, value in weights.items():
         if key not in known:
             runtime.choose(key, known, f"argument of method {cls.registered_name!r}")
+        if isinstance(known[key], bool) and not isinstance(value, bool):
+            raise InputError(f"{cls.registered_name}({key}={value!r}): expected True or False")
         numeric = isinstance(known[key], (int, float)) and not isinstance(known[key], bool)
         if numeric and value is not None and (isinstance(value, bool) or not isinstance(value, (int, float))):
             raise InputError(f"{cls.registered_name}({key}={value!r}): expected a number like {known[key]!r}")
@@ -286,7 +292,7 @@ def describe(method: Method, **assumed: Any) -> str:
     return f"{name}({', '.join(changed)})" if changed else name
 
 
-def positive(name: str, value: float) -> float:
+def positive(name: str, value: N) -> N:
     """`value`, when it is above 0; else an InputError that names it."""
     if not value > 0:
         raise InputError(f"{name}={value} must be above 0")

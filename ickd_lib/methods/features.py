@@ -101,7 +101,7 @@ class CRD(WithLabels):
     ) -> None:
         super().__init__(ce=ce)
         self.crd, self.temperature = crd, positive("temperature", temperature)
-        self.negatives, self.dim = int(positive("negatives", negatives)), int(positive("dim", dim))
+        self.negatives, self.dim = positive("negatives", int(negatives)), positive("dim", int(dim))
 
     def setup(self, student_dim: int, teacher_dim: int, num_classes: int, rows: int) -> None:
         self.student_embedding = nn.Linear(student_dim, self.dim)

@@ -7,6 +7,7 @@ from torch import Tensor
 
 from ickd_lib import losses
 from ickd_lib.methods.base import Context, WithLabels, positive, register, within
+from ickd_lib.runtime import InputError
 
 
 @register("kd")
@@ -48,6 +49,8 @@ class LwF(KD):
     def forward(self, context: Context) -> dict[str, Tensor]:
         student, labels = context.student, context.batch.labels
         if context.common is not None:
+            if context.batch.soft is not None:
+                raise InputError("lwf learns from images of one class each; leave mixup and cutmix out")
             old = torch.zeros_like(student.logits[0], dtype=torch.bool).index_fill(0, context.common[0], True)
             apart = student.logits.masked_fill(old != old[labels, None], -torch.inf)
             ce = {"ce": self.ce * losses.cross_entropy(apart, labels)} if self.ce else {}
@@ -70,7 +73,7 @@ class DKD(WithLabels):
     """Decoupled distillation, Zhao et al. 2022 (arXiv 2203.08679, eq. 7).
 
     tckd, nckd: weights of the target class against the rest, and of the other classes among themselves (α and β; β
-        was published as 8 for ResNet32x4 teachers, 2 for ResNet56→20 and 6 for most others).
+        was published as 2 to 8, by pair: `training.published`).
     warmup: share of the training over which both weights rise from 0 (20 of 240 epochs).
     standardised: as for KD.
     """

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from .. import runtime
 from ..runtime import InputError
 
 
@@ -60,6 +61,13 @@ class Network(nn.Module):
         self.trained_on: dict[str, Any] = {}
         self.register_buffer("mean", torch.zeros(1, 3, 1, 1), persistent=False)
         self.register_buffer("std", torch.ones(1, 3, 1, 1), persistent=False)
+
+    @property
+    def identity(self) -> str:
+        """A fingerprint of what its outputs depend on and mean: weights, preprocessing, classes, layers looked at."""
+        where = [getattr(self, name, None) for name in ("layer", "before", "size")]  # of a wrapped network's features
+        said = [self.name, list(self.classes), list(self.stages), where]
+        return runtime.fingerprint(*said, self.state_dict(), self.mean, self.std)
 
     def set_normalisation(self, mean: Sequence[float], std: Sequence[float]) -> None:
         """Normalise images as (images - mean) / std from now on, each three numbers, one a channel."""

@@ -142,13 +142,15 @@ def cost(scores: Mapping[str, Sequence[float]], seconds: Mapping[str, float]) ->
         seconds: for each method the time of a step (`training.step_seconds`).
     """
     figure, axis = plt.subplots(figsize=(WIDTH, 4.8), layout="constrained")
-    for name, numbers in scores.items():
+    short = [name.partition("(")[0] for name in scores]
+    for name, base, numbers in zip(scores, short, scores.values(), strict=True):
         mean, spread = mean_and_std(100 * np.asarray(numbers, dtype=float))
         style = method_style(name)
         x = 1000 * seconds[name]
         error = float(spread) if len(numbers) > 1 else None
         axis.errorbar(x, mean, yerr=error, color=style["color"], marker=style["marker"], ms=7, lw=1, ls="none")
-        axis.annotate(name, (x, float(mean)), xytext=(6, 4), textcoords="offset points", fontsize=9)
+        label = base if short.count(base) == 1 else name  # arguments only where they tell two apart
+        axis.annotate(label, (x, float(mean)), xytext=(6, 4), textcoords="offset points", fontsize=9)
     axis.set(xlabel="time of a training step, ms", ylabel="test accuracy, %", title="Accuracy and its price")
     axis.grid()
     axis.margins(x=0.12, y=0.1)

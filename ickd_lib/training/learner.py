@@ -95,7 +95,7 @@ class Learner:
             origin: dict[str, Any] = {"network": network.name, **train.spec}
         else:
             network = student.network
-            origin = {"network": network.name, "initial": runtime.fingerprint(network.state_dict())}
+            origin = {"network": network.name, "initial": network.identity}
         if network.num_classes != len(train.classes):
             raise InputError(f"{network.name} has {network.num_classes} classes, {train.name} {len(train.classes)}")
         if network.classes != train.classes[: len(network.classes)]:
@@ -103,8 +103,14 @@ class Learner:
                 f"{network.name} knows the classes {', '.join(network.classes[:5])}, … but {train.name} begins with "
                 f"{', '.join(train.classes[:5])}; give a network whose classes come first"
             )
+        self.common = self._common_classes(teacher, train.classes)
+        for one in (network, teacher) if "maps" in self.method.needs else ():
+            if one is not None and not one.stages:
+                raise InputError(
+                    f"method {self.method.config['name']!r} compares maps, but {one.name} names no stages; "
+                    "wrap it with maps=(...)"
+                )
         network.classes = train.classes
-        self.common = self._common_classes(teacher, network)
         with runtime.seeded(student.seed, "method"):
             self.method.setup(
                 network.features_dim, teacher.features_dim if teacher else 0, network.num_classes, len(train)
@@ -125,6 +131,12 @@ class Learner:
             fused=True,
         )
         self.at, self.finished = Progress(), False
+        phases, rates = len(self.method.restarts) + 1, len(self.method.embedding_rates)
+        if rates < phases or recipe.schedule.count("+") >= phases:
+            raise InputError(
+                f"method {self.method.config['name']!r} has {phases} phases, {rates} embedding_rates, and the schedule "
+                f"is {recipe.schedule!r}; give one for each phase"
+            )
         starts = [0, *(round(share * recipe.epochs) for share in self.method.restarts), recipe.epochs]
         self.phases = [  # first epoch, number and recipe of each
             (start, number, recipe.phase(number, end - start))
@@ -145,7 +157,7 @@ class Learner:
             "data_seed": data_seed,
             "recipe": asdict(recipe),
             "evaluate_every": evaluate_every,
-            "teacher": teacher and {"name": teacher.name, "fingerprint": runtime.fingerprint(teacher.state_dict())},
+            "teacher": teacher and {"name": teacher.name, "fingerprint": teacher.identity},
             "teacher_saw": teacher and teacher.trained_on,
         }
         if bank and self.method.needs & {"retrieval", "bank"} and bank.source != source_of(train, teacher):
@@ -156,7 +168,7 @@ class Learner:
         self.records: list[dict[str, Any]] = []
         self.run: runtime.Run | None = None
 
-    def _common_classes(self, teacher: Network | None, network: Network) -> tuple[Tensor, Tensor] | None:
+    def _common_classes(self, teacher: Network | None, ours: tuple[str, ...]) -> tuple[Tensor, Tensor] | None:
         """Positions of the common classes in the student's and the teacher's logits; None where all are the same.
 
         Raises:
@@ -167,17 +179,17 @@ class Learner:
             if method.needs_teacher:
                 raise InputError(f"method {name!r} needs a teacher ({', '.join(sorted(method.needs))}); name one")
             return None
-        ours, theirs = network.classes, teacher.classes
+        theirs = teacher.classes
         if ours == theirs or (not theirs and teacher.num_classes == len(ours)):
             return None
         common = [c for c in ours if c in theirs]
-        enough = {"same": False, "shared": bool(common), "any": True}[method.label_space]
+        enough = {"same": False, "shared": len(common) > 1, "any": True}[method.label_space]
         if method.needs_teacher and not enough:
             known = ", ".join(theirs[:3]) + (", …" if len(theirs) > 3 else "") if theirs else "of unknown names"
             raise InputError(
                 f"method {name!r} compares logits class by class, but the teacher's {teacher.num_classes} classes "
                 f"({known}) share {len(common)} with the student's {len(ours)}; use one that compares features, such "
-                "as refilled, rkd, pkt or crd" + (", or kd, which acts on the shared ones" if common else "")
+                "as refilled, rkd, pkt or crd" + (", or kd, which acts on the shared ones" if len(common) > 1 else "")
             )
         return torch.tensor([ours.index(c) for c in common]), torch.tensor([theirs.index(c) for c in common])
 

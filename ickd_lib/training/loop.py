@@ -16,7 +16,7 @@ from tqdm import tqdm
 
 from ickd_lib import methods, models, runtime
 from ickd_lib.data import Batch, Splits
-from ickd_lib.memory import MemoryBank, Neighbours
+from ickd_lib.memory import MemoryBank, Neighbours, source_of
 from ickd_lib.models import Network, Output
 from ickd_lib.runtime import Diverged, InputError
 from ickd_lib.training.learner import History, Learner, Retrieved, Student, in_full, without_gradient
@@ -97,7 +97,7 @@ def distill(
         if any(learner.method.needs & {"retrieval", "bank"} for learner in waiting):
             assert frozen is not None
             bank = bank.to(where) if bank else MemoryBank.build(frozen, splits.train, precision=path["precision"])
-            tables = _tables(bank, splits, waiting)
+            tables = _tables(bank, splits, frozen, waiting)
         group = uuid.uuid4().hex[:8]
         for learner in waiting:
             if learner.run and not learner.run.exists():
@@ -149,6 +149,8 @@ class _Loop:
                         partner = train.partners(batch, data_seed=data_seed, epoch=epoch, step=step)
                     for learner in active:
                         learner.step(batch, output, retrieved, self.bank, partner, self.precision, steps)
+                    if step == steps - 1 and not on_cpu:
+                        torch.cuda.synchronize()  # so that an epoch's seconds are those of its work
                     if bar.update() or on_cpu:
                         for learner in active:
                             learner.check_finite()
@@ -249,12 +251,18 @@ def _recorded_path(learners: list[Learner], path: dict[str, Any]) -> dict[str, A
     return {**path, **recorded[0], "device": path["device"]} if recorded else path
 
 
-def _tables(bank: MemoryBank, splits: Splits, learners: list[Learner]) -> Tables:
+def _tables(bank: MemoryBank, splits: Splits, teacher: Network, learners: list[Learner]) -> Tables:
     """The neighbours that each kind of retrieval returns; None where they are searched for in every step."""
     train = splits.train
     rows = bank.rows(train.index)
     if bank.classes != train.classes or bool((rows < 0).any()) or bool((bank.labels[rows] != train.labels).any()):
         raise InputError(f"the bank is of another data set than {train.name}; build it from this one")
+    theirs = source_of(None, teacher)
+    if (
+        bank.features.shape[1] != teacher.features_dim
+        or bank.source.get("teacher", theirs["teacher"]) != theirs["teacher"]
+    ):
+        raise InputError(f"the bank is of another teacher than this {teacher.name}; build it with this one")
     tables: Tables = {}
     for learner in learners:
         spec = learner.method.retrieval

@@ -43,8 +43,8 @@ class Published(NamedTuple):
 def published(method: str, teacher: str, student: str) -> Published:
     """The published settings of a method for a pair of networks on CIFAR-100.
 
-    CKD: arXiv 2404.14109 (480 epochs, cosine).  REFILLED: arXiv 2205.01915 (200 + 200 epochs, batch 128; the authors'
-    tenth of the rate on the embedding in the second half is left out).  MLKD: Jin et al. 2023 (480 epochs, strong
+    CKD: arXiv 2404.14109 (480 epochs, cosine).  REFILLED: arXiv 2205.01915 (200 + 200 epochs, batch 128; its dropout of
+    0.3 is left out).  MLKD: Jin et al. 2023 (480 epochs, strong
     augmentation).  DKD: its authors' weights under the protocol of all others, 240 epochs at batch 64 with ×0.1 at
     150, 180 and 210.
 
@@ -58,7 +58,8 @@ def published(method: str, teacher: str, student: str) -> Published:
     pair, lr = (teacher, student), 0.01 if student in _SMALL_RATE else 0.05
     if isinstance(methods.create(method), methods.Combined):
         return Published(method, Recipe(lr=lr), "crop")
-    name, given = methods.parse(method)
+    given = methods.parse(method)[1]
+    name = methods.create(method).config["name"]
     if name == "ckd":
         batch_size = 32 if pair in _CKD_HALF_BATCH else 64
         weights, recipe = _CKD.get(pair, name), Recipe(epochs=480, batch_size=batch_size, lr=lr, schedule="cosine")

@@ -135,7 +135,7 @@ def step_seconds(
     Args:
         methods, splits, student, teacher, bank: as for `compare`.
         batch_size: images a step.
-        steps: a measurement takes twice as many, in two epochs, so that a method's two phases count alike.
+        steps: a measurement takes twice as many, in two epochs, so that two phases of equal length count alike.
         rounds: measurements of each method, after one that is thrown away.
     Returns:
         Seconds a step, the teacher's pass and the retrieval included, by method.
@@ -143,7 +143,7 @@ def step_seconds(
     where = runtime.device(device)
     splits = splits.to(where)
     train, test = splits.train, splits.test
-    few = splits._replace(train=train.subset(torch.arange(min(len(train), steps * batch_size))))
+    few = splits._replace(train=train.subset(torch.arange(steps * batch_size) % len(train)))  # full batches only
     few = few._replace(val=splits.val.subset(torch.arange(0)), test=test.subset(torch.arange(min(len(test), 64))))
     if bank is None and teacher is not None:
         bank = MemoryBank.build(teacher.to(where), train, precision=precision)
@@ -186,10 +186,22 @@ def _loaded(name: str, spec: dict[str, Any], weights: str | Path) -> Network:
     return models.load_weights(network, weights).eval()
 
 
+def _same_classes(network: Network, classes: tuple[str, ...], name: str) -> None:
+    """Raise InputError when a network's logits are not those of the classes."""
+    if network.num_classes != len(classes) or network.classes not in ((), classes):
+        known = ", ".join(network.classes[:5]) or "of unknown names"
+        raise InputError(
+            f"{network.name} knows {network.num_classes} classes ({known}, …), {name} has {len(classes)} "
+            f"({', '.join(classes[:5])}, …); evaluate it on its own"
+        )
+
+
 def evaluate(
     network: Network, images: Images, *, teacher: Network | None = None, precision: str = "auto"
 ) -> dict[str, float]:
     """`metrics.classification` of a network on images, with its fidelity to a teacher where one is given."""
+    for one in (network, teacher) if teacher else (network,):
+        _same_classes(one, images.classes, images.name)
     logits = models.predict(network, images, precision=precision).logits
     theirs = models.predict(teacher, images, precision=precision).logits if teacher else None
     return metrics.classification(logits, images.labels, theirs)
