@@ -47,3 +47,11 @@ def untouched_generator():
     before = torch.get_rng_state()
     yield
     assert torch.equal(before, torch.get_rng_state())
+
+
+@pytest.fixture
+def seeded():
+    """The test draws from torch's global generator, from a seed; afterwards the generator is where it was."""
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        yield

@@ -12,21 +12,7 @@ from torch import nn
 from ickd_lib import models
 from ickd_lib.runtime import InputError
 
-
-@pytest.fixture(autouse=True, scope="module")
-def _one_thread():
-    """The tensors are small: more threads only wait for each other, for seconds on a busy machine."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
-@pytest.fixture(autouse=True)
-def _seed():
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        yield
+pytestmark = pytest.mark.usefixtures("seeded")
 
 
 class Small(nn.Module):

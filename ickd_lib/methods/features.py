@@ -14,7 +14,7 @@ from ickd_lib.methods.base import Context, WithLabels, positive, register, withi
 
 @register("rkd")
 class RKD(WithLabels):
-    """Relational distillation, Park et al. 2019 (arXiv 1904.05068, eq. 4-9): distances and angles in the batch."""
+    """Relational distillation, Park et al. 2019 (arXiv 1904.05068): distances and angles in the batch."""
 
     needs = frozenset({"teacher"})
     label_space = "any"
@@ -34,7 +34,7 @@ class RKD(WithLabels):
 
 @register("pkt")
 class PKT(WithLabels):
-    """Probabilistic transfer of the similarities in a batch, Passalis & Tefas 2018 (arXiv 1803.10837, eq. 8-10)."""
+    """Probabilistic transfer of the similarities in a batch, Passalis & Tefas 2018 (arXiv 1803.10837)."""
 
     needs = frozenset({"teacher"})
     label_space = "any"
@@ -50,7 +50,7 @@ class PKT(WithLabels):
 
 @register("sp")
 class SP(WithLabels):
-    """Similarity-preserving distillation, Tung & Mori 2019 (arXiv 1907.09682, eq. 2-4), on the last stage's maps."""
+    """Similarity-preserving distillation, Tung & Mori 2019 (arXiv 1907.09682), on the last stage's maps."""
 
     needs = frozenset({"teacher", "maps"})
     label_space = "any"
@@ -66,7 +66,7 @@ class SP(WithLabels):
 
 @register("at")
 class AT(WithLabels):
-    """Attention transfer, Zagoruyko & Komodakis 2017 (arXiv 1612.03928, eq. 2): where each stage looks."""
+    """Attention transfer, Zagoruyko & Komodakis 2017 (arXiv 1612.03928): where each stage looks."""
 
     needs = frozenset({"teacher", "maps"})
     label_space = "any"
@@ -82,7 +82,7 @@ class AT(WithLabels):
 
 @register("crd")
 class CRD(WithLabels):
-    """Contrastive representation distillation, Tian et al. 2020 (arXiv 1910.10699, eq. 17-19).
+    """Contrastive representation distillation, Tian et al. 2020 (arXiv 1910.10699).
 
     The student's embedding of an image is to tell the teacher's embedding of that image from those of images of other
     classes, all taken from the memory bank. Both embeddings are learned linear maps of the features. Of the paper's

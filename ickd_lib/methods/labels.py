@@ -30,7 +30,7 @@ class LabelSmoothing(Method):
 
 @register("cskd")
 class CSKD(WithLabels):
-    """Class-wise self-distillation, Yun et al. 2020 (arXiv 2003.13964, eq. 1-2).
+    """Class-wise self-distillation, Yun et al. 2020 (arXiv 2003.13964).
 
     The student's softened prediction for an image follows its own prediction for another image of the class.
     """

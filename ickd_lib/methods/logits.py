@@ -15,7 +15,7 @@ class KD(WithLabels):
     """Distillation of the teacher's softened logits, Hinton et al. 2015, beside cross-entropy.
 
     Where teacher and student share only some classes, it acts on those.
-    standardised: logits pass through a z-score first, Sun et al. 2024 (arXiv 2403.01427, eq. 10).
+    standardised: logits pass through a z-score first, Sun et al. 2024 (arXiv 2403.01427).
     """
 
     needs = frozenset({"teacher"})
@@ -35,7 +35,7 @@ class KD(WithLabels):
 
 @register("lwf")
 class LwF(KD):
-    """Learning without forgetting, Li & Hoiem 2016 (arXiv 1606.09282, eq. 2-4): new classes beside a teacher's.
+    """Learning without forgetting, Li & Hoiem 2016 (arXiv 1606.09282): new classes beside a teacher's.
 
     Cross-entropy is taken among the new classes for an image of a new one (and among the teacher's for one of those),
     so that learning the new ones does not push the old ones down; soft labels keep the old ones.
@@ -109,7 +109,7 @@ class DKD(WithLabels):
 
 @register("dist")
 class DIST(WithLabels):
-    """Distillation of relations within and between classes, Huang et al. 2022 (arXiv 2205.10536, eq. 8-10).
+    """Distillation of relations within and between classes, Huang et al. 2022 (arXiv 2205.10536).
 
     inter, intra: weights of the correlation over the classes of an image, and over the images of a class.
     """
