@@ -150,7 +150,7 @@ def test_a_method_of_two_phases_restarts_its_schedule_and_resumes(count, digits,
     students = [Student("dropping", "refilled", 3, "a"), Student("dropping", "refilled+crd", 3, "b")]
     whole = distill(students, digits, teacher, recipe=recipe)
     assert [list(r["terms"]) for r in whole["a"].epochs] == 2 * [["embedding"]] + 2 * [["ce", "local"]]
-    first, second = recipe.phase(0, 2), recipe.phase(1, 2)
+    (_, _, first), (_, _, second) = recipe.phases([0.5])
     rates = [schedule.lr_at(epoch + 2 / 3) for schedule in (first, second) for epoch in (0, 1)]
     assert [r["lr"] for r in whole["a"].epochs] == pytest.approx(rates)
     with monkeypatch.context() as patch:
@@ -404,7 +404,7 @@ def test_one_phase_of_refilled_can_be_all_of_it(share, digits, teacher):
 
 
 def test_phases_must_fit_the_schedule(digits, teacher):
-    with pytest.raises(InputError, match=r"'ce' has 1 phases, .* schedule is 'tenth\+fifths'"):
+    with pytest.raises(InputError, match=r"schedule='tenth\+fifths' is for 2 phases, the method has 1"):
         distill([Student("dropping", "ce", 0)], digits, None, recipe=Recipe(epochs=2, schedule="tenth+fifths"))
 
 
@@ -420,8 +420,9 @@ def test_published_settings():
     assert training.published("mlkd", "resnet56", "resnet20").augment == "randaugment"
     assert training.published("ickd(nicd=0)+dist", "vgg13", "MobileNetV2").recipe == Recipe(lr=0.01)
     refilled = training.published("refilled", "wrn_40_2", "wrn_16_2").recipe
-    assert [refilled.phase(0, 200).lr_at(e) for e in (0, 200)] == pytest.approx([0.1, 0.01])
-    rates = [refilled.phase(1, 200).lr_at(e) for e in (99, 100, 140, 180)]
+    (_, _, embedding), (start, _, classifier) = refilled.phases([0.5])
+    assert start == 200 and [embedding.lr_at(e) for e in (0, 200)] == pytest.approx([0.1, 0.01])
+    rates = [classifier.lr_at(e) for e in (99, 100, 140, 180)]
     assert rates == pytest.approx([0.1, 0.02, 0.004, 0.0008])
 
 

@@ -83,7 +83,7 @@ class Method(nn.Module):
     label_space: which classes the teacher must know: the student's ("same"), some of them ("shared"), or none
         ("any": only features are compared).
     restarts: shares of the training at which the learning-rate schedule starts anew and a new phase begins.
-    embedding_rates: for each phase the learning rate of all layers but the last, relative to the last one's.
+    embedding_rates: for each phase (or all) the learning rate of all layers but the last, relative to the last one's.
     config: the name and every argument, defaults included; a run records it.
     """
 

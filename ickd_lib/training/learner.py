@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import itertools
 import re
 import warnings
 from dataclasses import asdict, dataclass, field
@@ -131,18 +130,7 @@ class Learner:
             fused=True,
         )
         self.at, self.finished = Progress(), False
-        phases, rates = len(self.method.restarts) + 1, len(self.method.embedding_rates)
-        if rates < phases or recipe.schedule.count("+") >= phases:
-            raise InputError(
-                f"method {self.method.config['name']!r} has {phases} phases, {rates} embedding_rates, and the schedule "
-                f"is {recipe.schedule!r}; give one for each phase"
-            )
-        starts = [0, *(round(share * recipe.epochs) for share in self.method.restarts), recipe.epochs]
-        self.phases = [  # first epoch, number and recipe of each
-            (start, number, recipe.phase(number, end - start))
-            for number, (start, end) in enumerate(itertools.pairwise(starts))
-            if end > start
-        ]
+        self.phases = recipe.phases(self.method.restarts)
         self.settings: dict[str, Any] = {
             "student": origin,
             "method": self.method.config,
@@ -213,7 +201,8 @@ class Learner:
             self.optimizer.state.clear()  # a phase starts without the momentum of the one before
         embedding, rest = self.optimizer.param_groups
         rest["lr"] = recipe.lr_at(done - start)
-        embedding["lr"] = self.method.embedding_rates[phase] * rest["lr"]
+        rates = self.method.embedding_rates
+        embedding["lr"] = rates[min(phase, len(rates) - 1)] * rest["lr"]
         torch.manual_seed(runtime.seed_of(self.student.seed, at.epoch, at.step))
         self.network.train()
         with runtime.autocast(batch.labels.device, precision):

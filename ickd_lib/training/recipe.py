@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
 from ickd_lib import runtime
@@ -41,10 +43,25 @@ class Recipe:
         chosen = [runtime.choose(name, SCHEDULES, "schedule") for name in self.schedule.split("+")]
         object.__setattr__(self, "schedule", "+".join(chosen))
 
-    def phase(self, number: int, epochs: int) -> Recipe:
-        """The recipe of a method's phase `number`, `epochs` long: its schedule alone, or the last one named."""
+    def phases(self, restarts: Sequence[float]) -> list[tuple[int, int, Recipe]]:
+        """First epoch, number and recipe of each phase of a training that starts anew at these shares of its epochs.
+
+        Each has the whole schedule to itself, or, of schedules joined by "+", its own. One of no epoch is left out.
+
+        Raises:
+            InputError: there are more schedules than phases.
+        """
         schedules = self.schedule.split("+")
-        return replace(self, epochs=epochs, schedule=schedules[min(number, len(schedules) - 1)])
+        if len(schedules) > len(restarts) + 1:
+            raise InputError(
+                f"schedule={self.schedule!r} is for {len(schedules)} phases, the method has {len(restarts) + 1}"
+            )
+        starts = [0, *(round(share * self.epochs) for share in restarts), self.epochs]
+        return [
+            (start, number, replace(self, epochs=end - start, schedule=schedules[min(number, len(schedules) - 1)]))
+            for number, (start, end) in enumerate(itertools.pairwise(starts))
+            if end > start
+        ]
 
     def lr_at(self, epoch: float) -> float:
         """The learning rate after `epoch` epochs, fractions of one included: a function, so nothing to resume.
