@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import ast
 import json
+import logging
 import sys
 import time
 from pathlib import Path
@@ -62,6 +63,7 @@ def main() -> int:
             f"error: no notebook {' '.join(given.numbers)} has {', '.join(unknown) or 'such a number'}", file=sys.stderr
         )
         return 2
+    logging.getLogger("papermill.translators").setLevel(logging.ERROR)  # it cannot read "at(at=60)" in a list
     began, lines = time.time(), []
     for number, path in enumerate(paths, 1):
         print(f"\n[{number}/{len(paths)}] {title(path)} ({path.name})", flush=True)
