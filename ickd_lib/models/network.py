@@ -92,7 +92,7 @@ class Network(nn.Module):
 
     def predict(self, x: Tensor) -> Output:
         """Logits [B, C] and features [B, D] of normalised images [B, 3, H, W]."""
-        raise NotImplementedError
+        raise TypeError(f"{type(self).__name__} must define predict(x) -> Output")
 
     def _predict_with_maps(self, x: Tensor) -> Output:
         """`predict`, with the outputs of `stages`.

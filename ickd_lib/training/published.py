@@ -44,9 +44,8 @@ def published(method: str, teacher: str, student: str) -> Published:
     """The published settings of a method for a pair of networks on CIFAR-100.
 
     CKD: arXiv 2404.14109 (480 epochs, cosine).  REFILLED: arXiv 2205.01915 (200 + 200 epochs, batch 128; its dropout of
-    0.3 is left out).  MLKD: Jin et al. 2023 (480 epochs, strong
-    augmentation).  DKD: its authors' weights under the protocol of all others, 240 epochs at batch 64 with ×0.1 at
-    150, 180 and 210.
+    0.3 is left out).  MLKD: Jin et al. 2023 (480 epochs, strong augmentation).  DKD: its authors' weights under the
+    protocol of all others, 240 epochs at batch 64 with ×0.1 at 150, 180 and 210.
 
     Args:
         method: a method's name; arguments in the name win over the published ones. Two methods at once have none and
