@@ -522,17 +522,18 @@ def test_features_are_the_named_layers_output_or_the_classifiers_input():
     assert models.wrap(module, features="SQUEEZE").features_dim == 4
 
 
+class Tokens(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.embed = nn.Conv2d(3, 8, 4, stride=4)
+        self.mix = nn.Linear(8, 8)
+        self.head = nn.Linear(8, 5)
+
+    def forward(self, x):
+        return self.head(self.mix(self.embed(x).flatten(2).transpose(1, 2))[:, 0])
+
+
 def test_tokens_are_averaged():
-    class Tokens(nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.embed = nn.Conv2d(3, 8, 4, stride=4)
-            self.mix = nn.Linear(8, 8)
-            self.head = nn.Linear(8, 5)
-
-        def forward(self, x):
-            return self.head(self.mix(self.embed(x).flatten(2).transpose(1, 2))[:, 0])
-
     module, images = Tokens(), torch.rand(2, 3, 16, 16)
     tokens = module.mix(module.embed(images).flatten(2).transpose(1, 2))
     assert tokens.shape == (2, 16, 8)

@@ -8,7 +8,7 @@ import weakref
 import pytest
 import torch
 import torch.nn.functional as F
-from test_models import one_line
+from test_models import Tokens, one_line
 from torch import nn
 
 from ickd_lib import models
@@ -191,16 +191,6 @@ def test_wrap_refuses_layers_without_a_map(maps, message):
 
 
 def test_tokens_are_no_map():
-    class Tokens(nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.embed = nn.Conv2d(3, 8, 4, stride=4)
-            self.mix = nn.Linear(8, 8)
-            self.head = nn.Linear(8, 5)
-
-        def forward(self, x):
-            return self.head(self.mix(self.embed(x).flatten(2).transpose(1, 2))[:, 0])
-
     with pytest.raises(InputError, match=r"'module.mix' of Tokens gives shape \[2, 64, 8\]; maps must be") as error:
         models.wrap(Tokens(), maps=["embed", "mix"])
     one_line(error)
