@@ -158,7 +158,7 @@ def test_only_some_classes_in_the_same_label_space(digits):
 
 def test_a_superclass_is_all_of_its_classes(cifar_root):
     splits = data.load("cifar100", cifar_root, classes=["people", "trees", "apple"])
-    assert splits.test.name == "cifar100(11 classes)/test" and len(splits.train) == 5500
+    assert splits.test.name.startswith("cifar100(11 classes ") and len(splits.train) == 5500
     assert splits.train.classes[:3] == ("apple", "baby", "boy") and len(splits.train.superclasses) == 20
     uppers = [splits.train.superclasses[s] for s in splits.train.superclass_of]
     assert uppers[:3] == ["fruit_and_vegetables", "people", "people"] and uppers.count("trees") == 5
