@@ -18,7 +18,7 @@ from ickd_lib import data, methods, metrics, results, runtime, training
 from ickd_lib.memory import MemoryBank
 from ickd_lib.models import Network
 from ickd_lib.runtime import Diverged, InputError
-from ickd_lib.training import Recipe, Student
+from ickd_lib.training import Recipe
 
 DESCRIPTION = """In-context knowledge distillation.
 
@@ -94,6 +94,12 @@ def parser() -> argparse.ArgumentParser:
     compare.add_argument("--methods", nargs="+", default=["ce", "kd", "ickd"], help=known)
     compare.add_argument("--seeds", type=int, default=3, help="how many")
     for trainer in (train, compare):
+        trainer.add_argument(
+            "--peers",
+            nargs="+",
+            default=[],
+            help="networks beside the student, for methods that learn from peers; one as it",
+        )
         _data_options(trainer)
         _teacher_options(trainer)
         _training_options(trainer)
@@ -165,13 +171,14 @@ def train(given: argparse.Namespace) -> None:
         given.method, recipe, given.augment = training.published(given.method, network, given.student)
     method, splits = methods.create(given.method), _splits(given, given.labels)
     teacher = _teacher(given, method.needs_teacher)
-    student = Student(given.student, method, given.seed, given.name)
+    students = training.circle(given.student, given.method, given.seed, given.peers)
+    students[0] = dataclasses.replace(students[0], name=given.name)
     found = training.distill(
-        [student], splits, teacher=teacher, recipe=recipe, data_seed=given.data_seed, **_options(given)
+        students, splits, teacher=teacher, recipe=recipe, data_seed=given.data_seed, **_options(given)
     )
-    (history,) = found.values()
-    print(json.dumps(history.summary, indent=2))
-    print(f"run folder: {history.folder}")
+    for history in found.values():
+        print(json.dumps(history.summary, indent=2))
+        print(f"run folder: {history.folder}")
 
 
 def compare(given: argparse.Namespace) -> None:
@@ -186,6 +193,7 @@ def compare(given: argparse.Namespace) -> None:
         splits,
         student=given.student,
         teacher=teacher,
+        peers=given.peers,
         seeds=given.seeds,
         recipe=recipe,
         **_options(given),

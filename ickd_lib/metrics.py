@@ -202,3 +202,45 @@ def _episode(
         query.append(drawn[shots:])
         answer.append(torch.full((len(drawn) - shots,), way))
     return torch.stack(support), torch.cat(query), torch.cat(answer)
+
+
+def freshness(bank: MemoryBank, *, step: int) -> dict[str, float]:
+    """How full a bank in training is, and how old its rows are, in steps.
+
+    Args:
+        step: the last step that was taken (counted over all epochs, as `MemoryBank.update` was told).
+    Returns:
+        bank_fill, the share of rows that hold something; bank_age and bank_age_max, the mean and largest number of
+        steps since they were written.
+    """
+    age = (step - bank.written[bank.filled]).double()
+    mean, most = (age.mean().item(), age.max().item()) if len(age) else (0.0, 0.0)
+    return {"bank_fill": bank.filled.double().mean().item(), "bank_age": mean, "bank_age_max": most}
+
+
+def drift(bank: MemoryBank, rebuilt: MemoryBank, *, k: int = 8) -> dict[str, float]:
+    """How far a bank that was written in training is from one built now, over the rows that both hold.
+
+    Rows were written from augmented images by the network as it was then, in training mode; a built bank is of clean ones.
+
+    Args:
+        bank: the one in training.
+        rebuilt: of the same network now; of all images, or of some.
+        k: neighbours that are compared.
+    Returns:
+        bank_drift, 1 - the mean cosine of a row's two features; bank_agreement, the share of rows whose logits have the
+        same largest; bank_overlap, the share of each row's k nearest rows (among those compared) that both find.
+    """
+    rows = bank.rows(rebuilt.index)
+    there = (rows >= 0) & bank.filled[rows]
+    old, new = (
+        MemoryBank(one.features[at], one.logits[at], one.labels[at], one.index[at], one.classes)
+        for one, at in ((bank, rows[there]), (rebuilt, there.nonzero().squeeze(1)))
+    )
+    k = min(k, len(old) - 1)
+    near, again = (one.nearest(one.features, one.index, k=k).index for one in (old, new))
+    return {
+        "bank_drift": 1 - (old.features * new.features).sum(1).mean().item(),
+        "bank_agreement": (old.logits.argmax(1) == new.logits.argmax(1)).double().mean().item(),
+        "bank_overlap": (near[:, :, None] == again[:, None]).any(2).double().mean().item(),
+    }

@@ -1,10 +1,11 @@
 """The mathematics of each method: pure functions of tensors, student first, the mean over the batch.
 
-    labels      cross-entropy and label smoothing
+    labels      cross-entropy, label smoothing, a virtual teacher
     logits      KD and those after it that compare logits: CKD, DKD, DIST, MLKD, logit standardisation
     incontext   PICD and NICD: the teacher's in-context samples
     features    those that need no shared label space: RKD, SP, PKT, CRD, attention transfer
     refilled    REFILLED: relationship matching, then local classification
+    online      what students that teach each other say together
 
 Shapes: B samples, C classes, D features (the teacher's D may differ from the student's wherever both are features),
 k in-context samples of each. Every KL term carries the square of its temperature, so that its gradient keeps its
@@ -15,8 +16,9 @@ paper makes of several terms returns them apart, unweighted. Samples that coinci
 
 from ickd_lib.losses.features import attention_transfer, crd, pkt, rkd_angle, rkd_distance, sp
 from ickd_lib.losses.incontext import aggregate, aggregation_weights, nicd, picd
-from ickd_lib.losses.labels import cross_entropy, label_smoothing
+from ickd_lib.losses.labels import cross_entropy, label_smoothing, virtual_teacher
 from ickd_lib.losses.logits import ckd, dist, dkd, kd, mlkd, standardise
+from ickd_lib.losses.online import ensemble
 from ickd_lib.losses.refilled import refilled_embedding, refilled_local, semi_hard
 
 __all__ = [
@@ -28,6 +30,7 @@ __all__ = [
     "cross_entropy",
     "dist",
     "dkd",
+    "ensemble",
     "kd",
     "label_smoothing",
     "mlkd",
@@ -41,4 +44,5 @@ __all__ = [
     "semi_hard",
     "sp",
     "standardise",
+    "virtual_teacher",
 ]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -28,3 +30,17 @@ def label_smoothing(student_logits: Tensor, targets: Tensor, *, alpha: float = 0
         A scalar: the mean over B.
     """
     return F.cross_entropy(student_logits, targets, label_smoothing=alpha)
+
+
+def virtual_teacher(labels: Tensor, num_classes: int, *, correct: float = 0.99) -> Tensor:
+    """Logits of a teacher that is always right, Yuan et al. 2020, equation 8: the log of its probabilities.
+
+    Args:
+        labels: shape [B].
+        num_classes: C.
+        correct: its probability of the label, between 0 and 1 exclusive; the other classes share the rest.
+    Returns:
+        Shape [B, C].
+    """
+    one_hot = F.one_hot(labels, num_classes)
+    return math.log(correct) * one_hot + math.log((1 - correct) / (num_classes - 1)) * (1 - one_hot)

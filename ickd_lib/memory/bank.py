@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     from ickd_lib.data import Images
 
 CHUNK = 1024  # queries at once: 200 MB of similarities to 50,000 rows
+TENSORS = ("features", "logits", "labels", "index", "norms", "written")
+FEW = 256  # so many queries meet all rows at once; more go class by class
 
 
 @dataclass(frozen=True)
@@ -47,8 +49,8 @@ class MemoryBank:
         labels: shape [N].
         index: the data-set row of each, unique and ascending, shape [N].
         classes: C names.
-        filled: which rows hold something, shape [N]; all of them by default.
         norms: length of the features, shape [N], where those given are unit length already.
+        written: the step that wrote each row last, -1 where none has, shape [N]; 0 by default.
         source: fingerprints of the `data` and the `teacher` that the rows come from.
     """
 
@@ -60,8 +62,8 @@ class MemoryBank:
         index: Tensor,
         classes: tuple[str, ...],
         *,
-        filled: Tensor | None = None,
         norms: Tensor | None = None,
+        written: Tensor | None = None,
         source: dict[str, str] | None = None,
     ) -> None:
         if len(index) and not bool((index.diff() > 0).all()):
@@ -71,7 +73,7 @@ class MemoryBank:
         unit = (features.norm(dim=1, keepdim=True) - 1).abs() < 1e-5  # these stay as they are, bit for bit
         self.features = torch.where(unit, features, F.normalize(features, dim=1))
         self.logits, self.labels, self.index, self.classes = logits.float(), labels, index, tuple(classes)
-        self.filled = torch.ones_like(labels, dtype=torch.bool) if filled is None else filled
+        self.written = torch.zeros_like(labels) if written is None else written
         self.source = source or {}
         self._tables: dict[tuple, tuple[Neighbours, Neighbours]] = {}
         self._means: Tensor | None = None
@@ -80,6 +82,16 @@ class MemoryBank:
 
     def __len__(self) -> int:
         return len(self.labels)
+
+    @property
+    def filled(self) -> Tensor:
+        """Which rows hold something, shape [N]."""
+        return self.written >= 0
+
+    @property
+    def tensors(self) -> dict[str, Tensor]:
+        """All that a row is, by name."""
+        return {name: getattr(self, name) for name in TENSORS}
 
     @classmethod
     def build(cls, teacher: models.Network, images: Images, *, precision: str = "auto") -> MemoryBank:
@@ -114,16 +126,15 @@ class MemoryBank:
             images.labels[order],
             images.index[order],
             images.classes,
-            filled=torch.zeros(n, dtype=torch.bool, device=where),
+            written=torch.full((n,), -1, device=where),
         )
 
     def to(self, device: torch.device | str) -> MemoryBank:
         """The same bank on another device; itself when it is there already."""
         if self.labels.device == torch.device(device):
             return self
-        tensors = (self.features, self.logits, self.labels, self.index, self.filled, self.norms)
-        features, logits, labels, index, filled, norms = (tensor.to(device) for tensor in tensors)
-        return MemoryBank(features, logits, labels, index, self.classes, filled=filled, norms=norms, source=self.source)
+        tensors = {name: tensor.to(device) for name, tensor in self.tensors.items()}
+        return MemoryBank(**tensors, classes=self.classes, source=self.source)
 
     def rows(self, index: Tensor) -> Tensor:
         """The bank's position of each data-set row in `index`; -1 for one that the bank does not hold."""
@@ -131,18 +142,32 @@ class MemoryBank:
         return torch.where(known, self._row_of[index.clamp(0, len(self._row_of) - 1)], -1)
 
     @torch.no_grad()
-    def update(self, index: Tensor, features: Tensor, logits: Tensor) -> None:
-        """Overwrite the rows of data-set rows `index` [B] with features [B, D] and logits [B, C], detached.
+    def update(self, index: Tensor, features: Tensor, logits: Tensor, *, momentum: float = 0.0, step: int = 0) -> None:
+        """Write the rows of data-set rows `index` [B] (each once): features [B, D] and logits [B, C], detached.
 
         A method queries first and writes after, or its queries would meet themselves one step late.
+
+        Args:
+            momentum: how much of a row that holds something stays; the rest is new.
+            step: which step writes, 0 or more; `written` keeps it.
         """
         rows = self.rows(index)
         if bool((rows < 0).any()):
             raise InputError(f"data-set row {int(index[rows < 0][0])} is not in this bank; build it from this data")
-        self.features[rows] = F.normalize(features.detach().float(), dim=1)
-        self.norms[rows] = features.detach().float().norm(dim=1)
-        self.logits[rows] = logits.detach().float()
-        self.filled[rows] = True
+        stay = momentum * self.filled[rows, None]
+        before = self.features[rows] * self.norms[rows, None]
+        mixed = stay * before + (1 - stay) * features.detach().float()
+        self.features[rows], self.norms[rows] = F.normalize(mixed, dim=1), mixed.norm(dim=1)
+        self.logits[rows] = stay * self.logits[rows] + (1 - stay) * logits.detach().float()
+        self.written[rows] = step
+        self._tables.clear()
+        self._means = None
+
+    def restore(self, tensors: dict[str, Tensor]) -> None:
+        """Take over the rows of a bank of the same data set, as `tensors` gave them."""
+        self.norms, self.features, self.logits, self.written = (
+            tensors[name].to(self.labels.device) for name in ("norms", "features", "logits", "written")
+        )
         self._tables.clear()
         self._means = None
 
@@ -230,6 +255,32 @@ class MemoryBank:
             tables.append(Neighbours(rows, similarity, torch.ones_like(rows, dtype=torch.bool)))
         return tables[0], tables[1]
 
+    @torch.no_grad()
+    def random(
+        self,
+        features: Tensor,
+        labels: Tensor,
+        index: Tensor,
+        *,
+        positives: int = 8,
+        negatives: int = 32,
+        generator: torch.Generator | None = None,
+    ) -> tuple[InContext, InContext]:
+        """As `retrieve` with allow_missing, but drawn at random under the same class constraints, in no order.
+
+        Args:
+            generator: on the bank's device.
+        """
+        same = labels[:, None] == self.labels
+        there = self.filled & (self.index != index[:, None])
+        chance = torch.rand(same.shape, generator=generator, device=same.device)
+        queries, found = F.normalize(features.float(), dim=1), []
+        for k, allowed in ((positives, same & there), (negatives, ~same & there)):
+            drawn, rows = chance.masked_fill(~allowed, -1).topk(min(k, len(self)), dim=1)
+            similarity = (self.features[rows] * queries[:, None]).sum(-1)
+            found.append(self.gather(Neighbours(rows, similarity, drawn >= 0)))
+        return found[0], found[1]
+
     def gather(self, neighbours: Neighbours) -> InContext:
         """What the bank holds of these rows now."""
         rows = neighbours.rows
@@ -276,28 +327,31 @@ class MemoryBank:
         allow_missing: bool,
     ) -> tuple[Neighbours, Neighbours]:
         queries = F.normalize(features.float(), dim=1)
-        pools = {c: pool[self.filled[pool]] for c, pool in self._class_rows.items()}
-        everyone = self.filled.nonzero().squeeze(1)
-        present = labels.unique().tolist()
+        everyone, every = self.filled.nonzero().squeeze(1), torch.arange(len(queries), device=queries.device)
+        present = [] if allow_missing and len(queries) <= FEW else labels.unique().tolist()
         if not allow_missing:
             self._require(present, labels, rows, positives, negatives, per_class)
         near, far = nothing(len(queries), positives, queries), nothing(len(queries), negatives, queries)
+        if len(queries) <= FEW:
+            asked = [(every, everyone)]
+        else:
+            pools = {c: self._class_rows[c] for c in present}
+            asked = [((labels == c).nonzero().squeeze(1), pool[self.filled[pool]]) for c, pool in pools.items()]
         with full_precision():
-            for c in present:
-                asking = (labels == c).nonzero().squeeze(1)
-                search_into(near, queries, asking, self.features, pools[c], rows[asking, None] == pools[c])
+            for asking, pool in asked:
+                blocked = (labels[asking, None] != self.labels[pool]) | (rows[asking, None] == pool)
+                search_into(near, queries, asking, self.features, pool, blocked)
             # Sorted by class, a chunk's own classes are few; their columns are ruled out.
             for asking in labels.argsort(stable=True).split(CHUNK):
                 if per_class:
-                    self._best_of_each_class(far, queries, labels, asking, pools)
+                    self._best_of_each_class(far, queries, labels, asking)
                 else:
                     blocked = labels[asking, None] == self.labels[everyone]
                     search_into(far, queries, asking, self.features, everyone, blocked)
         return near, far
 
-    def _best_of_each_class(
-        self, into: Neighbours, queries: Tensor, labels: Tensor, asking: Tensor, pools: dict[int, Tensor]
-    ) -> None:
+    def _best_of_each_class(self, into: Neighbours, queries: Tensor, labels: Tensor, asking: Tensor) -> None:
+        pools = {c: pool[self.filled[pool]] for c, pool in self._class_rows.items()}
         best = nothing(len(asking), len(pools), queries)
         everyone = torch.arange(len(asking), device=asking.device)
         for c, pool in pools.items():
@@ -316,10 +370,7 @@ class MemoryBank:
         """Write the bank as safetensors, whole or not at all."""
         from safetensors.torch import save_file
 
-        tensors = {
-            name: getattr(self, name).contiguous()
-            for name in ("features", "logits", "labels", "index", "filled", "norms")
-        }
+        tensors = {name: tensor.contiguous() for name, tensor in self.tensors.items()}
         with runtime.replacing(path) as part:
             save_file(tensors, part, metadata={"classes": json.dumps(self.classes), "source": json.dumps(self.source)})
 
@@ -345,8 +396,9 @@ class MemoryBank:
             with safe_open(path, "pt", device=str(device)) as file:
                 meta = {key: json.loads(value) for key, value in file.metadata().items()}
                 tensors = {key: file.get_tensor(key) for key in file.keys()}
-            norms = tensors.pop("norms")
-            bank = cls(**tensors, norms=norms, classes=tuple(meta["classes"]), source=meta["source"])
+            bank = cls(
+                **{name: tensors[name] for name in TENSORS}, classes=tuple(meta["classes"]), source=meta["source"]
+            )
         except (SafetensorError, KeyError, TypeError, AttributeError, ValueError) as error:
             raise InputError(f"{path} is not a memory bank, or is damaged ({error}); build it again") from None
         expected = source_of(images, teacher)

@@ -1,10 +1,11 @@
 """Methods: what each takes from a training step, and which losses it adds. Registered here, nowhere else."""
 
-from ickd_lib.methods import features, incontext, labels, logits
+from ickd_lib.methods import features, incontext, labels, logits, online
 from ickd_lib.methods.base import (
     NEEDS,
     Combined,
     Context,
+    Guide,
     Method,
     Retrieval,
     WithLabels,
@@ -22,6 +23,7 @@ __all__ = [
     "NEEDS",
     "Combined",
     "Context",
+    "Guide",
     "Method",
     "Retrieval",
     "WithLabels",
@@ -33,6 +35,7 @@ __all__ = [
     "labels",
     "logits",
     "names",
+    "online",
     "parse",
     "register",
 ]

@@ -16,8 +16,8 @@ from ickd_lib.memory import InContext, MemoryBank
 from ickd_lib.models import Output
 from ickd_lib.runtime import InputError
 
-FROM_TEACHER = frozenset({"teacher", "retrieval", "bank"})
-NEEDS = FROM_TEACHER | {"maps", "partner"}
+NEEDS = frozenset({"teacher", "retrieval", "bank", "maps", "partner", "peers", "earlier"})
+SOURCES = ("teacher", "peers", "self")
 LABEL_SPACES = ("same", "shared", "any")
 
 
@@ -26,10 +26,12 @@ class Retrieval:
     """Which in-context samples a method asks for.
 
     positives, negatives: how many of each.
-    query: "row", a sample's own clean row of the bank (a table, made once); or "view", the teacher's features
-        of the augmented image, searched for in every step.
+    query: "row", a sample's own clean row of the bank (a table, made once); or "view", the features of the augmented
+        image, searched for in every step. A bank in training is always searched by view.
     per_class: take the negatives from the best sample of each other class.
     order: "nearest"; or "random" samples under the same class constraints, the control for retrieval.
+    source: whose bank: the "teacher"'s; or one that is written in training: of the "peers", or of the student "self".
+    start: share of the training before which nothing is retrieved.
     """
 
     positives: int
@@ -37,6 +39,23 @@ class Retrieval:
     query: str = "row"
     per_class: bool = False
     order: str = "nearest"
+    source: str = "teacher"
+    start: float = 0.0
+
+
+@dataclass(frozen=True)
+class Guide:
+    """Whose word a student takes on a batch: the teacher's, a peer's, or its own of the last time it saw each image.
+
+    output: logits [B, C] and features [B, D], without gradient. Of an earlier self: for an image not seen before, what
+        the student says now, which draws it nowhere.
+    positives, negatives: the in-context samples of each image in its bank; None where they were not asked for, or it is
+        too early. Of a bank in training, `mask` is false where it holds too few rows.
+    """
+
+    output: Output
+    positives: InContext | None = None
+    negatives: InContext | None = None
 
 
 @dataclass(frozen=True)
@@ -47,9 +66,12 @@ class Context:
         `batch.targets`; what else goes by label or row takes those of the image with the largest share.
     student: logits [B, C] and features [B, D], with gradient; its stages' maps where they were declared.
     teacher: the same of the teacher for the same views, without.
-    positives, negatives: the in-context samples of each image, from the bank.
+    positives, negatives: the in-context samples of each image, from the teacher's bank.
     bank: the teacher's memory bank itself.
     partner: the student's own output, without gradient, for another image of the class of each.
+    peers: the other students that train beside this one, each with its output for the same views and, where retrieval
+        from peers was declared, in-context samples from its bank.
+    earlier: the student itself, when it last saw each image, with in-context samples from its own bank.
     common: positions, in the student's logits and in the teacher's, of the classes that both know, [K] each; None
         where the label spaces are the same.
     phase: how many of the method's `restarts` are behind.
@@ -63,9 +85,20 @@ class Context:
     negatives: InContext | None = None
     bank: MemoryBank | None = None
     partner: Output | None = None
+    peers: tuple[Guide, ...] = ()
+    earlier: Guide | None = None
     common: tuple[Tensor, Tensor] | None = None
     phase: int = 0
     progress: float = 0.0
+
+    def guides(self, source: str) -> Sequence[Guide]:
+        """Whoever teaches under a name of SOURCES: the teacher, the peers, or the student's earlier self."""
+        if source == "peers":
+            return self.peers
+        if source == "self":
+            assert self.earlier is not None
+            return [self.earlier]
+        return [Guide(self.teacher, self.positives, self.negatives)]  # type: ignore[arg-type]  # None if not declared
 
     def shared_logits(self) -> tuple[Tensor, Tensor]:
         """The student's and the teacher's logits of the classes that both know, [B, K] each."""
@@ -84,6 +117,7 @@ class Method(nn.Module):
         ("any": only features are compared).
     restarts: shares of the training at which the learning-rate schedule starts anew and a new phase begins.
     embedding_rates: for each phase (or all) the learning rate of all layers but the last, relative to the last one's.
+    momentum: how much of a row stays when the student's own bank, where one is kept, is written.
     config: the name and every argument, defaults included; a run records it.
     """
 
@@ -92,6 +126,7 @@ class Method(nn.Module):
     label_space = "same"
     restarts: tuple[float, ...] = ()
     embedding_rates: tuple[float, ...] = (1.0,)
+    momentum = 0.0
     registered_name = ""
     config: dict[str, Any]
 
@@ -105,7 +140,12 @@ class Method(nn.Module):
     @property
     def needs_teacher(self) -> bool:
         """Whether there is nothing to learn without a teacher."""
-        return bool(self.needs & FROM_TEACHER)
+        return "teacher" in self.needs or self.needs_bank
+
+    @property
+    def needs_bank(self) -> bool:
+        """Whether the teacher's memory bank is used."""
+        return "bank" in self.needs or (self.retrieval is not None and self.retrieval.source == "teacher")
 
     def setup(self, student_dim: int, teacher_dim: int, num_classes: int, rows: int) -> None:
         """Make what depends on sizes (projectors, as parameters) before the optimiser exists.
@@ -163,6 +203,7 @@ class Combined(Method):
             what = "different in-context samples" if len(asked) > 1 else "phases of its own each"
             raise InputError(f"{self.config['name']} asks for {what}; combine methods of which one does")
         self.retrieval = next(iter(asked), None)
+        self.momentum = max(part.momentum for part in parts)
         if phased:
             self.restarts, self.embedding_rates = phased[0].restarts, phased[0].embedding_rates
         taught = [part.label_space for part in parts if part.needs_teacher]

@@ -1,14 +1,15 @@
-"""In-context distillation: the losses of IC-KD, each choice of this project's reading an argument."""
+"""In-context distillation, offline, online and without a teacher; each choice of this project's reading an argument."""
 
 from __future__ import annotations
 
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from ickd_lib import losses, runtime
 from ickd_lib.memory import InContext
-from ickd_lib.methods.base import Context, Method, Retrieval, positive, register
+from ickd_lib.methods.base import SOURCES, Context, Guide, Method, Retrieval, positive, register, within
 from ickd_lib.runtime import InputError
 
 
@@ -29,6 +30,11 @@ class ICKD(Method):
     anchor: NICD's positive: the "teacher"'s logits of the same view, or the positives' "aggregate".
     query: "row" or "view";  per_class: negatives as the best of each other class;  order: "nearest" or "random"
         (see Retrieval).
+    source: who teaches: a pretrained "teacher" (offline); the "peers", each with the bank that it fills as it trains,
+        the mean over them (online); or the student's own earlier "self" (teacher-free). Whoever it is takes the
+        teacher's place above.
+    warmup: share of the training before PICD and NICD start.
+    momentum: how much of a row stays when a bank in training is written again.
     """
 
     def __init__(
@@ -50,6 +56,9 @@ class ICKD(Method):
         query: str = "row",
         per_class: bool = False,
         order: str = "nearest",
+        source: str = "teacher",
+        warmup: float = 0.0,
+        momentum: float = 0.0,
     ) -> None:
         super().__init__()
         self.ce, self.kd, self.picd, self.nicd = ce, kd, picd, nicd
@@ -64,44 +73,66 @@ class ICKD(Method):
             raise InputError("ce, kd, picd and nicd are all 0; nothing is left to learn from")
         query = runtime.choose(query, ("row", "view"), "query")
         order = runtime.choose(order, ("nearest", "random"), "order")
-        if order == "random" and (query == "view" or per_class):
+        self.source, self.momentum = runtime.choose(source, SOURCES, "source"), within("momentum", momentum, 0, 1)
+        if self.source != "teacher":
+            query = "view"
+        elif momentum:
+            raise InputError(f"momentum={momentum} is for a bank in training; with source='teacher' leave it at 0")
+        if order == "random" and (per_class or (query == "view" and self.source == "teacher")):
             raise InputError('order="random" draws once for each row of the bank; leave query="row", per_class=False')
         aggregates = bool(picd or (nicd and anchor == "aggregate"))
         if aggregates or nicd:
-            kinds = (
+            self.retrieval = Retrieval(
                 int(positive("positives", positives)) * aggregates,
                 int(positive("negatives", negatives)) * bool(nicd),
+                query,
+                per_class,
+                order,
+                self.source,
+                within("warmup", warmup, 0, 1),
             )
-            self.retrieval = Retrieval(*kinds, query, per_class, order)
-        sees_teacher = kd or (nicd and anchor == "teacher") or (self.retrieval and query == "view")
-        self.needs = frozenset({"teacher"} if sees_teacher else ()) | frozenset({"retrieval"} if self.retrieval else ())
+        needs = {"retrieval"} if self.retrieval else set()
+        if self.source != "teacher":
+            needs.add({"peers": "peers", "self": "earlier"}[self.source])
+        elif kd or (nicd and anchor == "teacher") or (self.retrieval and query == "view"):
+            needs.add("teacher")
+        self.needs = frozenset(needs)
 
     def forward(self, context: Context) -> dict[str, Tensor]:
-        logits, teacher, near, far = context.student.logits, context.teacher, context.positives, context.negatives
-        terms = {}
+        guides = context.guides(self.source)
+        logits, terms = context.student.logits, {}
         if self.ce:
             terms["ce"] = self.ce * losses.cross_entropy(logits, context.batch.targets)
-        if self.kd:
-            assert teacher is not None
-            terms["kd"] = self.kd * losses.kd(logits, teacher.logits, temperature=self.temperature)
-        if self.picd:
-            assert near is not None
-            terms["picd"] = self.picd * losses.picd(
-                logits, near.logits, self._weights(near), temperature=self.temperature, average=self.average
-            )
-        if self.nicd:
-            assert far is not None
-            anchor = teacher.logits if self.anchor == "teacher" and teacher else self._aggregate(near)
-            terms["nicd"] = self.nicd * losses.nicd(
-                logits, anchor, far.logits, far.mask, kappa=self.kappa, form=self.form, margin=self.margin
-            )
+        for name, term in (("kd", self._kd), ("picd", self._picd), ("nicd", self._nicd)):
+            if weight := getattr(self, name):
+                terms[name] = weight * torch.stack([term(logits, guide) for guide in guides]).mean()
         return terms
+
+    def _kd(self, logits: Tensor, guide: Guide) -> Tensor:
+        return losses.kd(logits, guide.output.logits, temperature=self.temperature)
+
+    def _picd(self, logits: Tensor, guide: Guide) -> Tensor:
+        near = guide.positives
+        if near is None:
+            return 0 * logits.sum()
+        return losses.picd(logits, near.logits, self._weights(near), temperature=self.temperature, average=self.average)
+
+    def _nicd(self, logits: Tensor, guide: Guide) -> Tensor:
+        near, far = guide.positives, guide.negatives
+        if far is None:
+            return 0 * logits.sum()
+        if self.anchor == "teacher":
+            anchor, mask = guide.output.logits, far.mask
+        else:
+            assert near is not None  # without a positive there is nothing to be drawn to, and nothing is added
+            anchor, mask = self._aggregate(near), far.mask & near.mask.any(1, keepdim=True)
+        choices = {"kappa": self.kappa, "form": self.form, "margin": self.margin}
+        return losses.nicd(logits, anchor, far.logits, mask, **choices)
 
     def _weights(self, near: InContext) -> Tensor:
         return losses.aggregation_weights(near.similarity, near.mask, temperature=self.aggregation_temperature)
 
-    def _aggregate(self, near: InContext | None) -> Tensor:
-        assert near is not None
+    def _aggregate(self, near: InContext) -> Tensor:
         weights = self._weights(near)
         return losses.aggregate(near.logits, weights, temperature=self.temperature, average=self.average)[0]
 
@@ -120,3 +151,61 @@ class NICD(ICKD):
 
     def __init__(self, *, ce: float = 1.0, kd: float = 0.0, picd: float = 0.0, nicd: float = 1.0, **choices: Any):
         super().__init__(ce=ce, kd=kd, picd=picd, nicd=nicd, **choices)
+
+
+@register("ickd_online")
+class OnlineICKD(ICKD):
+    """In-context distillation between students that train together from scratch; see ICKD."""
+
+    def __init__(
+        self,
+        *,
+        ce: float = 1.0,
+        kd: float = 1.0,
+        picd: float = 0.3,
+        nicd: float = 0.3,
+        temperature: float = 2.0,
+        source: str = "peers",
+        warmup: float = 0.1,
+        **choices: Any,
+    ) -> None:
+        super().__init__(
+            ce=ce,
+            kd=kd,
+            picd=picd,
+            nicd=nicd,
+            temperature=temperature,
+            source=source,
+            warmup=warmup,
+            **choices,
+        )
+
+
+@register("ickd_self")
+class SelfICKD(ICKD):
+    """In-context distillation from the student's own earlier features and logits, without a teacher; see ICKD."""
+
+    def __init__(
+        self,
+        *,
+        ce: float = 1.0,
+        kd: float = 0.0,
+        picd: float = 0.3,
+        nicd: float = 0.3,
+        temperature: float = 2.0,
+        anchor: str = "aggregate",
+        source: str = "self",
+        warmup: float = 0.1,
+        **choices: Any,
+    ) -> None:
+        super().__init__(
+            ce=ce,
+            kd=kd,
+            picd=picd,
+            nicd=nicd,
+            temperature=temperature,
+            anchor=anchor,
+            source=source,
+            warmup=warmup,
+            **choices,
+        )

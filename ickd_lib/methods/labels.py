@@ -45,3 +45,51 @@ class CSKD(WithLabels):
         assert context.partner is not None
         same = losses.kd(context.student.logits, context.partner.logits, temperature=self.temperature)
         return {"kd": self.kd * same}
+
+
+@register("pskd")
+class PSKD(Method):
+    """Progressive self-distillation, Kim et al. 2021 (arXiv 2006.12000).
+
+    The labels are softened by what the student itself said of each image when it saw it last; alpha is the weight of
+    that at the end of the training, to which it rises from 0.
+    """
+
+    needs = frozenset({"earlier"})
+
+    def __init__(self, *, alpha: float = 0.8) -> None:
+        super().__init__()
+        self.alpha = within("alpha", alpha, 0, 1)
+
+    def forward(self, context: Context) -> dict[str, Tensor]:
+        assert context.earlier is not None
+        logits, alpha = context.student.logits, self.alpha * context.progress
+        soft = losses.cross_entropy(logits, context.earlier.output.logits.softmax(1))
+        return {
+            "ce": (1 - alpha) * losses.cross_entropy(logits, context.batch.targets),
+            "earlier": alpha * soft,
+        }
+
+
+@register("tfkd")
+class TfKD(Method):
+    """A virtual teacher that is right with a given confidence, Yuan et al. 2020 (arXiv 1909.11723), Tf-KD_reg.
+
+    (1 - alpha) CE + alpha τ² KL(p^d_τ ‖ p^S_τ), with this project's τ². The paper's other half, a teacher that is the
+    same network trained before (Tf-KD_self), is `kd` with that teacher.
+
+    correct: the teacher's probability of the label; the other classes share the rest.
+    """
+
+    def __init__(self, *, alpha: float = 0.1, temperature: float = 20.0, correct: float = 0.99) -> None:
+        super().__init__()
+        self.alpha, self.temperature = within("alpha", alpha, 0, 1), positive("temperature", temperature)
+        self.correct = within("correct", correct, 0.001, 0.999999)
+
+    def forward(self, context: Context) -> dict[str, Tensor]:
+        logits, targets = context.student.logits, context.batch.targets
+        teacher = losses.virtual_teacher(context.batch.labels, logits.shape[1], correct=self.correct)
+        return {
+            "ce": (1 - self.alpha) * losses.cross_entropy(logits, targets),
+            "virtual": self.alpha * losses.kd(logits, teacher, temperature=self.temperature),
+        }

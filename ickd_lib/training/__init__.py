@@ -4,7 +4,7 @@ from ickd_lib.training.learner import History, Student
 from ickd_lib.training.loop import distill
 from ickd_lib.training.published import Published, published
 from ickd_lib.training.recipe import SCHEDULES, Recipe
-from ickd_lib.training.runs import compare, evaluate, load, pretrain, step_seconds
+from ickd_lib.training.runs import circle, compare, evaluate, load, pretrain, step_seconds
 
 __all__ = [
     "SCHEDULES",
@@ -12,6 +12,7 @@ __all__ = [
     "Published",
     "Recipe",
     "Student",
+    "circle",
     "compare",
     "distill",
     "evaluate",

@@ -15,10 +15,12 @@ from torch import Tensor, nn
 from ickd_lib import methods, metrics, models, runtime
 from ickd_lib.data import Batch, Splits
 from ickd_lib.memory import InContext, MemoryBank, source_of
+from ickd_lib.methods import Guide
 from ickd_lib.models import Network, Output
 from ickd_lib.runtime import Diverged, InputError
 from ickd_lib.training.recipe import Recipe
 
+DRIFT_ROWS = 2000  # rows of a bank in training that are compared with rebuilt ones
 Retrieved = dict[methods.Retrieval, tuple[InContext, InContext]]
 
 
@@ -31,12 +33,15 @@ class Student:
     seed: of the initialisation and of the method's draws. The data's order has a seed of its own.
     name: of its run folder; by default network, method, seed and a fingerprint of all settings, so that other
         settings are another run.
+    circle: students of one circle are each other's peers. Those that name none and whose method learns from peers are
+        one circle.
     """
 
     network: str | Network
     method: str | methods.Method = "ce"
     seed: int = 0
     name: str = ""
+    circle: str = ""
 
 
 @dataclass
@@ -54,9 +59,26 @@ class History:
     folder: Path | None
 
 
+@dataclass(frozen=True)
+class Supply:
+    """What a step gives to every student: the batch, and whatever some method of the run declared.
+
+    teacher: its output.  retrieved: in-context samples of its bank.  bank: that.  partner: other images of the classes.
+    precision: of the networks' passes.  steps: of an epoch.
+    """
+
+    batch: Batch
+    teacher: Output | None
+    retrieved: Retrieved
+    bank: MemoryBank | None
+    partner: Batch | None
+    precision: str
+    steps: int
+
+
 @dataclass
 class Progress:
-    """Where a student is in its training; `checkpoint.pt` holds this beside weights and optimiser."""
+    """Where a student is in its training; `checkpoint.pt` holds this beside weights, optimiser and bank."""
 
     epoch: int = 0
     step: int = 0
@@ -64,6 +86,7 @@ class Progress:
     terms: list[str] = field(default_factory=list)
     losses: Tensor | None = None  # [steps of an epoch, terms]
     correct: Tensor | None = None  # scalar: right predictions in this epoch
+    agreed: Tensor | None = None  # scalar: predictions in this epoch that were a peer's as well, on average over peers
 
     @property
     def position(self) -> tuple[int, int]:
@@ -148,13 +171,23 @@ class Learner:
             "teacher": teacher and {"name": teacher.name, "fingerprint": teacher.identity},
             "teacher_saw": teacher and teacher.trained_on,
         }
-        if bank and self.method.needs & {"retrieval", "bank"} and bank.source != source_of(train, teacher):
+        if bank and self.method.needs_bank and bank.source != source_of(train, teacher):
             self.settings["bank"] = runtime.fingerprint(bank.features, bank.logits, bank.index)
-        mark = runtime.fingerprint(self.settings)[:6]
-        label = f"{network.name}-{methods.describe(self.method)}-seed{student.seed}-{mark}"
-        self.name = re.sub(r"[^\w.=+-]+", "-", student.name or label).strip("-")
         self.records: list[dict[str, Any]] = []
         self.run: runtime.Run | None = None
+        self.memory: MemoryBank | None = None  # its own, where one is kept
+
+    @property
+    def who(self) -> dict[str, Any]:
+        """What a peer's run says of this student."""
+        return {key: self.settings[key] for key in ("student", "method", "seed")}
+
+    @property
+    def name(self) -> str:
+        """Of the run folder."""
+        mark = runtime.fingerprint(self.settings)[:6]
+        label = f"{self.network.name}-{methods.describe(self.method)}-seed{self.student.seed}-{mark}"
+        return re.sub(r"[^\w.=+-]+", "-", self.student.name or label).strip("-")
 
     def _common_classes(self, teacher: Network | None, ours: tuple[str, ...]) -> tuple[Tensor, Tensor] | None:
         """Positions of the common classes in the student's and the teacher's logits; None where all are the same.
@@ -183,18 +216,16 @@ class Learner:
 
     # ------------------------------------------------------------------------------------------- training
 
-    def step(
-        self,
-        batch: Batch,
-        teacher: Output | None,
-        retrieved: Retrieved,
-        bank: MemoryBank | None,
-        partner: Batch | None,
-        precision: str,
-        steps: int,
-    ) -> None:
-        """One step of gradient descent. Everything random in it is a function of (seed, epoch, step)."""
-        at, needs = self.at, self.method.needs
+    def forward(self, batch: Batch, precision: str) -> Output:
+        """Its output for the batch, with gradient. What is random in it is a function of (seed, epoch, step)."""
+        torch.manual_seed(runtime.seed_of(self.student.seed, self.at.epoch, self.at.step))
+        self.network.train()
+        with runtime.autocast(batch.labels.device, precision):
+            return in_full(self.network(batch.images, maps="maps" in self.method.needs))
+
+    def step(self, supply: Supply, output: Output, peers: tuple[Guide, ...], earlier: Guide | None) -> None:
+        """One step of gradient descent from its output for the batch, and what it may see beside it."""
+        at, needs, batch, steps = self.at, self.method.needs, supply.batch, supply.steps
         done = at.epoch + at.step / steps
         start, phase, recipe = [found for found in self.phases if found[0] <= at.epoch][-1]
         if done == start:
@@ -203,24 +234,25 @@ class Learner:
         rest["lr"] = recipe.lr_at(done - start)
         rates = self.method.embedding_rates
         embedding["lr"] = rates[min(phase, len(rates) - 1)] * rest["lr"]
-        torch.manual_seed(runtime.seed_of(self.student.seed, at.epoch, at.step))
-        self.network.train()
-        with runtime.autocast(batch.labels.device, precision):
-            output = in_full(self.network(batch.images, maps="maps" in needs))
-            other = None
-            if partner is not None and "partner" in needs:
-                with torch.no_grad():
-                    other = in_full(self.network(partner.images))
-        near, far = retrieved[self.method.retrieval] if self.method.retrieval else (None, None)
+        torch.manual_seed(runtime.seed_of(self.student.seed, at.epoch, at.step, "method"))
+        partner = None
+        if supply.partner is not None and "partner" in needs:
+            with torch.no_grad(), runtime.autocast(batch.labels.device, supply.precision):
+                partner = in_full(self.network(supply.partner.images))
+        spec, near, far = self.method.retrieval, None, None
+        if spec and spec.source == "teacher" and spec.start * self.recipe.epochs <= done:
+            near, far = supply.retrieved[spec]
         terms = self.method(
             methods.Context(
                 batch,
                 output,
-                teacher if "teacher" in needs else None,
+                supply.teacher if "teacher" in needs else None,
                 near,
                 far,
-                bank if "bank" in needs else None,
-                other,
+                supply.bank if "bank" in needs else None,
+                partner,
+                peers if "peers" in needs else (),
+                earlier if "earlier" in needs else None,
                 self.common,
                 phase,
                 done / self.recipe.epochs,
@@ -230,12 +262,16 @@ class Learner:
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()
         self.optimizer.step()
-        if at.losses is None or at.correct is None:
+        if at.losses is None or at.correct is None or at.agreed is None:
             at.terms = list(terms)
             at.losses = torch.zeros(steps, len(terms), device=loss.device)
             at.correct = torch.zeros((), dtype=torch.long, device=loss.device)
+            at.agreed = torch.zeros((), dtype=torch.double, device=loss.device)
         at.losses[at.step] = torch.stack([term.detach() for term in terms.values()])
-        at.correct += (output.logits.detach().argmax(1) == batch.labels).sum()
+        predicted = output.logits.detach().argmax(1)
+        at.correct += (predicted == batch.labels).sum()
+        for peer in peers:
+            at.agreed += (predicted == peer.output.logits.argmax(1)).sum() / len(peers)
         at.step += 1
 
     def check_finite(self) -> None:
@@ -253,7 +289,7 @@ class Learner:
     def end_epoch(self, splits: Splits, precision: str, evaluate: bool) -> None:
         """Record the epoch that was just trained."""
         at = self.at
-        assert at.losses is not None and at.correct is not None
+        assert at.losses is not None and at.correct is not None and at.agreed is not None
         terms = at.losses.mean(0).tolist()
         record = {
             "epoch": at.epoch + 1,
@@ -262,7 +298,16 @@ class Learner:
             "terms": dict(zip(at.terms, terms, strict=True)),
             "train_accuracy": at.correct.item() / len(splits.train),
         }
+        if "peers" in self.settings:
+            record["peer_agreement"] = at.agreed.item() / len(splits.train)
+        if self.memory:
+            record |= metrics.freshness(self.memory, step=(at.epoch + 1) * at.step - 1)
         if evaluate:
+            if self.memory:
+                some = splits.train.subset(
+                    torch.randperm(len(splits.train), generator=runtime.generator(0))[:DRIFT_ROWS]
+                )
+                record |= metrics.drift(self.memory, MemoryBank.build(self.network, some, precision=precision))
             for name, split in (("val", splits.val), ("test", splits.test)):
                 if len(split):
                     logits = models.predict(self.network, split, precision=precision).logits
@@ -314,6 +359,9 @@ class Learner:
             "images_per_second": round(seen / max(self.at.seconds, 1e-9), 1),
             "trained_together": group,
         }
+        if "peers" in settings:
+            self.summary["peers"] = [peer["student"]["network"] for peer in settings["peers"]]
+            self.summary["circle"] = settings["circle"]
         if self.run:
             with runtime.replacing(self.run.folder / "student.safetensors") as part:
                 save_file({k: v.contiguous() for k, v in self.network.state_dict().items()}, part)
@@ -338,38 +386,32 @@ class Learner:
             models.load_weights(self.network, self.run.folder / "student.safetensors")
             self.network.eval()
             self.summary, self.records, self.finished = summary, self.run.metrics, True
-        elif self.run.exists():
-            self._load_checkpoint()
+            self.at = Progress(self.recipe.epochs)
 
-    def save_checkpoint(self) -> None:
-        """Write checkpoint.pt, whole or not at all; a diverged student keeps its last good one."""
-        if self.run is None:
-            return
+    @property
+    def state(self) -> dict[str, Any]:
+        """What `checkpoint.pt` holds of it.
+
+        Raises:
+            Diverged: it has a loss that is not finite, and no business in a checkpoint.
+        """
         self.check_finite()
-        state = {
+        return {
             "progress": vars(self.at),
             "network": self.network.state_dict(),
             "method": self.method.state_dict(),
             "optimizer": self.optimizer.state_dict(),
+            "memory": self.memory.tensors if self.memory else {},
         }
-        with runtime.replacing(self.run.folder / "checkpoint.pt") as part:
-            torch.save(state, part)
 
-    def _load_checkpoint(self) -> None:
-        assert self.run is not None
-        path = self.run.folder / "checkpoint.pt"
-        if path.is_file():
-            where = next(self.network.parameters()).device
-            try:
-                state = torch.load(path, map_location=where, weights_only=True)
-                self.at = Progress(**state["progress"])
-                self.network.load_state_dict(state["network"])
-                self.method.load_state_dict(state["method"])
-                self.optimizer.load_state_dict(state["optimizer"])
-            except Exception as error:  # torch.load raises many types on a damaged file
-                raise InputError(f"{path} is damaged ({error}); remove {self.run.folder} to train anew") from None
-        self.run.keep_metrics(self.at.epoch)
-        self.records = self.run.metrics
+    def restore(self, state: dict[str, Any]) -> None:
+        """Go back to where `state` was taken."""
+        self.at = Progress(**state["progress"])
+        self.network.load_state_dict(state["network"])
+        self.method.load_state_dict(state["method"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        if self.memory:
+            self.memory.restore(state["memory"])
 
 
 def last_layer(network: Network) -> nn.Module:

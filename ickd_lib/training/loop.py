@@ -19,7 +19,8 @@ from ickd_lib.data import Batch, Splits
 from ickd_lib.memory import MemoryBank, Neighbours, source_of
 from ickd_lib.models import Network, Output
 from ickd_lib.runtime import Diverged, InputError
-from ickd_lib.training.learner import History, Learner, Retrieved, Student, in_full, without_gradient
+from ickd_lib.training.circle import Circle, circles
+from ickd_lib.training.learner import History, Learner, Retrieved, Student, Supply, in_full, without_gradient
 from ickd_lib.training.recipe import Recipe
 
 Tables = dict[methods.Retrieval, tuple[Neighbours, Neighbours] | None]
@@ -78,6 +79,7 @@ def distill(
     learners = [
         Learner(student, splits, frozen, bank, recipe, data_seed, evaluate_every, where) for student in students
     ]
+    groups = circles(learners, splits.train)
     names = [learner.name for learner in learners]
     for name in names:
         if names.count(name) > 1:
@@ -90,11 +92,13 @@ def distill(
     if runs is not None:
         for learner in learners:
             learner.open(Path(runs), resume)
+        for circle in groups:
+            circle.restore()
         path = _recorded_path(learners, path)
     waiting = [learner for learner in learners if not learner.finished]
     if waiting:
         tables: Tables = {}
-        if any(learner.method.needs & {"retrieval", "bank"} for learner in waiting):
+        if any(learner.method.needs_bank for learner in waiting):
             assert frozen is not None
             bank = bank.to(where) if bank else MemoryBank.build(frozen, splits.train, precision=path["precision"])
             tables = _tables(bank, splits, frozen, waiting)
@@ -103,7 +107,8 @@ def distill(
             if learner.run and not learner.run.exists():
                 learner.run.create(learner.settings, path, group, where)
         with _same_threads(path["threads"]), torch.random.fork_rng(), _stoppable() as stop:
-            loop = _Loop(waiting, splits, frozen, bank, tables, path["precision"], evaluate_every, checkpoint_seconds)
+            going = [circle for circle in groups if not all(learner.finished for learner in circle.learners)]
+            loop = _Loop(going, splits, frozen, bank, tables, path["precision"], evaluate_every, checkpoint_seconds)
             loop.train(recipe, data_seed, stop, progress)
             logits = models.predict(frozen, splits.test, precision=path["precision"]).logits if frozen else None
             for learner in waiting:
@@ -114,7 +119,7 @@ def distill(
 class _Loop:
     def __init__(
         self,
-        learners: list[Learner],
+        circles: list[Circle],
         splits: Splits,
         teacher: Network | None,
         bank: MemoryBank | None,
@@ -123,7 +128,8 @@ class _Loop:
         evaluate_every: int,
         checkpoint_seconds: float,
     ) -> None:
-        self.learners, self.splits, self.teacher, self.bank, self.tables = learners, splits, teacher, bank, tables
+        self.circles, self.splits, self.teacher, self.bank, self.tables = circles, splits, teacher, bank, tables
+        self.learners = learners = [learner for circle in circles for learner in circle.learners]
         self.precision, self.evaluate_every, self.checkpoint_seconds = precision, evaluate_every, checkpoint_seconds
         needs = frozenset().union(*(learner.method.needs for learner in learners))
         self.needs_teacher = "teacher" in needs or any(spec.query == "view" for spec in tables)
@@ -132,7 +138,7 @@ class _Loop:
     def train(self, recipe: Recipe, data_seed: int, stop: threading.Event, progress: bool) -> None:
         train = self.splits.train
         steps = train.steps(recipe.batch_size)
-        epoch, first = min(learner.at.position for learner in self.learners)
+        epoch, first = min(circle.position for circle in self.circles)
         bar = tqdm(total=recipe.epochs * steps, initial=epoch * steps + first, disable=not progress, mininterval=0.5)
         saved, on_cpu = time.perf_counter(), train.labels.device.type == "cpu"
         try:
@@ -142,13 +148,14 @@ class _Loop:
                 for step, batch in enumerate(batches, first):
                     began = time.perf_counter()
                     # A student resumed from a later step than others joins when they have caught up with it.
-                    active = [learner for learner in self.learners if learner.at.position == (epoch, step)]
-                    output, retrieved = self._supply(batch)
+                    stepping = [circle for circle in self.circles if circle.position == (epoch, step)]
+                    active = [learner for circle in stepping for learner in circle.learners]
                     partner = None
                     if self.needs_partner:
                         partner = train.partners(batch, data_seed=data_seed, epoch=epoch, step=step)
-                    for learner in active:
-                        learner.step(batch, output, retrieved, self.bank, partner, self.precision, steps)
+                    supply = Supply(batch, *self._teaching(batch), self.bank, partner, self.precision, steps)
+                    for circle in stepping:
+                        circle.step(supply)
                     if step == steps - 1 and not on_cpu:
                         torch.cuda.synchronize()  # so that an epoch's seconds are those of its work
                     if bar.update() or on_cpu:
@@ -174,14 +181,14 @@ class _Loop:
                 epoch, first = epoch + 1, 0
             self._save()
         except Diverged:
-            for learner in self.learners:  # the others' work is kept
+            for circle in self.circles:  # the others' work is kept
                 with contextlib.suppress(Diverged):
-                    learner.save_checkpoint()
+                    circle.save()
             raise
         finally:
             bar.close()
 
-    def _supply(self, batch: Batch) -> tuple[Output | None, Retrieved]:
+    def _teaching(self, batch: Batch) -> tuple[Output | None, Retrieved]:
         """The teacher's view of the batch and the in-context samples, each once for all students."""
         output = None
         with torch.no_grad():
@@ -207,8 +214,8 @@ class _Loop:
         return output, retrieved
 
     def _save(self) -> None:
-        for learner in self.learners:
-            learner.save_checkpoint()
+        for circle in self.circles:
+            circle.save()
 
     def _show(self, bar: tqdm, batch: Batch) -> None:
         """Losses, last accuracy and images/s on the bar, at most twice a second."""
@@ -266,7 +273,7 @@ def _tables(bank: MemoryBank, splits: Splits, teacher: Network, learners: list[L
     tables: Tables = {}
     for learner in learners:
         spec = learner.method.retrieval
-        if spec is None or spec in tables:
+        if spec is None or spec in tables or spec.source != "teacher":
             continue
         if spec.order == "random":
             tables[spec] = bank.random_table(positives=spec.positives, negatives=spec.negatives)

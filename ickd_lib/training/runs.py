@@ -75,6 +75,7 @@ def compare(
     student: str = "resnet8",
     teacher: Network | None = None,
     bank: MemoryBank | None = None,
+    peers: Sequence[str] = (),
     seeds: int | Sequence[int] = 3,
     runs: str | Path | None = None,
     device: str = "auto",
@@ -88,21 +89,23 @@ def compare(
         splits: the data.
         student: a model's name.
         teacher, bank: as for `distill`.
+        peers: networks that train beside the student where a method learns from peers; see `circle`.
         seeds: how many, or which; a seed sets the initialisation and the data's order alike.
         options: of `distill`.
     Returns:
-        For each method its histories, one a seed.
+        For each method its histories, one a seed: the student's, not its peers'.
     """
     if not methods:
         raise InputError("no method to compare; name some, such as ce kd ickd")
     where = runtime.device(device)
     made = [create(method) for method in methods]
-    if bank is None and teacher is not None and any(method.needs & {"retrieval", "bank"} for method in made):
+    if bank is None and teacher is not None and any(method.needs_bank for method in made):
         bank = MemoryBank.build(teacher.to(where), splits.to(where).train, precision=precision)
     found: dict[str, list[History]] = {method: [] for method in methods}
     for seed in range(seeds) if isinstance(seeds, int) else seeds:
+        groups = [circle(student, method, seed, peers) for method in methods]
         histories = distill(
-            [Student(student, method, seed) for method in methods],
+            [member for group in groups for member in group],
             splits,
             teacher=teacher,
             bank=bank,
@@ -112,9 +115,23 @@ def compare(
             precision=precision,
             **options,
         )
-        for method, history in zip(methods, histories.values(), strict=True):
-            found[method].append(history)
+        trained = list(histories.values())
+        for method, group in zip(methods, groups, strict=True):
+            found[method].append(trained[0])
+            del trained[: len(group)]
     return found
+
+
+def circle(network: str, method: str, seed: int = 0, peers: Sequence[str] = ()) -> list[Student]:
+    """A student for `distill`, and behind it, where its method learns from peers, these with the same method.
+
+    Args:
+        peers: their networks; by default one of the student's own kind. The i-th has the seed `seed` + 1000 i.
+    """
+    if "peers" not in create(method).needs:
+        return [Student(network, method, seed)]
+    members = enumerate([network, *(peers or [network])])
+    return [Student(peer, method, seed + 1000 * i, circle=f"{method} seed {seed}") for i, peer in members]
 
 
 def step_seconds(
@@ -138,7 +155,8 @@ def step_seconds(
         steps: a measurement takes twice as many, in two epochs, so that two phases of equal length count alike.
         rounds: measurements of each method, after one that is thrown away.
     Returns:
-        Seconds a step, the teacher's pass and the retrieval included, by method.
+        Seconds a step of a student, the teacher's pass and the retrieval included, by method. (Of students that learn
+        from each other a half, for there are two.)
     """
     where = runtime.device(device)
     splits = splits.to(where)
@@ -151,8 +169,8 @@ def step_seconds(
     found: dict[str, list[float]] = {method: [] for method in methods}
     for _round in range(rounds + 1):
         for method in methods:
-            (history,) = distill(
-                [Student(student, method)],
+            histories = distill(
+                circle(student, method),
                 few,
                 teacher=teacher,
                 bank=bank,
@@ -161,8 +179,9 @@ def step_seconds(
                 precision=precision,
                 evaluate_every=2,
                 progress=False,
-            ).values()
-            found[method].append(history.epochs[-1]["seconds"] / (2 * few.train.steps(batch_size)))
+            )
+            seconds = next(iter(histories.values())).epochs[-1]["seconds"] / len(histories)
+            found[method].append(seconds / (2 * few.train.steps(batch_size)))
     return {method: statistics.median(seconds[1:]) for method, seconds in found.items()}
 
 
