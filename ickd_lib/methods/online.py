@@ -1,0 +1,52 @@
+"""Methods for students that train together and teach each other."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from ickd_lib import losses, runtime
+from ickd_lib.methods.base import Context, WithLabels, positive, register
+
+
+@register("dml")
+class DML(WithLabels):
+    """Deep mutual learning, Zhang et al. 2018 (arXiv 1706.00384): each student follows each of its peers.
+
+    CE + the mean over the peers of τ² KL(p_peer ‖ p), τ = 1. All students take a step at once, from what all said
+    before it; the paper lets them take turns.
+    """
+
+    needs = frozenset({"peers"})
+
+    def __init__(self, *, ce: float = 1.0, kd: float = 1.0, temperature: float = 1.0) -> None:
+        super().__init__(ce=ce)
+        self.kd, self.temperature = kd, positive("temperature", temperature)
+
+    def teach(self, context: Context) -> dict[str, Tensor]:
+        logits = context.student.logits
+        each = [losses.kd(logits, p.output.logits, temperature=self.temperature) for p in context.peers]
+        return {"kd": self.kd * torch.stack(each).mean()}
+
+
+@register("kdcl")
+class KDCL(WithLabels):
+    """Collaborative learning, Guo et al. 2020: each student follows the ensemble of all, itself included.
+
+    ensemble: "minimum" (KDCL-MinLogit) or "mean" of the logits; see `losses.ensemble`.
+    """
+
+    needs = frozenset({"peers"})
+
+    def __init__(
+        self, *, ce: float = 1.0, kd: float = 1.0, temperature: float = 2.0, ensemble: str = "minimum"
+    ) -> None:
+        super().__init__(ce=ce)
+        self.kd, self.temperature = kd, positive("temperature", temperature)
+        self.ensemble = runtime.choose(ensemble, ("minimum", "mean"), "ensemble")
+
+    def teach(self, context: Context) -> dict[str, Tensor]:
+        logits = context.student.logits
+        every = [logits, *(peer.output.logits for peer in context.peers)]
+        together = losses.ensemble(every, context.batch.labels, how=self.ensemble)
+        return {"kd": self.kd * losses.kd(logits, together, temperature=self.temperature)}
