@@ -221,7 +221,8 @@ def freshness(bank: MemoryBank, *, step: int) -> dict[str, float]:
 def drift(bank: MemoryBank, rebuilt: MemoryBank, *, k: int = 8) -> dict[str, float]:
     """How far a bank that was written in training is from one built now, over the rows that both hold.
 
-    Rows were written from augmented images by the network as it was then, in training mode; a built bank is of clean ones.
+    Rows were written by the network as it was then, in training mode and from augmented images; a rebuilt bank is of
+    clean ones.
 
     Args:
         bank: the one in training.

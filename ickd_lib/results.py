@@ -61,12 +61,17 @@ def finished(folders: Iterable[str | Path]) -> list[dict[str, Any]]:
 
 
 def table(summaries: Sequence[dict[str, Any]]) -> str:
-    """Markdown: for each setting (data, teacher, student, epochs) a table with a row a method, over its seeds."""
+    """Markdown: for each setting (data, teacher, student, epochs) a table with a row a method, over its seeds.
+
+    Students of one network that learned from each other count as one, with their mean.
+    """
     settings: dict[tuple, dict[str, list[dict]]] = {}
     for summary in summaries:
         saw = (summary.get("teacher_saw") or {}).get("data", "").split("/")[0]
         setting = (*(summary[key] for key in SETTING), summary.get("augment", "crop"), saw)
-        settings.setdefault(setting, {}).setdefault(summary["method"], []).append(summary)
+        others = [peer for peer in summary.get("peers", ()) if peer != summary["network"]]
+        method = summary["method"] + (f" with {', '.join(others)}" if others else "")
+        settings.setdefault(setting, {}).setdefault(method, []).append(summary)
     return "\n\n".join(_one(setting, methods) for setting, methods in settings.items()) + "\n"
 
 
@@ -86,9 +91,15 @@ def _one(setting: tuple, methods: dict[str, list[dict]]) -> str:
         "|---|---|" + "---|" * len(shown),
     ]
     for method, group in methods.items():
-        cells = [method, str(len(group))]
+        alike: dict[object, list[dict]] = {}  # peers of one network and method count once, as their mean
+        for i, summary in enumerate(group):
+            alike.setdefault((summary["data_seed"], summary["circle"]) if "circle" in summary else i, []).append(
+                summary
+            )
+        cells = [method, str(len(alike))]
         for key, scale, form in shown.values():
-            values = [scale * summary[key] for summary in group if key in summary]
+            found = ([scale * summary[key] for summary in members if key in summary] for members in alike.values())
+            values = [statistics.fmean(numbers) for numbers in found if numbers]
             mean, std = mean_std(values) if values else (math.nan, math.nan)
             spread = "" if math.isnan(std) else f" ± {std:{form}}"
             cells.append(f"{mean:{form}}{spread}" if values else "")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -13,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ickd_lib import models, runtime
-from ickd_lib.memory.search import Neighbours, fields, full_precision, nothing, search_into
+from ickd_lib.memory.search import InContext, Neighbours, fields, full_precision, nothing, search_into
 from ickd_lib.runtime import InputError
 
 if TYPE_CHECKING:
@@ -22,22 +21,6 @@ if TYPE_CHECKING:
 CHUNK = 1024  # queries at once: 200 MB of similarities to 50,000 rows
 TENSORS = ("features", "logits", "labels", "index", "norms", "written")
 FEW = 256  # so many queries meet all rows at once; more go class by class
-
-
-@dataclass(frozen=True)
-class InContext:
-    """The in-context samples of B queries, k each, most similar first.
-
-    index: row in the data set, [B, k].  similarity: cosine to the query, [B, k].
-    logits: the teacher's, [B, k, C].  features: the teacher's, unit length, [B, k, D].
-    mask: false where a query has fewer than k samples, [B, k]; what stands there means nothing.
-    """
-
-    index: Tensor
-    similarity: Tensor
-    logits: Tensor
-    features: Tensor
-    mask: Tensor
 
 
 class MemoryBank:

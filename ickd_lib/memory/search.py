@@ -22,6 +22,22 @@ class Neighbours:
         return Neighbours(self.rows[queries], self.similarity[queries], self.mask[queries])
 
 
+@dataclass(frozen=True)
+class InContext:
+    """The in-context samples of B queries, k each, most similar first.
+
+    index: row in the data set, [B, k].  similarity: cosine to the query, [B, k].
+    logits: the teacher's, [B, k, C].  features: the teacher's, unit length, [B, k, D].
+    mask: false where a query has fewer than k samples, [B, k]; what stands there means nothing.
+    """
+
+    index: Tensor
+    similarity: Tensor
+    logits: Tensor
+    features: Tensor
+    mask: Tensor
+
+
 def fields(neighbours: Neighbours) -> tuple[Tensor, Tensor, Tensor]:
     return neighbours.rows, neighbours.similarity, neighbours.mask
 

@@ -126,8 +126,7 @@ class ICKD(Method):
         else:
             assert near is not None  # without a positive there is nothing to be drawn to, and nothing is added
             anchor, mask = self._aggregate(near), far.mask & near.mask.any(1, keepdim=True)
-        choices = {"kappa": self.kappa, "form": self.form, "margin": self.margin}
-        return losses.nicd(logits, anchor, far.logits, mask, **choices)
+        return losses.nicd(logits, anchor, far.logits, mask, kappa=self.kappa, form=self.form, margin=self.margin)
 
     def _weights(self, near: InContext) -> Tensor:
         return losses.aggregation_weights(near.similarity, near.mask, temperature=self.aggregation_temperature)

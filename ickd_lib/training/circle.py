@@ -13,7 +13,8 @@ from ickd_lib.memory import InContext, MemoryBank
 from ickd_lib.methods import Guide
 from ickd_lib.models import Output
 from ickd_lib.runtime import InputError
-from ickd_lib.training.learner import Learner, Supply
+from ickd_lib.training.learner import Learner
+from ickd_lib.training.records import Supply
 
 Found = tuple[InContext, InContext] | tuple[None, None]
 

@@ -20,8 +20,9 @@ from ickd_lib.memory import MemoryBank, Neighbours, source_of
 from ickd_lib.models import Network, Output
 from ickd_lib.runtime import Diverged, InputError
 from ickd_lib.training.circle import Circle, circles
-from ickd_lib.training.learner import History, Learner, Retrieved, Student, Supply, in_full, without_gradient
+from ickd_lib.training.learner import Learner, in_full, without_gradient
 from ickd_lib.training.recipe import Recipe
+from ickd_lib.training.records import History, Retrieved, Student, Supply
 
 Tables = dict[methods.Retrieval, tuple[Neighbours, Neighbours] | None]
 

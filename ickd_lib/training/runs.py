@@ -17,9 +17,9 @@ from ickd_lib.memory import MemoryBank
 from ickd_lib.methods import create
 from ickd_lib.models import Network
 from ickd_lib.runtime import InputError
-from ickd_lib.training.learner import History, Student
 from ickd_lib.training.loop import distill
 from ickd_lib.training.recipe import Recipe
+from ickd_lib.training.records import History, Student
 
 
 def pretrain(
