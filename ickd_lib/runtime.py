@@ -54,6 +54,8 @@ PARAMETERS: dict[str, tuple[type, tuple[Callable[[Any], bool], str] | None]] = {
     "student": (str, (lambda v: bool(v), "a model's name")),
     "methods": (list, (lambda v: len(v) > 0, "at least one method")),
     "baselines": (list, (lambda v: len(v) > 0, "at least one method")),
+    "offline": (list, (lambda v: len(v) > 0, "at least one method")),
+    "peers": (list, (lambda v: len(v) > 0, "at least one model's name")),
     "labels": (int, _NOT_NEGATIVE),
     "augment": (str, (lambda v: bool(v), "crop, randaugment, mixup or cutmix")),
     "shots": (list, (lambda v: all(isinstance(n, int) and n > 0 for n in v) and len(v) > 0, "numbers above 0")),
