@@ -161,11 +161,12 @@ class OnlineICKD(ICKD):
         *,
         ce: float = 1.0,
         kd: float = 1.0,
-        picd: float = 0.3,
-        nicd: float = 0.3,
-        temperature: float = 2.0,
+        picd: float = 1.0,
+        nicd: float = 0.1,
+        temperature: float = 4.0,
         source: str = "peers",
         warmup: float = 0.1,
+        momentum: float = 0.5,
         **choices: Any,
     ) -> None:
         super().__init__(
@@ -176,6 +177,7 @@ class OnlineICKD(ICKD):
             temperature=temperature,
             source=source,
             warmup=warmup,
+            momentum=momentum,
             **choices,
         )
 
@@ -189,12 +191,13 @@ class SelfICKD(ICKD):
         *,
         ce: float = 1.0,
         kd: float = 0.0,
-        picd: float = 0.3,
-        nicd: float = 0.3,
-        temperature: float = 2.0,
+        picd: float = 1.0,
+        nicd: float = 0.1,
+        temperature: float = 4.0,
         anchor: str = "aggregate",
         source: str = "self",
         warmup: float = 0.1,
+        momentum: float = 0.5,
         **choices: Any,
     ) -> None:
         super().__init__(
@@ -206,5 +209,6 @@ class SelfICKD(ICKD):
             anchor=anchor,
             source=source,
             warmup=warmup,
+            momentum=momentum,
             **choices,
         )
