@@ -10,6 +10,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pytest
 import torch
+from matplotlib.collections import PathCollection
 
 from ickd_lib import data, methods, plots
 from ickd_lib.memory import InContext
@@ -50,6 +51,8 @@ def test_every_method_has_a_look_of_its_own():
     assert variant == plots.method_style("ickd(nicd = 0)")
     assert variant["color"] == looks["ickd"]["color"]
     assert variant["linestyle"] != looks["ickd"]["linestyle"] and variant["marker"] != looks["ickd"]["marker"]
+    online = [f"{name}{order}" for name in ("ickd", "ickd_online", "ickd_self") for order in ("", "(order='random')")]
+    assert len({str(plots.method_style(name)) for name in online}) == len(online)
 
 
 def test_curves_draw_the_mean_and_the_spread_of_the_epochs_all_seeds_have():
@@ -210,3 +213,79 @@ def test_bars_and_few_shot_hold_every_number():
         lines = [container.lines[0] for container in axis.containers]
         assert len(lines) == 2 and all(list(line.get_ydata()) == [value, value] for line in lines)
         assert [label.get_text() for label in axis.get_xticklabels()] == ["1", "5"]
+
+
+def bank_records(fills: list[float], evaluated: list[int]) -> list[dict[str, float]]:
+    numbers = {"bank_drift": 0.25, "bank_overlap": 0.5, "bank_agreement": 0.75}
+    return [
+        {"epoch": e, "bank_fill": fill, "bank_age": 2.0, "bank_age_max": 4.0} | (numbers if e in evaluated else {})
+        for e, fill in enumerate(fills, 1)
+    ]
+
+
+def test_banks_show_evaluated_epochs_and_say_in_words_how_full_they_are():
+    records = bank_records([1.0] * 4, [2, 4])
+    names = ["ickd_self, resnet8 seed 0", "ickd_self, resnet8 seed 1", "pskd, resnet8 seed 0"]
+    figure = plots.banks(dict.fromkeys(names, records))
+    age, drift, overlap, agreement = figure.axes
+    assert [line.get_ydata()[0] for line in age.lines] == [2, 4] * 3
+    for axis, value in ((drift, 0.25), (overlap, 50), (agreement, 75)):
+        assert [line.get_xdata().tolist() for line in axis.lines] == [[2, 4]] * 3
+        assert {*axis.lines[0].get_ydata()} == {value} and axis.get_ylim()[0] == 0
+    assert texts(age) == ["all banks full from epoch 1 on"] and age.get_title().startswith("Age of rows, steps")
+    assert [text.get_text() for text in figure.legends[0].texts] == names
+    first, second, other = drift.lines
+    assert first.get_color() == plots.method_style("ickd_self")["color"] and first.get_marker() == "s"
+    assert second.get_color() != first.get_color() and second.get_marker() != first.get_marker()
+    assert other.get_color() == plots.method_style("pskd")["color"]
+    assert len(plt.get_fignums()) == 1
+    mixed = plots.banks({"pskd": records, "pskd(alpha=0.5)": bank_records([0.6, 0.9, 1.0], [3])}).axes[0]
+    assert texts(mixed) == ["emptiest bank: 60% after epoch 1,\nfull from epoch 3 on"]
+    never = plots.banks({"pskd": bank_records([0.6, 0.9], [2])}).axes[0]
+    assert texts(never) == ["emptiest bank: 60% after epoch 1,\n90% after epoch 2"]
+    before = plt.get_fignums()
+    for broken in ([{"epoch": 1, "loss": 1.0}], bank_records([1.0], [])):
+        with pytest.raises(InputError, match="'ce, seed 0'"):
+            plots.banks({"pskd": records, "ce, seed 0": broken})
+    assert plt.get_fignums() == before
+
+
+def test_agreement_is_shown_over_the_epochs_and_beside_the_accuracy():
+    seeds = [
+        [{"epoch": e, "peer_agreement": a, "train_accuracy": a / 2} for e, a in [(1, 0.2), (2, 0.6)]],
+        [{"epoch": e, "peer_agreement": a, "train_accuracy": a / 2} for e, a in [(1, 0.4), (2, 0.8), (3, 0.9)]],
+    ]
+    figure = plots.agreement({"dml": seeds[:1], "kdcl": seeds})
+    left, right = figure.axes
+    assert left.lines[1].get_xdata().tolist() == [1, 2] and np.allclose(left.lines[1].get_ydata(), [30, 70])
+    band = left.collections[1].get_paths()[0].vertices[:, 1]
+    assert np.isclose(band.max(), 70 + 100 * np.std([0.6, 0.8], ddof=1))
+    path, dot = right.lines[-2:]
+    assert np.allclose(path.get_xdata(), [15, 35]) and np.allclose(dot.get_xydata(), [[35, 70]])
+    assert dot.get_marker() == plots.method_style("kdcl")["marker"]
+    labels = [text.get_text() for text in figure.legends[0].texts]
+    assert labels == ["kdcl\n70.0 ± 14.1", "dml\n60.0"]  # the best first
+    assert "2 seeds" in left.get_ylabel() and right.get_xlabel() == "train accuracy, %"
+    before = plt.get_fignums()
+    for alone in ([[{"epoch": 1, "train_accuracy": 0.5}]], []):
+        with pytest.raises(InputError, match="'ce'"):
+            plots.agreement({"dml": seeds, "ce": alone})
+    assert plt.get_fignums() == before
+
+
+def test_paradigms_are_groups_of_rows_with_a_heading():
+    given = {"labels only": {"ce": [0.8, 0.82]}, "online": {"dml": [0.9, 0.92, 0.94], "kdcl": [0.7]}}
+    (axis,) = plots.paradigms(given, baseline="ce").axes
+    assert [label.get_text() for label in axis.get_yticklabels()] == ["ce", "dml", "kdcl"]
+    assert axis.get_yticks().tolist() == [1, 3, 4] and axis.yaxis_inverted()
+    assert texts(axis) == ["labels only", "81.0 ± 1.4", "online", "92.0 ± 2.0", "70.0"]
+    dots = [c.get_offsets() for c in axis.collections if isinstance(c, PathCollection)]
+    assert np.allclose(dots[0][:, 0], [80, 82]) and np.allclose(dots[1][:, 0], [90, 92, 94])
+    assert any(np.allclose(line.get_xdata(), [81, 81]) for line in axis.lines)
+    assert axis.get_xlabel() == "test accuracy, %  (line: ce, 81.0)"
+    (axis,) = plots.paradigms({"online": {"dml": [0.9]}}).axes
+    assert axis.get_title() == "One seed each" and axis.get_xlabel() == "test accuracy, %"
+    before = plt.get_fignums()
+    with pytest.raises(InputError, match="no group has the baseline 'kd'"):
+        plots.paradigms(given, baseline="kd")
+    assert plt.get_fignums() == before

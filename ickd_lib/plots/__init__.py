@@ -1,6 +1,7 @@
 """Data in, Figure out. Nothing here trains, reads files or knows Jupyter."""
 
 from ickd_lib.plots import theory
+from ickd_lib.plots.online import agreement, banks, paradigms
 from ickd_lib.plots.retrieval import (
     aggregation,
     by_class,
@@ -16,6 +17,8 @@ from ickd_lib.plots.training import bars, cost, curves, differences, few_shot, s
 
 __all__ = [
     "aggregation",
+    "agreement",
+    "banks",
     "bars",
     "by_class",
     "class_colours",
@@ -28,6 +31,7 @@ __all__ = [
     "few_shot",
     "method_style",
     "neighbours",
+    "paradigms",
     "precision",
     "retrieval_time",
     "scores",

@@ -7,6 +7,7 @@ from typing import Any
 
 import matplotlib.pyplot as plt
 import numpy as np
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
@@ -74,18 +75,7 @@ def scores(scores: Mapping[str, Sequence[float]], *, xlabel: str = "test accurac
     scale, digits = (100, 1) if "%" in xlabel else (1, 3)
     figure, axis = plt.subplots(figsize=(WIDTH, 1.2 + 0.42 * len(scores)), layout="constrained")
     for row, (name, numbers) in enumerate(scores.items()):
-        seeds = scale * np.asarray(numbers, dtype=float)
-        mean, spread = mean_and_std(seeds)
-        style = method_style(name)
-        colour, marker = style["color"], style["marker"]
-        several = len(seeds) > 1  # then the seeds lie a little above their mean, so that neither hides the other
-        axis.scatter(
-            seeds, np.full(len(seeds), row - 0.17 * several), s=30, color=colour, marker=marker, alpha=0.8, lw=0
-        )
-        if several:
-            axis.errorbar(mean, row + 0.12, xerr=spread, color=colour, marker="|", ms=13, mew=2.2, capsize=3, lw=1.6)
-        text = score(float(mean), float(spread), len(seeds), digits)
-        axis.text(1.01, row, text, transform=axis.get_yaxis_transform(), va="center", fontsize=9)
+        score_row(axis, row, name, scale * np.asarray(numbers, dtype=float), digits)
     axis.set_yticks(range(len(scores)), list(map(wrapped, scores)))
     axis.set_ylim(len(scores) - 0.5, -0.5)
     alone = all(len(numbers) == 1 for numbers in scores.values())
@@ -93,6 +83,19 @@ def scores(scores: Mapping[str, Sequence[float]], *, xlabel: str = "test accurac
     axis.grid(axis="x")
     axis.margins(x=0.05)
     return figure
+
+
+def score_row(axis: Axes, row: float, name: str, seeds: np.ndarray, digits: int = 1) -> None:
+    """Draw a method's seeds [S] in a row of `scores` and write mean ± standard deviation beside it."""
+    mean, spread = map(float, mean_and_std(seeds))
+    style = method_style(name)
+    colour, marker = style["color"], style["marker"]
+    several = len(seeds) > 1  # then the seeds lie a little above their mean, so that neither hides the other
+    axis.scatter(seeds, np.full(len(seeds), row - 0.17 * several), s=30, color=colour, marker=marker, alpha=0.8, lw=0)
+    if several:
+        axis.errorbar(mean, row + 0.12, xerr=spread, color=colour, marker="|", ms=13, mew=2.2, capsize=3, lw=1.6)
+    text = score(mean, spread, len(seeds), digits)
+    axis.text(1.01, row, text, transform=axis.get_yaxis_transform(), va="center", fontsize=9)
 
 
 def score(mean: float, spread: float, count: int, digits: int = 1) -> str:

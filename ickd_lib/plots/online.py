@@ -1,0 +1,190 @@
+"""Figures of students that learn together or from themselves, and of who teaches whom."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import matplotlib.pyplot as plt
+import numpy as np
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.ticker import MaxNLocator
+
+from ickd_lib.plots.style import LINES, MARKERS, WIDTH, mean_and_std, method_style, wrapped
+from ickd_lib.plots.training import score, score_row
+from ickd_lib.runtime import InputError
+
+Records = Sequence[Mapping[str, Any]]
+
+
+def banks(runs: Mapping[str, Records]) -> Figure:
+    """A bank that is written in training, over the epochs: the age of its rows, and how far it is from one built anew.
+
+    Every row is written once an epoch unless the augmentation mixes images, so that a full bank's age is mostly a flat
+    line; how full it is stands in that panel in words. A low drift may only mean that all features are alike; the
+    neighbours tell.
+
+    Args:
+        runs: for each student, named "method, which one", its records (`History.epochs`). "bank_drift", "bank_overlap"
+            and "bank_agreement" are only in epochs that were evaluated. Students of one method share its colour.
+    Raises:
+        InputError: a student has no such records.
+    """
+    panels = (
+        ("bank_age", 1, "Age of rows, steps (thin: the oldest)"),
+        ("bank_drift", 1, "Drift from a rebuilt bank, 1 - cosine"),
+        ("bank_overlap", 100, "Neighbours as in a rebuilt bank, %"),
+        ("bank_agreement", 100, "Class as in a rebuilt bank, %"),
+    )
+    keys = ("bank_fill", "bank_age_max", *(key for key, *_ in panels))
+    series = [{key: _series(name, records, key) for key in keys} for name, records in runs.items()]
+    figure, axes = plt.subplots(2, 2, figsize=(WIDTH, 5.6), layout="constrained", sharex=True)
+    handles = []
+    for i, (name, found, look) in enumerate(zip(runs, series, _looks(runs), strict=True)):
+        for axis, (key, scale, _) in zip(axes.flat, panels, strict=True):
+            epochs, values = found[key]
+            every = (i % len(epochs), len(runs)) if key == "bank_age" else None  # lines that coincide show all markers
+            axis.plot(epochs, scale * values, markevery=every, **look)
+        axes[0, 0].plot(*found["bank_age_max"], color=look["color"], ls=look["linestyle"], lw=0.7)
+        handles.append(Line2D([], [], label=wrapped(name), **look))
+    for axis, (_, scale, title) in zip(axes.flat, panels, strict=True):
+        axis.set_title(title)
+        axis.grid(axis="y")
+        axis.set_ylim(0, 105 if scale == 100 else 1.25 * max(line.get_ydata().max() for line in axis.lines) + 1e-9)
+        axis.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=6))
+    for axis in axes[1]:
+        axis.set_xlabel("epoch")
+    filled = _filled([found["bank_fill"] for found in series])
+    axes[0, 0].text(0.02, 0.97, filled, transform=axes[0, 0].transAxes, va="top", fontsize=9)
+    figure.legend(handles=handles, loc="outside right upper", handlelength=3.6)
+    return figure
+
+
+def agreement(runs: Mapping[str, Sequence[Records]]) -> Figure:
+    """How much students that learn together say the same, over the epochs, and beside how often they are right.
+
+    Left the mean over seeds in a band of ± one standard deviation. Right a path a method, a dot at its last epoch:
+    peers cannot agree on more right answers than a student has, so what lies above the diagonal is agreed mistakes, at
+    the least.
+
+    Args:
+        runs: for each method, for each seed, its records (`History.epochs`) with "peer_agreement" and "train_accuracy".
+            Epochs that some seed of the method lacks are left out.
+    Raises:
+        InputError: a method has no such records: its students learn alone.
+    """
+    paths = {name: _path(name, seeds) for name, seeds in runs.items()}
+    figure, (left, right) = plt.subplots(1, 2, figsize=(WIDTH, 3.9), layout="constrained", sharey=True)
+    right.plot([0, 100], [0, 100], color="0.6", lw=1)
+    right.fill_between([0, 100], [0, 100], 100, color="0.94", lw=0)
+    text = "shaded: they agree more often than\nthey are right, so some of it is\nshared mistakes"
+    right.text(99, 3, text, ha="right", va="bottom", fontsize=9, color="0.3")
+    last: list[tuple[float, str, Line2D]] = []
+    for name, (epochs, mean, spread) in paths.items():
+        (agreed, accuracy), band = 100 * mean.T, 100 * spread[:, 0]
+        look = method_style(name)
+        (line,) = left.plot(epochs, agreed, markevery=max(1, len(epochs) // 8), **look)
+        left.fill_between(epochs, agreed - band, agreed + band, color=look["color"], alpha=0.15, linewidth=0)
+        right.plot(accuracy, agreed, color=look["color"], ls=look["linestyle"], lw=1.2)
+        right.plot(accuracy[-1], agreed[-1], color=look["color"], marker=look["marker"], ms=9, mec="white", ls="none")
+        last.append((agreed[-1], f"{wrapped(name)}\n{score(agreed[-1], band[-1], len(runs[name]))}", line))
+    last.sort(key=lambda entry: -entry[0])
+    several = max(len(seeds) for seeds in runs.values())
+    left.set(xlabel="epoch", title="How often students say the same", ylim=(0, 102))
+    left.set_ylabel("same class as the peer, % of views" + f"\n(mean ± std, {several} seeds)" * (several > 1))
+    left.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=6))
+    left.grid(axis="y")
+    right.set(xlabel="train accuracy, %", title="Because they are right?", xlim=(0, 102))
+    figure.legend(
+        [line for *_, line in last],
+        [text for _, text, _ in last],
+        loc="outside right upper",
+        handlelength=3.6,
+        title="last epoch, %",
+        alignment="left",
+    )
+    return figure
+
+
+def paradigms(scores: Mapping[str, Mapping[str, Sequence[float]]], *, baseline: str = "") -> Figure:
+    """Test accuracies grouped by who teaches: a row a method, a marker a seed, mean ± standard deviation.
+
+    Args:
+        scores: for each paradigm, such as "labels only" or "online", for each of its methods a fraction a seed.
+        baseline: a method of some group; a thin line stands at its mean.
+    Raises:
+        InputError: no group has the baseline.
+    """
+    means = {name: 100 * float(np.mean(seeds)) for group in scores.values() for name, seeds in group.items()}
+    if baseline and baseline not in means:
+        raise InputError(f"no group has the baseline {baseline!r}; there are {', '.join(means)}")
+    rows = [(group, name) for group, found in scores.items() for name in ("", *found)]  # "": the group's heading
+    figure, axis = plt.subplots(figsize=(WIDTH, 1 + 0.37 * len(rows)), layout="constrained")
+    for row, (group, name) in enumerate(rows):
+        if name:
+            score_row(axis, row, name, 100 * np.asarray(scores[group][name], dtype=float))
+        else:
+            axis.axhspan(row - 0.4, row + 0.4, color="0.94", lw=0)
+            axis.text(0.008, row, group, transform=axis.get_yaxis_transform(), va="center", weight="bold", fontsize=9)
+    label = "test accuracy, %"
+    if baseline:
+        axis.axvline(means[baseline], color="0.3", lw=0.8, zorder=0.5)
+        label += f"  (line: {baseline}, {means[baseline]:.1f})"
+    axis.set_yticks(*zip(*[(row, wrapped(name)) for row, (_, name) in enumerate(rows) if name], strict=True))
+    axis.set_ylim(len(rows) - 0.5, -0.5)
+    alone = all(len(seeds) == 1 for found in scores.values() for seeds in found.values())
+    axis.set(xlabel=label, title="One seed each" if alone else "Each seed (markers), mean ± standard deviation (bars)")
+    axis.grid(axis="x")
+    axis.margins(x=0.05)
+    return figure
+
+
+def _looks(names: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """A look a student: its method's; the next of a method darker, with the next line and marker."""
+    found: list[dict[str, Any]] = []
+    before: dict[str, int] = {}
+    for name in names:
+        match = re.match(r"[^\s(,]+(\([^)]*\)[^\s(,]*)*", name)
+        method = match[0] if match else name
+        look, n = method_style(method), before.get(method, 0)
+        before[method] = n + 1
+        if n:
+            look["color"] = tuple(max(0.7**n, 0.3) * part for part in look["color"])
+            look["linestyle"] = LINES[(LINES.index(look["linestyle"]) + n) % len(LINES)]
+            look["marker"] = MARKERS[(MARKERS.index(look["marker"]) + n) % len(MARKERS)]
+        found.append(look)
+    return found
+
+
+def _series(name: str, records: Records, key: str) -> tuple[np.ndarray, np.ndarray]:
+    """Epochs that have `key`, and its values."""
+    found = [(record["epoch"], record[key]) for record in records if key in record]
+    if not found:
+        raise InputError(f"the records of {name!r} hold no {key!r} to draw; does it write a bank, was it evaluated?")
+    epochs, values = zip(*found, strict=True)
+    return np.array(epochs), np.array(values, dtype=float)
+
+
+def _filled(fills: Sequence[tuple[np.ndarray, np.ndarray]]) -> str:
+    """In words: how full the emptiest bank was at first and last, and since when all are full."""
+    lowest: dict[int, float] = {}
+    for epoch, value in (pair for fill in fills for pair in zip(*fill, strict=True)):
+        lowest[int(epoch)] = min(value, lowest.get(int(epoch), 1.0))
+    first, last = min(lowest), max(lowest)
+    full = next((epoch for epoch in sorted(lowest) if lowest[epoch] == 1), None)
+    if full == first:
+        return f"all banks full from epoch {first} on"
+    then = f"{100 * lowest[last]:.0f}% after epoch {last}" if full is None else f"full from epoch {full} on"
+    return f"emptiest bank: {100 * lowest[first]:.0f}% after epoch {first},\n{then}"
+
+
+def _path(name: str, seeds: Sequence[Records]) -> tuple[list[int], np.ndarray, np.ndarray]:
+    """Epochs [E] that all seeds have, and over the seeds mean and spread of agreement and train accuracy [E, 2]."""
+    pair = ("peer_agreement", "train_accuracy")
+    found = [{r["epoch"]: [r[key] for key in pair] for r in records if pair[0] in r} for records in seeds]
+    epochs = sorted(set.intersection(*map(set, found))) if found else []
+    if not epochs:
+        raise InputError(f"the records of {name!r} hold no {pair[0]!r} to draw; do its students have peers?")
+    return epochs, *mean_and_std([[seed[epoch] for epoch in epochs] for seed in found])
