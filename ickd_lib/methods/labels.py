@@ -64,7 +64,7 @@ class PSKD(Method):
     def forward(self, context: Context) -> dict[str, Tensor]:
         assert context.earlier is not None
         logits, alpha = context.student.logits, self.alpha * context.progress
-        soft = losses.cross_entropy(logits, context.earlier.output.logits.softmax(1))
+        soft = losses.cross_entropy(logits, context.earlier.output.logits.detach().softmax(1))
         return {
             "ce": (1 - alpha) * losses.cross_entropy(logits, context.batch.targets),
             "earlier": alpha * soft,

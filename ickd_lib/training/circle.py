@@ -70,15 +70,14 @@ class Circle:
         heard = []
         for me, learner in enumerate(self.learners):
             spec = learner.method.retrieval
-            nothing = (None, None)
-            peers = tuple(
-                Guide(said[i], *(found.get((i, spec), nothing) if spec else nothing))
-                for i in range(len(self.learners))
-                if i != me
-            )
+            near = [
+                found[i, spec] if spec and _whose(spec, learner, other) else (None, None)
+                for i, other in enumerate(self.learners)
+            ]
+            peers = tuple(Guide(said[i], *near[i]) for i in range(len(self.learners)) if i != me)
             earlier = None
             if "earlier" in learner.method.needs:
-                earlier = Guide(_last_said(learner, said[me], supply.batch), *(found[me, spec] if spec else nothing))
+                earlier = Guide(_last_said(learner, said[me], supply.batch), *near[me])
             heard.append((peers, earlier))
         for learner, output, (peers, earlier) in zip(self.learners, outputs, heard, strict=True):
             now = learner.at.epoch * supply.steps + learner.at.step
@@ -93,9 +92,8 @@ class Circle:
     def save(self) -> None:
         """Write the checkpoint of all, whole or not at all; a diverged one keeps them at the last good one."""
         states = {learner.name: learner.state for learner in self.learners}
-        first = self.learners[0].run
-        if first:
-            with runtime.replacing(first.folder / "checkpoint.pt") as part:
+        if self.learners[0].checkpoint:
+            with runtime.replacing(self.learners[0].checkpoint) as part:
                 torch.save(states, part)
 
     def restore(self) -> None:
@@ -110,6 +108,8 @@ class Circle:
             return
         folders = ", ".join(str(run.folder) for run in runs)
         path = runs[0].folder / "checkpoint.pt"
+        for learner in self.learners:
+            learner.checkpoint = path
         if path.is_file():
             where = next(waiting[0].network.parameters()).device
             try:
@@ -117,9 +117,12 @@ class Circle:
                 for learner in waiting:
                     learner.restore(states[learner.name])
             except Exception as error:  # torch.load raises many types on a damaged file
-                raise InputError(f"{path} is damaged ({error}); remove {folders} to train anew") from None
-        alone = len(waiting) < len(runs) and self.position[0] < waiting[0].recipe.epochs
-        if alone or len({run.exists() for run in runs}) > 1:
+                what = type(error).__name__
+                raise InputError(f"{path} is damaged ({what}); remove {folders} to train anew") from None
+        ahead = len(waiting) < len(runs)
+        begun = ahead or path.is_file() or any(run.metrics for run in runs)
+        removed = begun and not all(run.exists() for run in runs)
+        if removed or (ahead and self.position[0] < waiting[0].recipe.epochs):
             raise InputError(f"peers train together, and some of {folders} went on alone; remove all to train anew")
         for learner in waiting:
             if learner.run and learner.run.exists():

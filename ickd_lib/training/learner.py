@@ -106,6 +106,7 @@ class Learner:
             self.settings["bank"] = runtime.fingerprint(bank.features, bank.logits, bank.index)
         self.records: list[dict[str, Any]] = []
         self.run: runtime.Run | None = None
+        self.checkpoint: Path | None = None  # its circle's
         self.memory: MemoryBank | None = None  # its own, where one is kept
 
     @property
@@ -211,7 +212,7 @@ class Learner:
         if at.losses is None or bool(at.losses[: at.step].isfinite().all()):
             return
         step, term = (~at.losses[: at.step].isfinite()).nonzero()[0].tolist()
-        kept = f"; its last good checkpoint is in {self.run.folder}" if self.run else ""
+        kept = f"; its last good checkpoint is in {self.checkpoint.parent}" if self.checkpoint else ""
         raise Diverged(
             f"{self.name}: loss term {at.terms[term]!r} became {at.losses[step, term].item()} at epoch "
             f"{at.epoch + 1}, step {step + 1}; lower the learning rate or raise the warm-up{kept}"
