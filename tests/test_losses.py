@@ -159,6 +159,14 @@ def test_picd(case, average, aggregation):
     assert case["student"].grad[1].abs().sum() > 0 and (case["student"].grad[0] == 0).all()
 
 
+def test_the_virtual_teacher_is_right_with_its_confidence():
+    labels = torch.tensor([2, 0, 4, 2])
+    for correct in (0.99, 0.3):
+        said = losses.virtual_teacher(labels, C, correct=correct).double().softmax(1)
+        expected = [[correct if c == y else (1 - correct) / (C - 1) for c in range(C)] for y in labels.tolist()]
+        assert said.flatten().tolist() == pytest.approx([p for row in expected for p in row], rel=1e-6)
+
+
 def test_one_neighbour_that_is_the_sample_itself_makes_picd_kd(case):
     weights = torch.ones(B, 1, dtype=torch.float64)
     for average in ("logits", "probabilities"):

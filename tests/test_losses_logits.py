@@ -42,6 +42,22 @@ def probabilities(logits, temperature, standardised=False):
     return [softmax(standard(z) if standardised else z, temperature) for z in logits.tolist()]
 
 
+@pytest.mark.parametrize("how", ["minimum", "mean"])
+def test_what_several_students_say_together(how, student, teacher):
+    every = [student, teacher, (2 * draw(B, C, seed=3)).detach().requires_grad_()]
+    got, expected = losses.ensemble(every, LABELS, how=how), []
+    for i, y in enumerate(LABELS.tolist()):
+        rows = [z[i].tolist() for z in every]
+        if how == "mean":
+            expected += [statistics.mean(row[c] for row in rows) for c in range(C)]
+        else:
+            expected += [min(row[c] - row[y] for row in rows) for c in range(C)]
+    assert got.flatten().tolist() == pytest.approx(expected) and got.shape == (B, C) and not got.requires_grad
+    if how == "minimum":  # nobody is surer of the label than all together
+        sure = [z.softmax(1).gather(1, LABELS[:, None]) for z in (got, *every)]
+        assert all((sure[0] >= other).all() for other in sure[1:])
+
+
 @pytest.mark.parametrize("name", LOSSES)
 def test_gradients(name, student, teacher):
     loss, _ = LOSSES[name]

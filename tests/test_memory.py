@@ -161,6 +161,81 @@ def test_update_writes_rows_and_unfilled_rows_are_never_returned(digits):
         bank.update(torch.tensor([10**6]), torch.ones(1, 6), torch.ones(1, 10))
 
 
+def test_momentum_mixes_what_a_row_held_with_what_is_new(digits):
+    bank = MemoryBank.empty(digits.train, 2)
+    one, other = bank.index[[3, 5]].tolist()
+    assert (bank.written == -1).all() and not bank.filled.any()
+
+    def write(rows, features, logit, **options):
+        logits = F.one_hot(torch.zeros(len(rows)).long(), 10) * logit
+        bank.update(torch.tensor(rows), torch.tensor(features), logits, **options)
+
+    write([one], [[3.0, 4.0]], 8.0, momentum=0.75, step=2)  # the first time it is the new value, whole
+    assert bank.features[3].tolist() == pytest.approx([0.6, 0.8]) and bank.norms[3].item() == pytest.approx(5)
+    assert bank.logits[3, 0] == 8 and bank.written[[3, 5]].tolist() == [2, -1] and bank.filled.sum() == 1
+    # 3/4 of (3, 4), not of (0.6, 0.8), and 1/4 of (-5, 12) are (1, 6).
+    write([other, one], [[0.0, 2.0], [-5.0, 12.0]], -4.0, momentum=0.75, step=6)
+    length = 37**0.5
+    assert bank.features[[3, 5]].flatten().tolist() == pytest.approx([1 / length, 6 / length, 0, 1])
+    assert bank.norms[[3, 5]].tolist() == pytest.approx([length, 2])
+    assert bank.logits[[3, 5], 0].tolist() == [5, -4] and bank.written[[3, 5]].tolist() == [6, 6]
+    write([one], [[0.0, 2.0]], 1.0, step=7)
+    assert bank.features[3].tolist() == [0, 1] and bank.norms[3] == 2 and bank.logits[3, 0] == 1
+    assert bank.filled.tolist() == [row in (3, 5) for row in range(len(bank))]
+
+
+def test_a_restored_bank_is_the_bank(digits):
+    banks = [MemoryBank.empty(digits.train, 6) for _ in range(2)]
+    g = torch.Generator().manual_seed(0)
+    for step, momentum in enumerate((0.5, 0.5, 0.9)):
+        seen = digits.train.index[torch.randperm(120, generator=g)[:50]]
+        output = torch.randn(50, 6, generator=g), torch.randn(50, 10, generator=g)
+        banks[0].update(seen, *output, momentum=momentum, step=step)
+    asked = torch.randn(120, 6, generator=g), digits.train.labels, digits.train.index
+    empty = banks[1].table(positives=2, negatives=2, allow_missing=True)
+    assert not empty[0].mask.any() and not banks[1].class_means().any()
+    banks[1].restore({name: tensor.clone() for name, tensor in banks[0].tensors.items()})
+    assert all(torch.equal(tensor, banks[1].tensors[name]) for name, tensor in banks[0].tensors.items())
+    ours, theirs = (bank.retrieve(*asked, positives=3, negatives=9, allow_missing=True) for bank in banks)
+    assert all(torch.equal(getattr(a, n), getattr(b, n)) for a, b in zip(ours, theirs, strict=True) for n in vars(a))
+    assert torch.equal(banks[1].class_means(), banks[0].class_means())
+    assert banks[1].table(positives=2, negatives=2, allow_missing=True)[0].mask.any()
+
+
+def test_random_samples_of_a_bank_in_training_keep_the_constraints(digits):
+    bank, images, g = MemoryBank.empty(digits.train, 6), digits.train, torch.Generator().manual_seed(0)
+    asked = torch.randn(120, 6, generator=g), images.labels, images.index
+    assert not any(found.mask.any() for found in bank.random(*asked, positives=2, negatives=2))
+    written = images.index[::2]
+    bank.update(written, torch.randn(60, 6, generator=g), torch.randn(60, 10, generator=g))
+    label = dict(zip(images.index.tolist(), images.labels.tolist(), strict=True))
+
+    def draw(seed):
+        return bank.random(*asked, positives=4, negatives=70, generator=torch.Generator().manual_seed(seed))
+
+    near, far = draw(1)
+    for i, (own, c) in enumerate(zip(images.index.tolist(), images.labels.tolist(), strict=True)):
+        pools = [
+            {row for row in written.tolist() if row != own and (label[row] == c) == same} for same in (True, False)
+        ]
+        for found, pool, k in ((near, pools[0], 4), (far, pools[1], 60)):
+            drawn = found.index[i][found.mask[i]].tolist()
+            assert len(set(drawn)) == len(drawn) == min(k, len(pool)) and set(drawn) <= pool
+    cosine = F.cosine_similarity(asked[0][:, None], near.features, dim=2)
+    assert torch.allclose(near.similarity[near.mask], cosine[near.mask], atol=1e-6)
+    assert torch.equal(near.logits, bank.logits[bank.rows(near.index)])
+    again, other = draw(1)[0], draw(2)[0]
+    assert torch.equal(near.index, again.index) and not torch.equal(near.index, other.index)
+    # Every row of the pool is drawn about equally often.
+    count = torch.zeros(120)
+    for seed in range(100):
+        near, _ = draw(seed)
+        count.index_add_(0, bank.rows(near.index[near.mask]), torch.ones(int(near.mask.sum())))
+    c = 4
+    pool = bank.rows(written[images.labels[::2] == c])
+    assert count[pool].max() < 1.25 * count[pool].min() and len(pool) > 4
+
+
 def test_building_leaves_the_teacher_as_it_was(teacher, digits):
     network = copy.deepcopy(teacher).train()
     before = copy.deepcopy(network.state_dict())
@@ -177,7 +252,8 @@ def test_saved_and_loaded_it_retrieves_the_same(bank, teacher, digits, tmp_path)
     path = tmp_path / "digits.bank.safetensors"
     bank.save(path)
     loaded = MemoryBank.load(path, images=digits.train, teacher=teacher)
-    assert loaded.classes == bank.classes
+    assert loaded.classes == bank.classes and loaded.filled.all()
+    assert all(torch.equal(tensor, loaded.tensors[name]) for name, tensor in bank.tensors.items())
     for ours, theirs in zip(bank.table(), loaded.table(), strict=True):
         assert torch.equal(ours.rows, theirs.rows) and torch.equal(ours.similarity, theirs.similarity)
 

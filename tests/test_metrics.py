@@ -43,6 +43,42 @@ def test_retrieval_precision_by_hand():
     assert got["chance"] == pytest.approx((0.4 * 2 + 0.2 + 0.4 * 2) / 5)
 
 
+def test_freshness_counts_steps_and_filled_rows():
+    bank = MemoryBank(torch.eye(4), torch.eye(4), torch.arange(4), torch.arange(4), tuple("abcd"))
+    assert metrics.freshness(bank, step=0) == {"bank_fill": 1, "bank_age": 0, "bank_age_max": 0}
+    bank.written = torch.tensor([-1, 9, 4, 7])
+    assert metrics.freshness(bank, step=9) == {"bank_fill": 0.75, "bank_age": pytest.approx(7 / 3), "bank_age_max": 5}
+    bank.written.fill_(-1)
+    assert metrics.freshness(bank, step=9) == {"bank_fill": 0, "bank_age": 0, "bank_age_max": 0}
+
+
+def test_drift_by_hand():
+    def made(degrees, answers, rows):
+        angles = torch.tensor(degrees) * math.pi / 180
+        features = 3 * torch.stack([angles.cos(), angles.sin()], 1)
+        logits = F.one_hot(torch.tensor(answers), 3).float()
+        return MemoryBank(features, logits, torch.zeros(len(rows)).long(), torch.tensor(rows), ("a", "b", "c"))
+
+    # Rows 1, 3 and 7 are compared: 5 is not rebuilt, 9 not filled, 11 unknown.
+    bank = made([0.0, 40.0, 20.0, 100.0, 5.0], [0, 1, 2, 0, 1], [1, 3, 5, 7, 9])
+    bank.written[4] = -1
+    rebuilt = made([0.0, 70.0, 40.0, 10.0, 0.0], [0, 1, 2, 1, 0], [1, 3, 7, 9, 11])
+    got = metrics.drift(bank, rebuilt, k=1)
+    cosines = [math.cos(math.radians(turned)) for turned in (0, 30, 60)]
+    assert got["bank_drift"] == pytest.approx(1 - sum(cosines) / 3, abs=1e-6)
+    assert got["bank_agreement"] == pytest.approx(2 / 3)
+    assert got["bank_overlap"] == pytest.approx(1 / 3)  # nearest, then and now: 1: 3, 7; 3: 1, 7; 7: 3, 3
+    assert metrics.drift(bank, rebuilt, k=2)["bank_overlap"] == 1 == metrics.drift(bank, rebuilt)["bank_overlap"]
+
+
+def test_a_bank_does_not_drift_from_itself(bank):
+    expected = {"bank_drift": pytest.approx(0, abs=1e-6), "bank_agreement": 1, "bank_overlap": 1}
+    assert metrics.drift(bank, bank) == expected
+    half = torch.arange(0, len(bank), 2)
+    part = MemoryBank(*(tensor[half] for tensor in (bank.features, bank.logits, bank.labels, bank.index)), bank.classes)
+    assert metrics.drift(bank, part) == expected == metrics.drift(part, bank)
+
+
 def test_separation_by_hand():
     logits = torch.tensor([[0.0, 0.0], [0.0, 2.0], [10.0, 0.0], [10.0, 2.0]])
     labels = torch.tensor([0, 0, 1, 1])

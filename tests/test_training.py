@@ -30,27 +30,41 @@ class Dropping(Network):
 
     stages = ("stem",)
 
-    def __init__(self, seed=0):
-        super().__init__(num_classes=10, features_dim=12)
+    def __init__(self, seed=0, dim=12, dropout=0.3, active=nn.ReLU):
+        super().__init__(num_classes=10, features_dim=dim)
         with runtime.seeded(seed):
             self.stem = nn.Conv2d(3, 4, 3, padding=1)
-            self.body = nn.Sequential(nn.Flatten(), nn.Linear(256, 12), nn.BatchNorm1d(12), nn.ReLU(), nn.Dropout(0.3))
-            self.head = nn.Linear(12, 10)
+            layers = nn.Flatten(), nn.Linear(256, dim), nn.BatchNorm1d(dim), active(), nn.Dropout(dropout)
+            self.body = nn.Sequential(*layers)
+            self.head = nn.Linear(dim, 10)
 
     def predict(self, x):
         features = self.body(self.stem(x))
         return Output(self.head(features), features)
 
 
-@pytest.fixture(autouse=True)
-def one_small_architecture(monkeypatch):
-    """`models.create` also knows "dropping", so that runs of it can be made from its name."""
+# Small architectures: with dropout; without, and with features of which no two images have the same; with fewer.
+SMOOTH = {"dropout": 0, "active": nn.SiLU}
+SMALL = {"dropping": {}, "plain": SMOOTH, "slim": {"dim": 7} | SMOOTH}
+
+
+def know_small_architectures(patch):
+    """`models.create` also knows those of SMALL, so that runs of them can be made from their names."""
     from_zoo = models.create
 
     def create(name, num_classes=100, **kwargs):
-        return Dropping(torch.initial_seed()) if name == "dropping" else from_zoo(name, num_classes, **kwargs)
+        if name not in SMALL:
+            return from_zoo(name, num_classes, **kwargs)
+        network = Dropping(torch.initial_seed(), **SMALL[name])
+        network.name = name
+        return network
 
-    monkeypatch.setattr(models, "create", create)
+    patch.setattr(models, "create", create)
+
+
+@pytest.fixture(autouse=True)
+def small_architectures(monkeypatch):
+    know_small_architectures(monkeypatch)
 
 
 def distill(students, digits, teacher, **options):
@@ -88,14 +102,15 @@ def test_schedules_start_and_end_where_they_should():
 
 @pytest.mark.parametrize("method", [*methods.names(), "refilled+kd"])
 def test_students_trained_together_equal_students_trained_alone(method, digits, teacher):
-    students = [Student("dropping", method, 0), Student("dropping", "ce", 1, "other"), Student("dropping", method, 2)]
-    together = distill(students, digits, teacher)
-    for student, history in zip(students, together.values(), strict=True):
-        (alone,) = distill([student], digits, teacher).values()
-        assert same(history.network, alone.network)
-        assert [r["loss"] for r in history.epochs] == [r["loss"] for r in alone.epochs]
-    first, other, second = together.values()
-    assert not same(first.network, second.network) and not same(first.network, other.network)
+    first, second = (training.circle("dropping", method, seed) for seed in (0, 2))  # of one, where it needs no peers
+    groups = [first, [Student("dropping", "ce", 1, "other")], second]
+    together = list(distill([student for group in groups for student in group], digits, teacher).values())
+    alone = [history for group in groups for history in distill(group, digits, teacher).values()]
+    for ours, theirs in zip(together, alone, strict=True):
+        assert same(ours.network, theirs.network)
+        assert [r["loss"] for r in ours.epochs] == [r["loss"] for r in theirs.epochs]
+    for i, one in enumerate(together):
+        assert not any(same(one.network, other.network) for other in together[:i])
 
 
 def test_every_method_takes_images_that_are_mixed(teacher):
@@ -204,7 +219,7 @@ def test_ctrl_c_leaves_a_resumable_run(digits, tmp_path):
     with pytest.raises(KeyboardInterrupt, match="the same call goes on from here"):
         distill(students, digits, None, recipe=recipe, runs=tmp_path)
     assert signal.getsignal(signal.SIGINT) is handler
-    saved = torch.load(tmp_path / "a" / "checkpoint.pt", weights_only=True)["progress"]
+    saved = torch.load(tmp_path / "a" / "checkpoint.pt", weights_only=True)["a"]["progress"]
     assert (saved["epoch"], saved["step"]) > (0, 0)
 
 
@@ -259,22 +274,29 @@ def test_a_method_sees_what_it_declares_and_nothing_else(digits, teacher):
         def __init__(self, *, wants: tuple = ()):
             super().__init__()
             self.needs, self.wants = frozenset(wants), wants
-            self.retrieval = methods.Retrieval(2, 3) if "retrieval" in wants else None
+            source = {"peers": "peers", "earlier": "self"}.get("".join(wants[:1]), "teacher")
+            self.retrieval = methods.Retrieval(2, 3, source=source) if "retrieval" in wants else None
 
         def forward(self, context):
             seen[self.wants] = context
             return {"ce": nn.functional.cross_entropy(context.student.logits, context.batch.labels)}
 
-    wants = [(), ("teacher",), ("retrieval",), ("bank",), ("partner",)]
-    students = [Student("dropping", Watching(wants=w), 0, f"s{i}") for i, w in enumerate(wants)]
+    wants = [(), ("teacher",), ("retrieval",), ("bank",), ("partner",), ("peers",), ("earlier",)]
+    wants += [("peers", "retrieval"), ("earlier", "retrieval")]
+    students = [Student("dropping", Watching(wants=w), 0, f"s{i}", circle="all") for i, w in enumerate(wants)]
     distill(students, digits, teacher)
     for want in wants:
         context = seen[want]
+        guides = {"teacher": [context], "peers": context.peers, "earlier": [context.earlier] if context.earlier else []}
+        sampled = [who for who, those in guides.items() if any(x.positives or x.negatives for x in those)]
+        assert sampled == ([want[0].replace("retrieval", "teacher")] if "retrieval" in want else [])
         given = {
             "teacher": context.teacher is not None,
-            "retrieval": context.positives is not None and context.negatives is not None,
+            "retrieval": bool(sampled),
             "bank": isinstance(context.bank, MemoryBank),
             "partner": context.partner is not None,
+            "peers": len(context.peers) == len(wants) - 1,
+            "earlier": context.earlier is not None,
         }
         assert given == {name: name in want for name in given}
         assert 0 <= context.progress < 1
@@ -333,12 +355,14 @@ def test_a_teacher_of_other_classes_teaches_what_needs_no_common_ones(specialist
     others = data.load("digits", labels=50, classes=range(5, 10))
     able = [name for name in methods.names() if methods.create(name).label_space == "any"]
     assert able == ["at", "crd", "pkt", "refilled", "rkd", "sp"]
-    students = [Student("resnet8", name, 0, name) for name in [*able, "ce", "cskd"]]
+    free = [name for name in methods.names() if not methods.create(name).needs_teacher]
+    assert {"ce", "cskd", "dml", "ickd_online", "ickd_self", "pskd"} <= set(free)
+    students = [Student("resnet8", name, 0, name) for name in [*able, *free]]
     found = distill(students, others, specialist)
     for history in found.values():
         assert history.network.num_classes == 5 and history.network.classes == tuple("56789")
         assert "agreement" not in history.summary
-    for name in set(methods.names()) - {*able, "ce", "ls", "cskd"}:
+    for name in set(methods.names()) - {*able, *free}:
         with pytest.raises(InputError, match=rf"'{name}' compares logits .* \(0, 1, 2, …\) share 0 with") as caught:
             distill([Student("resnet8", name, 0)], others, specialist)
         assert "\n" not in str(caught.value) and "refilled" in str(caught.value)
@@ -428,9 +452,9 @@ def test_published_settings():
 
 def test_what_a_step_costs(digits, teacher):
     found = training.step_seconds(
-        ["ce", "ickd", "refilled"], digits, student="dropping", teacher=teacher, steps=2, rounds=1, device="cpu"
+        ["ce", "ickd", "refilled", "dml"], digits, student="dropping", teacher=teacher, steps=2, rounds=1, device="cpu"
     )
-    assert list(found) == ["ce", "ickd", "refilled"] and all(0 < seconds < 10 for seconds in found.values())
+    assert list(found) == ["ce", "ickd", "refilled", "dml"] and all(0 < seconds < 10 for seconds in found.values())
 
 
 # ------------------------------------------------------------------------------------- records and reading
@@ -533,7 +557,7 @@ def test_a_diverging_loss_names_term_and_step_and_keeps_the_last_good_checkpoint
     with pytest.raises(Diverged, match=r"a: loss term 'odd' became nan at epoch 2, step 1; .* in .*/a"):
         students = [Student("dropping", Breaks(), 0, "a")]
         distill(students, digits, None, runs=tmp_path, checkpoint_seconds=0)
-    state = torch.load(tmp_path / "a" / "checkpoint.pt", weights_only=True)
+    state = torch.load(tmp_path / "a" / "checkpoint.pt", weights_only=True)["a"]
     assert all(value.isfinite().all() for value in state["network"].values())
 
 
@@ -600,7 +624,7 @@ def test_a_full_disk_keeps_the_last_checkpoint(digits, tmp_path, monkeypatch):
         patch.setattr(torch, "save", full)
         with pytest.raises(OSError, match=r"no space left while writing .*checkpoint\.pt"):
             distill(students, digits, None, runs=tmp_path, checkpoint_seconds=0)
-    assert torch.load(tmp_path / "a" / "checkpoint.pt", weights_only=True)["progress"]["step"] == 2
+    assert torch.load(tmp_path / "a" / "checkpoint.pt", weights_only=True)["a"]["progress"]["step"] == 2
     assert not list((tmp_path / "a").glob(".*part"))
     whole = distill(students, digits, None)["a"]
     assert same(whole.network, distill(students, digits, None, runs=tmp_path)["a"].network)
