@@ -218,6 +218,16 @@ def test_what_no_term_needs_is_not_asked_for():
     assert methods.create("picd(query='view')").needs == {"teacher", "retrieval"}
 
 
+@pytest.mark.parametrize("name", ["dml", "ickd_online", "ickd(source='peers', anchor='aggregate')"])
+def test_peers_teach_in_equal_parts(name):
+    method = methods.create(name)
+    seen = context(method)
+    each = [method(dataclasses.replace(seen, peers=(peer,))) for peer in seen.peers]
+    expected = {term: sum(terms[term].item() for terms in each) / 2 for term in each[0]}
+    assert {term: value.item() for term, value in method(seen).items()} == pytest.approx(expected)
+    assert each[0]["kd"] != each[1]["kd"]
+
+
 def test_the_aggregate_can_be_the_anchor():
     method = methods.create("nicd(anchor='aggregate', ce=0, form='hinge', margin=0.4)")
     seen = context(method)
