@@ -55,6 +55,18 @@ def test_compare_prints_a_row_a_method(run):
     assert all("±" in row for row in rows[1:])
 
 
+def test_peers_train_beside_a_student_and_count_once(run):
+    status, out, _ = run(f"train --method ickd_online(positives=2,negatives=4) --name mine {QUICK}")
+    assert status == 0 and out.count("run folder: ") == 2 and "run folder: runs/mine" in out
+    accuracies = [json.loads(path.read_text())["accuracy"] for path in Path("runs").glob("*/summary.json")]
+    (row,) = [line for line in run("report runs")[1].splitlines() if line.startswith("| ickd_online")]
+    assert row.split(" | ")[1:3] == ["1", f"{100 * sum(accuracies) / 2:.2f}"]
+    status, out, _ = run(f"compare --methods dml --peers resnet14 --seeds 2 {QUICK}")
+    assert status == 0 and "| dml with resnet14 | 2 |" in out and "±" in out
+    assert "| dml with resnet8 | 2 |" in run("report runs")[1]
+    assert "did you mean 'resnet14'" in run(f"train --method dml --peers resnt14 {QUICK}")[2]
+
+
 def test_a_teacher_of_other_classes(run):
     line = f"train --method refilled --classes 5 6 7 8 9 --teacher-classes 0 1 2 3 4 --augment mixup {QUICK} {SHORT}"
     status, out, _ = run(line)
