@@ -46,7 +46,7 @@ def distill(
     """Train students over the same batches, with one pass of the teacher for all of them.
 
     Args:
-        students: who is trained, and how. Those of one circle (`Student.circle`) see what the others say in each step; all
+        students: who is trained, and how. Those of one circle (`Student.circle`) hear each other in every step; all
             others are as if they were trained alone.
         splits: the data; the test images (and validation images) are evaluated, never learned from.
         teacher: a network; needed by the methods that declare it. Its classes are the data's, or, for the methods
