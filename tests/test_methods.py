@@ -218,6 +218,25 @@ def test_what_no_term_needs_is_not_asked_for():
     assert methods.create("picd(query='view')").needs == {"teacher", "retrieval"}
 
 
+def test_nothing_is_pushed_away_from_where_there_is_nothing_to_be_drawn_to():
+    method = methods.create("ickd_self(ce=0, picd=0, nicd=1)")
+    seen = context(method).earlier
+    student = context(method).student
+    lacking = torch.ones(B, 1, dtype=torch.bool)
+    lacking[0] = False
+
+    def nicd(**masks):
+        samples = {name: dataclasses.replace(getattr(seen, name), mask=mask) for name, mask in masks.items()}
+        guided = dataclasses.replace(context(method), student=student, earlier=dataclasses.replace(seen, **samples))
+        return method(guided)["nicd"]
+
+    near, far = seen.positives.mask, seen.negatives.mask
+    without = nicd(positives=near & lacking, negatives=far)
+    assert without.item() == pytest.approx(nicd(positives=near, negatives=far & lacking).item())
+    assert torch.autograd.grad(without, student.logits)[0].abs().sum(1).gt(0).tolist() == [False] + (B - 1) * [True]
+    assert nicd(positives=near & False, negatives=far) == 0
+
+
 @pytest.mark.parametrize("name", ["dml", "ickd_online", "ickd(source='peers', anchor='aggregate')"])
 def test_peers_teach_in_equal_parts(name):
     method = methods.create(name)
