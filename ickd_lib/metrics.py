@@ -231,9 +231,15 @@ def drift(bank: MemoryBank, rebuilt: MemoryBank, *, k: int = 8) -> dict[str, flo
     Returns:
         bank_drift, 1 - the mean cosine of a row's two features; bank_agreement, the share of rows whose logits have the
         same largest; bank_overlap, the share of each row's k nearest rows (among those compared) that both find.
+    Raises:
+        InputError: they share fewer than two rows.
     """
     rows = bank.rows(rebuilt.index)
     there = (rows >= 0) & bank.filled[rows]
+    if there.sum() < 2:
+        raise InputError(
+            f"the banks share {int(there.sum())} rows; compare two of the same data, filled in two rows or more"
+        )
     old, new = (
         MemoryBank(one.features[at], one.logits[at], one.labels[at], one.index[at], one.classes)
         for one, at in ((bank, rows[there]), (rebuilt, there.nonzero().squeeze(1)))

@@ -47,8 +47,8 @@ class Retrieval:
 class Guide:
     """Whose word a student takes on a batch: the teacher's, a peer's, or its own of the last time it saw each image.
 
-    output: logits [B, C] and features [B, D], without gradient. Of an earlier self: for an image not seen before, what
-        the student says now, which draws it nowhere.
+    output: logits [B, C] and features [B, D], without gradient. Of an earlier self, the row of its bank (with momentum,
+        a mean over visits); for an image not seen before, what it says now, which draws it nowhere.
     positives, negatives: the in-context samples of each image in its bank; None where they were not asked for, or it is
         too early. Of a bank in training, `mask` is false where it holds too few rows.
     """

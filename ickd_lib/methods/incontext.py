@@ -34,7 +34,7 @@ class ICKD(Method):
         the mean over them (online); or the student's own earlier "self" (teacher-free). Whoever it is takes the
         teacher's place above.
     warmup: share of the training before PICD and NICD start.
-    momentum: how much of a row stays when a bank in training is written again.
+    momentum: how much of a row stays when the bank of a student with this method is written again.
     """
 
     def __init__(

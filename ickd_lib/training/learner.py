@@ -150,7 +150,7 @@ class Learner:
 
     def forward(self, batch: Batch, precision: str) -> Output:
         """Its output for the batch, with gradient. What is random in it is a function of (seed, epoch, step)."""
-        torch.manual_seed(runtime.seed_of(self.student.seed, self.at.epoch, self.at.step))
+        runtime.reseed(batch.labels.device, self.student.seed, self.at.epoch, self.at.step)
         self.network.train()
         with runtime.autocast(batch.labels.device, precision):
             return in_full(self.network(batch.images, maps="maps" in self.method.needs))
@@ -166,7 +166,7 @@ class Learner:
         rest["lr"] = recipe.lr_at(done - start)
         rates = self.method.embedding_rates
         embedding["lr"] = rates[min(phase, len(rates) - 1)] * rest["lr"]
-        torch.manual_seed(runtime.seed_of(self.student.seed, at.epoch, at.step, "method"))
+        runtime.reseed(batch.labels.device, self.student.seed, at.epoch, at.step, "method")
         partner = None
         if supply.partner is not None and "partner" in needs:
             with torch.no_grad(), runtime.autocast(batch.labels.device, supply.precision):
