@@ -315,11 +315,10 @@ class MemoryBank:
         if not allow_missing:
             self._require(present, labels, rows, positives, negatives, per_class)
         near, far = nothing(len(queries), positives, queries), nothing(len(queries), negatives, queries)
-        if len(queries) <= FEW:
-            asked = [(every, everyone)]
-        else:
-            pools = {c: self._class_rows[c] for c in present}
-            asked = [((labels == c).nonzero().squeeze(1), pool[self.filled[pool]]) for c, pool in pools.items()]
+        few, pools = len(queries) <= FEW, {}
+        if per_class or not few:
+            pools = {c: pool[self.filled[pool]] for c, pool in self._class_rows.items()}
+        asked = [(every, everyone)] if few else [((labels == c).nonzero().squeeze(1), pools[c]) for c in present]
         with full_precision():
             for asking, pool in asked:
                 blocked = (labels[asking, None] != self.labels[pool]) | (rows[asking, None] == pool)
@@ -327,14 +326,15 @@ class MemoryBank:
             # Sorted by class, a chunk's own classes are few; their columns are ruled out.
             for asking in labels.argsort(stable=True).split(CHUNK):
                 if per_class:
-                    self._best_of_each_class(far, queries, labels, asking)
+                    self._best_of_each_class(far, queries, labels, asking, pools)
                 else:
                     blocked = labels[asking, None] == self.labels[everyone]
                     search_into(far, queries, asking, self.features, everyone, blocked)
         return near, far
 
-    def _best_of_each_class(self, into: Neighbours, queries: Tensor, labels: Tensor, asking: Tensor) -> None:
-        pools = {c: pool[self.filled[pool]] for c, pool in self._class_rows.items()}
+    def _best_of_each_class(
+        self, into: Neighbours, queries: Tensor, labels: Tensor, asking: Tensor, pools: dict[int, Tensor]
+    ) -> None:
         best = nothing(len(asking), len(pools), queries)
         everyone = torch.arange(len(asking), device=asking.device)
         for c, pool in pools.items():

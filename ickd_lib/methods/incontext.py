@@ -183,32 +183,8 @@ class OnlineICKD(ICKD):
 
 
 @register("ickd_self")
-class SelfICKD(ICKD):
+class SelfICKD(OnlineICKD):
     """In-context distillation from the student's own earlier features and logits, without a teacher; see ICKD."""
 
-    def __init__(
-        self,
-        *,
-        ce: float = 1.0,
-        kd: float = 0.0,
-        picd: float = 1.0,
-        nicd: float = 0.1,
-        temperature: float = 4.0,
-        anchor: str = "aggregate",
-        source: str = "self",
-        warmup: float = 0.1,
-        momentum: float = 0.5,
-        **choices: Any,
-    ) -> None:
-        super().__init__(
-            ce=ce,
-            kd=kd,
-            picd=picd,
-            nicd=nicd,
-            temperature=temperature,
-            anchor=anchor,
-            source=source,
-            warmup=warmup,
-            momentum=momentum,
-            **choices,
-        )
+    def __init__(self, *, kd: float = 0.0, anchor: str = "aggregate", source: str = "self", **choices: Any) -> None:
+        super().__init__(kd=kd, anchor=anchor, source=source, **choices)
