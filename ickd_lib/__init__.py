@@ -5,7 +5,8 @@
     methods     what each method takes and adds              training  the one loop, teachers, comparisons
     metrics     accuracy, fidelity, retrieval, separation    theory    the exact computations behind the idea
     results     tables from run folders                      runtime   seeds, devices, files, run folders
-    plots       data in, Figure out                          widgets   thin interactive shells over plots
+    plots       data in, Figure out                          explore   what the explorers show, as data
+    widgets     explorers: thin interactive shells over both
 
 Modules are imported when first used, so that importing the package costs nothing.
 """
@@ -16,6 +17,7 @@ from types import ModuleType
 __version__ = "0.1.0"
 __all__ = [
     "data",
+    "explore",
     "losses",
     "memory",
     "methods",

@@ -96,13 +96,8 @@ def separation(logits: Tensor, labels: Tensor, *, unit: bool = True, samples: in
     """
     from sklearn.metrics import silhouette_score
 
-    space = F.normalize(logits.double().cpu(), dim=1) if unit else logits.double().cpu()
+    space, means, to_own, to_other = _to_means(logits, labels, unit)
     labels = labels.cpu()
-    present, own = labels.unique(return_inverse=True)
-    means = torch.stack([space[own == c].mean(0) for c in range(len(present))])
-    distance = torch.cdist(space, means)
-    to_own = distance.gather(1, own[:, None]).squeeze(1)
-    to_other = distance.scatter(1, own[:, None], torch.inf).min(1).values
     within, between = to_own.mean().item(), F.pdist(means).mean().item()
     some = torch.randperm(len(labels), generator=torch.Generator().manual_seed(0))[:samples]
     return {
@@ -113,6 +108,29 @@ def separation(logits: Tensor, labels: Tensor, *, unit: bool = True, samples: in
         "margin": (to_other - to_own).mean().item(),
         "negative_margin": (to_other < to_own).double().mean().item(),
     }
+
+
+def margins(logits: Tensor, labels: Tensor, *, unit: bool = True) -> tuple[Tensor, Tensor]:
+    """Of each sample, its distance to the mean of its class, and that to the nearest other class's mean less it.
+
+    Args:
+        logits, labels, unit: as for `separation`, whose within and margin are the means of these.
+    Returns:
+        Float64 on the CPU, [N] each; margins are infinite where there is one class only.
+    """
+    _, _, to_own, to_other = _to_means(logits, labels, unit)
+    return to_own, to_other - to_own
+
+
+def _to_means(logits: Tensor, labels: Tensor, unit: bool) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """The space [N, C], the class means, and each sample's distance to its own and to the nearest other one [N]."""
+    space = F.normalize(logits.double().cpu(), dim=1) if unit else logits.double().cpu()
+    present, own = labels.cpu().unique(return_inverse=True)
+    sums = torch.zeros(len(present), space.shape[1], dtype=torch.double).index_add_(0, own, space)
+    means = sums / own.bincount()[:, None]
+    distance = torch.cdist(space, means)
+    to_own = distance.gather(1, own[:, None]).squeeze(1)
+    return space, means, to_own, distance.scatter(1, own[:, None], torch.inf).min(1).values
 
 
 def few_shot(

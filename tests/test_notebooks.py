@@ -110,6 +110,9 @@ def test_a_notebook_runs(path, tmp_path, runs):
     assert pictures and all(p.read_bytes().startswith(b"\x89PNG") and p.stat().st_size > 5000 for p in pictures)
     shown = [o for c in notebook.cells for o in c.get("outputs", []) if "image/png" in o.get("data", {})]
     assert len(shown) >= len(pictures), "each figure is also shown, once"
+    assert len(json.dumps(notebook.metadata.get("widgets", {}))) < 100_000, (
+        "what a widget shows is no state to be saved"
+    )
     if "accuracy" in summary:
         assert all(0 <= a <= 1 for a in numbers(summary["accuracy"]))
     if "retrieval" in summary:

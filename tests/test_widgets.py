@@ -1,92 +1,791 @@
-"""The explorer: it shows what is asked for, says what went wrong, and leaves no figure open."""
+"""Views, explorers and the explorer of in-context samples: what it shows is what the library computes."""
 
-from __future__ import annotations
+import base64
+import gc
+import html
+import io
+import json
+import re
+import time
+import tracemalloc
+from dataclasses import replace
+from statistics import median
+from types import SimpleNamespace
 
+import ipywidgets as ipw
 import matplotlib.pyplot as plt
+import numpy as np
 import pytest
 import torch
+from matplotlib.colors import to_hex
+from PIL import Image
 
-from ickd_lib import data, models, plots, runtime, widgets
+from ickd_lib import explore, methods, models, plots, runtime, training
+from ickd_lib.data import Images
 from ickd_lib.memory import MemoryBank
+from ickd_lib.models import Output
 from ickd_lib.runtime import InputError
+from ickd_lib.widgets import Explorer, NeighbourExplorer, View
+from ickd_lib.widgets.view import strip
+
+PNG = b"\x89PNG\r\n\x1a\n"
+WIDGET = "application/vnd.jupyter.widget-view+json"
 
 
-@pytest.fixture(scope="module")
-def parts():
+@pytest.fixture(autouse=True, scope="module")
+def no_window():
     plt.switch_backend("Agg")
-    splits = data.load("digits", labels=100)
-    with runtime.seeded("explorer"):
-        teacher, student = (models.create("resnet8", **splits.train.spec).eval() for _ in range(2))
-    return splits, teacher, student, MemoryBank.build(teacher, splits.train)
 
 
 @pytest.fixture
-def explorer(parts):
-    splits, teacher, student, bank = parts
-    queries = splits.test.subset(torch.arange(40))
-    return widgets.explore(bank, splits.train, queries=queries, student=student, teacher=teacher, negatives=2)
+def sent(monkeypatch):
+    """The messages that views send, in order: (view, content, buffers)."""
+    messages = []
+    monkeypatch.setattr(View, "send", lambda self, content, buffers=None: messages.append((self, content, buffers)))
+    return messages
 
 
-def test_twenty_touches_leave_no_figure_open(explorer):
-    plt.close("all")
-    before = [bytes(picture.value) for picture in explorer.pictures]
-    for touch in range(20):
-        if touch % 4 == 0:
-            explorer.surprise.click()
-        elif touch % 4 == 1:
-            explorer.mistake.click()
-        elif touch % 4 == 2:
-            explorer.k.value = 2 + touch % 5
-        else:
-            explorer.aggregation.value = 10 ** -(1 + touch / 20)
-    assert plt.get_fignums() == []
-    assert explorer.message.value == ""
-    after = [bytes(picture.value) for picture in explorer.pictures]
-    assert all(picture.startswith(b"\x89PNG") for picture in after)
-    assert before[0] != after[0] and before[1] != after[1]
+def tell(view, event, key="", **more):
+    view._heard(None, {"event": event, "key": str(key), **more}, [])
 
 
-def test_next_mistake_goes_through_all_mistakes_and_round(explorer):
-    wrong = (explorer.student.argmax(1) != explorer.queries.labels).nonzero().squeeze(1).tolist()
-    explorer.show = lambda _=None: None  # only the order matters here
-    explorer.number.unobserve_all()
-    explorer.number.value = 0
+# ------------------------------------------------------------------------------------------------------ view
+
+
+def test_a_view_sends_what_it_shows_and_repeats_it_for_a_fresh_page_only(sent):
+    told = []
+    view = View(lambda *said: told.append((*said, view.dark)), waiting="soon")
+    tell(view, "ready", dark=False, fresh=True)
+    assert sent == [] and view.waiting == "soon"  # nothing to show yet
+    one, two = {"kind": "text", "text": "one"}, {"kind": "text", "text": "two"}
+    view.show(one, two, data=b"abc")
+    assert sent == [(view, {"blocks": [one, two]}, [b"abc"])]
+    tell(view, "ready", dark=True, fresh=False)
+    assert len(sent) == 1 and view.dark
+    tell(view, "ready", dark=False, fresh=True)
+    assert len(sent) == 2 and sent[1] == sent[0] and not view.dark
+    tell(view, "theme", dark=True)
+    tell(view, "drawn")
+    tell(view, "open", 12)
+    assert len(sent) == 2  # none of these asks for anything
+    assert told == [
+        ("ready", "", False),
+        ("ready", "", True),
+        ("ready", "", False),
+        ("theme", "", True),
+        ("open", "12", True),
+    ]
+
+
+def test_a_view_without_a_listener_hears_too(sent):
+    view = View()
+    tell(view, "theme", dark=True)
+    tell(view, "open", 3)
+    assert view.dark
+
+
+def test_save_sends_the_bytes(sent):
+    view = View()
+    view.save("a.csv", b"1,2\n", "text/csv")
+    view.save("b.bin", b"\x00\x01")
+    assert sent == [
+        (view, {"save": "a.csv", "type": "text/csv"}, [b"1,2\n"]),
+        (view, {"save": "b.bin", "type": "application/octet-stream"}, [b"\x00\x01"]),
+    ]
+    assert view._last == ([], b"")  # what is shown stays
+
+
+@pytest.mark.parametrize("size", [(8, 8), (64, 64), (5, 9)])
+def test_a_strip_holds_the_images_bytes(size):
+    images = torch.randint(256, (3, 3, *size), dtype=torch.uint8, generator=runtime.generator("strip"))
+    bytes_, shape = strip(images.contiguous(memory_format=torch.channels_last))
+    assert shape == (3, *size) and bytes_ == images.permute(0, 2, 3, 1).contiguous().numpy().tobytes()
+
+
+@pytest.mark.parametrize(
+    ("size", "small"), [((128, 64), (64, 32)), ((100, 300), (21, 64)), ((65, 65), (64, 64)), ((1, 500), (1, 64))]
+)
+def test_a_strip_of_large_images_is_shrunk_in_proportion(size, small):
+    images = torch.zeros(2, 3, *size, dtype=torch.uint8)
+    images[1, 0], images[1, 2, :, : size[1] // 2] = 250, 40
+    bytes_, shape = strip(images)
+    assert shape == (2, *small) and len(bytes_) == 2 * 3 * small[0] * small[1]
+    pixels = np.frombuffer(bytes_, np.uint8).reshape(*shape, 3)
+    assert not pixels[0].any() and (pixels[1, ..., 0] == 250).all() and not pixels[1, ..., 1].any()
+    assert (pixels[1, :, 0, 2] == 40).all() and not pixels[1, :, -1, 2].any()
+
+
+# -------------------------------------------------------------------------------------------------- explorer
+
+
+class Plain(Explorer):
+    broken = False
+
+    def __init__(self):
+        super().__init__([ipw.Button()], View())
+
+    def figures(self):
+        figures = [plt.figure(figsize=(4, 2)), plt.figure(figsize=(2, 1))]
+        if self.broken:
+            raise ValueError("no figure")
+        return figures
+
+
+def said(explorer):
+    """What the message box shows: (text, tone); the text is never read as HTML."""
+    if not explorer.message.value:
+        return "", None
+    role, text = re.fullmatch(r'<div role="(\w+)"[^>]*>([^<>]*)</div>', explorer.message.value).groups()
+    return html.unescape(text), {"alert": "error", "status": None}[role]
+
+
+@pytest.mark.parametrize(
+    ("error", "text"),
+    [
+        (InputError("name <b>one</b> & two"), "name <b>one</b> & two"),
+        (RuntimeError("<script>no</script>"), "RuntimeError: <script>no</script>"),
+        (KeyError("k"), "KeyError: 'k'"),
+    ],
+)
+def test_an_error_is_shown_as_text_until_the_next_touch(error, text):
+    explorer, before = Plain(), plt.get_fignums()
+    with explorer.guarded():
+        plt.figure()  # drawn half
+        raise error
+    assert explorer.error == text and said(explorer) == (text, "error")
+    assert plt.get_fignums() == before
+    explorer.say("a remark")
+    assert said(explorer) == (text, "error")  # never in the place of an error
+    with explorer.guarded():
+        assert explorer.error == "" and said(explorer) == ("", None)
+        explorer.say("a remark")
+    assert said(explorer) == ("a remark", None)
+    with explorer.guarded():
+        assert said(explorer) == ("", None)
+
+
+def test_guarded_lets_an_interrupt_through_and_keeps_figures_of_before():
+    figure, explorer = plt.figure(), Plain()
+    with pytest.raises(KeyboardInterrupt), explorer.guarded():
+        plt.figure()
+        raise KeyboardInterrupt
+    assert plt.get_fignums()[-1] == figure.number
+    plt.close(figure)
+
+
+def test_the_picture_is_the_figures_one_below_the_other():
+    before = plt.get_fignums()
+    png = Plain().png()
+    assert png.startswith(PNG) and Image.open(io.BytesIO(png)).size == (360, 270)  # 90 dots an inch
+    assert plt.get_fignums() == before
+    with pytest.raises(TypeError, match="Explorer must define figures"):
+        Explorer([], View()).png()
+
+
+def test_a_picture_stands_in_where_no_page_shows_the_explorer():
+    explorer, before = Plain(), plt.get_fignums()
+    bundle = explorer._repr_mimebundle_()
+    assert bundle[WIDGET]["model_id"] == explorer.model_id and explorer.error == ""
+    assert base64.b64decode(bundle["image/png"]) == explorer.png()
+    explorer.broken = True
+    bundle = explorer._repr_mimebundle_()
+    assert WIDGET in bundle and "image/png" not in bundle
+    assert "no figure" in explorer.error and plt.get_fignums() == before
+
+
+def test_to_display_an_explorer_is_no_touch():
+    """What went wrong when it was made is still to be read on the page."""
+    explorer = Plain()
+    with explorer.guarded():
+        raise InputError("no such thing")
+    explorer._repr_mimebundle_()
+    assert explorer.error == "no such thing" and said(explorer) == ("no such thing", "error")
+
+
+# ------------------------------------------------------------------------------------- in-context samples
+
+
+@pytest.fixture(scope="module")
+def student(digits):
+    """It errs on 71 of the 120 images, on some of each class."""
+    recipe = training.Recipe(epochs=3, lr=0.05, schedule="cosine", batch_size=30)
+    students = [training.Student("resnet8", "ce", 8)]
+    (history,) = training.distill(students, digits, recipe=recipe, device="cpu", progress=False).values()
+    return history.network
+
+
+@pytest.fixture
+def explorer(bank, digits, student):
+    return NeighbourExplorer(bank, digits.train, student=student)
+
+
+@pytest.fixture
+def outside(bank, digits, student, teacher):
+    """Queries that are not in the bank, but whose data-set rows are those of other images there."""
+    queries = replace(digits.test.subset(torch.arange(40)), index=digits.train.index[:40])
+    return NeighbourExplorer(bank, digits.train, student=student, queries=queries, teacher=teacher, method="picd")
+
+
+@pytest.fixture(scope="module")
+def many():
+    """50,000 images of 100 classes, ten superclasses, a bank of them and a student."""
+    g = runtime.generator("many")
+    labels = torch.randint(100, (50_000,), generator=g)
+    images = Images(
+        torch.randint(256, (50_000, 3, 8, 8), generator=g, dtype=torch.uint8),
+        labels,
+        torch.arange(50_000),
+        tuple(f"class{c}" for c in range(100)),
+        (0.5,) * 3,
+        (0.25,) * 3,
+        1,
+        True,
+        "many/train",
+        tuple(f"upper{s}" for s in range(10)),
+        tuple(c % 10 for c in range(100)),
+    )
+    features = torch.randn(100, 256, generator=g)[labels] + 3 * torch.randn(50_000, 256, generator=g)
+    bank = MemoryBank(features, torch.randn(50_000, 100, generator=g), labels, images.index, images.classes)
+    with runtime.seeded("many"):
+        return bank, images, models.create("resnet8", **images.spec).eval()
+
+
+def page(explorer):
+    """The blocks last shown, by name, and the pictures of the tiles."""
+    assert explorer.error == ""
+    (crumbs, tiles, below), strip_ = explorer.view._last
+    (query, near, far), (bars, *table) = tiles["blocks"], below["blocks"]
+    pixels = np.frombuffer(strip_, np.uint8).reshape(*query["shape"], 3)
+    path = [item["text"] for item in crumbs["items"]]
+    return SimpleNamespace(path=path, query=query, near=near, far=far, bars=bars, table=table, pixels=pixels)
+
+
+def assert_shows(explorer, images, at, theirs, index=None):
+    """The page is that of the image at a position, for which the bank retrieves this."""
+    shown, bank = page(explorer), explorer.bank
+    label = images.labels[at : at + 1]
+    k, tau = (explorer.positives.value, explorer.negatives.value), explorer.aggregation.value
+    near, far = bank.retrieve(theirs.features, label, index, positives=k[0], negatives=k[1], allow_missing=True)
+    weights = (near.similarity[0] / tau).softmax(0)
+    classes, row = images.classes, int(images.index[at])
+    (tile,) = shown.query["tiles"]
+    assert tile["lines"] == [classes[int(label)], f"row {row}"] and "event" not in shown.query
+    assert (shown.pixels[tile["at"]] == images.images[at].permute(1, 2, 0).numpy()).all()
+    assert explorer.around == explorer.path[-1] and explorer.around[1] == at
+    positions = {int(row): i for i, row in enumerate(explorer.images.index)}
+    for block, found, tone in ((shown.near, near, "same"), (shown.far, far, "other")):
+        assert block["tone"] == tone and block["event"] == "open"
+        assert [tile["key"] for tile in block["tiles"]] == found.index[0].tolist()
+        for i, tile in enumerate(block["tiles"]):
+            of = positions[int(found.index[0, i])]
+            lines = [classes[int(explorer.images.labels[of])], f"cos {float(found.similarity[0, i]):.3f}"]
+            assert tile["lines"] == lines + [f"w {w:.0%}" for w in weights[i : i + 1].tolist() if tone == "same"]
+            assert f"row {tile['key']}" in tile["label"]
+            assert (tile["lines"][0] == classes[int(label)]) == (tone == "same")
+            assert (shown.pixels[tile["at"]] == explorer.images.images[of].permute(1, 2, 0).numpy()).all()
+    torch.testing.assert_close(explorer.found.weights[0], weights)
+    return shown
+
+
+def own(explorer, at):
+    """What the teacher says of an image of the bank, and its row."""
+    index = explorer.images.index[at : at + 1]
+    rows = explorer.bank.rows(index)
+    return Output(explorer.bank.logits[rows], explorer.bank.features[rows]), index
+
+
+@pytest.mark.parametrize("at", [0, 57, 119])
+def test_it_shows_what_the_bank_retrieves_for_its_own_rows_but_never_these(explorer, at):
+    explorer.number.value = at
+    explorer.positives.value, explorer.negatives.value = 5, 11
+    shown = assert_shows(explorer, explorer.images, at, *own(explorer, at))
+    row = int(explorer.images.index[at])
+    assert row not in [tile["key"] for tile in shown.near["tiles"] + shown.far["tiles"]]
+    assert shown.path == [f"train row {row}, {explorer.images.classes[int(explorer.images.labels[at])]}"]
+
+
+def test_it_shows_what_the_bank_retrieves_for_other_images(outside, teacher):
+    for at in (0, 31):
+        outside.number.value = at
+        theirs = models.predict(teacher, outside.queries.subset(torch.tensor([at])))
+        shown = assert_shows(outside, outside.queries, at, theirs)
+        assert shown.path[0].startswith("test row ")
+    key = page(outside).far["tiles"][0]["key"]
+    tell(outside.view, "open", key)  # this one is the bank's own
+    at = outside.images.index.tolist().index(key)
+    assert outside.around == (True, at)
+    assert_shows(outside, outside.images, at, *own(outside, at))
+
+
+@pytest.mark.parametrize("shuffle", [True, False])
+def test_images_may_stand_in_another_order_than_in_the_bank(bank, digits, shuffle):
+    order = torch.randperm(120, generator=runtime.generator("order")) if shuffle else torch.arange(120)
+    explorer = NeighbourExplorer(bank, digits.train.subset(order))
+    assert_shows(explorer, explorer.images, 0, *own(explorer, 0))
+
+
+def test_a_small_class_shows_what_it_has(bank, digits):
+    keep = ((digits.train.labels != 3) | (torch.arange(120) < 40)).nonzero().squeeze(1)
+    images, rows = digits.train.subset(keep), bank.rows(digits.train.index[keep])
+    few = MemoryBank(bank.features[rows], bank.logits[rows], bank.labels[rows], bank.index[rows], bank.classes)
+    count = int((images.labels == 3).sum())
+    assert 1 < count < 8
+    explorer = NeighbourExplorer(few, images)
+    explorer.of_class.value = 3
+    shown = page(explorer)
+    assert len(shown.near["tiles"]) == count - 1 and "(8 asked for)" in shown.near["title"]
+    assert len(shown.far["tiles"]) == 8 and "asked" not in shown.far["title"]
+
+
+def test_sliders_change_how_many_and_the_weights(explorer):
+    before = page(explorer)
+    assert (len(before.near["tiles"]), len(before.far["tiles"])) == (8, 8)
+    explorer.positives.value = 3
+    explorer.negatives.value = 20
+    shown = assert_shows(explorer, explorer.images, 0, *own(explorer, 0))
+    assert (len(shown.near["tiles"]), len(shown.far["tiles"])) == (3, 20)
+    explorer.aggregation.value = 0.001
+    sharp = assert_shows(explorer, explorer.images, 0, *own(explorer, 0))
+    explorer.aggregation.value = 1.0
+    flat = assert_shows(explorer, explorer.images, 0, *own(explorer, 0))
+    first, last = (float(shown.near["tiles"][0]["lines"][2][2:-1]) for shown in (sharp, flat))
+    assert first > last
+    assert sharp.bars["rows"][0]["values"][1] != flat.bars["rows"][0]["values"][1]
+    assert (explorer.positives.max, explorer.negatives.max) == (11, 32)  # twelve images a class
+
+
+# ------------------------------------------------------------------------------------------------- choosing
+
+
+def test_a_class_a_search_and_next_go_through_what_matches(explorer):
+    labels = explorer.images.labels.tolist()
+    sevens = [i for i, label in enumerate(labels) if label == 7]
+    explorer.of_class.value = 7
+    assert explorer.around == (True, sevens[0]) == (True, explorer.number.value)
+    assert said(explorer)[0] == f"number 1 of {len(sevens)} that match"
     visited = []
-    for _ in range(len(wrong) + 1):
+    for _ in sevens:
+        explorer.following.click()
+        visited.append(explorer.around[1])
+    assert visited == sevens[1:] + sevens[:1]  # in order, and round
+    explorer.of_class.value = -1
+    assert explorer.around == (True, 0) and said(explorer) == ("", None)
+    explorer.search.value = "row:" + str(int(explorer.images.index[33]))
+    assert (
+        explorer.around == (True, 33)
+        and page(explorer).query["tiles"][0]["lines"][1] == f"row {int(explorer.images.index[33])}"
+    )
+    explorer.search.value = "zebra"
+    assert explorer.error.startswith("no image matches 'zebra'") and explorer.around == (True, 33)
+    explorer.search.value = "4"
+    assert explorer.error == "" and labels[explorer.around[1]] == 4
+    explorer.of_class.value = 5
+    assert explorer.error.startswith("no image of class '5' matches '4'") and "\n" not in explorer.error
+
+
+@pytest.mark.parametrize("who", ["teacher", "student"])
+def test_a_search_by_what_a_network_says(explorer, student, who):
+    bank = explorer.bank
+    logits = bank.logits if who == "teacher" else models.predict(student, explorer.images).logits
+    expected = (logits.argmax(1) == 3).nonzero().squeeze(1).tolist()
+    explorer.search.value = f"{who}:3"
+    visited = [explorer.around[1]]
+    for _ in expected[1:]:
+        explorer.following.click()
+        visited.append(explorer.around[1])
+    assert visited == expected and len(expected) > 3
+
+
+def test_a_search_of_other_images_asks_their_teacher(outside, teacher):
+    logits = models.predict(teacher, outside.queries).logits
+    outside.search.value = "teacher:3"
+    assert outside.around == (False, int((logits.argmax(1) == 3).nonzero()[0]))
+
+
+@pytest.mark.parametrize("text", ["WRONG", "Student:3", "TEACHER:3"])
+def test_a_search_in_the_explorer_ignores_case_as_anywhere(explorer, text):
+    explorer.search.value = text.lower()
+    assert explorer.error == ""
+    at = explorer.around
+    explorer.search.value = ""
+    explorer.search.value = text
+    assert explorer.error == "" and explorer.around == at
+
+
+def test_random_draws_from_what_matches(explorer):
+    drawn = set()
+    for _ in range(30):
+        explorer.surprise.click()
+        drawn.add(explorer.around[1])
+    assert len(drawn) > 20
+    explorer.of_class.value, explorer.search.value = 2, "wrong"
+    left = explorer._left("wrong")
+    drawn = set()
+    for _ in range(20):
+        explorer.surprise.click()
+        drawn.add(explorer.around[1])
+    assert drawn <= set(left) and len(drawn) > 3
+
+
+@pytest.mark.parametrize(("of_class", "text"), [(-1, ""), (8, ""), (-1, "teacher:3"), (3, "teacher:3")])
+def test_next_mistake_goes_through_all_mistakes_in_order_and_round(explorer, student, of_class, text):
+    images = explorer.images
+    wrong = models.predict(student, images).logits.argmax(1) != images.labels
+    if of_class >= 0:
+        wrong &= images.labels == of_class
+    if text:
+        wrong &= explorer.bank.logits.argmax(1) == 3
+    mistakes = wrong.nonzero().squeeze(1).tolist()
+    assert len(mistakes) > 1
+    explorer.of_class.value, explorer.search.value = of_class, text
+    explorer.number.value = mistakes[-1]
+    visited = []
+    for _ in range(len(mistakes) + 1):
         explorer.mistake.click()
         visited.append(explorer.number.value)
-    start = [i for i in wrong if i > 0]
-    assert visited[: len(start)] == start
-    assert set(visited) == set(wrong)
+        assert explorer.around == (True, explorer.number.value)
+    assert visited == mistakes + mistakes[:1]
+    assert said(explorer)[0] == f"number 1 of {len(mistakes)} that match"
 
 
-def test_what_goes_wrong_is_shown_and_goes_away(explorer):
-    explorer.k.value = 30  # ten images a class
-    assert "30 positives were asked for" in explorer.message.value and "&#x27;" in explorer.message.value
-    explorer.k.value = 3
-    assert explorer.message.value == ""
+def test_a_neighbour_becomes_the_query_and_the_path_leads_back(explorer):
+    explorer.number.value = 20
+    assert explorer.back.disabled
+    places = [(True, 20)]
+    for kind in ("near", "far", "near"):
+        key = getattr(page(explorer), kind)["tiles"][1]["key"]
+        tell(explorer.view, "open", key)
+        places.append((True, explorer.images.index.tolist().index(key)))
+        assert explorer.path == places and explorer.number.value == 20 and not explorer.back.disabled
+        assert_shows(explorer, explorer.images, places[-1][1], *own(explorer, places[-1][1]))
+    assert len(page(explorer).path) == 4
+    explorer.back.click()
+    assert explorer.path == places[:3]
+    tell(explorer.view, "crumb", 1)
+    assert explorer.path == places[:2]
+    assert_shows(explorer, explorer.images, places[1][1], *own(explorer, places[1][1]))
+    tell(explorer.view, "crumb", 0)
+    assert explorer.path == places[:1] and explorer.back.disabled
+    explorer.following.click()
+    assert explorer.path == [(True, 21)]
 
 
-def test_a_bug_is_shown_too(explorer, monkeypatch):
+def test_the_crumbs_of_a_long_path_are_its_last_ones(explorer):
+    for _ in range(20):
+        tell(explorer.view, "open", page(explorer).near["tiles"][0]["key"])
+    items = explorer.view._last[0][0]["items"]
+    assert len(items) < 20 and [item["key"] for item in items] == list(range(21 - len(items), 21))
+    row = int(explorer.images.index[explorer.path[items[0]["key"]][1]])
+    assert items[0]["text"].startswith(f"train row {row}, ")
+
+
+def test_back_twice_in_a_hurry_leaves_the_first_query(explorer):
+    """A second click may be on its way when the button is disabled."""
+    tell(explorer.view, "open", page(explorer).near["tiles"][0]["key"])
+    explorer.back.click()
+    explorer.back.click()
+    assert explorer.path == [(True, 0)]
+    explorer.following.click()
+    assert explorer.error == "" and explorer.around == (True, 1)
+
+
+# ---------------------------------------------------------------------------------- probabilities and terms
+
+
+@pytest.mark.parametrize("temperature", [1.0, 4.0])
+def test_bars_are_probabilities_at_the_temperature(bank, digits, student, temperature):
+    explorer = NeighbourExplorer(bank, digits.train, student=student, temperature=temperature)
+    explorer.number.value = 77
+    theirs, index = own(explorer, 77)
+    near, _ = bank.retrieve(theirs.features, digits.train.labels[77:78], index, positives=8, negatives=8)
+    weights = (near.similarity[0] / 0.05).softmax(0)
+    logits = {
+        "teacher": theirs.logits[0],
+        "aggregate": weights @ near.logits[0],
+        "student": models.predict(student, digits.train.subset(torch.tensor([77]))).logits[0],
+    }
+    bars = page(explorer).bars
+    for column, (name, z) in enumerate(logits.items()):
+        p = [row["values"][column] for row in bars["rows"]]
+        assert p == pytest.approx((z.double() / temperature).softmax(0).tolist(), abs=1e-5)
+        assert bars["columns"][column] == f"{name} says {digits.train.classes[int(z.argmax())]}"
+    assert [row["name"] for row in bars["rows"]] == list(digits.train.classes)
+    marked = [row["name"] for row in bars["rows"] if row["marked"]]
+    assert marked == [digits.train.classes[int(digits.train.labels[77])]]
+    assert bars["title"].endswith(f"temperature {temperature:g}")
+
+
+def test_without_a_student_there_are_no_terms_and_no_mistakes(bank, digits):
+    explorer = NeighbourExplorer(bank, digits.train)
+    assert page(explorer).table == [] and explorer.mistake.disabled
+    assert [name.split()[0] for name in page(explorer).bars["columns"]] == ["teacher", "aggregate"]
+    explorer.search.value = "wrong"
+    assert explorer.error == "'wrong' needs the student, which is not here"
+
+
+@pytest.mark.parametrize("method", ["ickd", "picd(kd=0.5)", "ickd(average='probabilities', form='hinge')"])
+def test_the_table_compares_a_query_with_the_mean_of_many(bank, digits, student, method):
+    explorer = NeighbourExplorer(bank, digits.train, student=student, method=method)
+    explorer.number.value, explorer.positives.value, explorer.negatives.value = 41, 4, 6
+    explorer.aggregation.value = 0.2
+    terms = explorer.terms()
+    by_hand = methods.create(method, aggregation_temperature=0.2)
+
+    def direct(images):
+        rows = bank.rows(images.index)
+        found = explore.neighbourhood(
+            bank,
+            Output(bank.logits[rows], bank.features[rows]),
+            images.labels,
+            images.index,
+            student_logits=models.predict(student, images).logits,
+            positives=4,
+            negatives=6,
+            aggregation_temperature=0.2,
+        )
+        return explore.terms(by_hand, found, images.labels)
+
+    mine, mean = direct(digits.train.subset(torch.tensor([41]))), direct(digits.train)  # 120 are fewer than a sample
+    assert terms == {name: pytest.approx((mine[name], mean[name]), rel=1e-4, abs=1e-6) for name in mine}
+    (table,) = page(explorer).table
+    whole = sum(mine.values())
+    assert table["title"] == f"loss terms of {method}"
+    assert table["columns"][-1] == "of the mean of 120 queries"
+    assert table["rows"] == [
+        [name.upper(), f"{x:.3f}", f"{x / whole:.0%}", f"{x / y:.2f} ×" if y > 0 else "–"]
+        for name, (x, y) in terms.items()
+    ]
+    assert sum(float(row[1]) for row in table["rows"]) == pytest.approx(whole, abs=0.003)
+
+
+def test_the_terms_of_queries_outside_and_of_a_neighbour_from_there(outside, teacher, student):
+    table = page(outside).table[0]
+    assert [row[0] for row in table["rows"]] == ["CE", "PICD"] and "40 queries" in table["columns"][-1]
+    before = outside.terms()
+    outside_ce = torch.nn.functional.cross_entropy(
+        models.predict(student, outside.queries).logits, outside.queries.labels
+    )
+    assert before["ce"][1] == pytest.approx(0.1 * float(outside_ce), rel=1e-4)
+    tell(outside.view, "open", page(outside).near["tiles"][0]["key"])
+    after = outside.terms()
+    assert after["ce"][1] == before["ce"][1] and after["ce"][0] != before["ce"][0]
+
+
+def test_a_loss_of_zero_has_a_table_too(bank, digits, student):
+    explorer = NeighbourExplorer(bank, digits.train, student=student, method="nicd(ce=0, form='hinge', margin=-3)")
+    assert explorer.error == "" and page(explorer).table[0]["rows"][0][1] == "0.000"
+
+
+def test_the_method_given_stays_as_it_was(bank, digits, student):
+    method = methods.create("ickd")
+    explorer = NeighbourExplorer(bank, digits.train, student=student, method=method)
+    explorer.aggregation.value = 0.5
+    assert explorer.error == "" and method.aggregation_temperature == 0.05
+
+
+def test_equal_weights_are_shown_as_the_method_has_them(bank, digits, student):
+    explorer = NeighbourExplorer(bank, digits.train, student=student, method="ickd(aggregation_temperature=None)")
+    assert explorer.error == ""
+    assert explorer.found.weights[0].tolist() == pytest.approx([1 / 8] * 8)
+
+
+# --------------------------------------------------------------------------------------------- many classes
+
+
+@pytest.mark.parametrize("uppers", [True, False])
+def test_more_than_ten_classes_have_the_colours_of_figures(many, uppers):
+    bank, images, student = many
+    images = images if uppers else replace(images, superclasses=(), superclass_of=())
+    explorer = NeighbourExplorer(bank, images, student=student)
+    for _ in range(5):
+        explorer.surprise.click()
+        shown, label = page(explorer), images.classes[int(images.labels[explorer.around[1]])]
+        names = [row["name"] for row in shown.bars["rows"]]
+        numbers = [images.classes.index(name) for name in names]
+        assert len(names) == 10 and [row["name"] for row in shown.bars["rows"] if row["marked"]] == [label]
+        _, group, looks = plots.class_colours(
+            images.classes, images.superclasses, images.superclass_of, () if uppers else numbers
+        )
+        colours = {name: to_hex(looks[group[c]]["color"]) for c, name in enumerate(images.classes)}
+        assert [row["colour"] for row in shown.bars["rows"]] == [colours[name] for name in names]
+        peaks = torch.stack(list(explorer.found.probabilities(4.0).values())).amax(0)[0]
+        least = min(float(peaks[c]) for c in numbers if images.classes[c] != label)
+        assert all(float(peaks[c]) <= least for c in range(100) if c not in numbers)
+        tiles = shown.query["tiles"] + shown.near["tiles"] + shown.far["tiles"]
+        if uppers:
+            assert all(tile["colour"] == colours[tile["lines"][0]] for tile in tiles)
+        for tile in tiles:
+            assert (tile["lines"][0] == label) == (tile in shown.query["tiles"] + shown.near["tiles"])
+
+
+def test_a_class_has_one_colour_on_the_page_and_the_querys_is_not_grey(many):
+    bank, images, _ = many
+    explorer = NeighbourExplorer(bank, replace(images, superclasses=(), superclass_of=()))
+    explorer.negatives.value = 32
+    for _ in range(10):
+        explorer.surprise.click()
+        shown, colours = page(explorer), {}
+        for tile in shown.query["tiles"] + shown.near["tiles"] + shown.far["tiles"]:
+            colours.setdefault(tile["lines"][0], set()).add(tile["colour"])
+        assert shown.query["tiles"][0]["colour"] != to_hex("0.85")
+        for row in shown.bars["rows"]:
+            colours.setdefault(row["name"], set()).add(row["colour"])
+        assert all(len(found) == 1 for found in colours.values())
+
+
+def test_an_improbable_label_is_shown_and_marked(many):
+    bank, images, _ = many
+    logits = torch.zeros(50_000, 100)
+    logits[:, 20:40] = 10
+    sure = MemoryBank(bank.features, logits, bank.labels, bank.index, bank.classes)
+    explorer = NeighbourExplorer(sure, images)
+    explorer.of_class.value = 99
+    rows = page(explorer).bars["rows"]
+    assert [row["name"] for row in rows] == [f"class{c}" for c in [*range(20, 29), 99]]
+    assert [row["marked"] for row in rows] == 9 * [False] + [True] and max(rows[-1]["values"]) < 0.01
+
+
+def test_an_answer_is_quick(many):
+    bank, images, student = many
+    explorer = NeighbourExplorer(bank, images, student=student)
+    seconds = []
+    for _ in range(15):
+        start = time.perf_counter()
+        explorer.surprise.click()
+        seconds.append(time.perf_counter() - start)
+        assert explorer.error == ""
+    assert median(seconds) < 0.15, f"{1000 * median(seconds):.0f} ms"
+
+
+# --------------------------------------------------------------------------------- refusals, errors, upkeep
+
+
+@pytest.mark.parametrize(
+    ("change", "more", "reason"),
+    [
+        (lambda images: replace(images, classes=tuple("abcdefghij")), {}, "must have the same classes"),
+        (lambda images: images.restricted(["1", "2"]), {}, "must have the same classes"),
+        (lambda images: images, {"queries": lambda i: replace(i, classes=tuple("abcdefghij"))}, "the same classes"),
+        (lambda images: images, {"queries": lambda i: replace(i, images=i.images[..., :6])}, r"\(8, 6\) pixels"),
+        (lambda images: images, {"queries": lambda i: i, "teacher": None}, "need a teacher"),
+        (lambda images: images, {"method": "ce"}, "method='ce'"),
+        (lambda images: images, {"method": "kd"}, "method='kd'"),
+        (lambda images: images, {"method": "ickd+dist"}, r"method='ickd\+dist'"),
+        (lambda images: images, {"method": "ickdd"}, "ickdd"),
+        (lambda images: images, {"method": "ickd_online"}, "ickd_online"),
+        (lambda images: images, {"method": "ickd_self"}, "ickd_self"),
+        (lambda images: images, {"method": "ickd(kd=0, picd=0, nicd=0)"}, "method"),
+    ],
+)
+def test_what_cannot_be_is_refused_in_one_line(bank, digits, teacher, student, change, more, reason):
+    more = {"teacher": teacher, "student": student, **more}
+    if "queries" in more:
+        more["queries"] = more["queries"](digits.test)
+    with pytest.raises(InputError, match=reason) as error:
+        NeighbourExplorer(bank, change(digits.train), **more)
+    assert "\n" not in str(error.value)
+
+
+def test_what_goes_wrong_inside_is_shown_and_goes_away(explorer, monkeypatch):
     def broken(*_, **__):
-        plt.figure()  # drawn half
-        raise RuntimeError("<no> picture")
+        plt.figure()
+        raise RuntimeError("<no> rows")
 
-    monkeypatch.setattr(plots, "neighbours", broken)
-    open_before = plt.get_fignums()
-    explorer.k.value = 5
-    assert plt.get_fignums() == open_before
-    assert "RuntimeError: &lt;no&gt; picture" in explorer.message.value
+    before, last = plt.get_fignums(), explorer.view._last
+    with monkeypatch.context() as patch:
+        patch.setattr(explorer.bank, "retrieve", broken)
+        for touch in (
+            lambda: setattr(explorer.positives, "value", 4),
+            explorer.surprise.click,
+            explorer.mistake.click,
+            lambda: tell(explorer.view, "open", int(explorer.images.index[3])),
+            lambda: setattr(explorer.number, "value", 9),
+        ):
+            touch()
+            assert explorer.error == "RuntimeError: <no> rows" and said(explorer) == (explorer.error, "error")
+            assert explorer.view._last is last and plt.get_fignums() == before
+    explorer.surprise.click()
+    assert explorer.error == "" and said(explorer) == ("", None)
+    assert_shows(explorer, explorer.images, explorer.around[1], *own(explorer, explorer.around[1]))
 
 
-def test_rows_of_the_bank_are_queries_without_a_teacher_and_never_find_themselves(parts, monkeypatch):
-    splits, _, _, bank = parts
-    seen = []
-    draw = plots.neighbours
-    monkeypatch.setattr(plots, "neighbours", lambda *a, **k: seen.append((a[1], a[3].index)) or draw(*a, **k))
-    explorer = widgets.explore(bank, splits.train)
-    assert explorer.message.value == "" and explorer.mistake.disabled
-    row, found = seen[0]
-    assert row == int(splits.train.index[0]) and row not in found.tolist()[0]
-    with pytest.raises(InputError, match="teacher"):
-        widgets.explore(bank, splits.train, queries=splits.test)
+def test_the_picture_of_an_explorer(outside):
+    before = plt.get_fignums()
+    bundle = outside._repr_mimebundle_()
+    picture = base64.b64decode(bundle["image/png"])
+    assert WIDGET in bundle and picture.startswith(PNG) and outside.error == ""
+    tell(outside.view, "open", page(outside).far["tiles"][0]["key"])
+    assert outside.png() != picture and plt.get_fignums() == before
+
+
+def touch(explorer, i):
+    """One of many things that a person may do, the i-th."""
+    steps = (
+        explorer.surprise.click,
+        lambda: tell(explorer.view, "open", page(explorer).near["tiles"][0]["key"]),
+        lambda: tell(explorer.view, "open", page(explorer).far["tiles"][-1]["key"]),
+        lambda: setattr(explorer.positives, "value", 1 + i % 11),
+        lambda: tell(explorer.view, "crumb", 1),
+        explorer.back.click,
+        explorer.mistake.click,
+        lambda: setattr(explorer.aggregation, "value", 10 ** -(1 + i % 17 / 20)),
+        lambda: setattr(explorer.of_class, "value", i % 10),
+        lambda: setattr(explorer.negatives, "value", 1 + i % 32),
+        explorer.following.click,
+        lambda: setattr(explorer.of_class, "value", -1),
+        lambda: setattr(explorer.search, "value", f"teacher:{i % 4} wrong"),
+        lambda: setattr(explorer.number, "value", i % 120),
+        lambda: setattr(explorer.search, "value", "zebra" if i % 2 else ""),
+        lambda: setattr(explorer.search, "value", ""),
+        lambda: tell(explorer.view, "ready", dark=bool(i % 2), fresh=True),
+    )
+    steps[i % len(steps)]()
+
+
+def tree(widget):
+    """A widget and all that its state names, each once."""
+    found, left = {}, [widget]
+    while left:
+        one = left.pop()
+        if one.model_id not in found:
+            found[one.model_id] = one
+            for value in (getattr(one, name) for name in one.keys):
+                left += [
+                    v for v in (value if isinstance(value, (tuple, list)) else [value]) if isinstance(v, ipw.Widget)
+                ]
+    return found.values()
+
+
+def saved(widget):
+    """A widget's state as a notebook saves it, in which a view's code is no default."""
+    code = ["_esm", "_css"] if isinstance(widget, View) else []
+    return json.dumps(widget.get_state(drop_defaults=True) | (widget.get_state(code) if code else {}))
+
+
+def test_a_saved_notebook_stays_small(explorer):
+    def size():
+        states = [saved(widget) for widget in tree(explorer)]
+        assert len(states) > 15 and any("_esm" in state for state in states)
+        return sum(map(len, states))
+
+    before = size()
+    for i in range(51):
+        touch(explorer, i)
+    assert size() < before + 1000 and max(before, size()) < 40 * 1024
+
+
+def test_a_hundred_touches_leave_no_figure_open_and_memory_as_it_was(explorer):
+    before = plt.get_fignums()
+    tracemalloc.start()
+    try:
+        for i in range(34):
+            touch(explorer, i)
+        gc.collect()
+        start = tracemalloc.get_traced_memory()[0]
+        for i in range(34, 34 + 102):
+            touch(explorer, i)
+        gc.collect()
+        assert tracemalloc.get_traced_memory()[0] - start < 200_000
+    finally:
+        tracemalloc.stop()
+    assert plt.get_fignums() == before and explorer.error == ""

@@ -13,7 +13,7 @@ from ickd_lib.plots.retrieval import (
 )
 from ickd_lib.plots.separation import class_correlation, embeddings, separation
 from ickd_lib.plots.style import class_colours, method_style, use
-from ickd_lib.plots.training import bars, cost, curves, differences, few_shot, scores
+from ickd_lib.plots.training import bars, cost, curves, differences, few_shot, finals, losses, scores
 
 __all__ = [
     "aggregation",
@@ -29,6 +29,8 @@ __all__ = [
     "distributions",
     "embeddings",
     "few_shot",
+    "finals",
+    "losses",
     "method_style",
     "neighbours",
     "paradigms",

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -12,7 +11,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 
-from ickd_lib.plots.style import LINES, MARKERS, WIDTH, mean_and_std, method_style, wrapped
+from ickd_lib.plots.style import WIDTH, looks, mean_and_std, method_style, wrapped
 from ickd_lib.plots.training import score, score_row
 from ickd_lib.runtime import InputError
 
@@ -42,7 +41,7 @@ def banks(runs: Mapping[str, Records]) -> Figure:
     series = [{key: _series(name, records, key) for key in keys} for name, records in runs.items()]
     figure, axes = plt.subplots(2, 2, figsize=(WIDTH, 5.6), layout="constrained", sharex=True)
     handles = []
-    for i, (name, found, look) in enumerate(zip(runs, series, _looks(runs), strict=True)):
+    for i, (name, found, look) in enumerate(zip(runs, series, looks(runs), strict=True)):
         for axis, (key, scale, _) in zip(axes.flat, panels, strict=True):
             epochs, values = found[key]
             every = (i % len(epochs), len(runs)) if key == "bank_age" else None  # lines that coincide show all markers
@@ -139,23 +138,6 @@ def paradigms(scores: Mapping[str, Mapping[str, Sequence[float]]], *, baseline: 
     axis.grid(axis="x")
     axis.margins(x=0.05)
     return figure
-
-
-def _looks(names: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """A look a student: its method's; the next of a method darker, with the next line and marker."""
-    found: list[dict[str, Any]] = []
-    before: dict[str, int] = {}
-    for name in names:
-        match = re.match(r"[^\s(,]+(\([^)]*\)[^\s(,]*)*", name)
-        method = match[0] if match else name
-        look, n = method_style(method), before.get(method, 0)
-        before[method] = n + 1
-        if n:
-            look["color"] = tuple(max(0.7**n, 0.3) * part for part in look["color"])
-            look["linestyle"] = LINES[(LINES.index(look["linestyle"]) + n) % len(LINES)]
-            look["marker"] = MARKERS[(MARKERS.index(look["marker"]) + n) % len(MARKERS)]
-        found.append(look)
-    return found
 
 
 def _series(name: str, records: Records, key: str) -> tuple[np.ndarray, np.ndarray]:

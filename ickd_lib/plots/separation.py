@@ -34,6 +34,7 @@ def embeddings(
     superclasses: Sequence[str] = (),
     superclass_of: Sequence[int] = (),
     highlight: Sequence[int] = (),
+    how: str = "UMAP",
 ) -> Figure:
     """Samples in the plane as each network sees them, a panel a network.
 
@@ -43,6 +44,7 @@ def embeddings(
     Args:
         panels: coordinates by network, [N, 2] each, of the same N samples.
         labels: their classes, [N].
+        how: what made the coordinates, for the axes.
     """
     names, group, looks = class_colours(classes, superclasses, superclass_of, highlight)
     labels = array(labels)
@@ -70,11 +72,11 @@ def embeddings(
                 outline = [withStroke(linewidth=2.5, foreground="white")]
                 axis.text(x, y, names[g], ha="center", va="bottom", weight="bold", path_effects=outline)
         axis.margins(0.08)
-        axis.set(title=title, xticks=[], yticks=[], xlabel="UMAP 1", box_aspect=1)
+        axis.set(title=title, xticks=[], yticks=[], xlabel=f"{how} 1", box_aspect=1)
         axis.spines[:].set_visible(True)
         axis.spines[:].set_color("0.8")
     for axis in axes[:, 0]:
-        axis.set_ylabel("UMAP 2")
+        axis.set_ylabel(f"{how} 2")
     if not direct:
         marks = [Line2D([], [], linestyle="", markersize=6, **look) for look in looks]
         figure.legend(marks, names, loc="outside lower center", ncols=5, fontsize=8, handletextpad=0.1)

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import re
 import textwrap
 import zlib
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import matplotlib as mpl
 import numpy as np
 import seaborn as sns
+from matplotlib.colors import to_rgb
 from numpy.typing import ArrayLike
 
 WIDTH = 10.0  # inches: a notebook's column
@@ -94,6 +96,24 @@ def method_style(name: str) -> dict[str, Any]:
     return {"color": PALETTE[colour], "linestyle": line, "marker": marker}
 
 
+def looks(names: Iterable[str]) -> list[dict[str, Any]]:
+    """A look a name that begins with a method: that one's; the next of it darker, with the next line and marker."""
+    found: list[dict[str, Any]] = []
+    before: dict[str, int] = {}
+    for name in names:
+        match = re.match(r"[^\s(,]+(\([^)]*\)[^\s(,]*)*", name)
+        method = match[0] if match else name
+        look, n = method_style(method), before.get(method, 0)
+        before[method] = n + 1
+        if n:
+            colour = to_rgb(look["color"])
+            look["color"] = tuple(max(0.7**n, 0.3) * part for part in colour)
+            look["linestyle"] = LINES[(LINES.index(look["linestyle"]) + n) % len(LINES)]
+            look["marker"] = MARKERS[(MARKERS.index(look["marker"]) + n) % len(MARKERS)]
+        found.append(look)
+    return found
+
+
 def class_colours(
     classes: Sequence[str],
     superclasses: Sequence[str] = (),
@@ -109,7 +129,7 @@ def class_colours(
             than ten classes and no superclasses.
     Returns:
         Names of the groups, the group of each class [C], and each group's colour and marker. Twenty groups have
-        looks of their own.
+        looks of their own; the second ten are the colours of the first, darker.
     """
     if len(classes) <= 10 and not highlight:
         names, group = list(classes), list(range(len(classes)))
@@ -120,7 +140,11 @@ def class_colours(
         names = [classes[c] for c in chosen] + ["others"]
         group = [chosen.index(c) if c in chosen else len(chosen) for c in range(len(classes))]
     looks: list[dict[str, Any]] = [
-        {"color": PALETTE[i % 10], "marker": ("o", "^", "s", "D")[i // 10 % 4]} for i in range(len(names))
+        {
+            "color": tuple((0.55 if i // 10 % 2 else 1.0) * part for part in PALETTE[i % 10]),
+            "marker": ("o", "^", "s", "D")[i // 10 % 4],
+        }
+        for i in range(len(names))
     ]
     if names[-1] == "others":
         looks[-1] = {"color": "0.85", "marker": "o"}

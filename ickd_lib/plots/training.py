@@ -1,8 +1,9 @@
-"""Figures of training: curves over the epochs, scores over the seeds."""
+"""Figures of training: curves and loss terms over the epochs, scores over the seeds."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import math
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import matplotlib.pyplot as plt
@@ -12,11 +13,13 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 
-from ickd_lib.plots.style import HATCHES, WIDTH, mean_and_std, method_style, wrapped
+from ickd_lib.plots.style import HATCHES, WIDTH, looks, mean_and_std, method_style, wrapped
 from ickd_lib.runtime import InputError
 
+Seeds = Sequence[Sequence[Mapping[str, Any]]]  # of a method: for each seed its records
 
-def curves(runs: Mapping[str, Sequence[Sequence[Mapping[str, Any]]]], key: str = "test_accuracy") -> Figure:
+
+def curves(runs: Mapping[str, Seeds], key: str = "test_accuracy") -> Figure:
     """One number over the epochs: a line a method, the mean over its seeds, in a band of ± one standard deviation.
 
     The left panel shows all epochs, the right one the last third on a scale of its own, where methods come apart.
@@ -24,26 +27,23 @@ def curves(runs: Mapping[str, Sequence[Sequence[Mapping[str, Any]]]], key: str =
 
     Args:
         runs: for each method, for each seed, its records (`History.epochs`). Epochs that some seed of the method
-            has no `key` for are left out.
+            has no `key` for are left out. Several of one method, as "kd, seed 0" and "kd, seed 1", share its colour.
         key: which number; an accuracy is shown in percent.
     Raises:
         InputError: a method has no such number.
     """
     scale, digits = (100, 1) if "accuracy" in key else (1, 3)
-    figure, axes = plt.subplots(1, 2, figsize=(WIDTH, 3.8), layout="constrained")
+    figure, axes = plt.subplots(1, 2, figsize=(WIDTH, max(3.8, _legend_height(runs))), layout="constrained")
     last: list[tuple[float, str, Line2D]] = []
-    for name, seeds in runs.items():
-        found = [{record["epoch"]: scale * record[key] for record in seed if key in record} for seed in seeds]
-        epochs = np.array(sorted(set.intersection(*map(set, found))) if found else [])
+    for (name, seeds), style in zip(runs.items(), looks(runs), strict=True):
+        epochs, mean, spread = _over_seeds(seeds, key, scale)
         if not len(epochs):
             raise InputError(f"the records of {name!r} hold no {key!r} to draw; was it evaluated?")
-        mean, spread = mean_and_std([[seed[epoch] for epoch in epochs] for seed in found])
-        style = method_style(name)
         for axis, shown in zip(axes, (slice(None), epochs >= 2 * epochs[-1] / 3), strict=True):
             x, y, s = epochs[shown], mean[shown], spread[shown]
             (line,) = axis.plot(x, y, label=name, markevery=max(1, len(x) // 8), **style)
             axis.fill_between(x, y - s, y + s, color=style["color"], alpha=0.15, linewidth=0)
-        last.append((mean[-1], f"{name}  {score(mean[-1], spread[-1], len(found), digits)}", line))
+        last.append((mean[-1], f"{wrapped(name)}  {score(mean[-1], spread[-1], len(seeds), digits)}", line))
     last.sort(key=lambda entry: -entry[0])
     words = key.replace("_", " ")
     several = max(len(seeds) for seeds in runs.values())
@@ -63,6 +63,88 @@ def curves(runs: Mapping[str, Sequence[Sequence[Mapping[str, Any]]]], key: str =
         (f"{words}, %" if scale == 100 else words) + (f"  (mean ± std, {several} seeds)" * (several > 1))
     )
     return figure
+
+
+def losses(runs: Mapping[str, Seeds]) -> Figure:
+    """The loss and its terms over the epochs: a panel each and in it a line a method, as in `curves`.
+
+    A term that falls to a small part of itself is on a logarithmic scale.
+
+    Args:
+        runs: for each method, for each seed, its records with "loss" and terms such as "loss_kd" (`results.records`). A
+            method without a term is left out of its panel.
+    Raises:
+        InputError: no method has such numbers.
+    """
+    keys = (key for seeds in runs.values() for seed in seeds for record in seed for key in record)
+    terms = dict.fromkeys(["loss", *(key for key in keys if key.startswith("loss_"))])
+    drawn: dict[str, list[tuple[dict[str, Any], tuple[np.ndarray, ...]]]] = {}
+    for seeds, look in zip(runs.values(), looks(runs), strict=True):
+        for term in terms:
+            if len((line := _over_seeds(seeds, term))[0]):
+                drawn.setdefault(term, []).append((look, line))
+    if not drawn:
+        raise InputError(f"no records of {', '.join(runs)} hold a loss to draw; has an epoch ended?")
+    columns = min(3, len(drawn))
+    rows = math.ceil(len(drawn) / columns)
+    size = (WIDTH, max(0.6 + 2.4 * rows + (rows == 1), _legend_height(runs)))
+    figure, axes = plt.subplots(rows, columns, figsize=size, layout="constrained", squeeze=False)
+    for axis, term in zip(axes.flat, (term for term in terms if term in drawn), strict=False):
+        means = np.concatenate([mean for _, (_, mean, _) in drawn[term]])
+        steep = means.min() > 0 and means.max() > 30 * means.min()
+        for look, (epochs, mean, spread) in drawn[term]:
+            axis.plot(epochs, mean, markevery=max(1, len(epochs) // 6), **look)
+            low = np.maximum(mean - spread, mean / 10) if steep else mean - spread
+            axis.fill_between(epochs, low, mean + spread, color=look["color"], alpha=0.15, linewidth=0)
+        axis.set(
+            title=term.removeprefix("loss_") + (" (log scale)" if steep else ""), yscale="log" if steep else "linear"
+        )
+        axis.minorticks_off()  # half of the drawing time
+        axis.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=5))
+        axis.grid(axis="y")
+    for at, axis in enumerate(axes.flat):
+        axis.set_visible(at < len(drawn))
+        if at + columns >= len(drawn):
+            axis.set_xlabel("epoch")
+    handles = [Line2D([], [], label=wrapped(name), **look) for name, look in zip(runs, looks(runs), strict=True)]
+    figure.legend(handles=handles, loc="outside right upper", handlelength=3.6)
+    return figure
+
+
+def finals(found: Mapping[str, Mapping[str, Sequence[float]]]) -> Figure:
+    """Several final numbers beside each other: a panel a number, a row a method, drawn as in `scores`.
+
+    Args:
+        found: for each method, for each number a value a seed. Numbers with a "%" in their name are fractions, and
+            shown in percent. A method without a number has an empty place there.
+    """
+    names = list(dict.fromkeys(number for numbers in found.values() for number in numbers))
+    size = (WIDTH, 1.2 + 0.34 * sum(1 + 0.5 * wrapped(name).count("\n") for name in found))
+    figure, axes = plt.subplots(1, len(names), figsize=size, layout="constrained", sharey=True, squeeze=False)
+    for axis, number in zip(axes[0], names, strict=True):
+        scale, digits = (100, 1) if "%" in number else (1, 3)
+        for row, ((name, numbers), look) in enumerate(zip(found.items(), looks(found), strict=True)):
+            if numbers.get(number):
+                score_row(axis, row, name, scale * np.asarray(numbers[number], dtype=float), digits, look)
+        axis.set(title=number)
+        axis.xaxis.set_major_locator(MaxNLocator(nbins=3))
+        axis.grid(axis="x")
+        axis.margins(x=0.1)
+    axes[0, 0].set_yticks(range(len(found)), list(map(wrapped, found)))
+    axes[0, 0].set_ylim(len(found) - 0.5, -0.5)
+    return figure
+
+
+def _over_seeds(seeds: Seeds, key: str, scale: float = 1) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Epochs [E] in which every seed has `key`; mean and spread over seeds [E]."""
+    found = [{record["epoch"]: scale * record[key] for record in seed if key in record} for seed in seeds]
+    epochs = sorted(set.intersection(*map(set, found))) if found else []
+    return np.array(epochs), *mean_and_std([[seed[epoch] for epoch in epochs] for seed in found])
+
+
+def _legend_height(names: Iterable[str]) -> float:
+    """Inches that a legend of these names takes."""
+    return 0.8 + 0.21 * sum(1 + wrapped(name).count("\n") for name in names)
 
 
 def scores(scores: Mapping[str, Sequence[float]], *, xlabel: str = "test accuracy, %") -> Figure:
@@ -85,10 +167,12 @@ def scores(scores: Mapping[str, Sequence[float]], *, xlabel: str = "test accurac
     return figure
 
 
-def score_row(axis: Axes, row: float, name: str, seeds: np.ndarray, digits: int = 1) -> None:
+def score_row(
+    axis: Axes, row: float, name: str, seeds: np.ndarray, digits: int = 1, look: Mapping[str, Any] | None = None
+) -> None:
     """Draw a method's seeds [S] in a row of `scores` and write mean ± standard deviation beside it."""
     mean, spread = map(float, mean_and_std(seeds))
-    style = method_style(name)
+    style = look or method_style(name)
     colour, marker = style["color"], style["marker"]
     several = len(seeds) > 1  # then the seeds lie a little above their mean, so that neither hides the other
     axis.scatter(seeds, np.full(len(seeds), row - 0.17 * several), s=30, color=colour, marker=marker, alpha=0.8, lw=0)

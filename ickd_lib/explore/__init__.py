@@ -1,0 +1,18 @@
+"""What the explorers show, as data: one query and its in-context samples; maps and regions of the logit space."""
+
+from ickd_lib.explore.neighbourhood import Neighbourhood, in_context, neighbourhood, search, terms
+from ickd_lib.explore.space import Region, cached, embed, positions, region, waiting
+
+__all__ = [
+    "Neighbourhood",
+    "Region",
+    "cached",
+    "embed",
+    "in_context",
+    "neighbourhood",
+    "positions",
+    "region",
+    "search",
+    "terms",
+    "waiting",
+]

@@ -1,0 +1,8 @@
+"""Interactive shells over plots and plain functions: choose, look, choose again."""
+
+from ickd_lib.widgets.logits import LogitSpaceExplorer
+from ickd_lib.widgets.neighbours import NeighbourExplorer
+from ickd_lib.widgets.runs import RunExplorer
+from ickd_lib.widgets.view import Explorer, View
+
+__all__ = ["Explorer", "LogitSpaceExplorer", "NeighbourExplorer", "RunExplorer", "View"]

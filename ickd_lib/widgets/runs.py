@@ -1,0 +1,259 @@
+"""All runs of a folder: a table to choose from, figures of the chosen ones, and both as files."""
+
+from __future__ import annotations
+
+import io
+import json
+import statistics
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import ipywidgets as ipw
+import matplotlib as mpl
+from matplotlib.figure import Figure
+
+from ickd_lib import plots, results, runtime
+from ickd_lib.runtime import InputError
+from ickd_lib.widgets.view import Explorer, View
+
+FEW = 6  # methods that are drawn while nothing is chosen
+MOST = 20  # lines that a figure can hold
+SHOWN = ("curves", "loss terms", "final metrics")
+COLUMNS: dict[str, tuple[bool, Callable[[dict[str, Any]], str]]] = {  # of the table: whether numbers, and their text
+    "run": (False, lambda row: row["run"]),
+    "data set": (False, lambda row: row["dataset"]),
+    "images": (True, lambda row: f"{row['train_images']:,}"),
+    "teacher": (False, lambda row: row["teacher"] or ""),
+    "network": (False, lambda row: row["network"]),
+    "method": (False, lambda row: f"{row['method']} (a teacher)" if row["role"] == "teacher" else row["method"]),
+    "seed": (True, lambda row: str(row["seed"])),
+    "epochs": (True, lambda row: f"{row['epoch']}/{row['epochs']}"),
+    "state": (False, lambda row: row["state"]),
+    "last, %": (True, lambda row: _number(row, "accuracy", 100, 1)),
+    "best, %": (True, lambda row: _number(row, "best_accuracy", 100, 1)),
+    "NLL": (True, lambda row: _number(row, "nll", 1, 3)),
+    "ECE, %": (True, lambda row: _number(row, "ece", 100, 1)),
+    "agrees, %": (True, lambda row: _number(row, "agreement", 100, 1)),
+}
+FINALS = {"accuracy, %": "accuracy", "NLL": "nll", "ECE, %": "ece", "agreement, %": "agreement"}
+
+
+def _number(row: dict[str, Any], key: str, scale: float, digits: int) -> str:
+    return f"{scale * row[key]:.{digits}f}" if key in row else ""
+
+
+class RunExplorer(Explorer):
+    """Choose runs from a table, see their curves, loss terms or final metrics in one figure, and save either.
+
+    `rows` holds all runs as `results.overview` gives them, by name, and `chosen` the names of those that are drawn;
+    while none is chosen, the first few methods are. `kind`, `number` and `mean` are the controls. A damaged run is left
+    out, and named below the table.
+
+    Args:
+        folder: holds runs, finished or not.
+        chosen: names of runs, the path below `folder`, that are chosen at first.
+    Raises:
+        InputError: there is no such folder or run, or all runs are damaged.
+    """
+
+    def __init__(self, folder: str | Path = "runs", *, chosen: Sequence[str] = ()) -> None:
+        self.folder = Path(folder)
+        self.rows: dict[str, dict[str, Any]] = {}
+        self.damaged: list[str] = []
+        self._read()
+        self.chosen = [runtime.choose(name, self.rows, "run") for name in chosen]
+        self._kept: dict[str, Any] = {"filter": "", "sort": [0, False]}  # how the table stands, told by the page
+        self._records: dict[str, list[dict[str, float]]] = {}  # read once, until all is read again
+        self._drawing = False
+
+        style = {"style": {"description_width": "initial"}}
+        narrow = {"layout": {"width": "auto"}}
+        self.kind = ipw.Dropdown(options=SHOWN, description="show", layout={"width": "180px"}, **style)
+        self.number = ipw.Dropdown(options=["test_accuracy"], description="number", layout={"width": "230px"}, **style)
+        self.mean = ipw.Checkbox(value=True, description="mean over seeds", indent=False, **narrow)
+        self.again = ipw.Button(description="read again", tooltip="read the folder again", **narrow)
+        saves: dict[str, tuple[str, Callable[[], str]]] = {
+            "PNG": ("the figure as an image", lambda: self._save_figure("png")),
+            "SVG": ("the figure as a drawing", lambda: self._save_figure("svg")),
+            "CSV, runs": (
+                "settings and final numbers of the chosen runs",
+                lambda: self._save_csv("runs.csv", self._rows_to_save()),
+            ),
+            "CSV, curves": (
+                "all numbers of each epoch of the chosen runs",
+                lambda: self._save_csv("curves.csv", results.long(self._rows_to_save())),
+            ),
+            "Markdown": ("mean ± std over seeds", lambda: self._save_table("md", results.table)),
+            "LaTeX": ("mean ± std over seeds", lambda: self._save_table("tex", results.latex)),
+        }
+        self.saves = {name: ipw.Button(description=name, tooltip=tip, **narrow) for name, (tip, _) in saves.items()}
+        self.table = View(self._touched, waiting="The runs appear here while a kernel runs.")
+        wrap = {"layout": {"flex_flow": "row wrap", "align_items": "center"}}
+        super().__init__(
+            [
+                self.table,
+                ipw.HBox([self.kind, self.number, self.mean, self.again], **wrap),
+                ipw.HBox([ipw.Label("save"), *self.saves.values()], **wrap),
+            ],
+            View(self._shown),
+        )
+        for control in (self.kind, self.number, self.mean):
+            control.observe(self._changed, "value")
+        self.again.on_click(self._reread)
+        for name, (_, act) in saves.items():
+            self.saves[name].on_click(lambda _, act=act: self._saved(act))
+
+    def drawn(self) -> dict[str, list[list[dict[str, Any]]]]:
+        """The runs that the figure shows: for each name, for each seed those that count once (`results.named`)."""
+        return dict(list(self._asked().items())[:MOST])
+
+    def figures(self) -> list[Figure]:
+        if self.kind.value == "final metrics":
+            return [plots.finals({name: _finals(seeds) for name, seeds in self.drawn().items()})]
+        return [
+            plots.curves(self._curves(), self.number.value)
+            if self.kind.value == "curves"
+            else plots.losses(self._curves())
+        ]
+
+    def _asked(self) -> dict[str, list[list[dict[str, Any]]]]:
+        rows = [self.rows[name] for name in self.chosen]
+        if not rows:
+            few = list(results.named(list(self.rows.values())).values())[:FEW]
+            names = {row["run"] for seeds in few for alike in seeds for row in alike}
+            rows = [row for name, row in self.rows.items() if name in names]
+        return results.named(rows, by_run=not self.mean.value)
+
+    def _curves(self) -> dict[str, list[list[dict[str, float]]]]:
+        """The records of what is drawn; those of students that count once are their mean."""
+
+        def read(row: dict[str, Any]) -> list[dict[str, float]]:
+            if row["run"] not in self._records:
+                self._records[row["run"]] = results.records(row)
+            return self._records[row["run"]]
+
+        return {
+            name: [results.averaged([read(row) for row in alike]) for alike in seeds]
+            for name, seeds in self.drawn().items()
+        }
+
+    def _read(self) -> None:
+        found = results.overview(self.folder)
+        self.damaged = [row["problem"] for row in found if row["state"] == "damaged"]
+        self.rows = {row["run"]: row for row in found if row["state"] != "damaged"}
+        if not self.rows:
+            raise InputError(f"all {len(found)} runs below {self.folder} are damaged; {self.damaged[0]}")
+
+    def _list(self) -> None:
+        """Show the table."""
+        columns = [{"name": name, "number": number} for name, (number, _) in COLUMNS.items()]
+        rows = [{"key": run, "cells": [text(row) for _, text in COLUMNS.values()]} for run, row in self.rows.items()]
+        table = {"kind": "choices", "title": f"runs below {self.folder}", "columns": columns, "rows": rows}
+        more = f"; and {len(self.damaged) - 1} more damaged runs" if len(self.damaged) > 1 else ""
+        left_out = (
+            [{"kind": "text", "tone": "error", "text": f"Left out: {self.damaged[0]}{more}"}] if self.damaged else []
+        )
+        self.table.show(table | self._kept | {"chosen": self.chosen}, *left_out)
+
+    def _draw(self) -> None:
+        """Show the figure, and in words what it leaves out."""
+        if self._drawing:  # the numbers on offer are being set
+            return
+        self._drawing = True
+        try:
+            self.number.disabled = self.kind.value != "curves"
+            asked = self._asked()
+            if self.kind.value == "curves":
+                self._offer()
+            note = "" if self.chosen else f"No run is chosen; the first {FEW} methods are shown. "
+            if len(asked) > MOST:
+                note += f"Only {MOST} of {len(asked)} lines are drawn; choose fewer runs, or their mean over seeds."
+            names = ", ".join(list(asked)[:MOST])
+            number = f" of {self.number.value}" if self.kind.value == "curves" else ""
+            picture = {"kind": "picture", "alt": f"{self.kind.value}{number}: {names}"}
+            self.view.show({"kind": "text", "text": note}, picture, data=self.png())
+        finally:
+            self._drawing = False
+
+    def _offer(self) -> None:
+        """Let `number` be one that all that is drawn has."""
+        every = [{key for seed in seeds for record in seed for key in record} for seeds in self._curves().values()]
+        common = set.intersection(*every) - {"epoch"}
+        if not common:
+            raise InputError("the chosen runs have no number in common; has an epoch of each ended?")
+        now, first = self.number.value, len(self.number.options) == 1
+        options = sorted(common, key=lambda key: (not key.endswith("accuracy"), not key.startswith("loss"), key))
+        if list(self.number.options) != options:
+            self.number.options = options
+        if first:  # a curve of one point is none
+            curves = [seed for seeds in self._curves().values() for seed in seeds]
+            now = "test_accuracy" if any(sum("test_accuracy" in r for r in one) > 1 for one in curves) else "loss"
+        self.number.value = next(key for key in (now, "test_accuracy", *options) if key in common)
+
+    def _touched(self, event: str, key: str) -> None:
+        with self.guarded():
+            if event == "ready" and not self.table._last[0]:
+                self._list()
+            elif event == "choices":
+                told = json.loads(key)
+                self._kept = {"filter": told["filter"], "sort": told["sort"]}
+                before, chosen = self.chosen, set(told["chosen"])
+                self.chosen = [run for run in self.rows if run in chosen]
+                self.table._last[0][0].update(self._kept, chosen=self.chosen)  # what a page that opens later gets
+                if self.chosen != before:
+                    self._draw()
+
+    def _shown(self, event: str, _: str) -> None:
+        if event == "ready" and not self.view._last[0]:
+            self._changed()
+
+    def _changed(self, _: Any = None) -> None:
+        with self.guarded():
+            self._draw()
+
+    def _reread(self, _: Any) -> None:
+        with self.guarded():
+            self._read()
+            self._records.clear()
+            self.chosen = [run for run in self.chosen if run in self.rows]
+            self._list()
+            self._draw()
+            self.say(f"{len(self.rows)} runs read")
+
+    def _saved(self, act: Callable[[], str]) -> None:
+        with self.guarded():
+            self.say(f"saved: {act()}")
+
+    def _save_figure(self, form: str) -> str:
+        number = f"-{self.number.value}" if self.kind.value == "curves" else ""
+        buffer = io.BytesIO()
+        with mpl.rc_context():
+            plots.use()
+            mpl.rcParams["svg.fonttype"] = "none"  # text stays text
+            self.figures()[0].savefig(buffer, format=form, dpi=200)
+        name = f"{self.kind.value.replace(' ', '-')}{number}.{form}"
+        self.view.save(name, buffer.getvalue(), {"png": "image/png", "svg": "image/svg+xml"}[form])
+        return name
+
+    def _rows_to_save(self) -> list[dict[str, Any]]:
+        return [self.rows[name] for name in self.chosen] or list(self.rows.values())
+
+    def _save_csv(self, name: str, rows: list[dict[str, Any]]) -> str:
+        self.view.save(name, results.csv_of(rows).encode(), "text/csv")
+        return f"{name}, {len(rows)} rows" + ("" if self.chosen else ", of all runs, for none is chosen")
+
+    def _save_table(self, ending: str, form: Callable[[Sequence[dict[str, Any]]], str]) -> str:
+        rows = [row for row in self._rows_to_save() if self.chosen or row["role"] == "student"]
+        finished = [row for row in rows if row["state"] == "finished"]
+        if not finished:
+            raise InputError("no chosen run is finished, and a table holds final numbers; choose others, or read again")
+        self.view.save(f"table.{ending}", form(finished).encode(), "text/plain")
+        left_out = f", {len(rows) - len(finished)} unfinished left out" if len(finished) < len(rows) else ""
+        return f"table.{ending}, {len(finished)} runs{left_out}"
+
+
+def _finals(seeds: list[list[dict[str, Any]]]) -> dict[str, list[float]]:
+    """For each of FINALS a value a seed, the mean of those that count once."""
+    found = {name: [[row[key] for row in alike if key in row] for alike in seeds] for name, key in FINALS.items()}
+    return {name: [statistics.fmean(some) for some in values if some] for name, values in found.items() if any(values)}

@@ -1,0 +1,241 @@
+// Draws what a View shows: a tree of blocks, described in view.py. Content comes as messages, never as state, so that
+// saved notebooks stay small; a whole tree replaces the last one in one go, so that nothing flickers.
+
+function make(tag, properties = {}, ...children) {
+  const { data = {}, aria = {}, style = {}, ...rest } = properties;
+  const element = Object.assign(document.createElement(tag), rest);
+  Object.assign(element.dataset, data);
+  for (const [name, value] of Object.entries(aria)) element.setAttribute(name === "role" ? name : `aria-${name}`, value);
+  for (const [name, value] of Object.entries(style)) element.style.setProperty(name, value);
+  element.append(...children.filter((child) => child !== undefined && child !== null));
+  return element;
+}
+
+const button = (event, key, properties, ...children) =>
+  make("button", { type: "button", data: { event, key }, ...properties }, ...children);
+const swatch = (colour) => colour && make("span", { className: "ickd-swatch", style: { background: colour } });
+const heading = (text) => text && make("div", { className: "ickd-title" }, text);
+
+// One image of a strip of N images, height x width x 3 bytes each, drawn at its own size and scaled by the page.
+function image(strip, at, shape) {
+  const [, height, width] = shape;
+  const canvas = make("canvas", { width, height, aria: { hidden: "true" } });
+  const pixels = new ImageData(width, height);
+  const first = at * height * width * 3;
+  for (let i = 0; i < height * width; i++) {
+    pixels.data.set([strip[first + 3 * i], strip[first + 3 * i + 1], strip[first + 3 * i + 2], 255], 4 * i);
+  }
+  canvas.getContext("2d").putImageData(pixels, 0, 0);
+  return canvas;
+}
+
+const blocks = {
+  row: ({ blocks }, context) => make("div", { className: "ickd-row" }, ...blocks.map((one) => draw(one, context))),
+
+  text: ({ text, tone = "note" }) =>
+    make("div", { className: `ickd-text ickd-${tone}`, aria: { role: tone === "error" ? "alert" : "status" } }, text),
+
+  crumbs: ({ title, items }) =>
+    make("nav", { className: "ickd-crumbs", aria: { label: title } }, heading(title),
+      make("ol", {}, ...items.map(({ text, key }, i) => make("li", {},
+        i === items.length - 1
+          ? make("span", { aria: { current: "page" } }, text)
+          : button("crumb", key, {}, text))))),
+
+  tiles: ({ title, tone = "plain", shape, tiles, event }, { bytes }) =>
+    make("section", { className: `ickd-tiles ickd-${tone}`, aria: { label: title } }, heading(title),
+      make("div", { className: "ickd-grid" }, ...tiles.map(({ at, key, colour, lines, label }) => {
+        const inside = [
+          image(bytes, at, shape),
+          make("span", { className: "ickd-class" }, swatch(colour), lines[0]),
+          ...lines.slice(1).map((line) => make("span", {}, line)),
+        ];
+        return event
+          ? button(event, key, { className: "ickd-tile", title: label, aria: { label } }, ...inside)
+          : make("div", { className: "ickd-tile", title: label }, ...inside);
+      }))),
+
+  bars: ({ title, columns, rows }) => {
+    const most = Math.max(1e-9, ...rows.flatMap((row) => row.values));
+    return make("table", { className: "ickd-bars" }, make("caption", {}, title),
+      make("thead", {}, make("tr", {}, ...["class", ...columns].map((name) => make("th", { scope: "col" }, name)))),
+      make("tbody", {}, ...rows.map(({ name, colour, marked, values }) =>
+        make("tr", { className: marked ? "ickd-marked" : "" },
+          make("th", { scope: "row" }, swatch(colour), name + (marked ? " ✓" : "")),
+          ...values.map((value, i) => make("td", {},
+            make("span", { className: `ickd-bar ickd-bar${i}`, style: { width: `${(100 * value) / most}%` } }),
+            make("span", { className: "ickd-number" }, value.toFixed(3))))))));
+  },
+
+  table: ({ title, columns, rows }) =>
+    make("table", { className: "ickd-table" }, make("caption", {}, title),
+      make("thead", {}, make("tr", {}, ...columns.map((name) => make("th", { scope: "col" }, name)))),
+      make("tbody", {}, ...rows.map(([name, ...cells]) =>
+        make("tr", {}, make("th", { scope: "row" }, name), ...cells.map((cell) => make("td", {}, cell)))))),
+
+  // Rows to choose from. What is chosen, filtered and sorted is kept in the block, and told to Python a moment after the
+  // last touch, so that quick ticks make one redrawing.
+  choices: (block) => {
+    const { title, columns, rows } = block;
+    const chosen = new Set(block.chosen);
+    let timer;
+    const tell = () => {
+      block.chosen = [...chosen];
+      clearTimeout(timer);
+      timer = setTimeout(() => {
+        const key = JSON.stringify({ chosen: block.chosen, filter: block.filter, sort: block.sort });
+        root.dispatchEvent(new CustomEvent("ickd", { bubbles: true, detail: { event: "choices", key } }));
+      }, 250);
+    };
+    const lines = rows.map(({ key, cells }) => {
+      const box = make("input", { type: "checkbox", checked: chosen.has(key), tabIndex: -1, aria: { label: `choose ${key}` } });
+      const [first, ...others] = cells;
+      const row = make("tr", {}, make("td", {}, box), make("th", { scope: "row" }, first),
+        ...others.map((cell, i) => make("td", { className: columns[i + 1].number ? "ickd-numeric" : "" }, cell)));
+      return { key, cells, box, row, text: cells.join(" ").toLowerCase() };
+    });
+    const all = make("input", { type: "checkbox", aria: { label: "choose all shown" } });
+    const filter = make("input", { type: "search", value: block.filter, placeholder: "words that a row must hold" });
+    const count = make("span", { className: "ickd-note", aria: { role: "status" } });
+    const heads = columns.map(({ name }, at) => make("th", { scope: "col" }, make("button", { type: "button", onclick: () => {
+      block.sort = [at, block.sort[0] === at && !block.sort[1]];
+      arrange();
+      tell();
+    } }, name)));
+    const body = make("tbody");
+    const shown = () => lines.filter(({ row }) => !row.hidden);
+    const mark = () => {
+      const some = shown(), here = some.filter(({ box }) => box.checked).length;
+      for (const { row, box } of lines) row.classList.toggle("ickd-chosen", box.checked);
+      all.checked = here > 0 && here === some.length;
+      all.indeterminate = here > 0 && here < some.length;
+      count.textContent = `${chosen.size} chosen` + (here < chosen.size ? ` (${chosen.size - here} not shown)` : "") +
+        `, ${some.length} of ${rows.length} shown`;
+    };
+    // One box at a time is reached by Tab; arrows lead from one to the next.
+    const reach = (line) => lines.forEach((one) => (one.box.tabIndex = one === line ? 0 : -1));
+    const sift = () => {
+      const words = block.filter.toLowerCase().split(/\s+/);
+      for (const { row, text } of lines) row.hidden = !words.every((word) => text.includes(word));
+      reach(shown()[0]);
+      mark();
+    };
+    const arrange = () => {
+      const [at, down] = block.sort;
+      const value = ({ cells }) => (columns[at].number ? parseFloat(cells[at].replace(/,/g, "")) : cells[at]);
+      lines.sort((one, other) => {
+        const [a, b] = [value(one), value(other)];
+        const empty = (Number.isNaN(a) || a === "") - (Number.isNaN(b) || b === ""); // last, in either direction
+        return empty || (down ? -1 : 1) * (columns[at].number ? a - b || 0 : a.localeCompare(b, undefined, { numeric: true }));
+      });
+      heads.forEach((head, i) => head.setAttribute("aria-sort", i !== at ? "none" : down ? "descending" : "ascending"));
+      body.append(...lines.map(({ row }) => row));
+      reach(shown()[0]);
+    };
+    const tick = ({ key, box }, checked) => {
+      box.checked = checked;
+      checked ? chosen.add(key) : chosen.delete(key);
+    };
+    filter.oninput = () => {
+      block.filter = filter.value;
+      sift();
+      tell();
+    };
+    all.onchange = () => {
+      shown().forEach((line) => tick(line, all.checked));
+      mark();
+      tell();
+    };
+    body.onclick = ({ target }) => {
+      const line = lines.find(({ row }) => row.contains(target));
+      if (!line) return;
+      tick(line, target === line.box ? line.box.checked : !line.box.checked);
+      reach(line);
+      mark();
+      tell();
+    };
+    body.onkeydown = (event) => {
+      const some = shown(), at = some.findIndex(({ box }) => box === event.target);
+      const steps = { ArrowDown: 1, ArrowUp: -1, PageDown: 10, PageUp: -10, Home: -some.length, End: some.length };
+      if (at < 0 || !(event.key in steps)) return;
+      event.preventDefault();
+      const line = some[Math.min(some.length - 1, Math.max(0, at + steps[event.key]))];
+      reach(line);
+      line.box.focus();
+    };
+    const root = make("section", { className: "ickd-choices", data: { lmSuppressShortcuts: "true" }, aria: { label: title } },
+      make("div", { className: "ickd-row" }, make("label", {}, "filter ", filter), count),
+      make("div", { className: "ickd-scroll" }, make("table", {},
+        make("thead", {}, make("tr", {}, make("th", {}, all), ...heads)), body)));
+    sift();
+    arrange();
+    return root;
+  },
+
+  picture: ({ alt }, { bytes }) => {
+    const url = URL.createObjectURL(new Blob([bytes], { type: "image/png" }));
+    return make("img", { className: "ickd-picture", alt, src: url });
+  },
+};
+
+const draw = (block, context) => blocks[block.kind](block, context);
+
+function save(name, type, bytes) {
+  const url = URL.createObjectURL(new Blob([bytes], { type }));
+  make("a", { href: url, download: name }).click();
+  setTimeout(() => URL.revokeObjectURL(url), 10000);
+}
+
+const isDark = () => document.body.dataset.jpThemeLight === "false" || /dark/.test(document.body.dataset.vscodeThemeKind ?? "");
+
+export default () => {
+  let latest; // the last message, kept for views that open later
+  const views = new Set();
+  return {
+    initialize({ model }) {
+      model.on("msg:custom", (content, buffers) => {
+        const bytes = buffers?.[0] && new Uint8Array(buffers[0].buffer ?? buffers[0], buffers[0].byteOffset ?? 0, buffers[0].byteLength);
+        if (content.save) return save(content.save, content.type, bytes);
+        latest = { blocks: content.blocks, bytes };
+        views.forEach((view) => view());
+      });
+    },
+    render({ model, el }) {
+      el.classList.add("ickd");
+      const pictures = () => [...el.querySelectorAll("img")].map((one) => one.src);
+      const refresh = async () => {
+        if (!latest) return el.replaceChildren(make("div", { className: "ickd-text ickd-note" }, model.get("waiting")));
+        const current = latest;
+        const drawn = current.blocks.map((block) => draw(block, current));
+        await Promise.all(drawn.filter((one) => one.matches("img")).map((one) => one.decode().catch(() => {})));
+        if (current !== latest) return; // a newer message came in the meantime
+        const focus = el.contains(document.activeElement) ? { ...document.activeElement.dataset } : null;
+        const gone = pictures();
+        el.replaceChildren(...drawn);
+        gone.forEach(URL.revokeObjectURL);
+        if (focus?.event) {
+          const same = [...el.querySelectorAll(`[data-event="${focus.event}"]`)];
+          (same.find((one) => one.dataset.key === focus.key) ?? same[0] ?? el.querySelector("button"))?.focus();
+        }
+        model.send({ event: "drawn" });
+      };
+      const clicked = ({ target }) => {
+        const { event, key } = target.closest("[data-event]")?.dataset ?? {};
+        if (event) model.send({ event, key });
+      };
+      const themed = () => model.send({ event: "theme", dark: isDark() });
+      const watch = new MutationObserver(themed);
+      watch.observe(document.body, { attributes: true, attributeFilter: ["data-jp-theme-light", "data-vscode-theme-kind"] });
+      el.addEventListener("click", clicked);
+      el.addEventListener("ickd", ({ detail }) => model.send(detail));
+      views.add(refresh);
+      refresh();
+      model.send({ event: "ready", dark: isDark(), fresh: !latest });
+      return () => {
+        views.delete(refresh);
+        pictures().forEach(URL.revokeObjectURL);
+        watch.disconnect();
+      };
+    },
+  };
+};

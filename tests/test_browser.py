@@ -1,0 +1,502 @@
+"""The explorers in JupyterLab as a person meets them: mouse, keyboard, both themes, and the library's own numbers."""
+
+from __future__ import annotations
+
+import contextlib
+import csv
+import io
+import json
+import math
+import os
+import re
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from pathlib import Path
+
+import papermill
+import pytest
+from jupyter_client.blocking import BlockingKernelClient
+from PIL import Image
+
+sync_api = pytest.importorskip(
+    "playwright.sync_api", reason="no playwright: pip install playwright to test in a browser"
+)
+expect = sync_api.expect
+pytestmark = pytest.mark.browser
+
+ROOT = Path(__file__).resolve().parents[1]
+SCREENSHOTS = os.environ.get("ICKD_SCREENSHOTS", "")  # a folder; then the notebooks train as they are
+SMALL = {} if SCREENSHOTS else {"teacher": "resnet8", "teacher_epochs": 6, "labels": 100, "epochs": 12}
+NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
+
+
+def chromium() -> str:
+    """A Chromium: the one that is named, an installed one, or playwright's own."""
+    if found := os.environ.get("ICKD_CHROMIUM") or next(filter(None, map(shutil.which, NAMES)), ""):
+        return found
+    with sync_api.sync_playwright() as playwright:
+        return playwright.chromium.executable_path
+
+
+if not Path(chromium()).exists():
+    how = "apt install chromium, or python -m playwright install chromium, or name one in ICKD_CHROMIUM"
+    pytest.skip(f"the explorers in JupyterLab are not tested without Chromium: {how}", allow_module_level=True)
+
+
+@pytest.fixture(scope="module")
+def browser():
+    flags = ["--headless", "--no-sandbox", "--disable-background-networking"]
+    with sync_api.sync_playwright() as playwright:
+        with contextlib.closing(playwright.chromium.launch(executable_path=chromium(), args=flags)) as browser:
+            yield browser
+
+
+class Lab:
+    """JupyterLab on a free loopback port, with a folder, settings and kernels of its own, and a page that shows it."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder, self.token = folder, os.urandom(16).hex()
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            self.url = f"http://127.0.0.1:{free.getsockname()[1]}"
+        own = {f"JUPYTER_{name}_DIR": str(folder / ".jupyter" / name) for name in ("CONFIG", "DATA", "RUNTIME")}
+        own |= {f"JUPYTERLAB_{name}_DIR": str(folder / ".jupyter" / name) for name in ("SETTINGS", "WORKSPACES")}
+        options = {
+            "ServerApp.root_dir": folder,
+            "ServerApp.port": self.url.rpartition(":")[2],
+            "ServerApp.ip": "127.0.0.1",
+            "IdentityProvider.token": self.token,
+            "LabApp.expose_app_in_browser": True,
+        }
+        command = [sys.executable, "-m", "jupyterlab", "--no-browser", "--allow-root"]
+        settings = {  # cells out of sight stay in the page; no question about news in the way
+            "notebook-extension/tracker": {"windowingMode": "none"},
+            "apputils-extension/notification": {"fetchNews": "false"},
+        }
+        for name, values in settings.items():
+            path = folder / ".jupyter" / "SETTINGS" / "@jupyterlab" / f"{name}.jupyterlab-settings"
+            path.parent.mkdir(parents=True)
+            path.write_text(json.dumps(values))
+        self.log = open(folder / "lab.log", "w")
+        self.process = subprocess.Popen(
+            [*command, *(f"--{name}={value}" for name, value in options.items())],
+            env={**os.environ, **own, "OMP_WAIT_POLICY": "passive", "OMP_NUM_THREADS": "1"},
+            stdout=self.log,
+            stderr=subprocess.STDOUT,
+        )
+
+    def wait(self) -> None:
+        for _ in range(300):
+            with contextlib.suppress(urllib.error.URLError, OSError):
+                return self.get("api/status")
+            assert self.process.poll() is None, (self.folder / "lab.log").read_text()
+            time.sleep(0.2)
+        raise AssertionError("JupyterLab did not start in a minute:\n" + (self.folder / "lab.log").read_text())
+
+    def get(self, path: str):
+        with urllib.request.urlopen(f"{self.url}/{path}?token={self.token}", timeout=10) as answer:
+            return json.load(answer)
+
+    def stop(self) -> None:
+        self.process.send_signal(signal.SIGTERM)
+        try:
+            self.process.wait(20)
+        except subprocess.TimeoutExpired:
+            self.process.kill()
+        self.log.close()
+
+
+class Notebook:
+    """A notebook open in the lab, all its cells run."""
+
+    def __init__(self, lab: Lab, browser, name: str, **parameters) -> None:
+        self.lab, self.name = lab, name
+        target, output = lab.folder / f"{name}.ipynb", lab.folder / f"output_{name}"
+        source = ROOT / "notebooks" / f"{name}.ipynb"
+        given = {"runs": str(lab.folder / "runs"), "output": str(output), **SMALL, **parameters}
+        papermill.execute_notebook(source, target, given, kernel_name="python3", prepare_only=True, progress_bar=False)
+        self.page = browser.new_page(viewport={"width": 1360, "height": 1200})
+        self.page.set_default_timeout(20_000)
+        self.page.goto(f"{lab.url}/lab/tree/{name}.ipynb?token={lab.token}&reset")
+        self.page.wait_for_function("window.jupyterapp !== undefined")
+        kernel = "window.jupyterapp.shell.currentWidget?.sessionContext?.session?.kernel"
+        self.page.wait_for_function(f"{kernel}?.connectionStatus === 'connected' && {kernel}.status === 'idle'")
+        self.command("application:toggle-left-area")
+        self.command("notebook:run-all-cells")
+        expect(self.page.locator(".jp-CodeCell .jp-InputPrompt").first).to_have_text(re.compile(r"\[[\d*]+\]"))
+        self.wait(300)
+        errors = self.page.locator(".jp-RenderedText[data-mime-type='application/vnd.jupyter.error']")
+        assert errors.count() == 0, errors.first.inner_text()
+        (kernel,) = (s["kernel"]["id"] for s in lab.get("api/sessions") if s["path"] == target.name)
+        self.client = BlockingKernelClient()
+        self.client.load_connection_file(str(lab.folder / ".jupyter" / "RUNTIME" / f"kernel-{kernel}.json"))
+        self.client.start_channels()
+
+    def command(self, name: str, **given) -> None:
+        self.page.evaluate(f"void window.jupyterapp.commands.execute('{name}', {json.dumps(given)})")
+
+    def wait(self, seconds: float) -> None:
+        """Until no cell waits and the kernel is idle."""
+        busy = "() => ![...document.querySelectorAll('.jp-InputPrompt')].some((one) => one.textContent.includes('*'))"
+        self.page.wait_for_function(busy, timeout=1000 * seconds)
+        idle = self.page.locator(".jp-Notebook-ExecutionIndicator[data-status='idle']")
+        idle.wait_for(state="attached", timeout=1000 * seconds)
+
+    def ask(self, expression: str):
+        """The value that the notebook's kernel gives an expression."""
+        program = {"answer": f"__import__('json').dumps({expression})"}
+        reply = self.client.execute("", user_expressions=program, reply=True, timeout=60)
+        answer = reply["content"]["user_expressions"]["answer"]
+        assert answer["status"] == "ok", answer
+        return json.loads(answer["data"]["text/plain"][1:-1].encode().decode("unicode_escape"))
+
+    def explorer(self, holding: str):
+        """The explorer that holds an element."""
+        found = self.page.locator(".jp-OutputArea-output", has=self.page.locator(holding)).last
+        found.wait_for(timeout=60_000)
+        found.scroll_into_view_if_needed()
+        return found
+
+    def theme(self, dark: bool) -> None:
+        self.command("apputils:change-theme", theme=f"JupyterLab {'Dark' if dark else 'Light'}")
+        self.page.wait_for_function(f"document.body.dataset.jpThemeLight === '{str(not dark).lower()}'")
+        self.page.wait_for_timeout(500)
+
+    def picture(self, explorer, name: str) -> None:
+        """Screenshots in both themes, in the folder that SCREENSHOTS names."""
+        self.page.set_viewport_size({"width": 1360, "height": 1700})
+        explorer.scroll_into_view_if_needed()
+        for theme in ("dark", "light"):
+            self.theme(theme == "dark")
+            folder = Path(SCREENSHOTS or self.lab.folder)
+            folder.mkdir(parents=True, exist_ok=True)
+            explorer.screenshot(path=folder / f"{name}_{theme}.png")
+
+
+@pytest.fixture(scope="module")
+def lab(browser, tmp_path_factory):
+    lab = Lab(tmp_path_factory.mktemp("lab"))
+    try:
+        lab.wait()
+        yield lab
+    finally:
+        lab.stop()
+
+
+@pytest.fixture(scope="module")
+def samples(lab, browser):
+    return Notebook(lab, browser, "04_in_context_samples", queries=200)
+
+
+SHOWN = """[
+    [int(explorer._images(explorer.around[0]).index[explorer.around[1]])],
+    [[int(i), round(float(s), 3)] for found in (explorer.found.positives, explorer.found.negatives)
+     for i, s, m in zip(found.index[0], found.similarity[0], found.mask[0]) if m],
+    {name: p[0].tolist() for name, p in explorer.found.probabilities(explorer.temperature).items()},
+]"""
+
+
+def check_neighbours(samples, explorer) -> None:
+    """What the page shows is what the library retrieves: rows, cosines, probabilities."""
+    (row,), around, said = samples.ask(SHOWN)
+    expect(explorer.locator(".ickd-query")).to_contain_text(f"row {row}")
+    tiles = explorer.locator("button.ickd-tile")
+    expect(tiles).to_have_count(len(around))
+    labels = [tile.get_attribute("aria-label") for tile in tiles.all()]
+    numbers = [re.search(r"cos (-?[\d.]+).*row (\d+)$", label).groups() for label in labels]
+    assert [[int(row), float(cosine)] for cosine, row in numbers] == around
+    columns = [name.split(" says ")[0] for name in explorer.locator(".ickd-bars thead th").all_inner_texts()[1:]]
+    assert columns == list(said)
+    for line in explorer.locator(".ickd-bars tbody tr").all():
+        name = line.locator("th").inner_text().removesuffix(" ✓")
+        values = [float(cell) for cell in line.locator("td").all_inner_texts()]
+        assert values == pytest.approx([p[int(name)] for p in said.values()], abs=6e-4)
+
+
+def test_neighbours_by_mouse(samples):
+    explorer = samples.explorer(".ickd-query")
+    check_neighbours(samples, explorer)
+    crumbs = explorer.locator(".ickd-crumbs li")
+    neighbour = explorer.locator(".ickd-other button.ickd-tile").nth(1)
+    row = re.search(r"row (\d+)$", neighbour.get_attribute("aria-label"))[1]
+    neighbour.click()
+    expect(crumbs).to_have_count(2)
+    assert samples.ask("int(explorer.images.index[explorer.around[1]])") == int(row)
+    check_neighbours(samples, explorer)
+    explorer.locator(".ickd-same button.ickd-tile").first.click()
+    expect(crumbs).to_have_count(3)
+    crumbs.first.locator("button").click()
+    expect(crumbs).to_have_count(1)
+    check_neighbours(samples, explorer)
+    before = samples.ask("explorer.number.value")
+    explorer.get_by_role("button", name="next mistake").click()
+    expect(crumbs.first).not_to_contain_text(f"row {samples.ask(f'int(held_out.index[{before}])')},")
+    at = samples.ask("explorer.number.value")
+    assert samples.ask(f"int(theirs.logits[{at}].argmax()) != int(held_out.labels[{at}])")
+    explorer.get_by_label("class", exact=True).select_option("7")
+    expect(explorer.locator(".ickd-query .ickd-class")).to_have_text("7")
+    check_neighbours(samples, explorer)
+    explorer.get_by_label("class", exact=True).select_option("all")
+
+
+def test_neighbours_by_keyboard(samples):
+    explorer, keys = samples.explorer(".ickd-query"), samples.page.keyboard
+    explorer.get_by_role("spinbutton", name="query").focus()
+    reached = []
+    for _ in range(14):  # Tab goes through the controls in their order, and on to the neighbours
+        reached.append(
+            samples.page.evaluate("(document.activeElement.innerText || document.activeElement.role || '').trim()")
+        )
+        keys.press("Tab")
+    known = ("next", "random", "next mistake", "slider")
+    assert [name for name in reached if name in known] == [*known, "slider", "slider"]
+    explorer.get_by_role("button", name="next", exact=True).focus()
+    keys.press("Enter")
+    at = samples.ask("explorer.number.value")
+    keys.press("Enter")
+    expect(explorer.get_by_role("spinbutton", name="query")).to_have_value(str(at + 1))
+    slider = explorer.get_by_role("slider").first
+    slider.focus()
+    keys.press("ArrowRight")
+    keys.press("ArrowRight")
+    expect(explorer.locator(".ickd-same button.ickd-tile")).to_have_count(10)
+    check_neighbours(samples, explorer)
+    tile = explorer.locator(".ickd-same button.ickd-tile").nth(3)
+    row = re.search(r"row (\d+)$", tile.get_attribute("aria-label"))[1]
+    tile.focus()
+    keys.press("Enter")
+    expect(explorer.locator(".ickd-query")).to_contain_text(f"row {row}")
+    assert samples.page.evaluate("document.activeElement.className") == "ickd-tile"  # the keyboard stays where it was
+    search = explorer.get_by_label("search", exact=True)
+    search.fill("nonsense")
+    keys.press("Enter")
+    expect(explorer.get_by_role("alert")).to_contain_text("no image matches 'nonsense'")
+    search.fill("wrong")
+    keys.press("Enter")
+    expect(explorer.get_by_role("alert")).to_have_count(0)
+    expect(explorer.get_by_role("status")).to_contain_text("that match")
+    check_neighbours(samples, explorer)
+
+
+def test_neighbours_answer_at_once_and_never_vanish(samples):
+    explorer = samples.explorer(".ickd-query")
+    explorer.get_by_label("search", exact=True).fill("")
+    samples.page.keyboard.press("Enter")
+    took = samples.page.evaluate(
+        """async () => {
+            const view = document.querySelector('.ickd-query').closest('.ickd');
+            const random = [...document.querySelectorAll('button')].find((one) => one.textContent.trim() === 'random');
+            const took = [], heights = [];
+            let watching = true;
+            const frame = () => { heights.push(view.clientHeight); if (watching) requestAnimationFrame(frame); };
+            frame();
+            for (let i = 0; i < 20; i++) {
+                const start = performance.now();
+                await new Promise((done) => {
+                    const seen = new MutationObserver(() => { seen.disconnect(); done(); });
+                    seen.observe(view, { childList: true });
+                    random.click();
+                });
+                took.push(performance.now() - start);
+            }
+            watching = false;
+            return { took, lowest: Math.min(...heights), highest: Math.max(...heights) };
+        }"""
+    )
+    assert sorted(took["took"])[10] < 500  # milliseconds; some 60 where nothing else runs
+    assert took["lowest"] > 0.6 * took["highest"]  # classes of the query may differ by a line of tiles
+
+
+def test_neighbours_in_both_themes(samples):
+    explorer = samples.explorer(".ickd-query")
+    samples.picture(explorer, "neighbour_explorer")
+    samples.theme(dark=True)
+    ink, ground = (
+        explorer.locator(".ickd-bars").evaluate(f"(one) => getComputedStyle(one.querySelector('td')).{what}")
+        for what in ("color", "backgroundColor")
+    )
+    samples.theme(dark=False)
+    light, dark = (sum(map(int, re.findall(r"\d+", colour)[:3])) for colour in (ink, ground))
+    assert light > 600 and dark < 150
+
+
+@pytest.fixture(scope="module")
+def spaces(lab, browser):
+    return Notebook(lab, browser, "05_logit_space", points=300)
+
+
+def lasso(notebook, canvas) -> None:
+    """Draw three quarters of a circle around the middle of a map; a whole one would end as a click."""
+    box = canvas.bounding_box()
+    x, y, radius = box["x"] + box["width"] / 2, box["y"] + box["height"] / 2, box["height"] / 3
+    mouse = notebook.page.mouse
+    mouse.move(x - radius, y)
+    mouse.down()
+    for angle in range(0, 310, 15):
+        turn = math.radians(angle)
+        mouse.move(x - radius * math.cos(turn), y + radius * math.sin(turn))
+        notebook.page.wait_for_timeout(20)
+    mouse.up()
+
+
+REGIONS = """{
+    name: [100 * of.accuracy, of.within, of.margin, 100 * of.negative_margin,
+           *[(of.separation or {}).get(key) for key in ('ratio', 'silhouette')]]
+    for name, z in explorer.logits.items()
+    for of in [explore.region(z, explorer.labels, explorer.members, neighbours=8)]
+}"""
+
+
+def check_region(spaces, explorer) -> None:
+    """The table under the maps is `explore.region` of the members, network by network."""
+    expected = spaces.ask(REGIONS)
+    table = explorer.locator(".ickd-table", has_text="silhouette")
+    expect(table.locator("tbody tr")).to_have_count(len(expected))
+    for line in table.locator("tbody tr").all():
+        for cell, value in zip(
+            line.locator("td").all_inner_texts(), expected[line.locator("th").inner_text()], strict=True
+        ):
+            assert (cell == "–") if value is None else float(cell) == pytest.approx(value, abs=0.051)
+    count = spaces.ask("len(explorer.members)")
+    expect(explorer.locator(".ickd-tiles", has_text=f"{count} selected").first).to_be_visible()
+
+
+def test_logit_space_by_mouse(spaces):
+    explorer = spaces.explorer("canvas:not([aria-hidden])")
+    maps = explorer.locator("canvas:not([aria-hidden])")
+    expect(maps.first).to_be_visible(timeout=60_000)
+    expect(explorer.get_by_role("combobox", name="left shows")).to_have_value("ce")
+    expect(explorer.get_by_role("combobox", name="right shows")).to_have_value("ickd")
+    spaces.page.wait_for_timeout(3000)  # the maps are drawn
+    lasso(spaces, maps.first)
+    expect(explorer.get_by_text(re.compile(r"^\d+ selected"))).to_be_visible()
+    check_region(spaces, explorer)
+    members = "explorer.members.tolist()"
+    assert (
+        spaces.ask(f"[sorted(map(int, one.widget.selection)) == {members} for one in explorer.scatters]") == [True] * 2
+    )
+    assert 3 < spaces.ask("len(explorer.members)") < 297
+    box, hovered = maps.first.bounding_box(), explorer.locator(".ickd-table", has_text="what they say of row")
+    for step in range(400):  # until there is an image below the mouse
+        across, down = divmod(step, 20)
+        x, y = box["x"] + box["width"] * (across + 3) / 26, box["y"] + box["height"] * (down + 3) / 26
+        spaces.page.mouse.move(x, y, steps=3)
+        spaces.page.wait_for_timeout(30)
+        if hovered.count():
+            break
+    spaces.page.wait_for_timeout(500)
+    row = int(re.search(r"row (\d+)", hovered.locator("caption").inner_text())[1])
+    at = spaces.ask(f"explorer.rows.tolist().index({row})")
+    said = spaces.ask(f"{{name: z[{at}].softmax(0).max().item() for name, z in explorer.logits.items()}}")
+    for line in hovered.locator("tbody tr").all():
+        assert float(line.locator("td").nth(1).inner_text()) == pytest.approx(
+            said[line.locator("th").inner_text()], abs=6e-4
+        )
+    explorer.get_by_role("combobox", name="right shows").select_option("teacher")
+    expect(explorer.get_by_text("nearest outside, for teacher")).to_be_visible()
+    explorer.get_by_role("combobox", name="right shows").select_option("ickd")
+
+
+def test_logit_space_by_keyboard(spaces):
+    explorer, keys = spaces.explorer("canvas:not([aria-hidden])"), spaces.page.keyboard
+    explorer.get_by_role("combobox", name="select class").select_option("4")
+    expect(explorer.get_by_text(re.compile(r"^\d+ selected"))).to_be_visible()
+    assert spaces.ask("explorer.labels[explorer.members].unique().tolist()") == [4]
+    written = explorer.get_by_role("textbox", name="select rows")
+    first, *_, last = sorted(spaces.ask("explorer.rows.tolist()"))
+    written.fill(f"{first} {first}-{(first + last) // 2}")
+    keys.press("Enter")
+    half = spaces.ask(f"sum({first} <= row <= {(first + last) // 2} for row in explorer.rows.tolist())")
+    expect(explorer.get_by_text(re.compile(rf"^{half} selected"))).to_be_visible()
+    check_region(spaces, explorer)
+    tile = explorer.locator("button.ickd-tile").nth(2)
+    row = re.search(r"row (\d+)", tile.get_attribute("aria-label"))[1]
+    tile.focus()
+    keys.press("Enter")
+    expect(explorer.locator(".ickd-query")).to_contain_text(f"row {row}")
+    written.fill("none")
+    keys.press("Enter")
+    expect(explorer.get_by_role("alert")).to_contain_text("'none' is no row")
+    explorer.get_by_role("button", name="clear selection").focus()
+    keys.press("Enter")
+    expect(explorer.get_by_role("alert")).to_have_count(0)
+    assert spaces.ask("len(explorer.members)") == 0
+
+
+def test_logit_space_in_both_themes(spaces):
+    explorer = spaces.explorer("canvas:not([aria-hidden])")
+    explorer.get_by_role("combobox", name="select class").select_option("8")
+    expect(explorer.get_by_text(re.compile(r"^\d+ selected"))).to_be_visible()
+    spaces.picture(explorer, "logit_space_explorer")
+    spaces.theme(dark=True)
+    assert spaces.ask("[sum(one.widget.background_color[:3]) < 1 for one in explorer.scatters]") == [True, True]
+    spaces.theme(dark=False)
+    assert spaces.ask("[sum(one.widget.background_color[:3]) for one in explorer.scatters]") == [3, 3]
+
+
+def test_runs_by_mouse_and_keyboard(spaces):
+    explorer, keys = spaces.explorer(".ickd-choices"), spaces.page.keyboard
+    picture = explorer.locator("img.ickd-picture")
+    expect(picture).to_be_visible(timeout=60_000)
+    rows = {row["run"]: row for row in spaces.ask("__import__('ickd_lib').results.overview(runs)")}
+    lines = explorer.locator(".ickd-choices tbody tr:visible")
+    expect(lines).to_have_count(len(rows))
+    names = [name.strip() for name in explorer.locator(".ickd-choices thead th").all_inner_texts()]
+    last = names.index("last, %")
+    explorer.get_by_role("button", name="last, %").click()
+    explorer.get_by_role("button", name="last, %").click()
+    expect(explorer.locator("th:has(button:text-is('last, %'))")).to_have_attribute("aria-sort", "descending")
+    shown = [float(line.locator("th, td").nth(last).inner_text()) for line in lines.all()]
+    assert shown == pytest.approx(sorted((100 * row["accuracy"] for row in rows.values()), reverse=True), abs=0.051)
+
+    explorer.get_by_role("searchbox", name="filter").fill("kd seed0")
+    expected = [name for name, row in rows.items() if "kd" in name]
+    expect(lines).to_have_count(len(expected))
+    before = picture.get_attribute("src")
+    for _ in range(len(names) + 1):  # past the headers, into the table
+        keys.press("Tab")
+    keys.press("ArrowDown")
+    keys.press("Space")
+    expect(picture).not_to_have_attribute("src", before, timeout=20_000)
+    chosen = spaces.ask("run_explorer.chosen")
+    marked = explorer.locator(".ickd-choices tbody input:checked")
+    assert sorted(chosen) == sorted(box.get_attribute("aria-label").removeprefix("choose ") for box in marked.all())
+
+    explorer.get_by_role("combobox", name="show").select_option("final metrics")
+    expect(picture).to_have_attribute("alt", re.compile("^final metrics"))
+    for button, check in {
+        "CSV, runs": lambda text: {line["run"] for line in csv.DictReader(text.splitlines())} == set(chosen),
+        "LaTeX": lambda text: r"\toprule" in text and text.count(r"\\") >= 2,
+        "SVG": lambda text: text.lstrip().startswith("<?xml") and "<svg" in text,
+    }.items():
+        with spaces.page.expect_download() as download:
+            explorer.get_by_role("button", name=button, exact=True).click()
+        assert check(Path(download.value.path()).read_text())
+    explorer.get_by_role("searchbox", name="filter").fill("")
+
+
+def test_runs_in_both_themes(spaces):
+    explorer = spaces.explorer(".ickd-choices")
+    explorer.get_by_role("combobox", name="show").select_option("curves")
+    expect(explorer.locator("img.ickd-picture")).to_have_attribute("alt", re.compile("^curves"))
+    spaces.picture(explorer, "run_explorer")
+    drawn = Image.open(io.BytesIO(explorer.locator("img.ickd-picture").screenshot()))
+    assert len(drawn.convert("RGB").getcolors(100_000)) > 20
+
+
+def test_saved_notebooks_stay_small(samples, spaces):
+    for notebook in (samples, spaces):
+        notebook.page.bring_to_front()
+        notebook.command("docmanager:save")
+        path = notebook.lab.folder / f"{notebook.name}.ipynb"
+        deadline = time.time() + 20
+        while "image/png" not in path.read_text() and time.time() < deadline:
+            time.sleep(0.2)
+        saved = path.read_text()
+        assert "image/png" in saved and "_esm" not in saved and len(saved) < 2_500_000

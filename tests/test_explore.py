@@ -1,0 +1,285 @@
+"""Neighbourhoods and their loss terms against loops in double precision, and what a search finds."""
+
+from dataclasses import fields, replace
+
+import pytest
+import torch
+
+from ickd_lib import explore, losses, methods
+from ickd_lib.data import Batch, Images
+from ickd_lib.memory import MemoryBank
+from ickd_lib.methods import Context
+from ickd_lib.models import Output
+from ickd_lib.runtime import InputError
+
+SIZES = (12, 14, 3, 1)  # of the classes of the bank below: one is short of positives, one has a single image
+LABELS = torch.tensor([0, 1, 1, 2, 3, 2])
+INDEX = torch.tensor([10, 36, 34, 62, 68, 66])  # of the queries, rows of the bank
+
+
+@pytest.fixture(scope="module")
+def small():
+    """A bank, and what teacher and student say of six of its rows."""
+    g = torch.Generator().manual_seed(0)
+    labels = torch.repeat_interleave(torch.arange(4), torch.tensor(SIZES))
+    bank = MemoryBank(
+        torch.randn(30, 6, generator=g),
+        2 * torch.randn(30, 4, generator=g),
+        labels,
+        10 + 2 * torch.arange(30),
+        tuple("abcd"),
+    )
+    rows = bank.rows(INDEX)
+    assert torch.equal(labels[rows], LABELS)
+    return bank, Output(bank.logits[rows], bank.features[rows]), 2 * torch.randn(6, 4, generator=g)
+
+
+def around(small, k=(5, 7), temperature=0.05, student=True):
+    bank, teacher, logits = small
+    return explore.neighbourhood(
+        bank,
+        teacher,
+        LABELS,
+        INDEX,
+        student_logits=logits if student else None,
+        positives=k[0],
+        negatives=k[1],
+        aggregation_temperature=temperature,
+    )
+
+
+def same(one, other):
+    """Whether two sets of in-context samples are equal; what a mask rules out means nothing."""
+    mask = one.mask
+    pairs = [(getattr(one, field.name), getattr(other, field.name)) for field in fields(one)]
+    return torch.equal(mask, other.mask) and all(torch.equal(ours[mask], theirs[mask]) for ours, theirs in pairs)
+
+
+@pytest.mark.parametrize("student", [True, False])
+@pytest.mark.parametrize("temperature", [0.05, 1.0, None])
+def test_a_neighbourhood_is_what_the_bank_retrieves(small, temperature, student):
+    bank, teacher, logits = small
+    found = around(small, temperature=temperature, student=student)
+    near, far = bank.retrieve(teacher.features, LABELS, INDEX, positives=5, negatives=7, allow_missing=True)
+    assert same(found.positives, near) and same(found.negatives, far)
+    assert near.mask.sum(1).tolist() == [5, 5, 5, 2, 0, 2] and far.mask.all()  # of classes of 12, 14, 3 and 1
+    assert not (near.index == INDEX[:, None])[near.mask].any()
+    for i in range(len(LABELS)):
+        there = near.mask[i]
+        score = near.similarity[i, there].double() / (temperature or 1e9)
+        weights = score.exp() / score.exp().sum()
+        torch.testing.assert_close(found.weights[i, there].double(), weights, atol=1e-5, rtol=1e-4)
+        assert not found.weights[i, ~there].any()
+        by_hand = (weights[:, None] * near.logits[i, there].double()).sum(0)
+        torch.testing.assert_close(found.logits["aggregate"][i].double(), by_hand, atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(found.logits["aggregate"], losses.aggregate(near.logits, found.weights)[0])
+    assert found.logits["teacher"] is teacher.logits and found.logits.get("student") is (logits if student else None)
+    assert list(found.logits) == ["teacher", "aggregate", "student"][: 2 + student]
+
+
+def test_queries_outside_the_bank_may_find_any_row(small):
+    bank, teacher, _ = small
+    found = explore.neighbourhood(bank, teacher, LABELS, positives=3, negatives=3)
+    assert torch.equal(found.positives.index[:, 0], INDEX)  # the same features
+    assert found.positives.similarity[:, 0].tolist() == pytest.approx([1.0] * 6)
+
+
+@pytest.mark.parametrize("k", [(1, 1), (2, 7), (5, 3), (9, 40)])
+@pytest.mark.parametrize("temperature", [0.02, None])
+def test_the_first_of_many_are_those_asked_for_directly(small, k, temperature):
+    first = around(small, (13, 40)).first(*k, aggregation_temperature=temperature)
+    direct = around(small, k, temperature)
+    assert same(first.positives, direct.positives) and same(first.negatives, direct.negatives)
+    assert torch.equal(first.weights, direct.weights)
+    assert first.logits.keys() == direct.logits.keys()
+    assert all(torch.equal(first.logits[name], direct.logits[name]) for name in first.logits)
+    assert "student" not in around(small, student=False).first(1, 1, aggregation_temperature=None).logits
+
+
+@pytest.mark.parametrize("temperature", [0.5, 4.0])
+def test_probabilities_are_those_of_the_logits_at_the_temperature(small, temperature):
+    found = around(small)
+    said = found.probabilities(temperature)
+    assert list(said) == ["teacher", "aggregate", "student"]
+    for name, p in said.items():
+        torch.testing.assert_close(p.sum(1), torch.ones(6))
+        torch.testing.assert_close(
+            p[:, 0] / p[:, 1], ((found.logits[name] @ torch.tensor([1.0, -1, 0, 0])) / temperature).exp()
+        )
+
+
+# ------------------------------------------------------------------------------------------------ loss terms
+
+
+def naive(method, found):
+    """The method's terms, one query after another in double precision."""
+    total = dict.fromkeys(("ce", "kd", "picd", "nicd"), 0.0)
+    tau = method.temperature
+    for i, label in enumerate(LABELS.tolist()):
+        s, t = found.logits["student"][i].double(), found.logits["teacher"][i].double()
+
+        def kl(target, s=s):
+            return tau**2 * (target * (target.log() - (s / tau).log_softmax(0))).sum()
+
+        near, far = (
+            [z.double() for z, there in zip(of.logits[i], of.mask[i], strict=True) if there]
+            for of in (found.positives, found.negatives)
+        )
+        cosines = found.positives.similarity[i].double()[: len(near)] / (method.aggregation_temperature or 1e9)
+        weights = cosines.softmax(0)
+        if method.average == "logits":
+            z = sum(w * z for w, z in zip(weights, near, strict=True))
+            target = (z / tau).softmax(0) if near else None
+        else:
+            target = sum(w * (z / tau).softmax(0) for w, z in zip(weights, near, strict=True))
+            z = tau * target.log() if near else None
+        total["ce"] -= s.log_softmax(0)[label]
+        total["kd"] += kl((t / tau).softmax(0))
+        total["picd"] += kl(target) if near else 0
+        anchor = t if method.anchor == "teacher" else z
+        if method.anchor == "teacher" or near:
+            good = torch.cosine_similarity(s, anchor, 0)
+            bad = torch.stack([torch.cosine_similarity(s, z, 0) for z in far])
+            if method.form == "hinge":
+                total["nicd"] += (bad - good + method.margin).clamp(min=0).mean()
+            else:
+                total["nicd"] -= torch.cat([good[None], bad]).div(method.kappa).log_softmax(0)[0]
+    return {name: getattr(method, name) * float(x) / len(LABELS) for name, x in total.items() if getattr(method, name)}
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "ickd",
+        "picd",
+        "nicd",
+        "ickd(ce=0.7, kd=0, picd=2, nicd=3, temperature=2.0, kappa=0.5)",
+        "ickd(form='hinge')",
+        "ickd(form='hinge', margin=0.9, anchor='aggregate')",
+        "ickd(average='probabilities')",
+        "ickd(anchor='aggregate')",
+        "ickd(anchor='aggregate', average='probabilities', aggregation_temperature=None)",
+        "ickd(query='view', warmup=0.5)",
+    ],
+)
+def test_terms_are_those_of_a_loop_and_of_the_method(small, name):
+    method = methods.create(name)
+    found = around(small, temperature=method.aggregation_temperature)
+    terms, by_hand = explore.terms(method, found, LABELS), naive(method, found)
+    assert terms == pytest.approx(by_hand, rel=1e-4, abs=1e-6) and min(terms.values()) > 0
+    none = torch.zeros(6, 0)
+    batch = Batch(none, LABELS, INDEX, torch.zeros(6).long())
+    student, teacher = Output(found.logits["student"], none), Output(found.logits["teacher"], none)
+    step = method(Context(batch, student, teacher, found.positives, found.negatives))
+    assert terms == {term: value.item() for term, value in step.items()}
+    assert list(terms) == list(step)  # in order
+
+
+@pytest.mark.parametrize("name", ["ce", "kd", "crd", "ickd_online", "ickd_self", "ickd(kd=0, picd=0, nicd=0)"])
+def test_terms_of_methods_without_a_bank_of_the_teacher_are_refused(small, name):
+    with pytest.raises(
+        InputError, match=r"takes no in-context samples from a teacher's bank; name ickd, picd or nicd$"
+    ):
+        explore.terms(methods.create(name), around(small), LABELS)
+
+
+def test_terms_that_compare_features_are_refused(small):
+    """A neighbourhood holds logits only; without features these terms would be 0."""
+    with pytest.raises(InputError):
+        explore.terms(methods.create("ickd+rkd"), around(small), LABELS)
+
+
+def test_terms_without_a_student_are_refused(small):
+    with pytest.raises(InputError, match=r"^the loss terms are a student's; pass student=…$"):
+        explore.terms(methods.create("ickd"), around(small, student=False), LABELS)
+
+
+# ---------------------------------------------------------------------------------------------------- search
+
+ZOO = Images(
+    torch.zeros(7, 3, 2, 2, dtype=torch.uint8),
+    torch.tensor([0, 1, 2, 3, 4, 3, 5]),
+    torch.tensor([3, 12, 20, 21, 22, 30, 31]),
+    ("1", "10", "Tiger", "Tiger_Cat", "Maple Tree", "21"),
+    (0.0,) * 3,
+    (1.0,) * 3,
+    0,
+    False,
+    "zoo/train",
+    ("digit", "animal", "tree"),
+    (0, 0, 1, 1, 2, 0),
+)
+SAID = torch.eye(6)[[0, 1, 3, 3, 2, 2, 5]]  # the teacher errs at 2, 4 and 5
+HEARD = torch.eye(6)[[1, 1, 2, 3, 4, 4, 0]]  # the student at 0, 5 and 6
+
+
+@pytest.mark.parametrize(
+    ("text", "positions"),
+    [
+        ("", [0, 1, 2, 3, 4, 5, 6]),
+        ("  ", [0, 1, 2, 3, 4, 5, 6]),
+        ("1", [0]),  # neither 10 nor 21: a whole name counts alone
+        ("0", [1]),
+        ("2", [6]),
+        ("tiger", [2]),
+        ("tig", [2, 3, 5]),
+        ("CAT", [3, 5]),
+        ("r_c", [3, 5]),
+        ("animal", [2, 3, 5]),
+        ("anim", [2, 3, 5]),
+        ("tree", [4]),
+        ("maple tree", [4]),
+        ("Maple", [4]),
+        ("DIGIT", [0, 1, 6]),
+        ("digit 1", [0]),
+        ("teacher:tiger", [4, 5]),
+        ("teacher:cat", [2, 3]),
+        ("Teacher:Animal", [2, 3, 4, 5]),
+        ("student:1", [6]),
+        ("student:10", [0, 1]),
+        ("student:tree", [4, 5]),
+        ("student:maple", [4, 5]),
+        ("wrong", [0, 5, 6]),
+        ("WRONG", [0, 5, 6]),
+        ("wrong digit", [0, 6]),
+        ("cat wrong teacher:tiger student:tree", [5]),
+        ("student:animal teacher:animal", [2, 3]),
+        ("row:21", [3]),
+        ("Row:3", [0]),
+        ("row:30 cat", [5]),
+    ],
+)
+def test_search_finds(text, positions):
+    assert explore.search(text, ZOO, teacher_logits=SAID, student_logits=HEARD) == positions
+
+
+def test_search_among_images_without_superclasses():
+    plain = replace(ZOO, superclasses=(), superclass_of=())
+    assert explore.search("tree", plain) == [4] and explore.search("", plain) == list(range(7))
+    with pytest.raises(InputError, match="no image matches 'digit'"):
+        explore.search("digit", plain)
+
+
+@pytest.mark.parametrize(
+    ("text", "said", "reason"),
+    [
+        ("zebra", True, "no image matches 'zebra'"),
+        ("tiger tree", True, "no image matches 'tiger tree'"),
+        ("teacher:zebra", True, "no image matches"),
+        ("student:21", True, "no image matches"),
+        ("row:4", True, "no image matches 'row:4'"),
+        ("row:", True, "'row:' names no data-set row"),
+        ("row:x", True, "'row:x' names no data-set row"),
+        ("row:-3", True, "'row:-3' names no data-set row"),
+        ("row:3.0", True, "'row:3.0' names no data-set row"),
+        ("row:²", True, "'row:²' names no data-set row"),  # a digit to str.isdigit, not to int
+        ("row:9" + 30 * "0", True, "no image matches"),
+        ("wrong", False, "'wrong' needs the student, which is not here"),
+        ("tiger student:1", False, "'student:1' needs the student"),
+        ("teacher:1", False, "'teacher:1' needs the teacher"),
+    ],
+)
+def test_search_says_in_one_line_why_it_finds_nothing(text, said, reason):
+    with pytest.raises(InputError) as error:
+        explore.search(text, ZOO, teacher_logits=SAID if said else None, student_logits=HEARD if said else None)
+    assert str(error.value).startswith(reason) and "\n" not in str(error.value)

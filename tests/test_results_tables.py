@@ -1,0 +1,230 @@
+"""Run folders as rows, CSV, Markdown and LaTeX: every number is the folder's, and a bad folder hides no other."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import re
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pytest
+
+from ickd_lib import methods, plots, results, runtime
+from ickd_lib.runtime import InputError
+
+RECIPE = {"epochs": 4, "batch_size": 64, "lr": 0.1, "schedule": "onecycle"}
+
+
+def make_run(
+    folder, method="ce", seed=0, done=4, *, teacher="resnet20", circle="", peers=(), network="resnet8", data_seed=None
+):
+    """A run folder as training writes it; the accuracy after an epoch is 0.5 + epoch / 10 + seed / 100."""
+    run = runtime.Run(folder)
+    data_seed = seed if data_seed is None else data_seed
+    made = methods.create(method)
+    settings = {
+        "student": {"network": network, "num_classes": 10},
+        "method": made.config,
+        "seed": seed,
+        "data": {"name": "my_digits/train", "images": 1000, "augment": "crop"},
+        "data_seed": data_seed,
+        "recipe": RECIPE,
+        "teacher": teacher and {"name": teacher, "fingerprint": "0"},
+        "teacher_saw": teacher and {"data": "my_digits/train", "labels": 1000},
+    }
+    if circle:
+        settings |= {"circle": circle, "peers": [{"student": {"network": peer}} for peer in peers]}
+    runtime.write_json(run.folder / "config.json", {"settings": settings, "path": {}, "group": "0", "environment": {}})
+    for epoch in range(1, done + 1):
+        terms = {"ce": 1 / epoch, "kd": 100.0**-epoch} if "kd" in method else {"ce": 1 / epoch}
+        record = {"epoch": epoch, "lr": 0.1, "loss": sum(terms.values()), "terms": terms, "train_accuracy": 0.5}
+        if epoch % 2 == 0:
+            record["test_accuracy"] = 0.5 + epoch / 10 + seed / 100
+        run.log(record | {"seconds": epoch + 0.5})
+    if done == RECIPE["epochs"]:
+        summary = {"name": run.folder.name, "network": network, "method": methods.describe(made), "seed": seed}
+        summary |= {"data_seed": data_seed, "dataset": "my_digits", "train_images": 1000, "augment": "crop", **RECIPE}
+        summary |= {"teacher": teacher, "teacher_saw": settings["teacher_saw"], "best_accuracy": 0.95, "best_epoch": 2}
+        summary |= {"accuracy": 0.9 + seed / 100, "nll": 0.25, "ece": 0.05, "images_per_second": 10.0}
+        if circle:
+            summary |= {"circle": circle, "peers": list(peers)}
+        runtime.write_json(run.folder / "summary.json", summary)
+    return run
+
+
+@pytest.fixture
+def folder(tmp_path):
+    make_run(tmp_path / "a-ce-0")
+    make_run(tmp_path / "a-ce-1", seed=1)
+    make_run(tmp_path / "b-kd-0", "kd")
+    make_run(tmp_path / "c-ickd-0", "ickd(nicd=0)", done=3)
+    make_run(tmp_path / "teachers" / "t", network="resnet20", teacher=None)
+    return tmp_path
+
+
+def test_overview_says_what_every_run_is_and_how_far(folder):
+    rows = {row["run"]: row for row in results.overview(folder)}
+    assert list(rows) == ["a-ce-0", "a-ce-1", "b-kd-0", "c-ickd-0", "teachers/t"]
+    done = rows["a-ce-1"]
+    assert (done["state"], done["epoch"], done["accuracy"], done["nll"]) == ("finished", 4, 0.91, 0.25)
+    half = rows["c-ickd-0"]
+    assert (half["state"], half["epoch"], half["epochs"]) == ("unfinished", 3, 4)
+    assert half["accuracy"] == half["best_accuracy"] == pytest.approx(0.7) and half["best_epoch"] == 2
+    assert "nll" not in half and half["method"] == "ickd(nicd=0)" and half["train_images"] == 1000
+    assert [row["role"] for row in rows.values()] == ["student"] * 4 + ["teacher"]
+    assert rows["teachers/t"]["teacher"] is None
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "said"),
+    [
+        ("config.json", "{", "b-kd-0/config.json is not JSON"),
+        ("config.json", "[]", "b-kd-0 is not as a run is written"),
+        ("config.json", '{"settings": {}}', "b-kd-0 is not as a run is written"),
+        ("summary.json", "[1]", "b-kd-0 is not as a run is written"),
+        ("summary.json", "", "b-kd-0/summary.json is not JSON"),
+    ],
+)
+def test_a_damaged_run_is_one_row_and_hides_no_other(folder, name, text, said):
+    (folder / "b-kd-0" / name).write_text(text)
+    rows = results.overview(folder)
+    assert [row["state"] for row in rows] == ["finished", "finished", "damaged", "unfinished", "finished"]
+    assert said in rows[2]["problem"] and "\n" not in rows[2]["problem"]
+
+
+def test_a_run_before_its_first_epoch_and_a_line_cut_short(folder):
+    make_run(folder / "d-new", done=0)
+    with open(folder / "c-ickd-0" / "metrics.jsonl", "a") as file:
+        file.write('{"epoch": 4, "lo')
+    rows = {row["run"]: row for row in results.overview(folder)}
+    assert rows["d-new"]["epoch"] == 0 and "accuracy" not in rows["d-new"]
+    assert rows["c-ickd-0"]["epoch"] == 3
+
+
+def test_a_method_of_another_version_keeps_its_name(folder):
+    config = json.loads((folder / "c-ickd-0" / "config.json").read_text())
+    config["settings"]["method"]["forgotten"] = 1
+    runtime.write_json(folder / "c-ickd-0" / "config.json", config)
+    assert results.overview(folder)[3]["method"] == "ickd"
+
+
+def test_no_folder_and_no_run_are_one_line(tmp_path):
+    for folder in (tmp_path / "nowhere", tmp_path):
+        with pytest.raises(InputError) as caught:
+            results.overview(folder)
+        assert str(folder) in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_csv_comes_back_as_it_went(folder):
+    rows = results.overview(folder)
+    back = list(csv.DictReader(io.StringIO(results.csv_of(rows))))
+    assert [row["run"] for row in back] == [row["run"] for row in rows]
+    assert float(back[1]["accuracy"]) == rows[1]["accuracy"] and back[3]["nll"] == ""
+    assert json.loads(back[0]["teacher_saw"]) == rows[0]["teacher_saw"] and back[3]["method"] == "ickd(nicd=0)"
+    odd = [{"run": 'a,"b"\nc', "x": 0.1}, {"run": "d", "y": [1, 2]}]
+    assert list(csv.DictReader(io.StringIO(results.csv_of(odd)))) == [
+        {"run": 'a,"b"\nc', "x": "0.1", "y": ""},
+        {"run": "d", "x": "", "y": "[1, 2]"},
+    ]
+
+
+def test_long_form_holds_each_number_of_each_epoch_once(folder):
+    rows = results.overview(folder)
+    found = {(one["run"], one["epoch"], one["name"]): one["value"] for one in results.long(rows)}
+    assert len(found) == len(results.long(rows))
+    expected = {}
+    for row in rows:
+        for line in (folder / row["run"] / "metrics.jsonl").read_text().splitlines():
+            record = json.loads(line)
+            for term, value in record.pop("terms").items():
+                expected[row["run"], record["epoch"], f"loss_{term}"] = value
+            expected |= {(row["run"], record["epoch"], k): v for k, v in record.items() if k != "epoch"}
+    assert found == expected and found["b-kd-0", 2, "loss_kd"] == 1e-4
+
+
+def test_averaged_keeps_what_all_have():
+    one = [{"epoch": 1, "a": 1.0}, {"epoch": 2, "a": 3.0, "b": 1.0}]
+    other = [{"epoch": 2, "a": 5.0}, {"epoch": 3, "a": 7.0}]
+    assert results.averaged([one, other]) == [{"epoch": 2, "a": 4.0}]
+
+
+def test_latex_has_the_numbers_of_markdown_and_equally_many_columns(folder):
+    finished = [row for row in results.overview(folder) if row["state"] == "finished"]
+    text, markdown = results.latex(finished), results.table(finished)
+    assert text.count(r"\begin{table}") == text.count(r"\end{table}") == markdown.count("| method |") == 2
+    for part in text.split(r"\begin{table}")[1:]:
+        order = [
+            part.index(mark) for mark in (r"\caption{", r"\toprule", r"\midrule", r"\bottomrule", r"\end{tabular}")
+        ]
+        assert order == sorted(order)
+        columns = re.search(r"\\begin\{tabular\}\{(\w+)\}", part)[1]
+        lines = [line for line in part.splitlines() if line.endswith(r"\\")]
+        assert len(lines) >= 2 and all(len(re.findall(r"(?<!\\)&", line)) == len(columns) - 1 for line in lines)
+        assert not re.search(r"(?<!\\)[%_#]", part) and part.count("{") == part.count("}")
+    assert (
+        r"ce & 2 & 90.50 $\pm$ 0.71 & 95.00 $\pm$ 0.00 &" in text
+        and "| ce | 2 | 90.50 ± 0.71 | 95.00 ± 0.00 |" in markdown
+    )
+    assert r"my\_digits, 1,000 training images: resnet20 $\rightarrow$ resnet8" in text and r"last, \%" in text
+
+
+def test_latex_escapes_every_special_letter():
+    assert results.escaped(r"a_b & 5% #1 {x} $y ~z^2 \n <1>") == (
+        r"a\_b \& 5\% \#1 \{x\} \$y \textasciitilde{}z\textasciicircum{}2 \textbackslash{}n $<$1$>$"
+    )
+
+
+def test_peers_of_one_network_count_once(tmp_path):
+    for seed, data_seed in ((0, 0), (1000, 0), (1, 1), (1001, 1)):
+        circle = f"dml seed {data_seed}"
+        make_run(tmp_path / f"{seed}", "dml", seed, circle=circle, peers=["resnet8"], data_seed=data_seed)
+    rows = results.overview(tmp_path)
+    (seeds,) = results.named(rows).values()
+    assert [sorted(row["seed"] for row in alike) for alike in seeds] == [[0, 1000], [1, 1001]]
+    assert list(results.named(rows, by_run=True)) == ["dml, seed 0", "dml, seed 1000", "dml, seed 1", "dml, seed 1001"]
+    assert "| dml | 2 |" in results.table(rows)
+
+
+def test_names_tell_apart_what_differs_and_nothing_else(folder):
+    make_run(folder / "other-ce", network="resnet20")
+    rows = results.overview(folder)
+    assert list(results.named(rows)) == ["ce, resnet8", "kd", "ickd(nicd=0)", "ce, resnet20", "teacher"]
+    make_run(folder / "again-ce-0")
+    twice = [row for row in results.overview(folder) if row["run"] in ("a-ce-0", "again-ce-0")]
+    names = results.named(twice, by_run=True)
+    assert list(names) == ["ce, seed 0 (a-ce-0)", "ce, seed 0 (again-ce-0)"]
+    assert [row["run"] for ((row,),) in names.values()] == ["a-ce-0", "again-ce-0"]
+    marked = [row | {"run": f"resnet8-ce-seed0-00ab1{i}"} for i, row in enumerate(twice)]
+    assert list(results.named(marked, by_run=True)) == ["ce, seed 0 (00ab10)", "ce, seed 0 (00ab11)"]
+    same = [row | {"run": f"{i}/run-00ab10"} for i, row in enumerate(twice)]
+    assert list(results.named(same, by_run=True)) == ["ce, seed 0 (0/run-00ab10)", "ce, seed 0 (1/run-00ab10)"]
+
+
+def test_loss_terms_have_a_panel_each_and_the_records_numbers(folder):
+    runs = {row["run"]: [results.records(row)] for row in results.overview(folder)[1:3]}
+    figure = plots.losses(runs)
+    panels = {axis.get_title(): axis for axis in figure.axes if axis.get_visible()}
+    assert list(panels) == ["loss", "ce", "kd (log scale)"] and panels["kd (log scale)"].get_yscale() == "log"
+    (line,) = panels["kd (log scale)"].lines
+    np.testing.assert_allclose(line.get_ydata(), [100.0**-epoch for epoch in (1, 2, 3, 4)])
+    assert len(panels["ce"].lines) == 2
+    with pytest.raises(InputError, match="loss"):
+        plots.losses({"ce": [[{"epoch": 1, "lr": 0.1}]]})
+    plt.close("all")
+
+
+def test_runs_of_one_method_look_different():
+    names = [f"kd, seed {seed}" for seed in range(6)] + ["ickd, seed 0", "teacher, resnet8"]
+    found = plots.training.looks(names)
+    assert len({(str(look["color"]), str(look["linestyle"]), look["marker"]) for look in found}) == len(names)
+    assert found[0] == plots.method_style("kd") and found[7] == plots.method_style("teacher")
+
+
+def test_final_numbers_have_a_panel_each(folder):
+    figure = plots.finals({"ce": {"accuracy, %": [0.5, 0.7], "NLL": [0.25]}, "kd": {"accuracy, %": [0.9]}})
+    accuracy, nll = figure.axes
+    assert [text.get_text() for text in accuracy.texts] == ["60.0 ± 14.1", "90.0"]
+    assert [text.get_text() for text in nll.texts] == ["0.250"] and nll.get_title() == "NLL"
+    plt.close("all")

@@ -1,0 +1,325 @@
+"""The explorer of the logit space, as a page would drive it: what it shows, what it links, what it leaves behind."""
+
+from __future__ import annotations
+
+import gc
+import json
+import sys
+import time
+import tracemalloc
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pytest
+import torch
+from matplotlib.colors import to_hex, to_rgba
+
+from ickd_lib import metrics, models, plots, runtime
+from ickd_lib.data import Images
+from ickd_lib.explore import space
+from ickd_lib.plots.style import class_colours
+from ickd_lib.runtime import InputError
+from ickd_lib.widgets import logits as module
+from ickd_lib.widgets.logits import LogitSpaceExplorer
+
+
+def made(count=200, classes=5, upper=0):
+    """Images whose first pixel tells their position, in rows 1000, 1002, …, and logits of three networks."""
+    generator = torch.Generator().manual_seed(0)
+    labels = torch.arange(count) % classes
+    pixels = torch.zeros(count, 3, 8, 8, dtype=torch.uint8)
+    pixels[:, 0, 0, 0] = torch.arange(count) % 256
+    names = tuple(f"class {c}" for c in range(classes))
+    supers = {"superclasses": tuple(f"upper {u}" for u in range(upper)), "superclass_of": ()}
+    if upper:
+        supers["superclass_of"] = tuple(c % upper for c in range(classes))
+    index = 1000 + 2 * torch.arange(count)
+    images = Images(pixels, labels, index, names, (0.5,) * 3, (0.5,) * 3, 1, False, "made/test", **supers)
+    noise = [torch.randn(count, classes, generator=generator) for _ in range(3)]
+    logits = {name: 3 * torch.eye(classes)[labels] + k * noise[k - 1] for k, name in enumerate("abc", 1)}
+    return images, logits
+
+
+def opened(images, logits, dark=False, **given):
+    explorer = LogitSpaceExplorer(logits, images, **{"how": "pca", **given})
+    explorer.view._heard(None, {"event": "ready", "dark": dark, "fresh": True}, [])
+    assert explorer.error == ""
+    return explorer
+
+
+def blocks(view, kind=None):
+    return [block for block in view._last[0] if kind in (None, block["kind"])]
+
+
+@pytest.fixture
+def parts():
+    plt.switch_backend("Agg")
+    return made()
+
+
+def test_nothing_large_is_there_before_a_page_is(parts):
+    explorer = LogitSpaceExplorer(parts[1], parts[0], how="pca")
+    seen = [explorer]
+    for widget in seen:  # which grows meanwhile
+        seen += getattr(widget, "children", ())
+    seen += [one.layout for one in seen] + [one.style for one in seen if hasattr(one, "style")]
+    saved = [{"module": one._view_module, **one.get_state(drop_defaults=True)} for one in seen]
+    scripts = sum(len(one._esm) + len(one._css) for one in seen if hasattr(one, "_esm"))
+    size = len(json.dumps(saved, default=str)) + scripts
+    assert explorer.scatters == [] and size < 60_000, size
+    explorer.view._heard(None, {"event": "ready", "dark": False, "fresh": True}, [])
+    made_first = list(explorer.scatters)
+    explorer.view._heard(None, {"event": "ready", "dark": False, "fresh": False}, [])
+    assert len(made_first) == 2 and explorer.scatters == made_first  # a second page shows the same ones
+
+
+def test_points_lie_where_the_map_says_in_the_colour_of_their_class(parts):
+    images, logits = parts
+    explorer = opened(images, logits)
+    left = explorer.scatters[0].widget
+    points, plane = left.points, space.embed(logits["a"], "pca")
+    assert np.abs(points[:, :2]).max() <= 0.96
+    for axis in range(2):
+        assert np.corrcoef(points[:, axis], plane[:, axis])[0, 1] == pytest.approx(1, abs=1e-5)
+    scale = np.ptp(points[:, :2], axis=0) / np.ptp(plane, axis=0)
+    assert scale[0] == pytest.approx(scale[1], rel=1e-5)  # neither axis is stretched
+    looks = class_colours(images.classes)[2]
+    wrong = logits["a"].argmax(1) != images.labels
+    assert wrong.any() and not wrong.all()
+    for at in range(200):
+        colour = left.color[int(points[at, 2])]
+        assert tuple(colour) == pytest.approx(to_rgba(to_hex(looks[images.labels[at]]["color"])))
+    explorer.colour.value = "right or wrong"
+    for at in range(200):
+        kind = int(points[at, 2])
+        assert tuple(left.color[kind]) == pytest.approx(to_rgba(module.WRONG if wrong[at] else module.RIGHT))
+        assert left.size[kind] == (7 if wrong[at] else 4)
+    assert "wrong" in explorer.legend.value and left.axes is False and left.legend is False
+
+
+def test_pointing_at_an_image_shows_it_and_what_they_say_of_it(parts):
+    images, logits = parts
+    explorer = opened(images, logits)
+    left, right = (scatter.widget for scatter in explorer.scatters)
+    right.hovering = 17
+    assert left.hovering == 17
+    (row,), data = explorer.hovered._last
+    tiles, table = row["blocks"]
+    assert data[0] == 17 and tiles["tiles"][0]["lines"] == ["class 2", "row 1034"]
+    shares = logits["b"][17].softmax(0)
+    says = int(shares.argmax())
+    mark = "✓" if says == 2 else "✗"
+    assert table["rows"][1] == ["b", f"{mark} class {says}", f"{shares[says]:.3f}", f"{shares[2]:.3f}"]
+    right.hovering = None
+    assert left.hovering == -1 and explorer.hovered._last[1] == data  # it stays
+
+
+def test_a_lasso_shows_members_their_separation_and_their_neighbours(parts):
+    images, logits = parts
+    explorer = opened(images, logits)
+    left, right = (scatter.widget for scatter in explorer.scatters)
+    chosen = torch.randperm(200, generator=torch.Generator().manual_seed(2))[:40]
+    left.selection = chosen.numpy().astype(np.uint32)
+    members = chosen.sort().values
+    assert right.selection.tolist() == members.tolist()
+    (table,) = blocks(explorer.view, "table")
+    for row, name in zip(table["rows"], "abc", strict=True):
+        apart = metrics.separation(logits[name][members], images.labels[members])
+        right_ones = 100 * metrics.accuracy(logits[name][members], images.labels[members])
+        to_own, margin = (values[members] for values in metrics.margins(logits[name], images.labels))
+        among = [f"{to_own.mean():.3f}", f"{margin.mean():.3f}", f"{100 * (margin < 0).double().mean():.1f}"]
+        assert row == [name, f"{right_ones:.1f}", *among, f"{apart['ratio']:.3f}", f"{apart['silhouette']:.3f}"]
+    own, near_a, near_b = blocks(explorer.view, "tiles")
+    assert own["title"] == "40 selected, the first 24" and len(own["tiles"]) == 24
+    assert [tile["lines"][1] for tile in own["tiles"]] == [f"row {1000 + 2 * m}" for m in members[:24].tolist()]
+    for tiles, name in ((near_a, "a"), (near_b, "b")):
+        of = space.region(logits[name], images.labels, members, neighbours=8)
+        assert [int(tile["key"]) for tile in tiles["tiles"]] == of.nearest.tolist()
+        assert tiles["tiles"][0]["lines"][2] == f"cos {of.cosine[0]:.3f}" and tiles["title"].endswith(name)
+        for tile in tiles["tiles"]:  # each shows its own image
+            assert explorer.view._last[1][tile["at"] * 8 * 8 * 3] == int(tile["key"])
+    explorer.clear.click()
+    assert not len(left.selection) and not len(right.selection) and blocks(explorer.view)[0]["kind"] == "text"
+
+
+def test_kinds_that_no_point_has_do_not_shift_the_colours_of_the_others(parts):
+    images, logits = parts
+    sure = 3 * torch.eye(5)[images.labels]
+    wrong = sure.clone()
+    wrong[3] = 3 * torch.eye(5)[0]  # one mistake, of class 3; jscatter counts the kinds that there are
+    explorer = opened(images, {"sure": sure + 0.1 * logits["a"], "wrong": wrong + 0.1 * logits["a"]})
+    for scatter, logits in zip(explorer.scatters, explorer.logits.values(), strict=True):
+        errs = (logits.argmax(1) != images.labels).long()
+        assert scatter.widget.points[:, 2].tolist() == (images.labels + 5 * errs).tolist()
+        kinds = scatter.widget.color
+        assert to_hex(kinds[3]) == to_hex(kinds[8]) == to_hex(class_colours(images.classes)[2][3]["color"])
+
+
+def test_one_image_has_no_separation_and_is_looked_at(parts):
+    explorer = opened(*parts)
+    explorer.scatters[0].widget.selection = np.array([9], dtype=np.uint32)
+    assert [row[5:] for row in blocks(explorer.view, "table")[0]["rows"]] == [["–"] * 2] * 3
+    assert explorer.hovered._last[1][0] == 9
+    explorer.view._heard(None, {"event": "look", "key": "30"}, [])  # a tile, by mouse or keyboard
+    assert explorer.hovered._last[1][0] == 30
+
+
+def test_classes_and_rows_are_selected_without_a_mouse(parts):
+    images, logits = parts
+    explorer = opened(images, logits)
+    left = explorer.scatters[0].widget
+    explorer.class_.value = 3
+    assert left.selection.tolist() == (images.labels == 3).nonzero().squeeze(1).tolist() and explorer.class_.value == 3
+    explorer.written.value = "1000 1007-1012"
+    assert left.selection.tolist() == [0, 4, 5, 6] and explorer.class_.value == -1
+    explorer.written.value = "1001"
+    assert "no row 1001" in explorer.error and "made/test" in explorer.message.value
+    assert left.selection.tolist() == [0, 4, 5, 6]  # as they were
+    left.selection = np.array([1, 2], dtype=np.uint32)
+    assert explorer.error == "" and explorer.written.value == "" and explorer.message.value == ""
+    assert all(control.description for control in (explorer.how, explorer.colour, *explorer.shows, explorer.clear))
+
+
+def test_another_space_moves_the_points_in_place(parts):
+    images, logits = parts
+    explorer = opened(images, logits)
+    left, right = (scatter.widget for scatter in explorer.scatters)
+    before = left.points.copy(), right.points.copy()
+    explorer.shows[1].value = "c"
+    assert explorer.scatters[1].widget is right and np.array_equal(left.points, before[0])
+    expected = space.embed(logits["c"], "pca")
+    assert np.corrcoef(right.points[:, 0], expected[:, 0])[0, 1] == pytest.approx(1, abs=1e-5)
+    wrong = (logits["c"].argmax(1) != images.labels).numpy()
+    assert np.array_equal(right.points[:, 2] >= 5, wrong)
+
+
+def test_themes_change_ground_and_not_classes(parts):
+    explorer = opened(*parts)
+    widget = explorer.scatters[0].widget
+    light, colours = list(widget.background_color), list(widget.color)
+    explorer.view._heard(None, {"event": "theme", "dark": True}, [])
+    assert max(light[:3]) == 1 and max(widget.background_color[:3]) < 0.2 and list(widget.color) == colours
+
+
+def test_many_classes_are_coloured_by_superclass_or_by_what_is_selected():
+    images, logits = made(360, 36, upper=12)
+    explorer = opened(images, logits)
+    assert explorer.colour.options == ("superclass", "what is selected", "right or wrong")
+    widget, looks = explorer.scatters[0].widget, class_colours(images.classes, *explorer_upper(images))[2]
+    assert tuple(widget.color[13]) == pytest.approx(to_rgba(to_hex(looks[1]["color"])))
+    assert widget.size[11] > widget.size[1]  # an eleventh colour is the first one again, so larger
+    images, logits = made(360, 36)
+    explorer = opened(images, logits)
+    explorer.class_.value = 30
+    names, group, looks = class_colours(images.classes, (), (), [30])
+    assert tuple(explorer.scatters[0].widget.color[30]) == pytest.approx(to_rgba(to_hex(looks[group[30]]["color"])))
+    assert "class 30" in explorer.legend.value and "others" in explorer.legend.value and names == ["class 30", "others"]
+
+
+def explorer_upper(images):
+    return images.superclasses, images.superclass_of
+
+
+def test_hundred_interactions_leave_figures_and_memory_as_they_were(parts):
+    explorer = opened(*parts)
+    plt.close("all")
+
+    def touch(i):
+        left = explorer.scatters[i % 2].widget
+        left.hovering = i % 200
+        left.selection = np.arange(i % 50, 60 + i % 50, dtype=np.uint32)
+        if i % 5 == 0:
+            explorer.shows[0].value = "abc"[i // 5 % 3]
+            explorer.colour.value = ("class", "right or wrong")[i // 5 % 2]
+        if i == 25:
+            explorer.png()
+
+    for i in range(30):
+        touch(i)
+    gc.collect()
+    tracemalloc.start()
+    try:
+        before = tracemalloc.get_traced_memory()[0]
+        for i in range(100):
+            touch(i)
+        gc.collect()
+        grown = tracemalloc.get_traced_memory()[0] - before
+    finally:
+        tracemalloc.stop()
+    assert explorer.error == "" and plt.get_fignums() == []
+    assert grown < 300_000, grown
+
+
+def test_what_goes_wrong_is_shown_and_can_be_put_right(parts, monkeypatch):
+    images, logits = parts
+
+    def broken(*_, **__):
+        raise RuntimeError("no map")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(module, "embed", broken)
+        explorer = LogitSpaceExplorer(logits, images, how="tsne")
+        explorer.view._heard(None, {"event": "ready", "dark": False, "fresh": True}, [])
+        assert explorer.error == "RuntimeError: no map" and explorer.scatters == []
+        assert 'role="alert"' in explorer.message.value
+    explorer.how.value = "pca"
+    assert explorer.error == "" and len(explorer.scatters) == 2
+
+
+def test_who_waits_for_umap_is_told(parts, monkeypatch, capsys):
+    images, logits = parts
+    monkeypatch.delitem(sys.modules, "umap", raising=False)
+    explorer, said = opened(images, logits), []
+    monkeypatch.setattr(module, "embed", lambda of, how, **_: said.append(explorer.message.value) or of[:, :2].numpy())
+    explorer.how.value = "umap"
+    assert "compiles itself" in said[0] and explorer.message.value == ""
+    waiting = LogitSpaceExplorer(logits, images)  # no page yet: the cell says so
+    waiting.figures()
+    plt.close("all")
+    assert "compiles itself" in capsys.readouterr().out
+
+
+def test_a_picture_stands_in_where_no_page_is(parts, monkeypatch):
+    seen = []
+    draw = plots.embeddings
+    monkeypatch.setattr(plots, "embeddings", lambda *a, **k: seen.append((a, k)) or draw(*a, **k))
+    explorer = LogitSpaceExplorer(parts[1], parts[0], how="pca")
+    assert explorer.png().startswith(b"\x89PNG") and plt.get_fignums() == []
+    (maps, labels, _), how = seen[0]
+    assert list(maps) == ["a", "b", "c"] and len(labels) == 200 and how["how"] == "PCA" and not explorer.scatters
+
+
+def test_networks_are_asked_for_their_logits(parts):
+    with runtime.seeded("explorer"):
+        network = models.create("resnet8", **parts[0].spec)
+    explorer = LogitSpaceExplorer({"net": network, "a": parts[1]["a"]}, parts[0], how="pca", precision="fp32", panels=3)
+    torch.testing.assert_close(explorer.logits["net"], models.predict(network, parts[0], precision="fp32").logits)
+    assert [control.description for control in explorer.shows] == ["left shows", "right shows"]
+
+
+def test_what_cannot_be_explored(parts):
+    images, logits = parts
+    for networks, given, told in (
+        ({}, {}, "no networks"),
+        ({"a": logits["a"][:9]}, {}, r"'a' are \[9, 5\]"),
+        ({"a": logits["a"] * torch.inf}, {}, "nan or infinite"),
+        (logits, {"how": "mds"}, "unknown map"),
+        (logits, {"panels": 4}, "panels=4"),
+    ):
+        with pytest.raises(InputError, match=told):
+            LogitSpaceExplorer(networks, images, **given)
+
+
+def test_fifty_thousand_points_answer_at_once():
+    images, logits = made(50_000, 20)
+    explorer = opened(images, {name: logits[name] for name in "ab"})
+    left = explorer.scatters[0].widget
+    left.hovering = 1
+    start = time.perf_counter()
+    for at in range(20):
+        left.hovering = at
+    assert (time.perf_counter() - start) / 20 < 0.05
+    start = time.perf_counter()
+    left.selection = np.arange(20_000, dtype=np.uint32)
+    assert time.perf_counter() - start < 2  # 0.3 s where nothing else runs
+    assert explorer.error == ""
