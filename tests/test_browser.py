@@ -500,3 +500,13 @@ def test_saved_notebooks_stay_small(samples, spaces):
             time.sleep(0.2)
         saved = path.read_text()
         assert "image/png" in saved and "_esm" not in saved and len(saved) < 2_500_000
+
+
+def test_without_its_kernel_a_picture_stands_in(samples):
+    cell = samples.page.locator(".jp-CodeCell", has_text="NeighbourExplorer(")
+    picture = cell.locator(".jp-RenderedImage")
+    expect(picture).to_be_hidden()  # the explorer is alive
+    samples.command("notebook:shutdown-kernel")
+    samples.page.reload()
+    expect(picture).to_be_visible(timeout=60_000)
+    expect(cell.locator(".ickd")).to_have_count(0)

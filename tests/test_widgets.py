@@ -25,7 +25,7 @@ from ickd_lib.data import Images
 from ickd_lib.memory import MemoryBank
 from ickd_lib.models import Output
 from ickd_lib.runtime import InputError
-from ickd_lib.widgets import Explorer, NeighbourExplorer, View
+from ickd_lib.widgets import Explorer, NeighbourExplorer, View, view
 from ickd_lib.widgets.view import strip
 
 PNG = b"\x89PNG\r\n\x1a\n"
@@ -182,23 +182,31 @@ def test_the_picture_is_the_figures_one_below_the_other():
         Explorer([], View()).png()
 
 
-def test_a_picture_stands_in_where_no_page_shows_the_explorer():
+def displayed(explorer, monkeypatch) -> list:
+    """The outputs of a cell that ends in the explorer."""
+    outputs = []
+    monkeypatch.setattr(view, "display", lambda data, **_: outputs.append(data))
+    explorer._ipython_display_()
+    return outputs
+
+
+def test_a_picture_stands_in_where_no_page_shows_the_explorer(monkeypatch):
     explorer, before = Plain(), plt.get_fignums()
-    bundle = explorer._repr_mimebundle_()
+    picture, bundle = displayed(explorer, monkeypatch)
     assert bundle[WIDGET]["model_id"] == explorer.model_id and explorer.error == ""
-    assert base64.b64decode(bundle["image/png"]) == explorer.png()
+    assert base64.b64decode(picture["image/png"]) == explorer.png()
     explorer.broken = True
-    bundle = explorer._repr_mimebundle_()
+    (bundle,) = displayed(explorer, monkeypatch)
     assert WIDGET in bundle and "image/png" not in bundle
     assert "no figure" in explorer.error and plt.get_fignums() == before
 
 
-def test_to_display_an_explorer_is_no_touch():
+def test_to_display_an_explorer_is_no_touch(monkeypatch):
     """What went wrong when it was made is still to be read on the page."""
     explorer = Plain()
     with explorer.guarded():
         raise InputError("no such thing")
-    explorer._repr_mimebundle_()
+    displayed(explorer, monkeypatch)
     assert explorer.error == "no such thing" and said(explorer) == ("no such thing", "error")
 
 
@@ -709,10 +717,10 @@ def test_what_goes_wrong_inside_is_shown_and_goes_away(explorer, monkeypatch):
     assert_shows(explorer, explorer.images, explorer.around[1], *own(explorer, explorer.around[1]))
 
 
-def test_the_picture_of_an_explorer(outside):
+def test_the_picture_of_an_explorer(outside, monkeypatch):
     before = plt.get_fignums()
-    bundle = outside._repr_mimebundle_()
-    picture = base64.b64decode(bundle["image/png"])
+    picture, bundle = displayed(outside, monkeypatch)
+    picture = base64.b64decode(picture["image/png"])
     assert WIDGET in bundle and picture.startswith(PNG) and outside.error == ""
     tell(outside.view, "open", page(outside).far["tiles"][0]["key"])
     assert outside.png() != picture and plt.get_fignums() == before

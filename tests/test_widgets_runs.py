@@ -232,9 +232,7 @@ def test_too_many_lines_are_cut_and_said(tmp_path):
 
 
 def test_without_a_page_its_picture_stands_in(folder):
-    bundle = RunExplorer(folder, chosen=["b-kd-0"])._repr_mimebundle_()
-    bundle = bundle[0] if isinstance(bundle, tuple) else bundle
-    assert bundle["image/png"].startswith("iVBOR")
+    assert RunExplorer(folder, chosen=["b-kd-0"]).png().startswith(b"\x89PNG")
 
 
 def test_state_stays_small_and_holds_no_run(folder):

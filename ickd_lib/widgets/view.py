@@ -15,6 +15,7 @@ import ipywidgets as ipw
 import matplotlib as mpl
 import matplotlib.pyplot as plt
 import torch.nn.functional as F
+from IPython.display import display
 from matplotlib.figure import Figure
 from PIL import Image
 from torch import Tensor
@@ -131,14 +132,16 @@ class Explorer(ipw.VBox):
         colour = "var(--jp-error-color1, #b00020); font-weight: 600" if role == "alert" else "var(--jp-ui-font-color2)"
         self.message.value = f'<div role="{role}" style="color: {colour}">{html.escape(text)}</div>' if text else ""
 
-    def _repr_mimebundle_(self, **given: Any) -> Any:
-        bundle = super()._repr_mimebundle_(**given)
+    def _ipython_display_(self) -> None:
+        # Two outputs: a notebook that is opened without its kernel shows the picture, as viewers elsewhere do. Before a
+        # live explorer view.css hides it.
         try:
-            bundle["image/png"] = base64.b64encode(self.png()).decode()
+            picture = {"image/png": base64.b64encode(self.png()).decode()}
+            display(picture, metadata={"image/png": {"needs_background": "light"}}, raw=True)
         except Exception as error:
             if not self.error:  # one from before is the cause of this one
                 self._fail(error)
-        return bundle
+        display(self._repr_mimebundle_(), raw=True)
 
 
 @contextlib.contextmanager
