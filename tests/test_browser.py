@@ -315,6 +315,7 @@ def test_neighbours_answer_at_once_and_never_vanish(samples):
 
 def test_neighbours_in_both_themes(samples):
     explorer = samples.explorer(".ickd-query")
+    explorer.get_by_role("button", name="next mistake").click()
     samples.picture(explorer, "neighbour_explorer")
     samples.theme(dark=True)
     ink, ground = (

@@ -167,7 +167,7 @@ class LogitSpaceExplorer(Explorer):
             "size_by": "kind",
             "size_map": [4] * len(kinds),
         }
-        plain = {"axes": False, "opacity_unselected": 0.15, "mouse_mode": "lasso", "transition_points_duration": 700}
+        plain = {"axes": False, "opacity_unselected": 0.25, "mouse_mode": "lasso", "transition_points_duration": 700}
         within = {"x": "x", "y": "y", "x_scale": (-1, 1), "y_scale": (-1, 1), "height": HEIGHT}
         made = []
         for control in self.shows:
