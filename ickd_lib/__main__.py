@@ -62,6 +62,8 @@ def _training_options(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--evaluate-every", type=int, default=1, help="epochs between evaluations")
     group.add_argument("--checkpoint-seconds", type=float, default=60.0, help="time between checkpoints")
     group.add_argument("--no-resume", action="store_true", help="refuse to go on with runs that exist")
+    group.add_argument("--memo", default="", help="folder to keep the teacher's output in, for this and later runs")
+    group.add_argument("--memo-gigabytes", type=float, default=4.0, help="at most so much of it")
 
 
 def _machine_options(parser: argparse.ArgumentParser) -> None:
@@ -141,8 +143,8 @@ def _recipe(given: argparse.Namespace, **changes: Any) -> Recipe:
 
 
 def _options(given: argparse.Namespace) -> dict[str, Any]:
-    names = ("device", "precision", "evaluate_every", "checkpoint_seconds", "runs")
-    return {name: getattr(given, name) for name in names} | {"resume": not given.no_resume}
+    names = ("device", "precision", "evaluate_every", "checkpoint_seconds", "runs", "memo_gigabytes")
+    return {name: getattr(given, name) for name in names} | {"resume": not given.no_resume, "memo": given.memo or None}
 
 
 def _teacher(given: argparse.Namespace, needed: bool) -> Network | None:

@@ -210,20 +210,25 @@ class Images:
         The order is a function of (data_seed, epoch), an image's view of (data_seed, epoch, index), and what
         `augment` adds of (data_seed, epoch, step).
         """
+        order, view = self.plan(data_seed=data_seed, epoch=epoch)
+        steps = self.steps(batch_size)
+        for step in range(first, steps):
+            last = len(self) if step == steps - 1 else (step + 1) * batch_size
+            rows, views = order[step * batch_size : last], view[step * batch_size : last]
+            if self.augment == "crop":
+                yield Batch(self.augmented(rows, views), self.labels[rows], self.index[rows], views)
+            else:
+                yield self._strengthened(rows, views, data_seed, epoch, step)
+
+    def plan(self, *, data_seed: int, epoch: int) -> tuple[Tensor, Tensor]:
+        """The positions of the images in the order of an epoch, and the view of each: [N], [N]."""
         device, n = self.labels.device, len(self)
         order = torch.randperm(n, generator=runtime.generator(data_seed, "order", epoch)).to(device)
         rows_known = int(self.index.max()) + 1
         drawn = torch.randint(self.views, (rows_known,), generator=runtime.generator(data_seed, "view", epoch)).to(
             device
         )
-        view = drawn[self.index]
-        steps = self.steps(batch_size)
-        for step in range(first, steps):
-            rows = order[step * batch_size : n if step == steps - 1 else (step + 1) * batch_size]
-            if self.augment == "crop":
-                yield Batch(self.augmented(rows, view[rows]), self.labels[rows], self.index[rows], view[rows])
-            else:
-                yield self._strengthened(rows, view[rows], data_seed, epoch, step)
+        return order, drawn[self.index[order]]
 
     def _strengthened(self, rows: Tensor, view: Tensor, *keys: int) -> Batch:
         images, shares = strong(self._cropped(rows, view), self.augment, *keys)

@@ -16,7 +16,7 @@ from ickd_lib.memory import InContext, MemoryBank
 from ickd_lib.models import Output
 from ickd_lib.runtime import InputError
 
-NEEDS = frozenset({"teacher", "retrieval", "bank", "maps", "partner", "peers", "earlier"})
+NEEDS = frozenset({"teacher", "features", "retrieval", "bank", "maps", "partner", "peers", "earlier"})
 SOURCES = ("teacher", "peers", "self")
 LABEL_SPACES = ("same", "shared", "any")
 
@@ -65,7 +65,8 @@ class Context:
     batch: B images with labels, data-set rows and views. Where images are mixed (Mixup, CutMix), cross-entropy takes
         `batch.targets`; what else goes by label or row takes those of the image with the largest share.
     student: logits [B, C] and features [B, D], with gradient; its stages' maps where they were declared.
-    teacher: the same of the teacher for the same views, without.
+    teacher: the same of the teacher for the same views, without; its features where they were declared (where they were
+        not, they may be empty, [B, 0]).
     positives, negatives: the in-context samples of each image, from the teacher's bank.
     bank: the teacher's memory bank itself.
     partner: the student's own output, without gradient, for another image of the class of each.

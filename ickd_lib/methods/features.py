@@ -16,7 +16,7 @@ from ickd_lib.methods.base import Context, WithLabels, positive, register, withi
 class RKD(WithLabels):
     """Relational distillation, Park et al. 2019 (arXiv 1904.05068): distances and angles in the batch."""
 
-    needs = frozenset({"teacher"})
+    needs = frozenset({"teacher", "features"})
     label_space = "any"
 
     def __init__(self, *, ce: float = 1.0, distance: float = 25.0, angle: float = 50.0) -> None:
@@ -36,7 +36,7 @@ class RKD(WithLabels):
 class PKT(WithLabels):
     """Probabilistic transfer of the similarities in a batch, Passalis & Tefas 2018 (arXiv 1803.10837)."""
 
-    needs = frozenset({"teacher"})
+    needs = frozenset({"teacher", "features"})
     label_space = "any"
 
     def __init__(self, *, ce: float = 1.0, pkt: float = 30000.0) -> None:
@@ -146,7 +146,7 @@ class REFILLED(WithLabels):
     share: of the training that phase 1 takes; 0 and 1 leave one of the phases out.
     """
 
-    needs = frozenset({"teacher", "bank"})
+    needs = frozenset({"teacher", "features", "bank"})
     label_space = "any"
 
     def __init__(

@@ -21,9 +21,11 @@ from ickd_lib.models import Network, Output
 from ickd_lib.runtime import Diverged, InputError
 from ickd_lib.training.circle import Circle, circles
 from ickd_lib.training.learner import Learner, in_full, without_gradient
+from ickd_lib.training.memo import Memo
 from ickd_lib.training.recipe import Recipe
 from ickd_lib.training.records import History, Retrieved, Student, Supply
 
+AHEAD = 64  # steps for which a memo is filled at once
 Tables = dict[methods.Retrieval, tuple[Neighbours, Neighbours] | None]
 
 
@@ -42,6 +44,8 @@ def distill(
     resume: bool = True,
     checkpoint_seconds: float = 60.0,
     progress: bool = True,
+    memo: str | Path | None = None,
+    memo_gigabytes: float = 4.0,
 ) -> dict[str, History]:
     """Train students over the same batches, with one pass of the teacher for all of them.
 
@@ -61,6 +65,10 @@ def distill(
         resume: go on with unfinished runs of the same settings and load finished ones; False refuses both.
         checkpoint_seconds: time between checkpoints. Ctrl-C writes one and stops; the same call resumes.
         progress: show a progress bar.
+        memo: a folder in which the teacher's output of each view of each image is kept, in half precision, for this and
+            later trainings with this teacher and data (see `training.memo.Memo`); None has the teacher's pass in every
+            step, as have methods that compare maps, and stronger augmentation than crop and flip.
+        memo_gigabytes: at most so much is kept.
     Returns:
         A History for each student, by name, in the order given.
     Raises:
@@ -91,6 +99,8 @@ def distill(
         "precision": runtime.precision(precision, where, min(splits.train.size)),
         "threads": torch.get_num_threads(),
     }
+    if memo is not None and frozen is not None:
+        path["memo"] = True
     if runs is not None:
         for learner in learners:
             learner.open(Path(runs), resume)
@@ -111,7 +121,12 @@ def distill(
         with _same_threads(path["threads"]), torch.random.fork_rng(), _stoppable() as stop:
             going = [circle for circle in groups if not all(learner.finished for learner in circle.learners)]
             loop = _Loop(going, splits, frozen, bank, tables, path["precision"], evaluate_every, checkpoint_seconds)
-            loop.train(recipe, data_seed, stop, progress)
+            if path.get("memo"):
+                loop.remember(memo, memo_gigabytes)
+            try:
+                loop.train(recipe, data_seed, stop, progress)
+            finally:
+                loop.forget()
             logits = models.predict(frozen, splits.test, precision=path["precision"]).logits if frozen else None
             for learner in waiting:
                 learner.finish(splits, path["precision"], logits, len(learners))
@@ -136,6 +151,26 @@ class _Loop:
         needs = frozenset().union(*(learner.method.needs for learner in learners))
         self.needs_teacher = "teacher" in needs or any(spec.query == "view" for spec in tables)
         self.needs_maps, self.needs_partner = "maps" in needs, "partner" in needs
+        self.needs_features = "features" in needs or any(spec.query == "view" for spec in tables)
+        self.memo: Memo | None = None
+
+    def remember(self, folder: str | Path | None, gigabytes: float) -> None:
+        """Have a memo take the place of the teacher's pass, where it can."""
+        train = self.splits.train
+        if self.needs_teacher and self.teacher is not None and not self.needs_maps and train.augment == "crop":
+            self.memo = Memo(
+                self.teacher,
+                train,
+                features=self.needs_features,
+                precision=self.precision,
+                folder=folder,
+                gigabytes=gigabytes,
+            )
+
+    def forget(self) -> None:
+        """Let others use the memo."""
+        if self.memo:
+            self.memo.close()
 
     def train(self, recipe: Recipe, data_seed: int, stop: threading.Event, progress: bool) -> None:
         train = self.splits.train
@@ -147,8 +182,12 @@ class _Loop:
             while epoch < recipe.epochs:
                 bar.set_description(f"epoch {epoch + 1}/{recipe.epochs}")
                 batches = train.batches(recipe.batch_size, data_seed=data_seed, epoch=epoch, first=first)
+                plan = train.plan(data_seed=data_seed, epoch=epoch)
+                began = time.perf_counter()
                 for step, batch in enumerate(batches, first):
-                    began = time.perf_counter()
+                    if self.memo and (step - first) % AHEAD == 0:
+                        end = (step + AHEAD) * recipe.batch_size if step + AHEAD < steps else len(train)
+                        self.memo.fill(*(part[step * recipe.batch_size : end] for part in plan))
                     # A student resumed from a later step than others joins when they have caught up with it.
                     stepping = [circle for circle in self.circles if circle.position == (epoch, step)]
                     active = [learner for circle in stepping for learner in circle.learners]
@@ -175,6 +214,7 @@ class _Loop:
                                 "stopped; the same call goes on from here" if kept else "stopped; nothing was kept"
                             )
                     self._show(bar, batch)
+                    began = time.perf_counter()
                 for learner in self.learners:
                     if learner.at.position == (epoch, steps):
                         learner.check_finite()
@@ -194,7 +234,9 @@ class _Loop:
         """The teacher's view of the batch and the in-context samples, each once for all students."""
         output = None
         with torch.no_grad():
-            if self.needs_teacher and self.teacher is not None:
+            if self.memo:
+                output = self.memo.take(batch.index, batch.view)
+            elif self.needs_teacher and self.teacher is not None:
                 with runtime.autocast(batch.labels.device, self.precision):
                     output = in_full(self.teacher(batch.images, maps=self.needs_maps))
             retrieved: Retrieved = {}
@@ -257,7 +299,7 @@ def _recorded_path(learners: list[Learner], path: dict[str, Any]) -> dict[str, A
             raise InputError(f"an unfinished run was on {other['device']}, not {path['device']}; resume it there")
         if other != recorded[0]:
             raise InputError(f"unfinished runs took different paths ({other}, {recorded[0]}); resume them one by one")
-    return {**path, **recorded[0], "device": path["device"]} if recorded else path
+    return {**recorded[0], "device": path["device"]} if recorded else path
 
 
 def _tables(bank: MemoryBank, splits: Splits, teacher: Network, learners: list[Learner]) -> Tables:

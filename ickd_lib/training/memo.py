@@ -1,0 +1,191 @@
+"""What a teacher says of each view of each image, computed once."""
+
+from __future__ import annotations
+
+import os
+import warnings
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ickd_lib import runtime
+from ickd_lib.data import Images
+from ickd_lib.models import Network, Output
+
+BATCH = 512  # images of a pass of the teacher
+
+
+class Memo:
+    """A teacher's logits, and features where they are wanted, of views of images, in half precision.
+
+    Crop and flip have few views (162 of a CIFAR image), so that a long training meets each several times, and the next
+    training meets them again. `fill` computes what is missing, in large batches; `take` gathers. What is known stays on
+    the images' device and, where a folder is given, in a file there that later runs with this teacher and data read.
+
+    Args:
+        teacher: a frozen network in evaluation mode, on the images' device.
+        images: N images whose augmentation is "crop".
+        features: keep the features too.
+        precision: in which the teacher computes, "fp32" or "bf16".
+        folder: where the file is kept; None keeps nothing. While another process writes it, it is read only.
+        gigabytes: at most so much is kept (all of CIFAR-100: 1.6 of logits); what is beyond is computed each time.
+    """
+
+    def __init__(
+        self,
+        teacher: Network,
+        images: Images,
+        *,
+        features: bool = False,
+        precision: str = "fp32",
+        folder: str | Path | None = None,
+        gigabytes: float = 4.0,
+    ) -> None:
+        self.teacher, self.images, self.precision = teacher, images, precision
+        self.classes = teacher.num_classes
+        self.width = self.classes + (teacher.features_dim if features else 0)
+        self.capacity = min(len(images) * images.views, int(gigabytes * 1e9 / (2 * self.width)))
+        where = images.labels.device
+        self.known = 0
+        self._place = torch.full((len(images), images.views), -1, dtype=torch.int32, device=where)
+        self._kept = torch.empty(self.capacity, self.width, dtype=torch.half, device=where)  # touched as it fills
+        self._loose = self._kept[:0]  # of the views beyond the capacity, until the next `fill`
+        self._position = torch.full((int(images.index.max()) + 1,), -1, device=where)
+        self._position[images.index] = torch.arange(len(images), device=where)
+        self._log: _Log | None = None
+        if folder is not None:
+            mark = runtime.fingerprint(teacher.identity, images.fingerprint, images.views, self.width, precision)
+            self._log = _Log(Path(folder) / f"{teacher.name.replace('/', '-')}-{mark}", self.width)
+            self._read()
+
+    def _read(self) -> None:
+        assert self._log is not None
+        keys, records = self._log.read(self.capacity)
+        keep = (keys >= 0) & (keys < self._place.numel())
+        keys, records = keys[keep], records[keep]
+        self.known = len(keys)
+        self._kept[: self.known] = records.to(self._kept.device)
+        self._place.view(-1)[keys.to(self._place.device)] = torch.arange(
+            self.known, dtype=torch.int32, device=self._place.device
+        )
+
+    @torch.no_grad()
+    def fill(self, rows: Tensor, view: Tensor) -> int:
+        """Compute what is not known of the views `view` [M] of the images at positions `rows` [M].
+
+        Returns:
+            How many the teacher was asked for.
+        """
+        place = self._place.view(-1)
+        place.masked_fill_(place >= self.capacity, -1)
+        keys = (rows * self.images.views + view).unique()
+        keys = keys[place[keys] < 0]
+        if not len(keys):
+            return 0
+        parts = []
+        for some in keys.split(BATCH):
+            pixels = self.images.augmented(some // self.images.views, some % self.images.views)
+            with runtime.autocast(pixels.device, self.precision):
+                said = self.teacher(pixels)
+            both = [said.logits.float(), said.features.float()][: 1 + (self.width > self.classes)]
+            parts.append(torch.cat(both, 1).half())
+        fresh = torch.cat(parts)
+        stay = min(len(keys), self.capacity - self.known)
+        self._kept[self.known : self.known + stay] = fresh[:stay]
+        self._loose = fresh[stay:].clone()
+        end = torch.arange(stay, device=keys.device) + self.known
+        beyond = torch.arange(len(keys) - stay, device=keys.device) + self.capacity
+        place[keys] = torch.cat([end, beyond]).int()
+        self.known += stay
+        if self._log:
+            self._log.append(keys[:stay], fresh[:stay])
+        return len(keys)
+
+    def take(self, index: Tensor, view: Tensor) -> Output:
+        """What the teacher says of views of images, all of which `fill` was given, in float32.
+
+        Args:
+            index: data-set rows, [B].  view: [B].
+        Returns:
+            Logits [B, C] and features [B, D], or [B, 0] where they are not kept.
+        """
+        place = self._place[self._position[index], view].long()
+        if len(self._loose):
+            inside = place < self.capacity
+            kept = self._kept[place.clamp(max=max(self.capacity - 1, 0))] if self.capacity else self._loose[:1]
+            loose = self._loose[(place - self.capacity).clamp(0, len(self._loose) - 1)]
+            said = torch.where(inside[:, None], kept, loose).float()
+        else:
+            said = self._kept[place].float()
+        return Output(said[:, : self.classes], said[:, self.classes :])
+
+    def close(self) -> None:
+        """Let other processes write the file."""
+        if self._log:
+            self._log.close()
+
+
+class _Log:
+    """Keys and records on disk, appended together: one file of each in a folder. A kill leaves whole records."""
+
+    def __init__(self, folder: Path, width: int) -> None:
+        self.folder, self.width = folder, width
+        self._files: list[Any] = []
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            files = [open(folder / name, "ab") for name in ("records.f16", "keys.i64")]
+            if _locked(files[1]):
+                self._files = files
+            else:
+                for file in files:
+                    file.close()
+        except OSError as error:
+            self._give_up(error)
+
+    def read(self, most: int) -> tuple[Tensor, Tensor]:
+        """At most so many keys [n] and records [n, width]; what a kill cut short is cut off."""
+        sizes = [path.stat().st_size if path.is_file() else 0 for path in self._paths]
+        whole = min(sizes[0] // (2 * self.width), sizes[1] // 8)
+        for file, size in zip(self._files, (2 * self.width, 8), strict=False):
+            file.truncate(whole * size)
+        count = min(whole, most)
+        records = np.fromfile(self._paths[0], np.float16, count * self.width) if count else np.empty(0, np.float16)
+        keys = np.fromfile(self._paths[1], np.int64, count) if count else np.empty(0, np.int64)
+        return torch.from_numpy(keys), torch.from_numpy(records).view(count, self.width)
+
+    @property
+    def _paths(self) -> list[Path]:
+        return [self.folder / "records.f16", self.folder / "keys.i64"]
+
+    def append(self, keys: Tensor, records: Tensor) -> None:
+        try:
+            for file, tensor in zip(self._files, (records, keys), strict=False):
+                file.write(tensor.cpu().contiguous().numpy().tobytes())
+                file.flush()
+        except OSError as error:
+            self._give_up(error)
+
+    def _give_up(self, error: OSError) -> None:
+        warnings.warn(f"what the teacher says is no longer kept in {self.folder}: {error}", stacklevel=4)
+        self.close()
+
+    def close(self) -> None:
+        files, self._files = self._files, []
+        for file in files:
+            file.close()
+
+
+def _locked(file: Any) -> bool:
+    """Whether this process may write the file alone, until it closes it."""
+    try:
+        import fcntl
+    except ImportError:  # not on this system: whoever comes second would mix in its own records
+        return os.path.getsize(file.name) == 0
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        return False
+    return True
