@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import os
 import statistics
+import tempfile
 import time
 
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
@@ -80,12 +81,28 @@ def usual(teacher: models.Network, name: str, images: data.Images, device: torch
     return seconds / len(loader)
 
 
-def ours(method: str, teacher: models.Network, bank: MemoryBank, name: str, splits: data.Splits, device: str) -> float:
-    """Seconds a step of `distill`, measured on the second of two epochs."""
+def ours(
+    method: str,
+    teacher: models.Network,
+    bank: MemoryBank,
+    name: str,
+    splits: data.Splits,
+    device: str,
+    memo: str | None = None,
+) -> float:
+    """Seconds a step of `distill`, measured on the second of two epochs; with a memo, filled by an earlier call."""
     students = [training.Student(name, method)]
     recipe = training.Recipe(epochs=2, batch_size=BATCH, schedule="cosine")
     (history,) = training.distill(
-        students, splits, teacher=teacher, bank=bank, recipe=recipe, device=device, evaluate_every=2, progress=False
+        students,
+        splits,
+        teacher=teacher,
+        bank=bank,
+        recipe=recipe,
+        device=device,
+        evaluate_every=2,
+        progress=False,
+        memo=memo,
     ).values()
     first, second = (record["seconds"] for record in history.epochs)
     return (second - first) / splits.train.steps(BATCH)
@@ -108,22 +125,28 @@ def main() -> None:
         with runtime.seeded(0):
             teacher = models.create(teacher_name, **splits.train.spec).to(device).eval()
         bank = MemoryBank.build(teacher, splits.train.to(device))
-        rounds: dict[str, list[float]] = {"usual": [], "kd": [], "ickd": []}
-        for _ in range(given.rounds):
-            rounds["usual"].append(usual(teacher, name, splits.train, device))
-            rounds["kd"].append(ours("kd", teacher, bank, name, splits, given.device))
-            rounds["ickd"].append(ours("ickd", teacher, bank, name, splits, given.device))
+        rounds: dict[str, list[float]] = {"usual": [], "kd": [], "ickd": [], "kd, full memo": []}
+        with tempfile.TemporaryDirectory() as memo:
+            ours("kd", teacher, bank, name, splits, given.device, memo)
+            for _ in range(given.rounds):
+                rounds["usual"].append(usual(teacher, name, splits.train, device))
+                rounds["kd"].append(ours("kd", teacher, bank, name, splits, given.device))
+                rounds["ickd"].append(ours("ickd", teacher, bank, name, splits, given.device))
+                rounds["kd, full memo"].append(ours("kd", teacher, bank, name, splits, given.device, memo))
         rate = {key: BATCH / statistics.median(values) for key, values in rounds.items()}
         speedup = statistics.median(u / k for u, k in zip(rounds["usual"], rounds["kd"], strict=True))
+        memoised = statistics.median(u / k for u, k in zip(rounds["usual"], rounds["kd, full memo"], strict=True))
         extra = statistics.median(i / k for i, k in zip(rounds["ickd"], rounds["kd"], strict=True)) - 1
         results[f"{teacher_name}→{name}"] = {
             "images_per_second": {key: round(value, 1) for key, value in rate.items()},
             "kd_speedup_over_usual": round(speedup, 3),
+            "full_memo_speedup_over_usual": round(memoised, 3),
             "ickd_extra_over_kd": round(extra, 4),
             "seconds_per_step": rounds,
         }
         rates = ", ".join(f"{key} {value:.0f}" for key, value in rate.items())
-        print(f"{teacher_name}→{name}: images/s {rates}; KD {speedup:.2f}× usual, an IC-KD step {extra:+.1%} over KD")
+        print(f"{teacher_name}→{name}: images/s {rates}; over the usual loop KD {speedup:.2f}×, ", end="")
+        print(f"with a full memo {memoised:.2f}×; an IC-KD step {extra:+.1%} over KD")
     chosen = runtime.precision("auto", device, 32)
     facts = runtime.environment(device) | {"precision": chosen, "threads": torch.get_num_threads(), "batch": BATCH}
     runtime.write_json(given.out, {"machine": facts, "results": results})

@@ -115,7 +115,8 @@ def _row(run: runtime.Run, top: Path) -> dict[str, Any]:
         if "peers" in settings:
             asked |= {"peers": [peer["student"]["network"] for peer in settings["peers"]], "circle": settings["circle"]}
         if summary is not None:
-            found = {"state": "finished", "epoch": recipe["epochs"], **asked, **summary}
+            told = {key: value for key, value in summary.items() if value is not None}
+            found = {"state": "finished", "epoch": recipe["epochs"], **asked, **told}
             found.pop("name", None)  # "run" says it
             return row | found
         done = run.metrics
@@ -151,13 +152,14 @@ def records(row: dict[str, Any]) -> list[dict[str, float]]:
     """
     try:
         return [
-            {key: value for key, value in record.items() if key != "terms"}
+            {"epoch": record["epoch"]}
+            | {key: value for key, value in record.items() if key != "terms"}
             | {f"loss_{term}": value for term, value in record.get("terms", {}).items()}
             for record in runtime.Run(row["folder"]).metrics
         ]
-    except (AttributeError, TypeError, ValueError, OSError) as error:
+    except (AttributeError, KeyError, TypeError, ValueError, OSError) as error:
         raise InputError(
-            f"{row['folder']}/metrics.jsonl cannot be read ({error}); restore it or leave it out"
+            f"{row['folder']}/metrics.jsonl cannot be read ({type(error).__name__}: {error}); restore or leave it"
         ) from None
 
 
@@ -203,14 +205,16 @@ def csv_of(rows: Sequence[dict[str, Any]]) -> str:
 def grouped(summaries: Sequence[dict[str, Any]]) -> dict[Setting, dict[str, list[list[dict[str, Any]]]]]:
     """For each setting (data, teacher, student, epochs), for each method, for each seed the runs that count once.
 
-    These are one run, or students of one network that learned from each other.
+    These are one run, or students of one network that learned from each other. A row whose "role" is "teacher" has that
+    for its method.
     """
     found: dict[Setting, dict[str, dict[object, list[dict[str, Any]]]]] = {}
     for i, summary in enumerate(summaries):
         saw = (summary.get("teacher_saw") or {}).get("data", "").split("/")[0]
         setting = (*(summary[key] for key in SETTING), summary.get("augment", "crop"), saw)
         others = [peer for peer in summary.get("peers", ()) if peer != summary["network"]]
-        method = summary["method"] + (f" with {', '.join(others)}" if others else "")
+        own = "teacher" if summary.get("role") == "teacher" else summary["method"]
+        method = own + (f" with {', '.join(others)}" if others else "")
         seed = (summary["data_seed"], summary["circle"]) if "circle" in summary else i
         found.setdefault(setting, {}).setdefault(method, {}).setdefault(seed, []).append(summary)
     return {
@@ -227,7 +231,7 @@ def named(rows: Sequence[dict[str, Any]], *, by_run: bool = False) -> dict[str, 
     Returns:
         For each name, for each seed the rows that count once (`grouped`).
     """
-    groups = grouped([row | {"method": "teacher"} if row.get("role") == "teacher" else row for row in rows])
+    groups = grouped(rows)
     found: dict[str, list[list[dict[str, Any]]]] = {}
     for setting, by_method in groups.items():
         for method, seeds in by_method.items():

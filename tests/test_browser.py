@@ -28,6 +28,7 @@ sync_api = pytest.importorskip(
     "playwright.sync_api", reason="no playwright: pip install playwright to test in a browser"
 )
 expect = sync_api.expect
+expect.set_options(timeout=30_000)  # on a busy machine
 pytestmark = pytest.mark.browser
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -62,6 +63,7 @@ class Lab:
 
     def __init__(self, folder: Path) -> None:
         self.folder, self.token = folder, os.urandom(16).hex()
+        self.clients: list[BlockingKernelClient] = []
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
             self.url = f"http://127.0.0.1:{free.getsockname()[1]}"
@@ -104,6 +106,8 @@ class Lab:
             return json.load(answer)
 
     def stop(self) -> None:
+        for client in self.clients:
+            client.stop_channels()
         self.process.send_signal(signal.SIGTERM)
         try:
             self.process.wait(20)
@@ -137,6 +141,7 @@ class Notebook:
         self.client = BlockingKernelClient()
         self.client.load_connection_file(str(lab.folder / ".jupyter" / "RUNTIME" / f"kernel-{kernel}.json"))
         self.client.start_channels()
+        lab.clients.append(self.client)
 
     def command(self, name: str, **given) -> None:
         self.page.evaluate(f"void window.jupyterapp.commands.execute('{name}', {json.dumps(given)})")

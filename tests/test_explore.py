@@ -175,11 +175,11 @@ def test_terms_are_those_of_a_loop_and_of_the_method(small, name):
     assert list(terms) == list(step)  # in order
 
 
-@pytest.mark.parametrize("name", ["ce", "kd", "crd", "ickd_online", "ickd_self", "ickd(kd=0, picd=0, nicd=0)"])
+@pytest.mark.parametrize(
+    "name", ["ce", "kd", "crd", "ickd_online", "ickd_self", "ickd(kd=0, picd=0, nicd=0)", "ickd+rkd"]
+)
 def test_terms_of_methods_without_a_bank_of_the_teacher_are_refused(small, name):
-    with pytest.raises(
-        InputError, match=r"takes no in-context samples from a teacher's bank; name ickd, picd or nicd$"
-    ):
+    with pytest.raises(InputError, match=r"is not in-context distillation alone, .*; name ickd, picd or nicd$"):
         explore.terms(methods.create(name), around(small), LABELS)
 
 

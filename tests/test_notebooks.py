@@ -110,7 +110,7 @@ def test_a_notebook_runs(path, tmp_path, runs):
     assert pictures and all(p.read_bytes().startswith(b"\x89PNG") and p.stat().st_size > 5000 for p in pictures)
     shown = [o for c in notebook.cells for o in c.get("outputs", []) if "image/png" in o.get("data", {})]
     assert len(shown) >= len(pictures), "each figure is also shown, once"
-    assert len(json.dumps(notebook.metadata.get("widgets", {}))) < 100_000, (
+    assert len(json.dumps(notebook.metadata.get("widgets", {}))) < 200_000, (
         "what a widget shows is no state to be saved"
     )
     if "accuracy" in summary:

@@ -65,7 +65,6 @@ def test_a_view_sends_what_it_shows_and_repeats_it_for_a_fresh_page_only(sent):
     tell(view, "ready", dark=False, fresh=True)
     assert len(sent) == 2 and sent[1] == sent[0] and not view.dark
     tell(view, "theme", dark=True)
-    tell(view, "drawn")
     tell(view, "open", 12)
     assert len(sent) == 2  # none of these asks for anything
     assert told == [
@@ -342,12 +341,12 @@ def test_a_small_class_shows_what_it_has(bank, digits):
     explorer.of_class.value = 3
     shown = page(explorer)
     assert len(shown.near["tiles"]) == count - 1 and "(8 asked for)" in shown.near["title"]
-    assert len(shown.far["tiles"]) == 8 and "asked" not in shown.far["title"]
+    assert len(shown.far["tiles"]) == 32 and "asked" not in shown.far["title"]
 
 
 def test_sliders_change_how_many_and_the_weights(explorer):
     before = page(explorer)
-    assert (len(before.near["tiles"]), len(before.far["tiles"])) == (8, 8)
+    assert (len(before.near["tiles"]), len(before.far["tiles"])) == (8, 32)  # as many as ickd takes
     explorer.positives.value = 3
     explorer.negatives.value = 20
     shown = assert_shows(explorer, explorer.images, 0, *own(explorer, 0))
@@ -557,7 +556,7 @@ def test_the_table_compares_a_query_with_the_mean_of_many(bank, digits, student,
     assert terms == {name: pytest.approx((mine[name], mean[name]), rel=1e-4, abs=1e-6) for name in mine}
     (table,) = page(explorer).table
     whole = sum(mine.values())
-    assert table["title"] == f"loss terms of {method}"
+    assert table["title"] == f"loss terms of {method}, with 4 positives, 6 negatives, τₐ 0.2"
     assert table["columns"][-1] == "of the mean of 120 queries"
     assert table["rows"] == [
         [name.upper(), f"{x:.3f}", f"{x / whole:.0%}", f"{x / y:.2f} ×" if y > 0 else "–"]
@@ -797,3 +796,57 @@ def test_a_hundred_touches_leave_no_figure_open_and_memory_as_it_was(explorer):
     finally:
         tracemalloc.stop()
     assert plt.get_fignums() == before and explorer.error == ""
+
+
+def test_what_does_not_fit_the_bank_is_refused_in_one_line(digits, bank, teacher):
+    images = digits.train
+    with runtime.seeded(3):
+        other = models.create("resnet8", **images.spec).eval()
+        wide = models.create("resnet8", num_classes=12).eval()
+    some = images.subset(torch.arange(0, 120, 3))
+    for given, reason in (
+        ({"images": some}, "not built from these images"),
+        ({"images": digits.test.subset(torch.arange(120))}, "not built from these images"),
+        ({"student": wide}, "the student knows 12 classes"),
+        ({"queries": digits.test, "teacher": wide}, "the teacher knows 12 classes"),
+        ({"queries": digits.test, "teacher": other}, "of another teacher"),
+        ({"method": "ickd(order='random')"}, "does not take the nearest samples"),
+        ({"method": "ickd+dist"}, "not in-context distillation alone"),
+    ):
+        with pytest.raises(InputError, match=reason) as error:
+            NeighbourExplorer(bank, **{"images": images, **given})
+        assert "\n" not in str(error.value)
+
+
+def test_a_diverged_student_is_said_and_nothing_stale_is_left_unsaid(digits, bank):
+    student = models.create("resnet8", **digits.train.spec).eval()
+    explorer = NeighbourExplorer(bank, digits.train, student=student)
+    with torch.no_grad():
+        next(student.parameters()).fill_(torch.nan)
+    explorer.following.click()
+    assert "the student says nan or infinity" in explorer.error
+
+
+def test_a_double_click_goes_one_step(explorer):
+    key = page(explorer).far["tiles"][0]["key"]
+    for _ in range(2):
+        tell(explorer.view, "open", key)
+    assert len(explorer.path) == 2
+    tell(explorer.view, "open", "no row")
+    assert "ValueError" in explorer.error
+
+
+def test_a_faultless_student_has_no_mistake_to_show(explorer, monkeypatch):
+    truth = torch.eye(10)[explorer.queries.labels]
+    monkeypatch.setattr(explorer, "_all", lambda _: truth)
+    explorer.mistake.click()
+    assert explorer.error == "the student makes no mistake on these images"
+
+
+def test_close_lets_go_of_all_that_is_below(digits, bank):
+    before = len(ipw.Widget.widgets) if hasattr(ipw.Widget, "widgets") else len(ipw.widgets.widget._instances)
+    explorer = NeighbourExplorer(bank, digits.train)
+    explorer.close()
+    after = len(ipw.Widget.widgets) if hasattr(ipw.Widget, "widgets") else len(ipw.widgets.widget._instances)
+    assert after - before < 40  # layouts and styles remain; the view, which knows the explorer, does not
+    assert explorer.view.comm is None and explorer.number.comm is None

@@ -323,3 +323,26 @@ def test_fifty_thousand_points_answer_at_once():
     left.selection = np.arange(20_000, dtype=np.uint32)
     assert time.perf_counter() - start < 2  # 0.3 s where nothing else runs
     assert explorer.error == ""
+
+
+def test_masks_are_members_and_what_is_out_of_range_changes_nothing(parts):
+    images, logits = parts
+    explorer = opened(images, logits)
+    explorer.select(images.labels == 3)
+    assert explorer.members.tolist() == (images.labels == 3).nonzero().squeeze(1).tolist()
+    before = explorer.members.tolist()
+    explorer.select([10**6])
+    assert "there are 200 images" in explorer.error and explorer.members.tolist() == before
+
+
+def test_a_page_that_opens_in_the_dark_is_dark(parts):
+    explorer = opened(*parts)
+    explorer.view._heard(None, {"event": "ready", "dark": True, "fresh": False}, [])
+    assert all(sum(one.widget.background_color[:3]) < 1 for one in explorer.scatters)
+
+
+def test_to_pass_over_a_map_takes_no_message_away(parts):
+    explorer = opened(*parts)
+    explorer.written.value = "nothing"
+    explorer.scatters[0].widget.hovering = 5
+    assert "'nothing' is no row" in explorer.error and "alert" in explorer.message.value

@@ -1,6 +1,6 @@
 """What the explorers show, as data: one query and its in-context samples; maps and regions of the logit space."""
 
-from ickd_lib.explore.neighbourhood import Neighbourhood, in_context, neighbourhood, search, terms
+from ickd_lib.explore.neighbourhood import Neighbourhood, in_context, neighbourhood, require_fit, search, terms
 from ickd_lib.explore.space import Region, cached, embed, positions, region, waiting
 
 __all__ = [
@@ -12,6 +12,7 @@ __all__ = [
     "neighbourhood",
     "positions",
     "region",
+    "require_fit",
     "search",
     "terms",
     "waiting",

@@ -13,7 +13,7 @@ from ickd_lib.data import Batch, Images
 from ickd_lib.memory import InContext, MemoryBank
 from ickd_lib.methods import Context, Method, describe
 from ickd_lib.methods.incontext import ICKD
-from ickd_lib.models import Output
+from ickd_lib.models import Network, Output
 from ickd_lib.runtime import InputError
 
 
@@ -78,8 +78,35 @@ def _weighed(
     return Neighbourhood(near, far, weights, logits if student is None else {**logits, "student": student})
 
 
+def require_fit(
+    bank: MemoryBank,
+    images: Images,
+    *,
+    queries: Images | None = None,
+    student: Network | None = None,
+    teacher: Network | None = None,
+) -> None:
+    """InputError where a bank was not built from these images or by this teacher, or where classes or sizes differ."""
+    for what, classes in (("the bank", bank.classes), ("queries", (queries or images).classes)):
+        if classes != images.classes:
+            raise InputError(f"{what} and images must have the same classes; given {classes} and {images.classes}")
+    rows = bank.rows(images.index)
+    if len(images) != len(bank) or bool((rows < 0).any()) or not bank.labels[rows].equal(images.labels):
+        raise InputError(f"the bank was not built from these images, {images.name}; build it from all of them")
+    if queries is not None and queries.size != images.size:
+        raise InputError(f"queries have {queries.size} pixels, the bank's images {images.size}; load them alike")
+    for who, network in (("student", student), ("teacher", teacher)):
+        if network is not None and network.num_classes != len(images.classes):
+            raise InputError(
+                f"the {who} knows {network.num_classes} classes, {images.name} has {len(images.classes)}; "
+                "give one of the same classes"
+            )
+    if teacher is not None and bank.source.get("teacher", teacher.identity) != teacher.identity:
+        raise InputError(f"the bank is of another teacher than this {teacher.name}; build it with this one")
+
+
 def in_context(method: Method) -> TypeGuard[ICKD]:
-    """Whether a method is in-context distillation from a teacher's bank, as "ickd"."""
+    """Whether a method is in-context distillation alone, and from a teacher's bank, as "ickd"."""
     return isinstance(method, ICKD) and method.source == "teacher" and method.retrieval is not None
 
 
@@ -98,7 +125,7 @@ def terms(method: Method, around: Neighbourhood, labels: Tensor) -> dict[str, fl
         raise InputError("the loss terms are a student's; pass student=…")
     if not in_context(method):
         raise InputError(
-            f"{describe(method)} takes no in-context samples from a teacher's bank; name ickd, picd or nicd"
+            f"{describe(method)} is not in-context distillation alone, from a teacher's bank; name ickd, picd or nicd"
         )
     empty = labels.new_empty(len(labels), 0, dtype=torch.float)
     student, teacher = (Output(around.logits[name], empty) for name in ("student", "teacher"))
@@ -140,7 +167,10 @@ def search(
             if logits is None:
                 raise InputError(f"{word!r} needs the {'student' if word == 'wrong' else who}, which is not here")
             said = logits.argmax(1).cpu()
-            match &= said != images.labels.cpu() if word == "wrong" else _named(rest, images)[said]
+            wrong = said != images.labels.cpu()
+            if word == "wrong" and not wrong.any():
+                raise InputError("the student makes no mistake on these images")
+            match &= wrong if word == "wrong" else _named(rest, images)[said]
         else:
             match &= _named(word, images)[images.labels.cpu()]
     if not match.any():

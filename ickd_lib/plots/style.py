@@ -114,22 +114,28 @@ def looks(names: Iterable[str]) -> list[dict[str, Any]]:
     return found
 
 
+def _shaded(part: float, dark: bool) -> float:
+    return 1 - 0.55 * (1 - part) if dark else 0.55 * part
+
+
 def class_colours(
     classes: Sequence[str],
     superclasses: Sequence[str] = (),
     superclass_of: Sequence[int] = (),
     highlight: Sequence[int] = (),
+    dark: bool = False,
 ) -> tuple[list[str], list[int], list[dict[str, Any]]]:
     """What to colour points of each class by: the class, its superclass, or grey with ten highlighted.
 
     Args:
         classes: C names.
         superclasses, superclass_of: the coarser classes, where there are.
+        dark: for a dark ground.
         highlight: ten classes at most to colour among grey ones; by default the first ten, where there are more
             than ten classes and no superclasses.
     Returns:
         Names of the groups, the group of each class [C], and each group's colour and marker. Twenty groups have
-        looks of their own; the second ten are the colours of the first, darker.
+        looks of their own; the second ten are the colours of the first, darker (on a dark ground lighter).
     """
     if len(classes) <= 10 and not highlight:
         names, group = list(classes), list(range(len(classes)))
@@ -141,7 +147,7 @@ def class_colours(
         group = [chosen.index(c) if c in chosen else len(chosen) for c in range(len(classes))]
     looks: list[dict[str, Any]] = [
         {
-            "color": tuple((0.55 if i // 10 % 2 else 1.0) * part for part in PALETTE[i % 10]),
+            "color": tuple(_shaded(part, dark) if i // 10 % 2 else part for part in PALETTE[i % 10]),
             "marker": ("o", "^", "s", "D")[i // 10 % 4],
         }
         for i in range(len(names))

@@ -119,6 +119,8 @@ def finals(found: Mapping[str, Mapping[str, Sequence[float]]]) -> Figure:
             shown in percent. A method without a number has an empty place there.
     """
     names = list(dict.fromkeys(number for numbers in found.values() for number in numbers))
+    if not names:
+        raise InputError("there are no final numbers to draw; choose runs that are finished")
     size = (WIDTH, 1.2 + 0.34 * sum(1 + 0.5 * wrapped(name).count("\n") for name in found))
     figure, axes = plt.subplots(1, len(names), figsize=size, layout="constrained", sharey=True, squeeze=False)
     for axis, number in zip(axes[0], names, strict=True):

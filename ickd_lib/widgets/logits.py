@@ -97,7 +97,7 @@ class LogitSpaceExplorer(Explorer):
         self.hovered.layout.min_height = f"{max(220, 60 + 24 * len(names))}px"  # whatever it shows, the rest stays
         controls = [self.how, self.colour, self.class_, self.written, self.clear]
         flow = ipw.Layout(flex_flow="row wrap", grid_gap="4px 12px")
-        super().__init__([], View(self._told, waiting="Waiting for the page …"))
+        super().__init__([], View(self._told, waiting="The maps appear when the kernel is free …"))
         maps = ipw.HBox(self.panels, layout=flow)
         self.children = (ipw.HBox(controls, layout=flow), self.message, maps, self.legend, self.hovered, self.view)
         for control in (self.how, *self.shows):
@@ -109,13 +109,18 @@ class LogitSpaceExplorer(Explorer):
         self._paint()
 
     def select(self, members: Tensor | np.ndarray | Sequence[int], *, by: ipw.Widget | None = None) -> None:
-        """Select images, by their positions in `images`, as a lasso does; what goes wrong is shown.
+        """Select images, as a lasso does; what goes wrong is shown.
 
         Args:
+            members: their positions in `images`, or for each image whether it is one.
             by: the control or the map that they were selected in, which is left as it is.
         """
         with self.guarded(), self._quietly():
-            self.members = torch.as_tensor(np.asarray(members, dtype=np.int64)).unique()  # sorted
+            given = torch.as_tensor(members).cpu()
+            at = given.nonzero().squeeze(1) if given.dtype == torch.bool else given.long().unique()  # sorted
+            if len(at) and not 0 <= int(at[0]) <= int(at[-1]) < len(self.labels):
+                raise InputError(f"positions from {at[0]} to {at[-1]}; there are {len(self.labels)} images")
+            self.members = at
             for control, nothing in ((self.class_, -1), (self.written, "")):
                 if control is not by and control.value != nothing:
                     control.value = nothing
@@ -148,7 +153,7 @@ class LogitSpaceExplorer(Explorer):
             if event == "ready" and not self.scatters:
                 self._page = True
                 self._open()
-            elif event == "theme":
+            elif event in ("ready", "theme"):
                 self._paint()
             elif event == "look":
                 self._look(int(key))
@@ -217,7 +222,7 @@ class LogitSpaceExplorer(Explorer):
     def _pointed(self, change: dict[str, Any]) -> None:
         if self._quiet:
             return
-        with self.guarded(), self._quietly():
+        with self._quietly():  # not guarded: to pass over the map is no touch that a message should go away with
             at = -1 if change["new"] is None else int(change["new"])
             for scatter in self.scatters:
                 if scatter.widget is not change["owner"]:
@@ -291,7 +296,7 @@ class LogitSpaceExplorer(Explorer):
         """Colour the points and their legend, for the theme of the page."""
         images, dark = self.images, self.view.dark
         upper = (images.superclasses, images.superclass_of) if self.colour.value != "what is selected" else ((), ())
-        names, group, looks = class_colours(images.classes, *upper, self._highlight())
+        names, group, looks = class_colours(images.classes, *upper, self._highlight(), dark)
         colours, sizes = [to_hex(look["color"]) for look in looks], [SIZES[g // 10 % 4] for g in range(len(names))]
         if names[-1] == "others":
             colours[-1], sizes[-1] = GREY[dark], SIZES[0]
@@ -326,12 +331,12 @@ class LogitSpaceExplorer(Explorer):
         if (how, name) not in self._maps:
             where: dict[str, Any] = {"seed": self.seed, "cache": self.cache}
             remark = waiting(how, len(self.labels), cached(self.logits[name], how, **where))
-            if remark and self.scatters:
+            if remark and self._page:
                 self.say(f"{name}: {remark}")
             elif remark:  # before the page shows this, the cell does
                 print(f"{name}: {remark}", flush=True)
             self._maps[how, name] = embed(self.logits[name], how, **where)
-            if remark and self.scatters:
+            if remark and self._page:
                 self.say("")
         return self._maps[how, name]
 

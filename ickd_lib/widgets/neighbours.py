@@ -37,16 +37,17 @@ class NeighbourExplorer(Explorer):
     `found` is what is shown (`explore.Neighbourhood`), and `around` its place: in the bank or not, and its position.
 
     Args:
-        bank, images: a memory bank, and the images it was built from, on one device.
+        bank, images: a memory bank, and all images it was built from, on one device, as everything else.
         student: adds its prediction, its mistakes, and the loss terms of a query.
         queries: images to choose from; by default `images`, each of which is never returned to itself.
-        teacher: needed where `queries` are other images than the bank's.
-        method: whose loss terms and aggregation temperature are shown, as `methods.create` reads it.
+        teacher: the bank's; needed where `queries` are other images than the bank's.
+        method: in-context distillation, as `methods.create` reads it: its weights are those of the loss terms, its
+            numbers of samples and aggregation temperature those at which the sliders start.
         temperature: at which all probabilities are shown.
         precision: of the networks' passes.
     Raises:
-        InputError: there are queries of which nothing tells the teacher's features, or of another size or other
-            classes; the method retrieves nothing from a teacher's bank.
+        InputError: there are queries of which nothing tells the teacher's features; something is of another size, of
+            other classes, of other images or of another teacher; the method is another one.
     """
 
     def __init__(
@@ -64,25 +65,17 @@ class NeighbourExplorer(Explorer):
         if queries is not None and teacher is None:
             raise InputError("queries that are not in the bank need a teacher to make their features; pass teacher=…")
         self.queries = images if queries is None else queries
-        for other in (self.queries.classes, bank.classes):
-            if other != images.classes:
-                raise InputError(
-                    f"bank, images and queries must have the same classes; given {images.classes} and {other}"
-                )
-        if self.queries.size != images.size:
-            raise InputError(
-                f"queries have {self.queries.size} pixels, the bank's images {images.size}; load them alike"
-            )
+        explore.require_fit(bank, images, queries=queries, student=student, teacher=teacher)
         asked = methods.create(method) if isinstance(method, str) else method
         if not explore.in_context(asked):
+            raise InputError(f"method={method!r} is not in-context distillation alone; name ickd, picd or nicd")
+        spec = asked.retrieval
+        assert spec is not None
+        if spec.per_class or spec.order != "nearest":
             raise InputError(
-                f"method={method!r} takes no in-context samples from a teacher's bank; name ickd, picd or nicd"
+                f"method={method!r} does not take the nearest samples, which are shown; leave that choice out"
             )
         self.method = copy.copy(asked)
-        if bool((bank.rows(images.index) < 0).any()):
-            raise InputError(
-                f"the bank was not built from {images.name}, or not from all of it; build it from these images"
-            )
         self.bank, self.images, self.student, self.teacher = bank, images, student, teacher
         self.in_bank = queries is None  # whether the queries are the bank's own images
         self.temperature, self.precision = temperature, precision
@@ -108,9 +101,12 @@ class NeighbourExplorer(Explorer):
         self.following = ipw.Button(description="next", **narrow)
         self.surprise = ipw.Button(description="random", **narrow)
         self.mistake = ipw.Button(description="next mistake", disabled=student is None, **narrow)
-        self.positives = ipw.IntSlider(8, 1, max(1, min(MOST, largest - 1)), description="positives k⁺", **style)
-        self.negatives = ipw.IntSlider(
-            8, 1, min(MOST, max(1, len(images) - largest)), description="negatives k⁻", **style
+        most = max(1, min(MOST, largest - 1)), max(1, min(MOST, len(images) - largest))
+        self.positives, self.negatives = (
+            ipw.IntSlider(min(asked or 8, end), 1, end, description=name, **style)
+            for asked, end, name in zip(
+                (spec.positives, spec.negatives), most, ("positives k⁺", "negatives k⁻"), strict=True
+            )
         )
         tau = self.method.aggregation_temperature or 1.0  # without one all weights are equal, and stay so
         self.aggregation = ipw.FloatLogSlider(
@@ -200,10 +196,13 @@ class NeighbourExplorer(Explorer):
         self._show()
 
     def _clicked(self, event: str, key: str) -> None:
-        if event == "open":
-            self._visit([*self.path, (True, int((self.images.index == int(key)).nonzero()))])
-        elif event == "crumb":
-            self._visit(self.path[: int(key) + 1])
+        with self.guarded():
+            if event == "open" and (place := (True, int(self._position[int(key)]))) != self.around:
+                self._visit([*self.path, place])
+            elif event == "crumb":
+                self._visit(self.path[: int(key) + 1])
+            elif event == "theme" or (event == "ready" and self.view.dark):
+                self._show()
 
     # ------------------------------------------------------------------------------------------- looking
 
@@ -212,6 +211,10 @@ class NeighbourExplorer(Explorer):
             in_bank, at = self.around
             where = torch.tensor([at], device=self.images.labels.device)
             self.found = self._neighbourhood(in_bank, where, self.positives.value, self.negatives.value)
+            for name, logits in self.found.logits.items():
+                if not logits.isfinite().all():
+                    raise InputError(f"the {name} says nan or infinity of this image; look at its training")
+            self._likely = self._most_likely()
             self.back.disabled = len(self.path) == 1
             query = self._images(in_bank)
             shown = (self._rows(self.found.positives), self._rows(self.found.negatives))
@@ -271,7 +274,7 @@ class NeighbourExplorer(Explorer):
             )
         return items[-CRUMBS:]
 
-    def _likely(self) -> list[int]:
+    def _most_likely(self) -> list[int]:
         """The query's class, and those that teacher, aggregate or student give most to."""
         in_bank, at = self.around
         peak = torch.stack([p[0] for p in self.found.probabilities(self.temperature).values()]).amax(0)
@@ -283,7 +286,7 @@ class NeighbourExplorer(Explorer):
         images = self.images
         few = len(images.classes) <= 10 or images.superclasses
         _, group, looks = plots.class_colours(
-            images.classes, images.superclasses, images.superclass_of, () if few else self._likely()
+            images.classes, images.superclasses, images.superclass_of, () if few else self._likely, self.view.dark
         )
         return [to_hex(looks[g]["color"]) for g in group]
 
@@ -328,7 +331,7 @@ class NeighbourExplorer(Explorer):
                 "marked": c == label,
                 "values": [float(p[c]) for p in said.values()],
             }
-            for c in self._likely()
+            for c in self._likely
         ]
         columns = [f"{name} says {query.classes[int(p.argmax())]}" for name, p in said.items()]
         return {
@@ -372,14 +375,10 @@ class NeighbourExplorer(Explorer):
         ]
         count = len(self._sample[1])
         columns = ["term, weighted", "of this query", "share of its loss", f"of the mean of {count} queries"]
-        return [
-            {
-                "kind": "table",
-                "title": f"loss terms of {methods.describe(self.method)}",
-                "columns": columns,
-                "rows": rows,
-            }
-        ]
+        samples = f"{self.positives.value} positives, {self.negatives.value} negatives"
+        weighed = f"τₐ {self._tau:.3g}" if self._tau else "equal weights"
+        title = f"loss terms of {methods.describe(self.method)}, with {samples}, {weighed}"
+        return [{"kind": "table", "title": title, "columns": columns, "rows": rows}]
 
     def figures(self) -> list[Figure]:
         in_bank, at = self.around

@@ -111,19 +111,30 @@ class RunExplorer(Explorer):
     def figures(self) -> list[Figure]:
         if self.kind.value == "final metrics":
             return [plots.finals({name: _finals(seeds) for name, seeds in self.drawn().items()})]
-        return [
-            plots.curves(self._curves(), self.number.value)
-            if self.kind.value == "curves"
-            else plots.losses(self._curves())
-        ]
+        curves = self._curves()
+        if self.kind.value == "loss terms":
+            return [plots.losses(curves)]
+        number = self.number.value  # which a seed that was not evaluated yet has not
+        have = {name: [seed for seed in seeds if any(number in r for r in seed)] for name, seeds in curves.items()}
+        return [plots.curves({name: seeds for name, seeds in have.items() if seeds}, number)]
 
     def _asked(self) -> dict[str, list[list[dict[str, Any]]]]:
-        rows = [self.rows[name] for name in self.chosen]
-        if not rows:
-            few = list(results.named(list(self.rows.values())).values())[:FEW]
+        rows = [self.rows[name] for name in self.chosen or self.rows if name not in self._early]
+        if not self.chosen:
+            few = list(results.named(rows).values())[:FEW]
             names = {row["run"] for seeds in few for alike in seeds for row in alike}
-            rows = [row for name, row in self.rows.items() if name in names]
+            rows = [row for row in rows if row["run"] in names]
+        if not rows:
+            raise InputError(
+                "no chosen run is that far; has an epoch of it ended, or, for final metrics, is it finished?"
+            )
         return results.named(rows, by_run=not self.mean.value)
+
+    @property
+    def _early(self) -> list[str]:
+        """The runs that have nothing to draw yet."""
+        finals = self.kind.value == "final metrics"
+        return [name for name, row in self.rows.items() if not row["epoch"] or (finals and row["state"] != "finished")]
 
     def _curves(self) -> dict[str, list[list[dict[str, float]]]]:
         """The records of what is drawn; those of students that count once are their mean."""
@@ -140,10 +151,11 @@ class RunExplorer(Explorer):
 
     def _read(self) -> None:
         found = results.overview(self.folder)
-        self.damaged = [row["problem"] for row in found if row["state"] == "damaged"]
-        self.rows = {row["run"]: row for row in found if row["state"] != "damaged"}
-        if not self.rows:
-            raise InputError(f"all {len(found)} runs below {self.folder} are damaged; {self.damaged[0]}")
+        damaged = [row["problem"] for row in found if row["state"] == "damaged"]
+        rows = {row["run"]: row for row in found if row["state"] != "damaged"}
+        if not rows:
+            raise InputError(f"all {len(found)} runs below {self.folder} are damaged; {damaged[0]}")
+        self.rows, self.damaged = rows, damaged
 
     def _list(self) -> None:
         """Show the table."""
@@ -167,6 +179,8 @@ class RunExplorer(Explorer):
             if self.kind.value == "curves":
                 self._offer()
             note = "" if self.chosen else f"No run is chosen; the first {FEW} methods are shown. "
+            if early := [name for name in self._early if name in (self.chosen or self.rows)]:
+                note += f"Not that far yet, and left out: {', '.join(early[:3])}{', …' * (len(early) > 3)}. "
             if len(asked) > MOST:
                 note += f"Only {MOST} of {len(asked)} lines are drawn; choose fewer runs, or their mean over seeds."
             names = ", ".join(list(asked)[:MOST])

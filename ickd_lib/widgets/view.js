@@ -21,9 +21,11 @@ function image(strip, at, shape) {
   const [, height, width] = shape;
   const canvas = make("canvas", { width, height, aria: { hidden: "true" } });
   const pixels = new ImageData(width, height);
-  const first = at * height * width * 3;
-  for (let i = 0; i < height * width; i++) {
-    pixels.data.set([strip[first + 3 * i], strip[first + 3 * i + 1], strip[first + 3 * i + 2], 255], 4 * i);
+  for (let from = at * height * width * 3, to = 0; to < pixels.data.length; from += 3, to += 4) {
+    pixels.data[to] = strip[from];
+    pixels.data[to + 1] = strip[from + 1];
+    pixels.data[to + 2] = strip[from + 2];
+    pixels.data[to + 3] = 255;
   }
   canvas.getContext("2d").putImageData(pixels, 0, 0);
   return canvas;
@@ -75,27 +77,26 @@ const blocks = {
 
   // Rows to choose from. What is chosen, filtered and sorted is kept in the block, and told to Python a moment after the
   // last touch, so that quick ticks make one redrawing.
-  choices: (block) => {
+  choices: (block, { send }) => {
     const { title, columns, rows } = block;
-    const chosen = new Set(block.chosen);
+    const chosen = (block.marked ??= new Set(block.chosen)); // by all views of the table
     let timer;
     const tell = () => {
-      block.chosen = [...chosen];
       clearTimeout(timer);
       timer = setTimeout(() => {
-        const key = JSON.stringify({ chosen: block.chosen, filter: block.filter, sort: block.sort });
-        root.dispatchEvent(new CustomEvent("ickd", { bubbles: true, detail: { event: "choices", key } }));
+        const key = JSON.stringify({ chosen: [...chosen], filter: block.filter, sort: block.sort });
+        send({ event: "choices", key });
       }, 250);
     };
     const lines = rows.map(({ key, cells }) => {
-      const box = make("input", { type: "checkbox", checked: chosen.has(key), tabIndex: -1, aria: { label: `choose ${key}` } });
+      const box = make("input", { type: "checkbox", data: { focus: key }, checked: chosen.has(key), tabIndex: -1, aria: { label: `choose ${key}` } });
       const [first, ...others] = cells;
       const row = make("tr", {}, make("td", {}, box), make("th", { scope: "row" }, first),
         ...others.map((cell, i) => make("td", { className: columns[i + 1].number ? "ickd-numeric" : "" }, cell)));
       return { key, cells, box, row, text: cells.join(" ").toLowerCase() };
     });
     const all = make("input", { type: "checkbox", aria: { label: "choose all shown" } });
-    const filter = make("input", { type: "search", value: block.filter, placeholder: "words that a row must hold" });
+    const filter = make("input", { type: "search", data: { focus: "filter" }, value: block.filter, placeholder: "words that a row must hold" });
     const count = make("span", { className: "ickd-note", aria: { role: "status" } });
     const heads = columns.map(({ name }, at) => make("th", { scope: "col" }, make("button", { type: "button", onclick: () => {
       block.sort = [at, block.sort[0] === at && !block.sort[1]];
@@ -202,22 +203,26 @@ export default () => {
     },
     render({ model, el }) {
       el.classList.add("ickd");
-      const pictures = () => [...el.querySelectorAll("img")].map((one) => one.src);
+      const send = (message) => model.send(message);
       const refresh = async () => {
         if (!latest) return el.replaceChildren(make("div", { className: "ickd-text ickd-note" }, model.get("waiting")));
         const current = latest;
-        const drawn = current.blocks.map((block) => draw(block, current));
-        await Promise.all(drawn.filter((one) => one.matches("img")).map((one) => one.decode().catch(() => {})));
-        if (current !== latest) return; // a newer message came in the meantime
-        const focus = el.contains(document.activeElement) ? { ...document.activeElement.dataset } : null;
-        const gone = pictures();
-        el.replaceChildren(...drawn);
-        gone.forEach(URL.revokeObjectURL);
-        if (focus?.event) {
-          const same = [...el.querySelectorAll(`[data-event="${focus.event}"]`)];
-          (same.find((one) => one.dataset.key === focus.key) ?? same[0] ?? el.querySelector("button"))?.focus();
+        let drawn;
+        try {
+          drawn = current.blocks.map((block) => draw(block, { ...current, send }));
+        } catch (error) { // what cannot be drawn must not look like what was there before
+          drawn = [blocks.text({ text: `this cannot be shown: ${error}`, tone: "error" })];
         }
-        model.send({ event: "drawn" });
+        const pictures = drawn.filter((one) => one.matches("img"));
+        await Promise.all(pictures.map((one) => one.decode().catch(() => {})));
+        const old = current !== latest || !views.has(refresh); // a newer message came, or the view went
+        (old ? pictures : [...el.querySelectorAll("img")]).forEach((one) => URL.revokeObjectURL(one.src));
+        if (old) return;
+        const { event, key, focus } = el.contains(document.activeElement) ? document.activeElement.dataset : {};
+        el.replaceChildren(...drawn);
+        const again = (name, value) => [...el.querySelectorAll(`[data-${name}]`)].filter((one) => one.dataset[name] === value);
+        if (focus) again("focus", focus)[0]?.focus();
+        if (event) (again("event", event).find((one) => one.dataset.key === key) ?? again("event", event)[0] ?? el.querySelector("button"))?.focus();
       };
       const clicked = ({ target }) => {
         const { event, key } = target.closest("[data-event]")?.dataset ?? {};
@@ -227,13 +232,12 @@ export default () => {
       const watch = new MutationObserver(themed);
       watch.observe(document.body, { attributes: true, attributeFilter: ["data-jp-theme-light", "data-vscode-theme-kind"] });
       el.addEventListener("click", clicked);
-      el.addEventListener("ickd", ({ detail }) => model.send(detail));
       views.add(refresh);
       refresh();
       model.send({ event: "ready", dark: isDark(), fresh: !latest });
       return () => {
         views.delete(refresh);
-        pictures().forEach(URL.revokeObjectURL);
+        el.querySelectorAll("img").forEach((one) => URL.revokeObjectURL(one.src));
         watch.disconnect();
       };
     },

@@ -82,7 +82,7 @@ class View(anywidget.AnyWidget):
             self.dark = bool(content["dark"])
         if event == "ready" and content["fresh"] and self._last[0]:
             self._repeat()
-        if self._told and event != "drawn":
+        if self._told:
             self._told(event, content.get("key", ""))
 
 
@@ -93,10 +93,19 @@ class Explorer(ipw.VBox):
     A subclass writes `figures`.
     """
 
-    def __init__(self, controls: list[ipw.Widget], view: View, *below: ipw.Widget) -> None:
+    def __init__(self, controls: list[ipw.Widget], view: View) -> None:
         self.message, self.error = ipw.HTML(layout={"min_height": "26px"}), ""
         self.view = view
-        super().__init__([*controls, self.message, view, *below])
+        super().__init__([*controls, self.message, view])
+
+    def close(self) -> None:
+        """Take it from all pages, and let go of all below it and of the networks, banks and images that they hold."""
+        below: list[ipw.Widget] = [self]
+        for widget in below:
+            below += getattr(widget, "children", ())
+        for widget in reversed(below[1:]):
+            widget.close()
+        super().close()
 
     def figures(self) -> list[Figure]:
         """What is shown now, as figures."""
