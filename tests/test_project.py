@@ -17,7 +17,7 @@ else:
     import tomli as tomllib
 
 ROOT = Path(__file__).resolve().parents[1]
-CONDA = {"torch": "pytorch"}  # where conda-forge has another name
+CONDA = {"torch": "pytorch", "playwright": "playwright-python"}  # where conda-forge has another name
 
 
 def test_environment_and_pyproject_agree():
