@@ -56,6 +56,23 @@ def test_retrieval_equals_brute_force(ties, per_class, monkeypatch):
     assert near.mask.all() and far.mask.all()
 
 
+@pytest.mark.parametrize("ties", [False, True])
+@pytest.mark.parametrize("filled", [1.0, 0.9])
+def test_a_large_bank_whose_columns_are_compared_in_blocks_is_searched_exactly(ties, filled):
+    bank = made(6000, dim=8, ties=ties)
+    bank.written[torch.rand(6000, generator=torch.Generator().manual_seed(1)) > filled] = -1
+    asked = bank.filled.nonzero().squeeze(1)[:600]  # more than are searched at once, and in no order of classes
+    near, far = bank.retrieve(bank.features[asked], bank.labels[asked], bank.index[asked], positives=5, negatives=7)
+    scores = bank.features[asked].double() @ bank.features.double().T
+    same = bank.labels[asked, None] == bank.labels
+    own = bank.index[asked, None] == bank.index
+    for found, allowed in ((near, same & ~own), (far, ~same)):
+        order = scores.masked_fill(~allowed | ~bank.filled, -torch.inf).round(decimals=12)
+        places = order.argsort(dim=1, descending=True, stable=True)[:, : found.index.shape[1]]
+        assert torch.equal(found.index, bank.index[places])
+        assert torch.allclose(found.similarity.double(), scores.gather(1, places), atol=1e-6)
+
+
 def test_positives_share_the_label_negatives_do_not_and_no_query_meets_itself(bank, digits):
     near, far = bank.retrieve(bank.features, bank.labels, bank.index, positives=8, negatives=32)
     label = dict(zip(bank.index.tolist(), bank.labels.tolist(), strict=True))

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ickd_lib import models, runtime
-from ickd_lib.memory.search import InContext, Neighbours, fields, full_precision, nothing, search_into
+from ickd_lib.memory.search import InContext, Neighbours, fields, full_precision, nothing, own_class, search_into
 from ickd_lib.runtime import InputError
 
 if TYPE_CHECKING:
@@ -324,12 +324,13 @@ class MemoryBank:
                 blocked = (labels[asking, None] != self.labels[pool]) | (rows[asking, None] == pool)
                 search_into(near, queries, asking, self.features, pool, blocked)
             # Sorted by class, a chunk's own classes are few; their columns are ruled out.
+            theirs = self.labels[everyone]
             for asking in labels.argsort(stable=True).split(CHUNK):
                 if per_class:
                     self._best_of_each_class(far, queries, labels, asking, pools)
                 else:
-                    blocked = labels[asking, None] == self.labels[everyone]
-                    search_into(far, queries, asking, self.features, everyone, blocked)
+                    never = labels[asking, None] == theirs if few else own_class(labels[asking], theirs)
+                    search_into(far, queries, asking, self.features, everyone, never)
         return near, far
 
     def _best_of_each_class(

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+
+BLOCK = 64  # columns of scores that are compared by their largest
 
 
 @dataclass(frozen=True)
@@ -59,9 +61,17 @@ def full_precision() -> Iterator[None]:
 
 
 def search_into(
-    into: Neighbours, queries: Tensor, asking: Tensor, features: Tensor, pool: Tensor, blocked: Tensor
+    into: Neighbours,
+    queries: Tensor,
+    asking: Tensor,
+    features: Tensor,
+    pool: Tensor,
+    blocked: Tensor | Sequence[tuple[slice, Tensor]],
 ) -> None:
-    """Write the nearest rows of `pool` for the queries at `asking` into `into`, except where `blocked` [Q, P].
+    """Write the nearest rows of `pool` for the queries at `asking` into `into`, except where they are blocked.
+
+    `blocked` says so for each query and row, [Q, P]; or it names queries (a slice of `asking`) and places in `pool`
+    that are blocked for all of them, which costs next to nothing where these are few.
 
     A float32 product proposes a few rows more than wanted, double precision orders them. A row that was not
     proposed scores below the last proposal, give or take the product's rounding; where that does not settle
@@ -73,9 +83,14 @@ def search_into(
     whole = len(pool) == len(features)
     members = features if whole else features[pool]
     asked = queries[asking]
-    rough = (asked @ members.T).masked_fill_(blocked, -torch.inf)
+    rough = asked @ members.T
+    if isinstance(blocked, Tensor):
+        rough.masked_fill_(blocked, -torch.inf)
+    else:
+        for some, columns in blocked:
+            rough[some].index_fill_(1, columns, -torch.inf)
     wide = min(k + 8, len(pool))
-    proposed, places = rough.topk(wide, dim=1, sorted=False)
+    proposed, places = _top(rough, wide)
     places = places.sort(dim=1).values  # lower rows first, so that a stable sort settles ties
     exact = _dot(asked, members, places).masked_fill_(rough.gather(1, places) == -torch.inf, -torch.inf)
     found = min(k, wide)
@@ -93,6 +108,33 @@ def search_into(
     into.rows[asking, :found] = pool[places]
     into.similarity[asking, :found] = similarity.float().masked_fill(similarity == -torch.inf, 0)
     into.mask[asking, :found] = similarity > -torch.inf
+
+
+def own_class(labels: Tensor, theirs: Tensor) -> list[tuple[slice, Tensor]]:
+    """For queries sorted by class [Q]: those of each class, and the places in a pool [P] that are of it."""
+    own, counts = labels.unique_consecutive(return_counts=True)
+    ends = counts.cumsum(0).tolist()
+    return [
+        (slice(end - count, end), (theirs == c).nonzero().squeeze(1))
+        for c, count, end in zip(own.tolist(), counts.tolist(), ends, strict=True)
+    ]
+
+
+def _top(scores: Tensor, k: int) -> tuple[Tensor, Tensor]:
+    """The k largest of each row of scores [Q, P] and their places, in no order, [Q, k] each.
+
+    Of many columns, blocks of 64 are compared by their largest first: the k largest scores lie in the k blocks with the
+    largest maxima (or equal scores do), and a maximum is read faster than a selection.
+    """
+    whole = scores.shape[1] // BLOCK * BLOCK
+    if whole < 4 * k * BLOCK:
+        return scores.topk(k, dim=1, sorted=False)
+    best = scores[:, :whole].unflatten(1, (-1, BLOCK)).amax(2).topk(k, dim=1, sorted=False).indices
+    within = torch.arange(BLOCK, device=scores.device)
+    rest = torch.arange(whole, scores.shape[1], device=scores.device).expand(len(scores), -1)
+    columns = torch.cat([(best[:, :, None] * BLOCK + within).flatten(1), rest], 1)
+    values, at = scores.gather(1, columns).topk(k, dim=1, sorted=False)
+    return values, columns.gather(1, at)
 
 
 def _dot(queries: Tensor, members: Tensor, places: Tensor) -> Tensor:
