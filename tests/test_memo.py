@@ -1,5 +1,6 @@
 """The memo of the teacher's output: what it gives is what the teacher says, once asked, kept, and read by the next."""
 
+import copy
 import subprocess
 import sys
 
@@ -35,7 +36,7 @@ class Counting(torch.nn.Module):
 
 @pytest.fixture
 def frozen(teacher):
-    return Counting(teacher.eval().requires_grad_(False))
+    return Counting(copy.deepcopy(teacher).eval().requires_grad_(False))
 
 
 def views(images, count, seed=0):

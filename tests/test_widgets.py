@@ -844,9 +844,9 @@ def test_a_faultless_student_has_no_mistake_to_show(explorer, monkeypatch):
 
 
 def test_close_lets_go_of_all_that_is_below(digits, bank):
-    before = len(ipw.Widget.widgets) if hasattr(ipw.Widget, "widgets") else len(ipw.widgets.widget._instances)
+    before = len(ipw.widgets.widget._instances)
     explorer = NeighbourExplorer(bank, digits.train)
     explorer.close()
-    after = len(ipw.Widget.widgets) if hasattr(ipw.Widget, "widgets") else len(ipw.widgets.widget._instances)
+    after = len(ipw.widgets.widget._instances)
     assert after - before < 40  # layouts and styles remain; the view, which knows the explorer, does not
     assert explorer.view.comm is None and explorer.number.comm is None
