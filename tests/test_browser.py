@@ -314,7 +314,7 @@ def test_neighbours_answer_at_once_and_never_vanish(samples):
             return { took, lowest: Math.min(...heights), highest: Math.max(...heights) };
         }"""
     )
-    assert sorted(took["took"])[10] < 500  # milliseconds; some 60 where nothing else runs
+    assert sorted(took["took"])[10] < 500  # milliseconds; 106 were seen with a bank of 50,000 x 256, on a quiet machine
     assert took["lowest"] > 0.6 * took["highest"]  # classes of the query may differ by a line of tiles
 
 
