@@ -3,12 +3,14 @@
 import copy
 import subprocess
 import sys
+from dataclasses import replace
 
 import pytest
 import torch
 
 from ickd_lib import methods, runtime, training
 from ickd_lib.training import Recipe, Student
+from ickd_lib.training.circle import Circle
 from ickd_lib.training.loop import AHEAD
 from ickd_lib.training.memo import Memo
 
@@ -194,8 +196,6 @@ def test_a_second_training_asks_the_teacher_nothing(digits, teacher, tmp_path, m
 
 def test_a_resumed_training_equals_one_that_never_stopped(digits, teacher, tmp_path, monkeypatch):
     whole = train(["kd"], digits, teacher, memo=tmp_path / "a", runs=tmp_path / "whole")
-    from ickd_lib.training.circle import Circle
-
     step, count = Circle.step, []
 
     def stopping(self, supply):
@@ -216,8 +216,6 @@ def test_a_resumed_training_equals_one_that_never_stopped(digits, teacher, tmp_p
 
 
 def test_a_run_that_began_without_goes_on_without(digits, teacher, tmp_path, monkeypatch):
-    from ickd_lib.training.circle import Circle
-
     def stopped(*_):
         raise KeyboardInterrupt
 
@@ -229,13 +227,16 @@ def test_a_run_that_began_without_goes_on_without(digits, teacher, tmp_path, mon
     train(["kd"], digits, teacher, runs=tmp_path / "runs", memo=tmp_path / "memo")
 
 
-def test_maps_and_strong_augmentation_pass_through_the_teacher(digits, teacher, tmp_path, monkeypatch):
+def test_maps_and_strong_augmentation_pass_through_the_teacher_and_are_recorded_so(
+    digits, teacher, tmp_path, monkeypatch
+):
     monkeypatch.setattr(Memo, "__init__", lambda *_, **__: pytest.fail("a memo was made"))
-    train(["at"], digits, teacher, memo=tmp_path)
-    from dataclasses import replace
-
     mixed = digits._replace(train=replace(digits.train, augment="mixup"))
-    train(["kd"], mixed, teacher, memo=tmp_path)
+    for names, splits in ((["at", "kd"], digits), (["kd"], mixed), (["ce"], digits)):
+        for history in train(names, splits, teacher, memo=tmp_path / "memo", runs=tmp_path / "runs").values():
+            assert (
+                "memo" not in runtime.Run(history.folder).config["path"]
+            )  # so that kd, resumed alone, has none either
 
 
 def test_two_processes_do_not_mix_their_records(digits, frozen, tmp_path):

@@ -15,7 +15,7 @@ import torch
 from tqdm import tqdm
 
 from ickd_lib import methods, models, runtime
-from ickd_lib.data import Batch, Splits
+from ickd_lib.data import Batch, Images, Splits
 from ickd_lib.memory import MemoryBank, Neighbours, source_of
 from ickd_lib.models import Network, Output
 from ickd_lib.runtime import Diverged, InputError
@@ -67,7 +67,7 @@ def distill(
         progress: show a progress bar.
         memo: a folder in which the teacher's output of each view of each image is kept, in half precision, for this and
             later trainings with this teacher and data (see `training.memo.Memo`); None has the teacher's pass in every
-            step, as have methods that compare maps, and stronger augmentation than crop and flip.
+            step, as has stronger augmentation than crop and flip, and who trains beside a method that compares maps.
         memo_gigabytes: at most so much is kept.
     Returns:
         A History for each student, by name, in the order given.
@@ -99,7 +99,7 @@ def distill(
         "precision": runtime.precision(precision, where, min(splits.train.size)),
         "threads": torch.get_num_threads(),
     }
-    if memo is not None and frozen is not None:
+    if memo is not None and frozen is not None and _memorable(learners, splits.train):
         path["memo"] = True
     if runs is not None:
         for learner in learners:
@@ -122,11 +122,14 @@ def distill(
             going = [circle for circle in groups if not all(learner.finished for learner in circle.learners)]
             loop = _Loop(going, splits, frozen, bank, tables, path["precision"], evaluate_every, checkpoint_seconds)
             if path.get("memo"):
-                loop.remember(memo, memo_gigabytes)
+                assert frozen is not None
+                options = {"features": loop.needs_features, "precision": path["precision"]}
+                loop.memo = Memo(frozen, splits.train, folder=memo, gigabytes=memo_gigabytes, **options)
             try:
                 loop.train(recipe, data_seed, stop, progress)
             finally:
-                loop.forget()
+                if loop.memo:
+                    loop.memo.close()
             logits = models.predict(frozen, splits.test, precision=path["precision"]).logits if frozen else None
             for learner in waiting:
                 learner.finish(splits, path["precision"], logits, len(learners))
@@ -154,24 +157,6 @@ class _Loop:
         self.needs_features = "features" in needs or any(spec.query == "view" for spec in tables)
         self.memo: Memo | None = None
 
-    def remember(self, folder: str | Path | None, gigabytes: float) -> None:
-        """Have a memo take the place of the teacher's pass, where it can."""
-        train = self.splits.train
-        if self.needs_teacher and self.teacher is not None and not self.needs_maps and train.augment == "crop":
-            self.memo = Memo(
-                self.teacher,
-                train,
-                features=self.needs_features,
-                precision=self.precision,
-                folder=folder,
-                gigabytes=gigabytes,
-            )
-
-    def forget(self) -> None:
-        """Let others use the memo."""
-        if self.memo:
-            self.memo.close()
-
     def train(self, recipe: Recipe, data_seed: int, stop: threading.Event, progress: bool) -> None:
         train = self.splits.train
         steps = train.steps(recipe.batch_size)
@@ -182,7 +167,7 @@ class _Loop:
             while epoch < recipe.epochs:
                 bar.set_description(f"epoch {epoch + 1}/{recipe.epochs}")
                 batches = train.batches(recipe.batch_size, data_seed=data_seed, epoch=epoch, first=first)
-                plan = train.plan(data_seed=data_seed, epoch=epoch)
+                plan = train.plan(data_seed=data_seed, epoch=epoch) if self.memo else ()
                 began = time.perf_counter()
                 for step, batch in enumerate(batches, first):
                     if self.memo and (step - first) % AHEAD == 0:
@@ -289,6 +274,14 @@ class _Loop:
         if rate:
             shown["images/s"] = f"{rate * len(batch.labels) * len(self.learners):.0f}"
         bar.set_postfix(shown, refresh=False)
+
+
+def _memorable(learners: list[Learner], train: Images) -> bool:
+    """Whether the teacher is asked, and for something that a memo holds: no maps, and of views that have a number."""
+    needs = frozenset().union(*(learner.method.needs for learner in learners))
+    specs = [learner.method.retrieval for learner in learners]
+    asked = "teacher" in needs or any(spec and spec.query == "view" and spec.source == "teacher" for spec in specs)
+    return asked and "maps" not in needs and train.augment == "crop"
 
 
 def _recorded_path(learners: list[Learner], path: dict[str, Any]) -> dict[str, Any]:
