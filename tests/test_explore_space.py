@@ -63,20 +63,19 @@ def test_a_map_is_made_once(tmp_path, monkeypatch):
     made = []
     make = space._make
     monkeypatch.setattr(space, "_make", lambda *given: made.append(1) or make(*given))
-    assert not space.cached(logits, "pca", cache=tmp_path)
     first = space.embed(logits, "pca", cache=tmp_path)
-    assert space.cached(logits, "pca", cache=tmp_path) and len(made) == 1
+    assert len(made) == 1
     np.testing.assert_array_equal(space.embed(2 * logits, "pca", cache=tmp_path), first)  # of the same angles
     assert len(made) == 1
     space.embed(logits + 0.01 * torch.eye(120, 5), "pca", cache=tmp_path)
-    space.embed(logits, "tsne", seed=0, cache=tmp_path)
-    assert not space.cached(logits, "tsne", seed=1, cache=tmp_path)
-    assert len(made) == 3 and len(list(tmp_path.iterdir())) == 3
+    for seed in (0, 1, 0):
+        space.embed(logits, "tsne", seed=seed, cache=tmp_path)
+    assert len(made) == 4 and len(list(tmp_path.iterdir())) == 4
     assert all(path.name.startswith(("pca-", "tsne-")) for path in tmp_path.iterdir())
 
 
 @pytest.mark.parametrize("damage", ["cut", "empty", "noise", "shape", "pickle"])
-def test_a_damaged_map_is_made_anew(tmp_path, damage):
+def test_a_damaged_map_is_made_anew(tmp_path, damage, monkeypatch):
     logits, _ = drawn()
     first = space.embed(logits, "pca", cache=tmp_path)
     (path,) = tmp_path.iterdir()
@@ -86,9 +85,10 @@ def test_a_damaged_map_is_made_anew(tmp_path, damage):
     else:
         wrong = np.zeros((119, 2), np.float32) if damage == "shape" else np.array([{}], dtype=object)
         np.save(path, wrong, allow_pickle=True)
-    assert not space.cached(logits, "pca", cache=tmp_path)
+    made, make = [], space._make
+    monkeypatch.setattr(space, "_make", lambda *given: made.append(1) or make(*given))
     np.testing.assert_array_equal(space.embed(logits, "pca", cache=tmp_path), first)
-    assert path.read_bytes() == whole
+    assert path.read_bytes() == whole and len(made) == 1
 
 
 def test_a_folder_that_cannot_be_written_costs_a_warning_only(tmp_path):
@@ -120,13 +120,20 @@ def test_who_waits_is_told_how_long(monkeypatch):
     import sys
 
     monkeypatch.delitem(sys.modules, "umap", raising=False)
-    assert space.waiting("pca", 50_000, False) == "" == space.waiting("umap", 50_000, True)
-    assert "compiles itself" in space.waiting("umap", 1000, False) and "20 seconds" in space.waiting(
-        "umap", 1000, False
-    )
-    assert "minutes" in space.waiting("tsne", 50_000, False)
+    assert space.waiting("pca", 50_000) == "" and "minutes" in space.waiting("tsne", 50_000)
+    first = space.waiting("umap", 1000)
+    assert "compiles itself" in first and "20 seconds" in first
     monkeypatch.setitem(sys.modules, "umap", object())
-    assert "compiles" not in space.waiting("umap", 1000, False)
+    assert "compiles" not in space.waiting("umap", 1000)
+
+
+def test_who_waits_is_told_before_and_not_where_the_map_was_kept(tmp_path, monkeypatch):
+    logits, _ = drawn()
+    happened = []
+    monkeypatch.setattr(space, "_make", lambda unit, *_: happened.append("made") or unit[:, :2])
+    for _ in range(2):
+        space.embed(logits, "tsne", cache=tmp_path, told=happened.append)
+    assert happened[0].startswith("t-SNE maps 120 points") and happened[1:] == ["made"]
 
 
 def test_region_equals_a_loop():

@@ -270,7 +270,7 @@ def test_who_waits_for_umap_is_told(parts, monkeypatch, capsys):
     images, logits = parts
     monkeypatch.delitem(sys.modules, "umap", raising=False)
     explorer, said = opened(images, logits), []
-    monkeypatch.setattr(module, "embed", lambda of, how, **_: said.append(explorer.message.value) or of[:, :2].numpy())
+    monkeypatch.setattr(space, "_make", lambda unit, *_: said.append(explorer.message.value) or unit[:, :2])
     explorer.how.value = "umap"
     assert "compiles itself" in said[0] and explorer.message.value == ""
     waiting = LogitSpaceExplorer(logits, images)  # no page yet: the cell says so
@@ -346,3 +346,10 @@ def test_to_pass_over_a_map_takes_no_message_away(parts):
     explorer.written.value = "nothing"
     explorer.scatters[0].widget.hovering = 5
     assert "'nothing' is no row" in explorer.error and "alert" in explorer.message.value
+
+
+def test_what_goes_wrong_in_pointing_is_shown(parts, monkeypatch):
+    explorer = opened(*parts)
+    monkeypatch.setattr(explorer, "_tiles", lambda *_, **__: 1 / 0)
+    explorer.scatters[0].widget.hovering = 5
+    assert "ZeroDivisionError" in explorer.error and "alert" in explorer.message.value

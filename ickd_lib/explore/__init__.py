@@ -1,12 +1,11 @@
 """What the explorers show, as data: one query and its in-context samples; maps and regions of the logit space."""
 
 from ickd_lib.explore.neighbourhood import Neighbourhood, in_context, neighbourhood, require_fit, search, terms
-from ickd_lib.explore.space import Region, cached, embed, positions, region, waiting
+from ickd_lib.explore.space import Region, embed, positions, region
 
 __all__ = [
     "Neighbourhood",
     "Region",
-    "cached",
     "embed",
     "in_context",
     "neighbourhood",
@@ -15,5 +14,4 @@ __all__ = [
     "require_fit",
     "search",
     "terms",
-    "waiting",
 ]

@@ -8,7 +8,7 @@ from typing import TypeGuard
 import torch
 from torch import Tensor
 
-from ickd_lib import losses
+from ickd_lib import losses, memory
 from ickd_lib.data import Batch, Images
 from ickd_lib.memory import InContext, MemoryBank
 from ickd_lib.methods import Context, Method, describe
@@ -87,12 +87,11 @@ def require_fit(
     teacher: Network | None = None,
 ) -> None:
     """InputError where a bank was not built from these images or by this teacher, or where classes or sizes differ."""
-    for what, classes in (("the bank", bank.classes), ("queries", (queries or images).classes)):
-        if classes != images.classes:
-            raise InputError(f"{what} and images must have the same classes; given {classes} and {images.classes}")
-    rows = bank.rows(images.index)
-    if len(images) != len(bank) or bool((rows < 0).any()) or not bank.labels[rows].equal(images.labels):
-        raise InputError(f"the bank was not built from these images, {images.name}; build it from all of them")
+    memory.require_fit(bank, images, teacher)
+    if len(images) != len(bank):
+        raise InputError(f"the bank holds {len(bank)} images, {images.name} {len(images)}; give all it was built from")
+    if queries is not None and queries.classes != images.classes:
+        raise InputError(f"queries and images must have the same classes; given {queries.classes} and {images.classes}")
     if queries is not None and queries.size != images.size:
         raise InputError(f"queries have {queries.size} pixels, the bank's images {images.size}; load them alike")
     for who, network in (("student", student), ("teacher", teacher)):
@@ -101,8 +100,6 @@ def require_fit(
                 f"the {who} knows {network.num_classes} classes, {images.name} has {len(images.classes)}; "
                 "give one of the same classes"
             )
-    if teacher is not None and bank.source.get("teacher", teacher.identity) != teacher.identity:
-        raise InputError(f"the bank is of another teacher than this {teacher.name}; build it with this one")
 
 
 def in_context(method: Method) -> TypeGuard[ICKD]:

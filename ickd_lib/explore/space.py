@@ -6,6 +6,7 @@ import math
 import re
 import sys
 import warnings
+from collections.abc import Callable
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -28,7 +29,14 @@ MAPS: dict[str, tuple[str, str, dict[str, Any]]] = {
 FEWEST = 5  # points of which there is a map
 
 
-def embed(logits: Tensor, how: str = "umap", *, seed: int = 0, cache: str | Path | None = None) -> np.ndarray:
+def embed(
+    logits: Tensor,
+    how: str = "umap",
+    *,
+    seed: int = 0,
+    cache: str | Path | None = None,
+    told: Callable[[str], Any] | None = None,
+) -> np.ndarray:
     """A map of logits in the plane. They are brought to unit length first: angles are what is compared.
 
     Args:
@@ -40,6 +48,7 @@ def embed(logits: Tensor, how: str = "umap", *, seed: int = 0, cache: str | Path
         cache: a folder in which maps are kept, by a fingerprint of the logits, the settings and the version of what
             makes them; None keeps none. A damaged file is made anew. Where the folder cannot be written there is a
             warning, and the map.
+        told: called with a remark for the person who waits, before what takes a while.
     Returns:
         float32, shape [N, 2].
     Raises:
@@ -51,6 +60,8 @@ def embed(logits: Tensor, how: str = "umap", *, seed: int = 0, cache: str | Path
     kept = None if path is None else _kept(path, len(unit))
     if kept is not None:
         return kept
+    if told and (remark := waiting(how, len(unit))):
+        told(remark)
     points = np.ascontiguousarray(_make(unit.numpy(), how, seed), dtype=np.float32)
     if path is not None:
         try:
@@ -61,20 +72,13 @@ def embed(logits: Tensor, how: str = "umap", *, seed: int = 0, cache: str | Path
     return points
 
 
-def cached(logits: Tensor, how: str = "umap", *, seed: int = 0, cache: str | Path | None = None) -> bool:
-    """Whether `embed` would find its map, given the same arguments. Raises as `embed` does."""
-    how = runtime.choose(how, MAPS, "map")
-    unit = _unit(logits)
-    return cache is not None and _kept(_file(unit, how, seed, cache), len(unit)) is not None
-
-
-def waiting(how: str, count: int, cached: bool) -> str:
+def waiting(how: str, count: int) -> str:
     """What to tell the person who waits for a map of `count` points; "" where it comes at once.
 
     The times were measured on one core of a shared server, for logits of 100 classes.
     """
     how = runtime.choose(how, MAPS, "map")
-    if cached or how == "pca":
+    if how == "pca":
         return ""
     seconds = 2 + count / (800 if how == "umap" else 120)
     about = f"{5 * max(1, round(seconds / 5))} seconds" if seconds < 90 else f"{round(seconds / 60)} minutes"

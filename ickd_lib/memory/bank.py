@@ -13,6 +13,7 @@ from torch import Tensor
 
 from ickd_lib import models, runtime
 from ickd_lib.memory.search import InContext, Neighbours, fields, full_precision, nothing, own_class, search_into
+from ickd_lib.memory.source import source_of
 from ickd_lib.runtime import InputError
 
 if TYPE_CHECKING:
@@ -392,9 +393,3 @@ class MemoryBank:
                     f"{path} was built from other {what} ({bank.source.get(what)}, not {mark}); build it again"
                 )
         return bank
-
-
-def source_of(images: Images | None, teacher: models.Network | None) -> dict[str, str]:
-    """What `MemoryBank.source` says of a bank built from these."""
-    source = {} if images is None else {"data": images.fingerprint}
-    return source if teacher is None else source | {"teacher": teacher.identity}

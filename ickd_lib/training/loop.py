@@ -16,7 +16,7 @@ from tqdm import tqdm
 
 from ickd_lib import methods, models, runtime
 from ickd_lib.data import Batch, Images, Splits
-from ickd_lib.memory import MemoryBank, Neighbours, source_of
+from ickd_lib.memory import MemoryBank, Neighbours, require_fit
 from ickd_lib.models import Network, Output
 from ickd_lib.runtime import Diverged, InputError
 from ickd_lib.training.circle import Circle, circles
@@ -297,16 +297,7 @@ def _recorded_path(learners: list[Learner], path: dict[str, Any]) -> dict[str, A
 
 def _tables(bank: MemoryBank, splits: Splits, teacher: Network, learners: list[Learner]) -> Tables:
     """The neighbours that each kind of retrieval returns; None where they are searched for in every step."""
-    train = splits.train
-    rows = bank.rows(train.index)
-    if bank.classes != train.classes or bool((rows < 0).any()) or bool((bank.labels[rows] != train.labels).any()):
-        raise InputError(f"the bank is of another data set than {train.name}; build it from this one")
-    theirs = source_of(None, teacher)
-    if (
-        bank.features.shape[1] != teacher.features_dim
-        or bank.source.get("teacher", theirs["teacher"]) != theirs["teacher"]
-    ):
-        raise InputError(f"the bank is of another teacher than this {teacher.name}; build it with this one")
+    require_fit(bank, splits.train, teacher)
     tables: Tables = {}
     for learner in learners:
         spec = learner.method.retrieval

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from ickd_lib import metrics, models, plots, runtime
 from ickd_lib.data import Images
-from ickd_lib.explore.space import MAPS, Region, cached, embed, positions, region, waiting
+from ickd_lib.explore.space import MAPS, Region, embed, positions, region
 from ickd_lib.models import Network
 from ickd_lib.plots.style import PALETTE, class_colours
 from ickd_lib.runtime import InputError
@@ -223,12 +223,15 @@ class LogitSpaceExplorer(Explorer):
         if self._quiet:
             return
         with self._quietly():  # not guarded: to pass over the map is no touch that a message should go away with
-            at = -1 if change["new"] is None else int(change["new"])
-            for scatter in self.scatters:
-                if scatter.widget is not change["owner"]:
-                    scatter.widget.hovering = at
-            if at >= 0:
-                self._look(at)
+            try:
+                at = -1 if change["new"] is None else int(change["new"])
+                for scatter in self.scatters:
+                    if scatter.widget is not change["owner"]:
+                        scatter.widget.hovering = at
+                if at >= 0:
+                    self._look(at)
+            except Exception as error:
+                self._fail(error)
 
     def _look(self, at: int) -> None:
         """Show one image and what each network says of it."""
@@ -329,14 +332,11 @@ class LogitSpaceExplorer(Explorer):
     def _map(self, name: str) -> np.ndarray:
         how = self.how.value
         if (how, name) not in self._maps:
-            where: dict[str, Any] = {"seed": self.seed, "cache": self.cache}
-            remark = waiting(how, len(self.labels), cached(self.logits[name], how, **where))
-            if remark and self._page:
-                self.say(f"{name}: {remark}")
-            elif remark:  # before the page shows this, the cell does
-                print(f"{name}: {remark}", flush=True)
-            self._maps[how, name] = embed(self.logits[name], how, **where)
-            if remark and self._page:
+            told = self.say if self._page else print  # before the page shows this, the cell does
+            self._maps[how, name] = embed(
+                self.logits[name], how, seed=self.seed, cache=self.cache, told=lambda text: told(f"{name}: {text}")
+            )
+            if self._page:
                 self.say("")
         return self._maps[how, name]
 
