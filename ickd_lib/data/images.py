@@ -214,11 +214,20 @@ class Images:
         steps = self.steps(batch_size)
         for step in range(first, steps):
             last = len(self) if step == steps - 1 else (step + 1) * batch_size
-            rows, views = order[step * batch_size : last], view[step * batch_size : last]
-            if self.augment == "crop":
-                yield Batch(self.augmented(rows, views), self.labels[rows], self.index[rows], views)
-            else:
-                yield self._strengthened(rows, views, data_seed, epoch, step)
+            some = slice(step * batch_size, last)
+            yield self.batch(order[some], view[some], data_seed, epoch, step)
+
+    def batch(self, rows: Tensor, view: Tensor, *keys: int) -> Batch:
+        """The images at positions `rows` [B] in the views `view` [B]; what `augment` adds is a function of `keys`."""
+        if self.augment == "crop":
+            return Batch(self.augmented(rows, view), self.labels[rows], self.index[rows], view)
+        images, shares = strong(self._cropped(rows, view), self.augment, *keys)
+        soft = None
+        if shares is not None:
+            # Not a matrix product with one-hot labels, which reduced precision would round.
+            soft = shares.new_zeros(len(rows), len(self.classes)).index_add_(1, self.labels[rows], shares)
+            rows = rows[shares.argmax(1)]
+        return Batch(images, self.labels[rows], self.index[rows], torch.full_like(view, -1), soft)
 
     def plan(self, *, data_seed: int, epoch: int) -> tuple[Tensor, Tensor]:
         """The positions of the images in the order of an epoch, and the view of each: [N], [N]."""
@@ -229,15 +238,6 @@ class Images:
             device
         )
         return order, drawn[self.index[order]]
-
-    def _strengthened(self, rows: Tensor, view: Tensor, *keys: int) -> Batch:
-        images, shares = strong(self._cropped(rows, view), self.augment, *keys)
-        soft = None
-        if shares is not None:
-            # Not a matrix product with one-hot labels, which reduced precision would round.
-            soft = shares.new_zeros(len(rows), len(self.classes)).index_add_(1, self.labels[rows], shares)
-            rows = rows[shares.argmax(1)]
-        return Batch(images, self.labels[rows], self.index[rows], torch.full_like(view, -1), soft)
 
     def partners(self, batch: Batch, *, data_seed: int, epoch: int, step: int) -> Batch:
         """For each image of a batch of these images, another one of its class, cropped and flipped at random.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -42,5 +43,5 @@ def virtual_teacher(labels: Tensor, num_classes: int, *, correct: float = 0.99) 
     Returns:
         Shape [B, C].
     """
-    one_hot = F.one_hot(labels, num_classes)
-    return math.log(correct) * one_hot + math.log((1 - correct) / (num_classes - 1)) * (1 - one_hot)
+    right = labels[:, None] == torch.arange(num_classes, device=labels.device)
+    return torch.where(right, math.log(correct), math.log((1 - correct) / (num_classes - 1)))

@@ -76,7 +76,8 @@ class Context:
     common: positions, in the student's logits and in the teacher's, of the classes that both know, [K] each; None
         where the label spaces are the same.
     phase: how many of the method's `restarts` are behind.
-    progress: how much of the training is done, 0 to 1.
+    progress: how much of the training is done, 0 to 1; in training a scalar tensor, which a step that a GPU replays can
+        follow. (A method that branches on it is not replayed.)
     """
 
     batch: Batch
@@ -90,7 +91,7 @@ class Context:
     earlier: Guide | None = None
     common: tuple[Tensor, Tensor] | None = None
     phase: int = 0
-    progress: float = 0.0
+    progress: Tensor | float = 0.0
 
     def guides(self, source: str) -> Sequence[Guide]:
         """Whoever teaches under a name of SOURCES: the teacher, the peers, or the student's earlier self."""

@@ -103,7 +103,7 @@ class DKD(WithLabels):
             temperature=self.temperature,
             standardised=self.standardised,
         )
-        rise = min(1.0, context.progress / self.warmup) if self.warmup else 1.0
+        rise = torch.as_tensor(context.progress / self.warmup).clamp(max=1) if self.warmup else 1.0
         return {"tckd": rise * self.tckd * target, "nckd": rise * self.nckd * others}
 
 

@@ -75,6 +75,8 @@ class Learner:
         classifier = {id(p) for p in last_layer(self.network).parameters()}
         embedding = [p for p in self.network.parameters() if id(p) not in classifier]
         others = [p for p in self.network.parameters() if id(p) in classifier]
+        # Tensors, so that a recorded step reads what they hold when it is replayed.
+        self.rates = torch.full((2,), recipe.lr, device=where).unbind()
         self.optimizer = torch.optim.SGD(
             [{"params": embedding}, {"params": [*others, *self.method.parameters()]}],
             lr=recipe.lr,
@@ -83,6 +85,7 @@ class Learner:
             weight_decay=recipe.weight_decay,
             fused=True,
         )
+        self._use_rates()
         self.at, self.finished = Progress(), False
         self.phases = recipe.phases(self.method.restarts)
         self.settings: dict[str, Any] = {
@@ -108,6 +111,10 @@ class Learner:
         self.run: runtime.Run | None = None
         self.checkpoint: Path | None = None  # its circle's
         self.memory: MemoryBank | None = None  # its own, where one is kept
+
+    def _use_rates(self) -> None:
+        for group, rate in zip(self.optimizer.param_groups, self.rates, strict=True):
+            group["lr"] = rate
 
     @property
     def who(self) -> dict[str, Any]:
@@ -155,25 +162,39 @@ class Learner:
         with runtime.autocast(batch.labels.device, precision):
             return in_full(self.network(batch.images, maps="maps" in self.method.needs))
 
+    def ready(self, steps: int) -> tuple[int, bool]:
+        """Set the learning rates of the coming one of an epoch's `steps`.
+
+        Returns:
+            What else decides which work the step is: its phase, and whether it is given in-context samples.
+        """
+        since, self.phase, lr = self._schedule(self.at.step, steps)
+        if since == 0:
+            self.optimizer.state.clear()  # a phase starts without the momentum of the one before
+        relative = self.method.embedding_rates
+        for rate, value in zip(self.rates, (relative[min(self.phase, len(relative) - 1)] * lr, lr), strict=True):
+            rate.fill_(value)
+        spec, done = self.method.retrieval, self.at.epoch + self.at.step / steps
+        self.retrieves = bool(spec and spec.source == "teacher" and spec.start * self.recipe.epochs <= done)
+        return self.phase, self.retrieves
+
+    def _schedule(self, step: int, steps: int) -> tuple[float, int, float]:
+        """Of a step of the current epoch: epochs since its phase began, the phase, and the learning rate."""
+        done = self.at.epoch + step / steps
+        start, phase, recipe = [found for found in self.phases if found[0] <= self.at.epoch][-1]
+        return done - start, phase, recipe.lr_at(done - start)
+
     def step(self, supply: Supply, output: Output, peers: tuple[Guide, ...], earlier: Guide | None) -> None:
         """One step of gradient descent from its output for the batch, and what it may see beside it."""
-        at, needs, batch, steps = self.at, self.method.needs, supply.batch, supply.steps
-        done = at.epoch + at.step / steps
-        start, phase, recipe = [found for found in self.phases if found[0] <= at.epoch][-1]
-        if done == start:
-            self.optimizer.state.clear()  # a phase starts without the momentum of the one before
-        embedding, rest = self.optimizer.param_groups
-        rest["lr"] = recipe.lr_at(done - start)
-        rates = self.method.embedding_rates
-        embedding["lr"] = rates[min(phase, len(rates) - 1)] * rest["lr"]
+        at, needs, batch = self.at, self.method.needs, supply.batch
         runtime.reseed(batch.labels.device, self.student.seed, at.epoch, at.step, "method")
         partner = None
         if supply.partner is not None and "partner" in needs:
             with torch.no_grad(), runtime.autocast(batch.labels.device, supply.precision):
                 partner = in_full(self.network(supply.partner.images))
-        spec, near, far = self.method.retrieval, None, None
-        if spec and spec.source == "teacher" and spec.start * self.recipe.epochs <= done:
-            near, far = supply.retrieved[spec]
+        near, far = None, None
+        if self.retrieves and self.method.retrieval:
+            near, far = supply.retrieved[self.method.retrieval]
         terms = self.method(
             methods.Context(
                 batch,
@@ -186,25 +207,25 @@ class Learner:
                 peers if "peers" in needs else (),
                 earlier if "earlier" in needs else None,
                 self.common,
-                phase,
-                done / self.recipe.epochs,
+                self.phase,
+                supply.progress,
             )
         )
         loss = torch.stack(list(terms.values())).sum()
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()
         self.optimizer.step()
-        if at.losses is None or at.correct is None or at.agreed is None:
+        fresh = at.step == 0 and at.terms != list(terms)
+        if fresh or at.losses is None or at.correct is None or at.agreed is None:
             at.terms = list(terms)
-            at.losses = torch.zeros(steps, len(terms), device=loss.device)
+            at.losses = torch.zeros(supply.steps, len(terms), device=loss.device)
             at.correct = torch.zeros((), dtype=torch.long, device=loss.device)
             at.agreed = torch.zeros((), dtype=torch.double, device=loss.device)
-        at.losses[at.step] = torch.stack([term.detach() for term in terms.values()])
+        at.losses.index_copy_(0, supply.step, torch.stack([term.detach() for term in terms.values()])[None])
         predicted = output.logits.detach().argmax(1)
         at.correct += (predicted == batch.labels).sum()
         for peer in peers:
             at.agreed += (predicted == peer.output.logits.argmax(1)).sum() / len(peers)
-        at.step += 1
 
     def check_finite(self) -> None:
         """Raise Diverged, naming term and step, when a loss of this epoch is NaN or infinite."""
@@ -225,7 +246,7 @@ class Learner:
         terms = at.losses.mean(0).tolist()
         record = {
             "epoch": at.epoch + 1,
-            "lr": self.optimizer.param_groups[1]["lr"],
+            "lr": self._schedule(at.step - 1, at.step)[2],
             "loss": sum(terms),
             "terms": dict(zip(at.terms, terms, strict=True)),
             "train_accuracy": at.correct.item() / len(splits.train),
@@ -248,7 +269,9 @@ class Learner:
         self.records.append(record)
         if self.run:
             self.run.log(record)
-        self.at = Progress(at.epoch + 1, 0, at.seconds)
+        for kept in (at.losses, at.correct, at.agreed):
+            kept.zero_()  # where it is: a recorded step writes there
+        at.epoch, at.step = at.epoch + 1, 0
 
     def finish(self, splits: Splits, precision: str, teacher_logits: Tensor | None, group: int) -> None:
         """The last numbers, the weights and the summary."""
@@ -342,6 +365,7 @@ class Learner:
         self.network.load_state_dict(state["network"])
         self.method.load_state_dict(state["method"])
         self.optimizer.load_state_dict(state["optimizer"])
+        self._use_rates()
         if self.memory:
             self.memory.restore(state["memory"])
 

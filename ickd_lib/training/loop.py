@@ -14,19 +14,19 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
-from ickd_lib import methods, models, runtime
-from ickd_lib.data import Batch, Images, Splits
-from ickd_lib.memory import MemoryBank, Neighbours, require_fit
-from ickd_lib.models import Network, Output
+from ickd_lib import models, runtime
+from ickd_lib.data import Images, Splits
+from ickd_lib.memory import MemoryBank, require_fit
+from ickd_lib.models import Network
 from ickd_lib.runtime import Diverged, InputError
 from ickd_lib.training.circle import Circle, circles
-from ickd_lib.training.learner import Learner, in_full, without_gradient
+from ickd_lib.training.learner import Learner, without_gradient
 from ickd_lib.training.memo import Memo
 from ickd_lib.training.recipe import Recipe
-from ickd_lib.training.records import History, Retrieved, Student, Supply
+from ickd_lib.training.records import History, Student
+from ickd_lib.training.steps import Steps, Tables, recorded
 
-AHEAD = 64  # steps for which a memo is filled at once
-Tables = dict[methods.Retrieval, tuple[Neighbours, Neighbours] | None]
+AHEAD = {"cpu": 64, "cuda": 1024}  # steps for which a memo is filled at once; a GPU is not stopped for it in an epoch
 
 
 def distill(
@@ -46,6 +46,7 @@ def distill(
     progress: bool = True,
     memo: str | Path | None = None,
     memo_gigabytes: float = 4.0,
+    record: bool = True,
 ) -> dict[str, History]:
     """Train students over the same batches, with one pass of the teacher for all of them.
 
@@ -69,6 +70,8 @@ def distill(
             later trainings with this teacher and data (see `training.memo.Memo`); None has the teacher's pass in every
             step, as has stronger augmentation than crop and flip, and who trains beside a method that compares maps.
         memo_gigabytes: at most so much is kept.
+        record: on a GPU, record a step as a CUDA graph and replay it, which is what makes small networks fast there.
+            False launches each step anew, for who prints or stops inside a method. On a CPU it says nothing.
     Returns:
         A History for each student, by name, in the order given.
     Raises:
@@ -101,6 +104,8 @@ def distill(
     }
     if memo is not None and frozen is not None and _memorable(learners, splits.train):
         path["memo"] = True
+    if record and where.type == "cuda":
+        path["recorded"] = True
     if runs is not None:
         for learner in learners:
             learner.open(Path(runs), resume)
@@ -120,16 +125,35 @@ def distill(
                 learner.run.create(learner.settings, path, group, where)
         with _same_threads(path["threads"]), torch.random.fork_rng(), _stoppable() as stop:
             going = [circle for circle in groups if not all(learner.finished for learner in circle.learners)]
-            loop = _Loop(going, splits, frozen, bank, tables, path["precision"], evaluate_every, checkpoint_seconds)
+            batch_size = recipe.batch_size
+            steps = Steps(
+                going,
+                splits.train,
+                frozen,
+                bank,
+                tables,
+                batch_size=batch_size,
+                precision=path["precision"],
+                epochs=recipe.epochs,
+                recorder=recorded if path.get("recorded") else None,
+            )
             if path.get("memo"):
                 assert frozen is not None
-                options = {"features": loop.needs_features, "precision": path["precision"]}
-                loop.memo = Memo(frozen, splits.train, folder=memo, gigabytes=memo_gigabytes, **options)
+                steps.memo = Memo(
+                    frozen,
+                    splits.train,
+                    features=steps.needs_features,
+                    precision=path["precision"],
+                    folder=memo,
+                    gigabytes=memo_gigabytes,
+                    ahead=(AHEAD[where.type] + 1) * batch_size,
+                )
+            loop = _Loop(going, splits, steps, evaluate_every, checkpoint_seconds)
             try:
                 loop.train(recipe, data_seed, stop, progress)
             finally:
-                if loop.memo:
-                    loop.memo.close()
+                if steps.memo:
+                    steps.memo.close()
             logits = models.predict(frozen, splits.test, precision=path["precision"]).logits if frozen else None
             for learner in waiting:
                 learner.finish(splits, path["precision"], logits, len(learners))
@@ -138,53 +162,34 @@ def distill(
 
 class _Loop:
     def __init__(
-        self,
-        circles: list[Circle],
-        splits: Splits,
-        teacher: Network | None,
-        bank: MemoryBank | None,
-        tables: Tables,
-        precision: str,
-        evaluate_every: int,
-        checkpoint_seconds: float,
+        self, circles: list[Circle], splits: Splits, steps: Steps, evaluate_every: int, checkpoint_seconds: float
     ) -> None:
-        self.circles, self.splits, self.teacher, self.bank, self.tables = circles, splits, teacher, bank, tables
-        self.learners = learners = [learner for circle in circles for learner in circle.learners]
-        self.precision, self.evaluate_every, self.checkpoint_seconds = precision, evaluate_every, checkpoint_seconds
-        needs = frozenset().union(*(learner.method.needs for learner in learners))
-        self.needs_teacher = "teacher" in needs or any(spec.query == "view" for spec in tables)
-        self.needs_maps, self.needs_partner = "maps" in needs, "partner" in needs
-        self.needs_features = "features" in needs or any(spec.query == "view" for spec in tables)
-        self.memo: Memo | None = None
+        self.circles, self.splits, self.steps = circles, splits, steps
+        self.learners = [learner for circle in circles for learner in circle.learners]
+        self.evaluate_every, self.checkpoint_seconds = evaluate_every, checkpoint_seconds
 
     def train(self, recipe: Recipe, data_seed: int, stop: threading.Event, progress: bool) -> None:
-        train = self.splits.train
-        steps = train.steps(recipe.batch_size)
+        work, steps = self.steps, self.steps.count
+        where = work.step.device
         epoch, first = min(circle.position for circle in self.circles)
         bar = tqdm(total=recipe.epochs * steps, initial=epoch * steps + first, disable=not progress, mininterval=0.5)
-        saved, on_cpu = time.perf_counter(), train.labels.device.type == "cpu"
+        saved = time.perf_counter()
         try:
             while epoch < recipe.epochs:
                 bar.set_description(f"epoch {epoch + 1}/{recipe.epochs}")
-                batches = train.batches(recipe.batch_size, data_seed=data_seed, epoch=epoch, first=first)
-                plan = train.plan(data_seed=data_seed, epoch=epoch) if self.memo else ()
                 began = time.perf_counter()
-                for step, batch in enumerate(batches, first):
-                    if self.memo and (step - first) % AHEAD == 0:
-                        end = (step + AHEAD) * recipe.batch_size if step + AHEAD < steps else len(train)
-                        self.memo.fill(*(part[step * recipe.batch_size : end] for part in plan))
+                work.begin(data_seed, epoch, first)
+                for step in range(first, steps):
+                    if work.memo and (step - first) % AHEAD[where.type] == 0:
+                        work.memo.fill(*work.planned(step, AHEAD[where.type]))
                     # A student resumed from a later step than others joins when they have caught up with it.
                     stepping = [circle for circle in self.circles if circle.position == (epoch, step)]
                     active = [learner for circle in stepping for learner in circle.learners]
-                    partner = None
-                    if self.needs_partner:
-                        partner = train.partners(batch, data_seed=data_seed, epoch=epoch, step=step)
-                    supply = Supply(batch, *self._teaching(batch), self.bank, partner, self.precision, steps)
-                    for circle in stepping:
-                        circle.step(supply)
-                    if step == steps - 1 and not on_cpu:
-                        torch.cuda.synchronize()  # so that an epoch's seconds are those of its work
-                    if bar.update() or on_cpu:
+                    work.take(stepping, step)
+                    if step == steps - 1 and where.type == "cuda":
+                        torch.cuda.synchronize(where)  # so that an epoch's seconds are those of its work
+                    bar.update()
+                    if where.type == "cpu":  # a GPU is asked at the end of the epoch, and before a checkpoint
                         for learner in active:
                             learner.check_finite()
                     now = time.perf_counter()
@@ -198,13 +203,13 @@ class _Loop:
                             raise KeyboardInterrupt(
                                 "stopped; the same call goes on from here" if kept else "stopped; nothing was kept"
                             )
-                    self._show(bar, batch)
+                    self._show(bar, recipe.batch_size)
                     began = time.perf_counter()
                 for learner in self.learners:
                     if learner.at.position == (epoch, steps):
                         learner.check_finite()
                         last = epoch + 1 == recipe.epochs
-                        learner.end_epoch(self.splits, self.precision, last or (epoch + 1) % self.evaluate_every == 0)
+                        learner.end_epoch(self.splits, work.precision, last or (epoch + 1) % self.evaluate_every == 0)
                 epoch, first = epoch + 1, 0
             self._save()
         except Diverged:
@@ -215,55 +220,17 @@ class _Loop:
         finally:
             bar.close()
 
-    def _teaching(self, batch: Batch) -> tuple[Output | None, Retrieved]:
-        """The teacher's view of the batch and the in-context samples, each once for all students."""
-        output = None
-        with torch.no_grad():
-            if self.memo:
-                output = self.memo.take(batch.index, batch.view)
-            elif self.needs_teacher and self.teacher is not None:
-                with runtime.autocast(batch.labels.device, self.precision):
-                    output = in_full(self.teacher(batch.images, maps=self.needs_maps))
-            retrieved: Retrieved = {}
-            for spec, table in self.tables.items():
-                assert self.bank is not None
-                if table is not None:
-                    rows = self.bank.rows(batch.index)
-                    retrieved[spec] = self.bank.gather(table[0][rows]), self.bank.gather(table[1][rows])
-                else:
-                    assert output is not None
-                    retrieved[spec] = self.bank.retrieve(
-                        output.features,
-                        batch.labels,
-                        batch.index,
-                        positives=spec.positives,
-                        negatives=spec.negatives,
-                        per_class=spec.per_class,
-                    )
-        return output, retrieved
-
     def _save(self) -> None:
         for circle in self.circles:
             circle.save()
 
-    def _show(self, bar: tqdm, batch: Batch) -> None:
+    def _show(self, bar: tqdm, batch_size: int) -> None:
         """Losses, last accuracy and images/s on the bar, at most twice a second."""
         now = time.perf_counter()
         if bar.disable or now - getattr(bar, "shown", 0.0) < 0.5:
             return
         bar.shown = now  # type: ignore[attr-defined]
-        shown: dict[str, str] = {}
-        learner = self.learners[0]
-        losses, done = learner.at.losses, learner.at.step
-        if losses is not None:
-            if len(self.learners) == 1:
-                means = losses[:done].mean(0).tolist()
-                shown |= {term: f"{value:.3f}" for term, value in zip(learner.at.terms, means, strict=True)}
-            else:
-                every = [
-                    x.at.losses[: x.at.step].sum(1).mean().item() for x in self.learners if x.at.losses is not None
-                ]
-                shown["loss"] = f"{min(every):.3f}–{max(every):.3f}"
+        shown = self._losses()
         tests = [
             next((r["test_accuracy"] for r in x.records[::-1] if "test_accuracy" in r), None) for x in self.learners
         ]
@@ -272,8 +239,23 @@ class _Loop:
             shown["test"] = f"{known[0]:.1%}" if len(known) == 1 else f"{known[0]:.1%}–{known[-1]:.1%}"
         rate = bar.format_dict["rate"]
         if rate:
-            shown["images/s"] = f"{rate * len(batch.labels) * len(self.learners):.0f}"
+            shown["images/s"] = f"{rate * batch_size * len(self.learners):.0f}"
         bar.set_postfix(shown, refresh=False)
+
+    def _losses(self) -> dict[str, str]:
+        """Each term of one student, or the range of several students' losses: so far in the epoch; on a GPU, which is
+        not asked in an epoch, of the last one."""
+        means: list[dict[str, float]] = []
+        for learner in self.learners:
+            at = learner.at
+            if at.losses is None or at.losses.device.type != "cpu":
+                means += [record["terms"] for record in learner.records[-1:]]
+            else:
+                means.append(dict(zip(at.terms, at.losses[: at.step].mean(0).tolist(), strict=True)))
+        if len(self.learners) == 1:
+            return {term: f"{value:.3f}" for term, value in (means[0] if means else {}).items()}
+        every = [sum(terms.values()) for terms in means]
+        return {"loss": f"{min(every):.3f}–{max(every):.3f}"} if every else {}
 
 
 def _memorable(learners: list[Learner], train: Images) -> bool:

@@ -32,6 +32,7 @@ class Memo:
         precision: in which the teacher computes, "fp32" or "bf16".
         folder: where the file is kept; None keeps nothing. While another process writes it, it is read only.
         gigabytes: at most so much is kept (all of CIFAR-100: 1.6 of logits); what is beyond is computed each time.
+        ahead: at most so many views are given to `fill` at once; None: as many as there are images.
     """
 
     def __init__(
@@ -43,6 +44,7 @@ class Memo:
         precision: str = "fp32",
         folder: str | Path | None = None,
         gigabytes: float = 4.0,
+        ahead: int | None = None,
     ) -> None:
         self.teacher, self.images, self.precision = teacher, images, precision
         self.classes = teacher.num_classes
@@ -51,8 +53,9 @@ class Memo:
         where = images.labels.device
         self.known = 0
         self._place = torch.full((len(images), images.views), -1, dtype=torch.int32, device=where)
-        self._kept = torch.empty(self.capacity, self.width, dtype=torch.half, device=where)  # touched as it fills
-        self._loose = self._kept[:0]  # of the views beyond the capacity, until the next `fill`
+        # Touched as it fills. Behind the capacity: what is there until the next `fill`.
+        room = min(self.capacity + (ahead or len(images)), self._place.numel())
+        self._kept = torch.empty(room, self.width, dtype=torch.half, device=where)
         self._position = torch.full((int(images.index.max()) + 1,), -1, device=where)
         self._position[images.index] = torch.arange(len(images), device=where)
         self._log: _Log | None = None
@@ -79,6 +82,8 @@ class Memo:
         Returns:
             How many the teacher was asked for.
         """
+        if self.known == self._place.numel():
+            return 0
         place = self._place.view(-1)
         place.masked_fill_(place >= self.capacity, -1)
         keys = (rows * self.images.views + view).unique()
@@ -95,7 +100,7 @@ class Memo:
         fresh = torch.cat(parts)
         stay = min(len(keys), self.capacity - self.known)
         self._kept[self.known : self.known + stay] = fresh[:stay]
-        self._loose = fresh[stay:].clone()
+        self._kept[self.capacity : self.capacity + len(keys) - stay] = fresh[stay:]
         end = torch.arange(stay, device=keys.device) + self.known
         beyond = torch.arange(len(keys) - stay, device=keys.device) + self.capacity
         place[keys] = torch.cat([end, beyond]).int()
@@ -112,14 +117,7 @@ class Memo:
         Returns:
             Logits [B, C] and features [B, D], or [B, 0] where they are not kept.
         """
-        place = self._place[self._position[index], view].long()
-        if len(self._loose):
-            inside = place < self.capacity
-            kept = self._kept[place.clamp(max=max(self.capacity - 1, 0))] if self.capacity else self._loose[:1]
-            loose = self._loose[(place - self.capacity).clamp(0, len(self._loose) - 1)]
-            said = torch.where(inside[:, None], kept, loose).float()
-        else:
-            said = self._kept[place].float()
+        said = self._kept[self._place[self._position[index], view].long()].float()
         return Output(said[:, : self.classes], said[:, self.classes :])
 
     def close(self) -> None:

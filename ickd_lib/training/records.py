@@ -56,7 +56,8 @@ class Supply:
     """What a step gives to every student: the batch, and whatever some method of the run declared.
 
     teacher: its output.  retrieved: in-context samples of its bank.  bank: that.  partner: other images of the classes.
-    precision: of the networks' passes.  steps: of an epoch.
+    precision: of the networks' passes.  steps: of an epoch.  step: which of them this is, [1].
+    progress: how much of the training is done, scalar.
     """
 
     batch: Batch
@@ -66,6 +67,8 @@ class Supply:
     partner: Batch | None
     precision: str
     steps: int
+    step: Tensor
+    progress: Tensor
 
 
 @dataclass

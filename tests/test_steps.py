@@ -1,0 +1,218 @@
+"""A step recorded once and replayed trains as one that is run each time; a tape stands in for a GPU's graph."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from ickd_lib import methods, training
+from ickd_lib.training import Recipe, Student, loop
+from ickd_lib.training.steps import Steps, _Watch
+
+RECIPE = Recipe(epochs=3, batch_size=16, lr=0.05, schedule="cosine")  # 8 steps an epoch, the last of 8 images
+# Their steps ask the device which rows of a bank in training are filled, or draw partners on the host.
+UNFIT = {"ickd_online", "ickd_self", "pskd", "cskd"}
+DRAWN = {"crd"}  # at random in each step, on a GPU from another place of the generator
+
+
+class Tape(TorchDispatchMode):
+    """What a CUDA graph does: the same operations on the same memory. What the host decided, it decided for good."""
+
+    made = 0
+
+    def __init__(self):
+        super().__init__()
+        self.calls, self.before = [], []
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        kwargs = kwargs or {}
+        for tensor in written(func, args):
+            self.before.append((tensor, tensor.clone()))
+        out = func(*args, **kwargs)
+        self.calls.append((func, args, kwargs, out))
+        return out
+
+    @torch.no_grad()
+    def undo(self):
+        for tensor, value in self.before[::-1]:
+            tensor.copy_(value)
+
+    @torch.no_grad()
+    def __call__(self):
+        for func, args, kwargs, out in self.calls:
+            for old, new in zip(tensors(out), tensors(func(*args, **kwargs)), strict=True):
+                if old.data_ptr() != new.data_ptr():
+                    old.copy_(new)
+
+
+def tensors(value):
+    if isinstance(value, torch.Tensor):
+        return [value]
+    return [t for one in value for t in tensors(one)] if isinstance(value, (list, tuple)) else []
+
+
+def written(func, args):
+    """The tensors that an operation changes in place; batch normalisation does not say so."""
+    marked = [a for a, described in zip(args, func._schema.arguments, strict=False) if is_written(described)]
+    return tensors(marked) + (tensors(args[3:5]) if func.overloadpacket.__name__ == "native_batch_norm" else [])
+
+
+def is_written(argument):
+    return argument.alias_info is not None and argument.alias_info.is_write
+
+
+def on_tape(work):
+    Tape.made += 1
+    with Tape() as tape:
+        work()
+    tape.undo()  # recording does nothing yet
+    return tape
+
+
+@pytest.fixture
+def replaying(monkeypatch):
+    """Training records its steps, as on a GPU."""
+
+    def start(recorder=on_tape):
+        Tape.made = 0
+        monkeypatch.setattr(loop, "Steps", lambda *args, **given: Steps(*args, **given | {"recorder": recorder}))
+
+    return start
+
+
+def train(students, splits, teacher, bank=None, recipe=RECIPE, **given):
+    options = {"teacher": teacher, "bank": bank, "recipe": recipe, "device": "cpu", "progress": False} | given
+    return training.distill(students, splits, **options)
+
+
+def same(first, second):
+    """The same weights and records, bit for bit."""
+    for name, history in first.items():
+        other = second[name]
+        for key, value in history.network.state_dict().items():
+            assert torch.equal(value, other.network.state_dict()[key]), f"{name}: {key}"
+        for ours, theirs in zip(history.epochs, other.epochs, strict=True):
+            assert {**ours, "seconds": 0} == {**theirs, "seconds": 0}
+
+
+def two(method):
+    peers = "peers" in methods.create(method).needs
+    return [Student("resnet8", method, seed, name=str(seed)) for seed in range(1 + peers)]
+
+
+@pytest.mark.parametrize("method", sorted(set(methods.names()) - DRAWN))
+def test_a_replayed_step_trains_as_one_that_is_run(method, digits, teacher, bank, replaying):
+    plain = train(two(method), digits, teacher, bank)
+    replaying()
+    same(plain, train(two(method), digits, teacher, bank))
+    # Once for the training, and no more: nothing that changes from step to step is recorded for good.
+    assert Tape.made == (method not in UNFIT)
+
+
+def test_draws_differ_from_step_to_step(digits, teacher, bank, replaying):
+    replaying()
+    drawn = []
+
+    class Drawing(methods.Method):
+        def forward(self, context):
+            drawn.append(torch.rand(4))
+            return {"ce": 0 * context.student.logits.sum() + drawn[-1].sum()}
+
+    (history,) = train([Student("resnet8", Drawing(), name="a")], digits, teacher).values()
+    assert Tape.made == 1
+    each = [record["loss"] for record in history.epochs]
+    assert len(set(each)) == 3 and all(1 < loss < 3 for loss in each)
+    train([Student("resnet8", "crd", name="b")], digits, teacher, bank)
+    assert Tape.made == 2
+
+
+def test_many_students_are_one_recording(digits, teacher, bank, replaying):
+    students = [Student("resnet8", m, name=m) for m in ("kd", "ickd", "dkd", "ckd", "ce")]
+    plain = train(students, digits, teacher, bank)
+    replaying()
+    same(plain, train(students, digits, teacher, bank))
+    assert Tape.made == 1
+
+
+def test_another_phase_is_another_recording(digits, teacher, bank, replaying):
+    students = [Student("resnet8", "refilled", name="a"), Student("resnet8", "ickd(warmup=0.4)", name="b")]
+    for student, recordings in zip(students, (1, 2), strict=True):
+        plain = train([student], digits, teacher, bank, recipe=Recipe(epochs=4, batch_size=16, lr=0.05))
+        replaying()
+        same(plain, train([student], digits, teacher, bank, recipe=Recipe(epochs=4, batch_size=16, lr=0.05)))
+        assert Tape.made == recordings
+
+
+@pytest.mark.parametrize("gigabytes", [4.0, 3e-6])
+def test_with_a_memo(digits, teacher, replaying, tmp_path, gigabytes):
+    students = [Student("resnet8", "kd", name="a")]
+    plain = train(students, digits, teacher, memo=tmp_path / "plain", memo_gigabytes=gigabytes)
+    replaying()
+    same(plain, train(students, digits, teacher, memo=tmp_path / "replayed", memo_gigabytes=gigabytes))
+    assert Tape.made == 1
+
+
+def test_resumed_in_the_middle(digits, teacher, bank, replaying, tmp_path, monkeypatch):
+    students = [Student("resnet8", "dkd(warmup=0.5)+ickd", name="a")]
+    plain = train(students, digits, teacher, bank)
+    replaying()
+    taken = Steps.take
+
+    def stopped(self, circles, step):
+        taken(self, circles, step)
+        if self.keys[1] == 1 and step == 4:
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Steps, "take", stopped)
+        with pytest.raises(KeyboardInterrupt):
+            train(students, digits, teacher, bank, runs=tmp_path, checkpoint_seconds=0)
+    same(plain, train(students, digits, teacher, bank, runs=tmp_path))
+
+
+def test_what_cannot_be_recorded_is_run_and_said(digits, teacher, replaying):
+    students = [Student("resnet8", "kd", name="a")]
+    plain = train(students, digits, teacher)
+
+    def refuse(work):
+        raise RuntimeError("no graph\nfor this")
+
+    replaying(refuse)
+    with pytest.warns(UserWarning, match=r"could not be recorded for the GPU \(no graph\)") as said:
+        same(plain, train(students, digits, teacher))
+    assert len(said) == 1
+
+
+def test_stronger_augmentation_is_drawn_on_the_host(digits, teacher, replaying):
+    replaying()
+    mixed = digits._replace(train=replace(digits.train, augment="mixup"))
+    train([Student("resnet8", "kd", name="a")], mixed, teacher)
+    assert Tape.made == 0
+
+
+@pytest.mark.parametrize(
+    "ask",
+    [
+        lambda t: t.sum().item(),
+        lambda t: bool((t > 0).any()),
+        lambda t: t[t > 0],
+        lambda t: t.nonzero(),
+        lambda t: t.masked_select(t > 0),
+        lambda t: t.unique(),
+        lambda t: t.clone().index_put_((t > 0,), torch.tensor(1.0)),
+        lambda t: t.to("meta"),
+    ],
+)
+def test_asking_the_device_is_noticed(ask):
+    with _Watch() as watch:
+        ask(torch.arange(4.0))
+    assert watch.found
+
+
+def test_work_on_the_device_is_not():
+    with _Watch() as watch:
+        t = torch.arange(6.0).view(2, 3)
+        torch.where(t > 1, t, -1)[:, t.argmax(1)].topk(2).values.masked_fill_(t[:, :2] > 3, 0).softmax(1)
+        t.clone().index_copy_(0, torch.tensor([1]), t[:1]) @ t.T
+    assert not watch.found
