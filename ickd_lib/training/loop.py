@@ -19,6 +19,7 @@ from ickd_lib.data import Images, Splits
 from ickd_lib.memory import MemoryBank, require_fit
 from ickd_lib.models import Network
 from ickd_lib.runtime import Diverged, InputError
+from ickd_lib.training import trial
 from ickd_lib.training.circle import Circle, circles
 from ickd_lib.training.learner import Learner, without_gradient
 from ickd_lib.training.memo import Memo
@@ -60,7 +61,8 @@ def distill(
         recipe: epochs, rates, schedule; by default the 240 epochs of the CIFAR-100 protocol.
         data_seed: the order of the batches and the augmentation's views are a function of it.
         device: "auto", "cpu", "cuda" or "cuda:N".
-        precision: "auto", "fp32" or "bf16" (see `runtime.precision`).
+        precision: "auto", "fp32" or "bf16". "auto" is as in `runtime.precision`; a training of 1,000 steps or more on a
+            CPU tries which is faster, and its run records what it took.
         evaluate_every: epochs between evaluations; the last epoch is always evaluated.
         runs: where each student's run folder is made; None keeps everything in memory.
         resume: go on with unfinished runs of the same settings and load finished ones; False refuses both.
@@ -97,23 +99,25 @@ def distill(
     for name in names:
         if names.count(name) > 1:
             raise InputError(f"two students are named {name!r}; give each a name of its own")
-    path: dict[str, Any] = {
-        "device": str(where),
-        "precision": runtime.precision(precision, where, min(splits.train.size)),
-        "threads": torch.get_num_threads(),
-    }
-    if memo is not None and frozen is not None and _memorable(learners, splits.train):
-        path["memo"] = True
-    if record and where.type == "cuda":
-        path["recorded"] = True
+    chosen = runtime.precision(precision, where, min(splits.train.size))
     if runs is not None:
         for learner in learners:
             learner.open(Path(runs), resume)
         for circle in groups:
             circle.restore()
-        path = _recorded_path(learners, path)
     waiting = [learner for learner in learners if not learner.finished]
     if waiting:
+        path = _recorded_path(waiting, where)
+        if not path:
+            path = {"device": str(where), "precision": chosen, "threads": torch.get_num_threads()}
+            long = recipe.epochs * splits.train.steps(recipe.batch_size) >= trial.STEPS
+            if precision == "auto" and where.type == "cpu" and long and min(splits.train.size) >= 16:
+                path["trial"] = trial.seconds(waiting[0].network, frozen, splits.train)
+                path["precision"] = trial.faster(path["trial"])
+            if memo is not None and frozen is not None and _memorable(waiting, splits.train):
+                path["memo"] = True
+            if record and where.type == "cuda":
+                path["recorded"] = True
         tables: Tables = {}
         if any(learner.method.needs_bank for learner in waiting):
             assert frozen is not None
@@ -266,15 +270,15 @@ def _memorable(learners: list[Learner], train: Images) -> bool:
     return asked and "maps" not in needs and train.augment == "crop"
 
 
-def _recorded_path(learners: list[Learner], path: dict[str, Any]) -> dict[str, Any]:
-    """The numerical path of the runs to be resumed, which makes the resumed run equal the uninterrupted one."""
-    recorded = [x.run.config["path"] for x in learners if x.run and x.run.exists() and not x.finished]
+def _recorded_path(waiting: list[Learner], where: torch.device) -> dict[str, Any]:
+    """The numerical path of the runs to be resumed, which makes the resumed run equal the uninterrupted one; or {}."""
+    recorded = [learner.run.config["path"] for learner in waiting if learner.run and learner.run.exists()]
     for other in recorded:
-        if other["device"].split(":")[0] != path["device"].split(":")[0]:
-            raise InputError(f"an unfinished run was on {other['device']}, not {path['device']}; resume it there")
-        if other != recorded[0]:
+        if other["device"].split(":")[0] != where.type:
+            raise InputError(f"an unfinished run was on {other['device']}, not {where}; resume it there")
+        if {**other, "trial": None} != {**recorded[0], "trial": None}:
             raise InputError(f"unfinished runs took different paths ({other}, {recorded[0]}); resume them one by one")
-    return {**recorded[0], "device": path["device"]} if recorded else path
+    return {**recorded[0], "device": str(where)} if recorded else {}
 
 
 def _tables(bank: MemoryBank, splits: Splits, teacher: Network, learners: list[Learner]) -> Tables:

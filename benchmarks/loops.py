@@ -1,0 +1,120 @@
+"""The two loops that are compared: the field's usual one, and `training.distill` as everyone calls it."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from PIL import Image
+from torch.utils.data import DataLoader, Dataset
+from torchvision import transforms
+
+from ickd_lib import data, models, runtime, training
+from ickd_lib.memory import MemoryBank
+
+
+class Pictures(Dataset):
+    """PIL images through the usual transforms, as in the field's CIFAR loaders."""
+
+    def __init__(self, images: data.Images) -> None:
+        self.pixels = images.images.permute(0, 2, 3, 1).contiguous().cpu().numpy()
+        self.labels = images.labels.tolist()
+        steps = [transforms.RandomCrop(32, padding=4), transforms.RandomHorizontalFlip(), transforms.ToTensor()]
+        self.transform = transforms.Compose([*steps, transforms.Normalize(images.mean, images.std)])
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def __getitem__(self, i: int) -> tuple[torch.Tensor, int]:
+        return self.transform(Image.fromarray(self.pixels[i])), self.labels[i]
+
+
+class Usual:
+    """The usual KD loop: PIL transforms in a DataLoader with two workers, float32, the teacher's pass in every step.
+
+    Args:
+        teacher: its weights are taken over; its memory format is the usual one.
+        name: the student's network.  seed: of its initial weights, which are those that `distill` would give it.
+    """
+
+    def __init__(
+        self,
+        teacher: models.Network,
+        name: str,
+        images: data.Images,
+        device: torch.device,
+        recipe: training.Recipe,
+        seed: int = 0,
+    ) -> None:
+        self.device, self.recipe, self.done = device, recipe, 0
+        self.teacher = models.create(teacher.name, **images.spec).to(device)
+        self.teacher.load_state_dict(teacher.state_dict())
+        self.teacher.eval()
+        with runtime.seeded(seed, "network"):
+            self.student = models.create(name, **images.spec)
+        self.student.to(device).train()
+        for network in (self.teacher, self.student):  # the transforms normalise
+            network.set_normalisation((0.0,) * 3, (1.0,) * 3)
+        self.optimizer = torch.optim.SGD(
+            self.student.parameters(), lr=recipe.lr, momentum=recipe.momentum, weight_decay=recipe.weight_decay
+        )
+        workers = {"num_workers": 2, "persistent_workers": True, "pin_memory": device.type == "cuda"}
+        draws = torch.Generator().manual_seed(seed)
+        self.loader = DataLoader(
+            Pictures(images), batch_size=recipe.batch_size, shuffle=True, generator=draws, **workers
+        )
+
+    def epoch(self) -> None:
+        for pixels, labels in self.loader:
+            for group in self.optimizer.param_groups:
+                group["lr"] = self.recipe.lr_at(self.done / len(self.loader))
+            pixels, labels = pixels.to(self.device, non_blocking=True), labels.to(self.device, non_blocking=True)
+            logits = self.student(pixels).logits
+            with torch.no_grad():
+                target = self.teacher(pixels).logits
+            soft = F.kl_div((logits / 4).log_softmax(1), (target / 4).softmax(1), reduction="batchmean") * 16
+            loss = 0.1 * F.cross_entropy(logits, labels) + 0.9 * soft
+            self.optimizer.zero_grad()
+            loss.backward()
+            self.optimizer.step()
+            loss.item()  # the usual running average
+            self.done += 1
+
+
+def step_seconds(students: list[training.Student], splits: data.Splits, **given: Any) -> float:
+    """Seconds of a step of `distill` (of all students), measured on the second of two epochs."""
+    recipe = training.Recipe(epochs=2, schedule="cosine")
+    options = {"recipe": recipe, "evaluate_every": 2, "progress": False} | given
+    history = next(iter(training.distill(students, splits, **options).values()))
+    first, second = (record["seconds"] for record in history.epochs)
+    return (second - first) / splits.train.steps(recipe.batch_size)
+
+
+def made_up(count: int, test: int) -> data.Splits:
+    """Random images in CIFAR-100's shape, where the real ones are not at hand: time does not depend on pixels."""
+    pixels = torch.from_numpy(np.random.default_rng(0).integers(0, 256, (count, 3, 32, 32), dtype=np.uint8))
+    classes = tuple(str(c) for c in range(100))
+    rows = torch.arange(count)
+    images = data.Images(pixels, rows % 100, rows, classes, (0.5,) * 3, (0.25,) * 3, 4, True, "random/train")
+    return data.Splits(images, images.subset(rows[:0]), images.subset(rows[:test]))
+
+
+def untrained(name: str, splits: data.Splits, device: torch.device) -> tuple[models.Network, MemoryBank]:
+    """A teacher whose word means nothing, and its bank."""
+    with runtime.seeded(0):
+        teacher = models.create(name, **splits.train.spec).to(device).eval()
+    return teacher, MemoryBank.build(teacher, splits.train.to(device))
+
+
+@contextlib.contextmanager
+def quiet() -> Iterator[None]:
+    """Without the warnings of DataLoader about the number of cores."""
+    import warnings
+
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="This DataLoader will create")
+        yield

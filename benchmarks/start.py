@@ -1,0 +1,62 @@
+"""How long it takes to begin: the import of the library, and the first picture of the first notebook.
+
+    python benchmarks/start.py
+"""
+
+from __future__ import annotations
+
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+FIRST = Path(__file__).resolve().parents[1] / "notebooks"
+CLOCK = "import time; t = time.perf_counter(); import {}; print(time.perf_counter() - t)"
+
+
+def imported(names: str, before: str = "import torch; ") -> float:
+    """Seconds that an import takes in a fresh Python that has torch already; the median of five."""
+    taken = [
+        float(subprocess.run([sys.executable, "-c", before + CLOCK.format(names)], capture_output=True, check=True).stdout)
+        for _ in range(5)
+    ]
+    return statistics.median(taken)
+
+
+def first_picture(number: str = "00") -> float:
+    """Seconds from the start of a notebook's kernel to its first picture, with the notebook's own parameters."""
+    import nbformat
+    from nbclient import NotebookClient
+    from papermill.parameterize import parameterize_notebook
+
+    (path,) = FIRST.glob(f"{number}_*.ipynb")
+    with tempfile.TemporaryDirectory() as folder:
+        notebook = nbformat.read(path, as_version=4)
+        given = {"output": f"{folder}/output"} | ({"runs": f"{folder}/runs"} if "\nruns" in str(notebook) else {})
+        notebook = parameterize_notebook(notebook, given)
+        seen: list[float] = []
+
+        def look(cell: nbformat.NotebookNode, **_: object) -> None:
+            if any("image/png" in output.get("data", {}) for output in cell.get("outputs", [])):
+                seen.append(time.perf_counter())
+
+        start = time.perf_counter()
+        client = NotebookClient(notebook, kernel_name="python3", on_cell_executed=look, resources={"metadata": {"path": FIRST}})
+        client.execute()
+    return seen[0] - start
+
+
+def measure() -> dict[str, float]:
+    return {
+        "import_torch_seconds": round(imported("torch", ""), 3),
+        "import_ickd_lib_seconds": round(imported("ickd_lib"), 4),
+        "import_everything_that_trains_seconds": round(imported("ickd_lib.training"), 3),
+        "first_picture_seconds": round(first_picture(), 1),
+    }
+
+
+if __name__ == "__main__":
+    for key, value in measure().items():
+        print(f"{key}: {value}")
