@@ -49,8 +49,8 @@ def rates(device: torch.device, precision: str) -> dict[str, float]:
 def work(network: models.Network, size: tuple[int, int], *, training: bool, bytes_each: int) -> tuple[float, float]:
     """Operations and bytes that one image costs at least.
 
-    Operations: of convolutions and matrix products, forward, and backward where it is trained. Bytes: the output of each
-    of these written once and read once; in training both again, and its gradient written and read.
+    Operations: of convolutions and matrix products, forward, and backward where it is trained. Bytes: the output of
+    each of these written once and read once; in training both again, and its gradient written and read.
     """
     outputs = 0
 

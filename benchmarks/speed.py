@@ -1,156 +1,144 @@
-"""How fast a distillation step is, against the usual loop, in one run on one machine.
+"""How fast a distillation step is, in one run on one machine, against the usual loop and against what the machine can.
 
-    python benchmarks/speed.py [--data-root DIR] [--rounds 5] [--out benchmarks/speed.json]
+    python benchmarks/speed.py [--data-root DIR] [--rounds 3] [--device auto] [--out benchmarks/results/speed-NAME.json]
 
-The usual loop: PIL transforms in a DataLoader with two workers, float32, the teacher's pass in every step. Ours is
-`training.distill` as everyone calls it. Both train on the same images at batch 64; rounds of the loops alternate,
-so that a machine whose speed drifts slows all of them alike, and ratios are medians over rounds.
+Each part is written as soon as it is measured, and a part that the file holds is not measured again: what was cut short
+goes on. benchmarks/README.md says what the figures mean.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import statistics
 import tempfile
 import time
+from pathlib import Path
+from typing import Any
 
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
-import numpy as np
+import machine
+import retrieval
+import start
 import torch
-import torch.nn.functional as F
-from PIL import Image
-from torch.utils.data import DataLoader, Dataset
-from torchvision import transforms
+from loops import Usual, made_up, quiet, step_seconds, untrained
 
 from ickd_lib import data, models, runtime, training
-from ickd_lib.memory import MemoryBank
 
 PAIRS = (("resnet56", "resnet20"), ("resnet32x4", "resnet8x4"))
-BATCH = 64
+THREE = ("kd", "ickd", "ckd")  # in one pass, or one by one
 
 
-class Pictures(Dataset):
-    """PIL images through the usual transforms, as in the field's CIFAR loaders."""
-
-    def __init__(self, images: data.Images) -> None:
-        self.pixels = images.images.permute(0, 2, 3, 1).contiguous().cpu().numpy()
-        self.labels = images.labels.tolist()
-        steps = [transforms.RandomCrop(32, padding=4), transforms.RandomHorizontalFlip(), transforms.ToTensor()]
-        self.transform = transforms.Compose([*steps, transforms.Normalize(images.mean, images.std)])
-
-    def __len__(self) -> int:
-        return len(self.labels)
-
-    def __getitem__(self, i: int) -> tuple[torch.Tensor, int]:
-        return self.transform(Image.fromarray(self.pixels[i])), self.labels[i]
+def ratio(above: list[float], below: list[float]) -> float:
+    """The median over rounds, in each of which both were measured."""
+    return round(statistics.median(a / b for a, b in zip(above, below, strict=True)), 3)
 
 
-def made_up(count: int) -> data.Splits:
-    """Random images in CIFAR-100's shape, where the real ones are not at hand: time does not depend on pixels."""
-    pixels = torch.from_numpy(np.random.default_rng(0).integers(0, 256, (count, 3, 32, 32), dtype=np.uint8))
-    labels = torch.arange(count) % 100
-    classes = tuple(str(c) for c in range(100))
-    images = data.Images(pixels, labels, torch.arange(count), classes, (0.5,) * 3, (0.25,) * 3, 4, True, "random/train")
-    return data.Splits(images, images.subset(torch.arange(0)), images.subset(torch.arange(64)))
+def steps_of(pair: tuple[str, str], splits: data.Splits, rate: dict[str, float], given: argparse.Namespace) -> dict:
+    """One pair's steps, each way in each round."""
+    teacher_name, name = pair
+    device = runtime.device(given.device)
+    teacher, bank = untrained(teacher_name, splits, device)
+    recipe = training.Recipe(epochs=2, schedule="cosine")
+    rounds: dict[str, list[float]] = {}
 
+    def ours(*methods: str, memo: str | None = None, copies: int = 1) -> float:
+        students = [training.Student(name, method, seed) for method in methods for seed in range(copies)]
+        return step_seconds(students, splits, teacher=teacher, bank=bank, device=given.device, memo=memo)
 
-def usual(teacher: models.Network, name: str, images: data.Images, device: torch.device) -> float:
-    """Seconds a step of the usual KD loop, the first few steps left out."""
-    teacher = models.create(teacher.name, 100).to(device).eval()  # contiguous, as the usual loop has it
-    student = models.create(name, 100).to(device).train()
-    optimizer = torch.optim.SGD(student.parameters(), lr=0.05, momentum=0.9, weight_decay=5e-4)
-    workers = {"num_workers": 2, "persistent_workers": True, "pin_memory": device.type == "cuda"}
-    loader = DataLoader(Pictures(images), batch_size=BATCH, shuffle=True, **workers)
-    seconds = 0.0
-    for _epoch in range(2):  # the second one counts
-        start = time.perf_counter()
-        for pixels, labels in loader:
-            pixels, labels = pixels.to(device, non_blocking=True), labels.to(device, non_blocking=True)
-            logits = student(pixels).logits
-            with torch.no_grad():
-                target = teacher(pixels).logits
-            soft = F.kl_div((logits / 4).log_softmax(1), (target / 4).softmax(1), reduction="batchmean") * 16
-            loss = 0.1 * F.cross_entropy(logits, labels) + 0.9 * soft
-            optimizer.zero_grad()
-            loss.backward()
-            optimizer.step()
-            loss.item()  # the usual running average
-        seconds = time.perf_counter() - start
-    return seconds / len(loader)
+    def usual() -> float:
+        with quiet():
+            loop = Usual(teacher, name, splits.train, device, recipe)
+            loop.epoch()
+            began = time.perf_counter()
+            loop.epoch()
+        return (time.perf_counter() - began) / len(loop.loader)
 
-
-def ours(
-    method: str,
-    teacher: models.Network,
-    bank: MemoryBank,
-    name: str,
-    splits: data.Splits,
-    device: str,
-    memo: str | None = None,
-) -> float:
-    """Seconds a step of `distill`, measured on the second of two epochs; with a memo, filled by an earlier call."""
-    students = [training.Student(name, method)]
-    recipe = training.Recipe(epochs=2, batch_size=BATCH, schedule="cosine")
-    (history,) = training.distill(
-        students,
-        splits,
-        teacher=teacher,
-        bank=bank,
-        recipe=recipe,
-        device=device,
-        evaluate_every=2,
-        progress=False,
-        memo=memo,
-    ).values()
-    first, second = (record["seconds"] for record in history.epochs)
-    return (second - first) / splits.train.steps(BATCH)
+    with tempfile.TemporaryDirectory() as memo:
+        ours("kd", memo=memo)  # fills it
+        ways = {
+            "usual": usual,
+            "kd": lambda: ours("kd"),
+            "ickd": lambda: ours("ickd"),
+            "ckd": lambda: ours("ckd"),
+            "three in one pass": lambda: ours(*THREE),
+            "kd, full memo": lambda: ours("kd", memo=memo),
+        }
+        if given.together:
+            ways["many, full memo"] = lambda: ours("kd", memo=memo, copies=given.together)
+        for _ in range(given.rounds):
+            for way, measured in ways.items():
+                rounds.setdefault(way, []).append(round(measured(), 5))
+        profiles = {way: machine.shares(ways[way], device) for way in ("kd", "kd, full memo")}
+    precision = runtime.precision("auto", device, min(splits.train.size))
+    student, size, batch = models.create(name, **splits.train.spec).to(device), splits.train.size, recipe.batch_size
+    least = {
+        "kd": batch * machine.floor(student, teacher, size, rate, precision),
+        "kd, full memo": batch * machine.floor(student, None, size, rate, precision),
+    }
+    median = {way: statistics.median(values) for way, values in rounds.items()}
+    began = time.perf_counter()
+    models.predict(student, splits.train.to(device))
+    evaluation = (time.perf_counter() - began) * 10_000 / len(splits.train)
+    alone = [sum(values) for values in zip(*(rounds[method] for method in THREE), strict=True)]
+    result: dict[str, Any] = {
+        "seconds_per_step": rounds,
+        "images_per_second": {way: round(batch / s, 1) for way, s in median.items()},
+        "times_the_usual": {way: ratio(rounds["usual"], rounds[way]) for way in ("kd", "ickd", "kd, full memo")},
+        "ickd_over_kd": ratio(rounds["ickd"], rounds["kd"]),
+        "three_in_one_pass_times_three_runs": ratio(alone, rounds["three in one pass"]),
+        "floor_seconds": {way: round(s, 5) for way, s in least.items()},
+        "share_of_the_floor": {way: round(s / median[way], 3) for way, s in least.items()},
+        "usual_over_floor": {way: round(median["usual"] / s, 2) for way, s in least.items()},
+        "minutes_for_240_epochs_of_cifar100": {
+            way: round(240 * (782 * median[way] + evaluation) / 60, 1) for way in ("usual", "kd", "kd, full memo")
+        },
+        "profile": profiles,
+    }
+    if given.together:
+        one = [given.together * s for s in rounds["kd, full memo"]]
+        result[f"{given.together}_students_times_one"] = ratio(one, rounds["many, full memo"])
+    return result
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data-root", default="", help="folder of cifar-100-python; without it, random images")
-    parser.add_argument("--rounds", type=int, default=5, help="times each loop is measured")
-    parser.add_argument("--steps", type=int, default=16, help="steps of a measurement")
+    parser.add_argument("--rounds", type=int, default=3, help="times each way is measured")
+    parser.add_argument("--steps", type=int, default=0, help="steps of a measurement; by default 16, on a GPU 400")
+    parser.add_argument("--together", type=int, default=-1, help="students of one pass; by default 0, on a GPU 8")
     parser.add_argument("--device", default="auto", help="auto, cpu or cuda")
-    parser.add_argument("--out", default="benchmarks/speed.json", help="file of the results")
+    parser.add_argument("--out", default="", help="file of the results; by default named by the device")
     given = parser.parse_args()
     device = runtime.device(given.device)
-    count = given.steps * BATCH
-    splits = data.load("cifar100", given.data_root) if given.data_root else made_up(2 * count)
+    cuda = device.type == "cuda"
+    given.together = (8 if cuda else 0) if given.together < 0 else given.together
+    count = (given.steps or (400 if cuda else 16)) * 64
+    facts = runtime.environment(device) | {"threads": torch.get_num_threads(), "batch": 64, "steps": count // 64}
+    name = torch.cuda.get_device_name(device).replace(" ", "-").lower() if cuda else f"cpu-{torch.get_num_threads()}"
+    out = Path(given.out or f"benchmarks/results/speed-{name}.json")
+    found: dict[str, Any] = json.loads(out.read_text()) if out.is_file() else {"machine": facts}
+    splits = data.load("cifar100", given.data_root) if given.data_root else made_up(count, 64)
     splits = data.Splits(splits.train.few(count), splits.val, splits.test.subset(torch.arange(64)))
-    results = {}
-    for teacher_name, name in PAIRS:
-        with runtime.seeded(0):
-            teacher = models.create(teacher_name, **splits.train.spec).to(device).eval()
-        bank = MemoryBank.build(teacher, splits.train.to(device))
-        rounds: dict[str, list[float]] = {"usual": [], "kd": [], "ickd": [], "kd, full memo": []}
-        with tempfile.TemporaryDirectory() as memo:
-            ours("kd", teacher, bank, name, splits, given.device, memo)
-            for _ in range(given.rounds):
-                rounds["usual"].append(usual(teacher, name, splits.train, device))
-                rounds["kd"].append(ours("kd", teacher, bank, name, splits, given.device))
-                rounds["ickd"].append(ours("ickd", teacher, bank, name, splits, given.device))
-                rounds["kd, full memo"].append(ours("kd", teacher, bank, name, splits, given.device, memo))
-        rate = {key: BATCH / statistics.median(values) for key, values in rounds.items()}
-        speedup = statistics.median(u / k for u, k in zip(rounds["usual"], rounds["kd"], strict=True))
-        memoised = statistics.median(u / k for u, k in zip(rounds["usual"], rounds["kd, full memo"], strict=True))
-        extra = statistics.median(i / k for i, k in zip(rounds["ickd"], rounds["kd"], strict=True)) - 1
-        results[f"{teacher_name}→{name}"] = {
-            "images_per_second": {key: round(value, 1) for key, value in rate.items()},
-            "kd_speedup_over_usual": round(speedup, 3),
-            "full_memo_speedup_over_usual": round(memoised, 3),
-            "ickd_extra_over_kd": round(extra, 4),
-            "seconds_per_step": rounds,
-        }
-        rates = ", ".join(f"{key} {value:.0f}" for key, value in rate.items())
-        print(f"{teacher_name}→{name}: images/s {rates}; over the usual loop KD {speedup:.2f}×, ", end="")
-        print(f"with a full memo {memoised:.2f}×; an IC-KD step {extra:+.1%} over KD")
-    chosen = runtime.precision("auto", device, 32)
-    facts = runtime.environment(device) | {"precision": chosen, "threads": torch.get_num_threads(), "batch": BATCH}
-    runtime.write_json(given.out, {"machine": facts, "results": results})
-    print(f"wrote {given.out}")
+    precision = runtime.precision("auto", device, 32)
+    parts: dict[str, Any] = {
+        "rates": lambda: {"precision": precision} | machine.rates(device, precision),
+        **{"→".join(pair): (lambda pair=pair: steps_of(pair, splits, found["rates"], given)) for pair in PAIRS},
+        "retrieval": lambda: retrieval.measure(rounds=1),
+        "start": start.measure,
+    }
+    for part, measure in parts.items():
+        if part not in found:
+            began = time.perf_counter()
+            found[part] = measure() | {"measured_in_seconds": round(time.perf_counter() - began, 1)}
+            runtime.write_json(out, found)
+        print(f"\n{part}")
+        for key, value in found[part].items():
+            if key != "seconds_per_step":
+                print(f"  {key}: {value}")
+    print(f"\n{out}")
 
 
 if __name__ == "__main__":

@@ -9,6 +9,7 @@ from ickd_lib.plots.retrieval import (
     neighbours,
     precision,
     retrieval_time,
+    samples,
     similarities,
 )
 from ickd_lib.plots.separation import class_correlation, embeddings, separation
@@ -36,6 +37,7 @@ __all__ = [
     "paradigms",
     "precision",
     "retrieval_time",
+    "samples",
     "scores",
     "separation",
     "similarities",

@@ -79,6 +79,31 @@ def neighbours(
     return figure
 
 
+def samples(images: Images, *, classes: int = 10, each: int = 12) -> Figure:
+    """The first images of the first classes, a line for each class.
+
+    Args:
+        images: of C classes.
+        classes, each: at most so many classes, and images of each.
+    """
+    labels = array(images.labels)
+    lines = [(name, (labels == c).nonzero()[0][:each]) for c, name in enumerate(images.classes[:classes])]
+    across, zoom = max(1, *(len(found) for _, found in lines)), -(-64 // max(images.size))
+    side = zoom * max(images.size)
+    canvas = np.full((round(len(lines) * 1.1 * side), round(across * 1.1 * side), 3), 255, np.uint8)
+    for i, (_, found) in enumerate(lines):
+        for j, at in enumerate(found):
+            _paste(canvas, images, int(at), j * 1.1 * side, i * 1.1 * side, zoom)
+    figure, axis = plt.subplots(figsize=(0.45 * across + 1.2, 0.45 * len(lines)), layout="constrained")
+    axis.imshow(canvas, extent=(0, across * 1.1, len(lines) * 1.1, 0), interpolation="nearest")
+    axis.set_yticks([1.1 * i + 0.5 for i in range(len(lines))], [name for name, _ in lines])
+    axis.set_xticks([])
+    axis.tick_params(length=0)
+    axis.spines[:].set_visible(False)
+    axis.grid(False)
+    return figure
+
+
 def _paste(canvas: np.ndarray, images: Images, at: int, x: float, y: float, zoom: int) -> None:
     """Draw an image, each pixel `zoom` wide; three equal channels, as of the digits, show as grey."""
     picture = array(images.images[at].permute(1, 2, 0)).repeat(zoom, 0).repeat(zoom, 1)
