@@ -1,12 +1,14 @@
 """A step recorded once and replayed trains as one that is run each time; a tape stands in for a GPU's graph."""
 
+import shutil
 from dataclasses import replace
 
 import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from ickd_lib import methods, training
+from ickd_lib import methods, runtime, training
+from ickd_lib.runtime import InputError
 from ickd_lib.training import Recipe, Student, loop
 from ickd_lib.training.steps import Steps, _Watch
 
@@ -216,3 +218,22 @@ def test_work_on_the_device_is_not():
         torch.where(t > 1, t, -1)[:, t.argmax(1)].topk(2).values.masked_fill_(t[:, :2] > 3, 0).softmax(1)
         t.clone().index_copy_(0, torch.tensor([1]), t[:1]) @ t.T
     assert not watch.found
+
+
+@pytest.mark.skipif(not shutil.which("g++"), reason="torch.compile needs a C++ compiler (g++) on a CPU")
+def test_compiled_networks_train_alike(digits, teacher, replaying, tmp_path):
+    students = [Student("resnet8", "kd", name="a")]
+    plain, (ours,) = train(students, digits, teacher)["a"], train(students, digits, teacher, compile=True).values()
+    for one, other in zip(plain.epochs, ours.epochs, strict=True):
+        assert one["loss"] == pytest.approx(other["loss"], rel=1e-4)
+    same({"a": ours}, train(students, digits, teacher, compile=True, runs=tmp_path))
+    assert runtime.Run(tmp_path / "a").config["path"]["compiled"]
+    replaying()
+    train(students, digits, teacher, compile=True)
+    assert Tape.made == 1
+
+
+def test_without_a_compiler_nothing_starts(digits, teacher, monkeypatch):
+    monkeypatch.setattr(shutil, "which", lambda name: None)
+    with pytest.raises(InputError, match=r"needs a C\+\+ compiler"):
+        train([Student("resnet8", "kd")], digits, teacher, compile=True)

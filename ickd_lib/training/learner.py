@@ -111,6 +111,7 @@ class Learner:
         self.run: runtime.Run | None = None
         self.checkpoint: Path | None = None  # its circle's
         self.memory: MemoryBank | None = None  # its own, where one is kept
+        self.compiled: Any = None
 
     def _use_rates(self) -> None:
         for group, rate in zip(self.optimizer.param_groups, self.rates, strict=True):
@@ -160,7 +161,14 @@ class Learner:
         runtime.reseed(batch.labels.device, self.student.seed, self.at.epoch, self.at.step)
         self.network.train()
         with runtime.autocast(batch.labels.device, precision):
+            if self.compiled is not None and len(batch.labels) == self.recipe.batch_size:
+                return in_full(self.compiled(batch.images))
             return in_full(self.network(batch.images, maps="maps" in self.method.needs))
+
+    def compile(self) -> None:
+        """From now on, have torch.compile's version of the network forward whole batches, where no maps are needed."""
+        if "maps" not in self.method.needs:
+            self.compiled = torch.compile(self.network, dynamic=False)
 
     def ready(self, steps: int) -> tuple[int, bool]:
         """Set the learning rates of the coming one of an epoch's `steps`.

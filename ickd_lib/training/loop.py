@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import os
+import shutil
 import signal
 import threading
 import time
@@ -48,6 +50,7 @@ def distill(
     memo: str | Path | None = None,
     memo_gigabytes: float = 4.0,
     record: bool = True,
+    compile: bool = False,
 ) -> dict[str, History]:
     """Train students over the same batches, with one pass of the teacher for all of them.
 
@@ -74,6 +77,8 @@ def distill(
         memo_gigabytes: at most so much is kept.
         record: on a GPU, record a step as a CUDA graph and replay it, which is what makes small networks fast there.
             False launches each step anew, for who prints or stops inside a method. On a CPU it says nothing.
+        compile: have torch.compile make the networks' passes faster, which takes a minute or two before the first step,
+            and on a CPU needs a C++ compiler.
     Returns:
         A History for each student, by name, in the order given.
     Raises:
@@ -89,6 +94,10 @@ def distill(
     for split in (splits.train, splits.test):
         if not len(split):
             raise InputError(f"{split.name} holds no image; training needs some in train and in test")
+    if compile and where.type == "cpu" and not any(map(shutil.which, (os.environ.get("CXX", "g++"), "clang++"))):
+        raise InputError(
+            "compile=True needs a C++ compiler on a CPU, and there is no g++; install one, or leave it out"
+        )
     splits = splits.to(where)
     frozen = without_gradient(teacher, where) if teacher else None
     learners = [
@@ -114,10 +123,9 @@ def distill(
             if precision == "auto" and where.type == "cpu" and long and min(splits.train.size) >= 16:
                 path["trial"] = trial.seconds(waiting[0].network, frozen, splits.train)
                 path["precision"] = trial.faster(path["trial"])
-            if memo is not None and frozen is not None and _memorable(waiting, splits.train):
-                path["memo"] = True
-            if record and where.type == "cuda":
-                path["recorded"] = True
+            path |= {"memo": True} if memo and frozen and _memorable(waiting, splits.train) else {}
+            path |= {"recorded": True} if record and where.type == "cuda" else {}
+            path |= {"compiled": True} if compile else {}
         tables: Tables = {}
         if any(learner.method.needs_bank for learner in waiting):
             assert frozen is not None
@@ -127,7 +135,7 @@ def distill(
         for learner in waiting:
             if learner.run and not learner.run.exists():
                 learner.run.create(learner.settings, path, group, where)
-        with _same_threads(path["threads"]), torch.random.fork_rng(), _stoppable() as stop:
+        with _on(where), _same_threads(path["threads"]), torch.random.fork_rng(), _stoppable() as stop:
             going = [circle for circle in groups if not all(learner.finished for learner in circle.learners)]
             batch_size = recipe.batch_size
             steps = Steps(
@@ -139,6 +147,7 @@ def distill(
                 batch_size=batch_size,
                 precision=path["precision"],
                 epochs=recipe.epochs,
+                compiled=path.get("compiled", False),
                 recorder=recorded if path.get("recorded") else None,
             )
             if path.get("memo"):
@@ -152,6 +161,8 @@ def distill(
                     gigabytes=memo_gigabytes,
                     ahead=(AHEAD[where.type] + 1) * batch_size,
                 )
+            for learner in waiting if path.get("compiled") else ():
+                learner.compile()
             loop = _Loop(going, splits, steps, evaluate_every, checkpoint_seconds)
             try:
                 loop.train(recipe, data_seed, stop, progress)
@@ -297,6 +308,11 @@ def _tables(bank: MemoryBank, splits: Splits, teacher: Network, learners: list[L
             bank.require(positives=spec.positives, negatives=spec.negatives, per_class=spec.per_class)
             tables[spec] = None
     return tables
+
+
+def _on(where: torch.device) -> contextlib.AbstractContextManager[Any]:
+    """Streams and graphs are of the current GPU: make it `where`."""
+    return torch.cuda.device(where) if where.type == "cuda" else contextlib.nullcontext()
 
 
 @contextlib.contextmanager

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import warnings
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -35,6 +36,7 @@ class Steps:
         batch_size: of all batches but the last.
         precision: in which networks compute, "fp32" or "bf16".
         epochs: of the training.
+        compiled: have torch.compile's version of the teacher forward whole batches.
         recorder: makes a recording of work that another call of what it returns does again; None records nothing.
     """
 
@@ -49,6 +51,7 @@ class Steps:
         batch_size: int,
         precision: str,
         epochs: int,
+        compiled: bool = False,
         recorder: Callable[[Callable[[], None]], Callable[[], None]] | None = None,
     ) -> None:
         self.train, self.teacher, self.bank, self.tables, self.precision = train, teacher, bank, tables, precision
@@ -58,6 +61,9 @@ class Steps:
         self.needs_teacher = "teacher" in needs or any(spec.query == "view" for spec in tables)
         self.needs_maps, self.needs_partner = "maps" in needs, "partner" in needs
         self.memo: Memo | None = None
+        self.compiled: Any = None
+        if compiled and teacher is not None and not self.needs_maps:
+            self.compiled = torch.compile(teacher, dynamic=False)
         where = train.labels.device
         self.order, self.view = torch.zeros(2, len(train), dtype=torch.long, device=where)
         self.step = torch.zeros(1, dtype=torch.long, device=where)  # in the epoch
@@ -95,10 +101,10 @@ class Steps:
         if self.recorder is None or size != self.batch_size or kind in self._unfit:
             self._work(circles, size, step)
         elif self._taken < WARM:
-            with _Watch() as watch:
-                self._work(circles, size, step)
             self._taken += 1
-            if watch.found:
+            with _Watch() if self._taken == WARM else contextlib.nullcontext() as watch:
+                self._work(circles, size, step)
+            if watch and watch.found:
                 self._unfit.add(kind)
         else:
             if self._replay is None:
@@ -154,7 +160,10 @@ class Steps:
             output = self.memo.take(batch.index, batch.view)
         elif self.needs_teacher and self.teacher is not None:
             with runtime.autocast(batch.labels.device, self.precision):
-                output = in_full(self.teacher(batch.images, maps=self.needs_maps))
+                if self.compiled is not None and len(batch.labels) == self.batch_size:
+                    output = in_full(self.compiled(batch.images))
+                else:
+                    output = in_full(self.teacher(batch.images, maps=self.needs_maps))
         retrieved: Retrieved = {}
         for spec, table in self.tables.items():
             assert self.bank is not None
@@ -182,9 +191,13 @@ def recorded(work: Callable[[], None]) -> Callable[[], None]:
     Raises:
         RuntimeError: it does something that a graph cannot hold.
     """
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        work()
+    graph, stream = torch.cuda.CUDAGraph(), torch.cuda.current_stream()
+    try:
+        with torch.cuda.graph(graph):
+            work()
+    except RuntimeError:
+        torch.cuda.set_stream(stream)  # which a recording that ends badly does not give back
+        raise
     return graph.replay
 
 
