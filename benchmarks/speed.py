@@ -66,9 +66,6 @@ def steps_of(pair: tuple[str, str], splits: data.Splits, rate: dict[str, float],
             "three in one pass": lambda: ours(*THREE),
             "kd, full memo": lambda: ours("kd", memo=memo),
         }
-        if not given.no_compile:
-            ways["kd, compiled"] = lambda: ours("kd", compile=True)
-            ways["kd, full memo, compiled"] = lambda: ours("kd", memo=memo, compile=True)
         if given.together:
             ways["many, full memo"] = lambda: ours("kd", memo=memo, copies=given.together)
         for _ in range(given.rounds):
@@ -119,7 +116,6 @@ def main() -> None:
         "--steps", type=int, default=0, help="of a measurement, at least 16; by default 16, on a GPU 400"
     )
     parser.add_argument("--together", type=int, default=-1, help="students of one pass; by default 0, on a GPU 8")
-    parser.add_argument("--no-compile", action="store_true", help="leave torch.compile out (it needs a C++ compiler)")
     parser.add_argument("--device", default="auto", help="auto, cpu or cuda")
     parser.add_argument("--out", default="", help="file of the results; by default named by the device")
     given = parser.parse_args()

@@ -64,7 +64,6 @@ def _training_options(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--no-resume", action="store_true", help="refuse to go on with runs that exist")
     group.add_argument("--memo", default="", help="folder to keep the teacher's output in, for this and later runs")
     group.add_argument("--memo-gigabytes", type=float, default=4.0, help="at most so much of it")
-    group.add_argument("--compile", action="store_true", help="use torch.compile: a minute at the start, faster steps")
 
 
 def _machine_options(parser: argparse.ArgumentParser) -> None:
@@ -144,7 +143,7 @@ def _recipe(given: argparse.Namespace, **changes: Any) -> Recipe:
 
 
 def _options(given: argparse.Namespace) -> dict[str, Any]:
-    names = ("device", "precision", "evaluate_every", "checkpoint_seconds", "runs", "memo_gigabytes", "compile")
+    names = ("device", "precision", "evaluate_every", "checkpoint_seconds", "runs", "memo_gigabytes")
     return {name: getattr(given, name) for name in names} | {"resume": not given.no_resume, "memo": given.memo or None}
 
 

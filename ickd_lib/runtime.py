@@ -171,11 +171,10 @@ def generator(*keys: object) -> torch.Generator:
 def reseed(where: torch.device, *keys: object) -> None:
     """Make torch's global generators, of the CPU and of `where`, a function of `keys`.
 
-    torch.manual_seed does the same for every backend there might be, 200 times as slowly. While a GPU records work, its
-    generator cannot be moved: what is recorded draws from where it is when that work is replayed.
+    torch.manual_seed does the same for every backend there might be, 200 times as slowly.
     """
     torch.default_generator.manual_seed(seed_of(*keys))
-    if where.type == "cuda" and not torch.cuda.is_current_stream_capturing():
+    if where.type == "cuda":
         torch.cuda.manual_seed_all(seed_of(*keys))
 
 

@@ -47,7 +47,8 @@ def refilled_embedding(
 
 def semi_hard(distances: Tensor, labels: Tensor, *, margin: float = 0.2) -> tuple[Tensor, Tensor, Tensor]:
     """All T ordered pairs (anchor, positive) of equal label, anchor ≠ positive, and the semi-hard negatives of each:
-    samples of another label with d_ap < d_an < d_ap + margin.
+    samples of another label with d_ap < d_an < d_ap + margin. On a GPU, which is not asked how many these are, T counts
+    all pairs, and pairs of different labels have no negatives.
 
     Args:
         distances: of all pairs of samples, shape [B, B].
@@ -56,9 +57,15 @@ def semi_hard(distances: Tensor, labels: Tensor, *, margin: float = 0.2) -> tupl
         Anchors [T] and positives [T], as positions in the batch, and a mask [T, B], true where a sample is a negative.
     """
     same = labels[:, None] == labels
-    anchors, positives = same.fill_diagonal_(False).nonzero(as_tuple=True)
+    different, pairs = ~same, same.fill_diagonal_(False)
+    if labels.device.type == "cpu":
+        anchors, positives = pairs.nonzero(as_tuple=True)
+    else:
+        every = torch.arange(len(labels), device=labels.device)
+        anchors, positives = every.repeat_interleave(len(labels)), every.repeat(len(labels))
     near, far = distances[anchors, positives][:, None], distances[anchors]
-    return anchors, positives, (labels[anchors][:, None] != labels) & (near < far) & (far < near + margin)
+    there = different[anchors] & pairs[anchors, positives][:, None]
+    return anchors, positives, there & (near < far) & (far < near + margin)
 
 
 def refilled_local(

@@ -326,12 +326,13 @@ class MemoryBank:
                 search_into(near, queries, asking, self.features, pool, blocked)
             # Sorted by class, a chunk's own classes are few; their columns are ruled out.
             theirs = self.labels[everyone]
+            scratch = None if few or per_class else queries.new_empty(min(CHUNK, len(queries)), len(everyone))
             for asking in labels.argsort(stable=True).split(CHUNK):
                 if per_class:
                     self._best_of_each_class(far, queries, labels, asking, pools)
                 else:
                     never = labels[asking, None] == theirs if few else own_class(labels[asking], theirs)
-                    search_into(far, queries, asking, self.features, everyone, never)
+                    search_into(far, queries, asking, self.features, everyone, never, scratch)
         return near, far
 
     def _best_of_each_class(

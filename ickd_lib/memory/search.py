@@ -67,11 +67,13 @@ def search_into(
     features: Tensor,
     pool: Tensor,
     blocked: Tensor | Sequence[tuple[slice, Tensor]],
+    scratch: Tensor | None = None,
 ) -> None:
     """Write the nearest rows of `pool` for the queries at `asking` into `into`, except where they are blocked.
 
     `blocked` says so for each query and row, [Q, P]; or it names queries (a slice of `asking`) and places in `pool`
-    that are blocked for all of them, which costs next to nothing where these are few.
+    that are blocked for all of them, which costs next to nothing where these are few. `scratch`, of as many rows as
+    queries or more and as many columns as `pool`, is written over: new memory for every product doubles its time.
 
     A float32 product proposes a few rows more than wanted, double precision orders them. A row that was not
     proposed scores below the last proposal, give or take the product's rounding; where that does not settle
@@ -83,7 +85,7 @@ def search_into(
     whole = len(pool) == len(features)
     members = features if whole else features[pool]
     asked = queries[asking]
-    rough = asked @ members.T
+    rough = asked @ members.T if scratch is None else torch.mm(asked, members.T, out=scratch[: len(asked)])
     if isinstance(blocked, Tensor):
         rough.masked_fill_(blocked, -torch.inf)
     else:

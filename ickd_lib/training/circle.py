@@ -59,7 +59,7 @@ class Circle:
 
     def step(self, supply: Supply) -> None:
         """A step of each: all look, then all learn, then all write their banks."""
-        outputs = [learner.forward(supply.batch, supply.precision) for learner in self.learners]
+        outputs = [learner.forward(supply) for learner in self.learners]
         said = [Output(output.logits.detach(), output.features.detach()) for output in outputs]
         found: dict[tuple[int, methods.Retrieval], Found] = {}
         for asking in self.learners:

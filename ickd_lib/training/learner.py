@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from ickd_lib import methods, metrics, models, runtime
-from ickd_lib.data import Batch, Splits
+from ickd_lib.data import Splits
 from ickd_lib.memory import MemoryBank, source_of
 from ickd_lib.methods import Guide
 from ickd_lib.models import Network, Output
@@ -76,7 +76,7 @@ class Learner:
         embedding = [p for p in self.network.parameters() if id(p) not in classifier]
         others = [p for p in self.network.parameters() if id(p) in classifier]
         # Tensors, so that a recorded step reads what they hold when it is replayed.
-        self.rates = torch.full((2,), recipe.lr, device=where).unbind()
+        self.rates, self._lr = torch.full((2,), recipe.lr, device=where).unbind(), (recipe.lr, recipe.lr)
         self.optimizer = torch.optim.SGD(
             [{"params": embedding}, {"params": [*others, *self.method.parameters()]}],
             lr=recipe.lr,
@@ -111,7 +111,6 @@ class Learner:
         self.run: runtime.Run | None = None
         self.checkpoint: Path | None = None  # its circle's
         self.memory: MemoryBank | None = None  # its own, where one is kept
-        self.compiled: Any = None
 
     def _use_rates(self) -> None:
         for group, rate in zip(self.optimizer.param_groups, self.rates, strict=True):
@@ -156,19 +155,12 @@ class Learner:
 
     # ------------------------------------------------------------------------------------------- training
 
-    def forward(self, batch: Batch, precision: str) -> Output:
+    def forward(self, supply: Supply) -> Output:
         """Its output for the batch, with gradient. What is random in it is a function of (seed, epoch, step)."""
-        runtime.reseed(batch.labels.device, self.student.seed, self.at.epoch, self.at.step)
+        runtime.reseed(supply.draws, self.student.seed, self.at.epoch, self.at.step)
         self.network.train()
-        with runtime.autocast(batch.labels.device, precision):
-            if self.compiled is not None and len(batch.labels) == self.recipe.batch_size:
-                return in_full(self.compiled(batch.images))
-            return in_full(self.network(batch.images, maps="maps" in self.method.needs))
-
-    def compile(self) -> None:
-        """From now on, have torch.compile's version of the network forward whole batches, where no maps are needed."""
-        if "maps" not in self.method.needs:
-            self.compiled = torch.compile(self.network, dynamic=False)
+        with runtime.autocast(supply.batch.labels.device, supply.precision):
+            return in_full(self.network(supply.batch.images, maps="maps" in self.method.needs))
 
     def ready(self, steps: int) -> tuple[int, bool]:
         """Set the learning rates of the coming one of an epoch's `steps`.
@@ -180,8 +172,11 @@ class Learner:
         if since == 0:
             self.optimizer.state.clear()  # a phase starts without the momentum of the one before
         relative = self.method.embedding_rates
-        for rate, value in zip(self.rates, (relative[min(self.phase, len(relative) - 1)] * lr, lr), strict=True):
-            rate.fill_(value)
+        asked = relative[min(self.phase, len(relative) - 1)] * lr, lr
+        if asked != self._lr:  # each is a launch on a GPU
+            self._lr = asked
+            for rate, value in zip(self.rates, asked, strict=True):
+                rate.fill_(value)
         spec, done = self.method.retrieval, self.at.epoch + self.at.step / steps
         self.retrieves = bool(spec and spec.source == "teacher" and spec.start * self.recipe.epochs <= done)
         return self.phase, self.retrieves
@@ -195,7 +190,7 @@ class Learner:
     def step(self, supply: Supply, output: Output, peers: tuple[Guide, ...], earlier: Guide | None) -> None:
         """One step of gradient descent from its output for the batch, and what it may see beside it."""
         at, needs, batch = self.at, self.method.needs, supply.batch
-        runtime.reseed(batch.labels.device, self.student.seed, at.epoch, at.step, "method")
+        runtime.reseed(supply.draws, self.student.seed, at.epoch, at.step, "method")
         partner = None
         if supply.partner is not None and "partner" in needs:
             with torch.no_grad(), runtime.autocast(batch.labels.device, supply.precision):

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import os
-import shutil
 import signal
 import threading
 import time
@@ -30,6 +28,7 @@ from ickd_lib.training.records import History, Student
 from ickd_lib.training.steps import Steps, Tables, recorded
 
 AHEAD = {"cpu": 64, "cuda": 1024}  # steps for which a memo is filled at once; a GPU is not stopped for it in an epoch
+WAIT = 0.5  # seconds that the host runs ahead of a GPU
 
 
 def distill(
@@ -50,7 +49,6 @@ def distill(
     memo: str | Path | None = None,
     memo_gigabytes: float = 4.0,
     record: bool = True,
-    compile: bool = False,
 ) -> dict[str, History]:
     """Train students over the same batches, with one pass of the teacher for all of them.
 
@@ -77,8 +75,6 @@ def distill(
         memo_gigabytes: at most so much is kept.
         record: on a GPU, record a step as a CUDA graph and replay it, which is what makes small networks fast there.
             False launches each step anew, for who prints or stops inside a method. On a CPU it says nothing.
-        compile: have torch.compile make the networks' passes faster, which takes a minute or two before the first step,
-            and on a CPU needs a C++ compiler.
     Returns:
         A History for each student, by name, in the order given.
     Raises:
@@ -94,10 +90,6 @@ def distill(
     for split in (splits.train, splits.test):
         if not len(split):
             raise InputError(f"{split.name} holds no image; training needs some in train and in test")
-    if compile and where.type == "cpu" and not any(map(shutil.which, (os.environ.get("CXX", "g++"), "clang++"))):
-        raise InputError(
-            "compile=True needs a C++ compiler on a CPU, and there is no g++; install one, or leave it out"
-        )
     splits = splits.to(where)
     frozen = without_gradient(teacher, where) if teacher else None
     learners = [
@@ -121,11 +113,11 @@ def distill(
             path = {"device": str(where), "precision": chosen, "threads": torch.get_num_threads()}
             long = recipe.epochs * splits.train.steps(recipe.batch_size) >= trial.STEPS
             if precision == "auto" and where.type == "cpu" and long and min(splits.train.size) >= 16:
-                path["trial"] = trial.seconds(waiting[0].network, frozen, splits.train)
+                asked = frozen if any("teacher" in x.method.needs for x in waiting) and not memo else None
+                path["trial"] = trial.seconds(waiting[0].network, asked, splits.train)
                 path["precision"] = trial.faster(path["trial"])
             path |= {"memo": True} if memo and frozen and _memorable(waiting, splits.train) else {}
             path |= {"recorded": True} if record and where.type == "cuda" else {}
-            path |= {"compiled": True} if compile else {}
         tables: Tables = {}
         if any(learner.method.needs_bank for learner in waiting):
             assert frozen is not None
@@ -147,8 +139,7 @@ def distill(
                 batch_size=batch_size,
                 precision=path["precision"],
                 epochs=recipe.epochs,
-                compiled=path.get("compiled", False),
-                recorder=recorded if path.get("recorded") else None,
+                recorder=recorded if record and path.get("recorded") else None,
             )
             if path.get("memo"):
                 assert frozen is not None
@@ -161,8 +152,6 @@ def distill(
                     gigabytes=memo_gigabytes,
                     ahead=(AHEAD[where.type] + 1) * batch_size,
                 )
-            for learner in waiting if path.get("compiled") else ():
-                learner.compile()
             loop = _Loop(going, splits, steps, evaluate_every, checkpoint_seconds)
             try:
                 loop.train(recipe, data_seed, stop, progress)
@@ -188,7 +177,7 @@ class _Loop:
         where = work.step.device
         epoch, first = min(circle.position for circle in self.circles)
         bar = tqdm(total=recipe.epochs * steps, initial=epoch * steps + first, disable=not progress, mininterval=0.5)
-        saved = time.perf_counter()
+        saved = waited = time.perf_counter()
         try:
             while epoch < recipe.epochs:
                 bar.set_description(f"epoch {epoch + 1}/{recipe.epochs}")
@@ -201,8 +190,11 @@ class _Loop:
                     stepping = [circle for circle in self.circles if circle.position == (epoch, step)]
                     active = [learner for circle in stepping for learner in circle.learners]
                     work.take(stepping, step)
-                    if step == steps - 1 and where.type == "cuda":
-                        torch.cuda.synchronize(where)  # so that an epoch's seconds are those of its work
+                    now = time.perf_counter()
+                    saving = stop.is_set() or now - saved > self.checkpoint_seconds
+                    if where.type == "cuda" and (saving or step == steps - 1 or now - waited > WAIT):
+                        torch.cuda.synchronize(where)  # so that seconds, bar and Ctrl-C are those of work that is done
+                        waited = time.perf_counter()
                     bar.update()
                     if where.type == "cpu":  # a GPU is asked at the end of the epoch, and before a checkpoint
                         for learner in active:
@@ -210,7 +202,7 @@ class _Loop:
                     now = time.perf_counter()
                     for learner in active:
                         learner.at.seconds += now - began
-                    if stop.is_set() or now - saved > self.checkpoint_seconds:
+                    if saving:
                         self._save()
                         saved = time.perf_counter()
                         if stop.is_set():

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from ickd_lib import methods
@@ -57,7 +58,8 @@ class Supply:
 
     teacher: its output.  retrieved: in-context samples of its bank.  bank: that.  partner: other images of the classes.
     precision: of the networks' passes.  steps: of an epoch.  step: which of them this is, [1].
-    progress: how much of the training is done, scalar.
+    progress: how much of the training is done, scalar.  draws: the device whose generator each student moves to a place
+    of its own; where a GPU records steps, that is the CPU, and the GPU's is moved once a step for all.
     """
 
     batch: Batch
@@ -69,6 +71,7 @@ class Supply:
     steps: int
     step: Tensor
     progress: Tensor
+    draws: torch.device
 
 
 @dataclass

@@ -15,6 +15,7 @@ from ickd_lib import methods, runtime
 from ickd_lib.data import Batch, Images
 from ickd_lib.memory import MemoryBank, Neighbours
 from ickd_lib.models import Network, Output
+from ickd_lib.runtime import InputError
 from ickd_lib.training.circle import Circle
 from ickd_lib.training.learner import in_full
 from ickd_lib.training.memo import Memo
@@ -36,7 +37,6 @@ class Steps:
         batch_size: of all batches but the last.
         precision: in which networks compute, "fp32" or "bf16".
         epochs: of the training.
-        compiled: have torch.compile's version of the teacher forward whole batches.
         recorder: makes a recording of work that another call of what it returns does again; None records nothing.
     """
 
@@ -51,7 +51,6 @@ class Steps:
         batch_size: int,
         precision: str,
         epochs: int,
-        compiled: bool = False,
         recorder: Callable[[Callable[[], None]], Callable[[], None]] | None = None,
     ) -> None:
         self.train, self.teacher, self.bank, self.tables, self.precision = train, teacher, bank, tables, precision
@@ -61,9 +60,6 @@ class Steps:
         self.needs_teacher = "teacher" in needs or any(spec.query == "view" for spec in tables)
         self.needs_maps, self.needs_partner = "maps" in needs, "partner" in needs
         self.memo: Memo | None = None
-        self.compiled: Any = None
-        if compiled and teacher is not None and not self.needs_maps:
-            self.compiled = torch.compile(teacher, dynamic=False)
         where = train.labels.device
         self.order, self.view = torch.zeros(2, len(train), dtype=torch.long, device=where)
         self.step = torch.zeros(1, dtype=torch.long, device=where)  # in the epoch
@@ -71,6 +67,9 @@ class Steps:
         self.total = epochs * self.count
         self.streams = [torch.cuda.Stream(where) for _ in circles] if where.type == "cuda" and len(circles) > 1 else []
         self.recorder = recorder if train.augment == "crop" and not self.needs_partner else None
+        self.draws = torch.device("cpu") if self.recorder else where
+        if bank is not None:
+            bank.class_means()  # made here, once: students side by side must not make it at the same time
         self._kind: object = None  # of step that was last taken
         self._taken = 0  # how often in a row
         self._replay: Callable[[], None] | None = None
@@ -78,10 +77,9 @@ class Steps:
 
     def begin(self, data_seed: int, epoch: int, first: int) -> None:
         """Go to step `first` of an epoch."""
-        for ours, planned in zip(
-            (self.order, self.view), self.train.plan(data_seed=data_seed, epoch=epoch), strict=True
-        ):
-            ours.copy_(planned)
+        order, view = self.train.plan(data_seed=data_seed, epoch=epoch)
+        self.order.copy_(order)
+        self.view.copy_(view)
         self.keys = data_seed, epoch
         self.step.fill_(first)
         self.before.fill_(epoch * self.count)
@@ -94,38 +92,39 @@ class Steps:
     def take(self, circles: Sequence[Circle], step: int) -> None:
         """The step `step` of the epoch, of all these circles."""
         learners = [learner for circle in circles for learner in circle.learners]
-        kind = tuple((learner.name, *learner.ready(self.count)) for learner in learners)
-        size = len(self.planned(step)[0])
+        kind = tuple((id(learner), *learner.ready(self.count)) for learner in learners)
         if kind != self._kind:
             self._kind, self._taken, self._replay = kind, 0, None
-        if self.recorder is None or size != self.batch_size or kind in self._unfit:
-            self._work(circles, size, step)
-        elif self._taken < WARM:
+        size = self.batch_size if step + 1 < self.count else len(self.train) - step * self.batch_size
+        recorded = self.recorder is not None and size == self.batch_size and kind not in self._unfit
+        if self.recorder is not None:
+            seeds = [learner.student.seed for learner in learners]
+            runtime.reseed(self.train.labels.device, *self.keys, step, seeds)
+        if recorded and self._taken == WARM:
+            if self._replay is None:
+                self._replay = self._recording(circles, step)
+            self._replay()
+        elif recorded:
             self._taken += 1
             with _Watch() if self._taken == WARM else contextlib.nullcontext() as watch:
                 self._work(circles, size, step)
             if watch and watch.found:
                 self._unfit.add(kind)
+                names = ", ".join(sorted({learner.method.config["name"] for learner in learners}))
+                why = f"{names}: its step asks the device for a number ({', '.join(sorted(watch.found))})"
+                warnings.warn(f"{why}, so it is not recorded but launched anew each time, slower", stacklevel=5)
         else:
-            if self._replay is None:
-                self._record(circles, size, step)
-            # A recording takes what it draws at random from where the generator is.
-            runtime.reseed(self.train.labels.device, *self.keys, step)
-            if self._replay is not None:
-                self._replay()
-            else:
-                self._work(circles, size, step)
+            self._work(circles, size, step)
         for learner in learners:
             learner.at.step += 1
 
-    def _record(self, circles: Sequence[Circle], size: int, step: int) -> None:
+    def _recording(self, circles: Sequence[Circle], step: int) -> Callable[[], None]:
         assert self.recorder is not None
         try:
-            self._replay = self.recorder(lambda: self._work(circles, size, step))
+            return self.recorder(lambda: self._work(circles, self.batch_size, step))
         except RuntimeError as error:
-            self._unfit.add(self._kind)
             why = str(error).splitlines()[0]
-            warnings.warn(f"a step could not be recorded for the GPU ({why}); each is launched anew", stacklevel=6)
+            raise InputError(f"a step cannot be recorded for the GPU ({why}); train with record=False") from error
 
     def _work(self, circles: Sequence[Circle], size: int, step: int) -> None:
         """All that the device does, from what lies there alone (`step` is for what cannot be recorded)."""
@@ -137,7 +136,15 @@ class Steps:
             partner = self.train.partners(batch, data_seed=data_seed, epoch=epoch, step=step)
         progress = (self.before + self.step[0]) / self.total
         supply = Supply(
-            batch, *self._teaching(batch), self.bank, partner, self.precision, self.count, self.step, progress
+            batch,
+            *self._teaching(batch),
+            self.bank,
+            partner,
+            self.precision,
+            self.count,
+            self.step,
+            progress,
+            self.draws,
         )
         if self.streams:
             here = torch.cuda.current_stream()
@@ -160,10 +167,7 @@ class Steps:
             output = self.memo.take(batch.index, batch.view)
         elif self.needs_teacher and self.teacher is not None:
             with runtime.autocast(batch.labels.device, self.precision):
-                if self.compiled is not None and len(batch.labels) == self.batch_size:
-                    output = in_full(self.compiled(batch.images))
-                else:
-                    output = in_full(self.teacher(batch.images, maps=self.needs_maps))
+                output = in_full(self.teacher(batch.images, maps=self.needs_maps))
         retrieved: Retrieved = {}
         for spec, table in self.tables.items():
             assert self.bank is not None
@@ -191,13 +195,9 @@ def recorded(work: Callable[[], None]) -> Callable[[], None]:
     Raises:
         RuntimeError: it does something that a graph cannot hold.
     """
-    graph, stream = torch.cuda.CUDAGraph(), torch.cuda.current_stream()
-    try:
-        with torch.cuda.graph(graph):
-            work()
-    except RuntimeError:
-        torch.cuda.set_stream(stream)  # which a recording that ends badly does not give back
-        raise
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph, stream=torch.cuda.Stream()):  # its own would be of the GPU that recorded first
+        work()
     return graph.replay
 
 
@@ -209,14 +209,15 @@ class _Watch(TorchDispatchMode):
         self.found: set[str] = set()
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        tags = {torch.Tag.data_dependent_output, torch.Tag.dynamic_output_shape} & set(func.tags)
-        given = [a for x in args for a in (x if isinstance(x, (list, tuple)) else [x]) if isinstance(a, Tensor)]
-        name = func.overloadpacket.__name__
-        indexed = name in ("index", "index_put", "index_put_")
-        asks = any(t.dtype == torch.bool for t in given[1:]) if indexed else tags
-        out = func(*args, **(kwargs or {}))
-        copies = name in ("_to_copy", "copy_")  # other operations take a scalar of the host with the launch
-        moved = isinstance(out, Tensor) and any((t.ndim or copies) and t.device != out.device for t in given)
-        if asks or moved:
-            self.found.add(str(func))
+        out, name = func(*args, **(kwargs or {})), func.overloadpacket.__name__
+        if name in ("index", "index_put", "index_put_"):
+            asks = any(t is not None and t.dtype in (torch.bool, torch.uint8) for t in args[1])
+        else:
+            asks = bool({torch.Tag.data_dependent_output, torch.Tag.dynamic_output_shape} & set(func.tags))
+        if isinstance(out, Tensor):
+            given = [a for x in args for a in (x if isinstance(x, (list, tuple)) else [x]) if isinstance(a, Tensor)]
+            made = name == "lift_fresh" and out.device.type != "cpu"  # torch.tensor of numbers of the host
+            asks = asks or made or any(t.device != out.device for t in given)
+        if asks:
+            self.found.add(name)
         return out

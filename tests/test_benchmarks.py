@@ -1,0 +1,84 @@
+"""The benchmarks measure what they say, at a small scale."""
+
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from ickd_lib import methods, models, runtime
+from ickd_lib.training import Recipe, Student
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks"))
+import cifar100
+import loops
+import machine
+import retrieval
+
+RECIPE = Recipe(epochs=2, batch_size=16, schedule="cosine")
+
+
+@pytest.fixture(scope="module")
+def splits():
+    return loops.made_up(1000, 16)
+
+
+def test_the_usual_loop_starts_from_the_same_student_and_sees_what_ours_sees(splits):
+    some = splits._replace(train=splits.train.few(100))
+    teacher, _ = loops.untrained("resnet8", some, torch.device("cpu"))
+    with loops.quiet():
+        loop = loops.Usual(teacher, "resnet8", some.train, torch.device("cpu"), RECIPE, seed=3)
+        with runtime.seeded(3, "network"):
+            ours = models.create("resnet8", **some.train.spec)
+        assert all(torch.equal(a, b) for a, b in zip(ours.parameters(), loop.student.parameters(), strict=True))
+        pixels, labels = next(iter(loop.loader))
+        teaching = loop.teacher(pixels).logits
+        # The transforms normalise, so an image that they neither crop nor mirror is the network's own view of it.
+        plain = (some.train.pixels() - teacher.mean) / teacher.std
+        pairs = (plain[:, None, :, 8:24, 8:24] == pixels[None, :, :, 8:24, 8:24]).flatten(2).all(2).nonzero()
+        for mine, theirs in pairs.tolist():
+            assert some.train.labels[mine] == labels[theirs]
+        loop.epoch()
+    assert loop.done == len(loop.loader) == some.train.steps(16)
+    assert teaching.shape == (16, 100)
+    assert not any(torch.equal(a, b) for a, b in zip(ours.parameters(), loop.student.parameters(), strict=True))
+
+
+def test_a_step_takes_time_with_and_without_a_memo(splits, tmp_path):
+    teacher, bank = loops.untrained("resnet8", splits, torch.device("cpu"))
+    given = {"teacher": teacher, "bank": bank, "device": "cpu", "recipe": RECIPE}
+    few = [Student("resnet8", "kd"), Student("resnet8", "ickd(positives=2, negatives=4)")]
+    assert loops.step_seconds(few, splits, **given) > 0
+    assert loops.step_seconds(few[:1], splits, memo=tmp_path, **given) > 0
+
+
+def test_the_floor_counts_operations_and_bytes():
+    network = models.create("resnet8", 10)
+    convolution = sum(
+        m.weight.numel() * side * side
+        for m, side in zip((network.conv1, network.layer1[0].conv1, network.layer1[0].conv2), (32, 32, 32), strict=True)
+    )
+    forward, moved = machine.work(network, (32, 32), training=False, bytes_each=4)
+    both, back = machine.work(network, (32, 32), training=True, bytes_each=4)
+    assert forward > 2 * convolution and 2.5 * forward < both < 3 * forward  # the images need no gradient
+    assert back == 3 * moved > 0
+    slow = {"operations_per_second": 1e9, "bytes_per_second": 1e3}
+    assert machine.floor(network, None, (32, 32), slow, "fp32") == pytest.approx(back / 1e3)
+    fast = {"operations_per_second": 1e9, "bytes_per_second": 1e15}
+    assert machine.floor(network, network, (32, 32), fast, "fp32") == pytest.approx((both + forward) / 1e9)
+
+
+def test_retrieval_is_measured_beside_faiss_where_it_is():
+    pytest.importorskip("faiss", reason="pip install faiss-cpu for the comparison with faiss")
+    found = retrieval.measure(rows=3000, features=16)
+    assert set(found["seconds"]) == {"ours", "faiss, same constraints", "faiss, no constraints"}
+    assert min(found["agreement_with_faiss"]) > 0.999  # faiss orders near ties by its own rounding
+
+
+@pytest.mark.parametrize("plan", cifar100.PLANS)
+@pytest.mark.parametrize("stage", ["table", "ablation", "tune"])
+def test_every_run_of_the_table_can_be_made(plan, stage):
+    for teacher, student, _ in cifar100.PLANS[plan].pairs:
+        assert {teacher, student} <= set(models.names())
+        for method in cifar100.of_stage(stage, cifar100.PLANS[plan], (teacher, student)):
+            assert methods.create(method)
