@@ -34,13 +34,13 @@ def measure(
     epochs: int = 8,
     seeds: int = 3,
     pair: tuple[str, str] = ("resnet20", "resnet8"),
-    teacher_epochs: int = 12,
+    teacher_epochs: int = 8,
     device: str = "auto",
     folder: str = "runs/speed",
 ) -> dict[str, Any]:
     """Accuracies of each way, a seed each, with mean and standard deviation."""
     splits = data.load("cifar100", root)
-    to_teacher = training.Recipe(epochs=teacher_epochs, schedule="onecycle", lr=0.2)
+    to_teacher = training.Recipe(epochs=teacher_epochs, schedule="onecycle", lr=0.1)
     teacher = training.pretrain(pair[0], splits, recipe=to_teacher, runs=folder, device=device)
     if images:
         splits = data.Splits(splits.train.few(images), splits.val, splits.test)
@@ -81,11 +81,12 @@ if __name__ == "__main__":
     parser.add_argument("--epochs", type=int, default=8)
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--pair", default="resnet20,resnet8", help="teacher,student")
+    parser.add_argument("--runs", default="runs/speed", help="folder of what is trained")
     parser.add_argument("--device", default="auto", help="auto, cpu or cuda")
     parser.add_argument("--out", default="benchmarks/results/accuracy.json", help="file of the results")
     given = parser.parse_args()
     options = {key: getattr(given, key) for key in ("images", "epochs", "seeds", "device")}
-    result = measure(given.data_root, pair=tuple(given.pair.split(",")), **options)
+    result = measure(given.data_root, pair=tuple(given.pair.split(",")), folder=given.runs, **options)
     facts = runtime.environment(runtime.device(given.device))
     runtime.write_json(given.out, {"machine": facts, **result})
     for key, value in result.items():

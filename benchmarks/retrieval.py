@@ -85,7 +85,7 @@ def measure(rows: int = 50_000, features: int = 256, rounds: int = 1) -> dict[st
             start = time.perf_counter()
             found[way] = search(bank)
             seconds[way].append(round(time.perf_counter() - start, 2))
-    result: dict[str, Any] = {"rows": rows, "features": features, "seconds": seconds}
+    result: dict[str, Any] = {"rows": rows, "features": features, "seconds_of": seconds}
     if len(ways) > 1:
         agreed = [
             (a.sort(1).values == b.sort(1).values).double().mean().item()

@@ -133,13 +133,14 @@ def main() -> None:
     parts: dict[str, Any] = {
         "rates": lambda: {"precision": precision} | machine.rates(device, precision),
         **{"→".join(pair): (lambda pair=pair: steps_of(pair, splits, found["rates"], given)) for pair in PAIRS},
-        "retrieval": lambda: retrieval.measure(rounds=1),
+        "retrieval": lambda: retrieval.measure(rounds=given.rounds),
         "start": start.measure,
     }
     for part, measure in parts.items():
         if part not in found:
             began = time.perf_counter()
-            found[part] = measure() | {"measured_in_seconds": round(time.perf_counter() - began, 1)}
+            measured = measure()
+            found[part] = measured | {"commit": facts["commit"], "seconds": round(time.perf_counter() - began, 1)}
             runtime.write_json(out, found)
         print(f"\n{part}")
         for key, value in found[part].items():

@@ -71,7 +71,7 @@ def test_the_floor_counts_operations_and_bytes():
 def test_retrieval_is_measured_beside_faiss_where_it_is():
     pytest.importorskip("faiss", reason="pip install faiss-cpu for the comparison with faiss")
     found = retrieval.measure(rows=3000, features=16)
-    assert set(found["seconds"]) == {"ours", "faiss, same constraints", "faiss, no constraints"}
+    assert set(found["seconds_of"]) == {"ours", "faiss, same constraints", "faiss, no constraints"}
     assert min(found["agreement_with_faiss"]) > 0.999  # faiss orders near ties by its own rounding
 
 
