@@ -34,14 +34,17 @@ def measure(
     epochs: int = 8,
     seeds: int = 3,
     pair: tuple[str, str] = ("resnet20", "resnet8"),
-    teacher_epochs: int = 8,
     device: str = "auto",
     folder: str = "runs/speed",
 ) -> dict[str, Any]:
     """Accuracies of each way, a seed each, with mean and standard deviation."""
     splits = data.load("cifar100", root)
-    to_teacher = training.Recipe(epochs=teacher_epochs, schedule="onecycle", lr=0.1)
-    teacher = training.pretrain(pair[0], splits, recipe=to_teacher, runs=folder, device=device)
+    if Path(pair[0], "config.json").is_file():
+        teacher = training.load(pair[0], device=device)
+    else:
+        to_teacher = training.Recipe(epochs=8, schedule="onecycle", lr=0.1)
+        teacher = training.pretrain(pair[0], splits, recipe=to_teacher, runs=folder, device=device)
+    pair = teacher.name, pair[1]
     if images:
         splits = data.Splits(splits.train.few(images), splits.val, splits.test)
     recipe = training.Recipe(epochs=epochs, schedule="cosine")
@@ -80,7 +83,9 @@ if __name__ == "__main__":
     parser.add_argument("--images", type=int, default=5000, help="of train, stratified; 0: all")
     parser.add_argument("--epochs", type=int, default=8)
     parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--pair", default="resnet20,resnet8", help="teacher,student")
+    parser.add_argument(
+        "--pair", default="resnet20,resnet8", help="teacher (a name, or the folder of its run) and student"
+    )
     parser.add_argument("--runs", default="runs/speed", help="folder of what is trained")
     parser.add_argument("--device", default="auto", help="auto, cpu or cuda")
     parser.add_argument("--out", default="benchmarks/results/accuracy.json", help="file of the results")
