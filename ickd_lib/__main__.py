@@ -118,7 +118,7 @@ def parser() -> argparse.ArgumentParser:
     _data_options(evaluate)
     _machine_options(evaluate)
     report = command("report", "Turn run folders into a Markdown table.")
-    report.add_argument("folders", nargs="*", default=["runs"], help="folders that hold runs")
+    report.add_argument("folders", nargs="*", default=["runs"], help="folders that hold runs, or JSON files of runs")
     report.add_argument("--out", default="", help="file to write; by default the table is printed")
     report.add_argument("--json", default="", help="write configuration, records and summary of each run here as well")
     return top
@@ -229,6 +229,7 @@ def report(given: argparse.Namespace) -> None:
         found = [run for folder in given.folders for run in runtime.runs(folder) if run.summary]
         records = [
             {"run": run.folder.name, "config": run.config, "epochs": run.metrics, "summary": run.summary}
+            | ({"role": "teacher"} if run.folder.parent.name == "teachers" else {})
             for run in found
         ]
         runtime.write_json(given.json, records)

@@ -63,16 +63,34 @@ def interval(ours: Sequence[float], baseline: Sequence[float]) -> dict[str, floa
 
 
 def finished(folders: Iterable[str | Path]) -> list[dict[str, Any]]:
-    """The summaries of all finished runs at or below the folders, teachers left out."""
-    found = []
-    for folder in folders:
-        if not Path(folder).is_dir():
+    """The summaries of all finished runs at or below the folders, teachers left out.
+
+    A JSON file of runs, as `python -m ickd_lib report --json` writes it, may be named too, or a folder that holds some.
+    """
+    found: list[dict[str, Any] | None] = []
+    for folder in map(Path, folders):
+        kept = _kept(folder)
+        if not kept and not folder.is_dir():
             raise InputError(f"{folder} is no folder; name one that holds runs")
-        found += [run.summary for run in runtime.runs(folder) if run.folder.parent.name != "teachers"]
+        found.extend(kept)
+        if not kept:
+            found.extend(run.summary for run in runtime.runs(folder) if run.folder.parent.name != "teachers")
     summaries = [summary for summary in found if summary]
     if not summaries:
         raise InputError(f"no finished run below {', '.join(map(str, folders))}; resume what was stopped")
     return summaries
+
+
+def _kept(path: Path) -> list[dict[str, Any]]:
+    """The summaries in a file of runs, or in those of a folder."""
+    files = [path] if path.is_file() else sorted(path.glob("*.json"))
+    values = [value for file in files for value in _listed(runtime.read_json(file))]
+    runs = [one for one in values if isinstance(one, dict) and {"config", "epochs", "summary"} <= set(one)]
+    return [one["summary"] for one in runs if one.get("role") != "teacher"]
+
+
+def _listed(value: Any) -> list[Any]:
+    return value if isinstance(value, list) else [value]
 
 
 def overview(folder: str | Path) -> list[dict[str, Any]]:

@@ -42,6 +42,9 @@ def test_train_evaluate_and_report(run):
     student, teacher = json.loads(Path("runs.json").read_text())
     assert (teacher["summary"]["method"], student["summary"]) == ("ce", summary)
     assert student["config"]["settings"]["seed"] == 0 and len(student["epochs"]) == 1
+    assert run("report runs.json")[1] == run("report runs")[1] == run("report .")[1], (
+        "what is kept reads as the runs do"
+    )
 
 
 def test_compare_prints_a_row_a_method(run):
