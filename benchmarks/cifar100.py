@@ -2,6 +2,9 @@
 
     python benchmarks/cifar100.py --data-root DIR [--plan published|small] [--stage table|tune|ablation] [--minutes 9]
 
+Stage `table` is the comparison; `tune` compares the choices of IC-KD on images held out of train, by a teacher that did
+not see them; `ablation` the same choices on the test images.
+
 `published`: the field's protocol and pairs, for a GPU. `small`: ResNet20→ResNet8 on a fixed, stratified 10,000 training
 images and the whole test set, for a CPU. A call that runs out of its minutes keeps what it has and exits with 75; the
 same call goes on. Each finished run becomes a JSON file in benchmarks/results/cifar100-PLAN/STAGE: configuration,
@@ -149,7 +152,8 @@ def train(stage: str, plan: Plan, given: argparse.Namespace) -> None:
                 )
                 for history in found.values():
                     record(history, results)
-                    print(f"{history.summary['method']} seed {seed}: {history.summary['accuracy']:.2%}", flush=True)
+                    seen = history.summary["val_accuracy" if tuning else "accuracy"]
+                    print(f"{history.summary['method']} seed {seed}: {seen:.2%}", flush=True)
 
 
 def main() -> int:

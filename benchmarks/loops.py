@@ -94,12 +94,12 @@ def step_seconds(students: list[training.Student], splits: data.Splits, **given:
     return (second - first) / splits.train.steps(recipe.batch_size)
 
 
-def made_up(count: int, test: int) -> data.Splits:
+def made_up(count: int, test: int, classes: int = 100) -> data.Splits:
     """Random images in CIFAR-100's shape, where the real ones are not at hand: time does not depend on pixels."""
     pixels = torch.from_numpy(np.random.default_rng(0).integers(0, 256, (count, 3, 32, 32), dtype=np.uint8))
-    classes = tuple(str(c) for c in range(100))
+    names = tuple(str(c) for c in range(classes))
     rows = torch.arange(count)
-    images = data.Images(pixels, rows % 100, rows, classes, (0.5,) * 3, (0.25,) * 3, 4, True, "random/train")
+    images = data.Images(pixels, rows % classes, rows, names, (0.5,) * 3, (0.25,) * 3, 4, True, "random/train")
     return data.Splits(images, images.subset(rows[:0]), images.subset(rows[:test]))
 
 

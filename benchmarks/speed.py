@@ -71,7 +71,9 @@ def steps_of(pair: tuple[str, str], splits: data.Splits, rate: dict[str, float],
         for _ in range(given.rounds):
             for way, measured in ways.items():
                 rounds.setdefault(way, []).append(round(measured(), 5))
-        some = splits._replace(train=splits.train.few(1024))  # a profile of more takes long to read
+        some = splits._replace(
+            train=splits.train.few(min(1024, len(splits.train)))
+        )  # a profile of more takes long to read
         ours("kd", memo=memo, images=some)
         profiles = {
             "kd": machine.shares(lambda: ours("kd", images=some), device),

@@ -1,6 +1,7 @@
 """The benchmarks measure what they say, at a small scale."""
 
 import sys
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -14,33 +15,33 @@ import cifar100
 import loops
 import machine
 import retrieval
+import speed
 
 RECIPE = Recipe(epochs=2, batch_size=16, schedule="cosine")
 
 
 @pytest.fixture(scope="module")
 def splits():
-    return loops.made_up(1000, 16)
+    return loops.made_up(100, 16, classes=10)
 
 
 def test_the_usual_loop_starts_from_the_same_student_and_sees_what_ours_sees(splits):
-    some = splits._replace(train=splits.train.few(100))
-    teacher, _ = loops.untrained("resnet8", some, torch.device("cpu"))
+    teacher, _ = loops.untrained("resnet8", splits, torch.device("cpu"))
     with loops.quiet():
-        loop = loops.Usual(teacher, "resnet8", some.train, torch.device("cpu"), RECIPE, seed=3)
+        loop = loops.Usual(teacher, "resnet8", splits.train, torch.device("cpu"), RECIPE, seed=3)
         with runtime.seeded(3, "network"):
-            ours = models.create("resnet8", **some.train.spec)
+            ours = models.create("resnet8", **splits.train.spec)
         assert all(torch.equal(a, b) for a, b in zip(ours.parameters(), loop.student.parameters(), strict=True))
         pixels, labels = next(iter(loop.loader))
         teaching = loop.teacher(pixels).logits
         # The transforms normalise, so an image that they neither crop nor mirror is the network's own view of it.
-        plain = (some.train.pixels() - teacher.mean) / teacher.std
+        plain = (splits.train.pixels() - teacher.mean) / teacher.std
         pairs = (plain[:, None, :, 8:24, 8:24] == pixels[None, :, :, 8:24, 8:24]).flatten(2).all(2).nonzero()
         for mine, theirs in pairs.tolist():
-            assert some.train.labels[mine] == labels[theirs]
+            assert splits.train.labels[mine] == labels[theirs]
         loop.epoch()
-    assert loop.done == len(loop.loader) == some.train.steps(16)
-    assert teaching.shape == (16, 100)
+    assert loop.done == len(loop.loader) == splits.train.steps(16)
+    assert teaching.shape == (16, 10)
     assert not any(torch.equal(a, b) for a, b in zip(ours.parameters(), loop.student.parameters(), strict=True))
 
 
@@ -82,3 +83,35 @@ def test_every_run_of_the_table_can_be_made(plan, stage):
         assert {teacher, student} <= set(models.names())
         for method in cifar100.of_stage(stage, cifar100.PLANS[plan], (teacher, student)):
             assert methods.create(method)
+
+
+def test_speed_measures_each_part_once_and_goes_on_where_it_was_cut(monkeypatch, tmp_path):
+    asked = []
+    rates = {"operations_per_second": 1e9, "bytes_per_second": 1e9}
+
+    def cut():
+        asked.append("start")
+        if len(asked) == 1:
+            raise KeyboardInterrupt
+        return {"seconds": 1}
+
+    monkeypatch.setattr(speed, "made_up", partial(loops.made_up, classes=10))
+    monkeypatch.setattr(speed, "PAIRS", (("resnet8", "resnet8"),))
+    monkeypatch.setattr(speed.machine, "rates", lambda *_: rates)
+    monkeypatch.setattr(speed.retrieval, "measure", lambda **_: {})
+    monkeypatch.setattr(speed.start, "measure", cut)
+    out = tmp_path / "speed.json"
+    call = ["speed.py", "--rounds", "1", "--steps", "3", "--together", "2", "--device", "cpu", "--out", str(out)]
+    monkeypatch.setattr(sys, "argv", call)
+    with pytest.raises(KeyboardInterrupt):
+        speed.main()
+    first = runtime.read_json(out)["resnet8→resnet8"]
+    assert all(seconds[0] > 0 for seconds in first["seconds_per_step"].values())
+    assert {"kd", "ickd", "three in one pass", "kd, full memo", "many, full memo"} < set(first["seconds_per_step"])
+    assert first["2_students_times_one"] > 0 and 0.99 < sum(first["profile"]["kd"].values()) < 1.01
+    monkeypatch.setattr(speed, "steps_of", None)
+    speed.main()
+    again = runtime.read_json(out)
+    assert again["resnet8→resnet8"] == first and len(asked) == 2
+    speed.main()
+    assert len(asked) == 2
