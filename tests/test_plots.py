@@ -86,6 +86,20 @@ def test_scores_show_every_seed_in_the_given_order():
     assert texts(axis) == ["1.500"] and axis.get_title() == "One seed each"
 
 
+def test_samples_show_the_first_images_of_each_class():
+    images = data.load("digits", labels=30).train  # three of each digit
+    (axis,) = plots.samples(images, classes=4, each=2).axes
+    assert [label.get_text() for label in axis.get_yticklabels()] == ["0", "1", "2", "3"]
+    canvas = axis.images[0].get_array()
+    side = round(canvas.shape[1] / 2.2)
+    first = images.images[(images.labels == 1).nonzero()[1, 0]].permute(1, 2, 0).numpy()
+    tile = canvas[round(1.1 * side) :, round(1.1 * side) :][:side, :side]
+    assert np.array_equal(tile[:: side // 8, :: side // 8], first)
+    assert (
+        len(plots.samples(images.only([7])).axes[0].get_yticklabels()) == 10
+    )  # a class without images is an empty line
+
+
 def test_neighbours_paste_the_right_pixels_and_leave_out_what_is_masked():
     images = data.load("digits").train.subset(torch.arange(3, 40))  # position and data-set row differ
     near = context([10, 11, 12], [0.9, 0.8, 0.7], [True, True, False])
