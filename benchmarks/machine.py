@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import platform
 import time
 from collections import defaultdict
 from collections.abc import Callable
+from pathlib import Path
 
 import torch
 from torch import nn
@@ -19,6 +21,15 @@ KINDS = {  # of operation, by what its name holds; the first that fits
     "optimiser": ("sgd", "multi_tensor"),
     "activations and additions": ("clamp_min", "relu", "threshold", "add", "elementwise", "vectorized"),
 }
+
+
+def name(device: torch.device) -> str:
+    """Of the processor that does the work, as it calls itself."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    info = Path("/proc/cpuinfo")
+    lines = info.read_text().splitlines() if info.is_file() else []
+    return next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), platform.machine())
 
 
 def fastest(work: Callable[[], object], device: torch.device, rounds: int = 8) -> float:

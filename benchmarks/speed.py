@@ -125,8 +125,13 @@ def main() -> None:
     cuda = device.type == "cuda"
     given.together = (8 if cuda else 0) if given.together < 0 else given.together
     count = (given.steps or (400 if cuda else 16)) * 64
-    facts = runtime.environment(device) | {"threads": torch.get_num_threads(), "batch": 64, "steps": count // 64}
-    name = torch.cuda.get_device_name(device).replace(" ", "-").lower() if cuda else f"cpu-{torch.get_num_threads()}"
+    facts = runtime.environment(device) | {
+        "device_name": machine.name(device),
+        "threads": torch.get_num_threads(),
+        "batch": 64,
+        "steps": count // 64,
+    }
+    name = machine.name(device).replace(" ", "-").lower() if cuda else f"cpu-{torch.get_num_threads()}"
     out = Path(given.out or f"benchmarks/results/speed-{name}.json")
     found: dict[str, Any] = json.loads(out.read_text()) if out.is_file() else {"machine": facts}
     splits = data.load("cifar100", given.data_root) if given.data_root else made_up(count, 64)
