@@ -18,7 +18,7 @@ import os
 import re
 import signal
 import sys
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
@@ -62,19 +62,17 @@ class Plan:
     """Who is trained on what, how long.
 
     pairs: teacher and student, with how many seeds.  best: the other method that IC-KD is added to.
-    labels: of the students' training images; 0: all.
+    student: None for the recipe published for the pair.  labels: of the students' training images; 0: all.
     """
 
     pairs: tuple[tuple[str, str, int], ...]
     teacher: Recipe
-    student: Recipe
+    student: Recipe | None
     labels: int = 0
     best: str = "dkd"
     seeds_of_choices: int = 3
-    slow: dict[str, float] = field(default_factory=dict)  # networks that want another learning rate
 
 
-MOBILE = {"MobileNetV2": 0.01, "ShuffleV1": 0.01, "ShuffleV2": 0.01}
 PLANS = {
     "published": Plan(
         pairs=(
@@ -90,15 +88,13 @@ PLANS = {
             ("wrn_40_2", "ShuffleV1", 1),
         ),
         teacher=Recipe(),
-        student=Recipe(),
-        slow=MOBILE,
+        student=None,
     ),
     "small": Plan(
         pairs=(("resnet20", "resnet8", 3),),
         teacher=Recipe(epochs=20, lr=0.1, schedule="onecycle"),
         student=Recipe(epochs=20, lr=0.1, schedule="onecycle"),
         labels=10_000,
-        best="dkd",
     ),
 }
 
@@ -135,7 +131,7 @@ def train(stage: str, plan: Plan, given: argparse.Namespace) -> None:
             teacher_name, whole, recipe=plan.teacher, runs=given.runs, device=given.device, evaluate_every=10
         )
         splits = data.load("cifar100", given.data_root, labels=plan.labels, val=5000 if tuning else 0)
-        recipe = Recipe(**asdict(plan.student) | {"lr": plan.slow.get(name, plan.student.lr)})
+        recipe = plan.student or training.published("kd", teacher_name, name).recipe
         for seed in range(seeds if stage == "table" else plan.seeds_of_choices):
             every = of_stage(stage, plan, (teacher_name, name))
             for some in [every[i : i + given.together] for i in range(0, len(every), given.together)]:

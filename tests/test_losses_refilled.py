@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from test_losses import check_gradients, draw, kl, softmax, unit
 
 from ickd_lib import losses, models
+from ickd_lib.losses import refilled
 
 B = 12
 
@@ -136,3 +137,20 @@ def test_matching_costs_little_beside_a_training_step():
         losses.refilled_embedding(features, other, labels).backward()
         matches.append(time.perf_counter() - start)
     assert statistics.median(matches) < 0.05 * statistics.median(steps)
+
+
+def test_a_fixed_number_of_tuples_gives_the_same_loss_and_gradient(monkeypatch):
+    generator = torch.Generator().manual_seed(5)
+    teacher = torch.randn(12, 7, generator=generator, dtype=torch.double)
+    labels = torch.tensor([0, 0, 1, 1, 2, 2, 0, 1, 3, 4, 4, 0])
+    found = []
+    given = refilled.semi_hard
+    for static in (False, True):
+        monkeypatch.setattr(refilled, "semi_hard", lambda *a, static=static, **k: given(*a, **{**k, "static": static}))
+        generator.manual_seed(6)
+        student = torch.randn(12, 5, generator=generator, dtype=torch.double, requires_grad=True)
+        loss = refilled.refilled_embedding(student, teacher, labels, margin=0.5)
+        loss.backward()
+        found.append((loss.detach(), student.grad))
+    assert found[0][0] > 0 and torch.allclose(found[0][0], found[1][0], rtol=1e-12)
+    assert found[0][1].abs().max() > 0 and torch.allclose(found[0][1], found[1][1], rtol=1e-9, atol=1e-14)

@@ -34,7 +34,8 @@ def refilled_embedding(
     """
     student = distances(F.normalize(student_features, dim=-1))
     teacher = distances(F.normalize(teacher_features.detach(), dim=-1))
-    anchors, positives, negatives = semi_hard(student.detach(), labels, margin=margin)
+    static = labels.device.type != "cpu"  # a GPU is not asked how many tuples there are
+    anchors, positives, negatives = semi_hard(student.detach(), labels, margin=margin, static=static)
     mask = F.pad(negatives, (1, 0), value=True)
 
     def prediction(distance: Tensor) -> Tensor:
@@ -45,24 +46,26 @@ def refilled_embedding(
     return each.sum() / negatives.any(1).sum().clamp(min=1)
 
 
-def semi_hard(distances: Tensor, labels: Tensor, *, margin: float = 0.2) -> tuple[Tensor, Tensor, Tensor]:
+def semi_hard(
+    distances: Tensor, labels: Tensor, *, margin: float = 0.2, static: bool = False
+) -> tuple[Tensor, Tensor, Tensor]:
     """All T ordered pairs (anchor, positive) of equal label, anchor ≠ positive, and the semi-hard negatives of each:
-    samples of another label with d_ap < d_an < d_ap + margin. On a GPU, which is not asked how many these are, T counts
-    all pairs, and pairs of different labels have no negatives.
+    samples of another label with d_ap < d_an < d_ap + margin.
 
     Args:
         distances: of all pairs of samples, shape [B, B].
         labels: shape [B].
+        static: T = B², whatever the labels are; the other pairs have no negatives.
     Returns:
         Anchors [T] and positives [T], as positions in the batch, and a mask [T, B], true where a sample is a negative.
     """
     same = labels[:, None] == labels
     different, pairs = ~same, same.fill_diagonal_(False)
-    if labels.device.type == "cpu":
-        anchors, positives = pairs.nonzero(as_tuple=True)
-    else:
+    if static:
         every = torch.arange(len(labels), device=labels.device)
         anchors, positives = every.repeat_interleave(len(labels)), every.repeat(len(labels))
+    else:
+        anchors, positives = pairs.nonzero(as_tuple=True)
     near, far = distances[anchors, positives][:, None], distances[anchors]
     there = different[anchors] & pairs[anchors, positives][:, None]
     return anchors, positives, there & (near < far) & (far < near + margin)
