@@ -1,24 +1,30 @@
 """The CIFAR-100 table: teachers, students, tuning and ablation, in slices; what is finished is not trained again.
 
-    python benchmarks/cifar100.py --data-root DIR [--plan published|small] [--stage table|tune|ablation] [--minutes 9]
+    python benchmarks/cifar100.py --data-root DIR [--plan published|strong|small] [--stage table|tune|ablation]
 
-Stage `table` is the comparison; `tune` compares the choices of IC-KD on images held out of train, by a teacher that did
-not see them; `ablation` the same choices on the test images.
+Stage `table` is the comparison; `tune` compares settings of IC-KD on images held out of train, by a teacher that did
+not see them; `ablation` changes the chosen ones one at a time, on the test images.
 
-`published`: the field's protocol and pairs, for a GPU. `small`: ResNet20→ResNet8 on a fixed, stratified 10,000 training
-images and the whole test set, for a CPU. A call that runs out of its minutes keeps what it has and exits with 75; the
-same call goes on. Each finished run becomes a JSON file in benchmarks/results/cifar100-PLAN/STAGE: configuration,
-commit, device, curves, summary. `python -m ickd_lib report benchmarks/results/cifar100-PLAN/table` makes the table.
+`published`: the field's protocol and pairs, for a GPU. `strong`: twice as many epochs with RandAugment, the first pair.
+`small`: ResNet20→ResNet8 on a fixed, stratified 10,000 training images and the whole test set, for a CPU.
+
+With --minutes, a call that runs out of them keeps what it has and exits with 75; the same call goes on. --parts DIR
+keeps the teachers there as well, finished or not, in parts of at most 15 MiB, and takes them from there where they are
+missing. Each finished run becomes a JSON file in OUT/STAGE: configuration, commit, device, curves, summary;
+`python -m ickd_lib report OUT/table --figure FILE.png` makes the table and a figure beside the published numbers.
 """
 
 from __future__ import annotations
 
 import argparse
+import io
 import os
 import re
 import signal
 import sys
+import tarfile
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
@@ -27,7 +33,9 @@ from ickd_lib import data, runtime, training
 from ickd_lib.training import Recipe, Student
 
 UNFINISHED = 75
-OTHERS = ("ce", "kd", "dkd", "ckd", "refilled")
+PART = 15 * 2**20  # bytes
+PROTOCOL = Recipe()
+SHORT = Recipe(epochs=60, schedule="cosine")
 # What the ablation changes, one at a time; and what takes the place of retrieval.
 CHOICES = (
     "ickd",
@@ -61,14 +69,21 @@ CHOICES = (
 class Plan:
     """Who is trained on what, how long.
 
-    pairs: teacher and student, with how many seeds.  best: the other method that IC-KD is added to.
-    student: None for the recipe published for the pair.  labels: of the students' training images; 0: all.
+    pairs: teacher and student, with how many seeds.
+    teacher, tuner: the recipes of the teachers, of the table and of tuning.
+    student: None for the recipe published for the pair.  short: the one of tuning and ablation.
+    labels: of the students' training images; 0: all.  augment: of the students' training images.
+    others: what IC-KD is compared with.  best: the one it is added to.
     """
 
     pairs: tuple[tuple[str, str, int], ...]
-    teacher: Recipe
-    student: Recipe | None
+    teacher: Recipe = PROTOCOL
+    tuner: Recipe = SHORT
+    student: Recipe | None = None
+    short: Recipe = SHORT
     labels: int = 0
+    augment: str = "crop"
+    others: tuple[str, ...] = ("ce", "kd", "dkd", "ckd", "refilled")
     best: str = "dkd"
     seeds_of_choices: int = 3
 
@@ -87,13 +102,20 @@ PLANS = {
             ("resnet32x4", "ShuffleV1", 1),
             ("wrn_40_2", "ShuffleV1", 1),
         ),
-        teacher=Recipe(),
-        student=None,
+    ),
+    "strong": Plan(
+        pairs=(("resnet32x4", "resnet8x4", 3),),
+        student=Recipe(epochs=480),
+        augment="randaugment",
+        others=("kd", "mlkd", "mlkd(standardised=True)"),
+        best="mlkd(standardised=True)",
     ),
     "small": Plan(
         pairs=(("resnet20", "resnet8", 3),),
         teacher=Recipe(epochs=20, lr=0.1, schedule="onecycle"),
+        tuner=Recipe(epochs=10, lr=0.1, schedule="onecycle"),
         student=Recipe(epochs=20, lr=0.1, schedule="onecycle"),
+        short=Recipe(epochs=10, lr=0.1, schedule="onecycle"),
         labels=10_000,
     ),
 }
@@ -102,10 +124,17 @@ PLANS = {
 def of_stage(stage: str, plan: Plan, pair: tuple[str, str]) -> list[str]:
     """The methods that are trained, with the weights published for the pair."""
     if stage == "table":
-        named = [training.published(name, *pair).method for name in OTHERS]
+        named = [training.published(name, *pair).method for name in plan.others]
         best = training.published(plan.best, *pair).method
         return [*named, "ickd", f"{best}+ickd"]
     return list(CHOICES)
+
+
+def passes(every: list[str], together: int) -> list[list[str]]:
+    """The students of each pass. What a GPU cannot replay goes by itself, or it would keep the others from it."""
+    alone = [[method] for method in every if "query='view'" in method]
+    rest = [method for method in every if [method] not in alone]
+    return [rest[i : i + together] for i in range(0, len(rest), together)] + alone
 
 
 def record(history: training.History, folder: Path) -> None:
@@ -119,35 +148,61 @@ def record(history: training.History, folder: Path) -> None:
     )
 
 
+def keep(teachers: Path, parts: Path) -> None:
+    """Each teacher's folder as an archive in parts; what a finished one needs only to go on is left out."""
+    for folder in sorted(teachers.glob("*/")):
+        packed = io.BytesIO()
+        with tarfile.open(fileobj=packed, mode="w") as archive:
+            for file in sorted(folder.iterdir()):
+                if file.name != "checkpoint.pt" or not (folder / "summary.json").exists():
+                    archive.add(file, f"{folder.name}/{file.name}")
+        for old in parts.glob(f"{folder.name}.tar.*"):
+            old.unlink()
+        for at, start in enumerate(range(0, len(whole := packed.getbuffer()), PART)):
+            with runtime.replacing(parts / f"{folder.name}.tar.{at:02}") as part:
+                part.write_bytes(whole[start : start + PART])
+
+
+def restore(parts: Path, teachers: Path) -> None:
+    """Unpack what `keep` wrote, where it is not there."""
+    for first in sorted(parts.glob("*.tar.00")):
+        if not (teachers / first.name.removesuffix(".tar.00")).exists():
+            joined = b"".join(part.read_bytes() for part in sorted(parts.glob(f"{first.stem}.*")))
+            with tarfile.open(fileobj=io.BytesIO(joined)) as archive:
+                archive.extractall(teachers, filter="data")
+
+
 def train(stage: str, plan: Plan, given: argparse.Namespace) -> None:
     """Everything of a stage, pair after pair; all students of a seed share batches and the teacher's passes."""
-    tuning = stage == "tune"
+    tuning, table = stage == "tune", stage == "table"
+    load = partial(data.load, "cifar100", given.data_root, val=0.1 if tuning else 0.0, download=given.download)
     options = {"device": given.device, "memo": Path(given.runs, "memo"), "progress": sys.stderr.isatty()}
-    results = Path(__file__).parent / "results" / f"cifar100-{given.plan}" / stage
-    pairs = plan.pairs if stage == "table" else plan.pairs[:1]
-    for teacher_name, name, seeds in pairs:
-        whole = data.load("cifar100", given.data_root, val=5000 if tuning else 0, download=given.download)
+    for teacher_name, name, seeds in plan.pairs if table else plan.pairs[:1]:
         teacher = training.pretrain(
-            teacher_name, whole, recipe=plan.teacher, runs=given.runs, device=given.device, evaluate_every=10
+            teacher_name,
+            load(),
+            recipe=plan.tuner if tuning else plan.teacher,
+            runs=given.runs,
+            device=given.device,
+            progress=options["progress"],
         )
-        splits = data.load("cifar100", given.data_root, labels=plan.labels, val=5000 if tuning else 0)
-        recipe = plan.student or training.published("kd", teacher_name, name).recipe
-        for seed in range(seeds if stage == "table" else plan.seeds_of_choices):
-            every = of_stage(stage, plan, (teacher_name, name))
-            for some in [every[i : i + given.together] for i in range(0, len(every), given.together)]:
-                students = [Student(name, method, seed) for method in some]
+        splits = load(labels=plan.labels, augment=plan.augment)
+        usual = plan.student or training.published("kd", teacher_name, name).recipe
+        recipe = usual if table else plan.short
+        for seed in range(seeds if table else plan.seeds_of_choices):
+            for some in passes(of_stage(stage, plan, (teacher_name, name)), given.together):
                 found = training.distill(
-                    students,
+                    [Student(name, method, seed) for method in some],
                     splits,
                     teacher=teacher,
                     recipe=recipe,
                     data_seed=seed,
                     evaluate_every=max(1, recipe.epochs // 10),
-                    runs=Path(given.runs, stage),
+                    runs=Path(given.runs, given.plan, stage),
                     **options,
                 )
                 for history in found.values():
-                    record(history, results)
+                    record(history, Path(given.out, stage))
                     seen = history.summary["val_accuracy" if tuning else "accuracy"]
                     print(f"{history.summary['method']} seed {seed}: {seen:.2%}", flush=True)
 
@@ -161,8 +216,14 @@ def main() -> int:
     parser.add_argument("--minutes", type=float, default=0, help="stop after so many, to go on later; 0: never")
     parser.add_argument("--together", type=int, default=8, help="students of one pass")
     parser.add_argument("--runs", default="runs/cifar100", help="folder of run folders, teachers and the memo")
+    parser.add_argument("--parts", default="", help="folder that keeps the teachers in small parts")
+    parser.add_argument("--out", default="", help="folder of the JSON files; by default results/cifar100-PLAN here")
     parser.add_argument("--device", default="auto", help="auto, cpu or cuda")
     given = parser.parse_args()
+    given.out = given.out or Path(__file__).parent / "results" / f"cifar100-{given.plan}"
+    teachers = Path(given.runs, "teachers")
+    if given.parts:
+        restore(Path(given.parts), teachers)
     if given.minutes:
         # As Ctrl-C does: training stops between two steps, with a checkpoint.
         signal.signal(signal.SIGALRM, lambda *_: os.kill(os.getpid(), signal.SIGINT))
@@ -172,6 +233,9 @@ def main() -> int:
     except KeyboardInterrupt:
         print("not finished; the same call goes on from here", file=sys.stderr)
         return UNFINISHED
+    finally:
+        if given.parts:
+            keep(teachers, Path(given.parts))
     return 0
 
 

@@ -120,6 +120,8 @@ def parser() -> argparse.ArgumentParser:
     report = command("report", "Turn run folders into a Markdown table.")
     report.add_argument("folders", nargs="*", default=["runs"], help="folders that hold runs, or JSON files of runs")
     report.add_argument("--out", default="", help="file to write; by default the table is printed")
+    report.add_argument("--baseline", default="", help="a method; the table then tells the differences to it")
+    report.add_argument("--figure", default="", help="draw accuracies beside published ones, or the differences")
     report.add_argument("--json", default="", help="write configuration, records and summary of each run here as well")
     return top
 
@@ -224,7 +226,10 @@ def evaluate(given: argparse.Namespace) -> None:
 
 def report(given: argparse.Namespace) -> None:
     """Print or write the table of finished runs."""
-    text = results.table(results.finished(given.folders))
+    summaries = results.finished(given.folders)
+    text = results.table(summaries, baseline=given.baseline)
+    if given.figure:
+        _draw(given, summaries)
     if given.json:
         found = [run for folder in given.folders for run in runtime.runs(folder) if run.summary]
         records = [
@@ -238,6 +243,23 @@ def report(given: argparse.Namespace) -> None:
             part.write_text(text)
     else:
         print(text)
+
+
+def _draw(given: argparse.Namespace, summaries: list[dict[str, Any]]) -> None:
+    """The figure of `report`."""
+    from ickd_lib import plots
+
+    plots.use()
+    if given.baseline:
+        settings = list(results.grouped(summaries).values())
+        if len(settings) > 1:
+            raise InputError(f"differences are drawn for one setting; here are {len(settings)}: name fewer runs")
+        apart = results.differences(settings[0], given.baseline)
+        figure = plots.differences(apart, baseline=given.baseline)
+    else:
+        figure = plots.published(results.beside_published(summaries))
+    with runtime.replacing(given.figure) as part:
+        figure.savefig(part, format=Path(given.figure).suffix[1:] or "png")
 
 
 def main(arguments: list[str] | None = None) -> int:

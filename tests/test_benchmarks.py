@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from ickd_lib import methods, models, runtime
+from ickd_lib import methods, models, results, runtime
 from ickd_lib.training import Recipe, Student
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks"))
@@ -83,6 +83,55 @@ def test_every_run_of_the_table_can_be_made(plan, stage):
         assert {teacher, student} <= set(models.names())
         for method in cifar100.of_stage(stage, cifar100.PLANS[plan], (teacher, student)):
             assert methods.create(method)
+
+
+def test_what_a_gpu_cannot_replay_trains_by_itself():
+    methods_of = ["kd", "ickd(query='view')", "ickd", "ckd"]
+    assert cifar100.passes(methods_of, 2) == [["kd", "ickd"], ["ckd"], ["ickd(query='view')"]]
+
+
+def test_teachers_come_back_from_small_parts(tmp_path, monkeypatch):
+    monkeypatch.setattr(cifar100, "PART", 1000)
+    finished, cut = tmp_path / "teachers" / "a", tmp_path / "teachers" / "b"
+    for folder in (finished, cut):
+        folder.mkdir(parents=True)
+        (folder / "student.safetensors").write_bytes(torch.arange(600).numpy().tobytes())
+        (folder / "checkpoint.pt").write_bytes(b"state")
+    (finished / "summary.json").write_text("{}")
+    for _again in range(2):
+        cifar100.keep(tmp_path / "teachers", tmp_path / "parts")
+    assert max(part.stat().st_size for part in (tmp_path / "parts").iterdir()) == 1000
+    cifar100.restore(tmp_path / "parts", tmp_path / "back")
+    for folder in (finished, cut):
+        back = tmp_path / "back" / folder.name
+        assert (back / "student.safetensors").read_bytes() == (folder / "student.safetensors").read_bytes()
+        assert (back / "checkpoint.pt").exists() == (folder == cut)
+
+
+def test_the_table_trains_its_teacher_and_students_and_goes_on(monkeypatch, tmp_path, cifar_root, capsys):
+    """From nothing to the report, on a few of the real images; a second call trains nothing."""
+    brief = Recipe(epochs=1, batch_size=50, lr=0.01, schedule="cosine")
+    plan = cifar100.Plan(
+        pairs=(("resnet8", "resnet8", 2),), teacher=brief, student=brief, labels=100, others=("ce", "kd")
+    )
+    monkeypatch.setitem(cifar100.PLANS, "tiny", plan)
+    whole = cifar100.data.load
+
+    monkeypatch.setattr(
+        cifar100.data, "load", lambda *given, **options: whole(*given, **options | {"labels": 100, "classes": ["fish"]})
+    )
+    out = tmp_path / "out"
+    call = ["cifar100.py", "--data-root", str(cifar_root), "--plan", "tiny", "--device", "cpu", "--together", "2"]
+    monkeypatch.setattr(sys, "argv", [*call, "--out", str(out), "--runs", str(tmp_path / "runs")])
+    assert cifar100.main() == 0
+    files = sorted((out / "table").iterdir())
+    assert len(files) == 2 * 4  # ce, kd, ickd, dkd+ickd
+    first = capsys.readouterr().out
+    monkeypatch.setattr(cifar100.training.loop, "Steps", None)  # whoever trains now fails
+    assert cifar100.main() == 0
+    assert capsys.readouterr().out == first
+    table = results.table(results.finished([out / "table"]), baseline="kd")
+    assert table.count("| 2 |") == 4 and table.count(" to +") + table.count(" to -") == 3
 
 
 def test_speed_measures_each_part_once_and_goes_on_where_it_was_cut(monkeypatch, tmp_path):

@@ -14,7 +14,7 @@ from ickd_lib.plots.retrieval import (
 )
 from ickd_lib.plots.separation import class_correlation, embeddings, separation
 from ickd_lib.plots.style import class_colours, method_style, use
-from ickd_lib.plots.training import bars, cost, curves, differences, few_shot, finals, losses, scores
+from ickd_lib.plots.training import bars, cost, curves, differences, few_shot, finals, losses, published, scores
 
 __all__ = [
     "aggregation",
@@ -36,6 +36,7 @@ __all__ = [
     "neighbours",
     "paradigms",
     "precision",
+    "published",
     "retrieval_time",
     "samples",
     "scores",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import textwrap
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -221,6 +222,43 @@ def differences(intervals: Mapping[str, Mapping[str, float]], *, baseline: str) 
     )
     axis.grid(axis="x")
     return figure
+
+
+def published(panels: Mapping[str, tuple[Mapping[str, Sequence[float]], Mapping[str, float]]]) -> Figure:
+    """Accuracies measured here beside the published ones: a panel a setting, in it a row a method, the best on top.
+
+    Filled markers are seeds measured here, with mean ± standard deviation; hollow diamonds are what was published.
+
+    Args:
+        panels: for each title what `results.beside_published` gives: for each method a fraction a seed, and for each
+            published method a fraction.
+    """
+    rows = {title: _by_height(*both) for title, both in panels.items()}
+    heights = [len(names) + 2 for names in rows.values()]
+    size = (WIDTH, 0.6 + 0.3 * sum(heights))
+    ratios = {"height_ratios": heights}
+    figure, axes = plt.subplots(len(rows), 1, figsize=size, layout="constrained", squeeze=False, gridspec_kw=ratios)
+    for axis, (title, (ours, theirs)) in zip(axes[:, 0], panels.items(), strict=True):
+        words: list[tuple[float, str]] = [(-0.9, "publ.")] if theirs else []
+        for row, name in enumerate(rows[title]):
+            if name in ours:
+                score_row(axis, row, name, 100 * np.asarray(ours[name], dtype=float), 2)
+            if name in theirs:
+                axis.plot(100 * theirs[name], row, "D", color="0.35", mfc="white", ms=6, ls="none")
+                words.append((row, f"{100 * theirs[name]:.2f}"))
+        for at, text in words:
+            axis.text(1.19, at, text, transform=axis.get_yaxis_transform(), va="center", fontsize=9, color="0.35")
+        axis.set_yticks(range(len(rows[title])), list(map(wrapped, rows[title])))
+        axis.set_ylim(len(rows[title]) - 0.5, -0.5)
+        axis.set_title("\n".join(textwrap.wrap(title, 90)), loc="left")
+        axis.grid(axis="x")
+    axes[-1, 0].set_xlabel("test accuracy of the last epoch, %  (markers: seeds; bars: mean ± std; hollow: published)")
+    return figure
+
+
+def _by_height(ours: Mapping[str, Sequence[float]], theirs: Mapping[str, float]) -> list[str]:
+    height = {**theirs, **{name: float(np.mean(seeds)) for name, seeds in ours.items()}}
+    return sorted(height, key=height.__getitem__, reverse=True)
 
 
 def cost(scores: Mapping[str, Sequence[float]], seconds: Mapping[str, float]) -> Figure:

@@ -1,7 +1,7 @@
 """Training: one loop for every method, teachers that are kept, comparisons over seeds."""
 
 from ickd_lib.training.loop import distill
-from ickd_lib.training.published import Published, published
+from ickd_lib.training.published import Published, published, published_accuracy
 from ickd_lib.training.recipe import SCHEDULES, Recipe
 from ickd_lib.training.records import History, Student
 from ickd_lib.training.runs import circle, compare, evaluate, load, pretrain, step_seconds
@@ -19,5 +19,6 @@ __all__ = [
     "load",
     "pretrain",
     "published",
+    "published_accuracy",
     "step_seconds",
 ]
