@@ -249,6 +249,7 @@ def _draw(given: argparse.Namespace, summaries: list[dict[str, Any]]) -> None:
     """The figure of `report`."""
     from ickd_lib import plots
 
+    kind = runtime.choose(Path(given.figure).suffix[1:], ("png", "svg", "pdf"), "kind of figure")
     plots.use()
     if given.baseline:
         settings = list(results.grouped(summaries).values())
@@ -259,7 +260,7 @@ def _draw(given: argparse.Namespace, summaries: list[dict[str, Any]]) -> None:
     else:
         figure = plots.published(results.beside_published(summaries))
     with runtime.replacing(given.figure) as part:
-        figure.savefig(part, format=Path(given.figure).suffix[1:] or "png")
+        figure.savefig(part, format=kind)
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -56,6 +56,11 @@ def test_compare_prints_a_row_a_method(run):
         ["| ickd(positives=3, negatives=5)", "2"],
     ]
     assert all("±" in row for row in rows[1:])
+    status, out, _ = run("report runs --baseline ce --figure apart.svg")
+    assert status == 0 and "to ce, points" in out and "difference to ce" in Path("apart.svg").read_text()
+    assert run("report runs --figure beside.png")[0] == 0 and Path("beside.png").read_bytes()[1:4] == b"PNG"
+    assert run("report runs --figure beside.xyz")[0] == 2 and not Path("beside.xyz").exists()
+    assert run("report runs --baseline kd")[2].count("\n") == 1
 
 
 def test_peers_train_beside_a_student_and_count_once(run):

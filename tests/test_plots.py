@@ -211,6 +211,18 @@ def test_differences_tell_shown_from_not_shown():
     assert "difference to ce" in axis.get_xlabel()
 
 
+def test_published_accuracies_stand_beside_ours_the_best_on_top():
+    ours = {"kd": [0.74, 0.75], "ickd": [0.77]}
+    figure = plots.published({"a pair": (ours, {"kd": 0.7333, "ReviewKD": 0.76}), "another": ({"ce": [0.5]}, {})})
+    axis, other = figure.axes
+    assert [label.get_text() for label in axis.get_yticklabels()] == ["ickd", "ReviewKD", "kd"]
+    texts = [text.get_text() for text in axis.texts]
+    assert {"77.00", "74.50 ± 0.71", "76.00", "73.33"} <= set(texts)
+    hollow = [line.get_xdata()[0] for line in axis.lines if line.get_marker() == "D"]
+    assert hollow == pytest.approx([76.0, 73.33])
+    assert [text.get_text() for text in other.texts] == ["50.00"]
+
+
 def test_cost_places_each_method_at_its_price():
     (axis,) = plots.cost({"ce": [0.9, 0.92], "kd": [0.95, 0.97]}, {"ce": 0.01, "kd": 0.025}).axes
     assert [(t.get_text(), *t.xy) for t in axis.texts] == [("ce", 10, pytest.approx(91)), ("kd", 25, pytest.approx(96))]

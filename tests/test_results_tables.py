@@ -228,3 +228,34 @@ def test_final_numbers_have_a_panel_each(folder):
     assert [text.get_text() for text in accuracy.texts] == ["60.0 ± 14.1", "90.0"]
     assert [text.get_text() for text in nll.texts] == ["0.250"] and nll.get_title() == "NLL"
     plt.close("all")
+
+
+def summary_of(method, seed, accuracy, **other):
+    fixed = {"dataset": "cifar100", "train_images": 50_000, "teacher": "resnet32x4", "network": "resnet8x4"}
+    fixed |= {"teacher_saw": {"data": "cifar100/train"}} | RECIPE | {"epochs": 240}
+    return fixed | {"method": method, "data_seed": seed, "accuracy": accuracy} | other
+
+
+def test_differences_are_paired_by_seed_not_by_order():
+    found = [summary_of("kd", seed, 0.70 + seed / 100) for seed in (0, 1, 2)]
+    found += [summary_of("ickd", seed, 0.71 + seed / 100) for seed in (2, 0, 1)]  # one point more in each seed
+    found += [summary_of("ckd", seed, 0.70) for seed in (1, 5)]  # one seed in common
+    (setting,) = results.grouped(found).values()
+    apart = results.differences(setting, "kd")
+    assert apart == {"ickd": pytest.approx({"mean": 0.01, "low": 0.01, "high": 0.01})}
+    table = results.table(found, baseline="kd")
+    rows = {line.split(" | ")[0].strip("| "): line for line in table.splitlines() if line.startswith("| ")}
+    assert rows["ickd"].endswith("| +1.00 (+1.00 to +1.00) |")
+    assert rows["ckd"].endswith("|  |") and rows["kd"].endswith("|  |")
+    with pytest.raises(InputError, match="baseline 'kdd'"):
+        results.table(found, baseline="kdd")
+
+
+def test_published_numbers_stand_beside_their_pair_and_budget_only():
+    found = [summary_of("kd", 0, 0.74), summary_of("ickd", 0, 0.77)]
+    ((_, (ours, theirs)),) = results.beside_published(found).items()
+    assert ours == {"kd": [0.74], "ickd": [0.77]}
+    assert theirs["kd"] == pytest.approx(0.7333) and theirs["mlkd, 480 epochs"] == pytest.approx(0.7708)
+    for other in ({"train_images": 10_000}, {"network": "resnet8"}, {"dataset": "digits"}):
+        ((_, (_, theirs)),) = results.beside_published([summary_of("kd", 0, 0.7, **other)]).items()
+        assert theirs == {}

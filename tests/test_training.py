@@ -432,6 +432,13 @@ def test_phases_must_fit_the_schedule(digits, teacher):
         distill([Student("dropping", "ce", 0)], digits, None, recipe=Recipe(epochs=2, schedule="tenth+fifths"))
 
 
+def test_published_accuracies_are_named_as_they_would_be_trained():
+    found = training.published_accuracy("resnet56", "resnet20")
+    assert found["kd", 240] == 70.66 and found["dkd(nckd=2.0)", 240] == 71.97 and found["mlkd", 480] == 72.19
+    assert found["teacher", 240] == 72.34 and ("WKD-L", 240) not in found
+    assert training.published_accuracy("resnet20", "resnet8") == {}
+
+
 def test_published_settings():
     found = training.published("ckd", "resnet32x4", "ShuffleV1")
     assert found.method == "ckd" and found.augment == "crop"
