@@ -114,7 +114,7 @@ PLANS = {
         pairs=(("resnet20", "resnet8", 3),),
         teacher=Recipe(epochs=20, lr=0.1, schedule="onecycle"),
         tuner=Recipe(epochs=10, lr=0.1, schedule="onecycle"),
-        student=Recipe(epochs=20, lr=0.1, schedule="onecycle"),
+        student=Recipe(epochs=15, lr=0.1, schedule="onecycle"),
         short=Recipe(epochs=10, lr=0.1, schedule="onecycle"),
         labels=10_000,
     ),
@@ -189,8 +189,9 @@ def train(stage: str, plan: Plan, given: argparse.Namespace) -> None:
         splits = load(labels=plan.labels, augment=plan.augment)
         usual = plan.student or training.published("kd", teacher_name, name).recipe
         recipe = usual if table else plan.short
-        for seed in range(seeds if table else plan.seeds_of_choices):
-            for some in passes(of_stage(stage, plan, (teacher_name, name)), given.together):
+        every = given.methods or of_stage(stage, plan, (teacher_name, name))
+        for seed in given.seeds or range(seeds if table else plan.seeds_of_choices):
+            for some in passes(every, given.together):
                 found = training.distill(
                     [Student(name, method, seed) for method in some],
                     splits,
@@ -214,6 +215,8 @@ def main() -> int:
     parser.add_argument("--plan", default="published", choices=PLANS)
     parser.add_argument("--stage", default="table", choices=("table", "tune", "ablation"))
     parser.add_argument("--minutes", type=float, default=0, help="stop after so many, to go on later; 0: never")
+    parser.add_argument("--methods", nargs="*", help="only these; by default those of the stage")
+    parser.add_argument("--seeds", nargs="*", type=int, help="only these; by default those of the plan")
     parser.add_argument("--together", type=int, default=8, help="students of one pass")
     parser.add_argument("--runs", default="runs/cifar100", help="folder of run folders, teachers and the memo")
     parser.add_argument("--parts", default="", help="folder that keeps the teachers in small parts")
