@@ -156,11 +156,13 @@ def keep(teachers: Path, parts: Path) -> None:
             for file in sorted(folder.iterdir()):
                 if file.name != "checkpoint.pt" or not (folder / "summary.json").exists():
                     archive.add(file, f"{folder.name}/{file.name}")
-        for old in parts.glob(f"{folder.name}.tar.*"):
-            old.unlink()
+        before, written = set(parts.glob(f"{folder.name}.tar.*")), set()
         for at, start in enumerate(range(0, len(whole := packed.getbuffer()), PART)):
-            with runtime.replacing(parts / f"{folder.name}.tar.{at:02}") as part:
+            written.add(path := parts / f"{folder.name}.tar.{at:02}")
+            with runtime.replacing(path) as part:
                 part.write_bytes(whole[start : start + PART])
+        for old in before - written:
+            old.unlink()
 
 
 def restore(parts: Path, teachers: Path) -> None:

@@ -98,8 +98,9 @@ def test_teachers_come_back_from_small_parts(tmp_path, monkeypatch):
         (folder / "student.safetensors").write_bytes(torch.arange(600).numpy().tobytes())
         (folder / "checkpoint.pt").write_bytes(b"state")
     (finished / "summary.json").write_text("{}")
-    for _again in range(2):
-        cifar100.keep(tmp_path / "teachers", tmp_path / "parts")
+    (tmp_path / "parts").mkdir()
+    (tmp_path / "parts" / "a.tar.99").write_bytes(b"of a longer archive before")
+    cifar100.keep(tmp_path / "teachers", tmp_path / "parts")
     assert max(part.stat().st_size for part in (tmp_path / "parts").iterdir()) == 1000
     cifar100.restore(tmp_path / "parts", tmp_path / "back")
     for folder in (finished, cut):
