@@ -259,3 +259,14 @@ def test_published_numbers_stand_beside_their_pair_and_budget_only():
     for other in ({"train_images": 10_000}, {"network": "resnet8"}, {"dataset": "digits"}):
         ((_, (_, theirs)),) = results.beside_published([summary_of("kd", 0, 0.7, **other)]).items()
         assert theirs == {}
+
+
+def test_what_is_chosen_by_held_out_images_tells_nothing_of_the_test_images():
+    found = [summary_of("kd", seed, 0.9, val_accuracy=0.5, best_accuracy=0.9, nll=1.5) for seed in (0, 1)]
+    found += [summary_of("ickd", seed, 0.8, val_accuracy=0.6 + seed / 100, best_accuracy=0.8) for seed in (0, 1)]
+    rows = results.table(found, baseline="kd").splitlines()
+    assert rows[0].endswith(", on images held out of train")
+    assert rows[2] == "| method | seeds | held out, % | to kd, points (95%) |"
+    assert rows[4] == "| kd | 2 | 50.00 ± 0.00 |  |" and rows[5].startswith("| ickd | 2 | 60.50 ± 0.71 | +10.50 (")
+    apart = results.table([*found, summary_of("kd", 0, 0.9)])  # another table
+    assert apart.count("| method |") == 2 and "| last, % |" in apart

@@ -95,6 +95,8 @@ def _row(run: runtime.Run, top: Path) -> dict[str, Any]:
         if accuracies:
             best = max(accuracies, key=lambda pair: pair[0])
             found |= {"best_accuracy": best[0], "best_epoch": best[1], "accuracy": accuracies[-1][0]}
+        if held := [record["val_accuracy"] for record in done if "val_accuracy" in record]:
+            found["val_accuracy"] = held[-1]
         return row | found
     except InputError as error:
         problem = str(error)

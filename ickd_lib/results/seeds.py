@@ -13,7 +13,8 @@ from ickd_lib import runtime
 from ickd_lib.runtime import InputError
 
 SETTING = ("dataset", "train_images", "teacher", "network", "epochs", "batch_size", "lr", "schedule")
-Setting = tuple[Any, ...]  # values of SETTING, the augmentation, and the data that the teacher saw
+# Values of SETTING, the augmentation, the data that the teacher saw, and whether images of train were held out.
+Setting = tuple[Any, ...]
 
 
 def mean_std(values: Sequence[float]) -> tuple[float, float]:
@@ -50,7 +51,7 @@ def grouped(summaries: Sequence[dict[str, Any]]) -> dict[Setting, dict[str, list
     found: dict[Setting, dict[str, dict[object, list[dict[str, Any]]]]] = {}
     for i, summary in enumerate(summaries):
         saw = (summary.get("teacher_saw") or {}).get("data", "").split("/")[0]
-        setting = (*(summary[key] for key in SETTING), summary.get("augment", "crop"), saw)
+        setting = (*(summary[key] for key in SETTING), summary.get("augment", "crop"), saw, "val_accuracy" in summary)
         others = [peer for peer in summary.get("peers", ()) if peer != summary["network"]]
         own = "teacher" if summary.get("role") == "teacher" else summary["method"]
         method = own + (f" with {', '.join(others)}" if others else "")
@@ -94,7 +95,7 @@ def named(rows: Sequence[dict[str, Any]], *, by_run: bool = False) -> dict[str, 
 
 
 def _words(setting: Setting) -> list[str]:
-    dataset, images, teacher, network, epochs, batch_size, lr, schedule, augment, saw = setting
+    dataset, images, teacher, network, epochs, batch_size, lr, schedule, augment, saw, held = setting
     return [
         dataset,
         f"{images:,} images",
@@ -106,11 +107,21 @@ def _words(setting: Setting) -> list[str]:
         str(schedule),
         augment,
         f"teacher saw {saw or 'nothing'}",
+        "on held-out images" if held else "on test images",
     ]
 
 
+def score(alike: Sequence[dict[str, Any]]) -> float:
+    """The accuracy to compare by, a fraction: on images held out of train where there are some, else on test images.
+
+    Args:
+        alike: the runs that count once (`grouped`); their mean is taken.
+    """
+    return statistics.fmean(one.get("val_accuracy", one["accuracy"]) for one in alike)
+
+
 def differences(by_method: dict[str, list[list[dict[str, Any]]]], baseline: str) -> dict[str, dict[str, float]]:
-    """For each other method its difference in accuracy to the baseline, paired by seed, as `interval` gives it.
+    """For each other method its difference in `score` to the baseline, paired by seed, as `interval` gives it.
 
     Methods with fewer than two seeds in common with it are left out.
 
@@ -119,10 +130,7 @@ def differences(by_method: dict[str, list[list[dict[str, Any]]]], baseline: str)
     Raises:
         InputError: the baseline is not there.
     """
-    scores = {
-        method: {alike[0]["data_seed"]: statistics.fmean(one["accuracy"] for one in alike) for alike in seeds}
-        for method, seeds in by_method.items()
-    }
+    scores = {method: {alike[0]["data_seed"]: score(alike) for alike in seeds} for method, seeds in by_method.items()}
     theirs = scores.pop(runtime.choose(baseline, list(scores), "baseline"))
     found = {}
     for method, ours in scores.items():

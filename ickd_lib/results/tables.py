@@ -7,10 +7,11 @@ import statistics
 from collections.abc import Sequence
 from typing import Any
 
-from ickd_lib.results.seeds import Setting, differences, grouped, mean_std
+from ickd_lib.results.seeds import Setting, differences, grouped, mean_std, score
 from ickd_lib.training.published import published_accuracy
 
 COLUMNS = {  # of a table: heading, key of the summary, scale and format
+    "held out, %": ("val_accuracy", 100, ".2f"),
     "last, %": ("accuracy", 100, ".2f"),
     "best, %": ("best_accuracy", 100, ".2f"),
     "NLL": ("nll", 1, ".3f"),
@@ -32,7 +33,8 @@ _LATEX = {letter: f"\\{letter}" for letter in "&%$#_{}"} | {
 def table(summaries: Sequence[dict[str, Any]], *, baseline: str = "") -> str:
     """Markdown: for each setting (data, teacher, student, epochs) a table with a row a method, over its seeds.
 
-    Students of one network that learned from each other count as one, with their mean.
+    Students of one network that learned from each other count as one, with their mean. Runs that held images out of
+    train are there to choose by: the table shows the accuracy on those, and nothing of the test images.
 
     Args:
         baseline: a method; a column then tells each other one's difference to it.
@@ -79,11 +81,13 @@ def escaped(text: str) -> str:
 
 def _caption(setting: Setting) -> tuple[str, str]:
     """The data set, and the rest of what is alike in a table."""
-    dataset, images, teacher, network, epochs, batch_size, lr, schedule, augment, saw = setting
+    dataset, images, teacher, network, epochs, batch_size, lr, schedule, augment, saw, held = setting
     arrow = f"{teacher}{f' of {saw}' if saw not in ('', dataset) else ''} → " if teacher else ""
     return dataset, (
         f", {images:,} training images: {arrow}{network}, {epochs} epochs at batch {batch_size}, "
-        f"learning rate {lr:g} ({schedule})" + (f", {augment}" if augment != "crop" else "")
+        f"learning rate {lr:g} ({schedule})"
+        + (f", {augment}" if augment != "crop" else "")
+        + (", on images held out of train" if held else "")
     )
 
 
@@ -98,10 +102,7 @@ def beside_published(
     found = {}
     for setting, by_method in grouped(summaries).items():
         dataset, images, teacher, network, epochs, *_ = setting
-        ours = {
-            method: [statistics.fmean(one["accuracy"] for one in alike) for alike in seeds]
-            for method, seeds in by_method.items()
-        }
+        ours = {method: [score(alike) for alike in seeds] for method, seeds in by_method.items()}
         known = published_accuracy(teacher, network) if (dataset, images) == ("cifar100", 50_000) else {}
         theirs = {
             method if trained == epochs else f"{method}, {trained} epochs": accuracy / 100
@@ -115,6 +116,8 @@ def _cells(by_method: dict[str, list[list[dict[str, Any]]]], baseline: str = "")
     """A table's heading and rows: method, number of seeds, and mean ± std of whatever number some run has."""
     every = [summary for seeds in by_method.values() for alike in seeds for summary in alike]
     shown = {heading: column for heading, column in COLUMNS.items() if any(column[0] in one for one in every)}
+    if "held out, %" in shown:
+        shown = {heading: shown[heading] for heading in ("held out, %", "images/s") if heading in shown}
     apart = differences(by_method, baseline) if baseline else {}
     lines = [["method", "seeds", *shown, *([f"to {baseline}, points (95%)"] if baseline else [])]]
     for method, seeds in by_method.items():
