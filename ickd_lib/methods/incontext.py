@@ -43,7 +43,7 @@ class ICKD(Method):
         ce: float = 0.1,
         kd: float = 0.9,
         picd: float = 0.3,
-        nicd: float = 0.5,
+        nicd: float = 5.0,
         temperature: float = 4.0,
         positives: int = 8,
         negatives: int = 32,
