@@ -1,9 +1,9 @@
-"""The CIFAR-100 table: teachers, students, tuning and ablation, in slices; what is finished is not trained again.
+"""The CIFAR-100 table: teachers, students and the tuning of IC-KD, in slices; what is finished is not trained again.
 
-    python benchmarks/cifar100.py --data-root DIR [--plan published|strong|small] [--stage table|tune|ablation]
+    python benchmarks/cifar100.py --data-root DIR [--plan published|strong|small] [--stage table|tune]
 
-Stage `table` is the comparison; `tune` compares settings of IC-KD on images held out of train, by a teacher that did
-not see them; `ablation` changes the chosen ones one at a time, on the test images.
+Stage `table` is the comparison, on the test images. `tune` changes IC-KD's choices one at a time and compares them on
+images held out of train, which neither student nor teacher saw: defaults are chosen by it, and it is their ablation.
 
 `published`: the field's protocol and pairs, for a GPU. `strong`: twice as many epochs with RandAugment, the first pair.
 `small`: ResNet20→ResNet8 on a fixed, stratified 10,000 training images and the whole test set, for a CPU.
@@ -11,7 +11,8 @@ not see them; `ablation` changes the chosen ones one at a time, on the test imag
 With --minutes, a call that runs out of them keeps what it has and exits with 75; the same call goes on. --parts DIR
 keeps the teachers there as well, finished or not, in parts of at most 15 MiB, and takes them from there where they are
 missing. Each finished run becomes a JSON file in OUT/STAGE: configuration, commit, device, curves, summary;
-`python -m ickd_lib report OUT/table --figure FILE.png` makes the table and a figure beside the published numbers.
+`python -m ickd_lib report OUT/table --figure FILE.png` makes the table and a figure beside the published numbers,
+`report OUT/tune --baseline ickd` the ablation.
 """
 
 from __future__ import annotations
@@ -36,7 +37,7 @@ UNFINISHED = 75
 PART = 15 * 2**20  # bytes
 PROTOCOL = Recipe()
 SHORT = Recipe(epochs=60, schedule="cosine")
-# What the ablation changes, one at a time; and what takes the place of retrieval.
+# What tuning changes, one at a time; `order='random'` takes random samples of the right classes, not retrieved ones.
 CHOICES = (
     "ickd",
     "ickd(order='random')",
@@ -71,7 +72,7 @@ class Plan:
 
     pairs: teacher and student, with how many seeds.
     teacher, tuner: the recipes of the teachers, of the table and of tuning.
-    student: None for the recipe published for the pair.  short: the one of tuning and ablation.
+    student: None for the recipe published for the pair.  short: the one of tuning.
     labels: of the students' training images; 0: all.  augment: of the students' training images.
     others: what IC-KD is compared with.  best: the one it is added to.
     """
@@ -117,6 +118,7 @@ PLANS = {
         student=Recipe(epochs=15, lr=0.1, schedule="onecycle"),
         short=Recipe(epochs=10, lr=0.1, schedule="onecycle"),
         labels=10_000,
+        best="ckd",
     ),
 }
 
@@ -176,10 +178,10 @@ def restore(parts: Path, teachers: Path) -> None:
 
 def train(stage: str, plan: Plan, given: argparse.Namespace) -> None:
     """Everything of a stage, pair after pair; all students of a seed share batches and the teacher's passes."""
-    tuning, table = stage == "tune", stage == "table"
+    tuning = stage == "tune"
     load = partial(data.load, "cifar100", given.data_root, val=0.1 if tuning else 0.0, download=given.download)
     options = {"device": given.device, "memo": Path(given.runs, "memo"), "progress": sys.stderr.isatty()}
-    for teacher_name, name, seeds in plan.pairs if table else plan.pairs[:1]:
+    for teacher_name, name, seeds in plan.pairs[:1] if tuning else plan.pairs:
         teacher = training.pretrain(
             teacher_name,
             load(),
@@ -190,9 +192,9 @@ def train(stage: str, plan: Plan, given: argparse.Namespace) -> None:
         )
         splits = load(labels=plan.labels, augment=plan.augment)
         usual = plan.student or training.published("kd", teacher_name, name).recipe
-        recipe = usual if table else plan.short
+        recipe = plan.short if tuning else usual
         every = given.methods or of_stage(stage, plan, (teacher_name, name))
-        for seed in given.seeds or range(seeds if table else plan.seeds_of_choices):
+        for seed in given.seeds or range(plan.seeds_of_choices if tuning else seeds):
             for some in passes(every, given.together):
                 found = training.distill(
                     [Student(name, method, seed) for method in some],
@@ -215,7 +217,7 @@ def main() -> int:
     parser.add_argument("--data-root", default="data", help="folder of cifar-100-python")
     parser.add_argument("--download", action="store_true", help="download CIFAR-100 where it is not there")
     parser.add_argument("--plan", default="published", choices=PLANS)
-    parser.add_argument("--stage", default="table", choices=("table", "tune", "ablation"))
+    parser.add_argument("--stage", default="table", choices=("table", "tune"))
     parser.add_argument("--minutes", type=float, default=0, help="stop after so many, to go on later; 0: never")
     parser.add_argument("--methods", nargs="*", help="only these; by default those of the stage")
     parser.add_argument("--seeds", nargs="*", type=int, help="only these; by default those of the plan")

@@ -1,6 +1,7 @@
 """The benchmarks measure what they say, at a small scale."""
 
 import sys
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -77,7 +78,7 @@ def test_retrieval_is_measured_beside_faiss_where_it_is():
 
 
 @pytest.mark.parametrize("plan", cifar100.PLANS)
-@pytest.mark.parametrize("stage", ["table", "ablation", "tune"])
+@pytest.mark.parametrize("stage", ["table", "tune"])
 def test_every_run_of_the_table_can_be_made(plan, stage):
     for teacher, student, _ in cifar100.PLANS[plan].pairs:
         assert {teacher, student} <= set(models.names())
@@ -118,12 +119,14 @@ def test_the_table_trains_its_teacher_and_students_and_goes_on(monkeypatch, tmp_
     monkeypatch.setitem(cifar100.PLANS, "tiny", plan)
     whole = cifar100.data.load
 
-    monkeypatch.setattr(
-        cifar100.data, "load", lambda *given, **options: whole(*given, **options | {"labels": 100, "classes": ["fish"]})
-    )
+    def few(*given, **options):
+        return whole(*given, **options | {"labels": 100, "classes": ["fish"]})
+
+    monkeypatch.setattr(cifar100.data, "load", few)
     out = tmp_path / "out"
     call = ["cifar100.py", "--data-root", str(cifar_root), "--plan", "tiny", "--device", "cpu", "--together", "2"]
-    monkeypatch.setattr(sys, "argv", [*call, "--out", str(out), "--runs", str(tmp_path / "runs")])
+    argv = [*call, "--out", str(out), "--runs", str(tmp_path / "runs")]
+    monkeypatch.setattr(sys, "argv", argv)
     assert cifar100.main() == 0
     files = sorted((out / "table").iterdir())
     assert len(files) == 2 * 4  # ce, kd, ickd, dkd+ickd
@@ -133,6 +136,12 @@ def test_the_table_trains_its_teacher_and_students_and_goes_on(monkeypatch, tmp_
     assert capsys.readouterr().out == first
     table = results.table(results.finished([out / "table"]), baseline="kd")
     assert table.count("| 2 |") == 4 and table.count(" to +") + table.count(" to -") == 3
+    monkeypatch.undo()
+    monkeypatch.setitem(cifar100.PLANS, "tiny", replace(plan, tuner=brief, short=brief))
+    monkeypatch.setattr(cifar100.data, "load", few)
+    monkeypatch.setattr(sys, "argv", [*argv, "--stage", "tune", "--methods", "kd", "--seeds", "0"])
+    assert cifar100.main() == 0
+    assert "on images held out of train" in results.table(results.finished([out / "tune"]))
 
 
 def test_speed_measures_each_part_once_and_goes_on_where_it_was_cut(monkeypatch, tmp_path):
