@@ -227,7 +227,7 @@ def evaluate(given: argparse.Namespace) -> None:
 def report(given: argparse.Namespace) -> None:
     """Print or write the table of finished runs."""
     summaries = results.finished(given.folders)
-    text = results.table(summaries, baseline=given.baseline)
+    text = results.table(summaries, baseline=given.baseline, best_first=True)
     if given.figure:
         _draw(given, summaries)
     if given.json:

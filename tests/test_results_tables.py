@@ -268,5 +268,7 @@ def test_what_is_chosen_by_held_out_images_tells_nothing_of_the_test_images():
     assert rows[0].endswith(", on images held out of train")
     assert rows[2] == "| method | seeds | held out, % | to kd, points (95%) |"
     assert rows[4] == "| kd | 2 | 50.00 ± 0.00 |  |" and rows[5].startswith("| ickd | 2 | 60.50 ± 0.71 | +10.50 (")
+    ranked = results.table(found, best_first=True).splitlines()
+    assert ranked[4].startswith("| ickd | 2 | 60.50") and ranked[5].startswith("| kd | 2 | 50.00")
     apart = results.table([*found, summary_of("kd", 0, 0.9)])  # another table
     assert apart.count("| method |") == 2 and "| last, % |" in apart

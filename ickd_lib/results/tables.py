@@ -30,7 +30,7 @@ _LATEX = {letter: f"\\{letter}" for letter in "&%$#_{}"} | {
 }
 
 
-def table(summaries: Sequence[dict[str, Any]], *, baseline: str = "") -> str:
+def table(summaries: Sequence[dict[str, Any]], *, baseline: str = "", best_first: bool = False) -> str:
     """Markdown: for each setting (data, teacher, student, epochs) a table with a row a method, over its seeds.
 
     Students of one network that learned from each other count as one, with their mean. Runs that held images out of
@@ -38,10 +38,11 @@ def table(summaries: Sequence[dict[str, Any]], *, baseline: str = "") -> str:
 
     Args:
         baseline: a method; a column then tells each other one's difference to it.
+        best_first: methods by their accuracy, not in the order of the runs.
     """
     parts = []
     for setting, by_method in grouped(summaries).items():
-        (title, rest), (head, *rows) = _caption(setting), _cells(by_method, baseline)
+        (title, rest), (head, *rows) = _caption(setting), _cells(by_method, baseline, best_first)
         lines = [head, ["---"] * len(head), *rows]
         marks = ["| " + " | ".join(line) + " |" if line[0] != "---" else "|" + "---|" * len(line) for line in lines]
         parts.append("\n".join([f"**{title}**{rest}", "", *marks]))
@@ -112,7 +113,9 @@ def beside_published(
     return found
 
 
-def _cells(by_method: dict[str, list[list[dict[str, Any]]]], baseline: str = "") -> list[list[str]]:
+def _cells(
+    by_method: dict[str, list[list[dict[str, Any]]]], baseline: str = "", best_first: bool = False
+) -> list[list[str]]:
     """A table's heading and rows: method, number of seeds, and mean ± std of whatever number some run has."""
     every = [summary for seeds in by_method.values() for alike in seeds for summary in alike]
     shown = {heading: column for heading, column in COLUMNS.items() if any(column[0] in one for one in every)}
@@ -120,7 +123,8 @@ def _cells(by_method: dict[str, list[list[dict[str, Any]]]], baseline: str = "")
         shown = {heading: shown[heading] for heading in ("held out, %", "images/s") if heading in shown}
     apart = differences(by_method, baseline) if baseline else {}
     lines = [["method", "seeds", *shown, *([f"to {baseline}, points (95%)"] if baseline else [])]]
-    for method, seeds in by_method.items():
+    ranked = sorted(by_method.items(), key=lambda pair: -statistics.fmean(map(score, pair[1])) if best_first else 0)
+    for method, seeds in ranked:
         line = [method, str(len(seeds))]
         for key, scale, form in shown.values():
             found = ([scale * summary[key] for summary in alike if key in summary] for alike in seeds)
