@@ -202,7 +202,7 @@ def train(stage: str, plan: Plan, given: argparse.Namespace) -> None:
                     teacher=teacher,
                     recipe=recipe,
                     data_seed=seed,
-                    evaluate_every=max(1, recipe.epochs // 10),
+                    evaluate_every=recipe.epochs if tuning else max(1, recipe.epochs // 10),
                     runs=Path(given.runs, given.plan, stage),
                     **options,
                 )

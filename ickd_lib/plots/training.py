@@ -252,7 +252,8 @@ def published(panels: Mapping[str, tuple[Mapping[str, Sequence[float]], Mapping[
         axis.set_ylim(len(rows[title]) - 0.5, -0.5)
         axis.set_title("\n".join(textwrap.wrap(title, 90)), loc="left")
         axis.grid(axis="x")
-    axes[-1, 0].set_xlabel("test accuracy of the last epoch, %  (markers: seeds; bars: mean ± std; hollow: published)")
+    hollow = "; hollow: published" if any(theirs for _, theirs in panels.values()) else ""
+    axes[-1, 0].set_xlabel(f"test accuracy of the last epoch, %  (markers: seeds; bars: mean ± std{hollow})")
     return figure
 
 
