@@ -14,8 +14,7 @@ from torch import Tensor
 from ickd_lib import runtime
 from ickd_lib.data import Images
 from ickd_lib.models import Network, Output
-
-BATCH = 512  # images of a pass of the teacher
+from ickd_lib.models.inference import BATCH
 
 
 class Memo:
@@ -91,7 +90,7 @@ class Memo:
         if not len(keys):
             return 0
         parts = []
-        for some in keys.split(BATCH):
+        for some in keys.split(BATCH[keys.device.type]):
             pixels = self.images.augmented(some // self.images.views, some % self.images.views)
             with runtime.autocast(pixels.device, self.precision):
                 said = self.teacher(pixels)
