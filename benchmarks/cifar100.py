@@ -39,6 +39,7 @@ PROTOCOL = Recipe()
 SHORT = Recipe(epochs=60, schedule="cosine")
 # What tuning changes, one at a time; `order='random'` takes random samples of the right classes, not retrieved ones.
 CHOICES = (
+    "kd",
     "ickd",
     "ickd(order='random')",
     "ickd(nicd=0)",
