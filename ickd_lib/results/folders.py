@@ -26,7 +26,8 @@ def finished(folders: Iterable[str | Path]) -> list[dict[str, Any]]:
             raise InputError(f"{folder} is no folder; name one that holds runs")
         found.extend(kept)
         if not kept:
-            found.extend(run.summary for run in runtime.runs(folder) if run.folder.parent.name != "teachers")
+            students = [run for run in runtime.runs(folder) if run.folder.parent.name != "teachers"]
+            found.extend(run.summary and _named(run.summary, run.config) for run in students)
     summaries = [summary for summary in found if summary]
     if not summaries:
         raise InputError(f"no finished run below {', '.join(map(str, folders))}; resume what was stopped")
@@ -38,7 +39,12 @@ def _kept(path: Path) -> list[dict[str, Any]]:
     files = [path] if path.is_file() else sorted(path.glob("*.json"))
     values = [value for file in files for value in _listed(runtime.read_json(file))]
     runs = [one for one in values if isinstance(one, dict) and {"config", "epochs", "summary"} <= set(one)]
-    return [one["summary"] for one in runs if one.get("role") != "teacher"]
+    return [_named(one["summary"], one["config"]) for one in runs if one.get("role") != "teacher"]
+
+
+def _named(summary: dict[str, Any], config: dict[str, Any]) -> dict[str, Any]:
+    """The summary of a run with its method's name as it is today: a default may have been another one then."""
+    return summary | {"method": _described(config["settings"]["method"], summary["method"])}
 
 
 def _listed(value: Any) -> list[Any]:
@@ -71,7 +77,7 @@ def _row(run: runtime.Run, top: Path) -> dict[str, Any]:
         settings, summary = run.config["settings"], run.summary
         recipe, data, teacher = settings["recipe"], settings["data"], settings["teacher"] or {}
         asked = {
-            "method": _described(settings["method"]),
+            "method": _described(settings["method"], settings["method"]["name"]),
             "network": settings["student"]["network"],
             "seed": settings["seed"],
             "data_seed": settings["data_seed"],
@@ -87,6 +93,7 @@ def _row(run: runtime.Run, top: Path) -> dict[str, Any]:
         if summary is not None:
             told = {key: value for key, value in summary.items() if value is not None}
             found = {"state": "finished", "epoch": recipe["epochs"], **asked, **told}
+            found |= _named(found, run.config)
             found.pop("name", None)  # "run" says it
             return row | found
         done = run.metrics
@@ -105,15 +112,17 @@ def _row(run: runtime.Run, top: Path) -> dict[str, Any]:
     return row | {"state": "damaged", "problem": problem}
 
 
-def _described(config: dict[str, Any]) -> str:
-    """A method's configuration as `methods.create` reads it; only its name where this library knows another one."""
-    arguments = {key: value for key, value in config.items() if key != "name"}
-    if "parts" in config:
-        return config["name"]
+def _described(config: dict[str, Any], otherwise: str) -> str:
+    """A method's configuration as `methods.create` reads it, or `otherwise` where this library knows another one."""
+
+    def made(one: dict[str, Any]) -> methods.Method:
+        return methods.create(one["name"], **{key: value for key, value in one.items() if key != "name"})
+
     try:
-        return methods.describe(methods.create(config["name"], **arguments))
+        parts = [made(part) for part in config.get("parts", ())]
+        return methods.describe(methods.Combined(parts=parts) if parts else made(config))
     except (InputError, TypeError):
-        return config["name"]
+        return otherwise
 
 
 def records(row: dict[str, Any]) -> list[dict[str, float]]:
