@@ -263,7 +263,7 @@ def test_the_aggregate_can_be_the_anchor():
     [
         ("ikd", "unknown method 'ikd'; did you mean 'ickd'"),
         ("ickd(nidc=1)", "unknown argument of method 'ickd' 'nidc'; did you mean 'nicd'"),
-        ("ickd(nicd='much')", r"ickd\(nicd='much'\): expected a number like 0.5"),
+        ("ickd(nicd='much')", r"ickd\(nicd='much'\): expected a number like 5.0"),
         ("ickd(nicd=", "cannot read method"),
         ("ickd(1)", "cannot read method"),
         ("kd(temperature=0)", "temperature=0 must be above 0"),
@@ -315,3 +315,21 @@ def test_projectors_are_parameters():
     method = Projected()
     method.setup(3, 5, C, 9)
     assert [tuple(p.shape) for p in method.parameters()] == [(5, 3), (5,)]
+
+
+@pytest.mark.parametrize(
+    ("name", "rows", "expected"),
+    [
+        ("ickd", 1000, 128),
+        ("ickd", 90, 30),
+        ("ickd(negatives=8)", 90, 8),
+        ("nicd(negatives=500)", 900, 300),
+        ("dkd+ickd", 90, 30),
+        ("ickd(per_class=True)", 1000, 9),
+        ("ickd(nicd=0)", 90, 0),
+    ],
+)
+def test_negatives_are_at_most_a_third_of_the_images(name, rows, expected):
+    method = methods.create(name)
+    method.setup(8, 8, 10, rows)
+    assert method.retrieval.negatives == expected

@@ -214,6 +214,8 @@ class Combined(Method):
     def setup(self, student_dim: int, teacher_dim: int, num_classes: int, rows: int) -> None:
         for part in self.parts:
             part.setup(student_dim, teacher_dim, num_classes, rows)  # type: ignore[operator]
+        asked: list[Any] = [part.retrieval for part in self.parts if part.retrieval]
+        self.retrieval = next(iter(asked), None)
 
     def forward(self, context: Context) -> dict[str, Tensor]:
         terms: dict[str, Tensor] = {}

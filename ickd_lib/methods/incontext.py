@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -23,7 +24,8 @@ class ICKD(Method):
 
     ce, kd, picd, nicd: weights of the terms; a term of weight 0 is not computed, nor what only it needs.
     temperature: of both KL terms.
-    positives, negatives: in-context samples of each kind.
+    positives, negatives: in-context samples of each kind; of negatives at most a third of the images, so that they are
+        near ones among few images too, and with per_class at most one of each other class.
     aggregation_temperature: of the softmax of similarities that weighs the positives; None weighs them alike.
     average: aggregate "logits" or "probabilities".
     kappa: temperature of NICD.  form: "infonce", or "hinge" with its margin.
@@ -46,7 +48,7 @@ class ICKD(Method):
         nicd: float = 5.0,
         temperature: float = 4.0,
         positives: int = 8,
-        negatives: int = 32,
+        negatives: int = 128,
         aggregation_temperature: float | None = 0.05,
         average: str = "logits",
         kappa: float = 0.1,
@@ -97,6 +99,11 @@ class ICKD(Method):
         elif kd or (nicd and anchor == "teacher") or (self.retrieval and query == "view"):
             needs.add("teacher")
         self.needs = frozenset(needs)
+
+    def setup(self, student_dim: int, teacher_dim: int, num_classes: int, rows: int) -> None:
+        if spec := self.retrieval:
+            most = num_classes - 1 if spec.per_class else max(1, rows // 3)
+            self.retrieval = replace(spec, negatives=min(spec.negatives, most))
 
     def forward(self, context: Context) -> dict[str, Tensor]:
         guides = context.guides(self.source)
@@ -164,6 +171,7 @@ class OnlineICKD(ICKD):
         picd: float = 1.0,
         nicd: float = 0.1,
         temperature: float = 4.0,
+        negatives: int = 32,
         source: str = "peers",
         warmup: float = 0.1,
         momentum: float = 0.5,
@@ -175,6 +183,7 @@ class OnlineICKD(ICKD):
             picd=picd,
             nicd=nicd,
             temperature=temperature,
+            negatives=negatives,
             source=source,
             warmup=warmup,
             momentum=momentum,
