@@ -40,6 +40,7 @@ SHORT = Recipe(epochs=60, schedule="cosine")
 # What tuning changes, one at a time; `order='random'` takes random samples of the right classes, not retrieved ones.
 CHOICES = (
     "kd",
+    "kd(kd=9.0)",
     "ickd",
     "ickd(order='random')",
     "ickd(nicd=0)",
@@ -59,7 +60,7 @@ CHOICES = (
     "ickd(nicd=0.5)",
     "ickd(nicd=2.0)",
     "ickd(nicd=10.0)",
-    "ickd(kd=3.0)",
+    "ickd(kd=9.0)",
     "ickd(average='probabilities')",
     "ickd(query='view')",
     "ickd(form='hinge')",
@@ -120,6 +121,7 @@ PLANS = {
         student=Recipe(epochs=15, lr=0.1, schedule="onecycle"),
         short=Recipe(epochs=10, lr=0.1, schedule="onecycle"),
         labels=10_000,
+        others=("ce", "kd", "kd(kd=9.0)", "dkd", "ckd", "refilled"),  # KD's second weight: the best in tuning
         best="ckd",
     ),
 }
@@ -234,7 +236,8 @@ def main() -> int:
     if given.parts:
         restore(Path(given.parts), teachers)
     if given.minutes:
-        # As Ctrl-C does: training stops between two steps, with a checkpoint.
+        # As Ctrl-C does, also where a shell has it ignored: training stops between two steps, with a checkpoint.
+        signal.signal(signal.SIGINT, signal.default_int_handler)
         signal.signal(signal.SIGALRM, lambda *_: os.kill(os.getpid(), signal.SIGINT))
         signal.setitimer(signal.ITIMER_REAL, 60 * given.minutes)
     try:
