@@ -14,7 +14,7 @@ from torch import Tensor
 from ickd_lib import runtime
 from ickd_lib.data import Images
 from ickd_lib.models import Network, Output
-from ickd_lib.models.inference import BATCH
+from ickd_lib.models.inference import images_of_a_pass
 
 
 class Memo:
@@ -90,7 +90,7 @@ class Memo:
         if not len(keys):
             return 0
         parts = []
-        for some in keys.split(BATCH[keys.device.type]):
+        for some in keys.split(images_of_a_pass(keys.device)):
             pixels = self.images.augmented(some // self.images.views, some % self.images.views)
             with runtime.autocast(pixels.device, self.precision):
                 said = self.teacher(pixels)
