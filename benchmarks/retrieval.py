@@ -22,7 +22,7 @@ import torch
 from ickd_lib import runtime
 from ickd_lib.memory import MemoryBank
 
-POSITIVES, NEGATIVES = 8, 32
+POSITIVES, NEGATIVES = 8, 128
 
 
 def made_up(rows: int, features: int, classes: int = 100) -> MemoryBank:

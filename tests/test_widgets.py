@@ -282,7 +282,7 @@ def assert_shows(explorer, images, at, theirs, index=None):
     positions = {int(row): i for i, row in enumerate(explorer.images.index)}
     for block, found, tone in ((shown.near, near, "same"), (shown.far, far, "other")):
         assert block["tone"] == tone and block["event"] == "open"
-        assert [tile["key"] for tile in block["tiles"]] == found.index[0].tolist()
+        assert [tile["key"] for tile in block["tiles"]] == found.index[0, :32].tolist()
         for i, tile in enumerate(block["tiles"]):
             of = positions[int(found.index[0, i])]
             lines = [classes[int(explorer.images.labels[of])], f"cos {float(found.similarity[0, i]):.3f}"]
@@ -346,7 +346,9 @@ def test_a_small_class_shows_what_it_has(bank, digits):
 
 def test_sliders_change_how_many_and_the_weights(explorer):
     before = page(explorer)
-    assert (len(before.near["tiles"]), len(before.far["tiles"])) == (8, 32)  # as many as ickd takes
+    assert (explorer.positives.value, explorer.negatives.value) == (8, 40)  # as many as ickd takes of 120 images
+    assert (len(before.near["tiles"]), len(before.far["tiles"])) == (8, 32)
+    assert before.far["title"] == "40 nearest of other classes, 32 drawn"
     explorer.positives.value = 3
     explorer.negatives.value = 20
     shown = assert_shows(explorer, explorer.images, 0, *own(explorer, 0))
@@ -358,7 +360,7 @@ def test_sliders_change_how_many_and_the_weights(explorer):
     first, last = (float(shown.near["tiles"][0]["lines"][2][2:-1]) for shown in (sharp, flat))
     assert first > last
     assert sharp.bars["rows"][0]["values"][1] != flat.bars["rows"][0]["values"][1]
-    assert (explorer.positives.max, explorer.negatives.max) == (11, 32)  # twelve images a class
+    assert (explorer.positives.max, explorer.negatives.max) == (11, 108)  # twelve images a class
 
 
 # ------------------------------------------------------------------------------------------------- choosing
@@ -737,7 +739,7 @@ def touch(explorer, i):
         explorer.mistake.click,
         lambda: setattr(explorer.aggregation, "value", 10 ** -(1 + i % 17 / 20)),
         lambda: setattr(explorer.of_class, "value", i % 10),
-        lambda: setattr(explorer.negatives, "value", 1 + i % 32),
+        lambda: setattr(explorer.negatives, "value", 1 + i % 108),
         explorer.following.click,
         lambda: setattr(explorer.of_class, "value", -1),
         lambda: setattr(explorer.search, "value", f"teacher:{i % 4} wrong"),

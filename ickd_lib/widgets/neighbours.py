@@ -21,7 +21,8 @@ from ickd_lib.models import Network, Output
 from ickd_lib.runtime import InputError
 from ickd_lib.widgets.view import Block, Explorer, View, strip
 
-MOST = 32  # in-context samples of a kind that can be asked for
+MOST = 128  # in-context samples of a kind that can be asked for
+DRAWN = 32  # of those, the nearest
 SAMPLE = 200  # queries whose mean loss terms a query is compared with
 CRUMBS = 8
 CLASSES = 10  # bars shown
@@ -34,7 +35,8 @@ class NeighbourExplorer(Explorer):
 
     Choose a query by number, class, search or at random, or step through the student's mistakes; click a neighbour to
     make it the query. `number`, `of_class`, `search`, `positives`, `negatives` and `aggregation` are the controls,
-    `found` is what is shown (`explore.Neighbourhood`), and `around` its place: in the bank or not, and its position.
+    `found` is what the query has around it (`explore.Neighbourhood`; the nearest are drawn), and `around` its place: in
+    the bank or not, and its position.
 
     Args:
         bank, images: a memory bank, and all images it was built from, on one device, as everything else.
@@ -69,13 +71,14 @@ class NeighbourExplorer(Explorer):
         asked = methods.create(method) if isinstance(method, str) else method
         if not explore.in_context(asked):
             raise InputError(f"method={method!r} is not in-context distillation alone; name ickd, picd or nicd")
-        spec = asked.retrieval
+        self.method = copy.copy(asked)
+        self.method.setup(0, 0, len(images.classes), len(images))
+        spec = self.method.retrieval
         assert spec is not None
         if spec.per_class or spec.order != "nearest":
             raise InputError(
                 f"method={method!r} does not take the nearest samples, which are shown; leave that choice out"
             )
-        self.method = copy.copy(asked)
         self.bank, self.images, self.student, self.teacher = bank, images, student, teacher
         self.in_bank = queries is None  # whether the queries are the bank's own images
         self.temperature, self.precision = temperature, precision
@@ -217,7 +220,7 @@ class NeighbourExplorer(Explorer):
             self._likely = self._most_likely()
             self.back.disabled = len(self.path) == 1
             query = self._images(in_bank)
-            shown = (self._rows(self.found.positives), self._rows(self.found.negatives))
+            shown = (self._rows(self.found.positives)[:DRAWN], self._rows(self.found.negatives)[:DRAWN])
             pixels = torch.cat([query.images[where], *(self.images.images[rows] for rows in shown)])
             data, shape = strip(pixels)
             self.view.show(
@@ -312,9 +315,10 @@ class NeighbourExplorer(Explorer):
                 said = f"{'positive' if tone == 'same' else 'negative'} {i + 1}: {', '.join(lines)}, row {index}"
                 before = 1 + (len(near) if tone == "other" else 0)
                 tiles.append({"at": before + i, "key": index, "colour": colours[of], "lines": lines, "label": said})
-            asked = found.mask.shape[1]
-            title = f"{len(rows)} nearest of {'its class: cosine, weight w' if tone == 'same' else 'other classes'}"
-            title += f" ({asked} asked for)" if len(rows) < asked else ""
+            asked, taken = found.mask.shape[1], int(found.mask.sum())
+            title = f"{taken} nearest of {'its class: cosine, weight w' if tone == 'same' else 'other classes'}"
+            title += f" ({asked} asked for)" if taken < asked else ""
+            title += f", {len(rows)} drawn" if len(rows) < taken else ""
             blocks.append(
                 {"kind": "tiles", "tone": tone, "title": title, "shape": shape, "tiles": tiles, "event": "open"}
             )
@@ -388,6 +392,6 @@ class NeighbourExplorer(Explorer):
         row, label = int(query.index[at]), int(query.labels[at])
         title = f"Probabilities at temperature {self.temperature:g}"
         return [
-            plots.neighbours(query, row, self.images, near, far, weights=self.found.weights, most=MOST),
+            plots.neighbours(query, row, self.images, near, far, weights=self.found.weights, most=DRAWN),
             plots.distributions(said, query.classes, label=label, title=title),
         ]
