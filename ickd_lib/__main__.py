@@ -252,11 +252,14 @@ def _draw(given: argparse.Namespace, summaries: list[dict[str, Any]]) -> None:
     kind = runtime.choose(Path(given.figure).suffix[1:], ("png", "svg", "pdf"), "kind of figure")
     plots.use()
     if given.baseline:
-        settings = list(results.grouped(summaries).values())
+        settings = results.grouped(summaries)
         if len(settings) > 1:
             raise InputError(f"differences are drawn for one setting; here are {len(settings)}: name fewer runs")
-        apart = results.differences(settings[0], given.baseline)
-        figure = plots.differences(apart, baseline=given.baseline)
+        ((setting, by_method),) = settings.items()
+        apart = results.differences(by_method, given.baseline)
+        ranked = dict(sorted(apart.items(), key=lambda pair: -pair[1]["mean"]))
+        of = "accuracy on held-out images" if setting[-1] else "test accuracy"
+        figure = plots.differences(ranked, baseline=given.baseline, of=of)
     else:
         figure = plots.published(results.beside_published(summaries))
     with runtime.replacing(given.figure) as part:

@@ -190,7 +190,7 @@ def score(mean: float, spread: float, count: int, digits: int = 1) -> str:
     return f"{mean:.{digits}f}" + (f" ± {spread:.{digits}f}" if count > 1 else "")
 
 
-def differences(intervals: Mapping[str, Mapping[str, float]], *, baseline: str) -> Figure:
+def differences(intervals: Mapping[str, Mapping[str, float]], *, baseline: str, of: str = "test accuracy") -> Figure:
     """One row a method: its mean difference to the baseline in points and its 95% interval, beside a line at 0.
 
     An interval that includes 0 is drawn hollow and pale: a difference that these seeds do not show. One much wider than
@@ -198,7 +198,7 @@ def differences(intervals: Mapping[str, Mapping[str, float]], *, baseline: str) 
 
     Args:
         intervals: for each method "mean", "low" and "high", fractions (`results.interval`).
-        baseline: its name, for the axis.
+        baseline, of: its name and that of the quantity, for the axis.
     """
     figure, axis = plt.subplots(figsize=(WIDTH, 1.2 + 0.34 * len(intervals)), layout="constrained")
     axis.axvline(0, color="0.4", lw=1)
@@ -217,7 +217,7 @@ def differences(intervals: Mapping[str, Mapping[str, float]], *, baseline: str) 
     axis.set_yticks(range(len(intervals)), list(map(wrapped, intervals)))
     axis.set_ylim(len(intervals) - 0.5, -0.5)
     axis.set(
-        xlabel=f"difference to {baseline}, points of test accuracy",
+        xlabel=f"difference to {baseline}, points of {of}",
         title="Paired by seed: mean and 95% interval (hollow: includes 0)",
     )
     axis.grid(axis="x")
@@ -253,7 +253,7 @@ def published(panels: Mapping[str, tuple[Mapping[str, Sequence[float]], Mapping[
         axis.set_title("\n".join(textwrap.wrap(title, 90)), loc="left")
         axis.grid(axis="x")
     hollow = "; hollow: published" if any(theirs for _, theirs in panels.values()) else ""
-    axes[-1, 0].set_xlabel(f"test accuracy of the last epoch, %  (markers: seeds; bars: mean ± std{hollow})")
+    axes[-1, 0].set_xlabel(f"accuracy of the last epoch, %  (markers: seeds; bars: mean ± std{hollow})")
     return figure
 
 
