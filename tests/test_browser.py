@@ -211,7 +211,7 @@ def samples(lab, browser):
 SHOWN = """[
     [int(explorer._images(explorer.around[0]).index[explorer.around[1]])],
     [[int(i), round(float(s), 3)] for found in (explorer.found.positives, explorer.found.negatives)
-     for i, s, m in list(zip(found.index[0], found.similarity[0], found.mask[0]))[:32] if m],
+     for i, s, m in list(zip(found.index[0], found.similarity[0], found.mask[0]))[:20] if m],
     {name: p[0].tolist() for name, p in explorer.found.probabilities(explorer.temperature).items()},
 ]"""
 

@@ -282,7 +282,7 @@ def assert_shows(explorer, images, at, theirs, index=None):
     positions = {int(row): i for i, row in enumerate(explorer.images.index)}
     for block, found, tone in ((shown.near, near, "same"), (shown.far, far, "other")):
         assert block["tone"] == tone and block["event"] == "open"
-        assert [tile["key"] for tile in block["tiles"]] == found.index[0, :32].tolist()
+        assert [tile["key"] for tile in block["tiles"]] == found.index[0, :20].tolist()
         for i, tile in enumerate(block["tiles"]):
             of = positions[int(found.index[0, i])]
             lines = [classes[int(explorer.images.labels[of])], f"cos {float(found.similarity[0, i]):.3f}"]
@@ -341,14 +341,14 @@ def test_a_small_class_shows_what_it_has(bank, digits):
     explorer.of_class.value = 3
     shown = page(explorer)
     assert len(shown.near["tiles"]) == count - 1 and "(8 asked for)" in shown.near["title"]
-    assert len(shown.far["tiles"]) == 32 and "asked" not in shown.far["title"]
+    assert len(shown.far["tiles"]) == 20 and "asked" not in shown.far["title"]
 
 
 def test_sliders_change_how_many_and_the_weights(explorer):
     before = page(explorer)
     assert (explorer.positives.value, explorer.negatives.value) == (8, 40)  # as many as ickd takes of 120 images
-    assert (len(before.near["tiles"]), len(before.far["tiles"])) == (8, 32)
-    assert before.far["title"] == "40 nearest of other classes, 32 drawn"
+    assert (len(before.near["tiles"]), len(before.far["tiles"])) == (8, 20)
+    assert before.far["title"] == "40 nearest of other classes, 20 drawn"
     explorer.positives.value = 3
     explorer.negatives.value = 20
     shown = assert_shows(explorer, explorer.images, 0, *own(explorer, 0))

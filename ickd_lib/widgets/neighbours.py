@@ -22,7 +22,7 @@ from ickd_lib.runtime import InputError
 from ickd_lib.widgets.view import Block, Explorer, View, strip
 
 MOST = 128  # in-context samples of a kind that can be asked for
-DRAWN = 32  # of those, the nearest
+DRAWN = 20  # of those, the nearest: four rows
 SAMPLE = 200  # queries whose mean loss terms a query is compared with
 CRUMBS = 8
 CLASSES = 10  # bars shown
