@@ -380,7 +380,7 @@ class NeighbourExplorer(Explorer):
         count = len(self._sample[1])
         columns = ["term, weighted", "of this query", "share of its loss", f"of the mean of {count} queries"]
         samples = f"{self.positives.value} positives, {self.negatives.value} negatives"
-        weighed = f"τₐ {self._tau:.3g}" if self._tau else "equal weights"
+        weighed = f"τₐ {self._tau:.2g}" if self._tau else "equal weights"
         title = f"loss terms of {methods.describe(self.method)}, with {samples}, {weighed}"
         return [{"kind": "table", "title": title, "columns": columns, "rows": rows}]
 
