@@ -5,7 +5,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from ickd_lib.memory import MemoryBank
+from ickd_lib import runtime
+from ickd_lib.memory import MemoryBank, search
 from ickd_lib.memory import bank as memory_bank
 from ickd_lib.runtime import InputError
 
@@ -290,3 +291,14 @@ def test_a_bank_of_other_data_another_teacher_or_a_damaged_one_is_refused(bank, 
         MemoryBank.load(path)
     with pytest.raises(InputError, match="no bank at"):
         MemoryBank.load(tmp_path / "none")
+
+
+@pytest.mark.parametrize("columns", [1600, 1605, 90])
+def test_the_largest_are_found_through_their_blocks(columns):
+    scores = torch.randn(7, columns, generator=runtime.generator("top")).round(decimals=1)  # with ties
+    scores[3, :-4] = -torch.inf
+    scores[4, -3:] = 9.0
+    values, places = search._top(scores, 5)
+    assert (values.sort(dim=1, descending=True).values == scores.topk(5, dim=1).values).all()
+    assert (scores.gather(1, places) == values).all()
+    assert all(len(set(row)) == 5 for row in places.tolist())
