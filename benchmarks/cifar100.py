@@ -8,11 +8,14 @@ images held out of train, which neither student nor teacher saw: defaults are ch
 `published`: the field's protocol and pairs, for a GPU. `strong`: twice as many epochs with RandAugment, the first pair.
 `small`: ResNet20→ResNet8 on a fixed, stratified 10,000 training images and the whole test set, for a CPU.
 
-With --minutes, a call that runs out of them keeps what it has and exits with 75; the same call goes on. --parts DIR
-keeps the teachers there as well, finished or not, in parts of at most 15 MiB, and takes them from there where they are
-missing. Each finished run becomes a JSON file in OUT/STAGE: configuration, commit, device, curves, summary;
-`python -m ickd_lib report OUT/table --figure FILE.png` makes the table and a figure beside the published numbers,
-`report OUT/tune --baseline ickd` the ablation.
+Each finished run becomes a JSON file in OUT/STAGE: configuration, commit, device, curves, summary. What is there is
+not trained again. `python -m ickd_lib report OUT/table --figure FILE.png` makes the table and a figure beside the
+published numbers, `report OUT/tune --baseline ickd` the ablation.
+
+With --minutes, a call that runs out of them keeps what it has and exits with 75; the same call goes on. A student that
+diverges is named at the end, with exit status 1; the others are finished. --parts DIR keeps teachers and unfinished
+students there as well, in files of at most 15 MiB, and takes them from there where they are missing: with DIR and OUT a
+machine that forgets all else goes on.
 """
 
 from __future__ import annotations
@@ -27,10 +30,11 @@ import tarfile
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
-from ickd_lib import data, runtime, training
+from ickd_lib import data, methods, results, runtime, training
 from ickd_lib.training import Recipe, Student
 
 UNFINISHED = 75
@@ -143,63 +147,86 @@ def passes(every: list[str], together: int) -> list[list[str]]:
     return [rest[i : i + together] for i in range(0, len(rest), together)] + alone
 
 
-def record(history: training.History, folder: Path) -> None:
-    """Write a finished run as one JSON file; class names, which every run repeats, are left out."""
-    assert history.folder is not None
-    config = runtime.Run(history.folder).config
+def record(folder: Path, out: Path) -> dict[str, Any]:
+    """Write a finished run as one JSON file; class names, which every run repeats, are left out.
+
+    Returns:
+        Its summary.
+    """
+    run = runtime.Run(folder)
+    config, summary = run.config, run.summary
+    assert summary is not None
     config["settings"]["data"].pop("classes", None)
-    name = re.sub(r"[^\w.=+-]+", "-", history.folder.name)
-    runtime.write_json(
-        folder / f"{name}.json", {"config": config, "epochs": history.epochs, "summary": history.summary}
-    )
+    name = re.sub(r"[^\w.=+-]+", "-", folder.name)
+    runtime.write_json(out / f"{name}.json", {"config": config, "epochs": run.metrics, "summary": summary})
+    return summary
 
 
-def keep(teachers: Path, parts: Path) -> None:
-    """Each teacher's folder as an archive in parts; what a finished one needs only to go on is left out."""
-    for folder in sorted(teachers.glob("*/")):
-        packed = io.BytesIO()
-        with tarfile.open(fileobj=packed, mode="w") as archive:
+def keep(runs: Path, parts: Path) -> None:
+    """Teachers and unfinished students as one archive in parts; what nothing needs to go on is left out."""
+    packed = io.BytesIO()
+    with tarfile.open(fileobj=packed, mode="w") as archive:
+        for folder in sorted(config.parent for config in runs.rglob("config.json")):
+            done = (folder / "summary.json").exists()
+            if done and folder.parent.name != "teachers":
+                continue
             for file in sorted(folder.iterdir()):
-                if file.name != "checkpoint.pt" or not (folder / "summary.json").exists():
-                    archive.add(file, f"{folder.name}/{file.name}")
-        before, written = set(parts.glob(f"{folder.name}.tar.*")), set()
-        for at, start in enumerate(range(0, len(whole := packed.getbuffer()), PART)):
-            written.add(path := parts / f"{folder.name}.tar.{at:02}")
-            with runtime.replacing(path) as part:
-                part.write_bytes(whole[start : start + PART])
-        for old in before - written:
-            old.unlink()
+                if not (done and file.name == "checkpoint.pt"):
+                    archive.add(file, file.relative_to(runs))
+    before, written = set(parts.glob("runs.tar.*")), set()
+    for at, start in enumerate(range(0, len(whole := packed.getbuffer()), PART)):
+        written.add(path := parts / f"runs.tar.{at:02}")
+        with runtime.replacing(path) as part:
+            part.write_bytes(whole[start : start + PART])
+    for old in before - written:
+        old.unlink()
 
 
-def restore(parts: Path, teachers: Path) -> None:
-    """Unpack what `keep` wrote, where it is not there."""
-    for first in sorted(parts.glob("*.tar.00")):
-        if not (teachers / first.name.removesuffix(".tar.00")).exists():
-            joined = b"".join(part.read_bytes() for part in sorted(parts.glob(f"{first.stem}.*")))
-            with tarfile.open(fileobj=io.BytesIO(joined)) as archive:
-                archive.extractall(teachers, filter="data")
+def restore(parts: Path, runs: Path) -> None:
+    """Unpack what `keep` wrote; a run that is there stays as it is."""
+    if not (whole := b"".join(part.read_bytes() for part in sorted(parts.glob("runs.tar.*")))):
+        return
+    with tarfile.open(fileobj=io.BytesIO(whole)) as archive:
+        new = [file for file in archive if not (runs / file.name).parent.exists()]
+        archive.extractall(runs, new, filter="data")
 
 
-def train(stage: str, plan: Plan, given: argparse.Namespace) -> None:
-    """Everything of a stage, pair after pair; all students of a seed share batches and the teacher's passes."""
-    tuning = stage == "tune"
+def finished(folder: Path) -> set[tuple[str, str, str, int]]:
+    """Teacher, student, method and seed of each run that has its JSON file in the folder."""
+    found = results.finished([folder]) if any(folder.glob("*.json")) else []
+    return {(one["teacher"], one["network"], one["method"], one["data_seed"]) for one in found}
+
+
+def train(stage: str, plan: Plan, given: argparse.Namespace) -> list[str]:
+    """Everything of a stage, pair after pair; all students of a seed share batches and the teacher's passes.
+
+    Returns:
+        A line for each student that diverged.
+    """
+    tuning, out, failed = stage == "tune", Path(given.out, stage), []
     load = partial(data.load, "cifar100", given.data_root, val=0.1 if tuning else 0.0, download=given.download)
-    options = {"device": given.device, "memo": Path(given.runs, "memo"), "progress": sys.stderr.isatty()}
+    options = {"device": given.device, "progress": sys.stderr.isatty()}
     for teacher_name, name, seeds in plan.pairs[:1] if tuning else plan.pairs:
-        teacher = training.pretrain(
-            teacher_name,
-            load(),
-            recipe=plan.tuner if tuning else plan.teacher,
-            runs=given.runs,
-            device=given.device,
-            progress=options["progress"],
-        )
+        pair, done = (teacher_name, name), finished(out)
+        every = [training.published(method, *pair).method for method in given.methods or of_stage(stage, plan, pair)]
+        every = [methods.describe(methods.create(method)) for method in every]
+        queue = [
+            (seed, some)
+            for seed in given.seeds or range(plan.seeds_of_choices if tuning else seeds)
+            for some in passes([method for method in every if (*pair, method, seed) not in done], given.together)
+        ]
+        if not queue:
+            continue
+        taught = plan.tuner if tuning else plan.teacher
+        teacher = training.pretrain(teacher_name, load(), recipe=taught, runs=given.runs, **options)
+        for kept in Path(given.runs, "teachers").glob("*/summary.json"):
+            record(kept.parent, Path(given.out, "teachers"))
         splits = load(labels=plan.labels, augment=plan.augment)
-        usual = plan.student or training.published("kd", teacher_name, name).recipe
+        usual = plan.student or training.published("kd", *pair).recipe
         recipe = plan.short if tuning else usual
-        every = given.methods or of_stage(stage, plan, (teacher_name, name))
-        for seed in given.seeds or range(plan.seeds_of_choices if tuning else seeds):
-            for some in passes(every, given.together):
+        while queue:
+            seed, some = queue.pop(0)
+            try:
                 found = training.distill(
                     [Student(name, method, seed) for method in some],
                     splits,
@@ -208,12 +235,21 @@ def train(stage: str, plan: Plan, given: argparse.Namespace) -> None:
                     data_seed=seed,
                     evaluate_every=recipe.epochs if tuning else max(1, recipe.epochs // 10),
                     runs=Path(given.runs, given.plan, stage),
+                    memo=Path(given.runs, "memo"),
                     **options,
                 )
-                for history in found.values():
-                    record(history, Path(given.out, stage))
-                    seen = history.summary["val_accuracy" if tuning else "accuracy"]
-                    print(f"{history.summary['method']} seed {seed}: {seen:.2%}", flush=True)
+            except runtime.Diverged as error:
+                if len(some) > 1:  # the others go on, each by itself
+                    queue = [(seed, [method]) for method in some] + queue
+                else:
+                    failed.append(str(error))
+                continue
+            for history in found.values():
+                assert history.folder is not None
+                summary = record(history.folder, out)
+                seen = summary["val_accuracy" if tuning else "accuracy"]
+                print(f"{summary['method']} seed {seed}: {seen:.2%}", flush=True)
+    return failed
 
 
 def main() -> int:
@@ -227,28 +263,30 @@ def main() -> int:
     parser.add_argument("--seeds", nargs="*", type=int, help="only these; by default those of the plan")
     parser.add_argument("--together", type=int, default=8, help="students of one pass")
     parser.add_argument("--runs", default="runs/cifar100", help="folder of run folders, teachers and the memo")
-    parser.add_argument("--parts", default="", help="folder that keeps the teachers in small parts")
-    parser.add_argument("--out", default="", help="folder of the JSON files; by default results/cifar100-PLAN here")
+    parser.add_argument("--parts", default="", help="folder that keeps teachers and unfinished students in small files")
+    parser.add_argument("--out", default="", help="folder of the JSON files; by default RUNS/PLAN/json")
     parser.add_argument("--device", default="auto", help="auto, cpu or cuda")
     given = parser.parse_args()
-    given.out = given.out or Path(__file__).parent / "results" / f"cifar100-{given.plan}"
-    teachers = Path(given.runs, "teachers")
+    given.out = given.out or Path(given.runs, given.plan, "json")
     if given.parts:
-        restore(Path(given.parts), teachers)
+        restore(Path(given.parts), Path(given.runs))
     if given.minutes:
         # As Ctrl-C does, also where a shell has it ignored: training stops between two steps, with a checkpoint.
         signal.signal(signal.SIGINT, signal.default_int_handler)
         signal.signal(signal.SIGALRM, lambda *_: os.kill(os.getpid(), signal.SIGINT))
         signal.setitimer(signal.ITIMER_REAL, 60 * given.minutes)
     try:
-        train(given.stage, PLANS[given.plan], given)
+        failed = train(given.stage, PLANS[given.plan], given)
     except KeyboardInterrupt:
         print("not finished; the same call goes on from here", file=sys.stderr)
         return UNFINISHED
     finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
         if given.parts:
-            keep(teachers, Path(given.parts))
-    return 0
+            keep(Path(given.runs), Path(given.parts))
+    for line in failed:
+        print(line, file=sys.stderr)
+    return bool(failed)
 
 
 if __name__ == "__main__":

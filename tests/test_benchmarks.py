@@ -1,7 +1,6 @@
 """The benchmarks measure what they say, at a small scale."""
 
 import sys
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -91,57 +90,84 @@ def test_what_a_gpu_cannot_replay_trains_by_itself():
     assert cifar100.passes(methods_of, 2) == [["kd", "ickd"], ["ckd"], ["ickd(query='view')"]]
 
 
-def test_teachers_come_back_from_small_parts(tmp_path, monkeypatch):
+def test_teachers_and_unfinished_students_come_back_from_small_parts(tmp_path, monkeypatch):
     monkeypatch.setattr(cifar100, "PART", 1000)
-    finished, cut = tmp_path / "teachers" / "a", tmp_path / "teachers" / "b"
-    for folder in (finished, cut):
+    runs, parts, back = tmp_path / "runs", tmp_path / "parts", tmp_path / "back"
+    teacher, cut, student = (runs / name for name in ("teachers/a", "teachers/b", "small/table/c"))
+    done = runs / "small/table/d"
+    for folder in (teacher, cut, student, done):
         folder.mkdir(parents=True)
+        (folder / "config.json").write_text("{}")
         (folder / "student.safetensors").write_bytes(torch.arange(600).numpy().tobytes())
         (folder / "checkpoint.pt").write_bytes(b"state")
-    (finished / "summary.json").write_text("{}")
-    (tmp_path / "parts").mkdir()
-    (tmp_path / "parts" / "a.tar.99").write_bytes(b"of a longer archive before")
-    cifar100.keep(tmp_path / "teachers", tmp_path / "parts")
-    assert max(part.stat().st_size for part in (tmp_path / "parts").iterdir()) == 1000
-    cifar100.restore(tmp_path / "parts", tmp_path / "back")
-    for folder in (finished, cut):
-        back = tmp_path / "back" / folder.name
-        assert (back / "student.safetensors").read_bytes() == (folder / "student.safetensors").read_bytes()
-        assert (back / "checkpoint.pt").exists() == (folder == cut)
+    for folder in (teacher, done):
+        (folder / "summary.json").write_text("{}")
+    parts.mkdir()
+    (parts / "runs.tar.99").write_bytes(b"of a longer archive before")
+    cifar100.keep(runs, parts)
+    assert max(part.stat().st_size for part in parts.iterdir()) == 1000
+    here = back / "teachers/b"
+    here.mkdir(parents=True)
+    cifar100.restore(parts, back)
+    assert not any(here.iterdir())  # what is there stays as it is
+    for folder in (teacher, student):
+        again = back / folder.relative_to(runs)
+        assert (again / "student.safetensors").read_bytes() == (folder / "student.safetensors").read_bytes()
+        assert (again / "checkpoint.pt").exists() == (folder == student)
+    assert not (back / done.relative_to(runs)).exists()
 
 
-def test_the_table_trains_its_teacher_and_students_and_goes_on(monkeypatch, tmp_path, cifar_root, capsys):
-    """From nothing to the report, on a few of the real images; a second call trains nothing."""
+@pytest.fixture
+def tiny(monkeypatch, cifar_root, tmp_path):
+    """Runs the script on a plan of an epoch, on a few of the real images: call(further arguments) -> exit status."""
     brief = Recipe(epochs=1, batch_size=50, lr=0.01, schedule="cosine")
     plan = cifar100.Plan(
-        pairs=(("resnet8", "resnet8", 2),), teacher=brief, student=brief, labels=100, others=("ce", "kd")
+        pairs=(("resnet8", "resnet8", 2),),
+        **dict.fromkeys(("teacher", "student", "tuner", "short"), brief),
+        labels=100,
+        others=("ce", "kd"),
     )
-    monkeypatch.setitem(cifar100.PLANS, "tiny", plan)
     whole = cifar100.data.load
 
     def few(*given, **options):
         return whole(*given, **options | {"labels": 100, "classes": ["fish"]})
 
+    def call(*further):
+        argv = ["cifar100.py", "--data-root", str(cifar_root), "--plan", "tiny", "--device", "cpu", "--together", "2"]
+        monkeypatch.setattr(sys, "argv", [*argv, "--runs", str(tmp_path / "runs"), *further])
+        return cifar100.main()
+
+    monkeypatch.setitem(cifar100.PLANS, "tiny", plan)
     monkeypatch.setattr(cifar100.data, "load", few)
-    out = tmp_path / "out"
-    call = ["cifar100.py", "--data-root", str(cifar_root), "--plan", "tiny", "--device", "cpu", "--together", "2"]
-    argv = [*call, "--out", str(out), "--runs", str(tmp_path / "runs")]
-    monkeypatch.setattr(sys, "argv", argv)
-    assert cifar100.main() == 0
-    files = sorted((out / "table").iterdir())
-    assert len(files) == 2 * 4  # ce, kd, ickd, dkd+ickd
-    first = capsys.readouterr().out
+    return call
+
+
+def test_the_table_trains_its_teacher_and_students_once(tiny, monkeypatch, tmp_path, capsys):
+    """From nothing to the report; a second call trains nothing, nor does one that has lost all but OUT."""
+    assert tiny() == 0
+    out = tmp_path / "runs/tiny/json"
+    assert len(list((out / "table").iterdir())) == 2 * 4  # ce, kd, ickd, dkd+ickd
+    (teacher,) = (out / "teachers").iterdir()
+    assert runtime.read_json(teacher)["summary"]["accuracy"] > 0
+    assert capsys.readouterr().out.count(" seed 1: ") == 4
+    (tmp_path / "runs/teachers").rename(tmp_path / "lost")
     monkeypatch.setattr(cifar100.training.loop, "Steps", None)  # whoever trains now fails
-    assert cifar100.main() == 0
-    assert capsys.readouterr().out == first
+    assert tiny() == 0
+    assert capsys.readouterr().out == ""
     table = results.table(results.finished([out / "table"]), baseline="kd")
     assert table.count("| 2 |") == 4 and table.count(" to +") + table.count(" to -") == 3
-    monkeypatch.undo()
-    monkeypatch.setitem(cifar100.PLANS, "tiny", replace(plan, tuner=brief, short=brief))
-    monkeypatch.setattr(cifar100.data, "load", few)
-    monkeypatch.setattr(sys, "argv", [*argv, "--stage", "tune", "--methods", "kd", "--seeds", "0"])
-    assert cifar100.main() == 0
-    assert "on images held out of train" in results.table(results.finished([out / "tune"]))
+
+
+def test_tuning_shows_the_accuracy_on_held_out_images(tiny, tmp_path):
+    assert tiny("--stage", "tune", "--methods", "kd", "--seeds", "0", "--out", str(tmp_path / "out")) == 0
+    assert "on images held out of train" in results.table(results.finished([tmp_path / "out/tune"]))
+
+
+def test_a_student_that_diverges_is_named_and_keeps_no_other_from_its_end(tiny, tmp_path, capsys):
+    assert tiny("--methods", "kd(kd=1e38)", "ce", "--seeds", "0") == 1
+    said = capsys.readouterr()
+    assert said.out.startswith("ce seed 0: ") and said.err.count("resnet8-kd-kd=1e+38") >= 1
+    assert [one["method"] for one in results.finished([tmp_path / "runs/tiny/json/table"])] == ["ce"]
 
 
 def test_speed_measures_each_part_once_and_goes_on_where_it_was_cut(monkeypatch, tmp_path):

@@ -223,6 +223,20 @@ def test_ctrl_c_leaves_a_resumable_run(digits, tmp_path):
     assert (saved["epoch"], saved["step"]) > (0, 0)
 
 
+def test_a_stop_after_the_last_step_is_not_lost(digits, tmp_path, monkeypatch):
+    students, finish = [Student("resnet8", "ce", 0, "a")], training_loop.Learner.finish
+
+    def interrupted(*given):
+        signal.raise_signal(signal.SIGINT)
+        finish(*given)
+
+    monkeypatch.setattr(training_loop.Learner, "finish", interrupted)
+    with pytest.raises(KeyboardInterrupt, match="the same call goes on from here"):
+        distill(students, digits, None, runs=tmp_path)
+    monkeypatch.setattr(training_loop, "Steps", None)  # what is finished is not trained again
+    assert distill(students, digits, None, runs=tmp_path)["a"].summary["epochs"] == RECIPE.epochs
+
+
 def test_the_teacher_never_changes(digits, teacher):
     own = copy.deepcopy(teacher).train()
     before = copy.deepcopy(own)

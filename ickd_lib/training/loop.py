@@ -161,6 +161,8 @@ def distill(
             logits = models.predict(frozen, splits.test, precision=path["precision"]).logits if frozen else None
             for learner in waiting:
                 learner.finish(splits, path["precision"], logits, len(learners))
+            if stop.is_set():  # after the last step; whoever called has more to train
+                raise _stopped(waiting)
     return {learner.name: learner.history() for learner in learners}
 
 
@@ -206,10 +208,7 @@ class _Loop:
                         self._save()
                         saved = time.perf_counter()
                         if stop.is_set():
-                            kept = all(learner.run for learner in self.learners)
-                            raise KeyboardInterrupt(
-                                "stopped; the same call goes on from here" if kept else "stopped; nothing was kept"
-                            )
+                            raise _stopped(self.learners)
                     self._show(bar, recipe.batch_size)
                     began = time.perf_counter()
                 for learner in self.learners:
@@ -315,6 +314,11 @@ def _same_threads(count: int) -> Iterator[None]:
         yield
     finally:
         torch.set_num_threads(before)
+
+
+def _stopped(learners: list[Learner]) -> KeyboardInterrupt:
+    kept = all(learner.run for learner in learners)
+    return KeyboardInterrupt("stopped; the same call goes on from here" if kept else "stopped; nothing was kept")
 
 
 @contextlib.contextmanager
