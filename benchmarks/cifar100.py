@@ -81,7 +81,8 @@ class Plan:
     teacher, tuner: the recipes of the teachers, of the table and of tuning.
     student: None for the recipe published for the pair.  short: the one of tuning.
     labels: of the students' training images; 0: all.  augment: of the students' training images.
-    others: what IC-KD is compared with.  best: the one it is added to.
+    others: what IC-KD is compared with; KD's second weight is the better one in so short a training as tuning's.
+    best: the one it is added to, as KD is, which IC-KD contains.
     """
 
     pairs: tuple[tuple[str, str, int], ...]
@@ -91,7 +92,7 @@ class Plan:
     short: Recipe = SHORT
     labels: int = 0
     augment: str = "crop"
-    others: tuple[str, ...] = ("ce", "kd", "dkd", "ckd", "refilled")
+    others: tuple[str, ...] = ("ce", "kd", "kd(kd=9.0)", "dkd", "ckd", "refilled")
     best: str = "dkd"
     seeds_of_choices: int = 3
 
@@ -125,7 +126,6 @@ PLANS = {
         student=Recipe(epochs=15, lr=0.1, schedule="onecycle"),
         short=Recipe(epochs=10, lr=0.1, schedule="onecycle"),
         labels=10_000,
-        others=("ce", "kd", "kd(kd=9.0)", "dkd", "ckd", "refilled"),  # KD's second weight: the best in tuning
         best="ckd",
     ),
 }
@@ -136,7 +136,7 @@ def of_stage(stage: str, plan: Plan, pair: tuple[str, str]) -> list[str]:
     if stage == "table":
         named = [training.published(name, *pair).method for name in plan.others]
         best = training.published(plan.best, *pair).method
-        return [*named, "ickd", f"{best}+ickd"]
+        return [*named, "ickd", "ickd(order='random')", f"{best}+kd", f"{best}+ickd"]
     return list(CHOICES)
 
 

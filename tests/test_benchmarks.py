@@ -146,16 +146,18 @@ def test_the_table_trains_its_teacher_and_students_once(tiny, monkeypatch, tmp_p
     """From nothing to the report; a second call trains nothing, nor does one that has lost all but OUT."""
     assert tiny() == 0
     out = tmp_path / "runs/tiny/json"
-    assert len(list((out / "table").iterdir())) == 2 * 4  # ce, kd, ickd, dkd+ickd
+    assert (
+        len(list((out / "table").iterdir())) == 2 * 6
+    )  # ce, kd, ickd with retrieved and random samples, dkd+kd, dkd+ickd
     (teacher,) = (out / "teachers").iterdir()
     assert runtime.read_json(teacher)["summary"]["accuracy"] > 0
-    assert capsys.readouterr().out.count(" seed 1: ") == 4
+    assert capsys.readouterr().out.count(" seed 1: ") == 6
     (tmp_path / "runs/teachers").rename(tmp_path / "lost")
     monkeypatch.setattr(cifar100.training.loop, "Steps", None)  # whoever trains now fails
     assert tiny() == 0
     assert capsys.readouterr().out == ""
     table = results.table(results.finished([out / "table"]), baseline="kd")
-    assert table.count("| 2 |") == 4 and table.count(" to +") + table.count(" to -") == 3
+    assert table.count("| 2 |") == 6 and table.count(" to +") + table.count(" to -") == 5
 
 
 def test_tuning_shows_the_accuracy_on_held_out_images(tiny, tmp_path):
