@@ -35,8 +35,9 @@ def classification(logits: Tensor, labels: Tensor, teacher_logits: Tensor | None
     Args:
         logits: shape [N, C].  labels: shape [N].  teacher_logits: shape [N, C].
     Returns:
-        accuracy, top5, nll and ece (nats); with a teacher agreement, the share of equal predictions, and
-        teacher_kl, the mean of KL(p^T ‖ p^S) in nats.
+        accuracy, top5, nll (nats), ece, and confidence, the mean of the largest probability: above the accuracy it is
+        too high; with a teacher agreement, the share of equal predictions, and teacher_kl, the mean of
+        KL(p^T ‖ p^S) in nats.
     """
     logits = logits.float()
     found = {
@@ -44,6 +45,7 @@ def classification(logits: Tensor, labels: Tensor, teacher_logits: Tensor | None
         "top5": accuracy(logits, labels, 5),
         "nll": F.cross_entropy(logits, labels).item(),
         "ece": calibration_error(logits, labels),
+        "confidence": logits.softmax(1).amax(1).double().mean().item(),
     }
     if teacher_logits is not None:
         found["agreement"] = (logits.argmax(1) == teacher_logits.argmax(1)).double().mean().item()

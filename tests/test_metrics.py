@@ -25,6 +25,7 @@ def test_accuracy_calibration_and_fidelity_by_hand():
     bins = [[i for i in range(4) if b / 15 <= confidence[i] < (b + 1) / 15] for b in range(15)]
     expected = sum(abs(sum((right[i] - confidence[i]).item() for i in b)) for b in bins) / 4
     assert got["ece"] == pytest.approx(expected, abs=1e-6)
+    assert got["confidence"] == pytest.approx(confidence.mean().item(), rel=1e-6)
 
 
 def test_retrieval_precision_by_hand():
