@@ -43,8 +43,6 @@ PROTOCOL = Recipe()
 SHORT = Recipe(epochs=60, schedule="cosine")
 # What tuning changes, one at a time; `order='random'` takes random samples of the right classes, not retrieved ones.
 CHOICES = (
-    "kd",
-    "kd(kd=9.0)",
     "ickd",
     "ickd(order='random')",
     "ickd(nicd=0)",
@@ -68,8 +66,23 @@ CHOICES = (
     "ickd(average='probabilities')",
     "ickd(query='view')",
     "ickd(form='hinge')",
+    "ickd(form='hinge', nicd=50.0)",  # no 1/κ in its gradient
     "ickd(per_class=True)",
     "ickd(anchor='aggregate')",
+    "nicd(nicd=5.0)",
+)
+# And the scale of other methods, since so short a training rewards a large one.
+SCALES = (
+    "ce",
+    "kd",
+    "kd(kd=9.0)",
+    "dkd(nckd=2.0)",
+    "dkd",
+    "dkd(tckd=3.0, nckd=24.0)",
+    "ckd(ckd=10.0)",
+    "ckd(ckd=30.0)",
+    "ckd",
+    "ckd(ckd=300.0)",
 )
 
 
@@ -81,7 +94,7 @@ class Plan:
     teacher, tuner: the recipes of the teachers, of the table and of tuning.
     student: None for the recipe published for the pair.  short: the one of tuning.
     labels: of the students' training images; 0: all.  augment: of the students' training images.
-    others: what IC-KD is compared with; KD's second weight is the better one in so short a training as tuning's.
+    others: what IC-KD is compared with; the weights in brackets were the best in tuning.
     best: the one it is added to, as KD is, which IC-KD contains.
     """
 
@@ -126,6 +139,7 @@ PLANS = {
         student=Recipe(epochs=15, lr=0.1, schedule="onecycle"),
         short=Recipe(epochs=10, lr=0.1, schedule="onecycle"),
         labels=10_000,
+        others=("ce", "kd", "kd(kd=9.0)", "dkd", "ckd", "ckd(ckd=30.0)", "refilled"),
         best="ckd",
     ),
 }
@@ -137,7 +151,7 @@ def of_stage(stage: str, plan: Plan, pair: tuple[str, str]) -> list[str]:
         named = [training.published(name, *pair).method for name in plan.others]
         best = training.published(plan.best, *pair).method
         return [*named, "ickd", "ickd(order='random')", f"{best}+kd", f"{best}+ickd"]
-    return list(CHOICES)
+    return [*CHOICES, *SCALES]
 
 
 def passes(every: list[str], together: int) -> list[list[str]]:
