@@ -161,19 +161,21 @@ def passes(every: list[str], together: int) -> list[list[str]]:
     return [rest[i : i + together] for i in range(0, len(rest), together)] + alone
 
 
-def record(folder: Path, out: Path) -> dict[str, Any]:
-    """Write a finished run as one JSON file; class names, which every run repeats, are left out.
+def record(folder: Path, out: Path) -> list[dict[str, Any]]:
+    """Write each finished run of the folder as one JSON file; class names, which every run repeats, are left out.
 
     Returns:
-        Its summary.
+        The summaries of those that had none.
     """
-    run = runtime.Run(folder)
-    config, summary = run.config, run.summary
-    assert summary is not None
-    config["settings"]["data"].pop("classes", None)
-    name = re.sub(r"[^\w.=+-]+", "-", folder.name)
-    runtime.write_json(out / f"{name}.json", {"config": config, "epochs": run.metrics, "summary": summary})
-    return summary
+    found = []
+    for run in map(runtime.Run, sorted(path.parent for path in folder.glob("*/summary.json"))):
+        path = out / (re.sub(r"[^\w.=+-]+", "-", run.folder.name) + ".json")
+        if not path.exists() and run.summary:
+            config = run.config
+            config["settings"]["data"].pop("classes", None)
+            runtime.write_json(path, {"config": config, "epochs": run.metrics, "summary": run.summary})
+            found.append(run.summary)
+    return found
 
 
 def keep(runs: Path, parts: Path) -> None:
@@ -217,13 +219,14 @@ def train(stage: str, plan: Plan, given: argparse.Namespace) -> list[str]:
     Returns:
         A line for each student that diverged.
     """
-    tuning, out, failed = stage == "tune", Path(given.out, stage), []
+    tuning, failed = stage == "tune", []
+    runs, out = Path(given.runs, given.plan, stage), Path(given.out, stage)
     load = partial(data.load, "cifar100", given.data_root, val=0.1 if tuning else 0.0, download=given.download)
     options = {"device": given.device, "progress": sys.stderr.isatty()}
     for teacher_name, name, seeds in plan.pairs[:1] if tuning else plan.pairs:
         pair, done = (teacher_name, name), finished(out)
-        every = [training.published(method, *pair).method for method in given.methods or of_stage(stage, plan, pair)]
-        every = [methods.describe(methods.create(method)) for method in every]
+        named = [training.published(method, *pair).method for method in given.methods or of_stage(stage, plan, pair)]
+        every = [methods.describe(methods.create(method)) for method in named]
         queue = [
             (seed, some)
             for seed in given.seeds or range(plan.seeds_of_choices if tuning else seeds)
@@ -233,22 +236,21 @@ def train(stage: str, plan: Plan, given: argparse.Namespace) -> list[str]:
             continue
         taught = plan.tuner if tuning else plan.teacher
         teacher = training.pretrain(teacher_name, load(), recipe=taught, runs=given.runs, **options)
-        for kept in Path(given.runs, "teachers").glob("*/summary.json"):
-            record(kept.parent, Path(given.out, "teachers"))
+        record(Path(given.runs, "teachers"), Path(given.out, "teachers"))
         splits = load(labels=plan.labels, augment=plan.augment)
         usual = plan.student or training.published("kd", *pair).recipe
         recipe = plan.short if tuning else usual
         while queue:
             seed, some = queue.pop(0)
             try:
-                found = training.distill(
+                training.distill(
                     [Student(name, method, seed) for method in some],
                     splits,
                     teacher=teacher,
                     recipe=recipe,
                     data_seed=seed,
                     evaluate_every=recipe.epochs if tuning else max(1, recipe.epochs // 10),
-                    runs=Path(given.runs, given.plan, stage),
+                    runs=runs,
                     memo=Path(given.runs, "memo"),
                     **options,
                 )
@@ -257,12 +259,10 @@ def train(stage: str, plan: Plan, given: argparse.Namespace) -> list[str]:
                     queue = [(seed, [method]) for method in some] + queue
                 else:
                     failed.append(str(error))
-                continue
-            for history in found.values():
-                assert history.folder is not None
-                summary = record(history.folder, out)
-                seen = summary["val_accuracy" if tuning else "accuracy"]
-                print(f"{summary['method']} seed {seed}: {seen:.2%}", flush=True)
+            finally:  # also where a stop came when they were finished
+                for summary in record(runs, out):
+                    seen = summary["val_accuracy" if tuning else "accuracy"]
+                    print(f"{summary['method']} seed {summary['data_seed']}: {seen:.2%}", flush=True)
     return failed
 
 

@@ -1,5 +1,6 @@
 """The benchmarks measure what they say, at a small scale."""
 
+import signal
 import sys
 from functools import partial
 from pathlib import Path
@@ -170,6 +171,19 @@ def test_a_student_that_diverges_is_named_and_keeps_no_other_from_its_end(tiny, 
     said = capsys.readouterr()
     assert said.out.startswith("ce seed 0: ") and said.err.count("resnet8-kd-kd=1e+38") >= 1
     assert [one["method"] for one in results.finished([tmp_path / "runs/tiny/json/table"])] == ["ce"]
+
+
+def test_what_is_finished_when_a_stop_comes_is_recorded(tiny, monkeypatch, tmp_path):
+    assert tiny("--methods", "ce", "--seeds", "0") == 0  # and the teacher
+    finish = cifar100.training.loop.Learner.finish
+
+    def interrupted(*given):
+        signal.raise_signal(signal.SIGINT)
+        finish(*given)
+
+    monkeypatch.setattr(cifar100.training.loop.Learner, "finish", interrupted)
+    assert tiny("--methods", "kd", "--seeds", "0") == cifar100.UNFINISHED
+    assert {one["method"] for one in results.finished([tmp_path / "runs/tiny/json/table"])} == {"ce", "kd"}
 
 
 def test_speed_measures_each_part_once_and_goes_on_where_it_was_cut(monkeypatch, tmp_path):
