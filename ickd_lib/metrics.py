@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F
@@ -10,8 +11,10 @@ from torch import Tensor
 
 from ickd_lib import runtime
 from ickd_lib.data import Images
-from ickd_lib.memory import MemoryBank
 from ickd_lib.runtime import InputError
+
+if TYPE_CHECKING:
+    from ickd_lib.memory import MemoryBank
 
 
 def accuracy(logits: Tensor, labels: Tensor, k: int = 1) -> float:
@@ -260,10 +263,7 @@ def drift(bank: MemoryBank, rebuilt: MemoryBank, *, k: int = 8) -> dict[str, flo
         raise InputError(
             f"the banks share {int(there.sum())} rows; compare two of the same data, filled in two rows or more"
         )
-    old, new = (
-        MemoryBank(one.features[at], one.logits[at], one.labels[at], one.index[at], one.classes)
-        for one, at in ((bank, rows[there]), (rebuilt, there.nonzero().squeeze(1)))
-    )
+    old, new = bank.subset(rows[there]), rebuilt.subset(there.nonzero().squeeze(1))
     k = min(k, len(old) - 1)
     near, again = (one.nearest(one.features, one.index, k=k).index for one in (old, new))
     return {

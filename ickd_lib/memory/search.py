@@ -9,12 +9,18 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-BLOCK = 32  # columns of scores that are compared by their largest
+BLOCK = 32  # columns of scores of which the largest is compared first
+POSITIVES, NEGATIVES = 8, 128  # default numbers of in-context samples
+SCRATCH = 2**25  # numbers in double precision that the exact scores of one block of queries may take
 
 
 @dataclass(frozen=True)
 class Neighbours:
-    """The rows retrieved for Q queries: positions in the bank, similarities and validity, [Q, k] each."""
+    """The rows of a bank that were retrieved for Q queries, k each, the most similar first.
+
+    rows: positions in the bank, shape [Q, k].  similarity: cosine to the query, shape [Q, k].
+    mask: False where a query has fewer than k neighbours, shape [Q, k]; the other two are meaningless there.
+    """
 
     rows: Tensor
     similarity: Tensor
@@ -26,11 +32,13 @@ class Neighbours:
 
 @dataclass(frozen=True)
 class InContext:
-    """The in-context samples of B queries, k each, most similar first.
+    """The in-context samples of B queries, k each, the most similar first.
 
-    index: row in the data set, [B, k].  similarity: cosine to the query, [B, k].
-    logits: the teacher's, [B, k, C].  features: the teacher's, unit length, [B, k, D].
-    mask: false where a query has fewer than k samples, [B, k]; what stands there means nothing.
+    index: key of each sample in its data set, shape [B, k]; -1 where a sample is a class mean.
+    similarity: cosine to the query, shape [B, k].
+    logits: the teacher's logits, shape [B, k, C].
+    features: the teacher's features at unit length, shape [B, k, D]; [B, k, 0] where they were not requested.
+    mask: False where a query has fewer than k samples, shape [B, k]; the other fields are meaningless there.
     """
 
     index: Tensor
@@ -41,17 +49,19 @@ class InContext:
 
 
 def fields(neighbours: Neighbours) -> tuple[Tensor, Tensor, Tensor]:
+    """Rows, similarities and mask of neighbours, [Q, k] each."""
     return neighbours.rows, neighbours.similarity, neighbours.mask
 
 
 def nothing(queries: int, k: int, like: Tensor) -> Neighbours:
+    """Neighbours that are all invalid, [queries, k], on the device of `like`; `search_into` fills them."""
     rows = torch.zeros(queries, k, dtype=torch.long, device=like.device)
     return Neighbours(rows, torch.zeros(queries, k, device=like.device), torch.zeros_like(rows, dtype=torch.bool))
 
 
 @contextlib.contextmanager
 def full_precision() -> Iterator[None]:
-    """No TF32 or bf16 inside: the margin of error below assumes float32 products."""
+    """Inside the context, matrix products use full float32; the error bound of the search assumes that."""
     before = torch.get_float32_matmul_precision()
     torch.set_float32_matmul_precision("highest")
     try:
@@ -69,23 +79,30 @@ def search_into(
     blocked: Tensor | Sequence[tuple[slice, Tensor]],
     scratch: Tensor | None = None,
 ) -> None:
-    """Write the nearest rows of `pool` for the queries at `asking` into `into`, except where they are blocked.
+    """Find the nearest rows of `pool` for some queries and write them into `into`.
 
-    `blocked` says so for each query and row, [Q, P]; or it names queries (a slice of `asking`) and places in `pool`
-    that are blocked for all of them, which costs next to nothing where these are few. `scratch`, of as many rows as
-    queries or more and as many columns as `pool`, is written over: new memory for every product doubles its time.
+    A float32 product proposes a few rows more than requested, and double precision orders them. A row that was not
+    proposed scores below the last proposal up to the rounding of the product. Where that does not settle the k-th place
+    (with duplicates, for example), all rows within the rounding error are scored for these queries.
 
-    A float32 product proposes a few rows more than wanted, double precision orders them. A row that was not
-    proposed scores below the last proposal, give or take the product's rounding; where that does not settle
-    the k-th place (duplicates, say), every row within reach is scored for that query.
+    Args:
+        into: the neighbours of all queries; those at `asking` are written.
+        queries: unit length, shape [all, D].
+        asking: positions of the queries to search for, shape [Q].
+        features: of all rows of the bank, unit length, shape [N, D].
+        pool: positions of the rows to choose from, shape [P].
+        blocked: True for each query and row of the pool that must not be returned, shape [Q, P]; or pairs of a slice of
+            the queries and the places in `pool` that are blocked for all of them, which is faster where these are few.
+        scratch: a buffer of at least Q rows and P columns that is overwritten; allocating one for every product would
+            double its time.
     """
     k = into.rows.shape[1]
     if k == 0 or len(pool) == 0:
         return
     whole = len(pool) == len(features)
     members = features if whole else features[pool]
-    asked = queries[asking]
-    rough = asked @ members.T if scratch is None else torch.mm(asked, members.T, out=scratch[: len(asked)])
+    chosen = queries[asking]
+    rough = chosen @ members.T if scratch is None else torch.mm(chosen, members.T, out=scratch[: len(chosen)])
     if isinstance(blocked, Tensor):
         rough.masked_fill_(blocked, -torch.inf)
     else:
@@ -94,7 +111,7 @@ def search_into(
     wide = min(k + 8, len(pool))
     proposed, places = _top(rough, wide)
     places = places.sort(dim=1).values  # lower rows first, so that a stable sort settles ties
-    exact = _dot(asked, members, places).masked_fill_(rough.gather(1, places) == -torch.inf, -torch.inf)
+    exact = _dot(chosen, members, places).masked_fill_(rough.gather(1, places) == -torch.inf, -torch.inf)
     found = min(k, wide)
     similarity, order = exact.sort(dim=1, descending=True, stable=True)
     similarity, places = similarity[:, :found].clone(), places.gather(1, order[:, :found])
@@ -102,18 +119,25 @@ def search_into(
         rounding = 2 * features.shape[1] * 2.0**-24
         worst = proposed.min(1).values
         unsettled = (similarity[:, -1] <= worst + rounding) & (worst > -torch.inf)
-        for q in unsettled.nonzero().squeeze(1).tolist():
-            reach = (rough[q] >= float(similarity[q, -1]) - rounding).nonzero().squeeze(1)
-            scores = _dot(asked[q : q + 1], members, reach[None])[0]
-            top = scores.sort(descending=True, stable=True).indices[:found]
-            similarity[q], places[q] = scores[top], reach[top]
+        for some in unsettled.nonzero().squeeze(1).split(16 if rough.device.type == "cpu" else 512):
+            within = rough[some] >= (similarity[some, -1:] - rounding).float()
+            width = int(within.sum(1).max())
+            reach = rough[some].masked_fill(~within, -torch.inf).topk(width, dim=1).indices.sort(dim=1).values
+            scores = _dot(chosen[some], members, reach).masked_fill_(~within.gather(1, reach), -torch.inf)
+            top, order = scores.sort(dim=1, descending=True, stable=True)
+            similarity[some], places[some] = top[:, :found], reach.gather(1, order[:, :found])
     into.rows[asking, :found] = pool[places]
     into.similarity[asking, :found] = similarity.float().masked_fill(similarity == -torch.inf, 0)
     into.mask[asking, :found] = similarity > -torch.inf
 
 
 def own_class(labels: Tensor, theirs: Tensor) -> list[tuple[slice, Tensor]]:
-    """For queries sorted by class [Q]: those of each class, and the places in a pool [P] that are of it."""
+    """For queries sorted by class: the slice of each class, and the places in the pool that have this class.
+
+    Args:
+        labels: classes of the queries, sorted, shape [Q].
+        theirs: classes of the rows of the pool, shape [P].
+    """
     own, counts = labels.unique_consecutive(return_counts=True)
     ends = counts.cumsum(0).tolist()
     return [
@@ -123,10 +147,10 @@ def own_class(labels: Tensor, theirs: Tensor) -> list[tuple[slice, Tensor]]:
 
 
 def _top(scores: Tensor, k: int) -> tuple[Tensor, Tensor]:
-    """The k largest of each row of scores [Q, P] and their places, in no order, [Q, k] each.
+    """The k largest scores of each row of [Q, P] and their places, in no particular order, [Q, k] each.
 
-    Of many columns, blocks are compared by their largest first: the k largest scores lie in the k blocks with the
-    largest maxima (or equal scores do), and a maximum is read faster than a selection.
+    With many columns, blocks of columns are compared by their maxima first: the k largest scores lie in the k blocks
+    with the largest maxima (or scores equal to them do), and computing maxima is faster than selecting.
     """
     whole = scores.shape[1] // BLOCK * BLOCK
     if whole < 4 * k * BLOCK:
@@ -142,8 +166,9 @@ def _top(scores: Tensor, k: int) -> tuple[Tensor, Tensor]:
 
 def _dot(queries: Tensor, members: Tensor, places: Tensor) -> Tensor:
     """Inner products in double precision of each query [Q, D] with members [P, D] at places [Q, w]: [Q, w]."""
+    rows = max(1, min(16, SCRATCH // max(1, places.shape[1] * members.shape[1])))  # few at a time stay in a CPU's cache
     parts = [
         members[p].double().mul_(q.double()[:, None]).sum(-1)
-        for q, p in zip(queries.split(16), places.split(16), strict=True)  # few at a time stay in a CPU's cache
+        for q, p in zip(queries.split(rows), places.split(rows), strict=True)
     ]
     return torch.cat(parts)

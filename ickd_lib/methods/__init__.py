@@ -1,31 +1,19 @@
-"""Methods: what each takes from a training step, and which losses it adds. Registered here, nowhere else."""
+"""Distillation methods: what each requires of a training step, and which losses it adds. Registered here only."""
 
 from ickd_lib.methods import features, incontext, labels, logits, online
-from ickd_lib.methods.base import (
-    NEEDS,
-    Combined,
-    Context,
-    Guide,
-    Method,
-    Retrieval,
-    WithLabels,
-    create,
-    defaults,
-    describe,
-    names,
-    parse,
-    register,
-)
+from ickd_lib.methods.base import NEEDS, Context, Method, Retrieval, TargetSource, WithLabels, defaults
+from ickd_lib.methods.combined import Combined, describe
 from ickd_lib.methods.incontext import ICKD
+from ickd_lib.methods.registry import create, names, parse, register
 
 __all__ = [
     "ICKD",
     "NEEDS",
     "Combined",
     "Context",
-    "Guide",
     "Method",
     "Retrieval",
+    "TargetSource",
     "WithLabels",
     "create",
     "defaults",

@@ -1,37 +1,43 @@
-"""What a method is: what it declares, what it is shown of a step, and the names by which methods are made."""
+"""What a method is: what it requires of a training step, and what it may see of it."""
 
 from __future__ import annotations
 
-import ast
 import inspect
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from torch import Tensor, nn
 
-from ickd_lib import losses, runtime
 from ickd_lib.data import Batch
 from ickd_lib.memory import InContext, MemoryBank
-from ickd_lib.models import Output
 from ickd_lib.runtime import InputError
+from ickd_lib.tasks import Samples
 
 NEEDS = frozenset({"teacher", "features", "retrieval", "bank", "maps", "partner", "peers", "earlier"})
 SOURCES = ("teacher", "peers", "self")
+ORDERS = ("nearest", "random", "class")
 LABEL_SPACES = ("same", "shared", "any")
+N = TypeVar("N", int, float)
 
 
 @dataclass(frozen=True)
 class Retrieval:
-    """Which in-context samples a method asks for.
+    """The in-context samples that a method requests.
 
     positives, negatives: how many of each.
-    query: "row", a sample's own clean row of the bank (a table, made once); or "view", the features of the augmented
-        image, searched for in every step. A bank in training is always searched by view.
-    per_class: take the negatives from the best sample of each other class.
-    order: "nearest"; or "random" samples under the same class constraints, the control for retrieval.
-    source: whose bank: the "teacher"'s; or one that is written in training: of the "peers", or of the student "self".
+    query: "row", the row of the sample in the bank, from the image without augmentation (a table that is computed
+        once); or "view", the features of the augmented image, searched for in every step. A bank that changes during
+        training is always searched by view.
+    per_class: the negatives are the best sample of each other class.
+    order: which samples are the positives: the "nearest"; "random" ones of the right classes, the control for
+        retrieval; or the mean of the "class", the control for single samples.
+    negatives_order: the same for the negatives.
+    redraw: random samples are drawn anew in every epoch, not once for the training.
+    source: whose bank is searched: that of the "teacher"; or one that is written during training, of the "peers" or of
+        the student itself ("self").
     start: share of the training before which nothing is retrieved.
+    features: whether the features of the in-context samples are needed, not only their logits.
     """
 
     positives: int
@@ -39,88 +45,95 @@ class Retrieval:
     query: str = "row"
     per_class: bool = False
     order: str = "nearest"
+    negatives_order: str = "nearest"
+    redraw: bool = False
     source: str = "teacher"
     start: float = 0.0
+    features: bool = False
 
 
 @dataclass(frozen=True)
-class Guide:
-    """Whose word a student takes on a batch: the teacher's, a peer's, or its own of the last time it saw each image.
+class TargetSource:
+    """One source of targets for a batch: the teacher, a peer, or the student's own earlier output.
 
-    output: logits [B, C] and features [B, D], without gradient. Of an earlier self, the row of its bank (with momentum,
-        a mean over visits); for an image not seen before, what it says now, which draws it nowhere.
-    positives, negatives: the in-context samples of each image in its bank; None where they were not asked for, or it is
-        too early. Of a bank in training, `mask` is false where it holds too few rows.
+    output: samples without gradient. For the earlier output: the row in the student's own bank (with momentum, an
+        average over visits); for a sample that the student has not seen before, its present output.
+    positives, negatives: the in-context samples from the source's bank; None where they were not requested or
+        retrieval has not started. From a bank in training, `mask` is False where it has too few rows.
     """
 
-    output: Output
+    output: Samples
     positives: InContext | None = None
     negatives: InContext | None = None
 
 
 @dataclass(frozen=True)
 class Context:
-    """All that a method may see of a step. What it did not declare in `needs` is None.
+    """All that a method may use of a training step. What it did not declare in `needs` is None.
 
-    batch: B images with labels, data-set rows and views. Where images are mixed (Mixup, CutMix), cross-entropy takes
-        `batch.targets`; what else goes by label or row takes those of the image with the largest share.
-    student: logits [B, C] and features [B, D], with gradient; its stages' maps where they were declared.
-    teacher: the same of the teacher for the same views, without; its features where they were declared (where they were
-        not, they may be empty, [B, 0]).
-    positives, negatives: the in-context samples of each image, from the teacher's bank.
+    batch: the images.
+    student: the student's samples, with gradient; with maps of its stages where they were declared.
+    supervised: the task's own loss of the student, a scalar with gradient (for classification, cross-entropy).
+    teacher: the teacher's samples for the same views at the same places, without gradient. Its features are empty,
+        [S, 0], where they were not declared.
+    positives, negatives: in-context samples of each sample, from the teacher's bank.
     bank: the teacher's memory bank itself.
-    partner: the student's own output, without gradient, for another image of the class of each.
-    peers: the other students that train beside this one, each with its output for the same views and, where retrieval
-        from peers was declared, in-context samples from its bank.
-    earlier: the student itself, when it last saw each image, with in-context samples from its own bank.
-    common: positions, in the student's logits and in the teacher's, of the classes that both know, [K] each; None
-        where the label spaces are the same.
-    phase: how many of the method's `restarts` are behind.
-    progress: how much of the training is done, 0 to 1; in training a scalar tensor, which a step that a GPU replays can
-        follow. (A method that branches on it is not replayed.)
+    partner: the student's own samples, without gradient, for another image of the class of each image.
+    peers: the other students of the peer group, each with its samples for the same views and, where retrieval from
+        peers was declared, in-context samples from its bank.
+    earlier: the student's own earlier output for each sample, with in-context samples from its own bank.
+    common: positions, in the student's and in the teacher's logits, of the classes that both have, shape [K] each; None
+        where the classes are the same.
+    phase: how many of the method's `restarts` have passed.
+    progress: the share of the training that is done, 0 to 1; during training a scalar tensor, so that a captured step
+        reads its present value. (A step whose Python code branches on it cannot be captured.)
     """
 
     batch: Batch
-    student: Output
-    teacher: Output | None = None
+    student: Samples
+    supervised: Tensor
+    teacher: Samples | None = None
     positives: InContext | None = None
     negatives: InContext | None = None
     bank: MemoryBank | None = None
-    partner: Output | None = None
-    peers: tuple[Guide, ...] = ()
-    earlier: Guide | None = None
+    partner: Samples | None = None
+    peers: tuple[TargetSource, ...] = ()
+    earlier: TargetSource | None = None
     common: tuple[Tensor, Tensor] | None = None
     phase: int = 0
     progress: Tensor | float = 0.0
 
-    def guides(self, source: str) -> Sequence[Guide]:
-        """Whoever teaches under a name of SOURCES: the teacher, the peers, or the student's earlier self."""
-        if source == "peers":
+    def sources(self, name: str) -> Sequence[TargetSource]:
+        """The sources of targets called `name` in SOURCES: the teacher, the peers, or the student's earlier output."""
+        if name == "peers":
             return self.peers
-        if source == "self":
+        if name == "self":
             assert self.earlier is not None
             return [self.earlier]
-        return [Guide(self.teacher, self.positives, self.negatives)]  # type: ignore[arg-type]  # None if not declared
+        return [TargetSource(self.teacher, self.positives, self.negatives)]  # type: ignore[arg-type]  # if undeclared
 
     def shared_logits(self) -> tuple[Tensor, Tensor]:
-        """The student's and the teacher's logits of the classes that both know, [B, K] each."""
+        """The student's and the teacher's logits of the classes that both have, [S, K] each."""
         assert self.teacher is not None
         if self.common is None:
             return self.student.logits, self.teacher.logits
-        ours, theirs = self.common
-        return self.student.logits[:, ours], self.teacher.logits[:, theirs]
+        student, teacher = self.common
+        return self.student.logits[:, student], self.teacher.logits[:, teacher]
 
 
 class Method(nn.Module):
-    """A way to teach. A subclass writes `forward`; its keyword defaults are its configuration.
+    """A distillation method. A subclass defines `forward`; its keyword defaults are its configuration.
 
-    needs: of NEEDS, what the loop must supply.  retrieval: with "retrieval" among them, what to retrieve.
-    label_space: which classes the teacher must know: the student's ("same"), some of them ("shared"), or none
-        ("any": only features are compared).
-    restarts: shares of the training at which the learning-rate schedule starts anew and a new phase begins.
-    embedding_rates: for each phase (or all) the learning rate of all layers but the last, relative to the last one's.
-    momentum: how much of a row stays when the student's own bank, where one is kept, is written.
-    config: the name and every argument, defaults included; a run records it.
+    Attributes:
+        needs: what the loop must supply, of NEEDS.
+        retrieval: the in-context samples that it requests, with "retrieval" among its needs.
+        label_space: which classes the teacher must have: those of the student ("same"), some of them ("shared"), or
+            none ("any": only features are compared).
+        restarts: shares of the training at which the learning-rate schedule restarts and a new phase begins.
+        embedding_rates: for each phase, the learning rate of all layers but the classifier, relative to the
+            classifier's; the last entry holds for all later phases.
+        momentum: share of a row that stays when the student's own bank is written.
+        config: the name and every argument, defaults included; a run records it.
     """
 
     needs: frozenset[str] = frozenset()
@@ -141,7 +154,7 @@ class Method(nn.Module):
 
     @property
     def needs_teacher(self) -> bool:
-        """Whether there is nothing to learn without a teacher."""
+        """Whether the method cannot train without a teacher."""
         return "teacher" in self.needs or self.needs_bank
 
     @property
@@ -150,16 +163,16 @@ class Method(nn.Module):
         return "bank" in self.needs or (self.retrieval is not None and self.retrieval.source == "teacher")
 
     def setup(self, student_dim: int, teacher_dim: int, num_classes: int, rows: int) -> None:
-        """Make what depends on sizes (projectors, as parameters) before the optimiser exists.
+        """Create what depends on sizes, such as projectors with parameters, before the optimiser exists.
 
         Args:
-            student_dim, teacher_dim: length of their features (teacher_dim 0 without a teacher).
+            student_dim, teacher_dim: length of their features (teacher_dim is 0 without a teacher).
             num_classes: C.
-            rows: training samples.
+            rows: number of training samples.
         """
 
     def forward(self, context: Context) -> dict[str, Tensor]:
-        """The loss as named scalar terms, already weighted; the loop minimises their sum."""
+        """The loss as named, weighted scalar terms; the loop minimises their sum."""
         raise TypeError(f"{type(self).__name__} must define forward(context) -> {{term: scalar}}")
 
     def extra_repr(self) -> str:
@@ -167,7 +180,7 @@ class Method(nn.Module):
 
 
 class WithLabels(Method):
-    """A method that stands beside cross-entropy to the labels, of weight `ce`; a subclass writes `teach`."""
+    """A method that adds terms to the task's own loss, which has the weight `ce`; a subclass defines `teach`."""
 
     def __init__(self, *, ce: float = 1.0) -> None:
         super().__init__()
@@ -175,91 +188,15 @@ class WithLabels(Method):
 
     def forward(self, context: Context) -> dict[str, Tensor]:
         terms = self.teach(context)
-        if self.ce:
-            labels = self.ce * losses.cross_entropy(context.student.logits, context.batch.targets)
-            return {"ce": labels, **terms}
-        return terms
+        return {"ce": self.ce * context.supervised, **terms} if self.ce else terms
 
     def teach(self, context: Context) -> dict[str, Tensor]:
-        """The terms beside cross-entropy, weighted."""
+        """The weighted terms beside the task's own loss."""
         raise TypeError(f"{type(self).__name__} must define teach(context) -> {{term: scalar}}")
 
 
-class Combined(Method):
-    """Several methods at once, as in "ickd+dist": the sum of their terms, with the first one's cross-entropy.
-
-    Raises:
-        InputError: one of them, beyond the first, is nothing but cross-entropy, or two ask for different in-context
-            samples, or for phases.
-    """
-
-    def __init__(self, *, parts: Sequence[Method]) -> None:
-        super().__init__()
-        self.parts = nn.ModuleList(parts)
-        name = "+".join([describe(parts[0]), *(describe(part, ce=0.0) for part in parts[1:])])
-        object.__setattr__(self, "config", {"name": name, "parts": [part.config for part in parts]})
-        self.needs = frozenset().union(*(part.needs for part in parts))
-        asked = {part.retrieval for part in parts if part.retrieval}
-        phased = [part for part in parts if part.restarts]
-        if len(asked) > 1 or len(phased) > 1:
-            what = "different in-context samples" if len(asked) > 1 else "phases of its own each"
-            raise InputError(f"{self.config['name']} asks for {what}; combine methods of which one does")
-        self.retrieval = next(iter(asked), None)
-        self.momentum = max(part.momentum for part in parts)
-        if phased:
-            self.restarts, self.embedding_rates = phased[0].restarts, phased[0].embedding_rates
-        taught = [part.label_space for part in parts if part.needs_teacher]
-        self.label_space = min(taught, key=LABEL_SPACES.index, default="same")
-
-    def setup(self, student_dim: int, teacher_dim: int, num_classes: int, rows: int) -> None:
-        for part in self.parts:
-            part.setup(student_dim, teacher_dim, num_classes, rows)  # type: ignore[operator]
-        asked: list[Any] = [part.retrieval for part in self.parts if part.retrieval]
-        self.retrieval = next(iter(asked), None)
-
-    def forward(self, context: Context) -> dict[str, Tensor]:
-        terms: dict[str, Tensor] = {}
-        for part in self.parts:
-            for name, value in part(context).items():
-                while name in terms:
-                    name = f"{part.registered_name} {name}"
-                terms[name] = value
-        return terms
-
-
-_REGISTRY: dict[str, type[Method]] = {}
-M = TypeVar("M", bound=type[Method])
-N = TypeVar("N", int, float)
-
-
-def register(name: str) -> Callable[[M], M]:
-    """Class decorator: make a Method known as `name`.
-
-    Raises:
-        InputError: another class has the name, or the class declares a need that the loop does not know.
-    """
-
-    def add(cls: M) -> M:
-        taken = _REGISTRY.get(name)
-        if taken and (taken.__module__, taken.__qualname__) != (cls.__module__, cls.__qualname__):
-            raise InputError(f"method {name!r} is already {taken.__module__}.{taken.__qualname__}; choose another name")
-        for need in cls.needs:
-            runtime.choose(need, NEEDS, "need")
-        runtime.choose(cls.label_space, LABEL_SPACES, "label space")
-        cls.registered_name = name
-        _REGISTRY[name] = cls
-        return cls
-
-    return add
-
-
-def names() -> list[str]:
-    """The registered methods, sorted."""
-    return sorted(_REGISTRY)
-
-
 def defaults(cls: type[Method]) -> dict[str, Any]:
-    """A method's arguments and their defaults, its bases' first."""
+    """The arguments of a method and their defaults, those of its base classes first."""
     found: dict[str, Any] = {}
     for base in reversed(cls.__mro__):
         if issubclass(base, Method) and "__init__" in vars(base):
@@ -269,83 +206,15 @@ def defaults(cls: type[Method]) -> dict[str, Any]:
     return found
 
 
-def create(name: str, **weights: Any) -> Method:
-    """A method by name; arguments may stand in the name, as in "ickd(nicd=0, positives=4)".
-
-    "ickd+dist" is both at once, with the cross-entropy of the first (a later one's `ce` is 0 unless given).
-
-    Raises:
-        InputError: an unknown name or argument (with the nearest one), or a value that cannot be.
-    """
-    parts = _parts(name)
-    if len(parts) > 1:
-        if weights:
-            raise InputError(f"arguments for {name!r} belong in the name, behind the method that they are for")
-        later = [parse(part) for part in parts[1:]]
-        for part, _ in later:
-            if "ce" not in defaults(_REGISTRY[runtime.choose(part, _REGISTRY, "method")]):
-                raise InputError(f"{part!r} has nothing to add to {parts[0]!r}; it is a loss of the labels alone")
-        return Combined(parts=[create(parts[0]), *(create(part, **{"ce": 0.0} | given) for part, given in later)])
-    name, given = parse(name)
-    weights = given | weights
-    cls = _REGISTRY[runtime.choose(name, _REGISTRY, "method")]
-    known = defaults(cls)
-    for key, value in weights.items():
-        if key not in known:
-            runtime.choose(key, known, f"argument of method {cls.registered_name!r}")
-        if isinstance(known[key], bool) and not isinstance(value, bool):
-            raise InputError(f"{cls.registered_name}({key}={value!r}): expected True or False")
-        numeric = isinstance(known[key], (int, float)) and not isinstance(known[key], bool)
-        if numeric and value is not None and (isinstance(value, bool) or not isinstance(value, (int, float))):
-            raise InputError(f"{cls.registered_name}({key}={value!r}): expected a number like {known[key]!r}")
-    return cls(**weights)
-
-
-def _parts(text: str) -> list[str]:
-    """ "ickd(a=1e+2)+dist" cut at each + that is in no brackets."""
-    parts, depth = [""], 0
-    for letter in text:
-        depth += (letter in "([") - (letter in ")]")
-        if letter == "+" and not depth:
-            parts.append("")
-        else:
-            parts[-1] += letter
-    return [part.strip() for part in parts]
-
-
-def parse(text: str) -> tuple[str, dict[str, Any]]:
-    """("ickd", {"nicd": 0}) of "ickd(nicd=0)"; the values are literals."""
-    name, bracket, _ = text.partition("(")
-    if not bracket:
-        return name, {}
-    try:
-        call = ast.parse(text, mode="eval").body
-        if not isinstance(call, ast.Call) or call.args:
-            raise ValueError(text)
-        return name.strip(), {str(k.arg): ast.literal_eval(k.value) for k in call.keywords}
-    except (SyntaxError, ValueError):
-        raise InputError(f"cannot read method {text!r}; write it like ickd(nicd=0.5, positives=4)") from None
-
-
-def describe(method: Method, **assumed: Any) -> str:
-    """The method in the form that `create` reads, with only what differs from its defaults (or from `assumed`)."""
-    name = method.config["name"]
-    if isinstance(method, Combined):
-        return name
-    known = defaults(type(method)) | assumed
-    changed = [f"{k}={v!r}" for k, v in method.config.items() if k != "name" and v != known[k]]
-    return f"{name}({', '.join(changed)})" if changed else name
-
-
 def positive(name: str, value: N) -> N:
-    """`value`, when it is above 0; else an InputError that names it."""
+    """Return `value` if it is above 0, else raise an InputError that contains `name`."""
     if not value > 0:
         raise InputError(f"{name}={value} must be above 0")
     return value
 
 
 def within(name: str, value: float, low: float, high: float) -> float:
-    """`value`, when it lies between the two; else an InputError that names it."""
+    """Return `value` if it lies between the two bounds, else raise an InputError that contains `name`."""
     if not low <= value <= high:
         raise InputError(f"{name}={value} must lie between {low} and {high}")
     return value

@@ -1,4 +1,4 @@
-"""Methods that compare features. The teacher's classes may be any."""
+"""Methods that compare features, so that the teacher may have any classes."""
 
 from __future__ import annotations
 
@@ -9,12 +9,16 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ickd_lib import losses
-from ickd_lib.methods.base import Context, WithLabels, positive, register, within
+from ickd_lib.methods.base import Context, WithLabels, positive, within
+from ickd_lib.methods.registry import register
 
 
 @register("rkd")
 class RKD(WithLabels):
-    """Relational distillation, Park et al. 2019 (arXiv 1904.05068): distances and angles in the batch."""
+    """Relational distillation of the distances and angles in a batch, Park et al. 2019 (arXiv 1904.05068).
+
+    distance, angle: weights of the two terms.
+    """
 
     needs = frozenset({"teacher", "features"})
     label_space = "any"
@@ -34,7 +38,10 @@ class RKD(WithLabels):
 
 @register("pkt")
 class PKT(WithLabels):
-    """Probabilistic transfer of the similarities in a batch, Passalis & Tefas 2018 (arXiv 1803.10837)."""
+    """Probabilistic transfer of the similarities in a batch, Passalis & Tefas 2018 (arXiv 1803.10837).
+
+    pkt: weight of the term.
+    """
 
     needs = frozenset({"teacher", "features"})
     label_space = "any"
@@ -50,7 +57,10 @@ class PKT(WithLabels):
 
 @register("sp")
 class SP(WithLabels):
-    """Similarity-preserving distillation, Tung & Mori 2019 (arXiv 1907.09682), on the last stage's maps."""
+    """Similarity-preserving distillation of the last stage's maps, Tung & Mori 2019 (arXiv 1907.09682).
+
+    sp: weight of the term.
+    """
 
     needs = frozenset({"teacher", "maps"})
     label_space = "any"
@@ -66,7 +76,10 @@ class SP(WithLabels):
 
 @register("at")
 class AT(WithLabels):
-    """Attention transfer, Zagoruyko & Komodakis 2017 (arXiv 1612.03928): where each stage looks."""
+    """Attention transfer: the spatial attention maps of all stages, Zagoruyko & Komodakis 2017 (arXiv 1612.03928).
+
+    at: weight of the term.
+    """
 
     needs = frozenset({"teacher", "maps"})
     label_space = "any"
@@ -84,12 +97,14 @@ class AT(WithLabels):
 class CRD(WithLabels):
     """Contrastive representation distillation, Tian et al. 2020 (arXiv 1910.10699).
 
-    The student's embedding of an image is to tell the teacher's embedding of that image from those of images of other
-    classes, all taken from the memory bank. Both embeddings are learned linear maps of the features. Of the paper's
-    two directions this is the one against the teacher's memory; a memory of the student is not kept.
+    The student's embedding of a sample is contrasted with the teacher's embedding of the same sample (the positive) and
+    with those of samples of other classes (the negatives), all taken from the memory bank. Both embeddings are learned
+    linear maps of the features. Of the paper's two directions only the one against the teacher's memory is computed.
 
-    negatives: rows drawn from the bank in each step, shared by the batch; at most the whole bank.
+    crd: weight of the term.
+    negatives: rows drawn from the bank in each step and shared by the batch; at most all rows of the bank.
     dim: length of the embeddings.
+    temperature: divides the cosine similarities.
     """
 
     needs = frozenset({"bank"})
@@ -106,16 +121,18 @@ class CRD(WithLabels):
     def setup(self, student_dim: int, teacher_dim: int, num_classes: int, rows: int) -> None:
         self.student_embedding = nn.Linear(student_dim, self.dim)
         self.teacher_embedding = nn.Linear(teacher_dim, self.dim)
-        self.register_buffer("log_normaliser", torch.tensor(math.nan))  # estimated in the first step, then kept
+        self.register_buffer(
+            "log_normaliser", torch.tensor(math.nan)
+        )  # estimated in the first step and constant afterwards
 
     def teach(self, context: Context) -> dict[str, Tensor]:
-        bank, batch = context.bank, context.batch
+        bank, labels = context.bank, context.student.labels
         assert bank is not None
-        drawn = torch.randint(len(bank), (min(self.negatives, len(bank)),), device=batch.labels.device)
+        drawn = torch.randint(len(bank), (min(self.negatives, len(bank)),), device=labels.device)
         student = F.normalize(self.student_embedding(context.student.features), dim=1)
-        positives = F.normalize(self.teacher_embedding(bank.features[bank.rows(batch.index)]), dim=1)
+        positives = F.normalize(self.teacher_embedding(bank.features[bank.rows(context.student.key)]), dim=1)
         negatives = F.normalize(self.teacher_embedding(bank.features[drawn]), dim=1)
-        other = bank.labels[drawn] != batch.labels[:, None]
+        other = bank.labels[drawn] != labels[:, None]
         with torch.no_grad():
             scores = (student @ negatives.T / self.temperature).masked_fill(~other, -torch.inf)
             estimate = scores.flatten().logsumexp(0) - other.sum().log() + math.log(len(bank))
@@ -134,16 +151,17 @@ class CRD(WithLabels):
 
 @register("refilled")
 class REFILLED(WithLabels):
-    """Relationship matching, then local classifiers: Ye, Lu, Zhan 2022 (arXiv 2205.01915).
+    """REFILLED: relationship matching, then local classifiers, Ye, Lu, Zhan 2022 (arXiv 2205.01915).
 
-    Phase 1 trains the embedding alone: for semi-hard tuples of the batch, the teacher's comparison of their distances
-    (published: 1000 without τ², which is 62.5 with it). Phase 2 trains everything with cross-entropy and a classifier
-    that the teacher's class means induce, among the classes of the batch (100 without τ², 25 with it), the embedding at
-    a tenth of the classifier's rate. Published for 200 + 200 epochs.
+    Phase 1 trains the embedding alone: for the semi-hard tuples of the batch, the student matches the teacher's
+    comparison of their distances. Phase 2 trains all layers with cross-entropy and with a classifier that the teacher's
+    class means induce among the classes of the batch. The paper trains 200 + 200 epochs.
 
-    embedding, local: weights of the two.
+    embedding, local: weights of the two terms (published: 1000 and 100 without τ², which are 62.5 and 25 with it).
     rate: learning rate of the embedding in phase 2, relative to the classifier's.
-    share: of the training that phase 1 takes; 0 and 1 leave one of the phases out.
+    share: share of the training that phase 1 takes; 0 and 1 leave one of the phases out.
+    margin: largest difference of distances at which a negative counts as semi-hard.
+    embedding_temperature, local_temperature: τ of the two terms.
     """
 
     needs = frozenset({"teacher", "features", "bank"})
@@ -174,7 +192,7 @@ class REFILLED(WithLabels):
         matched = losses.refilled_embedding(
             context.student.features,
             context.teacher.features,
-            context.batch.labels,
+            context.student.labels,
             temperature=self.embedding_temperature,
             margin=self.margin,
         )
@@ -186,7 +204,7 @@ class REFILLED(WithLabels):
             context.student.logits,
             context.teacher.features,
             context.bank.class_means(),
-            context.batch.labels,
+            context.student.labels,
             temperature=self.local_temperature,
         )
         return {"local": self.local * local}

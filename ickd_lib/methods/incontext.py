@@ -1,4 +1,4 @@
-"""In-context distillation, offline, online and without a teacher; each choice of this project's reading an argument."""
+"""In-context distillation: offline, online, and without a teacher."""
 
 from __future__ import annotations
 
@@ -8,35 +8,38 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ickd_lib import losses, runtime
-from ickd_lib.memory import InContext
-from ickd_lib.methods.base import SOURCES, Context, Guide, Method, Retrieval, positive, register, within
-from ickd_lib.runtime import InputError
+from ickd_lib import losses
+from ickd_lib.memory import NEGATIVES, POSITIVES, InContext
+from ickd_lib.methods.base import ORDERS, SOURCES, Context, Method, Retrieval, TargetSource, positive, within
+from ickd_lib.methods.registry import register
+from ickd_lib.runtime import InputError, choose, notice
 
 
 @register("ickd")
 class ICKD(Method):
     """In-context distillation: w_ce CE + w_kd KD + w_p PICD + w_n NICD.
 
-    Zhu, Li, Wang 2025, arXiv 2501.07040. Its abstract fixes the idea: retrieve in-context samples from a bank
-    of the teacher's features; pull the student's logits to the aggregate of the same-class ones (PICD), push
-    them from the different-class ones (NICD). The rest is this project's reading, hence an argument:
+    Zhu, Li, Wang 2025, arXiv 2501.07040. The abstract of the paper fixes the idea: in-context samples are retrieved
+    from a memory bank of the teacher's features; PICD draws the student's logits to the aggregate of the samples of the
+    same class, and NICD separates them from samples of other classes. All else is this project's reading and is an
+    argument:
 
-    ce, kd, picd, nicd: weights of the terms; a term of weight 0 is not computed, nor what only it needs.
+    ce, kd, picd, nicd: weights of the terms. A term of weight 0 is not computed, nor is what only that term needs.
     temperature: of both KL terms.
-    positives, negatives: in-context samples of each kind; of negatives at most a third of the images, so that they are
-        near ones among few images too, and with per_class at most one of each other class.
-    aggregation_temperature: of the softmax of similarities that weighs the positives; None weighs them alike.
-    average: aggregate "logits" or "probabilities".
+    positives, negatives: number of in-context samples of each kind. Of the negatives at most a third of the training
+        samples are used, so that they are near ones in a small data set too; with per_class at most one of each other
+        class. A smaller number than requested is reported.
+    aggregation_temperature: of the softmax over similarities that weights the positives; None gives equal weights.
+    average: whether to aggregate "logits" or "probabilities".
     kappa: temperature of NICD.  form: "infonce", or "hinge" with its margin.
-    anchor: NICD's positive: the "teacher"'s logits of the same view, or the positives' "aggregate".
-    query: "row" or "view";  per_class: negatives as the best of each other class;  order: "nearest" or "random"
-        (see Retrieval).
-    source: who teaches: a pretrained "teacher" (offline); the "peers", each with the bank that it fills as it trains,
-        the mean over them (online); or the student's own earlier "self" (teacher-free). Whoever it is takes the
-        teacher's place above.
+    anchor: the positive of NICD: the "teacher"'s logits of the same view, or the "aggregate" of the positives.
+    query, per_class: see `Retrieval`.
+    order: "nearest", "random" or "class" (see `Retrieval`).  negatives_order: the same for the negatives alone; by
+        default as `order`.  redraw: draw random samples anew in every epoch.
+    source: the source of targets: a pretrained "teacher" (offline); the "peers", each with the bank that is filled
+        during training, averaged over them (online); or the student's own earlier outputs, "self" (teacher-free).
     warmup: share of the training before PICD and NICD start.
-    momentum: how much of a row stays when the bank of a student with this method is written again.
+    momentum: share of a row that stays when the bank of a student with this method is written again.
     """
 
     def __init__(
@@ -47,8 +50,8 @@ class ICKD(Method):
         picd: float = 0.3,
         nicd: float = 5.0,
         temperature: float = 4.0,
-        positives: int = 8,
-        negatives: int = 128,
+        positives: int = POSITIVES,
+        negatives: int = NEGATIVES,
         aggregation_temperature: float | None = 0.05,
         average: str = "logits",
         kappa: float = 0.1,
@@ -58,6 +61,8 @@ class ICKD(Method):
         query: str = "row",
         per_class: bool = False,
         order: str = "nearest",
+        negatives_order: str = "",
+        redraw: bool = False,
         source: str = "teacher",
         warmup: float = 0.0,
         momentum: float = 0.0,
@@ -68,31 +73,28 @@ class ICKD(Method):
         if aggregation_temperature is not None:
             positive("aggregation_temperature", aggregation_temperature)
         self.aggregation_temperature, self.margin = aggregation_temperature, margin
-        self.average = runtime.choose(average, ("logits", "probabilities"), "average")
-        self.form = runtime.choose(form, ("infonce", "hinge"), "form")
-        self.anchor = runtime.choose(anchor, ("teacher", "aggregate"), "anchor")
+        self.average = choose(average, ("logits", "probabilities"), "average")
+        self.form = choose(form, ("infonce", "hinge"), "form")
+        self.anchor = choose(anchor, ("teacher", "aggregate"), "anchor")
+        self.source, self.momentum = choose(source, SOURCES, "source"), within("momentum", momentum, 0, 1)
         if not (ce or kd or picd or nicd):
-            raise InputError("ce, kd, picd and nicd are all 0; nothing is left to learn from")
-        query = runtime.choose(query, ("row", "view"), "query")
-        order = runtime.choose(order, ("nearest", "random"), "order")
-        self.source, self.momentum = runtime.choose(source, SOURCES, "source"), within("momentum", momentum, 0, 1)
-        if self.source != "teacher":
-            query = "view"
-        elif momentum:
+            raise InputError("ce, kd, picd and nicd are all 0; give at least one of them a weight")
+        if momentum and self.source == "teacher":
             raise InputError(f"momentum={momentum} is for a bank in training; with source='teacher' leave it at 0")
-        if order == "random" and (per_class or (query == "view" and self.source == "teacher")):
-            raise InputError('order="random" draws once for each row of the bank; leave query="row", per_class=False')
         aggregates = bool(picd or (nicd and anchor == "aggregate"))
-        if aggregates or nicd:
-            self.retrieval = Retrieval(
-                int(positive("positives", positives)) * aggregates,
-                int(positive("negatives", negatives)) * bool(nicd),
-                query,
-                per_class,
-                order,
-                self.source,
-                within("warmup", warmup, 0, 1),
-            )
+        request = Retrieval(
+            int(positive("positives", positives)) * aggregates,
+            int(positive("negatives", negatives)) * bool(nicd),
+            choose(query, ("row", "view"), "query") if self.source == "teacher" else "view",
+            per_class,
+            choose(order, ORDERS, "order"),
+            choose(negatives_order or order, ORDERS, "negatives_order"),
+            redraw,
+            self.source,
+            within("warmup", warmup, 0, 1),
+        )
+        _check_orders(request)
+        self.retrieval = request if aggregates or nicd else None
         needs = {"retrieval"} if self.retrieval else set()
         if self.source != "teacher":
             needs.add({"peers": "peers", "self": "earlier"}[self.source])
@@ -101,37 +103,42 @@ class ICKD(Method):
         self.needs = frozenset(needs)
 
     def setup(self, student_dim: int, teacher_dim: int, num_classes: int, rows: int) -> None:
-        if spec := self.retrieval:
-            most = num_classes - 1 if spec.per_class else max(1, rows // 3)
-            self.retrieval = replace(spec, negatives=min(spec.negatives, most))
+        spec = self.retrieval
+        if not spec or spec.negatives_order == "class":
+            return
+        most = num_classes - 1 if spec.per_class else max(1, rows // 3)
+        if spec.negatives > most:
+            limit = f"one of each of the {most} other classes" if spec.per_class else f"a third of the {rows} samples"
+            notice(f"{self.config['name']} uses {most} negatives instead of {spec.negatives}: at most {limit}")
+            self.retrieval = replace(spec, negatives=most)
 
     def forward(self, context: Context) -> dict[str, Tensor]:
-        guides = context.guides(self.source)
+        sources = context.sources(self.source)
         logits, terms = context.student.logits, {}
         if self.ce:
-            terms["ce"] = self.ce * losses.cross_entropy(logits, context.batch.targets)
+            terms["ce"] = self.ce * context.supervised
         for name, term in (("kd", self._kd), ("picd", self._picd), ("nicd", self._nicd)):
             if weight := getattr(self, name):
-                terms[name] = weight * torch.stack([term(logits, guide) for guide in guides]).mean()
+                terms[name] = weight * torch.stack([term(logits, source) for source in sources]).mean()
         return terms
 
-    def _kd(self, logits: Tensor, guide: Guide) -> Tensor:
-        return losses.kd(logits, guide.output.logits, temperature=self.temperature)
+    def _kd(self, logits: Tensor, source: TargetSource) -> Tensor:
+        return losses.kd(logits, source.output.logits, temperature=self.temperature)
 
-    def _picd(self, logits: Tensor, guide: Guide) -> Tensor:
-        near = guide.positives
+    def _picd(self, logits: Tensor, source: TargetSource) -> Tensor:
+        near = source.positives
         if near is None:
             return 0 * logits.sum()
         return losses.picd(logits, near.logits, self._weights(near), temperature=self.temperature, average=self.average)
 
-    def _nicd(self, logits: Tensor, guide: Guide) -> Tensor:
-        near, far = guide.positives, guide.negatives
+    def _nicd(self, logits: Tensor, source: TargetSource) -> Tensor:
+        near, far = source.positives, source.negatives
         if far is None:
             return 0 * logits.sum()
         if self.anchor == "teacher":
-            anchor, mask = guide.output.logits, far.mask
+            anchor, mask = source.output.logits, far.mask
         else:
-            assert near is not None  # without a positive there is nothing to be drawn to, and nothing is added
+            assert near is not None  # a sample without a valid positive adds nothing
             anchor, mask = self._aggregate(near), far.mask & near.mask.any(1, keepdim=True)
         return losses.nicd(logits, anchor, far.logits, mask, kappa=self.kappa, form=self.form, margin=self.margin)
 
@@ -143,9 +150,24 @@ class ICKD(Method):
         return losses.aggregate(near.logits, weights, temperature=self.temperature, average=self.average)[0]
 
 
+def _check_orders(spec: Retrieval) -> None:
+    """Raise InputError for an order of in-context samples that the bank cannot supply."""
+    orders = {spec.order, spec.negatives_order}
+    if spec.redraw and "random" not in orders:
+        raise InputError("redraw=True is for random in-context samples; give order='random' as well")
+    if orders == {"nearest"}:
+        return
+    if spec.per_class:
+        raise InputError("per_class=True needs the nearest samples; leave order at 'nearest', or per_class at False")
+    if spec.source == "teacher" and spec.query == "view":
+        raise InputError("query='view' searches for the nearest samples; leave order at 'nearest', or query at 'row'")
+    if spec.source != "teacher" and (orders != {"random"}):
+        raise InputError("a bank in training supplies nearest or random samples of both kinds; give order='random'")
+
+
 @register("picd")
 class PICD(ICKD):
-    """The positive half of IC-KD alone, beside cross-entropy; see ICKD."""
+    """The positive half of in-context distillation beside cross-entropy; see ICKD for the arguments."""
 
     def __init__(self, *, ce: float = 0.1, kd: float = 0.0, picd: float = 0.9, nicd: float = 0.0, **choices: Any):
         super().__init__(ce=ce, kd=kd, picd=picd, nicd=nicd, **choices)
@@ -153,7 +175,7 @@ class PICD(ICKD):
 
 @register("nicd")
 class NICD(ICKD):
-    """The negative half of IC-KD alone, beside cross-entropy; see ICKD."""
+    """The negative half of in-context distillation beside cross-entropy; see ICKD for the arguments."""
 
     def __init__(self, *, ce: float = 1.0, kd: float = 0.0, picd: float = 0.0, nicd: float = 1.0, **choices: Any):
         super().__init__(ce=ce, kd=kd, picd=picd, nicd=nicd, **choices)
@@ -161,7 +183,7 @@ class NICD(ICKD):
 
 @register("ickd_online")
 class OnlineICKD(ICKD):
-    """In-context distillation between students that train together from scratch; see ICKD."""
+    """In-context distillation between students of a peer group that train from scratch; see ICKD."""
 
     def __init__(
         self,
@@ -193,7 +215,7 @@ class OnlineICKD(ICKD):
 
 @register("ickd_self")
 class SelfICKD(OnlineICKD):
-    """In-context distillation from the student's own earlier features and logits, without a teacher; see ICKD."""
+    """In-context distillation without a teacher, from the student's own earlier features and logits; see ICKD."""
 
     def __init__(self, *, kd: float = 0.0, anchor: str = "aggregate", source: str = "self", **choices: Any) -> None:
         super().__init__(kd=kd, anchor=anchor, source=source, **choices)

@@ -1,38 +1,42 @@
-"""Methods without a teacher: the labels, and a student that is its own teacher."""
+"""Methods without a teacher: from the labels alone, or from the student's own outputs."""
 
 from __future__ import annotations
 
 from torch import Tensor
 
 from ickd_lib import losses
-from ickd_lib.methods.base import Context, Method, WithLabels, positive, register, within
+from ickd_lib.methods.base import Context, Method, WithLabels, positive, within
+from ickd_lib.methods.registry import register
 
 
 @register("ce")
 class CrossEntropy(Method):
-    """Cross-entropy to the labels: the student alone."""
+    """The task's own loss (for classification, cross-entropy to the labels): the student alone."""
 
     def forward(self, context: Context) -> dict[str, Tensor]:
-        return {"ce": losses.cross_entropy(context.student.logits, context.batch.targets)}
+        return {"ce": context.supervised}
 
 
 @register("ls")
 class LabelSmoothing(Method):
-    """Cross-entropy to smoothed labels, Szegedy et al. 2016; alpha is the weight of the uniform part."""
+    """Cross-entropy to smoothed labels, Szegedy et al. 2016.
+
+    alpha: weight of the uniform distribution in the targets.
+    """
 
     def __init__(self, *, alpha: float = 0.1) -> None:
         super().__init__()
         self.alpha = within("alpha", alpha, 0, 1)
 
     def forward(self, context: Context) -> dict[str, Tensor]:
-        return {"ls": losses.label_smoothing(context.student.logits, context.batch.targets, alpha=self.alpha)}
+        return {"ls": losses.label_smoothing(context.student.logits, context.student.targets, alpha=self.alpha)}
 
 
 @register("cskd")
 class CSKD(WithLabels):
     """Class-wise self-distillation, Yun et al. 2020 (arXiv 2003.13964).
 
-    The student's softened prediction for an image follows its own prediction for another image of the class.
+    The student's softened prediction for an image is drawn to its own prediction for another image of the same class.
     """
 
     needs = frozenset({"partner"})
@@ -51,8 +55,9 @@ class CSKD(WithLabels):
 class PSKD(Method):
     """Progressive self-distillation, Kim et al. 2021 (arXiv 2006.12000).
 
-    The labels are softened by what the student itself said of each image when it saw it last; alpha is the weight of
-    that at the end of the training, to which it rises from 0.
+    The targets mix the labels with the student's own prediction for each sample at its last visit.
+
+    alpha: weight of that prediction at the end of the training; it rises from 0.
     """
 
     needs = frozenset({"earlier"})
@@ -66,19 +71,19 @@ class PSKD(Method):
         logits, alpha = context.student.logits, self.alpha * context.progress
         soft = losses.cross_entropy(logits, context.earlier.output.logits.detach().softmax(1))
         return {
-            "ce": (1 - alpha) * losses.cross_entropy(logits, context.batch.targets),
+            "ce": (1 - alpha) * context.supervised,
             "earlier": alpha * soft,
         }
 
 
 @register("tfkd")
 class TfKD(Method):
-    """A virtual teacher that is right with a given confidence, Yuan et al. 2020 (arXiv 1909.11723), Tf-KD_reg.
+    """A virtual teacher with a fixed probability of the label, Yuan et al. 2020 (arXiv 1909.11723), Tf-KD_reg.
 
-    (1 - alpha) CE + alpha τ² KL(p^d_τ ‖ p^S_τ), with this project's τ². The paper's other half, a teacher that is the
-    same network trained before (Tf-KD_self), is `kd` with that teacher.
+    (1 - alpha) CE + alpha τ² KL(p^d_τ ‖ p^S_τ), with this project's τ². The paper's second method, where the teacher is
+    the same network trained before (Tf-KD_self), is `kd` with that teacher.
 
-    correct: the teacher's probability of the label; the other classes share the rest.
+    correct: the virtual teacher's probability of the label; the other classes share the rest equally.
     """
 
     def __init__(self, *, alpha: float = 0.1, temperature: float = 20.0, correct: float = 0.99) -> None:
@@ -87,9 +92,9 @@ class TfKD(Method):
         self.correct = within("correct", correct, 0.001, 0.999999)
 
     def forward(self, context: Context) -> dict[str, Tensor]:
-        logits, targets = context.student.logits, context.batch.targets
-        teacher = losses.virtual_teacher(context.batch.labels, logits.shape[1], correct=self.correct)
+        logits = context.student.logits
+        teacher = losses.virtual_teacher(context.student.labels, logits.shape[1], correct=self.correct)
         return {
-            "ce": (1 - self.alpha) * losses.cross_entropy(logits, targets),
+            "ce": (1 - self.alpha) * context.supervised,
             "virtual": self.alpha * losses.kd(logits, teacher, temperature=self.temperature),
         }

@@ -1,4 +1,4 @@
-"""Methods that compare the student's logits with the teacher's, image by image or over the batch."""
+"""Methods that compare the logits of student and teacher, sample by sample or over the batch."""
 
 from __future__ import annotations
 
@@ -6,7 +6,8 @@ import torch
 from torch import Tensor
 
 from ickd_lib import losses
-from ickd_lib.methods.base import Context, WithLabels, positive, register, within
+from ickd_lib.methods.base import Context, WithLabels, positive, within
+from ickd_lib.methods.registry import register
 from ickd_lib.runtime import InputError
 
 
@@ -14,8 +15,10 @@ from ickd_lib.runtime import InputError
 class KD(WithLabels):
     """Distillation of the teacher's softened logits, Hinton et al. 2015, beside cross-entropy.
 
-    Where teacher and student share only some classes, it acts on those.
-    standardised: logits pass through a z-score first, Sun et al. 2024 (arXiv 2403.01427).
+    Where teacher and student share only some classes, the logits of these are compared.
+
+    ce, kd: weights of the two terms.
+    standardised: the logits are standardised (z-score) first, Sun et al. 2024 (arXiv 2403.01427).
     """
 
     needs = frozenset({"teacher"})
@@ -35,10 +38,11 @@ class KD(WithLabels):
 
 @register("lwf")
 class LwF(KD):
-    """Learning without forgetting, Li & Hoiem 2016 (arXiv 1606.09282): new classes beside a teacher's.
+    """Learning without forgetting, Li & Hoiem 2016 (arXiv 1606.09282): new classes beside those of a teacher.
 
-    Cross-entropy is taken among the new classes for an image of a new one (and among the teacher's for one of those),
-    so that learning the new ones does not push the old ones down; soft labels keep the old ones.
+    For a sample of a new class, cross-entropy is computed among the new classes only (and among the teacher's classes
+    for a sample of one of them), so that new classes do not lower the logits of the old ones. Soft labels from the
+    teacher preserve the old classes.
     """
 
     def __init__(
@@ -47,10 +51,10 @@ class LwF(KD):
         super().__init__(ce=ce, kd=kd, temperature=temperature, standardised=standardised)
 
     def forward(self, context: Context) -> dict[str, Tensor]:
-        student, labels = context.student, context.batch.labels
+        student, labels = context.student, context.student.labels
         if context.common is not None:
-            if context.batch.soft is not None:
-                raise InputError("lwf learns from images of one class each; leave mixup and cutmix out")
+            if student.soft is not None:
+                raise InputError("lwf needs images of one class each; leave mixup and cutmix out")
             old = torch.zeros_like(student.logits[0], dtype=torch.bool).index_fill(0, context.common[0], True)
             apart = student.logits.masked_fill(old != old[labels, None], -torch.inf)
             ce = {"ce": self.ce * losses.cross_entropy(apart, labels)} if self.ce else {}
@@ -72,9 +76,9 @@ class LSKD(KD):
 class DKD(WithLabels):
     """Decoupled distillation, Zhao et al. 2022 (arXiv 2203.08679, eq. 7).
 
-    tckd, nckd: weights of the target class against the rest, and of the other classes among themselves (α and β; β
-        was published as 2 to 8, by pair: `training.published`).
-    warmup: share of the training over which both weights rise from 0 (20 of 240 epochs).
+    tckd, nckd: weights of the term for the target class against the rest, and of the term for the other classes among
+        themselves (α and β in the paper; β was published as 2 to 8, depending on the pair: `training.published`).
+    warmup: share of the training over which both weights rise from 0 (published: 20 of 240 epochs).
     standardised: as for KD.
     """
 
@@ -99,7 +103,7 @@ class DKD(WithLabels):
         target, others = losses.dkd(
             context.student.logits,
             context.teacher.logits,
-            context.batch.labels,
+            context.student.labels,
             temperature=self.temperature,
             standardised=self.standardised,
         )
@@ -111,7 +115,7 @@ class DKD(WithLabels):
 class DIST(WithLabels):
     """Distillation of relations within and between classes, Huang et al. 2022 (arXiv 2205.10536).
 
-    inter, intra: weights of the correlation over the classes of an image, and over the images of a class.
+    inter, intra: weights of the correlation over the classes of a sample, and over the samples for a class.
     """
 
     needs = frozenset({"teacher"})
@@ -128,9 +132,9 @@ class DIST(WithLabels):
 
 @register("mlkd")
 class MLKD(WithLabels):
-    """Multi-level logit distillation, Jin et al. 2023: alignment of each image, of the batch and of the classes.
+    """Multi-level logit distillation, Jin et al. 2023: alignment of each sample, of the batch and of the classes.
 
-    instance, batch, classes: the weights of the three, each a mean over five temperatures.
+    instance, batch, classes: weights of the three terms; each term is a mean over five temperatures.
     standardised: as for KD.
     """
 
@@ -158,9 +162,10 @@ class MLKD(WithLabels):
 class CKD(WithLabels):
     """Sample-wise contrastive distillation, Zhu et al. 2024 (arXiv 2404.14109).
 
-    InfoNCE between the logits of teacher and student: an image's two views of it are a pair, all others of the
-    batch are its negatives.
-    ckd: its weight; published as 100, and other values for some pairs (`training.published`).
+    InfoNCE between the logits of teacher and student: the two outputs for the same sample are a positive pair, and the
+    student's outputs for all other samples of the batch are the negatives.
+
+    ckd: weight of the term; published as 100, with other values for some pairs (`training.published`).
     """
 
     needs = frozenset({"teacher"})

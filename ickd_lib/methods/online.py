@@ -1,4 +1,4 @@
-"""Methods for students that train together and teach each other."""
+"""Methods for the students of a peer group, each of which is a source of targets for the others."""
 
 from __future__ import annotations
 
@@ -6,15 +6,16 @@ import torch
 from torch import Tensor
 
 from ickd_lib import losses, runtime
-from ickd_lib.methods.base import Context, WithLabels, positive, register
+from ickd_lib.methods.base import Context, WithLabels, positive
+from ickd_lib.methods.registry import register
 
 
 @register("dml")
 class DML(WithLabels):
-    """Deep mutual learning, Zhang et al. 2018 (arXiv 1706.00384): each student follows each of its peers.
+    """Deep mutual learning, Zhang et al. 2018 (arXiv 1706.00384): each student is drawn to each of its peers.
 
-    CE + the mean over the peers of τ² KL(p_peer ‖ p), τ = 1. All students take a step at once, from what all said
-    before it; the paper lets them take turns.
+    CE + the mean over the peers of τ² KL(p_peer ‖ p), τ = 1. All students take a step at the same time, from outputs
+    computed before it; in the paper they take turns.
     """
 
     needs = frozenset({"peers"})
@@ -31,7 +32,7 @@ class DML(WithLabels):
 
 @register("kdcl")
 class KDCL(WithLabels):
-    """Collaborative learning, Guo et al. 2020: each student follows the ensemble of all, itself included.
+    """Collaborative learning, Guo et al. 2020: each student is drawn to the ensemble of all, itself included.
 
     ensemble: "minimum" (KDCL-MinLogit) or "mean" of the logits; see `losses.ensemble`.
     """
@@ -48,5 +49,5 @@ class KDCL(WithLabels):
     def teach(self, context: Context) -> dict[str, Tensor]:
         logits = context.student.logits
         every = [logits, *(peer.output.logits for peer in context.peers)]
-        together = losses.ensemble(every, context.batch.labels, how=self.ensemble)
+        together = losses.ensemble(every, context.student.labels, how=self.ensemble)
         return {"kd": self.kd * losses.kd(logits, together, temperature=self.temperature)}

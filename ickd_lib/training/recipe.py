@@ -1,4 +1,4 @@
-"""How long, how fast, with what: the numbers of a training run."""
+"""How long and how fast a network is trained, and with which optimiser."""
 
 from __future__ import annotations
 
@@ -7,76 +7,116 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
+import torch
+
 from ickd_lib import runtime
 from ickd_lib.runtime import InputError
 
 SCHEDULES = ("step", "cosine", "onecycle", "fifths", "tenth")
+MILESTONES = {"step": (5 / 8, 6 / 8, 7 / 8), "fifths": (5 / 10, 7 / 10, 9 / 10)}  # shares of the epochs
+FACTORS = {"step": 0.1, "fifths": 0.2}
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """The CIFAR-100 protocol of the field by default: 240 epochs of SGD, a tenth of the rate at 150, 180, 210."""
+    """The settings of a training run; by default the CIFAR-100 protocol of the field, 240 epochs of SGD.
+
+    Its learning rate drops to a tenth after 5/8, 6/8 and 7/8 of the epochs: of 240 epochs at 150, 180 and 210, and in
+    a shorter training correspondingly earlier.
+    """
 
     epochs: int = field(default=240, metadata={"help": "passes over the training images"})
     batch_size: int = field(default=64, metadata={"help": "images a step"})
     lr: float = field(default=0.05, metadata={"help": "highest learning rate; 0.01 for MobileNet and ShuffleNet"})
     schedule: str = field(
         default="step",
-        metadata={"help": "step (×0.1 at 5/8, 6/8, 7/8), cosine, onecycle, tenth or fifths; A+B is one a phase"},
+        metadata={"help": "step (×0.1 at the milestones), cosine, onecycle, tenth or fifths; A+B is one a phase"},
+    )
+    milestones: tuple[float, ...] = field(
+        default=(),
+        metadata={"help": "shares of the epochs at which a step schedule drops; empty: 5/8, 6/8 and 7/8"},
     )
     warmup: float = field(default=0.0, metadata={"help": "epochs of linear warm-up"})
-    momentum: float = field(default=0.9, metadata={"help": "of SGD"})
+    optimizer: str = field(default="sgd", metadata={"help": "sgd, adamw, or any optimiser of torch.optim by name"})
+    momentum: float = field(default=0.9, metadata={"help": "momentum of SGD"})
     nesterov: bool = field(default=False, metadata={"help": "Nesterov momentum"})
-    weight_decay: float = field(default=5e-4, metadata={"help": "on every parameter"})
+    betas: tuple[float, float] = field(default=(0.9, 0.999), metadata={"help": "betas of Adam and its variants"})
+    weight_decay: float = field(default=5e-4, metadata={"help": "weight decay"})
+    decay_norms_and_biases: bool = field(
+        default=True, metadata={"help": "apply weight decay to normalisation layers and biases too"}
+    )
+    clip_grad_norm: float = field(default=0.0, metadata={"help": "clip the norm of the gradient to this; 0: never"})
+    ema: float = field(
+        default=0.0, metadata={"help": "decay of an average of the weights, which is then evaluated and kept; 0: none"}
+    )
 
     def __post_init__(self) -> None:
+        for name in ("milestones", "betas"):
+            object.__setattr__(self, name, tuple(getattr(self, name)))
         for name in ("epochs", "batch_size", "lr"):
-            if not getattr(self, name) > 0:
-                raise InputError(f"{name}={getattr(self, name)} must be above 0")
-        for name in ("warmup", "weight_decay", "momentum"):
-            if not getattr(self, name) >= 0:
-                raise InputError(f"{name}={getattr(self, name)} must be 0 or more")
-        if not self.momentum < 1:
-            raise InputError(f"momentum={self.momentum} must be below 1")
+            if not 0 < getattr(self, name) < math.inf:
+                raise InputError(f"{name}={getattr(self, name)} must be above 0 and finite")
+        for name in ("warmup", "weight_decay", "momentum", "clip_grad_norm", "ema"):
+            if not 0 <= getattr(self, name) < math.inf:
+                raise InputError(f"{name}={getattr(self, name)} must be 0 or more and finite")
+        for name in ("momentum", "ema"):
+            if not getattr(self, name) < 1:
+                raise InputError(f"{name}={getattr(self, name)} must be below 1")
+        if len(self.betas) != 2 or not all(0 <= beta < 1 for beta in self.betas):
+            raise InputError(f"betas={self.betas} must be two numbers from 0 to below 1")
+        if not all(0 < share < 1 for share in self.milestones) or list(self.milestones) != sorted(self.milestones):
+            raise InputError(f"milestones={self.milestones} must be ascending shares of the epochs, between 0 and 1")
         if self.warmup >= self.epochs and self.warmup:
             raise InputError(f"warmup={self.warmup} must be shorter than epochs={self.epochs}")
+        if self.nesterov and not self.momentum:
+            raise InputError("nesterov=True needs a momentum above 0")
         chosen = [runtime.choose(name, SCHEDULES, "schedule") for name in self.schedule.split("+")]
         object.__setattr__(self, "schedule", "+".join(chosen))
+        if self.milestones and not set(chosen) & set(MILESTONES):
+            raise InputError(f"milestones are for the schedules {' and '.join(MILESTONES)}, not {self.schedule!r}")
+        runtime.choose(self.optimizer, optimizers(), "optimizer")
 
     def phases(self, restarts: Sequence[float]) -> list[tuple[int, int, Recipe]]:
-        """First epoch, number and recipe of each phase of a training that starts anew at these shares of its epochs.
+        """The phases of a training whose schedule restarts at some shares of its epochs.
 
-        Each has the whole schedule to itself, or, of schedules joined by "+", its own. One of no epoch is left out.
-
+        Args:
+            restarts: the shares, ascending.
+        Returns:
+            First epoch, number and recipe of each phase. Each phase runs through the whole schedule, or through its own
+            one of several schedules joined by "+". Phases without an epoch are left out.
         Raises:
             InputError: there are more schedules than phases.
         """
         schedules = self.schedule.split("+")
         if len(schedules) > len(restarts) + 1:
             raise InputError(
-                f"schedule={self.schedule!r} is for {len(schedules)} phases, the method has {len(restarts) + 1}"
+                f"schedule={self.schedule!r} is for {len(schedules)} phases, but the method has {len(restarts) + 1}"
             )
         starts = [0, *(round(share * self.epochs) for share in restarts), self.epochs]
-        return [
-            (start, number, replace(self, epochs=end - start, schedule=schedules[min(number, len(schedules) - 1)]))
-            for number, (start, end) in enumerate(itertools.pairwise(starts))
-            if end > start
-        ]
+        phases = []
+        for number, (start, end) in enumerate(itertools.pairwise(starts)):
+            if end > start:
+                schedule = schedules[min(number, len(schedules) - 1)]
+                milestones = self.milestones if schedule in MILESTONES else ()
+                recipe = replace(self, epochs=end - start, schedule=schedule, milestones=milestones)
+                phases.append((start, number, recipe))
+        return phases
 
     def lr_at(self, epoch: float) -> float:
-        """The learning rate after `epoch` epochs, fractions of one included: a function, so nothing to resume.
+        """The learning rate after `epoch` epochs, which may be a fraction. It is a function, so nothing is resumed.
 
-        step: ×0.1 after 5/8, 6/8 and 7/8 of the epochs.  cosine: from lr to 0.  onecycle: from lr/25 up over the
-        first 3/10, then a cosine to 0 (Smith 2018).  tenth: a cosine to lr/10, and fifths: ×0.2 after 1/2, 7/10 and
-        9/10, the phases of REFILLED.
+        step: ×0.1 at each milestone.  fifths: ×0.2 at each, by default after 1/2, 7/10 and 9/10.  cosine: from lr to 0.
+        onecycle: from lr/25 up over the first 3/10, then a cosine to 0 (Smith 2018).  tenth: a cosine to lr/10. (tenth
+        and fifths are the two phases of REFILLED.)
         """
         if epoch < self.warmup:
             return self.lr * epoch / self.warmup
         done = epoch / self.epochs
-        steps = {"step": (0.1, (5 / 8, 6 / 8, 7 / 8)), "fifths": (0.2, (5 / 10, 7 / 10, 9 / 10))}.get(self.schedule)
-        if steps:
-            factor, milestones = steps
-            return self.lr * factor ** sum(math.floor(epoch) >= round(self.epochs * at) for at in milestones)
+        if self.schedule in MILESTONES:
+            shares = self.milestones or MILESTONES[self.schedule]
+            return self.lr * FACTORS[self.schedule] ** sum(
+                math.floor(epoch) >= round(self.epochs * share) for share in shares
+            )
         if self.schedule == "onecycle":
             if done < 0.3:
                 return self.lr * (1 + 24 * done / 0.3) / 25
@@ -85,3 +125,12 @@ class Recipe:
             done = (epoch - self.warmup) / (self.epochs - self.warmup)
         least = 0.1 if self.schedule == "tenth" else 0.0
         return self.lr * (least + (1 - least) * (1 + math.cos(math.pi * done)) / 2)
+
+
+def optimizers() -> list[str]:
+    """The names of the optimisers in torch.optim."""
+    return sorted(
+        name
+        for name, value in vars(torch.optim).items()
+        if isinstance(value, type) and issubclass(value, torch.optim.Optimizer) and value is not torch.optim.Optimizer
+    )

@@ -1,48 +1,34 @@
-"""Who is trained, what a step is given, how far it is, and what became of it."""
+"""What is written of a student: its run folder, a record of each epoch, and a summary at the end."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 
-from ickd_lib import methods
-from ickd_lib.data import Batch
-from ickd_lib.memory import InContext, MemoryBank
-from ickd_lib.models import Network, Output
+from ickd_lib import methods, metrics, models, runtime
+from ickd_lib.data import Splits
+from ickd_lib.memory import MemoryBank
+from ickd_lib.models import Network
+from ickd_lib.runtime import InputError
+from ickd_lib.tasks import Samples, Task
+from ickd_lib.training.state import TrainingState
+from ickd_lib.training.students import Learner
 
-Retrieved = dict[methods.Retrieval, tuple[InContext, InContext]]
-
-
-@dataclass(frozen=True)
-class Student:
-    """Who is to be trained.
-
-    network: a model's name, initialised from `seed`; or a network, trained in place.
-    method: as `methods.create` reads it, or a Method.
-    seed: of the initialisation and of the method's draws. The data's order has a seed of its own.
-    name: of its run folder; by default network, method, seed and a fingerprint of all settings, so that other
-        settings are another run.
-    circle: students of one circle are each other's peers. Those that name none and whose method learns from peers are
-        one circle.
-    """
-
-    network: str | Network
-    method: str | methods.Method = "ce"
-    seed: int = 0
-    name: str = ""
-    circle: str = ""
+DRIFT_IMAGES = 2000  # images whose rows in a bank in training are compared with rebuilt ones
 
 
-@dataclass
+@dataclass(repr=False)
 class History:
-    """What became of a student.
+    """The result of training one student.
 
-    network: the trained network, in evaluation mode.  method: its method.  epochs: a record an epoch.
-    summary: what summary.json holds.  folder: the run folder, None where none was asked for.
+    network: the trained network, in evaluation mode.
+    method: its method, with trained parameters where it has some.
+    epochs: the record of each epoch.
+    summary: the content of summary.json.
+    folder: the run folder, None where none was requested.
     """
 
     network: Network
@@ -51,41 +37,178 @@ class History:
     summary: dict[str, Any]
     folder: Path | None
 
+    def __repr__(self) -> str:
+        return f"History({self.summary['name']}, {len(self.epochs)} epochs, folder={self.folder})"
 
-@dataclass(frozen=True)
-class Supply:
-    """What a step gives to every student: the batch, and whatever some method of the run declared.
 
-    teacher: its output.  retrieved: in-context samples of its bank.  bank: that.  partner: other images of the classes.
-    precision: of the networks' passes.  steps: of an epoch.  step: which of them this is, [1].
-    progress: how much of the training is done, scalar.  draws: the device whose generator each student moves to a place
-    of its own; where a GPU records steps, that is the CPU, and the GPU's is moved once a step for all.
+class RunRecord:
+    """The records and the run folder of one student.
+
+    Args:
+        learner: the student.
+    Attributes:
+        run: the run folder, None where none was requested.
+        epochs: the records so far, one an epoch.
+        summary: the summary of a finished student, else None.
     """
 
-    batch: Batch
-    teacher: Output | None
-    retrieved: Retrieved
-    bank: MemoryBank | None
-    partner: Batch | None
-    precision: str
-    steps: int
-    step: Tensor
-    progress: Tensor
-    draws: torch.device
-
-
-@dataclass
-class Progress:
-    """Where a student is in its training; `checkpoint.pt` holds this beside weights, optimiser and bank."""
-
-    epoch: int = 0
-    step: int = 0
-    seconds: float = 0.0
-    terms: list[str] = field(default_factory=list)
-    losses: Tensor | None = None  # [steps of an epoch, terms]
-    correct: Tensor | None = None  # scalar: right predictions in this epoch
-    agreed: Tensor | None = None  # scalar: predictions in this epoch that were a peer's as well, on average over peers
+    def __init__(self, learner: Learner) -> None:
+        self.learner = learner
+        self.run: runtime.Run | None = None
+        self.epochs: list[dict[str, Any]] = []
+        self.summary: dict[str, Any] | None = None
+        self.network: Network = learner.network  # the one that is evaluated and kept, once the student is finished
 
     @property
-    def position(self) -> tuple[int, int]:
-        return self.epoch, self.step
+    def finished(self) -> bool:
+        """Whether the student was trained completely, now or before."""
+        return self.summary is not None
+
+    def open(self, folder: Path, resume: bool) -> None:
+        """Find the run in `folder`, which is new, unfinished or finished. The weights of a finished one are loaded.
+
+        Raises:
+            InputError: there is a run of other settings, or any run while `resume` is False.
+        """
+        learner = self.learner
+        self.run = runtime.Run.open(folder / learner.name, learner.settings, resume=resume)
+        if self.run.exists() and (summary := self.run.summary):
+            models.load_weights(learner.network, self.run.folder / "student.safetensors")
+            learner.network.eval()
+            self.summary, self.epochs = summary, self.run.metrics
+
+    def create(self, numerics: dict[str, Any], group: str, environment: dict[str, Any]) -> None:
+        """Write the configuration of a new run; of one that is resumed, print how the environment differs."""
+        if self.run is None:
+            return
+        if not self.run.exists():
+            self.run.create(self.learner.settings, numerics, group, environment)
+            return
+        for line in runtime.environment_differences(self.run.config.get("environment", {}), environment):
+            runtime.notice(f"{self.run.folder} was begun in another environment: {line}")
+
+    def rewind(self, epochs: int) -> None:
+        """Drop the records beyond the first `epochs` epochs, which are trained again."""
+        if self.run and self.run.exists():
+            self.run.keep_metrics(epochs)
+            self.epochs = self.run.metrics
+
+    def end_epoch(self, state: TrainingState, splits: Splits, task: Task, precision: str, evaluate: bool) -> None:
+        """Record the epoch that was just trained.
+
+        Args:
+            evaluate: whether to evaluate the network on the validation and test images too.
+        """
+        meters = state.meters
+        assert meters.losses is not None and meters.correct is not None
+        assert meters.seen is not None and meters.agreed is not None
+        terms, seen = meters.losses.mean(0).tolist(), max(meters.seen.item(), 1)
+        record = {
+            "epoch": state.epoch + 1,
+            "lr": state.lr(state.step - 1),
+            "loss": sum(terms),
+            "terms": dict(zip(meters.terms, terms, strict=True)),
+            "train_accuracy": meters.correct.item() / seen,
+        }
+        if "peers" in self.learner.settings:
+            record["peer_agreement"] = meters.agreed.item() / seen
+        if state.memory:
+            record |= metrics.freshness(state.memory, step=(state.epoch + 1) * state.step - 1)
+        if evaluate:
+            if state.memory:
+                record |= metrics.drift(state.memory, _rebuilt(state, splits, task, precision))
+            for name, split in (("val", splits.val), ("test", splits.test)):
+                if len(split):
+                    found = task.metrics(state.network, split, precision=precision)
+                    record[f"{name}_{task.primary}"] = found[task.primary]
+        record["weights"] = runtime.fingerprint(state.network.state_dict())
+        record["seconds"] = round(state.seconds, 3)
+        self.epochs.append(record)
+        if self.run:
+            self.run.log(record)
+
+    def finish(
+        self, state: TrainingState, splits: Splits, task: Task, precision: str, teacher: Samples | None, together: int
+    ) -> None:
+        """Evaluate the trained network and write its weights and summary.
+
+        Args:
+            teacher: the teacher's samples of the test images.
+            together: how many students were trained in the same pass.
+        """
+        network, settings, recipe = state.network.eval(), self.learner.settings, state.recipe
+        self.network = network
+        compared = None if self.learner.common else teacher
+        numbers = task.metrics(network, splits.test, teacher=compared, precision=precision)
+        evaluated = [r for r in self.epochs if f"test_{task.primary}" in r]
+        best = max(evaluated, key=lambda r: r[f"test_{task.primary}"])
+        self.summary = {
+            "name": self.learner.name,
+            **described(settings),
+            "network": settings["student"]["network"],
+            "method": methods.describe(self.learner.method),
+            f"best_{task.primary}": best[f"test_{task.primary}"],
+            "best_epoch": best["epoch"],
+            **numbers,
+        }
+        if len(splits.val):
+            self.summary[f"val_{task.primary}"] = evaluated[-1][f"val_{task.primary}"]
+        images = recipe.epochs * len(splits.train)
+        self.summary |= {
+            "seconds": round(state.seconds, 3),
+            "images_per_second": round(images / max(state.seconds, 1e-9), 1),
+            "trained_together": together,
+        }
+        if self.run:
+            save_weights(network, self.run.folder / "student.safetensors")
+            runtime.write_json(self.run.folder / "summary.json", self.summary)
+
+    def history(self) -> History:
+        """The result of a finished student."""
+        assert self.summary is not None
+        data = self.learner.settings["data"]
+        self.network.classes = self.learner.network.classes
+        self.network.trained_on = {"data": data["name"], "labels": data["images"]}
+        folder = self.run.folder if self.run else None
+        return History(self.network, self.learner.method, self.epochs, self.summary, folder)
+
+
+def described(settings: dict[str, Any]) -> dict[str, Any]:
+    """The settings of a run as a summary and a table of runs show them."""
+    recipe, data, teacher = settings["recipe"], settings["data"], settings["teacher"] or {}
+    found = {
+        "task": settings.get("task", "classification"),
+        "method": settings["method"]["name"],
+        "network": settings["student"]["network"],
+        "seed": settings["seed"],
+        "data_seed": settings["data_seed"],
+        "dataset": data["name"].split("/")[0],
+        "train_images": data["images"],
+        "augment": data.get("augment", "crop"),
+        **{key: recipe[key] for key in ("epochs", "batch_size", "lr", "schedule")},
+        "teacher": teacher.get("name"),
+        "teacher_saw": settings["teacher_saw"],
+    }
+    if "in_context" in settings:
+        found["in_context"] = settings["in_context"]
+    if "peers" in settings:
+        found["peers"] = [peer["student"]["network"] for peer in settings["peers"]]
+        found["peer_group"] = settings.get("peer_group", settings.get("circle"))
+    return found
+
+
+def save_weights(network: Network, path: Path) -> None:
+    """Write a network's weights as a safetensors file, whole or not at all."""
+    from safetensors.torch import save_file
+
+    with runtime.replacing(path) as part:
+        save_file({k: v.contiguous() for k, v in network.state_dict().items()}, part)
+
+
+def _rebuilt(state: TrainingState, splits: Splits, task: Task, precision: str) -> MemoryBank:
+    """A bank of some training images, computed by the present network."""
+    train = splits.train
+    some = train.subset(torch.randperm(len(train), generator=runtime.generator(0))[:DRIFT_IMAGES])
+    return MemoryBank.build(state.network, some, task=task, precision=precision)
+
+

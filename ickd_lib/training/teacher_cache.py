@@ -1,4 +1,4 @@
-"""What a teacher says of each view of each image, computed once."""
+"""A cache of the teacher's outputs for each view of each image, so that each is computed once."""
 
 from __future__ import annotations
 
@@ -12,26 +12,30 @@ import torch
 from torch import Tensor
 
 from ickd_lib import runtime
-from ickd_lib.data import Images
-from ickd_lib.models import Network, Output
+from ickd_lib.data import Batch, Images
+from ickd_lib.models import Network
 from ickd_lib.models.inference import images_of_a_pass
+from ickd_lib.tasks import Samples
 
 
-class Memo:
-    """A teacher's logits, and features where they are wanted, of views of images, in half precision.
+class TeacherCache:
+    """The teacher's logits, and its features where they are needed, for views of images, in half precision.
 
-    Crop and flip have few views (162 of a CIFAR image), so that a long training meets each several times, and the next
-    training meets them again. `fill` computes what is missing, in large batches; `take` gathers. What is known stays on
-    the images' device and, where a folder is given, in a file there that later runs with this teacher and data read.
+    Crop and flip give few views of an image (162 on CIFAR), so that a long training meets each view several times, and
+    the next training meets the same views again. `fill` computes missing outputs in large batches; `take` gathers. The
+    outputs stay on the images' device. Where a folder is given they are also appended to a file in it, which later runs
+    with the same teacher and data read.
 
     Args:
         teacher: a frozen network in evaluation mode, on the images' device.
         images: N images whose augmentation is "crop".
-        features: keep the features too.
+        features: whether to keep the features too.
         precision: in which the teacher computes, "fp32" or "bf16".
-        folder: where the file is kept; None keeps nothing. While another process writes it, it is read only.
-        gigabytes: at most so much is kept (all of CIFAR-100: 1.6 of logits); what is beyond is computed each time.
-        ahead: at most so many views are given to `fill` at once; None: as many as there are images.
+        folder: folder of the file; None keeps the outputs in memory only. While another process writes the file, this
+            one only reads it.
+        gigabytes: largest size of the cache (the logits of all views of CIFAR-100 take 1.6); outputs beyond it are
+            computed each time.
+        ahead: largest number of views that `fill` is given at once; None for as many as there are images.
     """
 
     def __init__(
@@ -49,14 +53,14 @@ class Memo:
         self.classes = teacher.num_classes
         self.width = self.classes + (teacher.features_dim if features else 0)
         self.capacity = min(len(images) * images.views, int(gigabytes * 1e9 / (2 * self.width)))
-        where = images.labels.device
+        device = images.labels.device
         self.known = 0
-        self._place = torch.full((len(images), images.views), -1, dtype=torch.int32, device=where)
-        # Touched as it fills. Behind the capacity: what is there until the next `fill`.
+        self._place = torch.full((len(images), images.views), -1, dtype=torch.int32, device=device)
+        # Memory is used as it fills. Entries beyond the capacity are valid until the next `fill` only.
         room = min(self.capacity + (ahead or len(images)), self._place.numel())
-        self._kept = torch.empty(room, self.width, dtype=torch.half, device=where)
-        self._position = torch.full((int(images.index.max()) + 1,), -1, device=where)
-        self._position[images.index] = torch.arange(len(images), device=where)
+        self._kept = torch.empty(room, self.width, dtype=torch.half, device=device)
+        self._position = torch.full((int(images.index.max()) + 1,), -1, device=device)
+        self._position[images.index] = torch.arange(len(images), device=device)
         self._log: _Log | None = None
         if folder is not None:
             mark = runtime.fingerprint(teacher.identity, images.fingerprint, images.views, self.width, precision)
@@ -76,10 +80,10 @@ class Memo:
 
     @torch.no_grad()
     def fill(self, rows: Tensor, view: Tensor) -> int:
-        """Compute what is not known of the views `view` [M] of the images at positions `rows` [M].
+        """Compute the outputs that are missing for the views `view` [M] of the images at positions `rows` [M].
 
         Returns:
-            How many the teacher was asked for.
+            The number of outputs that the teacher computed.
         """
         if self.known == self._place.numel():
             return 0
@@ -93,8 +97,8 @@ class Memo:
         for some in keys.split(images_of_a_pass(keys.device)):
             pixels = self.images.augmented(some // self.images.views, some % self.images.views)
             with runtime.autocast(pixels.device, self.precision):
-                said = self.teacher(pixels)
-            both = [said.logits.float(), said.features.float()][: 1 + (self.width > self.classes)]
+                output = self.teacher(pixels)
+            both = [output.logits.float(), output.features.float()][: 1 + (self.width > self.classes)]
             parts.append(torch.cat(both, 1).half())
         fresh = torch.cat(parts)
         stay = min(len(keys), self.capacity - self.known)
@@ -108,25 +112,31 @@ class Memo:
             self._log.append(keys[:stay], fresh[:stay])
         return len(keys)
 
-    def take(self, index: Tensor, view: Tensor) -> Output:
-        """What the teacher says of views of images, all of which `fill` was given, in float32.
+    def take(self, index: Tensor, view: Tensor) -> tuple[Tensor, Tensor]:
+        """The teacher's outputs for views that `fill` was given, in float32.
 
         Args:
-            index: data-set rows, [B].  view: [B].
+            index: rows in the data set, shape [B].  view: numbers of the views, shape [B].
         Returns:
-            Logits [B, C] and features [B, D], or [B, 0] where they are not kept.
+            Logits [B, C], and features [B, D], or [B, 0] where they are not kept.
         """
-        said = self._kept[self._place[self._position[index], view].long()].float()
-        return Output(said[:, : self.classes], said[:, self.classes :])
+        kept = self._kept[self._place[self._position[index], view].long()].float()
+        return kept[:, : self.classes], kept[:, self.classes :]
+
+    def __call__(self, batch: Batch, like: Samples | None = None) -> Samples:
+        """The teacher's samples of a batch, in place of a forward pass."""
+        logits, features = self.take(batch.index, batch.view)
+        image = torch.arange(len(batch.labels), device=batch.labels.device)
+        return Samples(logits, features, batch.labels, batch.index, image)
 
     def close(self) -> None:
-        """Let other processes write the file."""
+        """Allow other processes to write the file."""
         if self._log:
             self._log.close()
 
 
 class _Log:
-    """Keys and records on disk, appended together: one file of each in a folder. A kill leaves whole records."""
+    """Keys and outputs on disk, one file of each, appended together. After a kill, whole records are left."""
 
     def __init__(self, folder: Path, width: int) -> None:
         self.folder, self.width = folder, width
@@ -143,7 +153,7 @@ class _Log:
             self._give_up(error)
 
     def read(self, most: int) -> tuple[Tensor, Tensor]:
-        """At most so many keys [n] and records [n, width]; what a kill cut short is cut off."""
+        """Up to `most` keys [n] and records [n, width]. An incomplete record at the end is removed."""
         sizes = [path.stat().st_size if path.is_file() else 0 for path in self._paths]
         whole = min(sizes[0] // (2 * self.width), sizes[1] // 8)
         for file, size in zip(self._files, (2 * self.width, 8), strict=False):
@@ -166,7 +176,7 @@ class _Log:
             self._give_up(error)
 
     def _give_up(self, error: OSError) -> None:
-        warnings.warn(f"what the teacher says is no longer kept in {self.folder}: {error}", stacklevel=4)
+        warnings.warn(f"the teacher's outputs are no longer written to {self.folder}: {error}", stacklevel=4)
         self.close()
 
     def close(self) -> None:
@@ -176,10 +186,10 @@ class _Log:
 
 
 def _locked(file: Any) -> bool:
-    """Whether this process may write the file alone, until it closes it."""
+    """Lock the file for this process until it closes it; False where another process has locked it."""
     try:
         import fcntl
-    except ImportError:  # not on this system: whoever comes second would mix in its own records
+    except ImportError:  # a system without locks: do not write to a file that another process may be writing
         return os.path.getsize(file.name) == 0
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -1,4 +1,4 @@
-"""The settings under which methods were published on CIFAR-100, by teacher and student, and what they reached."""
+"""Settings with which methods were published on CIFAR-100, by teacher and student, and the published accuracies."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ _ACCURACY: dict[tuple[str, int], tuple[float | None, ...]] = {
 
 
 class Published(NamedTuple):
-    """How a method was published: its name with its weights, the recipe, and the data's `augment`."""
+    """The published settings of a method: its name with its weights, the recipe, and the `augment` of the data."""
 
     method: str
     recipe: Recipe
@@ -75,15 +75,15 @@ def published(method: str, teacher: str, student: str) -> Published:
     """The published settings of a method for a pair of networks on CIFAR-100.
 
     CKD: arXiv 2404.14109 (480 epochs, cosine).  REFILLED: arXiv 2205.01915 (200 + 200 epochs, batch 128; its dropout of
-    0.3 is left out).  MLKD: Jin et al. 2023 (480 epochs, strong augmentation).  DKD: its authors' weights under the
-    protocol of all others, 240 epochs at batch 64 with ×0.1 at 150, 180 and 210.
+    0.3 is left out).  MLKD: Jin et al. 2023 (480 epochs, strong augmentation).  DKD: the weights of its authors under
+    the common protocol of 240 epochs at batch 64, with ×0.1 at 150, 180 and 210, which all other methods have too.
 
     Args:
-        method: a method's name; arguments in the name win over the published ones. Two methods at once have none and
-            get the protocol of all others.
-        teacher, student: names of the zoo.
+        method: a method's name; arguments in the name take precedence over the published ones. Combined methods have
+            no published settings and get the common protocol.
+        teacher, student: names of models of the CIFAR zoo.
     Raises:
-        InputError: the method is unknown.
+        InputError: no method has this name.
     """
     pair, lr = (teacher, student), 0.01 if student in _SMALL_RATE else 0.05
     if isinstance(methods.create(method), methods.Combined):
@@ -105,13 +105,13 @@ def published(method: str, teacher: str, student: str) -> Published:
 
 
 def published_accuracy(teacher: str, student: str) -> dict[tuple[str, int], float]:
-    """The accuracy that was published for a pair on CIFAR-100, by method and epochs; empty where none is known.
+    """The accuracies published for a pair of networks on CIFAR-100, by method and epochs; empty for an unknown pair.
 
-    The methods are named as `published` names them, those that this library does not have by their papers' names; "ce"
-    is the student alone. 240 epochs are the protocol of all, 480 that of MLKD, with its strong augmentation.
+    Methods of this library have the names that `published` gives them, others the names in their papers; "ce" is the
+    student alone. 240 epochs are the common protocol, 480 that of MLKD with its strong augmentation.
 
     Returns:
-        For each method and number of epochs the top-1 test accuracy, %.
+        For each method and number of epochs, the top-1 test accuracy in percent.
     """
     if (teacher, student) not in _PAIRS:
         return {}

@@ -1,0 +1,66 @@
+"""Several methods at once."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from torch import Tensor, nn
+
+from ickd_lib.methods.base import LABEL_SPACES, Context, Method, defaults
+from ickd_lib.runtime import InputError
+
+
+class Combined(Method):
+    """Several methods at once, as in "ickd+dist": the sum of their terms, with the cross-entropy of the first.
+
+    Raises:
+        InputError: two of them request different in-context samples, or phases of the training.
+    """
+
+    def __init__(self, *, parts: Sequence[Method]) -> None:
+        super().__init__()
+        self.parts = nn.ModuleList(parts)
+        name = "+".join([describe(parts[0]), *(describe(part, ce=0.0) for part in parts[1:])])
+        object.__setattr__(self, "config", {"name": name, "parts": [part.config for part in parts]})
+        self.needs = frozenset().union(*(part.needs for part in parts))
+        requested = {part.retrieval for part in parts if part.retrieval}
+        phased = [part for part in parts if part.restarts]
+        if len(requested) > 1 or len(phased) > 1:
+            what = "different in-context samples" if len(requested) > 1 else "phases for each of them"
+            raise InputError(f"{self.config['name']} requests {what}; combine methods of which only one does")
+        self.retrieval = next(iter(requested), None)
+        self.momentum = max(part.momentum for part in parts)
+        if phased:
+            self.restarts, self.embedding_rates = phased[0].restarts, phased[0].embedding_rates
+        spaces = [part.label_space for part in parts if part.needs_teacher]
+        self.label_space = min(spaces, key=LABEL_SPACES.index, default="same")
+
+    def setup(self, student_dim: int, teacher_dim: int, num_classes: int, rows: int) -> None:
+        for part in self.parts:
+            part.setup(student_dim, teacher_dim, num_classes, rows)  # type: ignore[operator]
+        requested: list[Any] = [part.retrieval for part in self.parts if part.retrieval]
+        self.retrieval = next(iter(requested), None)
+
+    def forward(self, context: Context) -> dict[str, Tensor]:
+        terms: dict[str, Tensor] = {}
+        for part in self.parts:
+            for name, value in part(context).items():
+                while name in terms:
+                    name = f"{part.registered_name} {name}"
+                terms[name] = value
+        return terms
+
+
+def describe(method: Method, **assumed: Any) -> str:
+    """The name from which `create` makes this method, with only the arguments that differ from the defaults.
+
+    Args:
+        assumed: values to use as defaults instead of the method's own.
+    """
+    name = method.config["name"]
+    if isinstance(method, Combined):
+        return name
+    known = defaults(type(method)) | assumed
+    changed = [f"{k}={v!r}" for k, v in method.config.items() if k != "name" and v != known[k]]
+    return f"{name}({', '.join(changed)})" if changed else name

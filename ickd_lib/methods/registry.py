@@ -1,0 +1,106 @@
+"""The names by which methods are created, alone or combined."""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+from ickd_lib import runtime
+from ickd_lib.methods.base import LABEL_SPACES, NEEDS, Method, defaults
+from ickd_lib.methods.combined import Combined
+from ickd_lib.runtime import InputError
+
+_REGISTRY: dict[str, type[Method]] = {}
+M = TypeVar("M", bound=type[Method])
+
+
+def register(name: str) -> Callable[[M], M]:
+    """Class decorator that makes a Method known as `name`.
+
+    Raises:
+        InputError: another class has the name, or the class declares a need that the loop cannot supply.
+    """
+
+    def add(cls: M) -> M:
+        taken = _REGISTRY.get(name)
+        if taken and (taken.__module__, taken.__qualname__) != (cls.__module__, cls.__qualname__):
+            raise InputError(f"method {name!r} is already {taken.__module__}.{taken.__qualname__}; choose another name")
+        for need in cls.needs:
+            runtime.choose(need, NEEDS, "need")
+        runtime.choose(cls.label_space, LABEL_SPACES, "label space")
+        cls.registered_name = name
+        _REGISTRY[name] = cls
+        return cls
+
+    return add
+
+
+def names() -> list[str]:
+    """The registered methods, sorted."""
+    return sorted(_REGISTRY)
+
+
+def create(name: str, **weights: Any) -> Method:
+    """Create a method by name; arguments may be part of the name, as in "ickd(nicd=0, positives=4)".
+
+    "ickd+dist" combines both, with the cross-entropy of the first (the `ce` of a later one is 0 unless it is given).
+
+    Args:
+        name: the name of a method, or several joined by "+".
+        weights: arguments of the method; they take precedence over those in the name.
+    Raises:
+        InputError: an unknown name or argument (the message contains the most similar one), or an impossible value.
+    """
+    parts = _parts(name)
+    if len(parts) > 1:
+        if weights:
+            raise InputError(f"write the arguments for {name!r} into the name, after the method that takes them")
+        later = [parse(part) for part in parts[1:]]
+        for part, _ in later:
+            if "ce" not in defaults(_REGISTRY[runtime.choose(part, _REGISTRY, "method")]):
+                raise InputError(f"{part!r} adds nothing to {parts[0]!r}; it is a loss of the labels alone")
+        return Combined(parts=[create(parts[0]), *(create(part, **{"ce": 0.0} | given) for part, given in later)])
+    name, given = parse(name)
+    weights = given | weights
+    cls = _REGISTRY[runtime.choose(name, _REGISTRY, "method")]
+    known = defaults(cls)
+    for key, value in weights.items():
+        if key not in known:
+            runtime.choose(key, known, f"argument of method {cls.registered_name!r}")
+        if isinstance(known[key], bool) and not isinstance(value, bool):
+            raise InputError(f"{cls.registered_name}({key}={value!r}): expected True or False")
+        numeric = isinstance(known[key], (int, float)) and not isinstance(known[key], bool)
+        if numeric and value is not None and (isinstance(value, bool) or not isinstance(value, (int, float))):
+            raise InputError(f"{cls.registered_name}({key}={value!r}): expected a number like {known[key]!r}")
+    return cls(**weights)
+
+
+def _parts(text: str) -> list[str]:
+    """Split "ickd(a=1e+2)+dist" at each + outside brackets."""
+    parts, depth = [""], 0
+    for letter in text:
+        depth += (letter in "([") - (letter in ")]")
+        if letter == "+" and not depth:
+            parts.append("")
+        else:
+            parts[-1] += letter
+    return [part.strip() for part in parts]
+
+
+def parse(text: str) -> tuple[str, dict[str, Any]]:
+    """Split "ickd(nicd=0)" into ("ickd", {"nicd": 0}); the values are Python literals.
+
+    Raises:
+        InputError: the text has another form.
+    """
+    name, bracket, _ = text.partition("(")
+    if not bracket:
+        return name, {}
+    try:
+        call = ast.parse(text, mode="eval").body
+        if not isinstance(call, ast.Call) or call.args:
+            raise ValueError(text)
+        return name.strip(), {str(k.arg): ast.literal_eval(k.value) for k in call.keywords}
+    except (SyntaxError, ValueError):
+        raise InputError(f"cannot read method {text!r}; write it like ickd(nicd=0.5, positives=4)") from None

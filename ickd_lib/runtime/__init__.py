@@ -1,0 +1,35 @@
+"""What every other package uses: errors, devices, seeds, files and run folders."""
+
+from ickd_lib.runtime.devices import autocast, device, precision
+from ickd_lib.runtime.environment import code, environment, environment_differences
+from ickd_lib.runtime.errors import Diverged, InputError, choose, notice
+from ickd_lib.runtime.files import fingerprint, read_json, replacing, write_json
+from ickd_lib.runtime.folders import Run, run_name, runs
+from ickd_lib.runtime.seeds import generator, reseed, seed_of, seeded
+from ickd_lib.runtime.threads import free_threads, same_threads
+
+__all__ = [
+    "Diverged",
+    "InputError",
+    "Run",
+    "autocast",
+    "choose",
+    "code",
+    "device",
+    "environment",
+    "environment_differences",
+    "fingerprint",
+    "free_threads",
+    "generator",
+    "notice",
+    "precision",
+    "read_json",
+    "replacing",
+    "reseed",
+    "run_name",
+    "runs",
+    "same_threads",
+    "seed_of",
+    "seeded",
+    "write_json",
+]

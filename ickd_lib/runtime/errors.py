@@ -1,0 +1,52 @@
+"""Errors that a caller can act on, and the search for the nearest name."""
+
+from __future__ import annotations
+
+import difflib
+import sys
+from collections.abc import Iterable
+from typing import Any
+
+
+class InputError(ValueError):
+    """An argument, a file or a setting cannot work.
+
+    The message is one line: what was given, what was expected, and what to do.
+    """
+
+
+class Diverged(ArithmeticError):
+    """The loss of at least one student became NaN or infinite. The message names the loss term and the step.
+
+    Attributes:
+        histories: the History of every student that finished, by name; empty where none did.
+    """
+
+    def __init__(self, message: str, histories: dict[str, Any] | None = None) -> None:
+        super().__init__(message)
+        self.histories = histories or {}
+
+
+def choose(name: str, options: Iterable[str], what: str) -> str:
+    """Return the option that equals `name`, ignoring case.
+
+    Args:
+        name: what the caller gave.
+        options: all valid names.
+        what: what the names stand for, as the error message calls it ("method", "data set").
+    Raises:
+        InputError: no option has this name; the message contains the most similar one.
+    """
+    known = list(options)
+    folded = {option.lower(): option for option in known}
+    if isinstance(name, str) and name.lower() in folded:
+        return folded[name.lower()]
+    near = difflib.get_close_matches(str(name).lower(), folded, n=1, cutoff=0.5)
+    hint = f"did you mean {folded[near[0]]!r}? " if near else ""
+    listed = ", ".join(known) if len(known) <= 40 else f"{len(known)} names, such as {', '.join(known[:5])}"
+    raise InputError(f"unknown {what} {name!r}; {hint}(known: {listed})")
+
+
+def notice(text: str) -> None:
+    """Print one line of information to stderr. It is no warning: nothing is wrong."""
+    print(f"note: {text}", file=sys.stderr)

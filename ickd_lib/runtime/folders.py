@@ -1,0 +1,143 @@
+"""Run folders: the settings, records, checkpoint, weights and summary of one student."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+from ickd_lib.runtime.errors import InputError
+from ickd_lib.runtime.files import fingerprint, read_json, replacing, write_json
+
+LONGEST = 150  # characters of a name; file systems allow 255 bytes
+
+
+def run_name(given: str) -> str:
+    """Check the name that a caller gives to a run folder.
+
+    Raises:
+        InputError: it is not one path component of letters, digits and . _ = + - that begins with a letter or digit.
+    """
+    if not re.fullmatch(r"\w[\w.=+-]*", given) or len(given) > LONGEST:
+        raise InputError(
+            f"name={given!r} cannot name a run folder; use up to {LONGEST} letters, digits and . _ = + -, "
+            "beginning with a letter or digit"
+        )
+    return given
+
+
+def default_name(label: str, settings: dict[str, Any]) -> str:
+    """A name made from `label`, with every other character replaced, and a fingerprint of the settings."""
+    cleaned = re.sub(r"[^\w.=+-]+", "-", label).strip("-.")
+    return f"{cleaned[: LONGEST - 7]}-{fingerprint(settings)[:6]}"
+
+
+class Run:
+    """A run folder: the settings of one student, its metrics by epoch, its checkpoint, weights and summary.
+
+    config.json contains `settings` (everything that identifies the run), `numerics` (device, precision, threads and
+    what else changes rounding; a resumed run uses them again), `environment` (versions and commit) and `group` (an
+    identifier that the students trained together share).
+
+    Args:
+        folder: where the run lives.
+    """
+
+    def __init__(self, folder: str | Path) -> None:
+        self.folder = Path(folder)
+
+    @classmethod
+    def open(cls, folder: str | Path, settings: dict[str, Any], *, resume: bool = True) -> Run:
+        """Return the run in `folder`, which is new or will be resumed. A new one is written by `create`.
+
+        Raises:
+            InputError: the folder contains a run of other settings, or any run while `resume` is False, or other files.
+        """
+        run = cls(folder)
+        if not run.exists():
+            if run.folder.is_dir() and any(p for p in run.folder.iterdir() if not p.name.endswith(".part")):
+                raise InputError(f"{folder} contains files but no run; name another folder")
+            return run
+        if not resume:
+            raise InputError(f"{folder} already contains a run; name another folder, or resume it")
+        there, given = run.settings, json.loads(json.dumps(settings))
+        if there != given:
+            changed = sorted(k for k in {*there, *given} if there.get(k) != given.get(k))
+            first = changed[0]
+            raise InputError(
+                f"{folder} contains a run with {first}={there.get(first)!r}, not {given.get(first)!r} "
+                f"(differing: {', '.join(changed)}); name another folder, or remove that one"
+            )
+        return run
+
+    def create(
+        self, settings: dict[str, Any], numerics: dict[str, Any], group: str, environment: dict[str, Any]
+    ) -> None:
+        """Write config.json."""
+        config = {"settings": settings, "numerics": numerics, "group": group, "environment": environment}
+        write_json(self.folder / "config.json", config)
+
+    def exists(self) -> bool:
+        """Whether the folder contains a config.json."""
+        return (self.folder / "config.json").is_file()
+
+    @property
+    def config(self) -> dict[str, Any]:
+        """The content of config.json. Runs of earlier versions call the numerics "path".
+
+        Raises:
+            InputError: it is missing, or not the configuration of a run.
+        """
+        config = read_json(self.folder / "config.json")
+        if not isinstance(config, dict) or not isinstance(config.get("settings"), dict):
+            raise InputError(f"{self.folder}/config.json is not the configuration of a run; name another folder")
+        if "path" in config:
+            config["numerics"] = config.pop("path")
+        return config
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """The settings in config.json."""
+        return self.config["settings"]
+
+    @property
+    def summary(self) -> dict[str, Any] | None:
+        """The content of summary.json, or None while the run is not finished."""
+        path = self.folder / "summary.json"
+        return read_json(path) if path.is_file() else None
+
+    @property
+    def metrics(self) -> list[dict[str, Any]]:
+        """The records of metrics.jsonl, one an epoch, up to a last line that a kill cut short."""
+        path = self.folder / "metrics.jsonl"
+        records = []
+        for line in path.read_text().splitlines() if path.is_file() else []:
+            try:
+                records.append(json.loads(line))
+            except ValueError:
+                break
+        return records
+
+    def keep_metrics(self, epochs: int) -> None:
+        """Drop the records beyond the first `epochs` epochs, which a resumed run writes again."""
+        records = [r for r in self.metrics if r["epoch"] <= epochs]
+        with replacing(self.folder / "metrics.jsonl") as part:
+            part.write_text("".join(json.dumps(r) + "\n" for r in records))
+
+    def log(self, record: dict[str, Any]) -> None:
+        """Append the record of one epoch to metrics.jsonl."""
+        with open(self.folder / "metrics.jsonl", "a") as file:
+            file.write(json.dumps(record) + "\n")
+
+
+def runs(folder: str | Path) -> list[Run]:
+    """Every run at or below `folder`, sorted by path.
+
+    Raises:
+        InputError: there is none.
+    """
+    found = [Run(p.parent) for p in sorted(Path(folder).rglob("config.json"))]
+    if not found:
+        raise InputError(f"no runs (folders with a config.json) below {folder}")
+    return found

@@ -1,0 +1,58 @@
+"""CPU threads: how many a training uses, and how many cores are free for them."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import torch
+
+STAT = Path("/proc/stat")
+
+
+@contextlib.contextmanager
+def same_threads(count: int) -> Iterator[None]:
+    """Inside the context torch uses `count` threads; afterwards as many as before."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def busy_cores(seconds: float = 0.1) -> float:
+    """How many cores other processes keep busy, measured while this one sleeps; 0 where the system does not tell.
+
+    Processes of low priority (nice) do not count: they give way.
+    """
+    before = _ticks()
+    time.sleep(seconds if before else 0)
+    after = _ticks()
+    if not before or not after or after[1] == before[1]:
+        return 0.0
+    return (after[0] - before[0]) / (after[1] - before[1]) * (os.cpu_count() or 1)
+
+
+def _ticks() -> tuple[int, int] | None:
+    """Ticks that all cores spent busy at normal priority, and all ticks, since the system started."""
+    try:
+        user, _nice, system, *rest = map(int, STAT.read_text().splitlines()[0].split()[1:])
+    except (OSError, ValueError):
+        return None
+    return user + system, user + _nice + system + sum(rest[:5])
+
+
+def free_threads() -> int:
+    """How many threads a training on the CPU should use now: torch's number, or fewer where cores are busy.
+
+    Threads that share a core with another job make every parallel operation wait for the slowest one.
+    """
+    threads = torch.get_num_threads()
+    if threads == 1:
+        return 1
+    free = (os.cpu_count() or 1) - busy_cores()
+    return max(1, min(threads, round(free)))

@@ -1,0 +1,68 @@
+"""Classification: an image is one sample."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from ickd_lib import losses, metrics, models, runtime
+from ickd_lib.data import Batch, Images
+from ickd_lib.models import Network
+from ickd_lib.tasks.base import Column, Samples, Task, positions, register
+
+
+@register("classification")
+class Classification(Task):
+    """An image is one sample; its key is its row in the data set. Supervised by cross-entropy, judged by accuracy."""
+
+    primary = "accuracy"
+    columns = (
+        Column("last, %", "accuracy"),
+        Column("best, %", "best_accuracy"),
+        Column("NLL", "nll", 1, ".3f"),
+        Column("ECE, %", "ece"),
+        Column("agrees with teacher, %", "agreement"),
+    )
+    cacheable = True
+
+    def samples(
+        self,
+        network: Network,
+        batch: Batch,
+        *,
+        like: Samples | None = None,
+        maps: bool = False,
+        precision: str = "fp32",
+    ) -> tuple[Samples, Tensor | None]:
+        with runtime.autocast(batch.labels.device, precision):
+            output = network(batch.images, maps=maps)
+        samples = Samples(
+            output.logits.float(),
+            output.features.float(),
+            batch.labels,
+            batch.index,
+            torch.arange(len(batch.labels), device=batch.labels.device),
+            tuple(one.float() for one in output.maps),
+            batch.soft,
+        )
+        return samples, losses.cross_entropy(samples.logits, samples.targets) if network.training else None
+
+    def places(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        return batch.index, batch.labels
+
+    def keys(self, images: Images) -> tuple[Tensor, Tensor]:
+        return images.index, images.labels
+
+    def bank_samples(self, network: Network, images: Images, *, precision: str = "auto") -> Samples:
+        output = models.predict(network, images, precision=precision)
+        every = torch.arange(len(images), device=images.labels.device)
+        return Samples(output.logits, output.features, images.labels, images.index, every)
+
+    def metrics(
+        self, network: Network, images: Images, *, teacher: Samples | None = None, precision: str = "auto"
+    ) -> dict[str, float]:
+        logits = models.predict(network, images, precision=precision).logits
+        return metrics.classification(logits, images.labels, teacher and teacher.logits)
+
+    def pictures(self, images: Images, keys: Tensor) -> Tensor:
+        return images.images[positions(images, keys)]

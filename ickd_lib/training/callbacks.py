@@ -1,0 +1,93 @@
+"""Hooks into training: what runs at the start, after each step, after each epoch, and at the end."""
+
+from __future__ import annotations
+
+import time
+from typing import TYPE_CHECKING
+
+from tqdm import tqdm
+
+if TYPE_CHECKING:
+    from ickd_lib.training.loop import Loop
+
+
+class Callback:
+    """A hook into training. A subclass overrides the methods that it needs.
+
+    Each method gets the `Loop`: `epoch` and `step` (done so far), `steps` (in an epoch), `recipe`, `splits`, `states`
+    (a TrainingState for each student that is still trained, with `learner`, `optimizer`, `meters`) and `records` (the
+    RunRecord of each state, whose `epochs` are the records so far).
+
+    Attributes:
+        needs_eager: whether every step must be launched anew, because the callback observes the inside of a step (with
+            forward hooks, for example). A captured step replays its kernels without running any Python of the networks
+            and methods. `step` itself is called after every step in both cases.
+    """
+
+    needs_eager = False
+
+    def start(self, training: Loop) -> None:
+        """Called once before the first step."""
+
+    def step(self, training: Loop) -> None:
+        """Called after each step. On a GPU, reading a loss here waits for the step to end."""
+
+    def epoch(self, training: Loop) -> None:
+        """Called after each epoch, when its records are complete."""
+
+    def end(self, training: Loop) -> None:
+        """Called once at the end, also when training stops early or fails."""
+
+
+class ProgressBar(Callback):
+    """A bar with the epoch, the losses so far, the last test number and the training speed."""
+
+    def start(self, training: Loop) -> None:
+        done = training.epoch * training.steps + training.step
+        total = training.recipe.epochs * training.steps
+        self.bar = tqdm(total=total, initial=done, mininterval=0.5)
+        self.shown = 0.0
+
+    def step(self, training: Loop) -> None:
+        self.bar.update()
+        if (now := time.perf_counter()) - self.shown >= 0.5:
+            self.shown = now
+            self._show(training)
+
+    def epoch(self, training: Loop) -> None:
+        self._show(training)
+
+    def end(self, training: Loop) -> None:
+        self.bar.close()
+
+    def _show(self, training: Loop) -> None:
+        self.bar.set_description(f"epoch {min(training.epoch + 1, training.recipe.epochs)}/{training.recipe.epochs}")
+        shown = _losses(training)
+        key = f"test_{training.task.primary}"
+        latest = [
+            next((r[key] for r in training.records[s].epochs[::-1] if key in r), None) for s in training.states
+        ]
+        known = sorted(value for value in latest if value is not None)
+        if known:
+            shown["test"] = f"{known[0]:.1%}" if len(known) == 1 else f"{known[0]:.1%}–{known[-1]:.1%}"
+        if rate := self.bar.format_dict["rate"]:
+            shown["images/s"] = f"{rate * training.recipe.batch_size * len(training.states):.0f}"
+        self.bar.set_postfix(shown, refresh=False)
+
+
+def _losses(training: Loop) -> dict[str, str]:
+    """Each term of a single student, or the range of the losses of several students.
+
+    They are those of the epoch so far; on a GPU, whose values are not read within an epoch, of the last epoch.
+    """
+    means: list[dict[str, float]] = []
+    for state in training.states:
+        losses = state.meters.losses
+        if losses is not None and losses.device.type == "cpu" and state.step:
+            means.append(dict(zip(state.meters.terms, losses[: state.step].mean(0).tolist(), strict=True)))
+        else:
+            means += [record["terms"] for record in training.records[state].epochs[-1:]]
+    if len(training.states) == 1:
+        return {term: f"{value:.3f}" for term, value in (means[0] if means else {}).items()}
+    sums = [sum(terms.values()) for terms in means]
+    return {"loss": f"{min(sums):.3f}–{max(sums):.3f}"} if sums else {}

@@ -1,0 +1,116 @@
+"""Captured steps: on a GPU a step is captured once as a CUDA graph and then replayed with a single launch."""
+
+from __future__ import annotations
+
+import contextlib
+import warnings
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+
+WARM_UP = 3  # steps before one is captured: buffers are allocated, and libraries choose their kernels
+Capture = Callable[[Callable[[], None]], Callable[[], None]]
+
+
+def cuda_graph(work: Callable[[], None]) -> Callable[[], None]:
+    """Capture the kernels that `work` launches, without running them, as a CUDA graph.
+
+    Every tensor that `work` reads must stay where it is in memory.
+
+    Returns:
+        A function that runs the captured kernels.
+    Raises:
+        RuntimeError: `work` does something that a graph cannot contain.
+    """
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph, stream=torch.cuda.Stream()):  # the default stream would be of the first GPU used
+        work()
+    return graph.replay
+
+
+class CapturedSteps:
+    """Runs steps eagerly until one kind of step has been taken a few times, then captures and replays it.
+
+    A step that reads a value on the host, or copies one to the device, cannot be captured. Such a step is noticed while
+    the first ones run, and is launched anew each time.
+
+    Args:
+        capture: `cuda_graph`, or None to run every step eagerly.
+    """
+
+    def __init__(self, capture: Capture | None) -> None:
+        self.capture = capture
+        self._kind: object = None  # of the last step
+        self._taken = 0  # how often in a row
+        self._replay: Callable[[], None] | None = None
+        self._unfit: set[object] = set()
+
+    def run(self, kind: object, work: Callable[[], None], names: list[str], whole: bool) -> None:
+        """Run a step.
+
+        Args:
+            kind: equal for steps that do the same work on other values.
+            work: the step.
+            names: of the methods, for a message.
+            whole: whether the batch has the usual size; a smaller one is run eagerly.
+        """
+        if kind != self._kind:
+            self._kind, self._taken, self._replay = kind, 0, None
+        if self.capture is None or not whole or kind in self._unfit:
+            work()
+        elif self._taken < WARM_UP:
+            self._taken += 1
+            with HostReads() if self._taken == WARM_UP else contextlib.nullcontext() as watch:
+                work()
+            if watch and watch.found:
+                self._refuse(kind, names, f"its step reads values on the host ({', '.join(sorted(watch.found))})")
+        else:
+            if self._replay is None:
+                try:
+                    self._replay = self.capture(work)
+                except RuntimeError as error:
+                    self._refuse(kind, names, str(error).strip().splitlines()[0])
+                    work()
+                    return
+            self._replay()
+
+    def _refuse(self, kind: object, names: list[str], why: str) -> None:
+        self._unfit.add(kind)
+        text = f"{', '.join(sorted(set(names)))}: {why}, so it is not captured but launched anew each time, slower"
+        warnings.warn(text, stacklevel=6)
+
+
+def reason_against(callbacks: Sequence[Any], networks: Sequence[torch.nn.Module]) -> str:
+    """Why steps must run eagerly, or "": a callback that needs it, or forward hooks, which a replay does not call."""
+    for callback in callbacks:
+        if getattr(callback, "needs_eager", False):
+            return f"the callback {type(callback).__name__} observes the inside of a step"
+    for network in networks:
+        if any(part._forward_hooks or part._forward_pre_hooks for part in network.modules()):
+            return f"{getattr(network, 'name', type(network).__name__)} has forward hooks"
+    return ""
+
+
+class HostReads(TorchDispatchMode):
+    """Collects the operations that need a tensor's values on the host, or copy values of the host to a device."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.found: set[str] = set()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        out, name = func(*args, **(kwargs or {})), func.overloadpacket.__name__
+        if name in ("index", "index_put", "index_put_"):
+            reads = any(t is not None and t.dtype in (torch.bool, torch.uint8) for t in args[1])
+        else:
+            reads = bool({torch.Tag.data_dependent_output, torch.Tag.dynamic_output_shape} & set(func.tags))
+        if isinstance(out, Tensor):
+            given = [a for x in args for a in (x if isinstance(x, (list, tuple)) else [x]) if isinstance(a, Tensor)]
+            made = name == "lift_fresh" and out.device.type != "cpu"  # torch.tensor of Python numbers
+            reads = reads or made or any(t.device != out.device for t in given)
+        if reads:
+            self.found.add(name)
+        return out

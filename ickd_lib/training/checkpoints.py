@@ -1,0 +1,82 @@
+"""Checkpoints: one file for all students of a peer group, so that a kill cannot leave them at different steps."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ickd_lib import runtime
+from ickd_lib.runtime import InputError
+from ickd_lib.training.peers import PeerGroup
+from ickd_lib.training.records import RunRecord
+from ickd_lib.training.state import TrainingState
+
+Records = dict[TrainingState, RunRecord]
+
+
+class Checkpoint:
+    """The checkpoint of a peer group. It lies in the run folder of the student whose name comes first.
+
+    Args:
+        group: the students.
+        records: the run folder of each.
+    """
+
+    def __init__(self, group: PeerGroup, records: Records) -> None:
+        self.group, self.records = group, records
+        first = records[group.states[0]].run
+        self.path: Path | None = first.folder / "checkpoint.pt" if first else None
+
+    @property
+    def kept(self) -> str:
+        """End of an error message: where the last good checkpoint is, if there is one."""
+        if self.path and self.path.is_file():
+            return f"; its last good checkpoint is {self.path}"
+        return ""
+
+    def save(self) -> None:
+        """Write the checkpoint, whole or not at all.
+
+        Raises:
+            Diverged: a student has a loss or a weight that is not finite; the checkpoint before stays.
+        """
+        for state in self.group.states:
+            state.check_finite(self.kept)
+            state.check_weights(self.kept)
+        if self.path:
+            states = {state.learner.name: state.state_dict() for state in self.group.states}
+            with runtime.replacing(self.path) as part:
+                torch.save(states, part)
+
+    def restore(self) -> None:
+        """Go back to the checkpoint, where there is one, and drop the records of later epochs.
+
+        Raises:
+            InputError: the checkpoint is damaged, or some of the run folders were removed.
+        """
+        records = [self.records[state] for state in self.group.states]
+        waiting = [state for state in self.group.states if not self.records[state].finished]
+        runs = [record.run for record in records if record.run]
+        if not (waiting and runs and self.path):
+            return
+        folders = ", ".join(str(run.folder) for run in runs)
+        if self.path.is_file():
+            device = next(waiting[0].learner.network.parameters()).device
+            try:
+                states: dict[str, Any] = torch.load(self.path, map_location=device, weights_only=True)
+                for state in waiting:
+                    state.load_state_dict(states[state.learner.name])
+            except Exception as error:  # torch.load raises many types on a damaged file
+                what = type(error).__name__
+                raise InputError(f"{self.path} is damaged ({what}); remove {folders} to train anew") from None
+        ahead = len(waiting) < len(runs)
+        begun = ahead or self.path.is_file() or any(run.metrics for run in runs)
+        removed = begun and not all(run.exists() for run in runs)
+        if removed or (ahead and not all(state.finished for state in waiting)):
+            raise InputError(
+                f"peers train together, and some of {folders} were removed or trained alone; remove all to train anew"
+            )
+        for state in waiting:
+            self.records[state].rewind(state.epoch)

@@ -1,0 +1,317 @@
+"""`distill`: everything that a training needs, put together."""
+
+from __future__ import annotations
+
+import contextlib
+import uuid
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ickd_lib import models, runtime
+from ickd_lib.data import Images, Sampler, Splits
+from ickd_lib.memory import MemoryBank, require_fit
+from ickd_lib.methods import Retrieval
+from ickd_lib.models import Network
+from ickd_lib.runtime import Diverged, InputError
+from ickd_lib.tasks import Classification, Task
+from ickd_lib.training import precision_benchmark
+from ickd_lib.training.callbacks import Callback, ProgressBar
+from ickd_lib.training.capture import Capture, cuda_graph, reason_against
+from ickd_lib.training.checkpoints import Checkpoint, Records
+from ickd_lib.training.in_context import TeacherBank
+from ickd_lib.training.loop import AHEAD, Loop, stoppable, stopped
+from ickd_lib.training.peers import PeerGroup
+from ickd_lib.training.recipe import Recipe
+from ickd_lib.training.records import History, RunRecord
+from ickd_lib.training.state import TrainingState
+from ickd_lib.training.stepper import Stepper, TeacherPass
+from ickd_lib.training.students import Student, learners
+from ickd_lib.training.teacher_cache import TeacherCache
+
+
+def distill(
+    students: Sequence[Student],
+    splits: Splits,
+    *,
+    teacher: Network | None = None,
+    bank: MemoryBank | None = None,
+    task: Task | None = None,
+    recipe: Recipe | None = None,
+    data_seed: int = 0,
+    device: str | torch.device = "auto",
+    precision: str = "auto",
+    evaluate_every: int = 1,
+    runs: str | Path | None = None,
+    resume: bool = True,
+    checkpoint_seconds: float = 60.0,
+    progress: bool = True,
+    callbacks: Sequence[Callback] = (),
+    teacher_cache: str | Path | None = None,
+    teacher_cache_gigabytes: float = 4.0,
+    capture: bool = True,
+) -> dict[str, History]:
+    """Train students on the same batches, with one pass of the teacher for all of them.
+
+    Args:
+        students: what to train. The students of one peer group use each other's outputs; all others are trained exactly
+            as if each were trained alone.
+        splits: the data. Test images, and validation images where there are some, are evaluated only.
+        teacher: a network, for the methods that need one. It is copied and stays as it is. Its classes are those of the
+            data or, for methods whose `label_space` allows that, others.
+        bank: the teacher's memory bank of the training images; built here if a method needs one and none is given.
+        task: which samples an image has; classification by default, where an image is one sample.
+        recipe: epochs, learning rates, optimiser; by default the 240 epochs of the CIFAR-100 protocol.
+        data_seed: the order of the batches and the views of the images are a function of it.
+        device: "auto", "cpu", "cuda" or "cuda:N".
+        precision: "auto", "fp32" or "bf16". "auto" is as in `runtime.precision`; for a training of 1,000 steps or more
+            on a CPU, both are measured and the faster one is used. The run records it.
+        evaluate_every: epochs between evaluations; the last epoch is always evaluated.
+        runs: the folder of the run folders; with None everything stays in memory.
+        resume: go on with unfinished runs of the same settings, and load finished ones; False refuses both.
+        checkpoint_seconds: time between checkpoints. Ctrl-C writes one and stops; the same call goes on from there.
+        progress: show a progress bar.
+        callbacks: see `Callback`.
+        teacher_cache: folder of a cache of the teacher's outputs for each view of each image, in half precision, which
+            later trainings with the same teacher and data use too (`TeacherCache`). With None the teacher runs in every
+            step. The cache is also skipped when the augmentation goes beyond crop and flip, or when any student compares
+            feature maps.
+        teacher_cache_gigabytes: largest size of the cache.
+        capture: on a GPU, capture a step as a CUDA graph and replay it, which makes small networks fast. False launches
+            every step anew, for debugging inside a method. On a CPU it has no effect.
+    Returns:
+        A History for each student, by name, in the order given.
+    Raises:
+        InputError: something given cannot work. This is found before training starts.
+        Diverged: a loss of a student became NaN or infinite. The other students are trained to the end first; their
+            histories are in the exception's `histories`.
+    """
+    recipe, task, device = recipe or Recipe(), task or Classification(), runtime.device(device)
+    _check(students, splits, evaluate_every)
+    splits = splits.to(device)
+    frozen = models.frozen(teacher, device) if teacher else None
+    groups, records = _prepare(
+        students,
+        splits.train,
+        runs=runs,
+        resume=resume,
+        task=task,
+        teacher=frozen,
+        bank=bank,
+        recipe=recipe,
+        data_seed=data_seed,
+        evaluate_every=evaluate_every,
+        device=device,
+    )
+    waiting = [state for state, record in records.items() if not record.finished]
+    if waiting:
+        numerics = _numerics(waiting, records, splits, frozen, device, precision, bool(teacher_cache), capture)
+        with contextlib.ExitStack() as stack:
+            stack.enter_context(torch.cuda.device(device) if device.type == "cuda" else contextlib.nullcontext())
+            stack.enter_context(runtime.same_threads(numerics["threads"]))
+            stack.enter_context(torch.random.fork_rng())
+            stop = stack.enter_context(stoppable())
+            source = _teacher_source(
+                waiting, splits.train, frozen, task, numerics, teacher_cache, teacher_cache_gigabytes
+            )
+            if isinstance(source, TeacherCache):
+                stack.callback(source.close)
+            teacher_bank = _teacher_bank(bank, waiting, splits.train, frozen, task, numerics["precision"])
+            _create_runs(waiting, records, numerics, device)
+            going = [group for group in groups if any(state in waiting for state in group.states)]
+            loop = Loop(
+                going,
+                records,
+                splits,
+                task,
+                Stepper(
+                    going,
+                    splits.train,
+                    task,
+                    source,
+                    teacher_bank,
+                    batch_size=recipe.batch_size,
+                    precision=numerics["precision"],
+                    epochs=recipe.epochs,
+                    capture=_capture(capture and numerics["captured"], callbacks, waiting),
+                ),
+                recipe=recipe,
+                data_seed=data_seed,
+                evaluate_every=evaluate_every,
+                checkpoint_seconds=checkpoint_seconds,
+                callbacks=[*callbacks, *([ProgressBar()] if progress else [])],
+            )
+            loop.train(stop)
+            reference = task.bank_samples(frozen, splits.test, precision=numerics["precision"]) if frozen else None
+            for state in loop.states:
+                if state in waiting:
+                    records[state].finish(state, splits, task, numerics["precision"], reference, len(students))
+            if stop.is_set():  # it came after the last step; the caller may have more to train
+                raise stopped(loop)
+    histories = {state.learner.name: record.history() for state, record in records.items() if record.finished}
+    if failed := [group.failed for group in groups if group.failed]:
+        raise Diverged("; ".join(failed), histories)
+    return histories
+
+
+def _check(students: Sequence[Student], splits: Splits, evaluate_every: int) -> None:
+    if not students:
+        raise InputError("no student to train; give at least one Student")
+    if evaluate_every < 1:
+        raise InputError(f"evaluate_every={evaluate_every} must be 1 or more")
+    for split in (splits.train, splits.test):
+        if not len(split):
+            raise InputError(f"{split.name} has no image; training needs some in train and in test")
+
+
+def _prepare(
+    students: Sequence[Student],
+    train: Images,
+    *,
+    runs: str | Path | None,
+    resume: bool,
+    task: Task,
+    recipe: Recipe,
+    **given: Any,
+) -> tuple[list[PeerGroup], Records]:
+    """The peer groups, restored from their checkpoints, and the records of all students in the order given."""
+    made = learners(students, train, task=task, recipe=recipe, **given)
+    steps = Sampler(train).steps(recipe.batch_size)
+    states = {learner.position: TrainingState(learner, recipe, steps) for group in made for learner in group}
+    records = {state: RunRecord(state.learner) for _, state in sorted(states.items())}
+    groups = [PeerGroup([states[learner.position] for learner in group], task, train) for group in made]
+    if runs is not None:
+        for record in records.values():
+            record.open(Path(runs), resume)
+        for group in groups:
+            for state in group.states:
+                if records[state].finished:
+                    state.epoch = recipe.epochs
+            Checkpoint(group, records).restore()
+    return groups, records
+
+
+def _numerics(
+    waiting: Sequence[TrainingState],
+    records: Records,
+    splits: Splits,
+    teacher: Network | None,
+    device: torch.device,
+    precision: str,
+    cached: bool,
+    capture: bool,
+) -> dict[str, Any]:
+    """What changes rounding beside the settings. Runs that are resumed keep what they were begun with.
+
+    Raises:
+        InputError: runs that are resumed were begun on another kind of device, or differ from each other.
+    """
+    runs = [run for state in waiting if (run := records[state].run)]
+    recorded = [run.config["numerics"] for run in runs if run.exists()]
+    for other in recorded:
+        if other["device"].split(":")[0] != device.type:
+            raise InputError(f"an unfinished run was begun on {other['device']}, not {device}; resume it there")
+        if {**other, "precision_benchmark": None} != {**recorded[0], "precision_benchmark": None}:
+            raise InputError(f"unfinished runs have different numerics ({other}, {recorded[0]}); resume them one by one")
+    if recorded:
+        return {**recorded[0], "device": str(device)}
+    train, recipe = splits.train, waiting[0].recipe
+    found: dict[str, Any] = {
+        "device": str(device),
+        "precision": runtime.precision(precision, device, min(train.size)),
+        "threads": runtime.free_threads() if device.type == "cpu" else torch.get_num_threads(),
+        "teacher_cache": cached and teacher is not None and _cacheable(waiting, train),
+        "captured": capture and device.type == "cuda",
+    }
+    long = recipe.epochs * waiting[0].steps >= precision_benchmark.STEPS
+    if precision == "auto" and device.type == "cpu" and long and min(train.size) >= 16:
+        runs_teacher = any("teacher" in state.learner.method.needs for state in waiting) and not cached
+        taken = precision_benchmark.seconds(waiting[0].learner.network, teacher if runs_teacher else None, train)
+        found |= {"precision_benchmark": taken, "precision": precision_benchmark.faster(taken)}
+    return found
+
+
+def _cacheable(waiting: Sequence[TrainingState], train: Images) -> bool:
+    """Whether a teacher cache can serve these students: numbered views only, and nobody compares maps."""
+    needs = frozenset().union(*(state.learner.method.needs for state in waiting))
+    return _needs_pass(waiting) and "maps" not in needs and train.augment == "crop"
+
+
+def _needs_pass(waiting: Sequence[TrainingState]) -> bool:
+    """Whether some student needs the teacher's outputs for the views of a batch."""
+    found = [state.learner.method for state in waiting]
+    return any("teacher" in method.needs or _searches_by_view(method.retrieval) for method in found)
+
+
+def _searches_by_view(spec: Retrieval | None) -> bool:
+    return spec is not None and spec.source == "teacher" and spec.query == "view"
+
+
+def _teacher_source(
+    waiting: Sequence[TrainingState],
+    train: Images,
+    teacher: Network | None,
+    task: Task,
+    numerics: dict[str, Any],
+    folder: str | Path | None,
+    gigabytes: float,
+) -> TeacherPass | TeacherCache | None:
+    """What computes the teacher's samples of a batch: nothing, a forward pass, or the cache."""
+    if teacher is None or not _needs_pass(waiting):
+        return None
+    found = [state.learner.method for state in waiting]
+    needs = frozenset().union(*(method.needs for method in found))
+    precision = numerics["precision"]
+    if not (numerics["teacher_cache"] and task.cacheable):
+        return TeacherPass(task, teacher, maps="maps" in needs, precision=precision)
+    device, batch_size = train.labels.device, waiting[0].recipe.batch_size
+    return TeacherCache(
+        teacher,
+        train,
+        features="features" in needs or any(_searches_by_view(method.retrieval) for method in found),
+        precision=precision,
+        folder=folder,
+        gigabytes=gigabytes,
+        ahead=(AHEAD[device.type] + 1) * batch_size,
+    )
+
+
+def _teacher_bank(
+    bank: MemoryBank | None,
+    waiting: Sequence[TrainingState],
+    train: Images,
+    teacher: Network | None,
+    task: Task,
+    precision: str,
+) -> TeacherBank | None:
+    """The teacher's bank with the in-context samples of the students; None where nobody needs it."""
+    if not any(state.learner.method.needs_bank for state in waiting):
+        return None
+    assert teacher is not None
+    bank = bank.to(train.labels.device) if bank else MemoryBank.build(teacher, train, task=task, precision=precision)
+    require_fit(bank, train, teacher, task)
+    return TeacherBank(bank, waiting)
+
+
+def _create_runs(
+    waiting: Sequence[TrainingState], records: Records, numerics: dict[str, Any], device: torch.device
+) -> None:
+    """Write the configuration of the new runs."""
+    group, environment = uuid.uuid4().hex[:8], runtime.environment(device)
+    for state in waiting:
+        records[state].create(numerics, group, environment)
+
+
+def _capture(wanted: bool, callbacks: Sequence[Callback], waiting: Sequence[TrainingState]) -> Capture | None:
+    """How steps are captured: not at all where a callback or an optimiser needs every step to be launched anew."""
+    if not wanted:
+        return None
+    why = reason_against(callbacks, [state.learner.network for state in waiting])
+    if not why and not all(state.optimizer.fused for state in waiting):
+        why = f"the optimiser {waiting[0].recipe.optimizer} has no fused form"
+    if why:
+        runtime.notice(f"steps are not captured, because {why}")
+        return None
+    return cuda_graph

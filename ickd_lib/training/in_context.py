@@ -1,0 +1,107 @@
+"""In-context samples from the teacher's bank: tables that are computed once, or a search in every step."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from ickd_lib.memory import InContext, MemoryBank, Neighbours
+from ickd_lib.methods import Retrieval
+from ickd_lib.tasks import Samples
+from ickd_lib.training.state import TrainingState
+
+Key = tuple[Retrieval, int]  # a request, and the seed of its random samples
+
+
+class TeacherBank:
+    """The teacher's bank with the in-context samples that the methods of some students request from it.
+
+    Students with equal requests share them. Random samples depend on the student's seed, so that they are drawn for
+    each seed.
+
+    Args:
+        bank: the teacher's bank, on the training device.
+        states: the students.
+    """
+
+    def __init__(self, bank: MemoryBank, states: Sequence[TrainingState]) -> None:
+        self.bank = bank
+        self._keys = {state: key for state in states if (key := _key(state)) is not None}
+        self._tables: dict[Key, tuple[Neighbours, Neighbours]] = {}
+        for spec, seed in self._keys.values():
+            if spec.query == "row":
+                self._tables[spec, seed] = self._table(spec, (seed, 0) if spec.redraw else seed)
+            else:
+                bank.require(positives=spec.positives, negatives=spec.negatives, per_class=spec.per_class)
+        bank.class_means(), bank.class_sums()  # computed here once; students side by side must not do so at a time
+
+    def begin_epoch(self, epoch: int) -> None:
+        """Draw random samples anew where a method requests that. The tables stay where they are in memory."""
+        for (spec, seed), table in self._tables.items():
+            if spec.redraw:
+                for old, new in zip(table, self._table(spec, (seed, epoch)), strict=True):
+                    old.rows.copy_(new.rows)
+                    old.similarity.copy_(new.similarity)
+
+    def _table(self, spec: Retrieval, seed: object) -> tuple[Neighbours, Neighbours]:
+        """Positives and negatives of every row, each in its own order; class means are computed in each step instead."""
+        found = {}
+        for order in (spec.order, spec.negatives_order):
+            positives = spec.positives * (order == spec.order and order != "class")
+            negatives = spec.negatives * (order == spec.negatives_order and order != "class")
+            if order in found:
+                continue
+            if order == "random":
+                found[order] = self.bank.random_table(positives=positives, negatives=negatives, seed=seed)
+            else:
+                found[order] = self.bank.table(
+                    positives=positives, negatives=negatives, per_class=spec.per_class
+                )
+        return found[spec.order][0], found[spec.negatives_order][1]
+
+    @torch.no_grad()
+    def retrieve(
+        self, states: Sequence[TrainingState], keys: Tensor, labels: Tensor, teacher: Samples | None
+    ) -> dict[TrainingState, tuple[InContext, InContext]]:
+        """The in-context samples of each student that uses some in this step.
+
+        Args:
+            keys, labels: of the samples of the batch, shape [S] each.
+            teacher: the teacher's samples, whose features are the queries of a search in every step.
+        """
+        found: dict[Key, tuple[InContext, InContext]] = {}
+        for key in dict.fromkeys(self._keys[state] for state in states if state in self._keys and state.retrieves):
+            spec = key[0]
+            if key in self._tables:
+                found[key] = self._from_tables(spec, self._tables[key], keys, labels)
+            else:
+                assert teacher is not None
+                found[key] = self.bank.retrieve(
+                    teacher.features,
+                    labels,
+                    keys,
+                    positives=spec.positives,
+                    negatives=spec.negatives,
+                    per_class=spec.per_class,
+                )
+        return {state: found[self._keys[state]] for state in states if self._keys.get(state) in found}
+
+    def _from_tables(
+        self, spec: Retrieval, tables: tuple[Neighbours, Neighbours], keys: Tensor, labels: Tensor
+    ) -> tuple[InContext, InContext]:
+        rows = self.bank.rows(keys)
+        near, far = (self.bank.gather(table[rows], features=spec.features) for table in tables)
+        if "class" in (spec.order, spec.negatives_order):
+            own, others = self.bank.class_samples(keys, labels)
+            near, far = own if spec.order == "class" else near, others if spec.negatives_order == "class" else far
+        return near, far
+
+
+def _key(state: TrainingState) -> Key | None:
+    spec = state.learner.method.retrieval
+    if spec is None or spec.source != "teacher":
+        return None
+    return spec, state.learner.seed if "random" in (spec.order, spec.negatives_order) else 0
+

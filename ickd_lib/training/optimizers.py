@@ -1,0 +1,124 @@
+"""The optimiser of a student: parameter groups, learning rates on the device, and averaged weights."""
+
+from __future__ import annotations
+
+import copy
+import inspect
+import math
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ickd_lib import models, runtime
+from ickd_lib.models import Network
+from ickd_lib.training.recipe import Recipe, optimizers
+
+
+class Optimizer:
+    """An optimiser over two kinds of parameters, the embedding (all layers but the classifier) and the rest.
+
+    Learning rates of fused optimisers are tensors on the device, so that a captured step reads their present values.
+
+    Args:
+        network: the student.
+        method: its method, whose own parameters are trained at the classifier's rate.
+        recipe: which optimiser, with which settings.
+    """
+
+    def __init__(self, network: Network, method: nn.Module, recipe: Recipe) -> None:
+        self.recipe = recipe
+        device = next(network.parameters()).device
+        classifier = {id(p) for p in models.classifier(network)[1].parameters()}
+        embedding = [p for p in network.parameters() if id(p) not in classifier]
+        others = [p for p in network.parameters() if id(p) in classifier]
+        self.rates = torch.full((2,), recipe.lr, device=device).unbind()
+        self._lr = (recipe.lr, recipe.lr)
+        groups: list[dict[str, Any]] = []
+        self._kinds: list[int] = []  # of each group: 0 the embedding, 1 the rest
+        for kind, parameters in enumerate((embedding, [*others, *method.parameters()])):
+            for decay, some in self._by_decay(network, parameters):
+                groups.append({"params": some, "weight_decay": decay})
+                self._kinds.append(kind)
+        cls = getattr(torch.optim, runtime.choose(recipe.optimizer, optimizers(), "optimizer"))
+        known = inspect.signature(cls.__init__).parameters
+        options = {
+            "lr": recipe.lr,
+            "momentum": recipe.momentum,
+            "nesterov": recipe.nesterov,
+            "betas": recipe.betas,
+            "fused": True,
+        }
+        self.fused = "fused" in known
+        self.inner: torch.optim.Optimizer = cls(groups, **{k: v for k, v in options.items() if k in known})
+        self._use_rates()
+
+    def _by_decay(self, network: Network, parameters: list[nn.Parameter]) -> list[tuple[float, list[nn.Parameter]]]:
+        """The parameters with their weight decay, in one group or in two."""
+        decay = self.recipe.weight_decay
+        if self.recipe.decay_norms_and_biases or not decay:
+            return [(decay, parameters)]
+        vectors = [p for p in parameters if p.ndim <= 1]
+        return [(decay, [p for p in parameters if p.ndim > 1]), (0.0, vectors)]
+
+    def _use_rates(self) -> None:
+        if self.fused:
+            for group, kind in zip(self.inner.param_groups, self._kinds, strict=True):
+                group["lr"] = self.rates[kind]
+
+    @property
+    def parameters(self) -> list[Tensor]:
+        """Every parameter that is trained."""
+        return [p for group in self.inner.param_groups for p in group["params"]]
+
+    def set_rates(self, embedding: float, classifier: float) -> None:
+        """Set the learning rates of the next step; on a GPU each change is a kernel launch, so equal ones are skipped."""
+        if (embedding, classifier) == self._lr:
+            return
+        self._lr = (embedding, classifier)
+        for rate, value in zip(self.rates, self._lr, strict=True):
+            rate.fill_(value)
+        if not self.fused:
+            for group, kind in zip(self.inner.param_groups, self._kinds, strict=True):
+                group["lr"] = self._lr[kind]
+
+    def forget(self) -> None:
+        """Drop momenta and other state: a new phase starts without those of the previous one."""
+        self.inner.state.clear()
+
+    def step(self, loss: Tensor) -> None:
+        """One step of gradient descent on the loss."""
+        self.inner.zero_grad(set_to_none=True)
+        loss.backward()
+        if self.recipe.clip_grad_norm:
+            nn.utils.clip_grad_norm_(self.parameters, self.recipe.clip_grad_norm)
+        self.inner.step()
+
+    def state_dict(self) -> dict[str, Any]:
+        return self.inner.state_dict()
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.inner.load_state_dict(state)
+        self._use_rates()
+        self._lr = (math.nan, math.nan)  # the next `set_rates` sets them, whatever they were
+
+
+class Average:
+    """An exponential moving average of a network's weights (EMA), as a network of its own.
+
+    Args:
+        network: the network that is trained.
+        decay: share of the average that stays in each step.
+    """
+
+    def __init__(self, network: Network, decay: float) -> None:
+        self.decay, self.source = decay, network
+        self.network = copy.deepcopy(network).requires_grad_(False)
+
+    @torch.no_grad()
+    def update(self) -> None:
+        """Move the average towards the present weights; buffers such as batch-norm statistics are copied."""
+        pairs = list(zip(self.network.parameters(), self.source.parameters(), strict=True))
+        torch._foreach_lerp_([a for a, _ in pairs], [b for _, b in pairs], 1 - self.decay)
+        for mine, theirs in zip(self.network.buffers(), self.source.buffers(), strict=True):
+            mine.copy_(theirs)

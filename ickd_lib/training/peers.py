@@ -1,0 +1,113 @@
+"""Students that train together: what each may use of the others' outputs and of its own earlier ones."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+
+from ickd_lib import runtime
+from ickd_lib.data import Images
+from ickd_lib.memory import InContext
+from ickd_lib.methods import Retrieval, TargetSource
+from ickd_lib.tasks import Samples, Task
+from ickd_lib.training.state import TrainingState
+
+Found = tuple[InContext, InContext] | tuple[None, None]
+Exchanged = tuple[tuple[TargetSource, ...], TargetSource | None]
+
+
+class PeerGroup:
+    """The students that see each other's outputs in every step; a student without peers is a group of its own.
+
+    A student has a bank of its own where it or a peer retrieves from it. In a step, all banks are searched before any is
+    written.
+
+    Args:
+        states: one or more students, in the order of their names.
+        task, train: what the banks are made of.
+    """
+
+    def __init__(self, states: Sequence[TrainingState], task: Task, train: Images) -> None:
+        self.states = sorted(states, key=lambda state: state.learner.name)
+        self.failed = ""  # why training of the group ended early
+        for state in self.states:
+            searched = any(_searches(other, state) for other in self.states)
+            if searched or "earlier" in state.learner.method.needs:
+                state.keep_bank(task, train)
+
+    @property
+    def position(self) -> tuple[int, int]:
+        """Epoch and step of all students; of the one that is behind while they are being restored."""
+        return min(state.position for state in self.states)
+
+    @torch.no_grad()
+    def exchange(self, samples: Sequence[Samples]) -> list[Exchanged]:
+        """What each student may use of its peers and of its own earlier outputs.
+
+        Args:
+            samples: of each student for the batch, in the order of `states`.
+        Returns:
+            For each student its peers as sources of targets, and its own earlier output where its method needs it.
+        """
+        outputs = [one.detach() for one in samples]
+        found: dict[tuple[int, Retrieval], Found] = {}
+        for searching in self.states:
+            for i, state in enumerate(self.states):
+                spec = searching.learner.method.retrieval
+                if spec and _searches(searching, state) and (i, spec) not in found:
+                    found[i, spec] = _retrieve(spec, state, outputs[i])
+        exchanged: list[Exchanged] = []
+        for own, state in enumerate(self.states):
+            spec = state.learner.method.retrieval
+            near = [
+                found[i, spec] if spec and _searches(state, other) else (None, None)
+                for i, other in enumerate(self.states)
+            ]
+            peers = tuple(TargetSource(outputs[i], *near[i]) for i in range(len(self.states)) if i != own)
+            earlier = None
+            if "earlier" in state.learner.method.needs:
+                earlier = TargetSource(_earlier_output(state, outputs[own]), *near[own])
+            exchanged.append((peers, earlier))
+        return exchanged
+
+    def write_banks(self, samples: Sequence[Samples]) -> None:
+        """Write the outputs of the step into the students' own banks."""
+        for state, output in zip(self.states, samples, strict=True):
+            if state.memory:
+                now = state.epoch * state.steps + state.step
+                momentum = state.learner.method.momentum
+                state.memory.update(output.key, output.features, output.logits, momentum=momentum, step=now)
+
+
+def _searches(searching: TrainingState, searched: TrainingState) -> bool:
+    """Whether the method of one student retrieves from the bank of another (or from its own)."""
+    spec = searching.learner.method.retrieval
+    return spec is not None and spec.source == ("self" if searching is searched else "peers")
+
+
+def _retrieve(spec: Retrieval, state: TrainingState, output: Samples) -> Found:
+    """The in-context samples of a batch in a student's bank, with its own features of the same views as queries."""
+    bank, learner = state.memory, state.learner
+    assert bank is not None
+    if not state.retrieval_started(spec.start):
+        return None, None
+    query = output.features, output.labels, output.key
+    if spec.order == "random":
+        keys = learner.seed, state.epoch, state.step, "random neighbours"
+        generator = runtime.generator(*keys, device=output.labels.device)
+        return bank.random(*query, positives=spec.positives, negatives=spec.negatives, generator=generator)
+    return bank.retrieve(
+        *query, positives=spec.positives, negatives=spec.negatives, per_class=spec.per_class, allow_missing=True
+    )
+
+
+def _earlier_output(state: TrainingState, now: Samples) -> Samples:
+    """A student's output for each sample at its last visit; its present output for a sample without one."""
+    bank = state.memory
+    assert bank is not None
+    rows = bank.rows(now.key)
+    known = bank.filled[rows, None]
+    features = bank.features[rows] * bank.norms[rows, None]
+    logits = torch.where(known, bank.logits[rows], now.logits)
+    return Samples(logits, torch.where(known, features, now.features), now.labels, now.key, now.image)

@@ -1,0 +1,202 @@
+"""Where a student is in its training: epoch and step, optimiser, meters, and the bank that it fills."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ickd_lib.data import Images
+from ickd_lib.memory import MemoryBank
+from ickd_lib.models import Network
+from ickd_lib.runtime import Diverged
+from ickd_lib.tasks import Samples, Task
+from ickd_lib.training.optimizers import Average, Optimizer
+from ickd_lib.training.recipe import Recipe
+from ickd_lib.training.students import Learner
+
+
+@dataclass
+class Meters:
+    """What is counted in an epoch. All tensors are on the device; no step reads them.
+
+    terms: names of the loss terms.
+    losses: value of each term in each step, shape [steps, terms].
+    correct, seen: number of samples whose class was predicted, and of all samples.
+    agreed: number of samples for which a peer predicted the same class, averaged over the peers.
+    """
+
+    terms: list[str] = field(default_factory=list)
+    losses: Tensor | None = None
+    correct: Tensor | None = None
+    seen: Tensor | None = None
+    agreed: Tensor | None = None
+
+    def add(
+        self, terms: dict[str, Tensor], samples: Samples, peers: list[Samples], step: Tensor, steps: int, fresh: bool
+    ) -> None:
+        """Count one step.
+
+        Args:
+            terms: the loss terms.
+            samples: the student's.  peers: those of its peers.
+            step: number of the step in the epoch, shape [1], on the device.
+            steps: number of steps of an epoch.
+            fresh: whether it is the first step of the epoch, in which the terms may be others than before.
+        """
+        device = samples.logits.device
+        if self.losses is None or (fresh and self.terms != list(terms)):
+            self.terms = list(terms)
+            self.losses = torch.zeros(steps, len(terms), device=device)
+            self.correct = torch.zeros((), dtype=torch.long, device=device)
+            self.seen = torch.zeros((), dtype=torch.long, device=device)
+            self.agreed = torch.zeros((), dtype=torch.double, device=device)
+        assert self.correct is not None and self.seen is not None and self.agreed is not None
+        self.losses.index_copy_(0, step, torch.stack([term.detach() for term in terms.values()])[None])
+        predicted = samples.logits.detach().argmax(1)
+        self.correct += (predicted == samples.labels).sum()
+        self.seen += len(predicted)
+        for peer in peers:
+            self.agreed += (predicted == peer.logits.argmax(1)).sum() / len(peers)
+
+    def clear(self) -> None:
+        """Start a new epoch. The tensors stay where they are, because a captured step writes there."""
+        for kept in (self.losses, self.correct, self.seen, self.agreed):
+            if kept is not None:
+                kept.zero_()
+
+
+class TrainingState:
+    """Where one student is in its training. Only the step function and the loop change it.
+
+    Args:
+        learner: the student.
+        recipe: the settings of its training.
+        steps: number of steps of an epoch.
+    Attributes:
+        epoch, step: how many epochs and steps of the present epoch are done.
+        seconds: time that its training took.
+        phase: how many of the method's restarts have passed.
+        retrieves: whether the coming step uses in-context samples from the teacher's bank.
+        memory: the student's own bank where its method or its peers retrieve from it, else None.
+        average: the moving average of its weights where the recipe has one, else None.
+    """
+
+    def __init__(self, learner: Learner, recipe: Recipe, steps: int) -> None:
+        self.learner, self.recipe, self.steps = learner, recipe, steps
+        self.epoch = self.step = self.phase = 0
+        self.seconds = 0.0
+        self.retrieves = False
+        self.meters = Meters()
+        self.optimizer = Optimizer(learner.network, learner.method, recipe)
+        self.average = Average(learner.network, recipe.ema) if recipe.ema else None
+        self.memory: MemoryBank | None = None
+        self._phases = recipe.phases(learner.method.restarts)
+
+    @property
+    def position(self) -> tuple[int, int]:
+        """Epoch and step."""
+        return self.epoch, self.step
+
+    @property
+    def finished(self) -> bool:
+        """Whether all epochs are done."""
+        return self.epoch >= self.recipe.epochs
+
+    @property
+    def network(self) -> Network:
+        """The network that is evaluated and kept: the average of the weights where there is one."""
+        return self.average.network if self.average else self.learner.network
+
+    def keep_bank(self, task: Task, train: Images) -> None:
+        """Give the student an empty bank of the training samples, to be written as it trains."""
+        keys, labels = task.keys(train)
+        self.memory = MemoryBank.empty(keys, labels, train.classes, self.learner.network.features_dim)
+
+    def prepare(self) -> tuple[int, bool]:
+        """Set phase and learning rates of the coming step.
+
+        Returns:
+            What else decides which work the step is: its phase, and whether it uses in-context samples.
+        """
+        method = self.learner.method
+        since, self.phase, lr = self._schedule(self.step)
+        if since == 0:
+            self.optimizer.forget()
+        relative = method.embedding_rates
+        self.optimizer.set_rates(relative[min(self.phase, len(relative) - 1)] * lr, lr)
+        spec, done = method.retrieval, self.epoch + self.step / self.steps
+        self.retrieves = bool(spec and spec.source == "teacher" and spec.start * self.recipe.epochs <= done)
+        return self.phase, self.retrieves
+
+    def lr(self, step: int) -> float:
+        """The learning rate of a step of the present epoch."""
+        return self._schedule(step)[2]
+
+    def _schedule(self, step: int) -> tuple[float, int, float]:
+        """For a step of the present epoch: epochs since its phase began, the phase, and the learning rate."""
+        done = self.epoch + step / self.steps
+        start, phase, recipe = [found for found in self._phases if found[0] <= self.epoch][-1]
+        return done - start, phase, recipe.lr_at(done - start)
+
+    def retrieval_started(self, start: float) -> bool:
+        """Whether the share `start` of the training is done."""
+        return self.epoch + self.step / self.steps >= start * self.recipe.epochs
+
+    def check_finite(self, kept: str = "") -> None:
+        """Raise Diverged when a loss of this epoch is NaN or infinite.
+
+        Args:
+            kept: end of the message: what is left of the student.
+        """
+        losses = self.meters.losses
+        if losses is None or bool(losses[: self.step].isfinite().all()):
+            return
+        step, term = (~losses[: self.step].isfinite()).nonzero()[0].tolist()
+        raise Diverged(
+            f"{self.learner.name}: loss term {self.meters.terms[term]!r} became {losses[step, term].item()} at epoch "
+            f"{self.epoch + 1}, step {step + 1}; lower the learning rate or lengthen the warm-up{kept}"
+        )
+
+    def check_weights(self, kept: str = "") -> None:
+        """Raise Diverged when a weight or a buffer of the network is NaN or infinite; arguments as `check_finite`."""
+        for name, tensor in self.learner.network.state_dict().items():
+            if not bool(tensor.isfinite().all()):
+                raise Diverged(
+                    f"{self.learner.name}: {name} has values that are not finite at epoch {self.epoch + 1}, step "
+                    f"{self.step}; lower the learning rate or lengthen the warm-up{kept}"
+                )
+
+    def end_epoch(self) -> None:
+        """Go to the next epoch."""
+        self.meters.clear()
+        self.epoch, self.step = self.epoch + 1, 0
+
+    def state_dict(self) -> dict[str, Any]:
+        """Everything from which training goes on exactly."""
+        learner = self.learner
+        return {
+            "epoch": self.epoch,
+            "step": self.step,
+            "seconds": self.seconds,
+            "meters": vars(self.meters),
+            "network": learner.network.state_dict(),
+            "method": learner.method.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "memory": self.memory.tensors if self.memory else {},
+            "average": self.average.network.state_dict() if self.average else {},
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go back to where `state` was taken."""
+        self.epoch, self.step, self.seconds = state["epoch"], state["step"], state["seconds"]
+        self.meters = Meters(**state["meters"])
+        self.learner.network.load_state_dict(state["network"])
+        self.learner.method.load_state_dict(state["method"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        if self.memory:
+            self.memory.restore(state["memory"])
+        if self.average:
+            self.average.network.load_state_dict(state["average"])

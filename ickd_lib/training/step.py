@@ -1,0 +1,128 @@
+"""The training step. Everything else in this package prepares its inputs, or wraps it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from ickd_lib import runtime
+from ickd_lib.data import Batch
+from ickd_lib.memory import InContext
+from ickd_lib.methods import Context
+from ickd_lib.models import Network
+from ickd_lib.tasks import Samples, Task
+from ickd_lib.training.in_context import TeacherBank
+from ickd_lib.training.peers import PeerGroup
+from ickd_lib.training.state import TrainingState
+
+Targets = tuple[Samples | None, dict[TrainingState, tuple[InContext, InContext]]]
+
+
+@dataclass(frozen=True)
+class StepInputs:
+    """What a step gives to every student.
+
+    task: which samples an image has.
+    batch: the augmented images.
+    partner: other images of the same classes, where a method needs them.
+    teacher: computes the teacher's samples of the batch (at the places of the student's samples, where the task needs
+        that); None where no method needs them.
+    bank: the teacher's memory bank with the in-context samples of each student, where a method needs it.
+    precision: in which networks compute.
+    step: number of the step in the epoch, shape [1], on the device.
+    progress: the share of the training that is done, a scalar on the device.
+    rng_device: the device whose generator is reseeded for each student.
+    """
+
+    task: Task
+    batch: Batch
+    partner: Batch | None
+    teacher: Callable[[Batch, Samples | None], Samples] | None
+    bank: TeacherBank | None
+    precision: str
+    step: Tensor
+    progress: Tensor
+    rng_device: torch.device
+
+
+def train_step(group: PeerGroup, inputs: StepInputs, shared: Targets | None) -> None:
+    """Train the students of a peer group on one batch. Most groups have one student and no peers.
+
+    Args:
+        group: the students.
+        inputs: the batch and what else the step needs.
+        shared: `teacher_targets` of the batch where they are the same for all students; None where they depend on the
+            student's samples.
+    """
+    outputs = [student_samples(state, inputs) for state in group.states]
+    given = [
+        shared or teacher_targets(inputs, [state], samples)
+        for state, (samples, _) in zip(group.states, outputs, strict=True)
+    ]
+    exchanged = group.exchange([samples for samples, _ in outputs])
+    for state, (samples, supervised), (teacher, retrieved), (peers, earlier) in zip(
+        group.states, outputs, given, exchanged, strict=True
+    ):
+        learner, needs = state.learner, state.learner.method.needs
+        runtime.reseed(inputs.rng_device, learner.seed, state.epoch, state.step, "method")
+        positives, negatives = retrieved.get(state, (None, None))
+        context = Context(
+            inputs.batch,
+            samples,
+            supervised,
+            teacher=teacher if "teacher" in needs else None,
+            positives=positives,
+            negatives=negatives,
+            bank=inputs.bank.bank if inputs.bank and "bank" in needs else None,
+            partner=partner_samples(learner.network, inputs) if "partner" in needs else None,
+            peers=peers if "peers" in needs else (),
+            earlier=earlier,
+            common=learner.common,
+            phase=state.phase,
+            progress=inputs.progress,
+        )
+        terms = learner.method(context)
+        state.optimizer.step(torch.stack(list(terms.values())).sum())
+        if state.average:
+            state.average.update()
+        state.meters.add(terms, samples, [p.output for p in peers], inputs.step, state.steps, state.step == 0)
+    group.write_banks([samples for samples, _ in outputs])
+
+
+def student_samples(state: TrainingState, inputs: StepInputs) -> tuple[Samples, Tensor]:
+    """The student's samples of the batch and its supervised loss, with gradient.
+
+    Random operations in the network are a function of (seed, epoch, step).
+    """
+    learner = state.learner
+    runtime.reseed(inputs.rng_device, learner.seed, state.epoch, state.step)
+    learner.network.train()
+    maps = "maps" in learner.method.needs
+    samples, loss = inputs.task.samples(learner.network, inputs.batch, maps=maps, precision=inputs.precision)
+    assert loss is not None
+    return samples, loss
+
+
+@torch.no_grad()
+def partner_samples(network: Network, inputs: StepInputs) -> Samples:
+    """The student's samples of the partner images, without gradient."""
+    assert inputs.partner is not None
+    return inputs.task.samples(network, inputs.partner, precision=inputs.precision)[0]
+
+
+@torch.no_grad()
+def teacher_targets(inputs: StepInputs, states: list[TrainingState], like: Samples | None) -> Targets:
+    """The teacher's samples of the batch, and the in-context samples from its bank for each student.
+
+    Args:
+        states: the students to retrieve for.
+        like: the samples of one student at whose places the teacher is evaluated; None where they are the same for all.
+    """
+    teacher = inputs.teacher(inputs.batch, like) if inputs.teacher else None
+    if inputs.bank is None:
+        return teacher, {}
+    keys, labels = (like.key, like.labels) if like else inputs.task.places(inputs.batch)
+    return teacher, inputs.bank.retrieve(states, keys, labels, teacher)

@@ -1,0 +1,147 @@
+"""The steps of an epoch on the device: batch, teacher and in-context samples for all students, then each group's step."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from ickd_lib import runtime
+from ickd_lib.data import Batch, Images, Sampler
+from ickd_lib.models import Network
+from ickd_lib.tasks import Samples, Task
+from ickd_lib.training.capture import Capture, CapturedSteps
+from ickd_lib.training.in_context import TeacherBank
+from ickd_lib.training.peers import PeerGroup
+from ickd_lib.training.step import StepInputs, teacher_targets, train_step
+from ickd_lib.training.teacher_cache import TeacherCache
+
+
+class TeacherPass:
+    """Computes the teacher's samples of a batch by a forward pass.
+
+    Args:
+        task: which samples an image has.
+        teacher: a frozen network.
+        maps: whether a method compares the outputs of its stages.
+        precision: in which it computes.
+    """
+
+    def __init__(self, task: Task, teacher: Network, *, maps: bool, precision: str) -> None:
+        self.task, self.teacher, self.maps, self.precision = task, teacher, maps, precision
+
+    def __call__(self, batch: Batch, like: Samples | None = None) -> Samples:
+        """The teacher's samples, at the places of the samples `like` where the task needs that."""
+        return self.task.samples(self.teacher, batch, like=like, maps=self.maps, precision=self.precision)[0]
+
+
+class Stepper:
+    """Takes the steps of an epoch, in order, for all peer groups.
+
+    Whatever differs between the steps of an epoch lies on the device: the order of the images, their views, and the
+    number of the step. Therefore a GPU can capture a step as a CUDA graph, with different groups on different streams.
+
+    Args:
+        groups: whose students are trained.
+        train: the images.
+        task: which samples an image has.
+        teacher: computes the teacher's samples; None where no method needs them.
+        bank: the teacher's bank; None where no method needs it.
+        batch_size: of all batches but the last.
+        precision: in which networks compute, "fp32" or "bf16".
+        epochs: of the training.
+        capture: captures a step (`capture.cuda_graph`); None runs every step eagerly.
+    """
+
+    def __init__(
+        self,
+        groups: Sequence[PeerGroup],
+        train: Images,
+        task: Task,
+        teacher: TeacherPass | TeacherCache | None,
+        bank: TeacherBank | None,
+        *,
+        batch_size: int,
+        precision: str,
+        epochs: int,
+        capture: Capture | None = None,
+    ) -> None:
+        self.sampler, self.task, self.teacher, self.bank = Sampler(train), task, teacher, bank
+        self.batch_size, self.precision, self.images = batch_size, precision, len(train)
+        self.steps = self.sampler.steps(batch_size)
+        self.pairs = any("partner" in s.learner.method.needs for group in groups for s in group.states)
+        device = train.labels.device
+        self.order, self.view = torch.zeros(2, len(train), dtype=torch.long, device=device)
+        self.step = torch.zeros(1, dtype=torch.long, device=device)  # number of the step in the epoch
+        self.before = torch.zeros((), dtype=torch.long, device=device)  # steps of earlier epochs
+        self.total = epochs * self.steps
+        several = device.type == "cuda" and len(groups) > 1
+        self.streams = [torch.cuda.Stream(device) for _ in groups] if several else []
+        capturable = train.augment == "crop" and not self.pairs  # other augmentation and pairs are drawn on the host
+        self.captured = CapturedSteps(capture if capturable else None)
+        # Where steps are captured, the GPU's generator is reseeded once a step for all students.
+        self.rng_device = torch.device("cpu") if self.captured.capture else device
+
+    def begin(self, data_seed: int, epoch: int, first: int) -> None:
+        """Go to step `first` of an epoch."""
+        order, view = self.sampler.plan(data_seed=data_seed, epoch=epoch)
+        self.order.copy_(order)
+        self.view.copy_(view)
+        self.keys = data_seed, epoch
+        self.step.fill_(first)
+        self.before.fill_(epoch * self.steps)
+        if self.bank:
+            self.bank.begin_epoch(epoch)
+
+    def planned(self, step: int, steps: int = 1) -> tuple[Tensor, Tensor]:
+        """Positions and views of the images of up to `steps` steps, from `step` on."""
+        end = (step + steps) * self.batch_size if step + steps < self.steps else self.images
+        return self.order[step * self.batch_size : end], self.view[step * self.batch_size : end]
+
+    def take(self, groups: Sequence[PeerGroup], step: int) -> None:
+        """Take one step of the epoch for these groups."""
+        states = [state for group in groups for state in group.states]
+        kind = tuple((id(state), *state.prepare()) for state in states)
+        size = self.batch_size if step + 1 < self.steps else self.images - step * self.batch_size
+        if self.captured.capture:
+            runtime.reseed(self.order.device, *self.keys, step, [state.learner.seed for state in states])
+        names = [state.learner.method.config["name"] for state in states]
+        self.captured.run(kind, lambda: self._work(groups, size, step), names, size == self.batch_size)
+        for state in states:
+            state.step += 1
+
+    def _work(self, groups: Sequence[PeerGroup], size: int, step: int) -> None:
+        """All that the device computes in a step, from values on the device alone (`step` serves steps run eagerly)."""
+        places = self.step * self.batch_size + torch.arange(size, device=self.step.device)
+        batch = self.sampler.batch(self.order[places], self.view[places], *self.keys, step)
+        partner = None
+        if self.pairs:
+            data_seed, epoch = self.keys
+            partner = self.sampler.partners(batch, data_seed=data_seed, epoch=epoch, step=step)
+        inputs = StepInputs(
+            task=self.task,
+            batch=batch,
+            partner=partner,
+            teacher=self.teacher,
+            bank=self.bank,
+            precision=self.precision,
+            step=self.step,
+            progress=(self.before + self.step[0]) / self.total,
+            rng_device=self.rng_device,
+        )
+        shared = None
+        if self.task.shares_teacher:
+            shared = teacher_targets(inputs, [state for group in groups for state in group.states], None)
+        if self.streams:
+            here = torch.cuda.current_stream()
+            for stream, group in zip(self.streams, groups, strict=False):
+                stream.wait_stream(here)
+                with torch.cuda.stream(stream):
+                    train_step(group, inputs, shared)
+            for stream in self.streams[: len(groups)]:
+                here.wait_stream(stream)
+        else:
+            for group in groups:
+                train_step(group, inputs, shared)
+        self.step += 1

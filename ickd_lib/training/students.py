@@ -1,0 +1,220 @@
+"""What a student is: its network, its method, and the settings that identify its run. None of it changes in training."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ickd_lib import methods, models, runtime
+from ickd_lib.data import Images
+from ickd_lib.memory import MemoryBank, source_of
+from ickd_lib.models import Network
+from ickd_lib.runtime import InputError
+from ickd_lib.runtime.folders import default_name
+from ickd_lib.tasks import Task
+from ickd_lib.training.recipe import Recipe
+
+
+@dataclass(frozen=True)
+class Student:
+    """A request to train one student.
+
+    network: a model's name, initialised from `seed`; or a network, which is trained in place.
+    method: a name that `methods.create` reads, or a Method.
+    seed: of the initialisation and of the method's random draws. The order of the data has its own seed.
+    name: name of the run folder; by default network, method, seed and a fingerprint of all settings, so that other
+        settings are another run.
+    peer_group: students with the same peer group are each other's peers. Those that name none and whose method needs
+        peers form one group.
+    """
+
+    network: str | Network
+    method: str | methods.Method = "ce"
+    seed: int = 0
+    name: str = ""
+    peer_group: str = ""
+
+
+@dataclass(frozen=True)
+class Learner:
+    """One student, ready to be trained.
+
+    name: name of its run folder.  seed: see `Student`.  position: its place among the students that were given.
+    network, method: on the training device.
+    common: positions in the student's and the teacher's logits of the classes that both have; None where all agree.
+    settings: everything that identifies the run.
+    """
+
+    name: str
+    position: int
+    seed: int
+    network: Network
+    method: methods.Method
+    common: tuple[Tensor, Tensor] | None
+    settings: dict[str, Any]
+
+    def __repr__(self) -> str:
+        return f"Learner({self.name})"
+
+
+def learners(
+    students: Sequence[Student],
+    train: Images,
+    *,
+    task: Task,
+    teacher: Network | None,
+    bank: MemoryBank | None,
+    recipe: Recipe,
+    data_seed: int,
+    evaluate_every: int,
+    device: torch.device,
+) -> list[list[Learner]]:
+    """Create the students of each peer group; a student without peers is a group of its own.
+
+    Raises:
+        InputError: a network or method does not fit the data or the teacher, a method needs peers and has none, or two
+            students have the same name.
+    """
+    shared = {
+        "data": {
+            "name": train.name,
+            "fingerprint": train.fingerprint,
+            "images": len(train),
+            "classes": list(train.classes),
+            "augment": train.augment,
+        },
+        "data_seed": data_seed,
+        "recipe": asdict(recipe),
+        "evaluate_every": evaluate_every,
+        "teacher": teacher and {"name": teacher.name, "fingerprint": teacher.identity},
+        "teacher_saw": teacher and teacher.trained_on,
+        **({} if task.name == "classification" else {"task": task.name}),
+    }
+    groups: dict[object, list[Learner]] = {}
+    for i, student in enumerate(students):
+        learner = _learner(i, student, train, task, teacher, bank, shared, device)
+        own = student.peer_group or ("peers" in learner.method.needs) or (i,)
+        groups.setdefault(own, []).append(learner)
+    named = [[_named(learner, group) for learner in group] for group in groups.values()]
+    names = [learner.name for group in named for learner in group]
+    for name in names:
+        if names.count(name) > 1:
+            raise InputError(f"two students are named {name!r}; give each another name")
+    return named
+
+
+def _learner(
+    position: int,
+    student: Student,
+    train: Images,
+    task: Task,
+    teacher: Network | None,
+    bank: MemoryBank | None,
+    shared: dict[str, Any],
+    device: torch.device,
+) -> Learner:
+    """A student whose name is not known yet, because it depends on the peers."""
+    given = student.method
+    method = methods.create(given) if isinstance(given, str) else copy.deepcopy(given)
+    origin: dict[str, Any]
+    if isinstance(student.network, str):
+        with runtime.seeded(student.seed, "network"):
+            network = models.create(student.network, **train.spec)
+        origin = {"network": network.name, **train.spec}
+    else:
+        network = student.network
+        origin = {"network": network.name, "initial": network.identity}
+    _check(network, method, train, task, teacher)
+    common = _common_classes(method, teacher, train.classes)
+    network.classes = train.classes
+    rows = len(task.keys(train)[0])
+    with runtime.seeded(student.seed, "method"):
+        method.setup(network.features_dim, teacher.features_dim if teacher else 0, network.num_classes, rows)
+    settings = {"student": origin, "method": method.config, "seed": student.seed, **shared}
+    if method.retrieval:
+        settings["in_context"] = {k: getattr(method.retrieval, k) for k in ("positives", "negatives")}
+    if bank and method.needs_bank and bank.source != source_of(train, teacher):
+        settings["bank"] = runtime.fingerprint(bank.features, bank.logits, bank.index)
+    if student.name:
+        runtime.run_name(student.name)
+    return Learner(
+        student.name,
+        position,
+        student.seed,
+        network.to(device, memory_format=torch.channels_last),  # type: ignore[call-overload]
+        method.to(device),
+        common and (common[0].to(device), common[1].to(device)),
+        settings | {"peer_group": student.peer_group},
+    )
+
+
+def _named(learner: Learner, group: Sequence[Learner]) -> Learner:
+    """The student with its peers among its settings, and its name."""
+    settings = dict(learner.settings)
+    given = settings.pop("peer_group")
+    if len(group) > 1:
+        described = [{key: one.settings[key] for key in ("student", "method", "seed")} for one in group]
+        mark = runtime.fingerprint(sorted(described, key=str))[:6]
+        own = next(i for i, one in enumerate(group) if one is learner)
+        others = sorted(described[:own] + described[own + 1 :], key=str)
+        settings |= {"peers": others, "peer_group": given or mark}
+    elif "peers" in learner.method.needs:
+        raise InputError(
+            f"method {learner.method.config['name']!r} needs peers, and there are none; train two or more students of "
+            "one peer group together"
+        )
+    label = f"{learner.network.name}-{methods.describe(learner.method)}-seed{learner.seed}"
+    name = learner.name or default_name(label, settings)
+    return replace(learner, name=name, settings=settings)
+
+
+def _check(network: Network, method: methods.Method, train: Images, task: Task, teacher: Network | None) -> None:
+    """Raise InputError where network and data, method and task, or method and teacher do not fit."""
+    name = method.config["name"]
+    if network.num_classes != len(train.classes):
+        raise InputError(f"{network.name} has {network.num_classes} classes, {train.name} {len(train.classes)}")
+    if network.classes != train.classes[: len(network.classes)]:
+        raise InputError(
+            f"{network.name} has the classes {', '.join(network.classes[:5])}, … but {train.name} begins with "
+            f"{', '.join(train.classes[:5])}; give a network whose classes come first"
+        )
+    if missing := method.needs & task.unsupported:
+        raise InputError(f"method {name!r} needs {', '.join(sorted(missing))}, which {task.name} does not have")
+    for one in (network, teacher) if "maps" in method.needs else ():
+        if one is not None and not one.stages:
+            raise InputError(
+                f"method {name!r} compares maps, but {one.name} names no stages; wrap it with maps=(...)"
+            )
+
+
+def _common_classes(
+    method: methods.Method, teacher: Network | None, classes: tuple[str, ...]
+) -> tuple[Tensor, Tensor] | None:
+    """Positions of the common classes in the student's and the teacher's logits; None where all are the same.
+
+    Raises:
+        InputError: the method needs a teacher and there is none, or classes that the teacher does not have.
+    """
+    name = method.config["name"]
+    if teacher is None:
+        if method.needs_teacher:
+            raise InputError(f"method {name!r} needs a teacher ({', '.join(sorted(method.needs))}); name one")
+        return None
+    theirs = teacher.classes
+    if classes == theirs or (not theirs and teacher.num_classes == len(classes)):
+        return None
+    common = [c for c in classes if c in theirs]
+    enough = {"same": False, "shared": len(common) > 1, "any": True}[method.label_space]
+    if method.needs_teacher and not enough:
+        known = ", ".join(theirs[:3]) + (", …" if len(theirs) > 3 else "") if theirs else "of unknown names"
+        raise InputError(
+            f"method {name!r} compares logits class by class, but the teacher's {teacher.num_classes} classes "
+            f"({known}) share {len(common)} with the student's {len(classes)}; use one that compares features, such "
+            "as refilled, rkd, pkt or crd" + (", or kd, which acts on the shared ones" if len(common) > 1 else "")
+        )
+    return torch.tensor([classes.index(c) for c in common]), torch.tensor([theirs.index(c) for c in common])
