@@ -1,4 +1,4 @@
-"""Numbers for networks, banks and logit spaces. Fractions, not percent; plain floats, ready for JSON."""
+"""Metrics of networks, memory banks and logit spaces: plain floats for JSON, with shares as fractions, not percent."""
 
 from __future__ import annotations
 
@@ -18,29 +18,50 @@ if TYPE_CHECKING:
 
 
 def accuracy(logits: Tensor, labels: Tensor, k: int = 1) -> float:
-    """The share of samples whose label is among the k largest logits. Shapes: [N, C], [N]."""
+    """Compute the share of samples whose label is among the k largest logits.
+
+    Args:
+        logits: shape [N, C].
+        labels: shape [N].
+        k: number of largest logits that count; all of them if k is above C.
+    """
     top = logits.topk(min(k, logits.shape[1]), dim=1).indices
     return (top == labels[:, None]).any(1).double().mean().item()
 
 
 def calibration_error(logits: Tensor, labels: Tensor, bins: int = 15) -> float:
-    """Expected calibration error over equal-width bins of confidence, Guo et al. 2017. Shapes: [N, C], [N]."""
+    """Compute the expected calibration error (Guo et al. 2017, arXiv 1706.04599, section 2).
+
+    Args:
+        logits: shape [N, C].
+        labels: shape [N].
+        bins: number of bins of equal width into which confidences from 0 to 1 are sorted.
+    Returns:
+        The absolute difference between accuracy and mean confidence in each bin, averaged with the bins' shares of the
+        samples as weights.
+    """
     confidence, predicted = logits.softmax(1).max(1)
     gap = (predicted == labels).double() - confidence.double()
-    which = (confidence * bins).long().clamp(max=bins - 1)
-    sums = torch.zeros(bins, dtype=torch.double, device=logits.device).index_add_(0, which, gap)
+    position = (confidence * bins).long().clamp(max=bins - 1)
+    sums = torch.zeros(bins, dtype=torch.double, device=logits.device).index_add_(0, position, gap)
     return (sums.abs().sum() / len(labels)).item()
 
 
 def classification(logits: Tensor, labels: Tensor, teacher_logits: Tensor | None = None) -> dict[str, float]:
-    """Accuracy and calibration, and fidelity to the teacher where its logits are given.
+    """Compute accuracy, calibration and, with a teacher's logits, agreement with the teacher.
 
     Args:
-        logits: shape [N, C].  labels: shape [N].  teacher_logits: shape [N, C].
+        logits: shape [N, C].
+        labels: shape [N].
+        teacher_logits: shape [N, C], or None.
     Returns:
-        accuracy, top5, nll (nats), ece, and confidence, the mean of the largest probability: above the accuracy it is
-        too high; with a teacher agreement, the share of equal predictions, and teacher_kl, the mean of
-        KL(p^T ‖ p^S) in nats.
+        accuracy: share of samples whose largest logit is the label's.
+        top5: share of samples whose label is among the five largest logits.
+        nll: mean negative log-likelihood in nats.
+        ece: see `calibration_error`.
+        confidence: mean of the largest probability; a value above the accuracy means overconfidence.
+        agreement: with a teacher only, share of samples for which student and teacher predict the same class.
+        teacher_kl: with a teacher only, mean of KL(p^T ‖ p^S) in nats.
     """
     logits = logits.float()
     found = {
@@ -52,27 +73,34 @@ def classification(logits: Tensor, labels: Tensor, teacher_logits: Tensor | None
     }
     if teacher_logits is not None:
         found["agreement"] = (logits.argmax(1) == teacher_logits.argmax(1)).double().mean().item()
-        ours, theirs = logits.log_softmax(1), teacher_logits.float().log_softmax(1)
-        found["teacher_kl"] = F.kl_div(ours, theirs, reduction="batchmean", log_target=True).item()
+        student_log, teacher_log = logits.log_softmax(1), teacher_logits.float().log_softmax(1)
+        found["teacher_kl"] = F.kl_div(student_log, teacher_log, reduction="batchmean", log_target=True).item()
     return found
 
 
 def retrieval(bank: MemoryBank, images: Images, *, k: int = 8, features: Tensor | None = None) -> dict[str, float]:
-    """How often the k nearest rows of the bank, of any class, share the query's class and superclass.
+    """Compute how often the k nearest rows of a memory bank have the query's class and superclass.
 
     Args:
-        bank: what is searched.
-        images: gives labels and superclasses of the queries.
-        features: the queries', shape [N, D]; by default each row of the bank queries all others, and
-            `images` are those the bank was built from.
+        bank: the memory bank that is searched; rows of all classes can be found.
+        images: the N images of the queries, with their labels and superclasses.
+        k: number of neighbours.
+        features: features of the queries, shape [N, D]. With None, each row of the bank is a query for the other rows,
+            and `images` must be those that the bank was built from.
     Returns:
-        precision@k and precision@1 by class; superclass_precision@k where there are superclasses; and chance,
-        the precision that random neighbours would have.
+        precision@k: share of the k neighbours that have the query's class.
+        precision@1: the same for the nearest row alone.
+        chance: expected precision of randomly drawn rows.
+        superclass_precision@k: share of the k neighbours that have the query's superclass, if there are superclasses.
+    Raises:
+        InputError: the bank has fewer than k rows beside the query's own.
     """
     if features is None:
         found, labels = bank.nearest(bank.features, bank.index, k=k), bank.labels
     else:
         found, labels = bank.nearest(features, None, k=k), images.labels
+    if not found.mask.all():
+        raise InputError(f"k={k}, but some queries have only {int(found.mask.sum(1).min())} other rows; lower k")
     neighbours = bank.labels[bank.rows(found.index)]
     same = neighbours == labels[:, None]
     share = torch.bincount(bank.labels, minlength=len(bank.classes)).double() / len(bank)
@@ -88,47 +116,64 @@ def retrieval(bank: MemoryBank, images: Images, *, k: int = 8, features: Tensor 
 
 
 def separation(logits: Tensor, labels: Tensor, *, unit: bool = True, samples: int = 5000) -> dict[str, float]:
-    """How far apart the classes lie in logit space.
+    """Measure how far apart the classes are in logit space, by Euclidean distances.
 
     Args:
-        logits: shape [N, C].  labels: shape [N].
-        unit: compare logits of unit length, so that networks of different scale are comparable.
-        samples: the silhouette, quadratic in N, is taken on at most so many (the first ones of a fixed shuffle).
+        logits: shape [N, C], with samples of two or more classes.
+        labels: shape [N].
+        unit: scale each sample's logits to unit length first, so that networks whose logits differ in scale are
+            comparable.
+        samples: largest number of samples for the silhouette, whose cost is quadratic in it; they are the first ones
+            of a fixed permutation.
     Returns:
-        within: mean distance of a sample to its class's mean.  between: mean distance of two class means.
-        ratio: between / within.  silhouette: Rousseeuw 1987, -1 to 1.  margin: the distance to the nearest
-        other class's mean less that to the own, averaged; negative_margin: the share of samples below 0.
+        within: mean distance of a sample to the mean of its class.
+        between: mean distance between two class means.
+        ratio: between / within.
+        silhouette: mean silhouette coefficient (Rousseeuw 1987), from -1 to 1.
+        margin: mean over samples of the distance to the nearest mean of another class minus the distance to the
+            mean of the sample's class.
+        negative_margin: share of samples whose margin is below 0.
     """
     from sklearn.metrics import silhouette_score
 
     space, means, to_own, to_other = _to_means(logits, labels, unit)
     labels = labels.cpu()
     within, between = to_own.mean().item(), F.pdist(means).mean().item()
-    some = torch.randperm(len(labels), generator=torch.Generator().manual_seed(0))[:samples]
+    chosen = torch.randperm(len(labels), generator=torch.Generator().manual_seed(0))[:samples]
     return {
         "within": within,
         "between": between,
         "ratio": between / within,
-        "silhouette": float(silhouette_score(space[some].numpy(), labels[some].numpy())),
+        "silhouette": float(silhouette_score(space[chosen].numpy(), labels[chosen].numpy())),
         "margin": (to_other - to_own).mean().item(),
         "negative_margin": (to_other < to_own).double().mean().item(),
     }
 
 
 def margins(logits: Tensor, labels: Tensor, *, unit: bool = True) -> tuple[Tensor, Tensor]:
-    """Of each sample, its distance to the mean of its class, and that to the nearest other class's mean less it.
+    """Compute each sample's distance to the mean of its class, and its margin.
+
+    `separation` returns the means of both, as within and margin.
 
     Args:
-        logits, labels, unit: as for `separation`, whose within and margin are the means of these.
+        logits: shape [N, C].
+        labels: shape [N].
+        unit: scale each sample's logits to unit length first.
     Returns:
-        Float64 on the CPU, [N] each; margins are infinite where there is one class only.
+        Distances [N] and margins [N] in float64 on the CPU. A margin is the distance to the nearest mean of another
+        class minus the distance to the mean of the sample's class; it is infinite if there is only one class.
     """
     _, _, to_own, to_other = _to_means(logits, labels, unit)
     return to_own, to_other - to_own
 
 
 def _to_means(logits: Tensor, labels: Tensor, unit: bool) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """The space [N, C], the class means, and each sample's distance to its own and to the nearest other one [N]."""
+    """Compute the distances between samples and the means of the K classes that occur, in float64 on the CPU.
+
+    Returns:
+        The logits [N, C], of unit length if `unit`; the class means [K, C]; each sample's distance to the mean of its
+        class [N]; and its distance to the nearest mean of another class [N].
+    """
     space = F.normalize(logits.double().cpu(), dim=1) if unit else logits.double().cpu()
     present, own = labels.cpu().unique(return_inverse=True)
     sums = torch.zeros(len(present), space.shape[1], dtype=torch.double).index_add_(0, own, space)
@@ -148,27 +193,32 @@ def few_shot(
     episodes: int = 50,
     seed: int = 0,
 ) -> dict[str, float]:
-    """Few-shot evaluation of an embedding: classify queries by a few labelled images of each class, many times.
+    """Evaluate features by few-shot classification over many episodes.
 
-    Each episode draws classes, `shots` images of each as the support and others as queries. Two classifiers see the
-    features at unit length: the nearest class mean by cosine (Snell et al. 2017, arXiv 1703.05175), the mean brought
-    to unit length too, and scikit-learn's logistic regression with C = 1, its default (as in Tian et al. 2020, arXiv
-    2003.11539). The latter takes nearly all of the time: on one core 10 to 20 ms an episode of 5 ways, and 40 to 90 ms
-    of 100 ways, by D and how busy the core is.
+    Each episode draws `ways` classes, and of each class `shots` labelled images (the support) and other images as
+    queries. Two classifiers are fitted to the support. Both use features of unit length:
+
+    - ncm: the nearest class mean by cosine similarity (Snell et al. 2017, arXiv 1703.05175);
+    - linear: scikit-learn's logistic regression with C = 1, its default (as in Tian et al. 2020, arXiv 2003.11539).
+
+    The logistic regression takes nearly all of the time: on one CPU core, 10 to 20 ms for an episode of 5 ways and 40
+    to 90 ms for one of 100 ways.
 
     Args:
-        features: shape [N, D].  labels: shape [N], any integers.
-        shots: labelled images of each class.
-        ways: classes of an episode; 0 for all there are.
-        queries: of each class, or as many as it has beside the shots.
-        episodes: how many.
-        seed: the draws are a function of it; torch's global generators are left alone.
+        features: shape [N, D].
+        labels: shape [N], any integers.
+        shots: number of labelled images of each class.
+        ways: number of classes in an episode; 0 uses all classes.
+        queries: number of queries of each class; all its other images if it has fewer.
+        episodes: number of episodes.
+        seed: determines all draws; torch's global generators are not used.
     Returns:
-        ncm and linear: the share of queries of an episode that is classified rightly, averaged over the episodes;
-        ncm_interval and linear_interval: half the width of its 95% interval, 1.96 std / √episodes, nan for one episode.
+        ncm, linear: share of an episode's queries that are classified correctly, averaged over the episodes.
+        ncm_interval, linear_interval: half the width of the 95% interval of that mean, 1.96 std / √episodes; nan with
+            one episode.
     Raises:
-        InputError: shapes differ; a feature is not finite; a number is out of its range; a class has not one image
-            more than `shots`.
+        InputError: shapes differ; a feature is not finite; a number is out of its range; or a class has no more than
+            `shots` images.
     """
     from sklearn.exceptions import ConvergenceWarning
     from sklearn.linear_model import LogisticRegression
@@ -176,51 +226,63 @@ def few_shot(
 
     if features.ndim != 2 or labels.shape != features.shape[:1]:
         raise InputError(
-            f"features {list(features.shape)} and labels {list(labels.shape)}; few_shot takes [N, D] and [N]"
+            f"features have shape {list(features.shape)} and labels {list(labels.shape)}; few_shot takes [N, D] and [N]"
         )
     if not features.isfinite().all():
-        raise InputError("some features are nan or infinite; few_shot needs finite ones: look at the training")
+        raise InputError(
+            "some features are NaN or infinite; few_shot needs finite ones, so check the network that computed them"
+        )
     for name, value in (("shots", shots), ("queries", queries), ("episodes", episodes)):
         if value < 1:
-            raise InputError(f"{name}={value}; few_shot needs at least 1")
+            raise InputError(f"{name}={value}, but few_shot needs at least 1")
     values, sizes = labels.cpu().unique(return_counts=True)
-    if len(values) < 2 or not (ways == 0 or 2 <= ways <= len(values)):
-        raise InputError(f"ways={ways} of {len(values)} classes; give 2 or more, at most the classes, or 0 for all")
+    if len(values) < 2:
+        raise InputError(f"the labels contain {len(values)} class; few_shot needs 2 or more")
+    if ways != 0 and not 2 <= ways <= len(values):
+        raise InputError(
+            f"ways={ways}, but the labels contain {len(values)} classes; give 2 to {len(values)}, or 0 for all"
+        )
     if sizes.min() <= shots:
         label, size = values[sizes.argmin()].item(), sizes.min().item()
         raise InputError(
-            f"class {label} has {size} images, too few for shots={shots} and a query; lower shots or leave it out"
+            f"class {label} has {size} images, but shots={shots} and a query need {shots + 1}; lower shots or drop it"
         )
 
     space = F.normalize(features.detach().float().cpu(), dim=1)
     rows = [(labels.cpu() == value).nonzero().squeeze(1) for value in values]
     generator = runtime.generator(seed, "few_shot")
     linear = LogisticRegression(C=1.0, max_iter=1000)
-    right: dict[str, list[float]] = {"ncm": [], "linear": []}
-    with threadpool_limits(1), warnings.catch_warnings():  # problems so small that threads would only wait
+    shares: dict[str, list[float]] = {"ncm": [], "linear": []}
+    with threadpool_limits(1), warnings.catch_warnings():  # the problems are so small that several threads are slower
         warnings.simplefilter("ignore", ConvergenceWarning)
         for _ in range(episodes):
             support, query, answer = _episode(rows, ways or len(rows), shots, queries, generator)
             means = F.normalize(space[support].mean(1), dim=1)
-            right["ncm"].append(accuracy(space[query] @ means.T, answer))
-            known = torch.arange(len(support)).repeat_interleave(shots)
-            linear.fit(space[support].flatten(0, 1).numpy(), known.numpy())
-            right["linear"].append(float(linear.score(space[query].numpy(), answer.numpy())))
+            shares["ncm"].append(accuracy(space[query] @ means.T, answer))
+            support_classes = torch.arange(len(support)).repeat_interleave(shots)
+            linear.fit(space[support].flatten(0, 1).numpy(), support_classes.numpy())
+            shares["linear"].append(float(linear.score(space[query].numpy(), answer.numpy())))
     found = {}
-    for name, shares in right.items():
-        of = torch.tensor(shares, dtype=torch.double)
-        found[name] = of.mean().item()
-        found[f"{name}_interval"] = 1.96 * of.std().item() / episodes**0.5 if episodes > 1 else float("nan")
+    for name, per_episode in shares.items():
+        correct = torch.tensor(per_episode, dtype=torch.double)
+        found[name] = correct.mean().item()
+        found[f"{name}_interval"] = 1.96 * correct.std().item() / episodes**0.5 if episodes > 1 else float("nan")
     return found
 
 
 def _episode(
     rows: list[Tensor], ways: int, shots: int, queries: int, generator: torch.Generator
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Rows of the support [ways, shots] and of the queries [Q], and the classes of these [Q], from 0 to ways - 1."""
+    """Draw one episode.
+
+    Args:
+        rows: for each class, the rows of its images.
+    Returns:
+        The rows of the support [ways, shots]; the rows of the Q queries [Q]; and their classes [Q], 0 to ways - 1.
+    """
     support, query, answer = [], [], []
-    for way, which in enumerate(torch.randperm(len(rows), generator=generator)[:ways].tolist()):
-        drawn = rows[which][torch.randperm(len(rows[which]), generator=generator)[: shots + queries]]
+    for way, label in enumerate(torch.randperm(len(rows), generator=generator)[:ways].tolist()):
+        drawn = rows[label][torch.randperm(len(rows[label]), generator=generator)[: shots + queries]]
         support.append(drawn[:shots])
         query.append(drawn[shots:])
         answer.append(torch.full((len(drawn) - shots,), way))
@@ -228,13 +290,15 @@ def _episode(
 
 
 def freshness(bank: MemoryBank, *, step: int) -> dict[str, float]:
-    """How full a bank in training is, and how old its rows are, in steps.
+    """Measure how full a memory bank is during training, and how old its rows are.
 
     Args:
-        step: the last step that was taken (counted over all epochs, as `MemoryBank.update` was told).
+        bank: a memory bank that training updates.
+        step: number of the last step, counted over all epochs as in `MemoryBank.update`.
     Returns:
-        bank_fill, the share of rows that hold something; bank_age and bank_age_max, the mean and largest number of
-        steps since they were written.
+        bank_fill: share of rows that have been written.
+        bank_age, bank_age_max: mean and largest number of steps since each of these rows was last written; 0 if no
+            row has been written.
     """
     age = (step - bank.written[bank.filled]).double()
     mean, most = (age.mean().item(), age.max().item()) if len(age) else (0.0, 0.0)
@@ -242,32 +306,34 @@ def freshness(bank: MemoryBank, *, step: int) -> dict[str, float]:
 
 
 def drift(bank: MemoryBank, rebuilt: MemoryBank, *, k: int = 8) -> dict[str, float]:
-    """How far a bank that was written in training is from one built now, over the rows that both hold.
+    """Measure how far a memory bank that training updates is from one built with the current network.
 
-    Rows were written by the network as it was then, in training mode and from augmented images; a rebuilt bank is of
-    clean ones.
+    The rows of the first were written by earlier states of the network, in training mode and from augmented images. The
+    rows of the second come from images without augmentation. Only rows that both banks contain are compared.
 
     Args:
-        bank: the one in training.
-        rebuilt: of the same network now; of all images, or of some.
-        k: neighbours that are compared.
+        bank: the memory bank that training updates.
+        rebuilt: a memory bank built now with the same network, from all its images or some of them.
+        k: number of nearest rows that are compared; all other rows if there are fewer.
     Returns:
-        bank_drift, 1 - the mean cosine of a row's two features; bank_agreement, the share of rows whose logits have the
-        same largest; bank_overlap, the share of each row's k nearest rows (among those compared) that both find.
+        bank_drift: 1 minus the mean cosine similarity of a row's two features.
+        bank_agreement: share of rows whose largest logit belongs to the same class in both banks.
+        bank_overlap: share of a row's k nearest rows, among the compared ones, that are the same in both banks.
     Raises:
-        InputError: they share fewer than two rows.
+        InputError: the banks have fewer than two written rows in common.
     """
     rows = bank.rows(rebuilt.index)
-    there = (rows >= 0) & bank.filled[rows]
-    if there.sum() < 2:
+    common = (rows >= 0) & bank.filled[rows]
+    if common.sum() < 2:
         raise InputError(
-            f"the banks share {int(there.sum())} rows; compare two of the same data, filled in two rows or more"
+            f"the banks have {int(common.sum())} written rows in common, but drift compares 2 or more; give two banks "
+            "of the same data, the first with rows that training has written"
         )
-    old, new = bank.subset(rows[there]), rebuilt.subset(there.nonzero().squeeze(1))
+    old, new = bank.subset(rows[common]), rebuilt.subset(common.nonzero().squeeze(1))
     k = min(k, len(old) - 1)
-    near, again = (one.nearest(one.features, one.index, k=k).index for one in (old, new))
+    old_nearest, new_nearest = (one.nearest(one.features, one.index, k=k).index for one in (old, new))
     return {
         "bank_drift": 1 - (old.features * new.features).sum(1).mean().item(),
         "bank_agreement": (old.logits.argmax(1) == new.logits.argmax(1)).double().mean().item(),
-        "bank_overlap": (near[:, :, None] == again[:, None]).any(2).double().mean().item(),
+        "bank_overlap": (old_nearest[:, :, None] == new_nearest[:, None]).any(2).double().mean().item(),
     }

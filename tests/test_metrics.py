@@ -1,3 +1,5 @@
+"""Metrics compared with values computed by hand, and few-shot evaluation compared with a naive loop."""
+
 import json
 import math
 import warnings
@@ -38,10 +40,15 @@ def test_retrieval_precision_by_hand():
         pixels, labels, index, ("a", "b", "c"), (0,) * 3, (1,) * 3, 0, False, "x/train", ("u", "v"), (0, 0, 1)
     )
     got = metrics.retrieval(bank, images, k=2)
-    # nearest two of each row: 0: 1 2; 1: 0 2; 2: 1 0; 3: 4 2; 4: 3 2
+    # The nearest two rows of each row are 0: 1 2; 1: 0 2; 2: 1 0; 3: 4 2; 4: 3 2.
     assert got["precision@2"] == pytest.approx(4 / 10) and got["precision@1"] == pytest.approx(4 / 5)
     assert got["superclass_precision@2"] == pytest.approx(8 / 10)
     assert got["chance"] == pytest.approx((0.4 * 2 + 0.2 + 0.4 * 2) / 5)
+    assert metrics.retrieval(bank, images, k=4)["precision@4"] == pytest.approx(4 / 20)
+    assert metrics.retrieval(bank, images, k=5, features=features)["precision@1"] == 1
+    for k, given in ((5, None), (6, features)):
+        with pytest.raises(InputError, match=f"k={k}, but some queries have only {k - 1} other rows"):
+            metrics.retrieval(bank, images, k=k, features=given)
 
 
 def test_freshness_counts_steps_and_filled_rows():
@@ -54,21 +61,23 @@ def test_freshness_counts_steps_and_filled_rows():
 
 
 def test_drift_by_hand():
-    def made(degrees, answers, rows):
+    def built(degrees, predictions, rows):
         angles = torch.tensor(degrees) * math.pi / 180
         features = 3 * torch.stack([angles.cos(), angles.sin()], 1)
-        logits = F.one_hot(torch.tensor(answers), 3).float()
+        logits = F.one_hot(torch.tensor(predictions), 3).float()
         return MemoryBank(features, logits, torch.zeros(len(rows)).long(), torch.tensor(rows), ("a", "b", "c"))
 
-    # Rows 1, 3 and 7 are compared: 5 is not rebuilt, 9 not filled, 11 unknown.
-    bank = made([0.0, 40.0, 20.0, 100.0, 5.0], [0, 1, 2, 0, 1], [1, 3, 5, 7, 9])
+    # Rows 1, 3 and 7 are compared. Row 5 is not rebuilt, row 9 is not filled, and row 11 is not in the first bank.
+    bank = built([0.0, 40.0, 20.0, 100.0, 5.0], [0, 1, 2, 0, 1], [1, 3, 5, 7, 9])
     bank.written[4] = -1
-    rebuilt = made([0.0, 70.0, 40.0, 10.0, 0.0], [0, 1, 2, 1, 0], [1, 3, 7, 9, 11])
+    rebuilt = built([0.0, 70.0, 40.0, 10.0, 0.0], [0, 1, 2, 1, 0], [1, 3, 7, 9, 11])
     got = metrics.drift(bank, rebuilt, k=1)
-    cosines = [math.cos(math.radians(turned)) for turned in (0, 30, 60)]
+    cosines = [math.cos(math.radians(angle)) for angle in (0, 30, 60)]
     assert got["bank_drift"] == pytest.approx(1 - sum(cosines) / 3, abs=1e-6)
     assert got["bank_agreement"] == pytest.approx(2 / 3)
-    assert got["bank_overlap"] == pytest.approx(1 / 3)  # nearest, then and now: 1: 3, 7; 3: 1, 7; 7: 3, 3
+    assert got["bank_overlap"] == pytest.approx(
+        1 / 3
+    )  # nearest rows in both banks: of 1: 3 and 7; of 3: 1 and 7; of 7: 3 and 3
     assert metrics.drift(bank, rebuilt, k=2)["bank_overlap"] == 1 == metrics.drift(bank, rebuilt)["bank_overlap"]
 
 
@@ -95,7 +104,7 @@ def test_separation_by_hand():
     )
 
 
-def test_closer_classes_are_less_separate():
+def test_closer_classes_have_a_smaller_separation():
     g = torch.Generator().manual_seed(0)
     labels = torch.arange(300) % 3
     noise, centre = torch.randn(300, 3, generator=g), torch.eye(3)[labels]
@@ -152,7 +161,7 @@ def test_few_shot_is_chance_on_random_features():
     got = metrics.few_shot(features, labels, ways=5, shots=1, episodes=60)
     for name in ("ncm", "linear"):
         assert 0 < got[f"{name}_interval"] < 0.05
-        assert abs(got[name] - 1 / 5) < 1.5 * got[f"{name}_interval"]  # 99.7 of 100 times
+        assert abs(got[name] - 1 / 5) < 1.5 * got[f"{name}_interval"]  # three standard errors
 
 
 def test_few_shot_against_a_naive_loop_over_one_episode():
@@ -161,8 +170,8 @@ def test_few_shot_against_a_naive_loop_over_one_episode():
     draws = (rows, 4, 3, 5, runtime.generator(7, "few_shot"))
     support, query, answer = metrics._episode(*draws)
     assert support.shape == (4, 3) and query.shape == answer.shape == (20,)
-    assert len({*support.flatten().tolist(), *query.tolist()}) == 32  # no image twice
-    right = 0
+    assert len({*support.flatten().tolist(), *query.tolist()}) == 32  # no image occurs twice
+    correct = 0
     for row, own in zip(query.tolist(), answer.tolist(), strict=True):
         assert labels[row] == labels[support[own, 0]]
         cosines = []
@@ -170,11 +179,11 @@ def test_few_shot_against_a_naive_loop_over_one_episode():
             assert len({labels[i].item() for i in way}) == 1
             mean = sum(features[i] / features[i].norm() for i in way) / len(way)
             cosines.append(F.cosine_similarity(features[row], mean, dim=0).item())
-        right += cosines.index(max(cosines)) == own
+        correct += cosines.index(max(cosines)) == own
     got = metrics.few_shot(features, labels, ways=4, shots=3, queries=5, episodes=1, seed=7)
-    assert 5 < right < 20 and got["ncm"] == pytest.approx(right / 20) and math.isnan(got["ncm_interval"])
+    assert 5 < correct < 20 and got["ncm"] == pytest.approx(correct / 20) and math.isnan(got["ncm_interval"])
 
-    # The interval, and what the scale of a feature must not change.
+    # The interval over several episodes; the scale of the features does not matter.
     shares = []
     again = runtime.generator(7, "few_shot")
     for _ in range(4):
@@ -186,7 +195,7 @@ def test_few_shot_against_a_naive_loop_over_one_episode():
     assert got["ncm_interval"] == pytest.approx(1.96 * torch.stack(shares).std().item() / 2)
 
 
-def test_few_shot_takes_the_queries_that_there_are():
+def test_few_shot_uses_fewer_queries_of_a_small_class():
     labels = torch.tensor([0] * 4 + [1] * 9)
     rows = [(labels == value).nonzero().squeeze(1) for value in (0, 1)]
     support, query, answer = metrics._episode(rows, 2, 3, 5, torch.Generator().manual_seed(0))
@@ -211,18 +220,18 @@ def test_few_shot_is_a_function_of_its_seed_alone():
         ({"shots": 0}, "shots=0"),
         ({"queries": 0}, "queries=0"),
         ({"episodes": 0}, "episodes=0"),
-        ({"ways": 7}, "ways=7 of 6 classes"),
-        ({"ways": 1}, "ways=1 of 6 classes"),
+        ({"ways": 7}, "ways=7, but the labels contain 6 classes"),
+        ({"ways": 1}, "ways=1, but"),
         ({"ways": -2}, "ways=-2"),
         ({"shots": 19}, "class 7 has 19 images"),
-        ({"labels": torch.zeros(119, dtype=torch.long)}, "ways=0 of 1 classes"),
+        ({"labels": torch.zeros(119, dtype=torch.long)}, "the labels contain 1 class;"),
         ({"labels": torch.zeros(7, dtype=torch.long)}, r"\[119, 8\] and labels \[7\]"),
         ({"features": torch.full((119, 8), torch.nan)}, "finite"),
     ],
 )
-def test_few_shot_refuses_what_cannot_be_drawn(given, message):
+def test_few_shot_refuses_episodes_that_cannot_be_drawn(given, message):
     features, labels = clusters()
-    one = (labels == 7).nonzero()[0].item()  # one image of class 7 less
+    one = (labels == 7).nonzero()[0].item()  # class 7 has one image less than the others
     features, labels = (torch.cat([x[:one], x[one + 1 :]]) for x in (features, labels))
     with pytest.raises(InputError, match=message) as error:
         metrics.few_shot(given.pop("features", features), given.pop("labels", labels), **given)

@@ -37,7 +37,7 @@ def one_line(error: pytest.ExceptionInfo) -> str:
 
 
 def layout(lines: list[str]) -> list[tuple[str, list[int]]]:
-    """Names and shapes of a state dict, from zoo.json's lines; `bn1 norm 16` stands for a batch norm's five."""
+    """Names and shapes of a state dict, from the lines of zoo.json; `bn1 norm 16` is a batch norm's five tensors."""
     entries = []
     for line in lines:
         key, *kind, shape = line.split()
@@ -51,7 +51,7 @@ def layout(lines: list[str]) -> list[tuple[str, list[int]]]:
 
 
 def fill_by_recipe(network: nn.Module) -> None:
-    """The weights of zoo.json's recipe."""
+    """Set the weights by the recipe that zoo.json's reference outputs were computed with."""
     for t, (name, tensor) in enumerate(network.state_dict().items()):
         if not tensor.is_floating_point():
             continue
@@ -68,6 +68,7 @@ def fill_by_recipe(network: nn.Module) -> None:
 
 
 def last_linear(network: nn.Module) -> nn.Linear:
+    """The linear layer that is defined last."""
     return [part for part in network.modules() if isinstance(part, nn.Linear)][-1]
 
 
@@ -135,15 +136,15 @@ def test_channels_last_and_bfloat16(name):
     assert F.cosine_similarity(lower.features.float(), expected.features).min() > 0.99
 
 
-def test_tiny_images_and_vggs_fourth_pool():
+def test_tiny_images_and_the_fourth_pooling_of_vgg():
     vgg = models.create("vgg8").eval()
     for size in ((4, 4), (2, 16)):
         assert vgg(torch.rand(1, 3, *size)).logits.shape == (1, 100)
-    seen = []
-    vgg.block4.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0].shape[2]))
+    sides = []
+    vgg.block4.register_forward_pre_hook(lambda _, inputs: sides.append(inputs[0].shape[2]))
     for side in (32, 64, 128):
         vgg(torch.rand(1, 3, side, side))
-    assert seen == [4, 4, 8]
+    assert sides == [4, 4, 8]
 
 
 def test_names_in_any_case():
@@ -214,7 +215,7 @@ def test_a_network_normalises_its_own_images():
     images = torch.rand(2, 3, 32, 32)
     by_hand = torch.stack(
         [(images[:, c] - CIFAR_MEAN[c]) / CIFAR_STD[c] for c in range(3)], dim=1
-    )  # channel by channel
+    )  # each channel apart
     torch.testing.assert_close(own(images).logits, plain(by_hand).logits)
     assert not torch.allclose(own(images).logits, plain(images).logits, atol=1e-3)
     assert own.double()(images.double()).logits.dtype == torch.float64
@@ -225,7 +226,7 @@ def test_a_network_normalises_its_own_images():
     [torch.zeros(2, 3, 8, 8, dtype=torch.uint8), torch.zeros(2, 1, 8, 8), torch.zeros(3, 8, 8)],
     ids=["uint8", "one channel", "no batch"],
 )
-def test_images_of_another_kind_are_refused(images):
+def test_images_of_another_type_or_shape_are_refused(images):
     with pytest.raises(ValueError, match="floats in") as error:
         models.create("resnet8")(images)
     one_line(error)
@@ -249,7 +250,7 @@ def train_a_step(network: nn.Module) -> torch.optim.Optimizer:
 
 
 def write_checkpoint(kind: str, network: nn.Module, folder: Path) -> Path:
-    """What RepDistiller, mdistiller and this project write."""
+    """Write a checkpoint as RepDistiller, mdistiller or this project does."""
     optimizer = train_a_step(network)
     state = network.state_dict()
     accuracy = torch.tensor(72.5)
@@ -259,7 +260,7 @@ def write_checkpoint(kind: str, network: nn.Module, folder: Path) -> Path:
         "parallel": {"model": nn.DataParallel(network).state_dict()},
         "parallel plain": {f"module.{k}": v for k, v in state.items()},
         "before 0.4.1": {k: v for k, v in state.items() if "num_batches" not in k},
-        # RepDistiller's train_teacher.py: {model}_best.pth, ckpt_epoch_240.pth, {model}_last.pth
+        # RepDistiller's train_teacher.py writes {model}_best.pth, ckpt_epoch_240.pth and {model}_last.pth.
         "RepDistiller best": {
             "epoch": 240,
             "model": state,
@@ -271,7 +272,7 @@ def write_checkpoint(kind: str, network: nn.Module, folder: Path) -> Path:
             "model": state,
             "optimizer": optimizer.state_dict(),
         },
-        # mdistiller's trainer.py: student_best, which has no suffix
+        # mdistiller's trainer.py writes student_best, which has no suffix.
         "mdistiller": {"model": state},
         "legacy format": {"epoch": 240, "model": state, "accuracy": accuracy},
     }
@@ -302,9 +303,9 @@ def test_checkpoints_load(kind, tmp_path):
     ("saved", "classes", "expected"),
     [
         ("resnet8", 100, ["fc.weight [100, 64], not [10, 64]", "num_classes=100"]),
-        ("resnet14", 10, ["unexpected layer1.1.conv1.weight", "create the network that it was saved from"]),
+        ("resnet14", 10, ["has in addition layer1.1.conv1.weight", "create the network that the file was saved from"]),
         ("resnet8x4", 10, ["conv1.weight [32, 3, 3, 3], not [16, 3, 3, 3]", "more"]),
-        ("vgg8", 10, ["missing conv1.weight", "unexpected block0.0.weight"]),
+        ("vgg8", 10, ["lacks conv1.weight", "has in addition block0.0.weight"]),
     ],
 )
 def test_a_checkpoint_of_another_network_is_refused(saved, classes, expected, tmp_path):
@@ -334,7 +335,7 @@ def test_a_damaged_file_is_refused_by_its_name(suffix, damage, tmp_path):
     path.write_bytes(content.get(damage, b""))
     if damage == "missing":
         path.unlink()
-    with pytest.raises(ValueError, match=r"is not there" if damage == "missing" else "cannot be read") as error:
+    with pytest.raises(ValueError, match="does not exist" if damage == "missing" else "cannot be read") as error:
         models.load_weights(network, path)
     assert str(path) in one_line(error)
 
@@ -374,7 +375,7 @@ def test_pickled_code_is_refused_and_does_not_run(writer, function, tmp_path):
     assert str(path) in message and ("refused" in message or writer == "pickle")
     assert not trap.exists()
     pickle.loads(pickle.dumps(content))
-    assert trap.exists()  # the trap works, had it been sprung
+    assert trap.exists()  # an ordinary unpickling does run the code
 
 
 def test_a_whole_pickled_network_is_refused(tmp_path):
@@ -388,16 +389,16 @@ def test_a_whole_pickled_network_is_refused(tmp_path):
 # --------------------------------------------------------------------------------------- torchvision and timm
 
 
-def test_torchvision_networks_are_torchvisions():
+def test_torchvision_networks_equal_those_of_the_library():
     torchvision = pytest.importorskip("torchvision")
     network = models.create("torchvision/resnet18", 5, mean=CIFAR_MEAN, std=CIFAR_STD).eval()
-    theirs = torchvision.models.resnet18(num_classes=5).eval()
-    theirs.load_state_dict(network.module.state_dict())
+    expected = torchvision.models.resnet18(num_classes=5).eval()
+    expected.load_state_dict(network.module.state_dict())
     images = torch.rand(2, 3, 48, 48)
     mean, std = (torch.tensor(x).view(1, 3, 1, 1) for x in (CIFAR_MEAN, CIFAR_STD))
     out = network(images)
-    torch.testing.assert_close(out.logits, theirs((images - mean) / std))
-    torch.testing.assert_close(out.logits, theirs.fc(out.features))
+    torch.testing.assert_close(out.logits, expected((images - mean) / std))
+    torch.testing.assert_close(out.logits, expected.fc(out.features))
     assert (network.num_classes, network.features_dim, network.name) == (5, 512, "torchvision/resnet18")
 
 
@@ -406,7 +407,7 @@ def test_torchvision_networks_are_torchvisions():
     ("name", "features", "side"), [("squeezenet1_1", 512, 64), ("googlenet", 1024, 64), ("vit_b_32", 768, 32)]
 )
 def test_torchvision_networks_of_other_shapes(name, features, side, monkeypatch):
-    """A network that ends in a convolution, one with auxiliary heads, and one for a single image size."""
+    """One network ends in a convolution, one has auxiliary heads, and one accepts a single image size."""
     transformers = pytest.importorskip("torchvision.models.vision_transformer")
     whole = transformers.VisionTransformer
     monkeypatch.setattr(transformers, "VisionTransformer", lambda **given: whole(**{**given, "num_layers": 1}))
@@ -415,10 +416,10 @@ def test_torchvision_networks_of_other_shapes(name, features, side, monkeypatch)
     out = network(torch.rand(2, 3, side, side))
     assert out.logits.shape == (2, 5) and out.features.shape == (2, features) == (2, network.features_dim)
     out.logits.sum().backward()
-    assert all(p.grad is not None for p in network.parameters())  # no part idles
+    assert all(p.grad is not None for p in network.parameters())  # no layer is unused
 
 
-def test_pretrained_torchvision_brings_its_preprocessing_and_takes_new_classes(monkeypatch):
+def test_pretrained_torchvision_networks_have_their_preprocessing_and_accept_other_classes(monkeypatch):
     torchvision = pytest.importorskip("torchvision")
     source = torchvision.models.mobilenet_v3_small()
     weights = torchvision.models.MobileNet_V3_Small_Weights
@@ -450,26 +451,26 @@ def test_a_failed_download_is_one_line(monkeypatch):
 def test_timm_networks(monkeypatch):
     timm = pytest.importorskip("timm", reason="timm is not installed")
     network = models.create("timm/ResNet10t", 5).eval()
-    theirs = timm.create_model("resnet10t", num_classes=5).eval()
-    theirs.load_state_dict(network.module.state_dict())
+    expected = timm.create_model("resnet10t", num_classes=5).eval()
+    expected.load_state_dict(network.module.state_dict())
     images = torch.rand(2, 3, 40, 40)
     out = network(images)
-    torch.testing.assert_close(out.logits, theirs(images))
-    torch.testing.assert_close(out.features, theirs.forward_head(theirs.forward_features(images), pre_logits=True))
+    torch.testing.assert_close(out.logits, expected(images))
+    torch.testing.assert_close(out.features, expected.forward_head(expected.forward_features(images), pre_logits=True))
 
-    vit = models.create("timm/vit_tiny_patch16_224", 5).eval()  # for one size alone
+    vit = models.create("timm/vit_tiny_patch16_224", 5).eval()  # accepts one size only
     large = F.interpolate(images, (224, 224), mode="bilinear", antialias=True)
     torch.testing.assert_close(vit(images).logits, vit.module(large))
 
     monkeypatch.setattr(timm.models._builder, "load_pretrained", lambda *_, **__: None)  # no download
     pretrained = models.create("timm/resnet10t.c3_in1k", 5, pretrained=True)
-    torch.testing.assert_close(pretrained.mean.flatten(), torch.tensor(theirs.pretrained_cfg["mean"]))
+    torch.testing.assert_close(pretrained.mean.flatten(), torch.tensor(expected.pretrained_cfg["mean"]))
     with pytest.raises(ValueError, match="unknown timm model 'resnet10x'") as error:
         models.create("timm/resnet10x")
     one_line(error)
 
 
-def test_a_missing_library_says_how_to_install_it(monkeypatch):
+def test_the_error_of_a_missing_library_contains_the_install_command(monkeypatch):
     monkeypatch.setitem(sys.modules, "timm", None)
     with pytest.raises(ValueError, match="pip install timm") as error:
         models.create("timm/resnet18")
@@ -480,7 +481,7 @@ def test_a_missing_library_says_how_to_install_it(monkeypatch):
 
 
 class Small(nn.Module):
-    """A user's network: a map, batch norm, dropout, an in-place ReLU behind a vector, and an unused layer."""
+    """A user's network with a map, batch norm, dropout, an in-place ReLU after a linear layer, and an unused layer."""
 
     def __init__(self, output=lambda logits: logits):
         super().__init__()
@@ -516,7 +517,7 @@ def test_features_are_the_named_layers_output_or_the_classifiers_input():
     module = Small().eval()
     images = torch.rand(3, 3, 8, 8)
     squeezed = module.squeeze(module.norm(module.conv(images)).mean((2, 3)))
-    assert squeezed.min() < 0  # so that the in-place ReLU behind it would show
+    assert squeezed.min() < 0  # so that the in-place ReLU after it would change the result
     torch.testing.assert_close(models.wrap(module, features="squeeze")(images).features, squeezed)
     torch.testing.assert_close(models.wrap(module, features=None)(images).features, squeezed.relu())
     assert models.wrap(module, features="SQUEEZE").features_dim == 4
@@ -573,7 +574,7 @@ def test_what_a_wrapped_module_may_return(output):
     torch.testing.assert_close(models.wrap(module)(images).logits, expected(images))
 
 
-def test_wrap_leaves_statistics_modes_and_randomness_alone():
+def test_wrap_keeps_statistics_modes_and_the_random_state():
     module = Small().train()
     module.norm.eval()
     before, random = copy.deepcopy(module.state_dict()), torch.get_rng_state()
@@ -586,7 +587,7 @@ def test_wrap_leaves_statistics_modes_and_randomness_alone():
     assert not torch.equal(before["norm.running_mean"], module.norm.running_mean)  # training does change them
 
 
-def test_the_capture_leaves_nothing_behind():
+def test_no_hooks_and_tensors_remain_after_a_pass():
     module = Small()
     network = models.wrap(module, features="squeeze")
 
@@ -648,7 +649,7 @@ def test_wrapped_modules_load_weights_by_either_name(tmp_path):
     ("given", "message"),
     [
         ({"features": "squeze"}, "unknown layer of Small 'squeze'; did you mean 'squeeze'"),
-        ({"features": "unused"}, "'unused' took no part"),
+        ({"features": "unused"}, "'unused' does not run"),
         ({"num_classes": 9}, "5 classes, not num_classes=9"),
     ],
 )
@@ -659,7 +660,7 @@ def test_wrap_refuses_what_does_not_fit(given, message):
 
 
 def test_wrap_refuses_modules_that_it_cannot_run_or_read():
-    with pytest.raises(ValueError, match="give the size it takes") as error:
+    with pytest.raises(ValueError, match="pass the size it takes") as error:
         models.wrap(nn.Sequential(nn.Flatten(), nn.Linear(3 * 8 * 8, 5)))
     one_line(error)
     fixed = models.wrap(nn.Sequential(nn.Flatten(), nn.Linear(3 * 8 * 8, 5)), size=8)

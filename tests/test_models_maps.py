@@ -1,4 +1,4 @@
-"""Feature maps of a network's stages, by hooks that live as long as one pass."""
+"""Feature maps of a network's stages, which hooks collect during one pass."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from ickd_lib import models
 from ickd_lib.models import Network, Output
 from ickd_lib.runtime import InputError
 
-# Channels and side of each map of a 32x32 image.
+# Channels and side of each map for an image of 32x32 pixels.
 MAPS = {
     "resnet8": [(16, 32), (32, 16), (64, 8)],
     "resnet8x4": [(64, 32), (128, 16), (256, 8)],
@@ -37,7 +37,7 @@ def hooks(network: nn.Module) -> int:
 
 
 class InPlace(nn.Module):
-    """A user's network whose ReLU overwrites what the layer before it gave."""
+    """A user's network whose ReLU overwrites the output of the layer before it."""
 
     def __init__(self):
         super().__init__()
@@ -64,12 +64,12 @@ def test_every_zoo_network_has_maps_of_falling_size(name):
     network = models.create(name, 7).eval()
     images = torch.rand(2, 3, 16, 16)
     with torch.no_grad():
-        plain, seen = network(images), network(images, maps=True)
-    assert plain.maps == () and isinstance(seen, Output)
-    assert torch.equal(plain.logits, seen.logits) and torch.equal(plain.features, seen.features)
-    assert len(seen.maps) == len(network.stages) >= 3
-    sides = [x.shape[2] for x in seen.maps]
-    assert sides == sorted(sides, reverse=True) and all(x.ndim == 4 and len(x) == 2 for x in seen.maps)
+        plain, full = network(images), network(images, maps=True)
+    assert plain.maps == () and isinstance(full, Output)
+    assert torch.equal(plain.logits, full.logits) and torch.equal(plain.features, full.features)
+    assert len(full.maps) == len(network.stages) >= 3
+    sides = [x.shape[2] for x in full.maps]
+    assert sides == sorted(sides, reverse=True) and all(x.ndim == 4 and len(x) == 2 for x in full.maps)
     assert hooks(network) == 0
 
 
@@ -96,7 +96,7 @@ def test_maps_equal_the_stages_run_by_hand_and_carry_gradient():
         assert torch.equal(network(images, maps=True).maps[1], out.maps[1])
 
 
-def test_nothing_is_kept_between_passes_not_even_after_an_error(monkeypatch):
+def test_no_hooks_and_maps_remain_after_a_pass_or_an_error(monkeypatch):
     network = models.create("resnet8")
     out = network(torch.rand(2, 3, 8, 8), maps=True)
     alive = weakref.ref(out.maps[0])
@@ -110,7 +110,7 @@ def test_nothing_is_kept_between_passes_not_even_after_an_error(monkeypatch):
 
 
 @pytest.mark.parametrize("wrapped", [False, True])
-def test_a_copy_gives_its_own_maps(wrapped):
+def test_a_copy_collects_its_own_maps(wrapped):
     network = models.wrap(InPlace().eval(), maps=["conv", "deep"]) if wrapped else models.create("resnet8").eval()
     network.classes = ("a", "b")
     images = torch.rand(2, 3, 8, 8)
@@ -130,11 +130,11 @@ def test_a_copy_gives_its_own_maps(wrapped):
     [
         ((), r"Headless names no stages .*stages = \('layer1', …\)"),
         (("conf",), "Headless has no layer 'conf'"),
-        (("idle",), "'idle' of Headless took no part"),
-        (("head",), r"'head' of Headless gives shape \[2, 5\]; maps must be"),
+        (("idle",), "'idle' of Headless does not run"),
+        (("head",), r"'head' of Headless returns shape \[2, 5\]; maps must be"),
     ],
 )
-def test_a_network_whose_stages_give_no_maps_says_so(given, message):
+def test_the_error_names_the_stage_that_has_no_map(given, message):
     class Headless(Network):
         stages = given
 
@@ -144,7 +144,7 @@ def test_a_network_whose_stages_give_no_maps_says_so(given, message):
             self.idle = nn.Conv2d(3, 3, 1)
             self.head = nn.Linear(3, 5)
 
-        def predict(self, x):
+        def forward_normalised(self, x):
             features = self.conv(x).mean((2, 3))
             return Output(self.head(features), features)
 
@@ -158,7 +158,7 @@ def test_a_network_whose_stages_give_no_maps_says_so(given, message):
 # ------------------------------------------------------------------------------------------- wrapped modules
 
 
-def test_wrapped_maps_are_what_the_layer_gave_before_a_relu_in_place():
+def test_wrapped_maps_are_the_values_before_an_in_place_relu():
     module = InPlace().eval()
     network = models.wrap(module, maps=("norm", "DEEP", "pair"), size=10)
     assert network.stages == ("module.norm", "module.deep", "module.pair")
@@ -178,8 +178,8 @@ def test_wrapped_maps_are_what_the_layer_gave_before_a_relu_in_place():
     ("maps", "message"),
     [
         (["norm", "dep"], "unknown layer of InPlace 'dep'; did you mean 'deep'"),
-        (["unused"], "'module.unused' of InPlace took no part"),
-        (["head"], r"'module.head' of InPlace gives shape \[2, 5\]"),
+        (["unused"], "'module.unused' of InPlace does not run"),
+        (["head"], r"'module.head' of InPlace returns shape \[2, 5\]"),
     ],
 )
 def test_wrap_refuses_layers_without_a_map(maps, message):
@@ -190,8 +190,8 @@ def test_wrap_refuses_layers_without_a_map(maps, message):
     assert module.norm.num_batches_tracked == 0 and module.training and hooks(module) == 0
 
 
-def test_tokens_are_no_map():
-    with pytest.raises(InputError, match=r"'module.mix' of Tokens gives shape \[2, 64, 8\]; maps must be") as error:
+def test_tokens_are_not_a_map():
+    with pytest.raises(InputError, match=r"'module.mix' of Tokens returns shape \[2, 64, 8\]; maps must be") as error:
         models.wrap(Tokens(), maps=["embed", "mix"])
     one_line(error)
     assert models.wrap(Tokens(), maps=["embed"])(torch.rand(1, 3, 16, 16), maps=True).maps[0].shape == (1, 8, 4, 4)
@@ -202,14 +202,14 @@ def test_tokens_are_no_map():
 def test_torchvisions_resnets_name_their_stages():
     pytest.importorskip("torchvision")
     network = models.create("torchvision/resnet18", 5).eval()
-    images, seen = torch.rand(2, 3, 64, 64), []
+    images, expected = torch.rand(2, 3, 64, 64), []
     with torch.no_grad():
         maps = network(images, maps=True).maps
         x = network.module.maxpool(network.module.relu(network.module.bn1(network.module.conv1(images))))
         for stage in ("layer1", "layer2", "layer3", "layer4"):
             x = network.module.get_submodule(stage)(x)
-            seen.append(x)
-    assert all(torch.equal(one, other) for one, other in zip(maps, seen, strict=True))
+            expected.append(x)
+    assert all(torch.equal(one, other) for one, other in zip(maps, expected, strict=True))
     assert models.create("torchvision/squeezenet1_1", 5).stages == ()
 
 

@@ -1,4 +1,4 @@
-"""Networks: the CIFAR zoo, torchvision's and timm's models, and anyone's own, behind one face.
+"""Networks: the CIFAR zoo, the models of torchvision and timm, and users' own modules, with one interface.
 
 Every network takes float images [B, 3, H, W] in [0, 1], normalises them itself and returns an Output.
 """
@@ -9,16 +9,28 @@ from collections.abc import Callable, Sequence
 
 from ..runtime import InputError, choose
 from . import mobilenet_v2, resnet, resnet_imagenet, shufflenet_v1, shufflenet_v2, vgg, wrn
-from .extend import extend
+from .extension import extend
 from .external import LIBRARIES
 from .inference import predict
-from .network import Network, Output
+from .inspection import classifier
+from .network import Network, Output, frozen
 from .weights import load_weights
 from .wrapped import wrap
 
-__all__ = ["Network", "Output", "create", "extend", "load_weights", "names", "predict", "wrap"]
+__all__ = [
+    "Network",
+    "Output",
+    "classifier",
+    "create",
+    "extend",
+    "frozen",
+    "load_weights",
+    "names",
+    "predict",
+    "wrap",
+]
 
-# A family is one file, whose NETWORKS make a network of so many classes.
+# Each file of the zoo defines one family. Its NETWORKS maps a name to a function that takes the number of classes.
 ZOO: dict[str, Callable[[int], Network]] = {
     **resnet.NETWORKS,
     **resnet_imagenet.NETWORKS,
@@ -31,7 +43,7 @@ ZOO: dict[str, Callable[[int], Network]] = {
 
 
 def names() -> list[str]:
-    """The names of the CIFAR zoo; `create` knows `torchvision/NAME` and `timm/NAME` as well."""
+    """List the names of the CIFAR zoo; `create` also accepts `torchvision/NAME` and `timm/NAME`."""
     return list(ZOO)
 
 
@@ -43,22 +55,24 @@ def create(
     std: Sequence[float] | None = None,
     pretrained: bool = False,
 ) -> Network:
-    """A new network, initialised as published from torch's global generator, in training mode on the CPU.
+    """Create a network in training mode on the CPU.
+
+    Its weights are initialised as in its publication, from torch's global generator.
 
     Args:
-        name: one of `names()`, or `torchvision/NAME`, or `timm/NAME`; in any case.
+        name: one of `names()`, or `torchvision/NAME`, or `timm/NAME`, in upper or lower case.
         num_classes: C.
         mean: [3], subtracted from images in [0, 1]; by default 0, or a pretrained model's own.
-        std: [3], by which they are then divided; by default 1, or a pretrained model's own.
-        pretrained: load torchvision's default weights or timm's; the last layer is a new one where those are
-            of another number of classes. For the zoo, see `load_weights`.
+        std: [3], by which the difference is divided; by default 1, or a pretrained model's own.
+        pretrained: load the default weights of torchvision or timm. The last layer is initialised anew if these
+            weights have another number of classes. For zoo networks use `load_weights`.
     Returns:
-        A Network: images [B, 3, H, W] to logits [B, C] and features [B, D]. Zoo networks take any size from 4
-        pixels on; of torchvision's and timm's, those made for one size alone resize images to it. Maps are to be
-        had of the zoo, and of torchvision's and timm's ResNets; for others, see `wrap`.
+        A Network: images [B, 3, H, W] to logits [B, C] and features [B, D]. Zoo networks accept any size from 4
+        pixels on; models of torchvision and timm that accept one size only resize images to it. Zoo networks and the
+        ResNets of torchvision and timm have feature maps; for other models name them in `wrap`.
     Raises:
-        InputError: the name is unknown, its library is not installed, its weights cannot be had, or mean, std or
-            num_classes are no such numbers.
+        InputError: the name is unknown; its library is not installed; its weights cannot be loaded; mean or std are
+            not three numbers (std above 0); or num_classes is below 1.
     """
     library, slash, model = str(name).partition("/")
     if slash:
@@ -66,7 +80,7 @@ def create(
         return LIBRARIES[library](model, num_classes, mean, std, pretrained)
     name = choose(name, ZOO, what="model")
     if pretrained:
-        raise InputError(f"{name} comes without weights; train it, or load_weights(create({name!r}), path)")
+        raise InputError(f"{name} has no pretrained weights; train it, or use load_weights(create({name!r}), path)")
     network = ZOO[name](num_classes)
     network.name = name
     network.set_normalisation((0, 0, 0) if mean is None else mean, (1, 1, 1) if std is None else std)

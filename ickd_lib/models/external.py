@@ -1,4 +1,4 @@
-"""The classifiers of torchvision and timm, each imported only when one of its models is asked for."""
+"""The classifiers of torchvision and timm. Each library is imported only when one of its models is created."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from typing import Any
 from torch import nn
 
 from ..runtime import InputError, choose
+from .inspection import first_line
 from .network import Network
 from .wrapped import Wrapped, wrap
 
@@ -23,7 +24,7 @@ def from_torchvision(
     std: Sequence[float] | None,
     pretrained: bool,
 ) -> Network:
-    """torchvision's model `name`; see `models.create`. Auxiliary heads (GoogLeNet, Inception) are removed."""
+    """Create torchvision's model `name` without auxiliary heads (GoogLeNet, Inception); see `models.create`."""
     models = _import("torchvision", "torchvision.models")
     name = choose(name, models.list_models(module=models), what="torchvision model")
     own_mean, own_std = IDENTITY
@@ -33,7 +34,7 @@ def from_torchvision(
         own_mean, own_std = weights.transforms().mean, weights.transforms().std
         options = {"weights": weights}
     elif name in ("googlenet", "inception_v3"):
-        options["init_weights"] = True  # theirs; they warn when not told
+        options["init_weights"] = True  # torchvision's default, which it warns about unless it is given
 
     module = _build(f"torchvision/{name}", lambda: models.get_model(name, **options))
     if getattr(module, "aux_logits", False):
@@ -63,7 +64,7 @@ def from_timm(
     std: Sequence[float] | None,
     pretrained: bool,
 ) -> Network:
-    """timm's model `name`, which may carry a tag of its weights (resnet18.a1_in1k); see `models.create`."""
+    """Create timm's model `name`, which may include the tag of its weights (resnet18.a1_in1k); see `models.create`."""
     timm = _import("timm", "timm")
     model, dot, tag = name.partition(".")
     name = choose(model, timm.list_models(), what="timm model") + dot + tag
@@ -86,28 +87,29 @@ LIBRARIES = {"torchvision": from_torchvision, "timm": from_timm}
 
 
 def _stages(module: nn.Module) -> tuple[str, ...]:
-    """The four stages of a ResNet and its like, by their names; none of other modules."""
+    """Return the names of a ResNet's four stages, or none if the module has no layers of these names."""
     children = dict(module.named_children())
     return RESNET_STAGES if all(stage in children for stage in RESNET_STAGES) else ()
 
 
 def _import(package: str, module: str) -> Any:
+    """Import a module of a library that need not be installed."""
     try:
         return importlib.import_module(module)
     except ImportError:
-        raise InputError(f"{package}/… models need {package}; install it: pip install {package}") from None
+        raise InputError(f"{package}/… models need the library {package}; run pip install {package}") from None
 
 
 def _build(name: str, make: Callable[[], nn.Module]) -> Any:
+    """Run `make`; any of its errors becomes an InputError in one line."""
     try:
         return make()
-    except Exception as error:  # no network, no such weights, a damaged download
-        reason = (str(error).strip().splitlines() or [""])[0]
-        raise InputError(f"{name} cannot be made: {type(error).__name__}: {reason}") from error
+    except Exception as error:  # no internet connection, no such weights, a damaged download
+        raise InputError(f"{name} cannot be created: {type(error).__name__}: {first_line(error)}") from error
 
 
 def _replace_classifier(network: Network, num_classes: int) -> None:
-    """Put a freshly initialised last layer of `num_classes` outputs in the place of the pretrained one."""
+    """Replace the pretrained classifier by a newly initialised one of `num_classes` outputs."""
     assert isinstance(network, Wrapped)
     old = network.module.get_submodule(network.layer)
     if isinstance(old, nn.Linear):

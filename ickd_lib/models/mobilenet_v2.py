@@ -1,7 +1,7 @@
 """MobileNetV2 at half width (Sandler et al. 2018, arXiv 1801.04381).
 
-For small images it strides four times, not five, and its ReLU has no upper bound. Parameter names are those of
-RepDistiller's and mdistiller's `mobile_half`.
+It differs from the published network in two ways that suit small images: four layers have stride 2 instead of five, and
+its ReLU has no upper bound. Parameter names are those of RepDistiller's and mdistiller's `mobile_half`.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from .network import Network, Output, initialise_classifier, initialise_convolutions
 
-# Expansion of the hidden width, channels at full width, blocks, stride of the first block.
+# Expansion of the hidden width, output channels at full width, number of blocks, stride of the first block.
 STAGES = (
     (1, 16, 1, 1),
     (6, 24, 2, 1),
@@ -25,7 +25,10 @@ STAGES = (
 
 
 class InvertedResidual(nn.Module):
-    """1x1 up, depthwise 3x3, 1x1 down without ReLU: [B, inputs, H, W] to [B, outputs, H / stride, W / stride]."""
+    """A 1x1 convolution that widens, a depthwise 3x3, and a 1x1 that narrows, without ReLU after the last.
+
+    Shapes: [B, inputs, H, W] to [B, outputs, H / stride, W / stride].
+    """
 
     def __init__(self, inputs: int, outputs: int, stride: int, expansion: int) -> None:
         super().__init__()
@@ -43,14 +46,14 @@ class InvertedResidual(nn.Module):
 
 
 class MobileNetV2(Network):
-    """MobileNetV2; D is 1280.
+    """MobileNetV2, with D = 1280 features.
 
     Args:
-        width: factor of the channels of every layer but the last.
+        width: factor for the channels of every layer except the last convolution.
         num_classes: C.
     """
 
-    stages = ("blocks.1", "blocks.2", "blocks.4", "blocks.6")  # the last of each resolution, without ReLU
+    stages = ("blocks.1", "blocks.2", "blocks.4", "blocks.6")  # the last stage of each resolution; no ReLU follows it
 
     def __init__(self, width: float, num_classes: int) -> None:
         super().__init__(num_classes, features_dim=1280)
@@ -71,14 +74,14 @@ class MobileNetV2(Network):
         initialise_convolutions(self)
         initialise_classifier(classifier)
 
-    def predict(self, x: Tensor) -> Output:
+    def forward_normalised(self, x: Tensor) -> Output:
         x = self.conv2(self.blocks(self.conv1(x)))
         features = x.mean((2, 3))
         return Output(self.classifier(features), features)
 
 
 def _conv(inputs: int, outputs: int, kernel: int, stride: int = 1, groups: int = 1) -> nn.Sequential:
-    """Convolution, batch norm, ReLU."""
+    """Return a convolution with batch norm and ReLU: [B, inputs, H, W] to [B, outputs, H / stride, W / stride]."""
     conv = nn.Conv2d(inputs, outputs, kernel, stride, padding=kernel // 2, groups=groups, bias=False)
     return nn.Sequential(conv, nn.BatchNorm2d(outputs), nn.ReLU())
 

@@ -1,8 +1,10 @@
-"""What every network is: images in [0, 1] go in, logits and features come out, its preprocessing inside."""
+"""The interface of every network: images in [0, 1] to logits and features, with its preprocessing inside."""
 
 from __future__ import annotations
 
 import contextlib
+import copy
+import itertools
 from collections.abc import Sequence
 from functools import partial
 from typing import Any, NamedTuple
@@ -20,7 +22,7 @@ class Output(NamedTuple):
     Attributes:
         logits: [B, C], before the softmax.
         features: [B, D], the pooled input of the classifier, not normalised.
-        maps: [B, C_i, H_i, W_i] of each of the network's stages, shallow to deep, where they were asked for.
+        maps: the outputs [B, C_i, H_i, W_i] of the network's stages, shallow to deep; empty unless requested.
     """
 
     logits: Tensor
@@ -29,21 +31,23 @@ class Output(NamedTuple):
 
 
 class Network(nn.Module):
-    """A classifier that normalises its images itself, so that a student and a teacher with different
-    preprocessing look at the same batch.
+    """A classifier that normalises its images itself.
 
-    A subclass writes `predict`, and names its `stages` where its maps are to be had. `mean` and `std`, both
-    [1, 3, 1, 1], follow the network from device to device but are no part of its state_dict, whose names are those of
-    the published checkpoints.
+    A student and a teacher with different preprocessing can therefore be evaluated on the same batch. A subclass
+    defines `forward_normalised`, and lists its `stages` if it has feature maps. `mean` and `std`, both [1, 3, 1, 1],
+    move between devices with the network but are not in its state_dict, whose names are those of the published
+    checkpoints.
 
     Args:
         num_classes: C.
         features_dim: D.
     Attributes:
-        stages: names of the submodules, shallow to deep, whose outputs [B, C_i, H_i, W_i] are the maps; what runs
-            on such an output must not change it in place.
-        classes: names of the classes that the logits stand for, in order; empty where unknown.
-        trained_on: what is known of its training (data, number of labels, weights file), for the records.
+        stages: names of the submodules, shallow to deep, whose outputs [B, C_i, H_i, W_i] are the maps. The next
+            layer must not change such an output in place.
+        classes: names of the classes, in the order of the logits; empty if unknown.
+        trained_on: known facts about its training (data, number of labels, weights file), for the run folders.
+    Raises:
+        InputError: num_classes is below 1.
     """
 
     stages: tuple[str, ...] = ()
@@ -59,28 +63,75 @@ class Network(nn.Module):
         self.features_dim = features_dim
         self.classes: tuple[str, ...] = ()
         self.trained_on: dict[str, Any] = {}
+        self._stored_identity: tuple[str, Any] | None = None  # the identity and the state it belongs to; see `frozen`
         self.register_buffer("mean", torch.zeros(1, 3, 1, 1), persistent=False)
         self.register_buffer("std", torch.ones(1, 3, 1, 1), persistent=False)
 
     @property
     def identity(self) -> str:
-        """A fingerprint of what its outputs depend on and mean: weights, preprocessing, classes, layers looked at."""
-        where = [getattr(self, name, None) for name in ("layer", "before", "size")]  # of a wrapped network's features
-        said = [self.name, list(self.classes), list(self.stages), where]
-        return runtime.fingerprint(*said, self.state_dict(), self.mean, self.std)
+        """A fingerprint of all that the outputs and their meaning depend on.
+
+        It covers the weights, the preprocessing, the classes and the layers that features and maps are taken from. It
+        is computed from all weights at each access; only the copy that `frozen` returns stores it.
+        """
+        if self._stored_identity and self._stored_identity[1] == self._state():
+            return self._stored_identity[0]
+        return runtime.fingerprint(*self._facts(), self.state_dict(), self.mean, self.std)
+
+    def _facts(self) -> list[Any]:
+        """The part of the identity that is not a tensor."""
+        wrapped = [getattr(self, attribute, None) for attribute in ("layer", "before", "size")]
+        return [self.name, list(self.classes), list(self.stages), wrapped]
+
+    def _state(self) -> list[Any]:
+        """A value that differs after any in-place change of a tensor, any replaced tensor and any new fact."""
+        tensors = itertools.chain(self.parameters(), self.buffers())
+        return [self._facts(), [(tensor.data_ptr(), tensor._version) for tensor in tensors]]
+
+    def _apply(self, fn: Any, recurse: bool = True) -> Any:
+        self._stored_identity = None  # a conversion to a lower precision and back may return to the old addresses
+        return super()._apply(fn, recurse)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """The attributes for a copy or a pickle, without the stored identity: the tensors of a copy are new ones."""
+        return {**self.__dict__, "_stored_identity": None}
+
+    def __repr__(self) -> str:
+        """One line, and a second one if it is known what the network was trained on; see `describe` for the layers."""
+        parameters = sum(parameter.numel() for parameter in self.parameters())
+        text = f"{self.name}: {self.num_classes} classes, {self.features_dim} features, {parameters:,} parameters"
+        facts = ", ".join(f"{key} {value}" for key, value in self.trained_on.items())
+        return f"{text}\n  trained on: {facts}" if facts else text
+
+    def describe(self) -> str:
+        """The tree of all layers, as torch prints it."""
+        return super().__repr__()
 
     def set_normalisation(self, mean: Sequence[float], std: Sequence[float]) -> None:
-        """Normalise images as (images - mean) / std from now on, each three numbers, one a channel."""
+        """Normalise images as (images - mean) / std from now on.
+
+        Args:
+            mean: [3], one number for each channel.
+            std: [3], one number above 0 for each channel.
+        Raises:
+            InputError: mean or std does not have three numbers, or a number of std is not above 0.
+        """
         if len(mean) != 3 or len(std) != 3 or min(std) <= 0:
             raise InputError(f"mean={mean}, std={std}; give three numbers each, with std above 0")
         self.mean.copy_(torch.as_tensor(mean).view(1, 3, 1, 1))
         self.std.copy_(torch.as_tensor(std).view(1, 3, 1, 1))
 
     def forward(self, images: Tensor, *, maps: bool = False) -> Output:
-        """Logits [B, C] and features [B, D] of float images [B, 3, H, W] in [0, 1].
+        """Compute logits and features.
 
-        With `maps`, the outputs of `stages` too, which carry gradient like the rest; InputError where the network
-        has none.
+        Args:
+            images: floats in [0, 1], shape [B, 3, H, W].
+            maps: also return the outputs of `stages`, with gradient.
+        Returns:
+            Logits [B, C], features [B, D] and, if requested, maps [B, C_i, H_i, W_i].
+        Raises:
+            InputError: the images have another shape or type; or maps are requested and `stages` is empty or names
+                a layer that does not compute a map.
         """
         if images.ndim != 4 or images.shape[1] != 3 or not images.is_floating_point():
             raise InputError(
@@ -88,26 +139,26 @@ class Network(nn.Module):
                 "it takes floats in [0, 1] of shape [B, 3, H, W]"
             )
         x = (images - self.mean) / self.std
-        return self._predict_with_maps(x) if maps else self.predict(x)
+        return self._forward_with_maps(x) if maps else self.forward_normalised(x)
 
-    def predict(self, x: Tensor) -> Output:
-        """Logits [B, C] and features [B, D] of normalised images [B, 3, H, W]."""
-        raise TypeError(f"{type(self).__name__} must define predict(x) -> Output")
+    def forward_normalised(self, x: Tensor) -> Output:
+        """Compute logits [B, C] and features [B, D] of normalised images [B, 3, H, W]; subclasses define it."""
+        raise TypeError(f"{type(self).__name__} must define forward_normalised(x) -> Output")
 
-    def _predict_with_maps(self, x: Tensor) -> Output:
-        """`predict`, with the outputs of `stages`.
+    def _forward_with_maps(self, x: Tensor) -> Output:
+        """Run `forward_normalised` and collect the outputs of `stages`.
 
-        The hooks live as long as the pass: nothing is kept between passes, and a copy of the network has its own.
+        The hooks are removed after the pass, so that a network keeps no tensors and a copy of it collects its own maps.
         """
         if not self.stages:
             raise InputError(
                 f"{self.name} names no stages whose outputs could be its maps; name them in its class, "
                 "stages = ('layer1', …), or in models.wrap(module, maps=('layer1', …))"
             )
-        seen: dict[str, Tensor] = {}
+        collected: dict[str, Tensor] = {}
 
-        def keep(stage: str, part: nn.Module, inputs: Any, output: Any) -> None:
-            seen[stage] = self._map(stage, output)
+        def collect(stage: str, part: nn.Module, inputs: Any, output: Any) -> None:
+            collected[stage] = self._as_map(stage, output)
 
         with contextlib.ExitStack() as hooks:
             for stage in self.stages:
@@ -115,25 +166,50 @@ class Network(nn.Module):
                     part = self.get_submodule(stage)
                 except AttributeError:
                     raise InputError(
-                        f"{self.name} has no layer {stage!r}; name in stages what named_modules() lists"
+                        f"{self.name} has no layer {stage!r}; stages must name layers that named_modules() lists"
                     ) from None
-                hooks.callback(part.register_forward_hook(partial(keep, stage)).remove)
-            output = self.predict(x)
+                hooks.callback(part.register_forward_hook(partial(collect, stage)).remove)
+            output = self.forward_normalised(x)
         for stage in self.stages:
-            if stage not in seen:
-                raise InputError(f"layer {stage!r} of {self.name} took no part in the forward pass; name another")
-        return output._replace(maps=tuple(seen[stage] for stage in self.stages))
+            if stage not in collected:
+                raise InputError(f"layer {stage!r} of {self.name} does not run in a forward pass; name another")
+        return output._replace(maps=tuple(collected[stage] for stage in self.stages))
 
-    def _map(self, stage: str, value: Any) -> Tensor:
-        """[B, C, H, W] of what a stage gives."""
+    def _as_map(self, stage: str, value: Any) -> Tensor:
+        """Check that the output of a stage is a map [B, C, H, W], and return it."""
         if isinstance(value, Tensor) and value.ndim == 4:
             return value
         given = f"shape {list(value.shape)}" if isinstance(value, Tensor) else type(value).__name__
-        raise InputError(f"layer {stage!r} of {self.name} gives {given}; maps must be [B, C, H, W]: name another")
+        raise InputError(f"layer {stage!r} of {self.name} returns {given}; maps must be [B, C, H, W]: name another")
+
+
+@torch.inference_mode(False)  # the tensors of inference mode do not count their changes
+def frozen(network: Network, device: torch.device) -> Network:
+    """Copy a network for evaluation only, such as a teacher, with an identity that is computed once.
+
+    The copy returns its stored `identity` as long as no tensor and none of the facts in it change. After a change in
+    place, training, loaded weights or a conversion it computes its identity from the weights again, as does a copy of
+    the copy. Two rare changes are not detected: writes through `tensor.data`, and the conversion of a single layer to
+    another precision and back.
+
+    Args:
+        network: any Network, which is not changed.
+        device: device of the copy.
+    Returns:
+        The copy, in channels-last memory format, in eval mode, its parameters without gradient.
+    """
+    identity = network.identity
+    twin = copy.deepcopy(network).to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    twin.eval().requires_grad_(False)
+    twin._stored_identity = identity, twin._state()
+    return twin
 
 
 def initialise_convolutions(network: nn.Module) -> None:
-    """Normal weights of variance 2 / fan-out (He et al. 2015, arXiv 1502.01852) and zero biases, in place."""
+    """Draw normal convolution weights of variance 2 / fan-out and set the biases to zero, in place.
+
+    Source: He et al. 2015, arXiv 1502.01852.
+    """
     for module in network.modules():
         if isinstance(module, nn.Conv2d):
             nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
@@ -142,6 +218,6 @@ def initialise_convolutions(network: nn.Module) -> None:
 
 
 def initialise_classifier(linear: nn.Linear) -> None:
-    """Normal weights of standard deviation 0.01 and a zero bias, in place (VGG's and MobileNet's)."""
+    """Draw normal weights of standard deviation 0.01 and set the bias to zero, in place, as VGG and MobileNetV2 do."""
     nn.init.normal_(linear.weight, std=0.01)
     nn.init.zeros_(linear.bias)

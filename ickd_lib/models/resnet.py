@@ -1,7 +1,7 @@
-"""The CIFAR ResNets, three stages of basic blocks (He et al. 2015, arXiv 1512.03385, section 4.2).
+"""The CIFAR ResNets: three stages of basic blocks (He et al. 2015, arXiv 1512.03385, section 4.2).
 
-`resnetN` has N = 6n + 2 layers and stages of 16, 32 and 64 channels; `resnetNx4` has a stem of 32 channels and
-stages of 64, 128 and 256. Parameter names are those of RepDistiller and mdistiller.
+`resnetN` has N = 6n + 2 layers and stages of 16, 32 and 64 channels. `resnetNx4` has a stem of 32 channels and stages
+of 64, 128 and 256 channels. Parameter names are those of RepDistiller and mdistiller.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from .network import Network, Output, initialise_convolutions
 
 
 class Block(nn.Module):
-    """Two 3x3 convolutions beside a shortcut: [B, inputs, H, W] to [B, outputs, H / stride, W / stride]."""
+    """Two 3x3 convolutions and a shortcut: [B, inputs, H, W] to [B, outputs, H / stride, W / stride]."""
 
     def __init__(self, inputs: int, outputs: int, stride: int) -> None:
         super().__init__()
@@ -37,8 +37,8 @@ class ResNet(Network):
     """A CIFAR ResNet.
 
     Args:
-        depth: 6n + 2, with n blocks a stage.
-        widths: channels of the stem and of the three stages; the last is D.
+        depth: number of layers, 6n + 2 with n blocks in each stage.
+        widths: channels of the stem and of the three stages; the last of them is D.
         num_classes: C.
     """
 
@@ -55,7 +55,7 @@ class ResNet(Network):
         self.fc = nn.Linear(widths[3], num_classes)
         initialise_convolutions(self)
 
-    def predict(self, x: Tensor) -> Output:
+    def forward_normalised(self, x: Tensor) -> Output:
         x = F.relu(self.bn1(self.conv1(x)))
         x = self.layer3(self.layer2(self.layer1(x)))
         features = x.mean((2, 3))
@@ -63,6 +63,7 @@ class ResNet(Network):
 
 
 def _stage(inputs: int, outputs: int, blocks: int, stride: int) -> nn.Sequential:
+    """Return blocks in sequence, the first of which changes the channels and has the stride."""
     rest = [Block(outputs, outputs, stride=1) for _ in range(blocks - 1)]
     return nn.Sequential(Block(inputs, outputs, stride), *rest)
 

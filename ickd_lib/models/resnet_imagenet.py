@@ -1,6 +1,6 @@
-"""The ImageNet ResNets, four stages, with a stem for small images (He et al. 2015, arXiv 1512.03385).
+"""The ImageNet ResNets: four stages, here with a stem for small images (He et al. 2015, arXiv 1512.03385).
 
-The stem is one 3x3 convolution without pooling, and the bottleneck strides in its 3x3 convolution. Parameter
+The stem is one 3x3 convolution without pooling. In a bottleneck block the 3x3 convolution has the stride. Parameter
 names are those of RepDistiller's and mdistiller's `resnetv2.py`.
 """
 
@@ -15,7 +15,7 @@ from .network import Network, Output, initialise_convolutions
 
 
 class BasicBlock(nn.Module):
-    """Two 3x3 convolutions beside a shortcut: [B, inputs, H, W] to [B, width, H / stride, W / stride]."""
+    """Two 3x3 convolutions and a shortcut: [B, inputs, H, W] to [B, width, H / stride, W / stride]."""
 
     expansion = 1
 
@@ -33,7 +33,7 @@ class BasicBlock(nn.Module):
 
 
 class Bottleneck(nn.Module):
-    """1x1, 3x3 and 1x1 beside a shortcut: [B, inputs, H, W] to [B, 4 width, H / stride, W / stride]."""
+    """1x1, 3x3 and 1x1 convolutions and a shortcut: [B, inputs, H, W] to [B, 4 width, H / stride, W / stride]."""
 
     expansion = 4
 
@@ -54,17 +54,18 @@ class Bottleneck(nn.Module):
 
 
 def _shortcut(inputs: int, outputs: int, stride: int) -> nn.Sequential:
+    """Return the identity, or a 1x1 convolution with batch norm where the shape changes."""
     if stride == 1 and inputs == outputs:
         return nn.Sequential()
     return nn.Sequential(nn.Conv2d(inputs, outputs, 1, stride, bias=False), nn.BatchNorm2d(outputs))
 
 
 class ImageNetResNet(Network):
-    """A ResNet of four stages of 64, 128, 256 and 512 channels times the block's expansion.
+    """A ResNet whose four stages have 64, 128, 256 and 512 channels, times the expansion of its block.
 
     Args:
-        block: BasicBlock or Bottleneck.
-        depths: blocks in each of the four stages.
+        block: BasicBlock (expansion 1) or Bottleneck (expansion 4).
+        depths: number of blocks in each of the four stages.
         num_classes: C.
     """
 
@@ -87,7 +88,7 @@ class ImageNetResNet(Network):
         self.linear = nn.Linear(inputs, num_classes)
         initialise_convolutions(self)
 
-    def predict(self, x: Tensor) -> Output:
+    def forward_normalised(self, x: Tensor) -> Output:
         x = F.relu(self.bn1(self.conv1(x)))
         x = self.layer4(self.layer3(self.layer2(self.layer1(x))))
         features = x.mean((2, 3))

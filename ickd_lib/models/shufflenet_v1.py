@@ -1,6 +1,6 @@
-"""ShuffleNet with three groups (Zhang et al. 2017, arXiv 1707.01083).
+"""ShuffleNetV1 with three groups (Zhang et al. 2017, arXiv 1707.01083).
 
-For small images the stem is a 1x1 convolution without pooling. Parameter names are those of RepDistiller's and
+The stem is a 1x1 convolution without pooling, which suits small images. Parameter names are those of RepDistiller's and
 mdistiller's `ShuffleV1`.
 """
 
@@ -18,23 +18,24 @@ STEM, GROUPS = 24, 3
 
 
 class Block(nn.Module):
-    """Grouped 1x1, channel shuffle, depthwise 3x3, grouped 1x1: [B, inputs, H, W] to [B, outputs, H / s, W / s].
+    """A grouped 1x1 convolution, a channel shuffle, a depthwise 3x3 and a grouped 1x1 convolution.
 
-    At stride s = 1 the input is added; at 2 its average pool is concatenated, and counts among the outputs.
+    Shapes: [B, inputs, H, W] to [B, outputs, H / stride, W / stride]. With stride 1 the input is added to the result.
+    With stride 2 the average-pooled input is concatenated to it, as the last `inputs` of the output channels.
     """
 
     def __init__(self, inputs: int, outputs: int, stride: int) -> None:
         super().__init__()
         self.stride = stride
-        made = outputs if stride == 1 else outputs - inputs
-        hidden = made // 4
-        self.groups = 1 if inputs == STEM else GROUPS  # the stem is too narrow to be split
+        computed = outputs if stride == 1 else outputs - inputs
+        hidden = computed // 4
+        self.groups = 1 if inputs == STEM else GROUPS  # the stem has too few channels for groups
         self.conv1 = nn.Conv2d(inputs, hidden, 1, groups=self.groups, bias=False)
         self.bn1 = nn.BatchNorm2d(hidden)
         self.conv2 = nn.Conv2d(hidden, hidden, 3, stride, padding=1, groups=hidden, bias=False)
         self.bn2 = nn.BatchNorm2d(hidden)
-        self.conv3 = nn.Conv2d(hidden, made, 1, groups=GROUPS, bias=False)
-        self.bn3 = nn.BatchNorm2d(made)
+        self.conv3 = nn.Conv2d(hidden, computed, 1, groups=GROUPS, bias=False)
+        self.bn3 = nn.BatchNorm2d(computed)
 
     def forward(self, x: Tensor) -> Tensor:
         out = F.relu(self.bn1(self.conv1(x)))
@@ -47,11 +48,11 @@ class Block(nn.Module):
 
 
 class ShuffleNetV1(Network):
-    """ShuffleNet.
+    """ShuffleNetV1.
 
     Args:
-        widths: channels of the three stages; the last is D.
-        depths: blocks of the three stages.
+        widths: channels of the three stages; the last of them is D.
+        depths: number of blocks in each of the three stages.
         num_classes: C.
     """
 
@@ -66,7 +67,7 @@ class ShuffleNetV1(Network):
         self.layer3 = _stage(widths[1], widths[2], depths[2])
         self.linear = nn.Linear(widths[2], num_classes)
 
-    def predict(self, x: Tensor) -> Output:
+    def forward_normalised(self, x: Tensor) -> Output:
         x = F.relu(self.bn1(self.conv1(x)))
         x = self.layer3(self.layer2(self.layer1(x)))
         features = x.mean((2, 3))
@@ -74,6 +75,7 @@ class ShuffleNetV1(Network):
 
 
 def _stage(inputs: int, outputs: int, blocks: int) -> nn.Sequential:
+    """Return blocks in sequence, the first of which changes the channels and has stride 2."""
     rest = [Block(outputs, outputs, stride=1) for _ in range(blocks - 1)]
     return nn.Sequential(Block(inputs, outputs, stride=2), *rest)
 

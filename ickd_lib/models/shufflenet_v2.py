@@ -1,6 +1,6 @@
 """ShuffleNetV2 at width 1 (Ma et al. 2018, arXiv 1807.11164).
 
-For small images the stem is a 1x1 convolution without pooling. Parameter names are those of RepDistiller's and
+The stem is a 1x1 convolution without pooling, which suits small images. Parameter names are those of RepDistiller's and
 mdistiller's `ShuffleV2`.
 """
 
@@ -18,7 +18,10 @@ STEM = 24
 
 
 class Block(nn.Module):
-    """The first half of the channels passes, the second is transformed, both are shuffled: [B, width, H, W]."""
+    """Three convolutions transform the second half of the channels; then both halves are shuffled.
+
+    Shapes: [B, width, H, W] to [B, width, H, W].
+    """
 
     def __init__(self, width: int) -> None:
         super().__init__()
@@ -39,7 +42,10 @@ class Block(nn.Module):
 
 
 class DownBlock(nn.Module):
-    """Both halves see all channels at stride 2: [B, inputs, H, W] to [B, outputs, H / 2, W / 2]."""
+    """Two branches with stride 2, each of which takes all channels and computes half of the outputs.
+
+    Shapes: [B, inputs, H, W] to [B, outputs, H / 2, W / 2].
+    """
 
     def __init__(self, inputs: int, outputs: int) -> None:
         super().__init__()
@@ -68,8 +74,8 @@ class ShuffleNetV2(Network):
     """ShuffleNetV2.
 
     Args:
-        widths: channels of the three stages and of the last 1x1 convolution, which are D.
-        depths: blocks of the three stages, the strided one among them.
+        widths: channels of the three stages and of the last 1x1 convolution; the last of them is D.
+        depths: number of blocks in each of the three stages, including the one with stride 2.
         num_classes: C.
     """
 
@@ -86,7 +92,7 @@ class ShuffleNetV2(Network):
         self.bn2 = nn.BatchNorm2d(widths[3])
         self.linear = nn.Linear(widths[3], num_classes)
 
-    def predict(self, x: Tensor) -> Output:
+    def forward_normalised(self, x: Tensor) -> Output:
         x = F.relu(self.bn1(self.conv1(x)))
         x = self.layer3(self.layer2(self.layer1(x)))
         x = F.relu(self.bn2(self.conv2(x)))
@@ -95,6 +101,7 @@ class ShuffleNetV2(Network):
 
 
 def _stage(inputs: int, outputs: int, blocks: int) -> nn.Sequential:
+    """Return blocks in sequence, the first of which changes the channels and has stride 2."""
     return nn.Sequential(DownBlock(inputs, outputs), *(Block(outputs) for _ in range(blocks - 1)))
 
 

@@ -1,7 +1,7 @@
 """VGG with batch norm and a linear classifier (Simonyan and Zisserman 2014, arXiv 1409.1556).
 
-The last of the five blocks is averaged over space instead of feeding three linear layers. Parameter names are
-those of RepDistiller and mdistiller.
+The output of the last of the five blocks is averaged over space and enters one linear layer instead of three.
+Parameter names are those of RepDistiller and mdistiller.
 """
 
 from __future__ import annotations
@@ -17,14 +17,14 @@ WIDTHS = (64, 128, 256, 512, 512)
 
 
 class VGG(Network):
-    """A VGG; D is 512.
+    """A VGG, with D = 512 features.
 
     Args:
-        depths: convolutions in each of the five blocks.
+        depths: number of convolutions in each of the five blocks.
         num_classes: C.
     """
 
-    stages = ("block0", "block1", "block2", "block3", "block4")  # before their ReLU and pooling
+    stages = ("block0", "block1", "block2", "block3", "block4")  # the maps are the values before ReLU and pooling
 
     def __init__(self, depths: tuple[int, int, int, int, int], num_classes: int) -> None:
         super().__init__(num_classes, features_dim=WIDTHS[-1])
@@ -35,8 +35,8 @@ class VGG(Network):
         initialise_convolutions(self)
         initialise_classifier(self.classifier)
 
-    def predict(self, x: Tensor) -> Output:
-        pools = 4 if x.shape[2] >= 64 else 3  # as published: the fourth is for the larger images
+    def forward_normalised(self, x: Tensor) -> Output:
+        pools = 4 if x.shape[2] >= 64 else 3  # as in the published code, the fourth pooling is for larger images only
         for index, block in enumerate((self.block0, self.block1, self.block2, self.block3, self.block4)):
             x = F.relu(block(x))
             if index < pools and min(x.shape[2:]) > 1:
@@ -46,7 +46,7 @@ class VGG(Network):
 
 
 def _block(inputs: int, outputs: int, depth: int) -> nn.Sequential:
-    """3x3 convolutions with batch norm, ReLU between them but not after the last."""
+    """Return 3x3 convolutions with batch norm, with a ReLU after each but the last: [B, outputs, H, W]."""
     layers: list[nn.Module] = []
     for position in range(depth):
         width = inputs if position == 0 else outputs

@@ -1,4 +1,4 @@
-"""Weights from files: ours, and the checkpoints that RepDistiller and mdistiller publish and write."""
+"""Weights from files: those of this project, and the checkpoints of RepDistiller and mdistiller."""
 
 from __future__ import annotations
 
@@ -14,26 +14,27 @@ from ..runtime import InputError
 from .network import Network
 from .wrapped import Wrapped
 
-SHOWN = 3  # names that an error lists before it counts the rest
+SHOWN = 3  # number of names that an error message lists; it counts the others
 
 
 def load_weights(network: Network, path: str | Path) -> Network:
-    """Load a checkpoint into `network`, wholly or, when it does not fit, not at all.
+    """Load a checkpoint into a network. If the checkpoint does not fit, the network is not changed.
 
-    A file ends in `.safetensors` or is anything that `torch.save` wrote: a state dict, or a dict that holds one as
-    "model" or "state_dict", its names with or without the prefix `module.`. A wrapped, torchvision or timm network
-    takes its inner module's own names too. Nothing is unpickled that could run code.
+    The file is a `.safetensors` file or was written by `torch.save`. It contains a state dict, or a dict whose
+    item "model" or "state_dict" is one. Its names may begin with `module.`; for a wrapped, torchvision or timm
+    network they may also be the names of the inner module. Pickled objects that could run code are refused.
 
-    The networks of RepDistiller and mdistiller were trained on normalised images: give theirs
+    The networks of RepDistiller and mdistiller were trained on normalised images. Load their weights into
     `create(name, mean=(0.5071, 0.4867, 0.4408), std=(0.2675, 0.2565, 0.2761))`.
 
     Args:
-        network: of the architecture and the number of classes that the file was saved from.
+        network: has the architecture and the number of classes of the saved network.
         path: the file.
     Returns:
-        The network.
+        The same network.
     Raises:
-        InputError: the file is not there, damaged, cut short or holds code; or names or shapes differ.
+        InputError: the file is missing, damaged, incomplete or contains code; or its names or shapes are not those of
+            the network.
     """
     path = Path(path)
     target = network.module if isinstance(network, Wrapped) else network
@@ -43,7 +44,7 @@ def load_weights(network: Network, path: str | Path) -> Network:
         state = {key.removeprefix("module."): value for key, value in state.items()}
     for key, value in own.items():
         if key.endswith("num_batches_tracked"):
-            state.setdefault(key, value)  # checkpoints from before torch 0.4.1 have none
+            state.setdefault(key, value)  # checkpoints of torch 0.4.0 and earlier do not contain it
 
     difference = _difference(state, own)
     if difference:
@@ -53,62 +54,65 @@ def load_weights(network: Network, path: str | Path) -> Network:
 
 
 def _read(path: Path) -> Any:
-    """What a file holds, on the CPU."""
+    """Read the content of a file, with its tensors on the CPU."""
     if not path.is_file():
-        raise InputError(f"{path} is not there; name a .safetensors or .pth file of weights")
+        raise InputError(f"{path} does not exist; name a .safetensors or .pth file of weights")
     try:
         if path.suffix == ".safetensors":
             from safetensors.torch import load_file
 
             return load_file(path)
-        # RepDistiller keeps its command line, a Namespace of plain values, in its last checkpoint.
+        # RepDistiller's last checkpoint contains its command-line arguments, a Namespace of plain values.
         with torch.serialization.safe_globals([argparse.Namespace]):
             return torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # a damaged file may raise anything
-        # torch raises its reason again inside a page of advice.
+        # torch raises a second error with a page of advice; its context is the short reason.
         reason = " ".join(str(error.__context__ or error).split())[:100]
         if isinstance(error, UnpicklingError) and "global" in reason.lower():
             raise InputError(
-                f"{path} is refused, since it holds Python objects whose unpickling could run code; "
-                "save the network's state_dict() alone and load that"
+                f"{path} is refused, because it contains Python objects that could run code when they are unpickled; "
+                "save only the network's state_dict() and load that"
             ) from error
         raise InputError(
-            f"{path} cannot be read ({type(error).__name__}: {reason}); it is no file of weights, damaged or "
-            "cut short: fetch or save it again"
+            f"{path} cannot be read ({type(error).__name__}: {reason}); it is not a file of weights, damaged or "
+            "incomplete: download or save it again"
         ) from error
 
 
 def _state_dict(content: Any, path: Path) -> dict[str, Tensor]:
-    """The state dict that a file's content is or wraps."""
+    """Return the state dict that a file's content is or contains."""
     for key in ("model", "state_dict"):
         if isinstance(content, dict) and isinstance(content.get(key), dict):
             content = content[key]
     if not isinstance(content, dict) or not content:
-        raise InputError(f"{path} holds a {type(content).__name__}, not a state dict; save state_dict() to it")
-    strange = [key for key, value in content.items() if not isinstance(value, Tensor)]
-    if strange:
         raise InputError(
-            f"{path} holds no state dict: {_listed(strange)} are no tensors; save state_dict(), alone or as 'model'"
+            f"{path} contains a {type(content).__name__}, not a state dict; save the network's state_dict() to it"
+        )
+    others = [key for key, value in content.items() if not isinstance(value, Tensor)]
+    if others:
+        raise InputError(
+            f"{path} contains no state dict, because these items are not tensors: {_listed(others)}; "
+            "save state_dict(), alone or as 'model'"
         )
     return dict(content)
 
 
 def _difference(state: dict[str, Tensor], own: dict[str, Tensor]) -> str:
-    """How a state dict differs from a network's own, and what to do; empty where it fits."""
+    """Describe how a state dict differs from a network's own, and what to do; "" if it fits."""
     missing = [key for key in own if key not in state]
     unexpected = [key for key in state if key not in own]
     reshaped = [key for key in own if key in state and state[key].shape != own[key].shape]
     parts = []
     if missing:
-        parts.append(f"missing {_listed(missing)}")
+        parts.append(f"it lacks {_listed(missing)}")
     if unexpected:
-        parts.append(f"unexpected {_listed(unexpected)}")
+        parts.append(f"it has in addition {_listed(unexpected)}")
     if reshaped:
         shapes = [f"{key} {list(state[key].shape)}, not {list(own[key].shape)}" for key in reshaped]
-        parts.append(f"of another shape {_listed(shapes)}")
+        parts.append(f"it has other shapes: {_listed(shapes)}")
     if not parts:
         return ""
-    advice = "create the network that it was saved from"
+    advice = "create the network that the file was saved from"
     outputs = {len(state[key]) if state[key].ndim else 0 for key in reshaped}
     if not missing and not unexpected and len(outputs) == 1 and len(reshaped) <= 2:
         advice = f"create the network with num_classes={outputs.pop()}"
@@ -116,5 +120,6 @@ def _difference(state: dict[str, Tensor], own: dict[str, Tensor]) -> str:
 
 
 def _listed(items: list[Any]) -> str:
+    """Join the first `SHOWN` items and count the others."""
     more = len(items) - SHOWN
     return ", ".join(map(str, items[:SHOWN])) + (f" and {more} more" if more > 0 else "")

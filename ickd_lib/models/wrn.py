@@ -1,6 +1,6 @@
-"""Wide residual networks, pre-activation (Zagoruyko and Komodakis 2016, arXiv 1605.07146).
+"""Wide residual networks with pre-activation (Zagoruyko and Komodakis 2016, arXiv 1605.07146).
 
-`wrn_D_K` has D = 6n + 4 layers and stages of 16K, 32K and 64K channels. Parameter names are those of
+`wrn_N_K` has N = 6n + 4 layers and stages of 16K, 32K and 64K channels. Parameter names are those of
 RepDistiller and mdistiller.
 """
 
@@ -15,9 +15,9 @@ from .network import Network, Output, initialise_convolutions
 
 
 class Block(nn.Module):
-    """Norm, ReLU, 3x3, twice: [B, inputs, H, W] to [B, outputs, H / stride, W / stride].
+    """Batch norm, ReLU and a 3x3 convolution, twice: [B, inputs, H, W] to [B, outputs, H / stride, W / stride].
 
-    Where the width changes, the shortcut is a 1x1 convolution of the activated input, not of the input itself.
+    If the number of channels changes, the shortcut is a 1x1 convolution of the input after batch norm and ReLU.
     """
 
     def __init__(self, inputs: int, outputs: int, stride: int) -> None:
@@ -37,7 +37,10 @@ class Block(nn.Module):
 
 
 class Stage(nn.Module):
-    """Blocks in a row; only the first one changes width and strides."""
+    """Blocks in sequence, the first of which changes the channels and has the stride.
+
+    Shapes: [B, inputs, H, W] to [B, outputs, H / stride, W / stride].
+    """
 
     def __init__(self, inputs: int, outputs: int, blocks: int, stride: int) -> None:
         super().__init__()
@@ -52,12 +55,12 @@ class WideResNet(Network):
     """A wide ResNet.
 
     Args:
-        depth: 6n + 4, with n blocks a stage.
-        widen: K; D is 64K.
+        depth: number of layers, 6n + 4 with n blocks in each stage.
+        widen: the factor K of the channels; the number of features is 64K.
         num_classes: C.
     """
 
-    stages = ("block1", "block2", "block3")  # not activated yet
+    stages = ("block1", "block2", "block3")  # the maps are the values before batch norm and ReLU
 
     def __init__(self, depth: int, widen: int, num_classes: int) -> None:
         super().__init__(num_classes, features_dim=64 * widen)
@@ -71,7 +74,7 @@ class WideResNet(Network):
         initialise_convolutions(self)
         nn.init.zeros_(self.fc.bias)
 
-    def predict(self, x: Tensor) -> Output:
+    def forward_normalised(self, x: Tensor) -> Output:
         x = self.block3(self.block2(self.block1(self.conv1(x))))
         features = F.relu(self.bn1(x)).mean((2, 3))
         return Output(self.fc(features), features)

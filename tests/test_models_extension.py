@@ -1,4 +1,4 @@
-"""Networks with more classes than they were trained on."""
+"""Networks that are extended to more classes than they were trained on."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ pytestmark = pytest.mark.usefixtures("seeded")
 
 
 class Small(nn.Module):
-    """A user's network, its layers not registered in the order in which they run, one of them of as many outputs."""
+    """A user's network whose classifier is defined first; another layer has the same number of outputs."""
 
     def __init__(self, bias=True, after=None):
         super().__init__()
@@ -30,11 +30,11 @@ class Small(nn.Module):
         return x if self.after is None else self.after(x)
 
 
-def check(network, extended, images, known):
-    """The first classes' logits and the features are what they were."""
+def check(network, extended, images, old_classes):
+    """The logits of the old classes and the features have not changed."""
     with torch.no_grad():
         old, new = network.eval()(images), extended.eval()(images)
-    torch.testing.assert_close(new.logits[:, :known], old.logits, atol=1e-6, rtol=1e-6)
+    torch.testing.assert_close(new.logits[:, :old_classes], old.logits, atol=1e-6, rtol=1e-6)
     assert torch.equal(new.features, old.features)
     assert new.logits.shape == (len(images), extended.num_classes)
 
@@ -57,20 +57,20 @@ def test_old_classes_keep_their_logits_in_every_zoo_network(name):
     check(network, extended, torch.rand(2, 3, 8, 8), 4)
 
 
-def test_new_rows_are_torchs_and_follow_the_global_generator():
+def test_new_rows_are_initialised_by_torch_from_the_global_generator():
     network = models.create("resnet8", 4)
     torch.manual_seed(3)
     linear = nn.Linear(64, 9)
     after = torch.get_rng_state()
     torch.manual_seed(3)
     extended = models.extend(network, 9)
-    assert torch.equal(torch.get_rng_state(), after)  # nothing else is drawn
+    assert torch.equal(torch.get_rng_state(), after)  # no other random numbers are drawn
     assert torch.equal(extended.fc.weight[4:], linear.weight[4:]) and torch.equal(extended.fc.bias[4:], linear.bias[4:])
     assert extended.fc.weight.requires_grad and extended.fc.weight.is_leaf and extended.fc.weight.grad is None
     assert not torch.equal(models.extend(network, 9).fc.weight, extended.fc.weight)
 
 
-def test_what_is_known_of_a_network_is_kept():
+def test_the_name_and_other_attributes_are_copied():
     network = models.create("vgg8", 3, mean=(0.5, 0.4, 0.3), std=(0.2, 0.3, 0.4)).double().eval()
     network.name, network.classes, network.trained_on = "mine", ("a", "b", "c"), {"data": "digits"}
     network.classifier.requires_grad_(False)
@@ -100,7 +100,7 @@ def test_wrapped_modules(bias, features):
     assert network.module.head[1].weight.grad is None and extended.module.head[1].weight.grad.abs().max() > 0
 
 
-def test_logits_that_serve_as_features_grow_too():
+def test_features_dim_grows_if_the_features_are_the_logits():
     extended = models.extend(models.wrap(Small(), features="head"), 8)
     assert extended.features_dim == 8 == extended(torch.rand(1, 3, 9, 9)).features.shape[1]
 
@@ -111,7 +111,7 @@ def test_torchvision_networks():
     extended = models.extend(network, 6)
     assert extended.stages == network.stages
     check(network, extended, torch.rand(2, 3, 32, 32), 5)
-    with pytest.raises(InputError, match=r"squeezenet1_1 cannot be extended: its last layer 'module.*Conv2d") as error:
+    with pytest.raises(InputError, match=r"squeezenet1_1 cannot be extended: its classifier 'module.*Conv2d") as error:
         models.extend(models.create("torchvision/squeezenet1_1", 5), 6)
     assert "\n" not in str(error.value)
 
@@ -124,9 +124,11 @@ def test_fewer_classes_are_refused(num_classes):
 
 
 @pytest.mark.parametrize("after", [nn.BatchNorm1d(5), lambda x: x[:, :5]], ids=["norm", "slice"])
-def test_modules_that_count_their_classes_elsewhere_are_refused(after):
+def test_modules_with_a_fixed_number_of_classes_are_refused(after):
     network = models.wrap(Small(after=after))
-    with pytest.raises(InputError, match=r"Small cannot be extended: .*'module.head.1' make no more logits") as error:
+    with pytest.raises(
+        InputError, match=r"Small cannot be extended: .*'module.head.1' it does not return 9 logits"
+    ) as error:
         models.extend(network, 9)
     assert "\n" not in str(error.value) and network.num_classes == 5
     assert network(torch.rand(2, 3, 9, 9)).logits.shape == (2, 5)

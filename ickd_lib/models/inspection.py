@@ -1,0 +1,96 @@
+"""Facts about a network that one evaluation on black images shows: an image size it accepts, and its classifier."""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor, nn
+
+from ..runtime import InputError
+
+SIZES = (32, 32), (224, 224)  # image sizes (H, W) that are tried where none is given
+
+
+def classifier(network: nn.Module, *, size: tuple[int, int] | None = None) -> tuple[str, nn.Module]:
+    """Find the layer that computes the logits: the linear layer or convolution that runs last.
+
+    The network is evaluated on two black images, on its own device, in eval mode and without gradients. Its modes, its
+    batch-norm statistics and the random state stay as they are.
+
+    Args:
+        network: a Network, or any module that takes images [B, 3, H, W].
+        size: (H, W) of the images; with None, 32x32 is tried first and 224x224 second.
+    Returns:
+        The layer's name in `network.named_modules()`, and the layer. ("", nn.Identity()) if no linear layer or
+        convolution runs; the identity has no parameters, so that all parameters of the network belong to its embedding.
+    Raises:
+        InputError: the network cannot be evaluated on such images.
+    """
+    _, name = run_on_black_images(network, getattr(network, "name", type(network).__name__), size)
+    return ("", nn.Identity()) if name is None else (name, network.get_submodule(name))
+
+
+def run_on_black_images(module: nn.Module, name: str, size: tuple[int, int] | None) -> tuple[Tensor, str | None]:
+    """Evaluate a module on two black images.
+
+    Args:
+        module: takes images [B, 3, H, W].
+        name: the module's name in error messages.
+        size: (H, W) of the images, or None to try `SIZES`.
+    Returns:
+        The images [2, 3, H, W], which have the module's device and dtype; and the name of the linear layer or
+        convolution that ran last, None if none ran.
+    Raises:
+        InputError: the module raises an error for every size.
+    """
+    like = _example(module)
+    layers = [(layer, part) for layer, part in module.named_modules() if isinstance(part, (nn.Linear, nn.Conv2d))]
+    ran: list[str] = []
+    problems = []
+    with undisturbed(module), contextlib.ExitStack() as hooks:
+        for layer, part in layers:
+            handle = part.register_forward_hook(lambda *_, layer=layer: ran.append(layer))
+            hooks.callback(handle.remove)
+        for height, width in SIZES if size is None else (size,):
+            images = torch.zeros(2, 3, height, width, device=like.device, dtype=like.dtype)
+            ran.clear()
+            try:
+                module(images)
+                return images, ran[-1] if ran else None
+            except Exception as error:  # a user's module may raise anything
+                problems.append(f"{height}x{width} gives {type(error).__name__}: {first_line(error)}")
+    raise InputError(f"{name} cannot run on black images ({'; '.join(problems)}); pass the size it takes as size=…")
+
+
+@contextlib.contextmanager
+def evaluating(module: nn.Module) -> Iterator[None]:
+    """Put a module into eval mode without gradients; at the end each submodule returns to its earlier mode."""
+    modes = [(part, part.training) for part in module.modules()]
+    module.eval()
+    try:
+        with torch.no_grad():
+            yield
+    finally:
+        for part, training in modes:
+            part.training = training
+
+
+@contextlib.contextmanager
+def undisturbed(module: nn.Module) -> Iterator[None]:
+    """As `evaluating`; at the end the random state of the CPU and of the module's GPU is the earlier one too."""
+    device = _example(module).device
+    with evaluating(module), torch.random.fork_rng([device] if device.type == "cuda" else []):
+        yield
+
+
+def _example(module: nn.Module) -> Tensor:
+    """A tensor of the module, which has its device and dtype; an empty one if it has none."""
+    return next(itertools.chain(module.parameters(), module.buffers()), torch.empty(0))
+
+
+def first_line(error: Exception) -> str:
+    """The first line of an exception's message, "" if it has none."""
+    return (str(error).strip().splitlines() or [""])[0]
