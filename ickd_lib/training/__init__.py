@@ -1,22 +1,29 @@
-"""Training: one loop for every method, teachers that are kept, comparisons over seeds."""
+"""Training: one loop for every method and task, teachers that are kept, comparisons over seeds."""
 
-from ickd_lib.training.loop import distill
-from ickd_lib.training.published import Published, published, published_accuracy
+from ickd_lib.training.callbacks import Callback, ProgressBar
+from ickd_lib.training.comparison import compare, peer_group, step_seconds
+from ickd_lib.training.distillation import distill
+from ickd_lib.training.presets import Published, published, published_accuracy
 from ickd_lib.training.recipe import SCHEDULES, Recipe
-from ickd_lib.training.records import History, Student
-from ickd_lib.training.runs import circle, compare, evaluate, load, pretrain, step_seconds
+from ickd_lib.training.records import History
+from ickd_lib.training.students import Student
+from ickd_lib.training.teacher_cache import TeacherCache
+from ickd_lib.training.teachers import evaluate, load, pretrain
 
 __all__ = [
     "SCHEDULES",
+    "Callback",
     "History",
+    "ProgressBar",
     "Published",
     "Recipe",
     "Student",
-    "circle",
+    "TeacherCache",
     "compare",
     "distill",
     "evaluate",
     "load",
+    "peer_group",
     "pretrain",
     "published",
     "published_accuracy",

@@ -179,7 +179,7 @@ def _prepare(
     """The peer groups, restored from their checkpoints, and the records of all students in the order given."""
     made = learners(students, train, task=task, recipe=recipe, **given)
     steps = Sampler(train).steps(recipe.batch_size)
-    states = {learner.position: TrainingState(learner, recipe, steps) for group in made for learner in group}
+    states = {learner.position: TrainingState(learner, recipe, steps, train.size) for group in made for learner in group}
     records = {state: RunRecord(state.learner) for _, state in sorted(states.items())}
     groups = [PeerGroup([states[learner.position] for learner in group], task, train) for group in made]
     if runs is not None:

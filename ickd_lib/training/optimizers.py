@@ -24,12 +24,13 @@ class Optimizer:
         network: the student.
         method: its method, whose own parameters are trained at the classifier's rate.
         recipe: which optimiser, with which settings.
+        size: height and width of the images in pixels.
     """
 
-    def __init__(self, network: Network, method: nn.Module, recipe: Recipe) -> None:
+    def __init__(self, network: Network, method: nn.Module, recipe: Recipe, size: tuple[int, int]) -> None:
         self.recipe = recipe
         device = next(network.parameters()).device
-        classifier = {id(p) for p in models.classifier(network)[1].parameters()}
+        classifier = {id(p) for p in models.classifier(network, size=size)[1].parameters()}
         embedding = [p for p in network.parameters() if id(p) not in classifier]
         others = [p for p in network.parameters() if id(p) in classifier]
         self.rates = torch.full((2,), recipe.lr, device=device).unbind()

@@ -29,6 +29,7 @@ class History:
     epochs: the record of each epoch.
     summary: the content of summary.json.
     folder: the run folder, None where none was requested.
+    position: the student's place among those that were trained together.
     """
 
     network: Network
@@ -36,6 +37,7 @@ class History:
     epochs: list[dict[str, Any]]
     summary: dict[str, Any]
     folder: Path | None
+    position: int = 0
 
     def __repr__(self) -> str:
         return f"History({self.summary['name']}, {len(self.epochs)} epochs, folder={self.folder})"
@@ -170,7 +172,7 @@ class RunRecord:
         self.network.classes = self.learner.network.classes
         self.network.trained_on = {"data": data["name"], "labels": data["images"]}
         folder = self.run.folder if self.run else None
-        return History(self.network, self.learner.method, self.epochs, self.summary, folder)
+        return History(self.network, self.learner.method, self.epochs, self.summary, folder, self.learner.position)
 
 
 def described(settings: dict[str, Any]) -> dict[str, Any]:

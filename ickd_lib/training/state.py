@@ -75,6 +75,7 @@ class TrainingState:
         learner: the student.
         recipe: the settings of its training.
         steps: number of steps of an epoch.
+        size: height and width of the images in pixels.
     Attributes:
         epoch, step: how many epochs and steps of the present epoch are done.
         seconds: time that its training took.
@@ -84,13 +85,13 @@ class TrainingState:
         average: the moving average of its weights where the recipe has one, else None.
     """
 
-    def __init__(self, learner: Learner, recipe: Recipe, steps: int) -> None:
+    def __init__(self, learner: Learner, recipe: Recipe, steps: int, size: tuple[int, int]) -> None:
         self.learner, self.recipe, self.steps = learner, recipe, steps
         self.epoch = self.step = self.phase = 0
         self.seconds = 0.0
         self.retrieves = False
         self.meters = Meters()
-        self.optimizer = Optimizer(learner.network, learner.method, recipe)
+        self.optimizer = Optimizer(learner.network, learner.method, recipe, size)
         self.average = Average(learner.network, recipe.ema) if recipe.ema else None
         self.memory: MemoryBank | None = None
         self._phases = recipe.phases(learner.method.restarts)

@@ -1,0 +1,116 @@
+"""Teachers that are trained once and kept, and networks read back from run folders."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from pathlib import Path
+from typing import Any
+
+from ickd_lib import models, runtime
+from ickd_lib.data import Images, Splits
+from ickd_lib.models import Network
+from ickd_lib.runtime import InputError
+from ickd_lib.tasks import Classification, Task
+from ickd_lib.training.distillation import distill
+from ickd_lib.training.recipe import Recipe
+from ickd_lib.training.students import Student
+
+
+def pretrain(
+    name: str,
+    splits: Splits,
+    *,
+    recipe: Recipe | None = None,
+    seed: int = 0,
+    weights: str | Path = "",
+    runs: str | Path = "runs",
+    device: str = "auto",
+    **options: Any,
+) -> Network:
+    """A teacher: trained with the task's own loss and kept in `runs`/teachers, or loaded from there the next time.
+
+    Args:
+        name: a model's name.
+        splits: the data to train on; the network's `trained_on` records which data and how many labels.
+        recipe: as for `distill`.
+        seed: of the initialisation and of the order of the data.
+        weights: a checkpoint to load instead of training (see `models.load_weights`).
+        runs: the folder of all runs.
+        device: where the network is trained, and returned.
+        options: further arguments of `distill`.
+    Returns:
+        The network in evaluation mode.
+    """
+    if weights:
+        network = _loaded(name, splits.train.spec, weights)
+        network.classes = splits.train.classes
+        network.trained_on = {"weights": Path(weights).name}
+        return network.to(runtime.device(device))
+    recipe = recipe or Recipe()
+    train = splits.train
+    mark = runtime.fingerprint(name, dataclasses.asdict(recipe), seed, train.fingerprint, train.augment)
+    title = re.sub(r"\W+", "-", f"{train.name.split('/')[0]} {name}").strip("-")[:100] + f"-{mark[:8]}"
+    return distill(
+        [Student(name, "ce", seed, title)],
+        splits,
+        recipe=recipe,
+        data_seed=seed,
+        device=device,
+        runs=Path(runs) / "teachers",
+        **options | {"evaluate_every": max(1, recipe.epochs // 10)},  # equal for every caller, so that all find it
+    )[title].network
+
+
+def load(folder: str | Path, *, device: str = "auto") -> Network:
+    """The trained network of a finished run, in evaluation mode.
+
+    Raises:
+        InputError: there is no finished run, or its network is not one that `models.create` makes.
+    """
+    run = runtime.Run(folder)
+    origin = run.settings["student"]
+    if "mean" not in origin:
+        raise InputError(f"{folder} trained a network of your own; load {folder}/student.safetensors into it")
+    spec = {key: origin[key] for key in ("num_classes", "mean", "std")}
+    network = _loaded(origin["network"], spec, Path(folder) / "student.safetensors")
+    data = run.settings["data"]
+    network.classes = tuple(data.get("classes", ()))
+    network.trained_on = {"data": data["name"], "labels": data["images"]}
+    return network.to(runtime.device(device))
+
+
+def _loaded(name: str, spec: dict[str, Any], weights: str | Path) -> Network:
+    with runtime.seeded():  # the initial weights are overwritten; torch's global generator stays as it was
+        network = models.create(name, **spec)
+    return models.load_weights(network, weights).eval()
+
+
+def evaluate(
+    network: Network,
+    images: Images,
+    *,
+    teacher: Network | None = None,
+    task: Task | None = None,
+    precision: str = "auto",
+) -> dict[str, float]:
+    """The numbers of the task for a network on images, with its fidelity to a teacher where one is given.
+
+    Raises:
+        InputError: a network has other classes than the images.
+    """
+    task = task or Classification()
+    for one in (network, teacher) if teacher else (network,):
+        _same_classes(one, images.classes, images.name)
+    reference = task.bank_samples(teacher, images, precision=precision) if teacher else None
+    return task.metrics(network, images, teacher=reference, precision=precision)
+
+
+def _same_classes(network: Network, classes: tuple[str, ...], name: str) -> None:
+    """Raise InputError when a network's logits are not those of the classes."""
+    if network.num_classes != len(classes) or network.classes not in ((), classes):
+        known = ", ".join(network.classes[:5]) or "of unknown names"
+        raise InputError(
+            f"{network.name} has {network.num_classes} classes ({known}, …), {name} has {len(classes)} "
+            f"({', '.join(classes[:5])}, …); evaluate it on its own"
+        )
