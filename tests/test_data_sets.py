@@ -2,6 +2,8 @@
 
 import doctest
 import pickle
+import struct
+import zlib
 
 import numpy as np
 import pytest
@@ -248,3 +250,164 @@ def test_an_error_names_what_is_wrong_in_a_folder(folder, damage):
         message = r"neither test/ nor val/"
     with pytest.raises(InputError, match=message):
         data.load(f"folder:{folder}")
+
+
+# ---------------------------------------------------------------------------------- modes of image files
+
+
+def load_grey(folder, name, image, **options):
+    """Save an image in place of every file of the folder, and return its first channel after loading."""
+    for path in sorted(folder.rglob("*.*")):
+        path.unlink()
+        image.save(path.parent / f"{path.stem}-{name}", **options)
+    pixels = data.load(f"folder:{folder}").train.images[0]
+    assert torch.equal(pixels[0], pixels[1]) and torch.equal(pixels[0], pixels[2])
+    return pixels[0]
+
+
+SIXTEEN = np.linspace(0, 65535, 144).round().astype(np.uint16).reshape(12, 12)
+SCALED = torch.from_numpy((SIXTEEN / 257.0).round().astype(np.uint8))
+
+
+@pytest.mark.parametrize(
+    ("name", "values"),
+    [("a.png", SIXTEEN), ("a.tif", SIXTEEN), ("b.tif", SIXTEEN.astype(">u2")), ("i.tif", SIXTEEN.astype(np.int32))],
+)
+def test_sixteen_bits_are_scaled_to_eight(folder, name, values):
+    with pytest.warns(UserWarning, match=rf"18 with 16 bits a channel.* \(first: .*train/cat/0-{name}\)$") as caught:
+        assert torch.equal(load_grey(folder, name, Image.fromarray(values)), SCALED)
+    assert len(caught) == 1
+
+
+def test_a_pgm_file_of_sixteen_bits_is_scaled_even_where_it_is_dark(folder):
+    values = (SIXTEEN // 300).astype(">u2")
+    for path in sorted(folder.rglob("*.*")):
+        path.with_suffix(".pgm").write_bytes(b"P5 12 12 65535\n" + values.tobytes())
+        path.unlink()
+    with pytest.warns(UserWarning, match="16 bits"):
+        assert data.load(f"folder:{folder}").train.images.max() == 1
+
+
+@pytest.mark.filterwarnings("error")
+def test_thirty_two_bits_with_values_of_eight_are_kept(folder):
+    values = np.arange(144, dtype=np.int32).reshape(12, 12)
+    assert torch.equal(load_grey(folder, "a.tif", Image.fromarray(values)), torch.from_numpy(values.astype(np.uint8)))
+
+
+def test_floats_from_0_to_1_are_scaled_to_eight_bits(folder):
+    values = np.linspace(0, 1, 144, dtype=np.float32).reshape(12, 12)
+    with pytest.warns(UserWarning, match=r"18 with floating-point values.*\(first: .*train/cat/0-a.tif\)$"):
+        pixels = load_grey(folder, "a.tif", Image.fromarray(values))
+    assert torch.equal(pixels, torch.from_numpy((values.astype(float) * 255).round().astype(np.uint8)))
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        (
+            np.linspace(0, 255, 144, dtype=np.float32),
+            "0-a.tif has floating-point values from 0 to 255; expected 0 to 1",
+        ),
+        (np.linspace(-0.5, 1, 144, dtype=np.float32), "0-a.tif has floating-point values from -0.5 to 1; expected 0"),
+        (np.full(144, np.nan, dtype=np.float32), "0-a.tif has floating-point values from nan to nan; expected 0 to 1"),
+        (np.arange(144, dtype=np.int32) * 1000, "0-a.tif has values from 0 to 143000; expected .* 0 to 65535"),
+        (np.arange(144, dtype=np.int32) - 1, "0-a.tif has values from -1 to 142; expected .* 0 to 65535"),
+    ],
+)
+def test_values_out_of_range_are_an_error(folder, values, message):
+    with pytest.raises(InputError, match=message):
+        load_grey(folder, "a.tif", Image.fromarray(values.reshape(12, 12)))
+
+
+ALPHA = np.repeat(np.array([0, 51, 255], np.uint8), 48).reshape(12, 12)  # transparent, a fifth opaque, opaque
+
+
+@pytest.mark.parametrize("mode", ["RGBA", "LA"])
+def test_transparent_pixels_are_composited_on_white(folder, mode):
+    image = Image.new(mode, (12, 12), (100,) * (len(mode) - 1) + (0,))
+    image.putalpha(Image.fromarray(ALPHA))
+    with pytest.warns(UserWarning, match=r"18 with transparent pixels.*\(first: .*train/cat/0-a.png\)$"):
+        pixels = load_grey(folder, "a.png", image)
+    expected = torch.from_numpy((100 * (ALPHA / 255) + 255 * (1 - ALPHA / 255)).round())
+    assert (pixels - expected).abs().max() <= 1  # Pillow composites in whole numbers.
+    assert pixels[0, 0] == 255 and pixels[-1, -1] == 100
+
+
+@pytest.mark.parametrize(
+    ("mode", "transparent"), [("P", 0), ("P", bytes([0, 255])), ("L", 7), ("RGB", (7, 7, 7)), ("I;16", 7 * 257)]
+)
+def test_a_transparent_colour_is_white(folder, mode, transparent):
+    values = np.full((12, 12), 100, np.uint8)
+    values[:4] = 7
+    if mode == "P":
+        image = Image.fromarray((values == 100).astype(np.uint8), "P")
+        image.putpalette([7, 7, 7, 100, 100, 100])
+    else:
+        image = Image.fromarray(values.astype(np.uint16) * 257) if mode == "I;16" else Image.fromarray(values)
+        image = image.convert("RGB") if mode == "RGB" else image
+    with pytest.warns(UserWarning, match="18 with transparent pixels"):
+        pixels = load_grey(folder, "a.png", image, transparency=transparent)
+    assert torch.equal(pixels, torch.from_numpy(np.where(values == 7, 255, values)))
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize(
+    ("mode", "name"),
+    [
+        ("1", "a.png"),
+        ("L", "a.png"),
+        ("P", "a.png"),
+        ("P", "a.gif"),
+        ("LA", "a.png"),
+        ("RGB", "a.bmp"),
+        ("RGBA", "a.png"),
+        ("CMYK", "a.tif"),
+    ],
+)
+def test_other_modes_are_read_as_pillow_converts_them(folder, mode, name):
+    values = np.arange(144, dtype=np.uint8).reshape(12, 12)
+    image = Image.fromarray(values).convert("RGB").convert(mode)
+    expected = np.asarray(image.convert("RGB"))[..., 0]
+    assert torch.equal(load_grey(folder, name, image), torch.from_numpy(expected.copy()))
+
+
+def test_one_warning_reports_all_conversions(folder):
+    Image.fromarray(SIXTEEN).save(folder / "train" / "cat" / "1.png")
+    Image.fromarray(SIXTEEN).save(folder / "test" / "cat" / "1.png")
+    Image.new("RGBA", (12, 12), (0, 0, 0, 0)).save(folder / "train" / "dog" / "3.png")
+    with pytest.warns(UserWarning) as caught:
+        data.load(f"folder:{folder}")
+    assert [str(warning.message) for warning in caught] == [
+        f"converted images to 8-bit RGB: 2 with 16 bits a channel, divided by 257 (first: {folder}/train/cat/1.png); "
+        f"1 with transparent pixels, composited on white (first: {folder}/train/dog/3.png)"
+    ]
+
+
+# ---------------------------------------------------------------------------------- decompression bombs
+
+
+def png_header(width, height):
+    """The first bytes of a black-and-white PNG file of this size, without pixels."""
+    ihdr = b"IHDR" + struct.pack(">IIBBBBB", width, height, 1, 0, 0, 0, 0)
+    idat = b"IDAT" + zlib.compress(b"")
+    chunks = [struct.pack(">I", len(c) - 4) + c + struct.pack(">I", zlib.crc32(c)) for c in (ihdr, idat, b"IEND")]
+    return b"\x89PNG\r\n\x1a\n" + b"".join(chunks)
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize(("width", "size"), [(10_000, "10000×10000 pixels"), (20_000, "200000000 pixels")])
+def test_a_decompression_bomb_is_refused_before_it_is_decoded(folder, width, size):
+    """Pillow warns above its limit and refuses above twice the limit; here both are errors."""
+    path = folder / "train" / "cat" / "1.png"
+    path.write_bytes(png_header(width, 10_000))
+    with pytest.raises(InputError, match=rf"cat/1.png has {size}, more than Pillow's limit of 89478485") as caught:
+        data.load(f"folder:{folder}", image_size=12)
+    assert "\n" not in str(caught.value)
+
+
+def test_the_limit_on_pixels_is_pillows(folder, monkeypatch):
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 143)
+    with pytest.raises(InputError, match=r"0\.jpg has 12×12 pixels, more than Pillow's limit of 143"):
+        data.load(f"folder:{folder}")
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", None)
+    assert len(data.load(f"folder:{folder}").train) == 12
