@@ -65,6 +65,7 @@ def decode(files: Mapping[str, Sequence[Path]], image_size: int = 0) -> dict[str
             for path, (array, conversions) in zip(paths, progress, strict=True):
                 size = size or array.shape
                 if array.shape != size:
+                    pool.shutdown(cancel_futures=True)  # or all other files would be read before the error is raised
                     raise InputError(
                         f"{path} has {array.shape[1]}×{array.shape[0]} pixels, but the first image has "
                         f"{size[1]}×{size[0]}; give an image_size to resize all of them"

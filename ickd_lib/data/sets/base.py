@@ -183,7 +183,7 @@ def register(name: str) -> Callable[[D], D]:
 
 
 def names() -> list[str]:
-    """The registered data sets, sorted; "NAME:PATH" where a path belongs to the name."""
+    """Return the names of the registered data sets, sorted; "NAME:PATH" where a path belongs to the name."""
     return sorted(f"{name}:PATH" if "path" in cls.options else name for name, cls in _REGISTRY.items())
 
 
