@@ -1,0 +1,151 @@
+"""Image files as uint8 RGB tensors.
+
+Pillow's own conversion to RGB clips 16-bit and floating-point images to 8 bits and drops transparency. Here the values
+are scaled and transparent pixels are shown on white, and a warning reports how many files were converted.
+"""
+
+from __future__ import annotations
+
+import re
+import warnings
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from ickd_lib.runtime import InputError
+
+if TYPE_CHECKING:
+    from PIL import Image
+
+SIXTEEN_BITS = "16 bits a channel, divided by 257"
+FLOATING_POINT = "floating-point values, multiplied by 255"
+TRANSPARENCY = "transparent pixels, composited on white"
+
+
+def image_files(folder: Path) -> list[Path]:
+    """Return the files under `folder` with an image's file name extension, sorted; hidden files are left out."""
+    from PIL import Image
+
+    extensions = Image.registered_extensions()
+    return sorted(p for p in folder.rglob("*") if p.suffix.lower() in extensions and p.is_file() and p.name[0] != ".")
+
+
+def decode(files: Mapping[str, Sequence[Path]], image_size: int = 0) -> dict[str, Tensor]:
+    """Read image files of one size, or resize them to one size.
+
+    One warning names the first file of each kind that was converted: 16-bit, floating-point, transparent.
+
+    Args:
+        files: the files of each split.
+        image_size: height and width in pixels to which the images are resized and cropped at the centre. With 0 they
+            are not resized, and all must have the size of the first one.
+    Returns:
+        The pixels of each split: uint8, shape [N, 3, H, W].
+    Raises:
+        InputError: a file cannot be read or has values out of range, more pixels than Pillow's limit or another size.
+    """
+    from PIL import Image
+
+    pixels: dict[str, Tensor] = {}
+    size: tuple[int, ...] | None = None
+    converted: dict[str, list[Path]] = {}
+    # `_read` raises an error where Pillow only warns. The filter is set here, because threads share it.
+    with warnings.catch_warnings(), ThreadPoolExecutor() as pool:
+        warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+        for split, paths in files.items():
+            arrays = []
+            results = pool.map(lambda path: _read(path, image_size), paths)
+            progress = tqdm(results, f"reading {split}", len(paths), leave=False, unit="image")
+            for path, (array, conversions) in zip(paths, progress, strict=True):
+                size = size or array.shape
+                if array.shape != size:
+                    pool.shutdown(cancel_futures=True)  # or all other files would be read before the error is raised
+                    raise InputError(
+                        f"{path} has {array.shape[1]}×{array.shape[0]} pixels, but the first image has "
+                        f"{size[1]}×{size[0]}; give an image_size to resize all of them"
+                    )
+                arrays.append(torch.from_numpy(array.copy()))
+                for conversion in conversions:
+                    converted.setdefault(conversion, []).append(path)
+            pixels[split] = torch.stack(arrays).permute(0, 3, 1, 2)
+    if converted:
+        parts = [f"{len(paths)} with {conversion} (first: {paths[0]})" for conversion, paths in converted.items()]
+        warnings.warn(f"converted images to 8-bit RGB: {'; '.join(parts)}", stacklevel=2)
+    return pixels
+
+
+def _read(path: Path, image_size: int) -> tuple[np.ndarray, list[str]]:
+    """One image as uint8 [H, W, 3], upright, and the conversions that were applied."""
+    from PIL import Image, ImageOps
+
+    try:
+        with Image.open(path) as file:  # reads the header; the pixels are decoded later
+            limit = Image.MAX_IMAGE_PIXELS
+            if limit is not None and file.width * file.height > limit:
+                raise _too_large(path, f"{file.width}×{file.height} pixels", limit)
+            image, conversions = _to_rgb(ImageOps.exif_transpose(file), file.format, path)
+            if image_size:
+                image = ImageOps.fit(image, (image_size, image_size), Image.Resampling.BICUBIC)
+            return np.asarray(image), conversions
+    except InputError:
+        raise
+    except Image.DecompressionBombError as error:
+        # Above twice the limit Pillow itself refuses, and gives the number of pixels in the message only.
+        number = re.search(r"\d+", str(error))
+        raise _too_large(path, f"{number.group() if number else 'too many'} pixels", Image.MAX_IMAGE_PIXELS) from None
+    except Exception as error:  # Pillow's decoders raise many types; each means that this file is unreadable.
+        raise InputError(f"{path} cannot be read ({error}); repair or remove it") from None
+
+
+def _too_large(path: Path, size: str, limit: int | None) -> InputError:
+    return InputError(
+        f"{path} has {size}, more than Pillow's limit of {limit} against decompression bombs; make the image smaller, "
+        "or raise PIL.Image.MAX_IMAGE_PIXELS if you trust it"
+    )
+
+
+def _to_rgb(image: Image.Image, file_format: str | None, path: Path) -> tuple[Image.Image, list[str]]:
+    """The image in mode RGB with 8 bits a channel, and the conversions that were applied.
+
+    Args:
+        image: a decoded image in any mode.
+        file_format: Pillow's name of the file's format.
+        path: the file, for error messages.
+    """
+    from PIL import Image
+
+    conversions = []
+    if image.mode == "F":
+        values = np.asarray(image, dtype=np.float64)
+        low, high = values.min(), values.max()
+        if not (low >= 0 and high <= 1):  # also catches NaN
+            raise InputError(f"{path} has floating-point values from {low:g} to {high:g}; expected 0 to 1; rescale it")
+        image = Image.fromarray(np.rint(values * 255).astype(np.uint8))
+        conversions.append(FLOATING_POINT)
+    elif image.mode.startswith("I"):
+        values = np.asarray(image).astype(np.int64)
+        low, high = values.min(), values.max()
+        if low < 0 or high > 65535:
+            raise InputError(f"{path} has values from {low} to {high}; expected 8 or 16 bits, 0 to 65535; rescale it")
+        # Mode I has 32 bits. PNG and PPM files in this mode contain 16 bits; for others only the values decide.
+        if image.mode != "I" or file_format in ("PNG", "PPM") or high > 255:
+            eight_bits = (values + 128) // 257  # rounded; 257 = 65535 / 255
+            conversions.append(SIXTEEN_BITS)
+        else:
+            eight_bits = values
+        transparent_value = image.info.get("transparency")
+        image = Image.fromarray(eight_bits.astype(np.uint8))
+        if isinstance(transparent_value, int):
+            image.putalpha(Image.fromarray(np.where(values == transparent_value, 0, 255).astype(np.uint8)))
+    if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
+        image = image.convert("RGBA")
+        if np.asarray(image)[..., 3].min() < 255:
+            image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
+            conversions.append(TRANSPARENCY)
+    return image.convert("RGB"), conversions

@@ -1,0 +1,68 @@
+"""Load a data set by name: read it, select classes and images, carve out a validation split."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+
+from ickd_lib.data import sets
+from ickd_lib.data.images import Splits
+from ickd_lib.data.selection import stratified
+from ickd_lib.data.strong import augmentation
+from ickd_lib.runtime import InputError
+
+
+def load(
+    name: str,
+    root: str | Path = "data",
+    *,
+    classes: Sequence[str | int] = (),
+    labels: int = 0,
+    val: float = 0.0,
+    image_size: int = 0,
+    augment: str = "crop",
+    seed: int = 0,
+    download: bool = False,
+    device: torch.device | str = "cpu",
+) -> Splits:
+    """Load a data set.
+
+    Args:
+        name: one of `data.names()`: "digits" (1,797 handwritten digits of 8×8 pixels, part of scikit-learn), "cifar100"
+            (the published folder `cifar-100-python` in `root`), "folder:PATH" (class folders of images in PATH/train
+            and in PATH/test or PATH/val), or a data set that you registered (see `data.register`).
+        root: the folder that contains downloaded data sets.
+        classes: keep these classes only (see `data.selection.restricted`). An empty sequence keeps all classes.
+        labels: number of training images to keep, stratified by class; 0 keeps all.
+        val: fraction of the training images that become the validation split, stratified (0.1 of CIFAR-100 is 5,000).
+        image_size: height and width in pixels to which the images of a folder are resized. With 0 they are not resized
+            and must have one size.
+        augment: augmentation of the training batches: "crop" (crop and flip), or "randaugment", "mixup", "cutmix",
+            "randaugment+cutmix" or "randaugment+mixup" after crop and flip (see `data.strong`).
+        seed: the images that `labels` and `val` draw are a function of it.
+        download: download the files of CIFAR-100 with torchvision where they are missing.
+        device: the device that holds the images.
+    Raises:
+        InputError: an unknown name, missing or damaged files, or numbers that do not fit the data.
+    """
+    augment = augmentation(augment)
+    if not 0 <= val < 1:
+        raise InputError(f"val={val} is not a fraction of the training images; give 0 or more and less than 1")
+    splits = sets.create(name, root=root, image_size=image_size, download=download).read()
+    if len(classes):
+        splits = Splits(*(images.restricted(classes) for images in splits))
+    train, held_out, test = (replace(images, augment=augment) for images in splits)
+    if val:
+        if len(held_out):
+            raise InputError(f"{name} already has a validation split of {len(held_out)} images; leave val at 0")
+        drawn = stratified(train.labels, round(val * len(train)), train.classes, seed)
+        rest = torch.ones(len(train), dtype=torch.bool)
+        rest[drawn] = False
+        held_out = replace(train.subset(drawn), name=held_out.name)
+        train = train.subset(rest.nonzero().squeeze(1))
+    if labels:
+        train = train.few(labels, seed)
+    return Splits(train, held_out, test).to(device)

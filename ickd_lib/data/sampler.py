@@ -1,0 +1,124 @@
+"""The order of an epoch, and its batches: functions of the data seed, the epoch and the images, without any state."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from functools import cached_property
+
+import torch
+from torch import Tensor
+
+from ickd_lib import runtime
+from ickd_lib.data import strong
+from ickd_lib.data.images import Batch, Images
+
+
+class Sampler:
+    """Draws the training batches of one split.
+
+    The order of an epoch is a function of (data_seed, epoch), the view of an image of (data_seed, epoch, row in the
+    data set), and the random numbers of strong augmentation of (data_seed, epoch, step). A sampler holds no state, so
+    an epoch can start at any step.
+
+    Args:
+        images: the split to draw from; its `augment` selects the augmentation.
+    """
+
+    def __init__(self, images: Images) -> None:
+        self.images = images
+
+    def __repr__(self) -> str:
+        return f"Sampler({self.images!r})"
+
+    def steps(self, batch_size: int) -> int:
+        """Return the number of batches in an epoch, a smaller last one included.
+
+        A last batch of a single image is joined to the batch before it, because batch normalisation cannot train on one
+        image.
+        """
+        full, rest = divmod(len(self.images), batch_size)
+        return max(full + (rest > 1 or (rest == 1 and full == 0)), 1)
+
+    def batches(self, batch_size: int, *, data_seed: int, epoch: int, first: int = 0) -> Iterator[Batch]:
+        """Yield the augmented batches of one epoch.
+
+        Args:
+            batch_size: images in a batch.
+            data_seed, epoch: select the order, the views and the random numbers of strong augmentation.
+            first: the step to begin with; the batches from there on equal those of the whole epoch.
+        """
+        order, view = self.plan(data_seed=data_seed, epoch=epoch)
+        steps = self.steps(batch_size)
+        for step in range(first, steps):
+            end = len(self.images) if step == steps - 1 else (step + 1) * batch_size
+            part = slice(step * batch_size, end)
+            yield self.batch(order[part], view[part], data_seed, epoch, step)
+
+    def plan(self, *, data_seed: int, epoch: int) -> tuple[Tensor, Tensor]:
+        """Return the positions of all images in the order of an epoch, and the view of each: shapes [N], [N]."""
+        images = self.images
+        device = images.labels.device
+        order = torch.randperm(len(images), generator=runtime.generator(data_seed, "order", epoch)).to(device)
+        # A view is drawn for every row up to the largest one, so that an image has the same view in every subset.
+        rows = int(images.index.max()) + 1
+        drawn = torch.randint(images.views, (rows,), generator=runtime.generator(data_seed, "view", epoch)).to(device)
+        return order, drawn[images.index[order]]
+
+    def batch(self, rows: Tensor, view: Tensor, *keys: int) -> Batch:
+        """Return one augmented batch.
+
+        Args:
+            rows: positions of the images in the split, shape [B].
+            view: view number of each image, shape [B].
+            keys: the random numbers of strong augmentation are a function of these.
+        """
+        images = self.images
+        if images.augment == "crop":
+            return Batch(images.augmented(rows, view), images.labels[rows], images.index[rows], view)
+        pixels, shares = strong.augmented(images.cropped(rows, view), images.augment, *keys)
+        soft = None
+        if shares is not None:
+            # A matrix product with one-hot labels would be rounded under reduced precision; a sum is not.
+            soft = shares.new_zeros(len(rows), len(images.classes)).index_add_(1, images.labels[rows], shares)
+            rows = rows[shares.argmax(1)]
+        return Batch(pixels, images.labels[rows], images.index[rows], torch.full_like(view, -1), soft)
+
+    def partners(self, batch: Batch, *, data_seed: int, epoch: int, step: int) -> Batch:
+        """Draw, for each image of a batch, another image of the same class in a random view.
+
+        The draws are a function of (data_seed, epoch, step). An image that is the only one of its class is its own
+        partner.
+
+        Args:
+            batch: B images of this split, which are found by their `index`.
+        Returns:
+            B images, cropped and flipped, with the labels of `batch`.
+        """
+        images = self.images
+        members, starts, sizes, places = self._by_class
+        generator = runtime.generator(data_seed, "partner", epoch, step)
+        drawn = torch.randint(2**40, (len(batch.index),), generator=generator).to(members.device)
+        view = torch.randint(images.views, (len(batch.index),), generator=generator).to(members.device)
+        place = places[batch.index]
+        label = images.labels[members[place]]
+        start, size = starts[label], sizes[label]
+        # At least one step and fewer than `size` steps round the class lead from an image to another one.
+        ahead = 1 + drawn % (size - 1).clamp(min=1)
+        rows = members[start + (place - start + ahead) % size]
+        return Batch(images.augmented(rows, view), images.labels[rows], images.index[rows], view)
+
+    @cached_property
+    def _by_class(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """The images in the order of their classes.
+
+        Returns:
+            members: positions of the images, sorted by class, shape [N].
+            starts, sizes: first place in `members` and number of images of each class, shape [C].
+            places: place in `members` of each row of the data set, shape [largest row + 1].
+        """
+        images = self.images
+        members = images.labels.argsort(stable=True)
+        sizes = torch.bincount(images.labels, minlength=len(images.classes))
+        places = torch.zeros(int(images.index.max()) + 1, dtype=torch.int64, device=members.device)
+        places[images.index[members]] = torch.arange(len(members), device=members.device)
+        return members, sizes.cumsum(0) - sizes, sizes, places

@@ -1,0 +1,142 @@
+"""Choice of images: by class, or as a stratified subset."""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING, SupportsIndex
+
+import torch
+from torch import Tensor
+
+from ickd_lib import runtime
+from ickd_lib.runtime import InputError
+
+if TYPE_CHECKING:
+    from ickd_lib.data.images import Images
+
+
+def stratified(labels: Tensor, count: int, classes: tuple[str, ...], seed: int) -> Tensor:
+    """Draw `count` images so that each class keeps its share, with at least one image of each class.
+
+    Args:
+        labels: class of each image, shape [N].
+        count: number of images to draw.
+        classes: names of the C classes.
+        seed: the draw is a function of `seed` and `count`.
+    Returns:
+        Positions of the drawn images in `labels`, sorted, shape [count].
+    Raises:
+        InputError: `count` is smaller than the number of classes that have images, or larger than N.
+    """
+    labels = labels.cpu()
+    sizes = torch.bincount(labels, minlength=len(classes))
+    present = int((sizes > 0).sum())
+    if not present <= count <= len(labels):
+        raise InputError(
+            f"cannot draw {count} of {len(labels)} images; give a number from {present}, one for each class, "
+            f"to {len(labels)}"
+        )
+    exact = sizes * count / len(labels)
+    share = exact.floor().long().clamp(min=1).minimum(sizes)
+    # Rounding down leaves some images over, and the minimum of one can take too many. One image at a time is therefore
+    # given to the class that is furthest below its exact share, or taken from the class that is furthest above it.
+    while share.sum() != count:
+        step = 1 if share.sum() < count else -1
+        gap = step * (exact - share)
+        gap[(share >= sizes) if step == 1 else (share <= 1)] = -torch.inf
+        share[gap.argmax()] += step
+    shuffled = torch.randperm(len(labels), generator=runtime.generator(seed, "stratified", count))
+    drawn = [shuffled[labels[shuffled] == c][: int(share[c])] for c in range(len(classes))]
+    return torch.cat(drawn).sort().values
+
+
+def only(images: Images, classes: Sequence[str | int]) -> Images:
+    """Return the images of the given classes; the labels and the list of classes do not change.
+
+    Args:
+        images: the split to choose from.
+        classes: one or more classes, as in `positions`.
+    Raises:
+        InputError: as `positions`.
+    """
+    selected = torch.zeros(len(images.classes), dtype=torch.bool)
+    selected[positions(images, classes)] = True
+    return images.subset(selected.to(images.labels.device)[images.labels].nonzero().squeeze(1))
+
+
+def restricted(images: Images, classes: Sequence[str | int]) -> Images:
+    """Return the images of the given classes, relabelled so that the list of classes contains these K only.
+
+    Args:
+        images: the split to choose from.
+        classes: two or more classes, as in `positions`.
+    Returns:
+        Images with labels 0 to K-1, in the data set's order of classes. Mean, standard deviation and the row numbers in
+        `index` do not change. When `classes` covers every class, the result is `images` itself.
+    Raises:
+        InputError: as `positions`, or fewer than two classes are given.
+    """
+    chosen = positions(images, classes)
+    if len(chosen) < 2:
+        raise InputError(
+            f"classes={list(classes)!r} selects the class {images.classes[chosen[0]]!r} only; give two or more classes"
+        )
+    if len(chosen) == len(images.classes):
+        return images
+    new_label = torch.full((len(images.classes),), -1)
+    new_label[chosen] = torch.arange(len(chosen))
+    kept, names = only(images, chosen), tuple(images.classes[c] for c in chosen)
+    title, slash, split = images.name.partition("/")
+    return replace(
+        kept,
+        labels=new_label.to(kept.labels.device)[kept.labels],
+        classes=names,
+        superclass_of=images.superclass_of and tuple(images.superclass_of[c] for c in chosen),
+        name=title.removesuffix(_listed(images.classes)) + _listed(names) + slash + split,
+    )
+
+
+def positions(images: Images, classes: Sequence[str | int]) -> list[int]:
+    """Return the positions of the given classes in the data set's list, each once and sorted.
+
+    Args:
+        images: the split whose classes are meant.
+        classes: names of classes, names of superclasses (each stands for all its classes), or positions. Their order
+            and repetitions do not matter.
+    Raises:
+        InputError: `classes` is empty or a string, a name is unknown, or a position is out of range.
+    """
+    title = images.name.split("/")[0]
+    if isinstance(classes, str) or not len(classes):
+        raise InputError(f"classes={classes!r} is not a list of classes; give names or positions of classes of {title}")
+    # A superclass none of whose classes are left cannot be chosen.
+    superclasses = [name for s, name in enumerate(images.superclasses) if s in images.superclass_of]
+    names = list(dict.fromkeys((*images.classes, *superclasses)))
+    chosen: set[int] = set()
+    for given in classes:
+        if isinstance(given, SupportsIndex):
+            position = operator.index(given)
+            if not 0 <= position < len(images.classes):
+                raise InputError(
+                    f"class {position} is out of range; {title} has {len(images.classes)} classes, numbered from 0 to "
+                    f"{len(images.classes) - 1}"
+                )
+            chosen.add(position)
+            continue
+        # An exact match comes first: two names may differ in upper and lower case only.
+        kind = "class or superclass" if superclasses else "class"
+        name = given if given in names else runtime.choose(given, names, kind)
+        if name in images.classes:
+            chosen.add(images.classes.index(name))
+        else:
+            superclass = images.superclasses.index(name)
+            chosen.update(c for c, s in enumerate(images.superclass_of) if s == superclass)
+    return sorted(chosen)
+
+
+def _listed(classes: tuple[str, ...]) -> str:
+    """The part of a data set's name that identifies the classes it is restricted to."""
+    names = ",".join(classes)
+    return f"({names})" if len(names) <= 40 else f"({len(classes)} classes {runtime.fingerprint(list(classes))[:4]})"

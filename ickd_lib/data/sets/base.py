@@ -1,0 +1,214 @@
+"""What a data set is, and the registry from which `data.load` creates one by name."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import TypeVar
+
+import torch
+from torch import Tensor
+
+from ickd_lib import runtime
+from ickd_lib.data.images import Images, Splits
+from ickd_lib.runtime import InputError
+
+OPTIONS = frozenset({"path", "root", "image_size", "download"})
+
+
+class DataSet:
+    """A data set. A subclass declares its options and defines `read`.
+
+    Args:
+        path: the part of the name after the colon, as in "folder:PATH".
+        root: the folder that contains downloaded data sets.
+        image_size: height and width in pixels to which images are resized; 0 keeps their size.
+        download: whether files that are missing may be downloaded.
+
+    `options` declares which of these a subclass uses. A data set with the option "path" is named "NAME:PATH". An
+    `image_size` or a path for a data set without that option is an error; `root` and `download` have no effect on data
+    sets that do not declare them.
+    """
+
+    options: frozenset[str] = frozenset()
+    registered_name = ""
+
+    def __init__(
+        self, *, path: str | Path = "", root: str | Path = "data", image_size: int = 0, download: bool = False
+    ) -> None:
+        self.path, self.root = Path(path), Path(root)
+        self.image_size, self.download = image_size, download
+
+    @property
+    def title(self) -> str:
+        """The name that stands in the names of the splits: "cifar100", or "folder:" and the last part of the path."""
+        return f"{self.registered_name}:{self.path.name}" if "path" in self.options else self.registered_name
+
+    def read(self) -> Splits:
+        """Read the data set; `splits` makes the result from pixels and labels.
+
+        Raises:
+            InputError: files are missing or damaged.
+        """
+        raise TypeError(f"{type(self).__name__} must define read() -> Splits")
+
+    def splits(
+        self,
+        pixels: Mapping[str, Tensor],
+        labels: Mapping[str, Tensor],
+        *,
+        classes: Sequence[str],
+        pad: int = 0,
+        flip: bool = False,
+        superclasses: Sequence[str] = (),
+        superclass_of: Sequence[int] = (),
+    ) -> Splits:
+        """Make the splits from pixels and labels; mean and standard deviation are those of the training pixels.
+
+        Args:
+            pixels: uint8 images of the splits "train", "test" and, where there is one, "val": shape [N, 3, H, W] each.
+            labels: class of each image, int64, shape [N] for each split.
+            classes: names of the C classes.
+            pad, flip: the augmentation (see `views.crop_and_flip`).
+            superclasses: names of the coarser classes, if any.
+            superclass_of: position of each class's superclass in `superclasses`, C numbers.
+        Raises:
+            InputError: a split is missing, or its pixels or labels have another shape, type or range.
+        """
+        self._check(pixels, labels, len(classes))
+        mean, std = _channel_statistics(pixels["train"])
+
+        def split(name: str) -> Images:
+            # A data set without a validation split has an empty one.
+            x, y = (pixels[name], labels[name]) if name in pixels else (pixels["train"][:0], labels["train"][:0])
+            return Images(
+                x,
+                y,
+                torch.arange(len(y)),
+                classes=tuple(classes),
+                mean=mean,
+                std=std,
+                pad=pad,
+                flip=flip,
+                name=f"{self.title}/{name}",
+                superclasses=tuple(superclasses),
+                superclass_of=tuple(superclass_of),
+            )
+
+        return Splits(split("train"), split("val"), split("test"))
+
+    def _check(self, pixels: Mapping[str, Tensor], labels: Mapping[str, Tensor], num_classes: int) -> None:
+        for split in ("train", "test"):
+            if split not in pixels:
+                raise InputError(f"{self.title} has no split {split!r}; give its pixels and labels")
+        size = pixels["train"].shape[2:]
+        for split, x in pixels.items():
+            runtime.choose(split, Splits._fields, "split")
+            if x.dtype != torch.uint8 or x.ndim != 4 or x.shape[1] != 3 or x.shape[2:] != size:
+                raise InputError(
+                    f"{self.title}/{split} has pixels of type {x.dtype} and shape {list(x.shape)}; "
+                    "expected uint8 [N, 3, H, W], with one size for all splits"
+                )
+            y = labels.get(split)
+            if y is None or y.dtype != torch.int64 or y.shape != x.shape[:1]:
+                given = "no labels" if y is None else f"labels of type {y.dtype} and shape {list(y.shape)}"
+                raise InputError(f"{self.title}/{split} has {given}; expected int64 [{len(x)}], one for each image")
+            if len(y) and not 0 <= int(y.min()) <= int(y.max()) < num_classes:
+                raise InputError(
+                    f"{self.title}/{split} has labels from {int(y.min())} to {int(y.max())}; "
+                    f"expected 0 to {num_classes - 1}, one for each of the {num_classes} classes"
+                )
+        if not len(pixels["train"]):
+            raise InputError(f"{self.title}/train contains no image; expected at least one")
+
+
+def _channel_statistics(pixels: Tensor) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Mean and standard deviation of each channel of uint8 images [N, 3, H, W], scaled to [0, 1].
+
+    They are computed in float64 from the counts of the 256 levels, which needs no copy of the images as floats.
+    """
+    counts = torch.stack([torch.bincount(pixels[:, c].flatten(), minlength=256) for c in range(3)]).double()
+    level = torch.arange(256, dtype=torch.float64) / 255
+    mean = (counts @ level) / counts.sum(1)
+    std = ((counts @ level**2) / counts.sum(1) - mean**2).sqrt().clamp(min=1 / 255)
+    return tuple(mean.tolist()), tuple(std.tolist())
+
+
+_REGISTRY: dict[str, type[DataSet]] = {}
+D = TypeVar("D", bound=type[DataSet])
+
+
+def register(name: str) -> Callable[[D], D]:
+    """Class decorator: `data.load(name)` then creates and reads the decorated `DataSet`.
+
+    A data set of your own needs no change to the library. This one draws stripes in random colours:
+
+    >>> import torch
+    >>> from ickd_lib import data
+    >>> @data.register("stripes")
+    ... class Stripes(data.DataSet):
+    ...     def read(self):
+    ...         pixels, labels = {}, {}
+    ...         for seed, (split, count) in enumerate({"train": 40, "test": 20}.items()):
+    ...             generator = torch.Generator().manual_seed(seed)
+    ...             lines = torch.randint(256, (count, 3, 1, 8), dtype=torch.uint8, generator=generator)
+    ...             pixels[split], labels[split] = lines.repeat(1, 1, 8, 1), torch.arange(count) % 2
+    ...             pixels[split][1::2] = pixels[split][1::2].mT
+    ...         return self.splits(pixels, labels, classes=("vertical", "horizontal"), pad=1)
+    >>> data.load("stripes", val=0.25)
+    Splits('stripes', train=30, val=10, test=20 images of 8×8 pixels, 2 classes)
+
+    A data set that reads files declares, for example, `options = frozenset({"root"})` and opens files in `self.root`.
+
+    Raises:
+        InputError: another class has the name, the name contains a colon or a slash, or the class declares an unknown
+            option.
+    """
+
+    def add(cls: D) -> D:
+        taken = _REGISTRY.get(name)
+        if taken and (taken.__module__, taken.__qualname__) != (cls.__module__, cls.__qualname__):
+            raise InputError(
+                f"data set {name!r} is already {taken.__module__}.{taken.__qualname__}; choose another name"
+            )
+        if not name or set(name) & set(":/"):
+            raise InputError(f"data set name {name!r} is empty or contains ':' or '/'; choose another name")
+        for option in cls.options:
+            runtime.choose(option, OPTIONS, "option of a data set")
+        cls.registered_name = name
+        _REGISTRY[name] = cls
+        return cls
+
+    return add
+
+
+def names() -> list[str]:
+    """Return the names of the registered data sets, sorted; "NAME:PATH" where a path belongs to the name."""
+    return sorted(f"{name}:PATH" if "path" in cls.options else name for name, cls in _REGISTRY.items())
+
+
+def create(name: str, *, root: str | Path = "data", image_size: int = 0, download: bool = False) -> DataSet:
+    """Create a data set by name without reading it.
+
+    Args:
+        name: one of `names()`, with a path in the place of PATH.
+        root, image_size, download: as in `DataSet`.
+    Raises:
+        InputError: an unknown name, a missing path, or an option that the data set does not have.
+    """
+    title, colon, path = name.partition(":")
+    if colon:
+        chosen = runtime.choose(title, _REGISTRY, "data set")
+        if "path" not in _REGISTRY[chosen].options:
+            raise InputError(f"data set {name!r} has a path, but {chosen!r} takes none; give {chosen!r} alone")
+        if not path:
+            raise InputError(f"data set {name!r} lacks a path; give {chosen}:PATH")
+    else:
+        chosen = runtime.choose(name, names(), "data set")
+    cls = _REGISTRY[chosen]
+    if image_size < 0:
+        raise InputError(f"image_size={image_size} is negative; give a number of pixels, or 0 to keep the images' size")
+    if image_size and "image_size" not in cls.options:
+        able = ", ".join(n for n in names() if "image_size" in _REGISTRY[n.partition(":")[0]].options)
+        raise InputError(f"image_size={image_size} is not an option of {chosen}, only of {able}; leave it out")
+    return cls(path=path, root=root, image_size=image_size, download=download)
