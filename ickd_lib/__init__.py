@@ -1,14 +1,15 @@
 """ickd: in-context knowledge distillation in PyTorch.
 
-    data        data sets as resident tensors                models    networks: images in, logits and features out
-    memory      the teacher's memory bank and retrieval      losses    the mathematics, as pure functions
-    methods     what each method takes and adds              training  the one loop, teachers, comparisons
-    metrics     accuracy, fidelity, retrieval, separation    theory    the exact computations behind the idea
-    results     tables from run folders                      runtime   seeds, devices, files, run folders
-    plots       data in, Figure out                          explore   what the explorers show, as data
-    widgets     explorers: thin interactive shells over both
+    runtime   devices, seeds, files, run folders          losses    the mathematics, as pure functions
+    data      data sets, views, sampling                  models    networks: images in, logits and features out
+    metrics   accuracy, fidelity, retrieval, separation   tasks     how images become samples
+    memory    the memory bank and retrieval               methods   what each method requires and adds
+    training  the loop, teachers, comparisons             runs      tables of run folders, differences of two runs
+    theory    the computations behind the idea            plots     figures
+    explore   the data that the explorers show            widgets   the interactive explorers
+    notebook  the parameters of the notebooks
 
-Modules are imported when first used, so that importing the package costs nothing.
+Modules are imported when they are first used, so that importing the package costs nothing.
 """
 
 from importlib import import_module
@@ -23,9 +24,11 @@ __all__ = [
     "methods",
     "metrics",
     "models",
+    "notebook",
     "plots",
-    "results",
+    "runs",
     "runtime",
+    "tasks",
     "theory",
     "training",
     "widgets",

@@ -1,4 +1,4 @@
-"""The command line: python -m ickd_lib train | bank | evaluate | compare | report."""
+"""The command line: ickd train | compare | bank | evaluate | report | diff."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ import sys
 from pathlib import Path
 from typing import Any
 
-# Before torch loads OpenMP: threads that wait without spinning, many times faster when the machine is busy.
+# Set before torch loads OpenMP: waiting threads sleep instead of spinning, which is faster on a busy machine.
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
-from ickd_lib import data, methods, metrics, results, runtime, training
+from ickd_lib import __version__, data, methods, metrics, runs, runtime, tasks, training
 from ickd_lib.memory import MemoryBank
 from ickd_lib.models import Network
 from ickd_lib.runtime import Diverged, InputError
@@ -22,8 +22,8 @@ from ickd_lib.training import Recipe
 
 DESCRIPTION = """In-context knowledge distillation.
 
-  python -m ickd_lib compare --methods ce kd ickd --labels 200 --epochs 40
-  python -m ickd_lib train --dataset cifar100 --download --teacher resnet32x4 --student resnet8x4 --method ickd
+  ickd compare --methods ce kd ickd --teacher resnet20 --labels 200 --epochs 40
+  ickd train --dataset cifar100 --download --teacher resnet32x4 --student resnet8x4 --method ickd
 """
 
 
@@ -33,12 +33,19 @@ class _Help(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpF
 
 def _data_options(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("data")
-    group.add_argument("--dataset", default="digits", help=", ".join(data.DATASETS))
-    group.add_argument("--data-root", default="data", help="where downloaded data sets live")
+    group.add_argument("--task", default="classification", help=", ".join(tasks.names()))
+    group.add_argument("--dataset", default="digits", help=", ".join(data.names()))
+    group.add_argument("--data-root", default="data", help="folder of downloaded data sets")
     group.add_argument("--download", action="store_true", help="fetch CIFAR-100 when it is not there")
-    group.add_argument("--labels", type=int, default=0, help="labelled images the student trains on; 0: all")
+    group.add_argument(
+        "--labels", type=int, default=0, help="number of labelled images that the student is trained on; 0: all"
+    )
     group.add_argument("--classes", nargs="+", default=[], help="the student's classes or superclasses; all by default")
-    group.add_argument("--augment", default="crop", help="crop, or with randaugment, mixup, cutmix: randaugment+cutmix")
+    group.add_argument(
+        "--augment",
+        default="crop",
+        help="crop; or randaugment, mixup or cutmix after it; or two of them, as in randaugment+cutmix",
+    )
     group.add_argument("--val", type=float, default=0.0, help="fraction of train held out for validation")
     group.add_argument("--image-size", type=int, default=0, help="resize a folder's images to this many pixels")
 
@@ -46,9 +53,13 @@ def _data_options(parser: argparse.ArgumentParser) -> None:
 def _teacher_options(parser: argparse.ArgumentParser, required: bool = False) -> None:
     group = parser.add_argument_group("teacher")
     group.add_argument("--teacher", default="", required=required, help="a model's name, or the folder of a run")
-    group.add_argument("--teacher-weights", default="", help="its checkpoint; without one it is trained, and kept")
-    group.add_argument("--teacher-classes", nargs="+", default=[], help="those it learns; by default the student's")
-    group.add_argument("--teacher-epochs", type=int, default=0, help="epochs of its training; 0: as the student's")
+    group.add_argument("--teacher-weights", default="", help="its checkpoint; without one it is trained and kept")
+    group.add_argument(
+        "--teacher-classes", nargs="+", default=[], help="the teacher's classes; by default those of the student"
+    )
+    group.add_argument(
+        "--teacher-epochs", type=int, default=0, help="epochs of its training; 0: as many as the student"
+    )
 
 
 def _training_options(parser: argparse.ArgumentParser) -> None:
@@ -56,14 +67,19 @@ def _training_options(parser: argparse.ArgumentParser) -> None:
     for field in dataclasses.fields(Recipe):
         option = "--" + field.name.replace("_", "-")
         if isinstance(field.default, bool):
-            group.add_argument(option, action="store_true", help=field.metadata["help"])
+            action = argparse.BooleanOptionalAction if field.default else "store_true"
+            group.add_argument(option, action=action, default=field.default, help=field.metadata["help"])
+        elif isinstance(field.default, tuple):
+            nargs = len(field.default) or "*"
+            group.add_argument(option, nargs=nargs, type=float, default=field.default, help=field.metadata["help"])
         else:
             group.add_argument(option, type=type(field.default), default=field.default, help=field.metadata["help"])
     group.add_argument("--evaluate-every", type=int, default=1, help="epochs between evaluations")
     group.add_argument("--checkpoint-seconds", type=float, default=60.0, help="time between checkpoints")
-    group.add_argument("--no-resume", action="store_true", help="refuse to go on with runs that exist")
-    group.add_argument("--memo", default="", help="folder to keep the teacher's output in, for this and later runs")
-    group.add_argument("--memo-gigabytes", type=float, default=4.0, help="at most so much of it")
+    group.add_argument("--no-resume", action="store_true", help="refuse to go on with existing runs")
+    group.add_argument("--teacher-cache", default="", help="folder for the teacher's outputs, for this and later runs")
+    group.add_argument("--teacher-cache-gigabytes", type=float, default=4.0, help="largest size of that cache")
+    group.add_argument("--no-capture", action="store_true", help="on a GPU, launch every step anew")
 
 
 def _machine_options(parser: argparse.ArgumentParser) -> None:
@@ -75,7 +91,8 @@ def _machine_options(parser: argparse.ArgumentParser) -> None:
 
 def parser() -> argparse.ArgumentParser:
     """The whole command line."""
-    top = argparse.ArgumentParser("ickd_lib", description=DESCRIPTION, formatter_class=_Help, allow_abbrev=False)
+    top = argparse.ArgumentParser("ickd", description=DESCRIPTION, formatter_class=_Help, allow_abbrev=False)
+    top.add_argument("--version", action="version", version=f"ickd {__version__}")
     commands = top.add_subparsers(dest="command", required=True, metavar="COMMAND")
 
     def command(name: str, text: str) -> argparse.ArgumentParser:
@@ -84,29 +101,33 @@ def parser() -> argparse.ArgumentParser:
     known = ", ".join(methods.names())
     train = command("train", "Train one student.")
     train.add_argument("--student", default="resnet8", help="a model's name")
-    train.add_argument("--method", default="ickd", help=f"{known}; with arguments: 'ickd(nicd=0.5, positives=4)'")
-    train.add_argument("--seed", type=int, default=0, help="of the initialisation")
-    train.add_argument("--data-seed", type=int, default=0, help="of the order and the augmentation")
+    train.add_argument("--method", default="ickd", help=f"{known}; with arguments as in 'ickd(nicd=0.5)'")
+    train.add_argument("--seed", type=int, default=0, help="seed of the initialisation")
+    train.add_argument("--data-seed", type=int, default=0, help="seed of the order and the augmentation")
     train.add_argument(
-        "--published", action="store_true", help="the method's published settings for this pair, CIFAR-100's"
+        "--published", action="store_true", help="the settings published for this method and pair on CIFAR-100"
     )
-    train.add_argument("--name", default="", help="of the run folder; by default student, method, seed, settings")
+    train.add_argument(
+        "--name",
+        default="",
+        help="name of the run folder; by default student, method, seed and a fingerprint of the settings",
+    )
     compare = command("compare", "Train a student with several methods over several seeds; print a table.")
     compare.add_argument("--student", default="resnet8", help="a model's name")
     compare.add_argument("--methods", nargs="+", default=["ce", "kd", "ickd"], help=known)
-    compare.add_argument("--seeds", type=int, default=3, help="how many")
+    compare.add_argument("--seeds", type=int, default=3, help="number of seeds")
     for trainer in (train, compare):
         trainer.add_argument(
             "--peers",
             nargs="+",
             default=[],
-            help="networks beside the student, for methods that learn from peers; one as it",
+            help="networks to train beside the student for methods that need peers; by default one of its kind",
         )
         _data_options(trainer)
         _teacher_options(trainer)
         _training_options(trainer)
         _machine_options(trainer)
-    bank = command("bank", "Build a teacher's memory bank, save it, and say how well it retrieves.")
+    bank = command("bank", "Build a teacher's memory bank, save it, and measure its retrieval.")
     bank.add_argument("--out", default="", help="file to write; by default RUNS/DATASET-TEACHER.bank.safetensors")
     bank.add_argument("--k", type=int, default=8, help="neighbours of the retrieval precision")
     _data_options(bank)
@@ -118,11 +139,15 @@ def parser() -> argparse.ArgumentParser:
     _data_options(evaluate)
     _machine_options(evaluate)
     report = command("report", "Turn run folders into a Markdown table.")
-    report.add_argument("folders", nargs="*", default=["runs"], help="folders that hold runs, or JSON files of runs")
+    report.add_argument("folders", nargs="*", default=["runs"], help="folders of runs, or JSON files of runs")
     report.add_argument("--out", default="", help="file to write; by default the table is printed")
-    report.add_argument("--baseline", default="", help="a method; the table then tells the differences to it")
-    report.add_argument("--figure", default="", help="draw accuracies beside published ones, or the differences")
-    report.add_argument("--json", default="", help="write configuration, records and summary of each run here as well")
+    report.add_argument("--baseline", default="", help="a method; the table then shows the differences to it")
+    report.add_argument(
+        "--figure", default="", help="file for a figure of the accuracies beside published ones, or of the differences"
+    )
+    report.add_argument("--json", default="", help="file for the configuration, records and summary of each run")
+    difference = command("diff", "Compare two runs: settings, environment, and the first epoch at which they differ.")
+    difference.add_argument("runs", nargs=2, metavar="RUN", help="its folder")
     return top
 
 
@@ -145,12 +170,18 @@ def _recipe(given: argparse.Namespace, **changes: Any) -> Recipe:
 
 
 def _options(given: argparse.Namespace) -> dict[str, Any]:
-    names = ("device", "precision", "evaluate_every", "checkpoint_seconds", "runs", "memo_gigabytes")
-    return {name: getattr(given, name) for name in names} | {"resume": not given.no_resume, "memo": given.memo or None}
+    names = ("device", "precision", "evaluate_every", "checkpoint_seconds", "runs", "teacher_cache_gigabytes")
+    others = {
+        "resume": not given.no_resume,
+        "capture": not given.no_capture,
+        "teacher_cache": given.teacher_cache or None,
+        "task": tasks.create(given.task),
+    }
+    return {name: getattr(given, name) for name in names} | others
 
 
 def _teacher(given: argparse.Namespace, needed: bool) -> Network | None:
-    """The teacher, who sees all labels of train: from a run folder, a checkpoint, or trained now and kept."""
+    """The teacher: from a run folder, from a checkpoint, or trained now on all labels of train and kept."""
     if not given.teacher:
         if needed:
             raise InputError("this method needs a teacher; name one with --teacher (a model's name or a run's folder)")
@@ -167,15 +198,15 @@ def train(given: argparse.Namespace) -> None:
     """Train one student and print its summary."""
     recipe = _recipe(given)
     if given.published:
-        asked = [f.name for f in dataclasses.fields(Recipe) if getattr(given, f.name) != f.default]
-        if asked or given.augment != "crop":
-            raise InputError(f"--published sets {', '.join(asked) or 'augment'} itself; leave one of the two out")
+        changed = [f.name for f in dataclasses.fields(Recipe) if getattr(given, f.name) != f.default]
+        if changed or given.augment != "crop":
+            raise InputError(f"--published sets {', '.join(changed) or 'augment'} itself; leave one of the two out")
         folder = Path(given.teacher, "config.json")
-        network = runtime.read_json(folder)["settings"]["student"]["network"] if folder.is_file() else given.teacher
+        network = runtime.Run(folder.parent).settings["student"]["network"] if folder.is_file() else given.teacher
         given.method, recipe, given.augment = training.published(given.method, network, given.student)
     method, splits = methods.create(given.method), _splits(given, given.labels)
     teacher = _teacher(given, method.needs_teacher)
-    students = training.circle(given.student, given.method, given.seed, given.peers)
+    students = training.peer_group(given.student, given.method, given.seed, given.peers)
     students[0] = dataclasses.replace(students[0], name=given.name)
     found = training.distill(
         students, splits, teacher=teacher, recipe=recipe, data_seed=given.data_seed, **_options(given)
@@ -192,21 +223,27 @@ def compare(given: argparse.Namespace) -> None:
         raise InputError(f"seeds={given.seeds} must be 1 or more")
     recipe, splits = _recipe(given), _splits(given, given.labels)
     teacher = _teacher(given, any(method.needs_teacher for method in made))
-    found = training.compare(
-        given.methods,
-        splits,
-        student=given.student,
-        teacher=teacher,
-        peers=given.peers,
-        seeds=given.seeds,
-        recipe=recipe,
-        **_options(given),
-    )
-    print(results.table([history.summary for histories in found.values() for history in histories]))
+    try:
+        found = training.compare(
+            given.methods,
+            splits,
+            student=given.student,
+            teacher=teacher,
+            peers=given.peers,
+            seeds=given.seeds,
+            recipe=recipe,
+            **_options(given),
+        )
+    except Diverged as error:  # the others were trained to the end
+        summaries = [history.summary for histories in error.histories.values() for history in histories]
+        counts = {method: given.seeds - len(error.histories[method]) for method in given.methods}
+        print(runs.table(summaries, diverged={method: count for method, count in counts.items() if count}))
+        raise
+    print(runs.table([history.summary for histories in found.values() for history in histories]))
 
 
 def bank(given: argparse.Namespace) -> None:
-    """Build and save a bank."""
+    """Build and save a bank, and print how well it retrieves."""
     teacher = _teacher(given, True)
     assert teacher is not None
     images = _splits(given, given.labels).train
@@ -219,15 +256,15 @@ def bank(given: argparse.Namespace) -> None:
 
 
 def evaluate(given: argparse.Namespace) -> None:
-    """Evaluate a finished run's student."""
+    """Evaluate the student of a finished run."""
     network, splits = training.load(given.run, device=given.device), _splits(given)
     print(json.dumps(training.evaluate(network, splits.test, precision=given.precision), indent=2))
 
 
 def report(given: argparse.Namespace) -> None:
     """Print or write the table of finished runs."""
-    summaries = results.finished(given.folders)
-    text = results.table(summaries, baseline=given.baseline, best_first=True)
+    summaries = runs.finished(given.folders)
+    text = runs.table(summaries, baseline=given.baseline, best_first=True)
     if given.figure:
         _draw(given, summaries)
     if given.json:
@@ -245,6 +282,11 @@ def report(given: argparse.Namespace) -> None:
         print(text)
 
 
+def diff(given: argparse.Namespace) -> None:
+    """Print what differs between two runs."""
+    print("\n".join(runs.diff(*given.runs)))
+
+
 def _draw(given: argparse.Namespace, summaries: list[dict[str, Any]]) -> None:
     """The figure of `report`."""
     from ickd_lib import plots
@@ -252,22 +294,26 @@ def _draw(given: argparse.Namespace, summaries: list[dict[str, Any]]) -> None:
     kind = runtime.choose(Path(given.figure).suffix[1:], ("png", "svg", "pdf"), "kind of figure")
     plots.use()
     if given.baseline:
-        settings = results.grouped(summaries)
+        settings = runs.grouped(summaries)
         if len(settings) > 1:
-            raise InputError(f"differences are drawn for one setting; here are {len(settings)}: name fewer runs")
+            raise InputError(f"differences are drawn for one setting, not {len(settings)}; name fewer runs")
         ((setting, by_method),) = settings.items()
-        apart = results.differences(by_method, given.baseline)
+        apart = runs.differences(by_method, given.baseline)
         ranked = dict(sorted(apart.items(), key=lambda pair: -pair[1]["mean"]))
         of = "accuracy on held-out images" if setting[-1] else "test accuracy"
         figure = plots.differences(ranked, baseline=given.baseline, of=of)
     else:
-        figure = plots.published(results.beside_published(summaries))
+        figure = plots.published(runs.beside_published(summaries))
     with runtime.replacing(given.figure) as part:
         figure.savefig(part, format=kind)
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run a command; what the caller got wrong is one line on stderr and exit status 2."""
+    """Run a command.
+
+    Returns:
+        The exit status: 0, 1 where a student diverged, 2 for a wrong input (one line on stderr), 130 when stopped.
+    """
     top = parser()
     given, extra = top.parse_known_args(arguments)
     try:
@@ -277,9 +323,12 @@ def main(arguments: list[str] | None = None) -> int:
             runtime.choose(extra[0].split("=")[0], options, "option")
             raise InputError(f"unexpected argument {extra[0]!r}")
         globals()[given.command](given)
-    except (InputError, Diverged, OSError) as error:
+    except (InputError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
+    except Diverged as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
     except KeyboardInterrupt as stop:
         print(str(stop) or "stopped", file=sys.stderr)
         return 130

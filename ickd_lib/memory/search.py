@@ -118,8 +118,8 @@ def search_into(
     if wide < len(pool):
         rounding = 2 * features.shape[1] * 2.0**-24
         worst = proposed.min(1).values
-        unsettled = (similarity[:, -1] <= worst + rounding) & (worst > -torch.inf)
-        for some in unsettled.nonzero().squeeze(1).split(16 if rough.device.type == "cpu" else 512):
+        unsettled = ((similarity[:, -1] <= worst + rounding) & (worst > -torch.inf)).nonzero().squeeze(1)
+        for some in unsettled.split(16 if rough.device.type == "cpu" else 512) if len(unsettled) else ():
             within = rough[some] >= (similarity[some, -1:] - rounding).float()
             width = int(within.sum(1).max())
             reach = rough[some].masked_fill(~within, -torch.inf).topk(width, dim=1).indices.sort(dim=1).values

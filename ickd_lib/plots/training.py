@@ -72,7 +72,7 @@ def losses(runs: Mapping[str, Seeds]) -> Figure:
     A term that falls to a small part of itself is on a logarithmic scale.
 
     Args:
-        runs: for each method, for each seed, its records with "loss" and terms such as "loss_kd" (`results.records`). A
+        runs: for each method, for each seed, its records with "loss" and terms such as "loss_kd" (`runs.records`). A
             method without a term is left out of its panel.
     Raises:
         InputError: no method has such numbers.
@@ -197,7 +197,7 @@ def differences(intervals: Mapping[str, Mapping[str, float]], *, baseline: str, 
     the differences is cut off; its ends are written beside it.
 
     Args:
-        intervals: for each method "mean", "low" and "high", fractions (`results.interval`).
+        intervals: for each method "mean", "low" and "high", fractions (`runs.interval`).
         baseline, of: its name and that of the quantity, for the axis.
     """
     figure, axis = plt.subplots(figsize=(WIDTH, 1.2 + 0.34 * len(intervals)), layout="constrained")

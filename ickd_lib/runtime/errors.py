@@ -7,6 +7,8 @@ import sys
 from collections.abc import Iterable
 from typing import Any
 
+_noticed: set[str] = set()
+
 
 class InputError(ValueError):
     """An argument, a file or a setting cannot work.
@@ -48,5 +50,7 @@ def choose(name: str, options: Iterable[str], what: str) -> str:
 
 
 def notice(text: str) -> None:
-    """Print one line of information to stderr. It is no warning: nothing is wrong."""
-    print(f"note: {text}", file=sys.stderr)
+    """Print one line of information to stderr, once in a process. It is no warning: nothing is wrong."""
+    if text not in _noticed:
+        _noticed.add(text)
+        print(f"note: {text}", file=sys.stderr)

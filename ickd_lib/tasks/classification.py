@@ -62,7 +62,7 @@ class Classification(Task):
         self, network: Network, images: Images, *, teacher: Samples | None = None, precision: str = "auto"
     ) -> dict[str, float]:
         logits = models.predict(network, images, precision=precision).logits
-        return metrics.classification(logits, images.labels, teacher and teacher.logits)
+        return metrics.classification(logits, images.labels, teacher.logits if teacher else None)
 
     def pictures(self, images: Images, keys: Tensor) -> Tensor:
         return images.images[positions(images, keys)]

@@ -64,9 +64,7 @@ class ProgressBar(Callback):
         self.bar.set_description(f"epoch {min(training.epoch + 1, training.recipe.epochs)}/{training.recipe.epochs}")
         shown = _losses(training)
         key = f"test_{training.task.primary}"
-        latest = [
-            next((r[key] for r in training.records[s].epochs[::-1] if key in r), None) for s in training.states
-        ]
+        latest = [next((r[key] for r in training.records[s].epochs[::-1] if key in r), None) for s in training.states]
         known = sorted(value for value in latest if value is not None)
         if known:
             shown["test"] = f"{known[0]:.1%}" if len(known) == 1 else f"{known[0]:.1%}–{known[-1]:.1%}"

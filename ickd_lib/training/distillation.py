@@ -76,8 +76,8 @@ def distill(
         callbacks: see `Callback`.
         teacher_cache: folder of a cache of the teacher's outputs for each view of each image, in half precision, which
             later trainings with the same teacher and data use too (`TeacherCache`). With None the teacher runs in every
-            step. The cache is also skipped when the augmentation goes beyond crop and flip, or when any student compares
-            feature maps.
+            step. The cache is also skipped when the augmentation goes beyond crop and flip, or when any student
+            compares feature maps.
         teacher_cache_gigabytes: largest size of the cache.
         capture: on a GPU, capture a step as a CUDA graph and replay it, which makes small networks fast. False launches
             every step anew, for debugging inside a method. On a CPU it has no effect.
@@ -179,7 +179,9 @@ def _prepare(
     """The peer groups, restored from their checkpoints, and the records of all students in the order given."""
     made = learners(students, train, task=task, recipe=recipe, **given)
     steps = Sampler(train).steps(recipe.batch_size)
-    states = {learner.position: TrainingState(learner, recipe, steps, train.size) for group in made for learner in group}
+    states = {
+        learner.position: TrainingState(learner, recipe, steps, train.size) for group in made for learner in group
+    }
     records = {state: RunRecord(state.learner) for _, state in sorted(states.items())}
     groups = [PeerGroup([states[learner.position] for learner in group], task, train) for group in made]
     if runs is not None:
@@ -214,7 +216,7 @@ def _numerics(
         if other["device"].split(":")[0] != device.type:
             raise InputError(f"an unfinished run was begun on {other['device']}, not {device}; resume it there")
         if {**other, "precision_benchmark": None} != {**recorded[0], "precision_benchmark": None}:
-            raise InputError(f"unfinished runs have different numerics ({other}, {recorded[0]}); resume them one by one")
+            raise InputError(f"unfinished runs differ in their numerics ({other}, {recorded[0]}); resume them singly")
     if recorded:
         return {**recorded[0], "device": str(device)}
     train, recipe = splits.train, waiting[0].recipe

@@ -46,7 +46,7 @@ class TeacherBank:
                     old.similarity.copy_(new.similarity)
 
     def _table(self, spec: Retrieval, seed: object) -> tuple[Neighbours, Neighbours]:
-        """Positives and negatives of every row, each in its own order; class means are computed in each step instead."""
+        """Positives and negatives of every row, each in its own order. Class means are computed in each step."""
         found = {}
         for order in (spec.order, spec.negatives_order):
             positives = spec.positives * (order == spec.order and order != "class")
@@ -56,9 +56,7 @@ class TeacherBank:
             if order == "random":
                 found[order] = self.bank.random_table(positives=positives, negatives=negatives, seed=seed)
             else:
-                found[order] = self.bank.table(
-                    positives=positives, negatives=negatives, per_class=spec.per_class
-                )
+                found[order] = self.bank.table(positives=positives, negatives=negatives, per_class=spec.per_class)
         return found[spec.order][0], found[spec.negatives_order][1]
 
     @torch.no_grad()
@@ -104,4 +102,3 @@ def _key(state: TrainingState) -> Key | None:
     if spec is None or spec.source != "teacher":
         return None
     return spec, state.learner.seed if "random" in (spec.order, spec.negatives_order) else 0
-

@@ -73,7 +73,7 @@ class Optimizer:
         return [p for group in self.inner.param_groups for p in group["params"]]
 
     def set_rates(self, embedding: float, classifier: float) -> None:
-        """Set the learning rates of the next step; on a GPU each change is a kernel launch, so equal ones are skipped."""
+        """Set the learning rates of the next step. On a GPU a change is a kernel launch, so equal ones are skipped."""
         if (embedding, classifier) == self._lr:
             return
         self._lr = (embedding, classifier)

@@ -20,8 +20,8 @@ Exchanged = tuple[tuple[TargetSource, ...], TargetSource | None]
 class PeerGroup:
     """The students that see each other's outputs in every step; a student without peers is a group of its own.
 
-    A student has a bank of its own where it or a peer retrieves from it. In a step, all banks are searched before any is
-    written.
+    A student has a bank of its own where it or a peer retrieves from it. In a step, all banks are searched before any
+    is written.
 
     Args:
         states: one or more students, in the order of their names.

@@ -12,7 +12,6 @@ from ickd_lib import methods, metrics, models, runtime
 from ickd_lib.data import Splits
 from ickd_lib.memory import MemoryBank
 from ickd_lib.models import Network
-from ickd_lib.runtime import InputError
 from ickd_lib.tasks import Samples, Task
 from ickd_lib.training.state import TrainingState
 from ickd_lib.training.students import Learner
@@ -212,5 +211,3 @@ def _rebuilt(state: TrainingState, splits: Splits, task: Task, precision: str) -
     train = splits.train
     some = train.subset(torch.randperm(len(train), generator=runtime.generator(0))[:DRIFT_IMAGES])
     return MemoryBank.build(state.network, some, task=task, precision=precision)
-
-

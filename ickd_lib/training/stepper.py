@@ -1,4 +1,4 @@
-"""The steps of an epoch on the device: batch, teacher and in-context samples for all students, then each group's step."""
+"""The steps of an epoch on the device: the shared inputs of all students, then the step of each peer group."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a student is: its network, its method, and the settings that identify its run. None of it changes in training."""
+"""What a student is: its network, its method, and the settings that identify its run. Training changes none."""
 
 from __future__ import annotations
 
@@ -187,9 +187,7 @@ def _check(network: Network, method: methods.Method, train: Images, task: Task, 
         raise InputError(f"method {name!r} needs {', '.join(sorted(missing))}, which {task.name} does not have")
     for one in (network, teacher) if "maps" in method.needs else ():
         if one is not None and not one.stages:
-            raise InputError(
-                f"method {name!r} compares maps, but {one.name} names no stages; wrap it with maps=(...)"
-            )
+            raise InputError(f"method {name!r} compares maps, but {one.name} names no stages; wrap it with maps=(...)")
 
 
 def _common_classes(

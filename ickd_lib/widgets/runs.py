@@ -13,7 +13,7 @@ import ipywidgets as ipw
 import matplotlib as mpl
 from matplotlib.figure import Figure
 
-from ickd_lib import plots, results, runtime
+from ickd_lib import plots, runs, runtime
 from ickd_lib.runtime import InputError
 from ickd_lib.widgets.view import Explorer, View
 
@@ -46,7 +46,7 @@ def _number(row: dict[str, Any], key: str, scale: float, digits: int) -> str:
 class RunExplorer(Explorer):
     """Choose runs from a table, see their curves, loss terms or final metrics in one figure, and save either.
 
-    `rows` holds all runs as `results.overview` gives them, by name, and `chosen` the names of those that are drawn;
+    `rows` holds all runs as `runs.overview` gives them, by name, and `chosen` the names of those that are drawn;
     while none is chosen, the first few methods are. `kind`, `number` and `mean` are the controls. A damaged run is left
     out, and named below the table.
 
@@ -82,10 +82,10 @@ class RunExplorer(Explorer):
             ),
             "CSV, curves": (
                 "all numbers of each epoch of the chosen runs",
-                lambda: self._save_csv("curves.csv", results.long(self._rows_to_save())),
+                lambda: self._save_csv("curves.csv", runs.long(self._rows_to_save())),
             ),
-            "Markdown": ("mean ± std over seeds", lambda: self._save_table("md", results.table)),
-            "LaTeX": ("mean ± std over seeds", lambda: self._save_table("tex", results.latex)),
+            "Markdown": ("mean ± std over seeds", lambda: self._save_table("md", runs.table)),
+            "LaTeX": ("mean ± std over seeds", lambda: self._save_table("tex", runs.latex)),
         }
         self.saves = {name: ipw.Button(description=name, tooltip=tip, **narrow) for name, (tip, _) in saves.items()}
         self.table = View(self._touched, waiting="The runs appear here while a kernel runs.")
@@ -105,7 +105,7 @@ class RunExplorer(Explorer):
             self.saves[name].on_click(lambda _, act=act: self._saved(act))
 
     def drawn(self) -> dict[str, list[list[dict[str, Any]]]]:
-        """The runs that the figure shows: for each name, for each seed those that count once (`results.named`)."""
+        """The runs that the figure shows: for each name, for each seed those that count once (`runs.named`)."""
         return dict(list(self._asked().items())[:MOST])
 
     def figures(self) -> list[Figure]:
@@ -121,14 +121,14 @@ class RunExplorer(Explorer):
     def _asked(self) -> dict[str, list[list[dict[str, Any]]]]:
         rows = [self.rows[name] for name in self.chosen or self.rows if name not in self._early]
         if not self.chosen:
-            few = list(results.named(rows).values())[:FEW]
+            few = list(runs.named(rows).values())[:FEW]
             names = {row["run"] for seeds in few for alike in seeds for row in alike}
             rows = [row for row in rows if row["run"] in names]
         if not rows:
             raise InputError(
                 "no chosen run is that far; has an epoch of it ended, or, for final metrics, is it finished?"
             )
-        return results.named(rows, by_run=not self.mean.value)
+        return runs.named(rows, by_run=not self.mean.value)
 
     @property
     def _early(self) -> list[str]:
@@ -141,16 +141,16 @@ class RunExplorer(Explorer):
 
         def read(row: dict[str, Any]) -> list[dict[str, float]]:
             if row["run"] not in self._records:
-                self._records[row["run"]] = results.records(row)
+                self._records[row["run"]] = runs.records(row)
             return self._records[row["run"]]
 
         return {
-            name: [results.averaged([read(row) for row in alike]) for alike in seeds]
+            name: [runs.averaged([read(row) for row in alike]) for alike in seeds]
             for name, seeds in self.drawn().items()
         }
 
     def _read(self) -> None:
-        found = results.overview(self.folder)
+        found = runs.overview(self.folder)
         damaged = [row["problem"] for row in found if row["state"] == "damaged"]
         rows = {row["run"]: row for row in found if row["state"] != "damaged"}
         if not rows:
@@ -254,7 +254,7 @@ class RunExplorer(Explorer):
         return [self.rows[name] for name in self.chosen] or list(self.rows.values())
 
     def _save_csv(self, name: str, rows: list[dict[str, Any]]) -> str:
-        self.view.save(name, results.csv_of(rows).encode(), "text/csv")
+        self.view.save(name, runs.csv_of(rows).encode(), "text/csv")
         return f"{name}, {len(rows)} rows" + ("" if self.chosen else ", of all runs, for none is chosen")
 
     def _save_table(self, ending: str, form: Callable[[Sequence[dict[str, Any]]], str]) -> str:

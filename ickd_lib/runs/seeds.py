@@ -1,4 +1,4 @@
-"""Runs over seeds: which belong together, their mean and spread, differences paired by seed."""
+"""Runs over seeds: which belong together, their mean and spread, and differences paired by seed."""
 
 from __future__ import annotations
 
@@ -9,24 +9,24 @@ from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
-from ickd_lib import runtime
+from ickd_lib import runtime, tasks
 from ickd_lib.runtime import InputError
 
 SETTING = ("dataset", "train_images", "teacher", "network", "epochs", "batch_size", "lr", "schedule")
-# Values of SETTING, the augmentation, the data that the teacher saw, and whether images of train were held out.
+# The values of SETTING, the task, the augmentation, the data that the teacher saw, and whether images were held out.
 Setting = tuple[Any, ...]
 
 
 def mean_std(values: Sequence[float]) -> tuple[float, float]:
-    """Mean and standard deviation with n - 1 (not a number for one value)."""
+    """Mean and standard deviation with n - 1 in the denominator (NaN for one value)."""
     return statistics.fmean(values), statistics.stdev(values) if len(values) > 1 else math.nan
 
 
 def paired(ours: Sequence[float], baseline: Sequence[float]) -> tuple[float, float]:
-    """The mean difference, paired by position (a seed), and half the width of its 95% interval (Student's t).
+    """The mean of the differences, paired by position, and half the width of its 95% interval (Student's t).
 
     Raises:
-        InputError: there are not equally many, or fewer than two.
+        InputError: the numbers of values differ, or are below two.
     """
     from scipy.stats import t
 
@@ -37,25 +37,27 @@ def paired(ours: Sequence[float], baseline: Sequence[float]) -> tuple[float, flo
 
 
 def interval(ours: Sequence[float], baseline: Sequence[float]) -> dict[str, float]:
-    """`paired` as its mean and the low and high end of its 95% interval."""
+    """`paired` as a dictionary with the mean and the low and high end of its 95% interval."""
     mean, half = paired(ours, baseline)
     return {"mean": mean, "low": mean - half, "high": mean + half}
 
 
 def grouped(summaries: Sequence[dict[str, Any]]) -> dict[Setting, dict[str, list[list[dict[str, Any]]]]]:
-    """For each setting (data, teacher, student, epochs), for each method, for each seed the runs that count once.
+    """Summaries by setting (data, teacher, student, epochs), by method, and by seed.
 
-    These are one run, or students of one network that learned from each other. A row whose "role" is "teacher" has that
-    for its method.
+    For each seed there is a list of the runs that together count once: one run, or the peers of the same network that
+    were trained together. A row whose "role" is "teacher" has "teacher" as its method.
     """
     found: dict[Setting, dict[str, dict[object, list[dict[str, Any]]]]] = {}
     for i, summary in enumerate(summaries):
         saw = (summary.get("teacher_saw") or {}).get("data", "").split("/")[0]
-        setting = (*(summary[key] for key in SETTING), summary.get("augment", "crop"), saw, "val_accuracy" in summary)
+        task = task_of(summary)
+        held_out = f"val_{task.primary}" in summary
+        setting = (*(summary[key] for key in SETTING), task.name, summary.get("augment", "crop"), saw, held_out)
         others = [peer for peer in summary.get("peers", ()) if peer != summary["network"]]
-        own = "teacher" if summary.get("role") == "teacher" else summary["method"]
-        method = own + (f" with {', '.join(others)}" if others else "")
-        seed = (summary["data_seed"], summary["circle"]) if "circle" in summary else i
+        name = "teacher" if summary.get("role") == "teacher" else summary["method"]
+        method = name + (f" with {', '.join(others)}" if others else "")
+        seed = (summary["data_seed"], summary["peer_group"]) if "peer_group" in summary else i
         found.setdefault(setting, {}).setdefault(method, {}).setdefault(seed, []).append(summary)
     return {
         setting: {method: list(seeds.values()) for method, seeds in by_method.items()}
@@ -64,12 +66,12 @@ def grouped(summaries: Sequence[dict[str, Any]]) -> dict[Setting, dict[str, list
 
 
 def named(rows: Sequence[dict[str, Any]], *, by_run: bool = False) -> dict[str, list[list[dict[str, Any]]]]:
-    """Rows of `overview` under a name for a figure: the method, with what tells apart those of several settings.
+    """Rows of `overview` by a name for figures: the method, and what distinguishes several settings of it.
 
     Args:
-        by_run: a name each run, with its seed, instead of one for all seeds.
+        by_run: give each run a name with its seed, instead of one name for all seeds.
     Returns:
-        For each name, for each seed the rows that count once (`grouped`).
+        For each name and each seed, the rows that count once (`grouped`).
     """
     groups = grouped(rows)
     found: dict[str, list[list[dict[str, Any]]]] = {}
@@ -82,7 +84,9 @@ def named(rows: Sequence[dict[str, Any]], *, by_run: bool = False) -> dict[str, 
         return found
     runs = [(f"{name}, seed {row['seed']}", row) for name, seeds in found.items() for alike in seeds for row in alike]
     count = Counter(name for name, _ in runs)
-    marks = [re.search(r"-([0-9a-f]{6})$", row["run"]) for _, row in runs]  # of settings, as training names folders
+    marks = [
+        re.search(r"-([0-9a-f]{6})$", row["run"]) for _, row in runs
+    ]  # the fingerprint of the settings at the end of a folder's name
     marked = [
         f"{name} ({mark[1] if mark else row['run']})" if count[name] > 1 else name
         for (name, row), mark in zip(runs, marks, strict=True)
@@ -95,7 +99,7 @@ def named(rows: Sequence[dict[str, Any]], *, by_run: bool = False) -> dict[str, 
 
 
 def _words(setting: Setting) -> list[str]:
-    dataset, images, teacher, network, epochs, batch_size, lr, schedule, augment, saw, held = setting
+    dataset, images, teacher, network, epochs, batch_size, lr, schedule, task, augment, saw, held_out = setting
     return [
         dataset,
         f"{images:,} images",
@@ -105,35 +109,42 @@ def _words(setting: Setting) -> list[str]:
         f"batch {batch_size}",
         f"learning rate {lr:g}",
         str(schedule),
+        task,
         augment,
         f"teacher saw {saw or 'nothing'}",
-        "on held-out images" if held else "on test images",
+        "on held-out images" if held_out else "on test images",
     ]
 
 
 def score(alike: Sequence[dict[str, Any]]) -> float:
-    """The accuracy to compare by, a fraction: on images held out of train where there are some, else on test images.
+    """The number to compare by: the task's primary one on images held out of train if there are some, else on test.
 
     Args:
-        alike: the runs that count once (`grouped`); their mean is taken.
+        alike: the runs that count once (`grouped`), over which the mean is computed.
     """
-    return statistics.fmean(one.get("val_accuracy", one["accuracy"]) for one in alike)
+    primary = task_of(alike[0]).primary
+    return statistics.fmean(one.get(f"val_{primary}", one[primary]) for one in alike)
+
+
+def task_of(summary: dict[str, Any]) -> tasks.Task:
+    """The task of a run; runs of earlier versions are classification."""
+    return tasks.create(summary.get("task", "classification"))
 
 
 def differences(by_method: dict[str, list[list[dict[str, Any]]]], baseline: str) -> dict[str, dict[str, float]]:
-    """For each other method its difference in `score` to the baseline, paired by seed, as `interval` gives it.
+    """The difference in `score` of each other method to a baseline, paired by seed, as `interval` returns it.
 
-    Methods with fewer than two seeds in common with it are left out.
+    Methods with fewer than two seeds in common with the baseline are left out.
 
     Args:
         by_method: one setting of `grouped`.
     Raises:
-        InputError: the baseline is not there.
+        InputError: there is no such method.
     """
     scores = {method: {alike[0]["data_seed"]: score(alike) for alike in seeds} for method, seeds in by_method.items()}
-    theirs = scores.pop(runtime.choose(baseline, list(scores), "baseline"))
+    reference = scores.pop(runtime.choose(baseline, list(scores), "baseline"))
     found = {}
     for method, ours in scores.items():
-        if len(both := sorted(ours.keys() & theirs.keys())) > 1:
-            found[method] = interval([ours[seed] for seed in both], [theirs[seed] for seed in both])
+        if len(both := sorted(ours.keys() & reference.keys())) > 1:
+            found[method] = interval([ours[seed] for seed in both], [reference[seed] for seed in both])
     return found

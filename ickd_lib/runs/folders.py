@@ -1,4 +1,4 @@
-"""Run folders read back: summaries, rows of all runs, their records."""
+"""Summaries, overview and records of the runs in a folder."""
 
 from __future__ import annotations
 
@@ -10,20 +10,24 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from ickd_lib import methods, runtime
+from ickd_lib import methods, runtime, tasks
 from ickd_lib.runtime import InputError
+from ickd_lib.training.records import described
 
 
 def finished(folders: Iterable[str | Path]) -> list[dict[str, Any]]:
-    """The summaries of all finished runs at or below the folders, teachers left out.
+    """The summaries of all finished runs at or below some folders, without those of teachers.
 
-    A JSON file of runs, as `python -m ickd_lib report --json` writes it, may be named too, or a folder that holds some.
+    Args:
+        folders: folders of runs; or JSON files of runs as `ickd report --json` writes them, or folders with such files.
+    Raises:
+        InputError: a folder does not exist, or there is no finished run.
     """
     found: list[dict[str, Any] | None] = []
     for folder in map(Path, folders):
         kept = _kept(folder)
         if not kept and not folder.is_dir():
-            raise InputError(f"{folder} is no folder; name one that holds runs")
+            raise InputError(f"{folder} is not a folder; name one that contains runs")
         found.extend(kept)
         if not kept:
             students = [run for run in runtime.runs(folder) if run.folder.parent.name != "teachers"]
@@ -35,7 +39,7 @@ def finished(folders: Iterable[str | Path]) -> list[dict[str, Any]]:
 
 
 def _kept(path: Path) -> list[dict[str, Any]]:
-    """The summaries in a file of runs, or in those of a folder."""
+    """The summaries in a JSON file of runs, or in the JSON files of a folder."""
     files = [path] if path.is_file() else sorted(path.glob("*.json"))
     values = [value for file in files for value in _listed(runtime.read_json(file))]
     runs = [one for one in values if isinstance(one, dict) and {"config", "epochs", "summary"} <= set(one)]
@@ -43,8 +47,11 @@ def _kept(path: Path) -> list[dict[str, Any]]:
 
 
 def _named(summary: dict[str, Any], config: dict[str, Any]) -> dict[str, Any]:
-    """The summary of a run with its method's name as it is today: a default may have been another one then."""
-    return summary | {"method": _described(config["settings"]["method"], summary["method"])}
+    """The summary of a run with the present name of its method, since a default may have been different then."""
+    summary = summary | {"method": _described(config["settings"]["method"], summary["method"])}
+    if "circle" in summary:  # the name of the peer group in earlier versions
+        summary["peer_group"] = summary.pop("circle")
+    return summary
 
 
 def _listed(value: Any) -> list[Any]:
@@ -52,18 +59,18 @@ def _listed(value: Any) -> list[Any]:
 
 
 def overview(folder: str | Path) -> list[dict[str, Any]]:
-    """Every run at or below the folder, sorted by path, teachers and unfinished runs too: a flat row each.
+    """Every run at or below a folder, sorted by path, with teachers and unfinished runs, as one flat row each.
 
     Returns:
         Rows that begin with "run" (the path below `folder`), "folder", "role" ("student" or "teacher"), "state"
-        ("finished", "unfinished" or "damaged") and "epoch" (how many are done); then the settings, named as in a
-        summary, and all numbers of the summary, fractions. An unfinished run has those that its records hold. A
-        damaged one has only "problem", in words, after its state.
+        ("finished", "unfinished" or "damaged") and "epoch" (how many are done); then the settings, with the names of a
+        summary, and all numbers of the summary, as fractions. An unfinished run has the numbers of its last records. A
+        damaged run has only "problem", a description, after its state.
     Raises:
-        InputError: there is no such folder, or no run in it.
+        InputError: the folder does not exist, or has no run in it.
     """
     if not Path(folder).is_dir():
-        raise InputError(f"{folder} is no folder; name one that holds runs")
+        raise InputError(f"{folder} is not a folder; name one that contains runs")
     return [_row(run, Path(folder)) for run in runtime.runs(folder)]
 
 
@@ -74,46 +81,32 @@ def _row(run: runtime.Run, top: Path) -> dict[str, Any]:
         "role": "teacher" if run.folder.parent.name == "teachers" else "student",
     }
     try:
-        settings, summary = run.config["settings"], run.summary
-        recipe, data, teacher = settings["recipe"], settings["data"], settings["teacher"] or {}
-        asked = {
-            "method": _described(settings["method"], settings["method"]["name"]),
-            "network": settings["student"]["network"],
-            "seed": settings["seed"],
-            "data_seed": settings["data_seed"],
-            "dataset": data["name"].split("/")[0],
-            "train_images": data["images"],
-            "augment": data.get("augment", "crop"),
-            **{key: recipe[key] for key in ("epochs", "batch_size", "lr", "schedule")},
-            "teacher": teacher.get("name"),
-            "teacher_saw": settings["teacher_saw"],
-        }
-        if "peers" in settings:
-            asked |= {"peers": [peer["student"]["network"] for peer in settings["peers"]], "circle": settings["circle"]}
+        settings, summary, done = run.settings, run.summary, run.metrics
+        found = described(settings) | {"method": _described(settings["method"], settings["method"]["name"])}
+        primary = tasks.create(found["task"]).primary
         if summary is not None:
-            told = {key: value for key, value in summary.items() if value is not None}
-            found = {"state": "finished", "epoch": recipe["epochs"], **asked, **told}
-            found |= _named(found, run.config)
-            found.pop("name", None)  # "run" says it
+            numbers = {key: value for key, value in summary.items() if value is not None}
+            found = {"state": "finished", "epoch": settings["recipe"]["epochs"], **found, **numbers}
+            found = _named(found, run.config)
+            found.pop("name", None)  # "run" contains it
             return row | found
-        done = run.metrics
-        found = {"state": "unfinished", "epoch": done[-1]["epoch"] if done else 0, **asked}
-        accuracies = [(record["test_accuracy"], record["epoch"]) for record in done if "test_accuracy" in record]
-        if accuracies:
-            best = max(accuracies, key=lambda pair: pair[0])
-            found |= {"best_accuracy": best[0], "best_epoch": best[1], "accuracy": accuracies[-1][0]}
-        if held := [record["val_accuracy"] for record in done if "val_accuracy" in record]:
-            found["val_accuracy"] = held[-1]
+        found = {"state": "unfinished", "epoch": done[-1]["epoch"] if done else 0, **found}
+        tested = [(record[f"test_{primary}"], record["epoch"]) for record in done if f"test_{primary}" in record]
+        if tested:
+            best = max(tested, key=lambda pair: pair[0])
+            found |= {f"best_{primary}": best[0], "best_epoch": best[1], primary: tested[-1][0]}
+        if held_out := [record[f"val_{primary}"] for record in done if f"val_{primary}" in record]:
+            found[f"val_{primary}"] = held_out[-1]
         return row | found
     except InputError as error:
         problem = str(error)
     except (AttributeError, KeyError, TypeError, ValueError, OSError) as error:
-        problem = f"{run.folder} is not as a run is written ({type(error).__name__}: {error}); restore or remove it"
+        problem = f"{run.folder} is not a complete run ({type(error).__name__}: {error}); restore or remove it"
     return row | {"state": "damaged", "problem": problem}
 
 
 def _described(config: dict[str, Any], otherwise: str) -> str:
-    """A method's configuration as `methods.create` reads it, or `otherwise` where this library knows another one."""
+    """The name of a method from its configuration, or `otherwise` where this version has no such method."""
 
     def made(one: dict[str, Any]) -> methods.Method:
         return methods.create(one["name"], **{key: value for key, value in one.items() if key != "name"})
@@ -126,26 +119,26 @@ def _described(config: dict[str, Any], otherwise: str) -> str:
 
 
 def records(row: dict[str, Any]) -> list[dict[str, float]]:
-    """The records of a row of `overview`, one an epoch: all its numbers, the loss term "kd" as "loss_kd".
+    """The records of a row of `overview`, one an epoch, with the loss term "kd" as "loss_kd".
 
     Raises:
-        InputError: they cannot be read.
+        InputError: the records cannot be read.
     """
     try:
         return [
             {"epoch": record["epoch"]}
-            | {key: value for key, value in record.items() if key != "terms"}
+            | {key: value for key, value in record.items() if key not in ("terms", "weights")}
             | {f"loss_{term}": value for term, value in record.get("terms", {}).items()}
             for record in runtime.Run(row["folder"]).metrics
         ]
     except (AttributeError, KeyError, TypeError, ValueError, OSError) as error:
         raise InputError(
-            f"{row['folder']}/metrics.jsonl cannot be read ({type(error).__name__}: {error}); restore or leave it"
+            f"{row['folder']}/metrics.jsonl cannot be read ({type(error).__name__}: {error}); restore or leave out"
         ) from None
 
 
 def averaged(members: Sequence[Sequence[dict[str, float]]]) -> list[dict[str, float]]:
-    """The mean over several runs' records: the epochs that all have, and of each the numbers that all have."""
+    """The mean over the records of several runs: of the epochs that all have, the numbers that all have."""
     by_epoch = [{record["epoch"]: record for record in one} for one in members]
     found = []
     for epoch in sorted(set.intersection(*map(set, by_epoch))):
@@ -155,7 +148,7 @@ def averaged(members: Sequence[Sequence[dict[str, float]]]) -> list[dict[str, fl
 
 
 def long(rows: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
-    """The curves of rows of `overview` in long form: run, method, seed, epoch, name and value."""
+    """The records of rows of `overview` in long form: run, method, seed, epoch, name and value."""
     return [
         {
             "run": row["run"],
@@ -173,7 +166,7 @@ def long(rows: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 def csv_of(rows: Sequence[dict[str, Any]]) -> str:
-    """Rows as CSV: a column for each key of any row, in the order of their appearance. Lists and the like are JSON."""
+    """Rows as CSV, with a column for each key of any row, in order of appearance. Lists and dictionaries are JSON."""
     columns = list(dict.fromkeys(key for row in rows for key in row))
     text = io.StringIO()
     writer = csv.DictWriter(text, columns, lineterminator="\n")

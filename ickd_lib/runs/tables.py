@@ -1,24 +1,17 @@
-"""Tables in Markdown and LaTeX, and the numbers beside published ones."""
+"""Tables in Markdown and LaTeX, and results beside published ones."""
 
 from __future__ import annotations
 
 import math
 import statistics
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-from ickd_lib.results.seeds import Setting, differences, grouped, mean_std, score
-from ickd_lib.training.published import published_accuracy
+from ickd_lib.runs.seeds import Setting, differences, grouped, mean_std, score, task_of
+from ickd_lib.tasks import Column
+from ickd_lib.training.presets import published_accuracy
 
-COLUMNS = {  # of a table: heading, key of the summary, scale and format
-    "held out, %": ("val_accuracy", 100, ".2f"),
-    "last, %": ("accuracy", 100, ".2f"),
-    "best, %": ("best_accuracy", 100, ".2f"),
-    "NLL": ("nll", 1, ".3f"),
-    "ECE, %": ("ece", 100, ".2f"),
-    "agrees with teacher, %": ("agreement", 100, ".2f"),
-    "images/s": ("images_per_second", 1, ".0f"),
-}
+SPEED = Column("images/s", "images_per_second", 1, ".0f")
 _LATEX = {letter: f"\\{letter}" for letter in "&%$#_{}"} | {
     "\\": r"\textbackslash{}",
     "~": r"\textasciitilde{}",
@@ -30,15 +23,22 @@ _LATEX = {letter: f"\\{letter}" for letter in "&%$#_{}"} | {
 }
 
 
-def table(summaries: Sequence[dict[str, Any]], *, baseline: str = "", best_first: bool = False) -> str:
-    """Markdown: for each setting (data, teacher, student, epochs) a table with a row a method, over its seeds.
+def table(
+    summaries: Sequence[dict[str, Any]],
+    *,
+    baseline: str = "",
+    best_first: bool = False,
+    diverged: Mapping[str, int] | None = None,
+) -> str:
+    """Markdown: a table for each setting (data, teacher, student, epochs), with a row for each method over its seeds.
 
-    Students of one network that learned from each other count as one, with their mean. Runs that held images out of
-    train are there to choose by: the table shows the accuracy on those, and nothing of the test images.
+    Peers of the same network that were trained together count as one, with their mean. Runs that held images out of
+    train exist to choose by: the table shows the result on those images only, and nothing of the test images.
 
     Args:
-        baseline: a method; a column then tells each other one's difference to it.
-        best_first: methods by their accuracy, not in the order of the runs.
+        baseline: a method; a column then shows the difference of each other method to it.
+        best_first: sort the methods by their result, instead of the order of the runs.
+        diverged: for each method, with how many seeds it diverged; these methods get a row at the end.
     """
     parts = []
     for setting, by_method in grouped(summaries).items():
@@ -46,7 +46,13 @@ def table(summaries: Sequence[dict[str, Any]], *, baseline: str = "", best_first
         lines = [head, ["---"] * len(head), *rows]
         marks = ["| " + " | ".join(line) + " |" if line[0] != "---" else "|" + "---|" * len(line) for line in lines]
         parts.append("\n".join([f"**{title}**{rest}", "", *marks]))
+    if diverged:
+        parts.append("\n".join(["| method | diverged, seeds |", "|---|---|", *_diverged(diverged)]))
     return "\n\n".join(parts) + "\n"
+
+
+def _diverged(counts: Mapping[str, int]) -> list[str]:
+    return [f"| {method} | {count} |" for method, count in counts.items()]
 
 
 def latex(summaries: Sequence[dict[str, Any]]) -> str:
@@ -76,29 +82,29 @@ def latex(summaries: Sequence[dict[str, Any]]) -> str:
 
 
 def escaped(text: str) -> str:
-    """Text as LaTeX sets it, letter by letter."""
+    """Text with every character that is special in LaTeX escaped."""
     return "".join(_LATEX.get(letter, letter) for letter in text)
 
 
 def _caption(setting: Setting) -> tuple[str, str]:
-    """The data set, and the rest of what is alike in a table."""
-    dataset, images, teacher, network, epochs, batch_size, lr, schedule, augment, saw, held = setting
+    """The data set, and the other settings that all rows of a table share."""
+    dataset, images, teacher, network, epochs, batch_size, lr, schedule, _task, augment, saw, held_out = setting
     arrow = f"{teacher}{f' of {saw}' if saw not in ('', dataset) else ''} → " if teacher else ""
     return dataset, (
         f", {images:,} training images: {arrow}{network}, {epochs} epochs at batch {batch_size}, "
         f"learning rate {lr:g} ({schedule})"
         + (f", {augment}" if augment != "crop" else "")
-        + (", on images held out of train" if held else "")
+        + (", on images held out of train" if held_out else "")
     )
 
 
 def beside_published(
     summaries: Sequence[dict[str, Any]],
 ) -> dict[str, tuple[dict[str, list[float]], dict[str, float]]]:
-    """For each setting, under its caption, each method's accuracy a seed, and what was published for the pair.
+    """For each setting, by its caption, the accuracies of each method, and those published for the pair.
 
-    Published numbers stand beside trainings on all of CIFAR-100 only. One for another number of epochs than here has
-    that in its name: "mlkd, 480 epochs". All are fractions.
+    Published numbers are given beside trainings on all of CIFAR-100 only. One for another number of epochs has that in
+    its name: "mlkd, 480 epochs". All are fractions.
     """
     found = {}
     for setting, by_method in grouped(summaries).items():
@@ -116,17 +122,25 @@ def beside_published(
 def _cells(
     by_method: dict[str, list[list[dict[str, Any]]]], baseline: str = "", best_first: bool = False
 ) -> list[list[str]]:
-    """A table's heading and rows: method, number of seeds, and mean ± std of whatever number some run has."""
+    """Heading and rows of a table: method, number of seeds, and mean ± std of every number that some run has."""
     every = [summary for seeds in by_method.values() for alike in seeds for summary in alike]
-    shown = {heading: column for heading, column in COLUMNS.items() if any(column[0] in one for one in every)}
-    if "held out, %" in shown:
-        shown = {heading: shown[heading] for heading in ("held out, %", "images/s") if heading in shown}
+    task = task_of(every[0])
+    held_out = Column("held out, %", f"val_{task.primary}")
+    columns = [held_out, SPEED] if any(held_out.key in one for one in every) else [*task.columns, SPEED]
+    shown = [column for column in columns if any(column.key in one for one in every)]
     apart = differences(by_method, baseline) if baseline else {}
-    lines = [["method", "seeds", *shown, *([f"to {baseline}, points (95%)"] if baseline else [])]]
+    lines = [
+        [
+            "method",
+            "seeds",
+            *(column.heading for column in shown),
+            *([f"to {baseline}, points (95%)"] if baseline else []),
+        ]
+    ]
     ranked = sorted(by_method.items(), key=lambda pair: -statistics.fmean(map(score, pair[1])) if best_first else 0)
     for method, seeds in ranked:
         line = [method, str(len(seeds))]
-        for key, scale, form in shown.values():
+        for _heading, key, scale, form in shown:
             found = ([scale * summary[key] for summary in alike if key in summary] for alike in seeds)
             values = [statistics.fmean(numbers) for numbers in found if numbers]
             mean, std = mean_std(values) if values else (math.nan, math.nan)

@@ -1,0 +1,26 @@
+"""Run folders read back: an overview of all runs, tables over seeds, and the differences between two runs."""
+
+from ickd_lib.runs.difference import diff
+from ickd_lib.runs.folders import averaged, csv_of, finished, long, overview, records
+from ickd_lib.runs.seeds import differences, grouped, interval, mean_std, named, paired
+from ickd_lib.runs.tables import beside_published, escaped, latex, table
+
+__all__ = [
+    "averaged",
+    "beside_published",
+    "csv_of",
+    "diff",
+    "differences",
+    "escaped",
+    "finished",
+    "grouped",
+    "interval",
+    "latex",
+    "long",
+    "mean_std",
+    "named",
+    "overview",
+    "paired",
+    "records",
+    "table",
+]

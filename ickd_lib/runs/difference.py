@@ -1,0 +1,64 @@
+"""What differs between two runs: settings, numerics, environment, and the first epoch at which they part."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from ickd_lib import runtime
+
+IGNORED = ("seconds",)  # differs between any two runs
+
+
+def diff(first: str | Path, second: str | Path) -> list[str]:
+    """Compare two runs.
+
+    Args:
+        first, second: their folders.
+    Returns:
+        One line for each setting, number that changes rounding, or entry of the environment that differs; then one line
+        with the first epoch at which the fingerprints of their weights differ, and one for the first epoch at which
+        their records do.
+    Raises:
+        InputError: a folder is not a run.
+    """
+    one, other = runtime.Run(first), runtime.Run(second)
+    lines = []
+    for part in ("settings", "numerics", "environment"):
+        mine, yours = _flat(one.config.get(part, {})), _flat(other.config.get(part, {}))
+        for key in dict.fromkeys([*mine, *yours]):
+            a, b = mine.get(key, "absent"), yours.get(key, "absent")
+            if a != b:
+                lines.append(f"{part}: {key} is {a} in {first}, {b} in {second}")
+    pairs = list(zip(one.metrics, other.metrics, strict=False))
+    lines.append(_parting(pairs, "weights", lambda record: record.get("weights")))
+    lines.append(_parting(pairs, "records", _numbers))
+    if len(one.metrics) != len(other.metrics):
+        lines.append(f"epochs: {len(one.metrics)} in {first}, {len(other.metrics)} in {second}")
+    return lines
+
+
+def _parting(pairs: list[tuple[dict[str, Any], dict[str, Any]]], what: str, of: Any) -> str:
+    """The first epoch at which two runs differ in `of(record)`."""
+    if not pairs:
+        return f"{what}: no epoch in common"
+    for mine, yours in pairs:
+        a, b = of(mine), of(yours)
+        if a is None or b is None:
+            return f"{what}: not recorded"
+        if a != b:
+            names = f" ({', '.join(k for k in {**a, **b} if a.get(k) != b.get(k))})" if isinstance(a, dict) else ""
+            return f"{what}: differ from epoch {mine['epoch']} on{names}"
+    return f"{what}: equal in all {len(pairs)} epochs"
+
+
+def _numbers(record: dict[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in _flat(record).items() if key not in (*IGNORED, "weights")}
+
+
+def _flat(value: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested dictionaries with their keys joined by dots."""
+    found: dict[str, Any] = {}
+    for key, inner in value.items():
+        found |= _flat(inner, f"{prefix}{key}.") if isinstance(inner, dict) else {f"{prefix}{key}": inner}
+    return found
