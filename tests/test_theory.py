@@ -1,4 +1,4 @@
-"""The three statements of theory.py against autograd, per-sample loops and Monte Carlo, in float64."""
+"""The package theory agrees with autograd, per-sample loops and Monte Carlo, in float64."""
 
 import math
 
