@@ -16,7 +16,7 @@ def draw(*shape, seed=0):
 
 
 class Small(nn.Module):
-    """A convolution, batch norm with statistics of its own, and a linear layer: 5 classes."""
+    """A convolution, batch norm with running statistics that are not the defaults, and a linear layer to 5 classes."""
 
     def __init__(self):
         super().__init__()
@@ -44,7 +44,7 @@ def images():
 
 
 def jacobian(network, image):
-    """[C, P] by one backward pass a class."""
+    """Compute the Jacobian [C, P] by one backward pass for each class."""
     parameters = list(network.parameters())
     rows = []
     for logit in network(image[None])[0]:
@@ -52,7 +52,7 @@ def jacobian(network, image):
     return torch.stack(rows)
 
 
-# ------------------------------------------------------------------------------------- statement 1
+# ------------------------------------------------------------------------------------- smoothing
 
 
 @pytest.mark.parametrize("alpha", [0.1, 0.9])
@@ -90,7 +90,7 @@ def test_kd_gradient_is_autograds(temperature):
 
 
 def test_kd_gradient_tends_to_centred_logit_matching_as_one_over_temperature():
-    student, teacher = 3 * draw(6, 5) + 1, 3 * draw(6, 5, seed=1) - 2  # means far from zero, unlike Hinton's
+    student, teacher = 3 * draw(6, 5) + 1, 3 * draw(6, 5, seed=1) - 2  # Hinton et al. assume means of zero
     limit = theory.matching_gradient(student, teacher)
     z = student.clone().requires_grad_()
     centred = (z - z.mean(1, keepdim=True)) - (teacher - teacher.mean(1, keepdim=True))
@@ -99,13 +99,31 @@ def test_kd_gradient_tends_to_centred_logit_matching_as_one_over_temperature():
     gaps = [(theory.kd_gradient(student, teacher, temperature=t) - limit).norm().item() for t in (1e2, 1e3, 1e4)]
     assert gaps[0] / gaps[1] == pytest.approx(10, rel=0.02)
     assert gaps[1] / gaps[2] == pytest.approx(10, rel=0.02)
-    # The coefficient of 1/τ: half the centred squares, again over C.
+    # The coefficient of 1/τ is half of the centred squares, divided by C.
     a, b = student - student.mean(1, keepdim=True), teacher - teacher.mean(1, keepdim=True)
     second = (a**2 - (a**2).mean(1, keepdim=True) - b**2 + (b**2).mean(1, keepdim=True)) / 10
     assert gaps[2] * 1e4 == pytest.approx(second.norm().item(), rel=1e-3)
 
 
-# ------------------------------------------------------------------------------------- statement 2
+def test_the_gaps_of_the_identities_are_rounding_and_that_of_the_limit_falls():
+    student, teacher, labels = draw(6, 5), 3 * draw(6, 5, seed=1), torch.arange(6) % 5
+    gaps = theory.identity_gaps(student, teacher, labels, alpha=0.7, temperature=4.0)
+    assert sorted(gaps) == ["gradient", "gradient at the temperature", "loss"]
+    assert all(gap < 1e-13 for gap in gaps.values())
+    shifted = theory.identity_gaps(student, teacher, labels, alpha=0.0, temperature=4.0)
+    assert shifted["loss"] < 1e-13  # without the teacher, both losses are the cross-entropy
+    temperatures = torch.tensor([1.0, 1e3, 1e4])
+    found = theory.matching_gaps(student, teacher, temperatures)
+    limit = theory.matching_gradient(student, teacher)
+    expected = [
+        ((theory.kd_gradient(student, teacher, temperature=t) - limit).norm() / limit.norm()).item()
+        for t in temperatures.tolist()
+    ]
+    assert found.tolist() == pytest.approx(expected)
+    assert found[1] / found[2] == pytest.approx(10, rel=0.02)
+
+
+# ------------------------------------------------------------------------------------- tangent, contexts, reports
 
 
 @pytest.mark.parametrize("chunk", [2, 64])
@@ -165,6 +183,21 @@ def test_first_order_prediction_meets_a_real_step_and_its_error_falls_with_the_s
     assert errors[1] / errors[2] == pytest.approx(10, rel=0.2)
 
 
+def test_first_order_errors_are_those_of_single_steps_and_leave_the_network_as_it_was(network, images):
+    targets = draw(7, 5, seed=4).softmax(1)
+    steps = torch.tensor([1e-4, 1e-2, 10.0])
+    single = network.float()  # the errors are computed in float64 all the same
+    errors = theory.first_order_errors(single, images[:3].float(), images.float(), targets.float(), steps)
+    assert all(p.dtype == torch.float32 for p in single.parameters())
+    double, samples, wide = single.double(), images.float().double(), targets.float().double()
+    for step, error in zip(steps.tolist(), errors.tolist(), strict=True):
+        predicted = theory.predicted_change(double, samples[:3], samples, wide, lr=step)
+        real = theory.actual_change(double, samples[:3], samples, wide, lr=step)
+        assert error == pytest.approx(((predicted - real).norm() / real.norm()).item(), rel=1e-6)
+    assert theory.largest_step(steps, errors, tolerance=1e-3) == steps[1].item()
+    assert math.isnan(theory.largest_step(steps, errors, tolerance=1e-12))
+
+
 def test_distillation_less_label_smoothing_is_the_kernel_sum_of_teacher_less_uniform(network, images):
     labels, soft, alpha, lr = torch.arange(7) % 5, draw(7, 5, seed=4).softmax(1), 0.3, 0.1
     uniform = torch.full((7, 5), 0.2, dtype=torch.float64)
@@ -178,7 +211,7 @@ def test_distillation_less_label_smoothing_is_the_kernel_sum_of_teacher_less_uni
 
 def test_by_similarity_is_brute_force_without_the_query_and_breaks_ties_by_row():
     features = draw(12, 3)
-    features[5] = 2 * features[9]  # the same direction: a tie for everyone
+    features[5] = 2 * features[9]  # the same direction, so that both have the same similarity
     rows = torch.tensor([0, 4, 11])
     order = theory.by_similarity(features, rows)
     for i, found in zip(rows.tolist(), order.tolist(), strict=True):
@@ -200,7 +233,7 @@ def test_shuffling_within_classes_keeps_every_prefixes_class_mix_and_moves_sampl
 
 
 def test_random_sets_have_the_expected_share_of_their_classes():
-    """Drawn without replacement, so the expectation is the count of each class times its mean share."""
+    """Sets are drawn without replacement, so that a class is expected to add its count times its mean share."""
     labels = torch.randint(3, (40,), generator=torch.Generator().manual_seed(0))
     rows = torch.arange(6)
     order = theory.by_similarity(draw(40, 4), rows)
@@ -217,7 +250,7 @@ def test_random_sets_have_the_expected_share_of_their_classes():
         assert found["nearest"][i, k - 1].item() == pytest.approx(share[i, near].sum().item(), rel=1e-10)
         assert found["same classes"][i, k - 1].item() == pytest.approx(matched, abs=spread)
         assert found["any"][i, k - 1].item() == pytest.approx(k * share[i, others].mean().item(), abs=spread)
-    for running in found.values():  # all others: what the query itself leaves
+    for running in found.values():  # all other samples: 1 less the query's own share
         torch.testing.assert_close(running[:, -1], 1 - share[torch.arange(6), rows], rtol=1e-10, atol=1e-10)
 
 
@@ -237,7 +270,87 @@ def test_mean_interval_is_of_the_mean_with_ddof_1():
     assert half.item() == pytest.approx(1.96 * math.sqrt(7 / 3))
 
 
-# ------------------------------------------------------------------------------------- statement 3
+@pytest.fixture
+def found(network, images):
+    """Shares of the three residuals for queries 0, 2 and 5 among the seven samples."""
+    labels, soft, rows = torch.arange(7) % 2, draw(7, 5, seed=4).softmax(1), torch.tensor([0, 2, 5])
+    order = theory.by_similarity(draw(7, 4), rows)
+    generator = torch.Generator().manual_seed(3)
+    return theory.context_shares(network, images, rows, order, labels, soft, draws=5, generator=generator)
+
+
+def test_context_shares_are_those_of_each_residual_with_the_same_random_sets(network, images, found):
+    labels, soft, rows = torch.arange(7) % 2, draw(7, 5, seed=4).softmax(1), torch.tensor([0, 2, 5])
+    order = theory.by_similarity(draw(7, 4), rows)
+    for name, residual in theory.residuals(soft, labels).items():
+        share, total = theory.shares(network, images[rows], images, residual)
+        torch.testing.assert_close(found[name].share, share)
+        assert found[name].own == pytest.approx(sum(share[i, row].item() for i, row in enumerate(rows.tolist())) / 3)
+        assert found[name].length == pytest.approx(sum(total[i].norm().item() for i in range(3)) / 3)
+        generator = torch.Generator().manual_seed(3)
+        running = theory.cumulative_shares(share, order, labels, draws=5, generator=generator)
+        for kind, expected in running.items():
+            torch.testing.assert_close(found[name].running[kind], expected)
+
+
+def test_rows_and_panels_hold_the_means_over_the_queries(found):
+    rows = theory.share_rows("a view", found, k=2)
+    panels = theory.share_panels(found)
+    assert list(panels) == list(theory.TITLES.values())
+    for row, panel in zip(rows, panels.values(), strict=True):
+        running = found[row["residual"]].running
+        assert row["length"] == pytest.approx(found[row["residual"]].length / found["uniform"].length)
+        for kind in ("nearest", "same classes", "any"):
+            assert row[kind] == pytest.approx(running[kind][:, 1].mean().item())
+        paired = running["nearest"][:, 1] - running["same classes"][:, 1]
+        assert row["gain"] == pytest.approx(paired.mean().item(), abs=1e-12)
+        assert row["half"] == pytest.approx(1.96 * paired.std().item() / math.sqrt(3))
+        mean, half = panel["same classes, random"]
+        assert mean.shape == half.shape == (6,) and mean[1] == pytest.approx(row["same classes"])
+
+
+def row(residual, gain, half):
+    return {
+        "view": "student",
+        "residual": residual,
+        "length": 0.5,
+        "own": 0.25,
+        "nearest": 0.3,
+        "same classes": 0.2,
+        "any": 0.1,
+        "gain": gain,
+        "half": half,
+    }
+
+
+def test_a_finding_is_a_difference_only_where_its_interval_excludes_0():
+    rows = [row("uniform", 0.1, 0.05), row("label", -0.1, 0.05), row("class mean", 0.1, 0.2)]
+    more, less, neither = theory.share_findings(rows, k=8).splitlines()
+    assert "larger" in more and "smaller" in less and "does not differ clearly" in neither
+    assert all("30.0%" in line and "20.0%" in line and "8 nearest" in line for line in (more, less, neither))
+    table = theory.share_table(rows, k=8).splitlines()
+    assert len(table) == 5 and len({line.count("|") for line in table}) == 1
+    assert "| 0.50 | 25.0% | 30.0% | 20.0% | 10.0% | +10.0 ± 5.0 points |" in table[2]
+
+
+def test_the_takeaways_and_the_headline_give_the_numbers():
+    rows = [row("uniform", 0.1, 0.05), row("label", -0.03, 0.05), row("class mean", 0.07, 0.2)]
+    identity = {"loss": 1e-15, "gradient": 2e-16}
+    text = theory.takeaways(identity, rows, {"independent errors, all classes": 0.15}, k=8)
+    assert len(text.splitlines()) == 4
+    for number in (
+        "1e-15",
+        "2e-16",
+        "+10.0 ± 5.0",
+        "-3.0 ± 5.0",
+        "+7.0 ± 20.0",
+        "independent errors, all classes 0.15",
+    ):
+        assert number in text
+    assert "8 nearest of 250" in theory.headline(rows, k=8, samples=250)
+
+
+# ------------------------------------------------------------------------------------- toy, aggregation, reports
 
 
 def test_mixtures_posterior_is_bayes_rule_and_its_labels_follow_it():
@@ -249,7 +362,7 @@ def test_mixtures_posterior_is_bayes_rule_and_its_labels_follow_it():
         [normal(torch.tensor(c, dtype=torch.float64), identity).log_prob(x).exp() for c in centres], 1
     )
     torch.testing.assert_close(log_posterior.exp(), density / density.sum(1, keepdim=True))
-    for low in (0.2, 0.5, 0.8):  # calibrated: of the points whose posterior is about p, a share p has the label
+    for low in (0.2, 0.5, 0.8):  # calibration: of the points with a posterior of about p, a fraction p has the label
         chosen = (log_posterior.exp()[:, 0] - low).abs() < 0.05
         expected = log_posterior.exp()[chosen, 0].mean().item()
         tolerance = 4 * math.sqrt(0.25 / chosen.sum().item())
@@ -299,7 +412,7 @@ def test_more_neighbours_than_there_are_is_an_error():
 @pytest.mark.parametrize("correlation", [0.0, 0.5])
 @pytest.mark.parametrize("temperature", [0.05, math.inf])
 def test_error_of_aggregation_is_the_predicted_variance_and_bias(correlation, temperature):
-    """Monte Carlo over the teacher's errors. The field is longer than the data, so that ρ holds for all pairs."""
+    """Monte Carlo over the teacher's errors, with a correlation length beyond the data, so that ρ holds for all pairs."""
     generator = torch.Generator().manual_seed(0)
     x, _, truth = theory.mixture(120, generator=generator)
     index, weights = theory.neighbour_weights(theory.gaussian_similarity(x, width=1.0), 12, temperature=temperature)
@@ -313,7 +426,7 @@ def test_error_of_aggregation_is_the_predicted_variance_and_bias(correlation, te
     found, half = theory.mean_interval(torch.stack(measured))
     assert found.item() == pytest.approx(left + bias, abs=2.5 * half.item())
     assert half.item() < 0.08 * (left + bias)
-    assert bias > 0.02  # else the test would not see it
+    assert bias > 0.02  # otherwise the test would not check the bias
 
 
 def test_labels_memorised_average_away_over_all_neighbours_but_never_over_those_of_the_same_label():
@@ -330,3 +443,95 @@ def test_labels_memorised_average_away_over_all_neighbours_but_never_over_those_
     for k in (1, 24, 300):
         chosen = theory.neighbour_weights(similarity, k, temperature=0.05, labels=labels)
         torch.testing.assert_close(theory.aggregate(hard, *chosen), hard, rtol=1e-12, atol=1e-12)
+
+
+@pytest.fixture
+def toy():
+    generator = torch.Generator().manual_seed(0)
+    x, labels, log_posterior = theory.mixture(300, generator=generator)
+    teachers = theory.toy_teachers(
+        x, labels, log_posterior, draws=20, sigma=0.8, correlation=0.6, length=4.0, memory=0.9, generator=generator
+    )
+    return x, labels, log_posterior, teachers
+
+
+def test_toy_teachers_have_the_stated_errors(toy):
+    _, labels, log_posterior, teachers = toy
+    assert list(teachers) == ["independent errors", "correlated errors", "memorised labels"]
+    for name in ("independent errors", "correlated errors"):
+        teacher = teachers[name]
+        assert teacher.values.shape == (300, 60) and teacher.values is teacher.logits and not teacher.errs_by_label
+        error = teacher.values - log_posterior.repeat(1, 20)
+        assert error.square().mean().item() == pytest.approx(teacher.variance, rel=0.2)
+        assert teacher.variance == pytest.approx(0.64)
+    memorised = teachers["memorised labels"]
+    assert memorised.errs_by_label
+    torch.testing.assert_close(memorised.logits.exp(), memorised.values)
+    torch.testing.assert_close(memorised.values.sum(1), torch.ones(300, dtype=torch.float64))
+    assert (memorised.values.gather(1, labels[:, None]) >= 0.9).all()
+    error = (memorised.values - memorised.truth).square().mean().item()
+    assert error == pytest.approx(memorised.variance.mean().item(), rel=0.2)
+
+
+def test_aggregation_errors_equal_direct_computation_and_no_prediction_is_made_for_memorised_labels(toy):
+    x, labels, _, teachers = toy
+    similarity = theory.gaussian_similarity(x, width=1.0)
+    rows = theory.aggregation_errors(
+        teachers, similarity, labels, sizes=[1, 8], temperatures={"equal": math.inf, "weighted": 0.05}
+    )
+    assert len(rows) == 2 * 2 * 2 * 3
+    assert len({tuple(row[key] for key in ("teacher", "weighting", "neighbours", "k")) for row in rows}) == len(rows)
+    for found in rows:
+        given = None if found["neighbours"] == "all classes" else labels
+        temperature = math.inf if found["weighting"] == "equal" else 0.05
+        near = theory.neighbour_weights(similarity, found["k"], temperature=temperature, labels=given)
+        teacher = teachers[found["teacher"]]
+        truth = teacher.truth.repeat(1, teacher.values.shape[1] // 3)
+        error = (theory.aggregate(teacher.values, *near) - truth).square().mean()
+        assert found["measured"] == pytest.approx((error / (teacher.values - truth).square().mean()).item())
+        if found["teacher"] == "memorised labels" and given is not None:
+            assert found["predicted"] is None
+        else:
+            variance, correlation = teacher.variance, teacher.correlation
+            predicted = theory.predicted_error(teacher.truth, *near, variance=variance, correlation=correlation)
+            scale = torch.as_tensor(variance).mean().item()
+            assert found["predicted"] == pytest.approx(sum(predicted) / scale)
+            assert found["bias"] == pytest.approx(predicted[1] / scale)
+    smallest = theory.smallest_errors(rows)
+    assert len(smallest) == 6
+    chosen = [
+        row["measured"] for row in rows if row["teacher"] == "correlated errors" and row["neighbours"] == "same label"
+    ]
+    assert smallest["correlated errors, same label"] == min(chosen)
+
+
+def test_divergences_are_kl_from_the_posterior_to_the_averaged_logits(toy):
+    x, labels, log_posterior, teachers = toy
+    near = {
+        "same label": theory.neighbour_weights(
+            theory.gaussian_similarity(x, width=1.0), 4, temperature=0.05, labels=labels
+        )
+    }
+    found = theory.divergences(teachers, near, log_posterior)
+    for name, teacher in teachers.items():
+        for kind, logits in {
+            "own target": teacher.logits,
+            "same label": theory.aggregate(teacher.logits, *near["same label"]),
+        }.items():
+            parts = [
+                F.kl_div(part.log_softmax(1), log_posterior, log_target=True, reduction="batchmean").item()
+                for part in logits.split(3, dim=1)
+            ]
+            assert found[name][kind] == pytest.approx(sum(parts) / len(parts))
+    table = theory.divergence_table(found, k=4).splitlines()
+    assert "k = 4" in table[0] and table[2] == "| teacher | own target | same label |"
+    assert len(table) == 4 + len(teachers) and len({line.count("|") for line in table[2:]}) == 1
+
+
+@pytest.mark.parametrize("correlation", [0.0, 0.5])
+def test_at_the_break_even_error_the_aggregate_is_as_good_as_the_own_target(toy, correlation):
+    x, _, log_posterior, _ = toy
+    near = theory.neighbour_weights(theory.gaussian_similarity(x, width=1.0), 8, temperature=0.05)
+    sigma = theory.break_even(log_posterior, *near, correlation=correlation)
+    error = sum(theory.predicted_error(log_posterior, *near, variance=sigma**2, correlation=correlation))
+    assert error == pytest.approx(sigma**2)
