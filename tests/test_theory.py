@@ -412,7 +412,7 @@ def test_more_neighbours_than_there_are_is_an_error():
 @pytest.mark.parametrize("correlation", [0.0, 0.5])
 @pytest.mark.parametrize("temperature", [0.05, math.inf])
 def test_error_of_aggregation_is_the_predicted_variance_and_bias(correlation, temperature):
-    """Monte Carlo over the teacher's errors, with a correlation length beyond the data, so that ρ holds for all pairs."""
+    """Monte Carlo over the teacher's errors; their correlation length is large, so that ρ holds for all pairs."""
     generator = torch.Generator().manual_seed(0)
     x, _, truth = theory.mixture(120, generator=generator)
     index, weights = theory.neighbour_weights(theory.gaussian_similarity(x, width=1.0), 12, temperature=temperature)
