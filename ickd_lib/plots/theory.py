@@ -134,7 +134,7 @@ def context_shares(panels: Mapping[str, Mapping[str, tuple[np.ndarray, np.ndarra
     """Draw the shares of the nearest and of random samples, relative to the number of samples in the set.
 
     Args:
-        panels: from `theory.share_panels`: for each residual and each choice of a set, the mean share and the half-width
+        panels: from `theory.share_panels`: for each residual and choice of a set, the mean share and the half-width
             of its 95% interval for 1, 2, … samples, [N−1] each.
         k: number of samples to mark with a line. The smallest set shown has a quarter of it.
     """
