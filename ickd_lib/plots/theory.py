@@ -150,7 +150,7 @@ def context_shares(panels: Mapping[str, Mapping[str, tuple[np.ndarray, np.ndarra
         axis.axhline(1, color="0.7", linewidth=0.8, zorder=0)
         axis.set(xscale="log", xlabel="samples in the set", title=title)
         _powers(axis.xaxis, sizes[0], sizes[-1], 2)
-    axes[0, 0].set_ylabel("share of the set ÷ its fraction of all samples")
+    axes[0, 0].set_ylabel("share of the set ÷ fraction of samples")
     handles, names = axes[0, 0].get_legend_handles_labels()
     figure.legend(handles, names, loc="outside lower center", ncols=len(names), fontsize="small")
     return figure

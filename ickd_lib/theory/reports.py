@@ -85,13 +85,13 @@ def share_findings(rows: Sequence[Mapping[str, Any]], *, k: int) -> str:
     """
     lines = []
     for row in rows:
-        found = "a share that does not differ clearly from"
+        found = "does not differ clearly from"
         if abs(row["gain"]) > row["half"]:
-            found = "a **larger** share than" if row["gain"] > 0 else "a **smaller** share than"
+            found = "is **larger** than" if row["gain"] > 0 else "is **smaller** than"
         lines.append(
             f"- *{row['view']}, {TITLES[row['residual']]}:* the {k} nearest samples have a share of "
-            f"{row['nearest']:.1%}. This is {found} that of random samples of the same classes "
-            f"({row['same classes']:.1%}); random samples of any class have {row['any']:.1%}."
+            f"{row['nearest']:.1%}. This share {found} that of random samples of the same classes, "
+            f"{row['same classes']:.1%}. Random samples of any class have {row['any']:.1%}."
         )
     return "\n".join(lines)
 

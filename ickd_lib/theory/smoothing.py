@@ -39,9 +39,10 @@ def soft_cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:
 
 
 def kd_gradient(student: Tensor, teacher: Tensor, *, temperature: float) -> Tensor:
-    """Compute the gradient of τ² KL( σ(z^T/τ) ‖ σ(z^S/τ) ) by the student's logits: τ (σ(z^S/τ) − σ(z^T/τ)).
+    """Compute the gradient of τ² KL( σ(z^T/τ) ‖ σ(z^S/τ) ) with respect to the student's logits.
 
-    The chain rule through z^S/τ cancels one factor τ of τ² (Hinton et al. 2015, equation 2).
+    It is τ (σ(z^S/τ) − σ(z^T/τ)): the chain rule through z^S/τ cancels one factor τ of τ² (Hinton et al. 2015,
+    equation 2).
 
     Args:
         student, teacher: logits z^S and z^T, [N,C].

@@ -73,7 +73,8 @@ def influence(network: nn.Module, queries: Tensor, samples: Tensor, residuals: T
         network: a module from images to logits, or to an object with an attribute `logits`; evaluated in eval mode.
         queries: images, [Q,3,H,W].
         samples: images, [N,3,H,W].
-        residuals: r, [N,C]. For a cross-entropy to q_j, the negative gradient by the logits is q_j − p_j.
+        residuals: r, [N,C]. For a cross-entropy to q_j, q_j − p_j is the negative gradient with respect to
+            the logits.
         chunk: samples evaluated at once; all queries are evaluated at once.
     Returns:
         [Q,C].
