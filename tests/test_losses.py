@@ -1,6 +1,6 @@
-"""Each loss against a plain per-sample loop in double precision; gradients to the student, never the teacher.
+"""Each loss equals a plain per-sample loop in double precision, and its gradient reaches the student alone.
 
-Here the losses of labels and of in-context samples, and what the tests of the others share.
+This file tests the losses of labels and of in-context samples. It also holds helpers that other tests of losses use.
 """
 
 import math
@@ -14,7 +14,7 @@ B, C, K = 7, 5, 4
 
 
 def draw(*shape, seed=0):
-    """Standard normal numbers in double precision, with room for a gradient."""
+    """Draw standard normal numbers in double precision, which require a gradient."""
     g = torch.Generator().manual_seed(seed)
     return torch.randn(*shape, generator=g, dtype=torch.float64).requires_grad_()
 
@@ -27,7 +27,7 @@ def case():
         return 3 * torch.randn(*shape, generator=g, dtype=torch.float64)
 
     mask = torch.rand(B, K, generator=g) < 0.7
-    mask[0], mask[1] = False, True  # a query without any valid sample, one with all
+    mask[0], mask[1] = False, True  # the first query has no valid sample, the second has all of them
     return {
         "student": normal(B, C).requires_grad_(),
         "teacher": normal(B, C).requires_grad_(),
@@ -60,8 +60,9 @@ def huber(x, y):
 
 
 def check_gradients(loss, student, teacher):
-    """That autograd's slope is the numerical one, reaches no teacher, and stays finite, as the loss does, where samples
-    coincide and in a batch of one or two.
+    """Check that the gradient equals the numerical one and reaches the student alone.
+
+    Loss and gradient also have to stay finite where samples coincide and in a batch of one or two samples.
     """
 
     def total(s):
@@ -159,12 +160,12 @@ def test_picd(case, average, aggregation):
     assert case["student"].grad[1].abs().sum() > 0 and (case["student"].grad[0] == 0).all()
 
 
-def test_the_virtual_teacher_is_right_with_its_confidence():
+def test_the_virtual_teacher_gives_the_label_the_stated_probability():
     labels = torch.tensor([2, 0, 4, 2])
     for correct in (0.99, 0.3):
-        said = losses.virtual_teacher(labels, C, correct=correct).double().softmax(1)
+        predicted = losses.virtual_teacher(labels, C, correct=correct).double().softmax(1)
         expected = [[correct if c == y else (1 - correct) / (C - 1) for c in range(C)] for y in labels.tolist()]
-        assert said.flatten().tolist() == pytest.approx([p for row in expected for p in row], rel=1e-6)
+        assert predicted.flatten().tolist() == pytest.approx([p for row in expected for p in row], rel=1e-6)
 
 
 def test_one_neighbour_that_is_the_sample_itself_makes_picd_kd(case):
@@ -196,6 +197,19 @@ def test_nicd(case, form):
     got.backward()
     assert case["teacher"].grad is None and case["logits"].grad is None
     assert case["student"].grad[1].abs().sum() > 0 and case["student"].grad.isfinite().all()
+
+
+@pytest.mark.parametrize("form", ["infonce", "hinge"])
+def test_nicd_of_negatives_that_have_unit_length_is_the_same(case, form):
+    unit_length = torch.nn.functional.normalize(case["logits"].detach(), dim=-1).requires_grad_()
+    given = case["student"], case["teacher"]
+    expected = losses.nicd(*given, case["logits"], case["mask"], form=form)
+    got = losses.nicd(*given, unit_length, case["mask"], form=form, normalised=True)
+    assert got.item() == pytest.approx(expected.item(), rel=1e-12)
+    slopes = [torch.autograd.grad(loss, case["student"])[0] for loss in (expected, got)]
+    torch.testing.assert_close(*slopes, rtol=1e-10, atol=1e-12)
+    losses.nicd(*given, unit_length, case["mask"], form=form, normalised=True).backward()
+    assert unit_length.grad is None and case["teacher"].grad is None
 
 
 def test_nicd_falls_as_the_student_turns_from_its_negatives(case):

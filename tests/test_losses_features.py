@@ -1,4 +1,4 @@
-"""The losses between features, against plain loops."""
+"""The losses between features equal plain loops."""
 
 import math
 
@@ -28,8 +28,8 @@ def test_gradients(name, student, teacher):
 
 
 @pytest.mark.parametrize("name", RELATIONS)
-def test_features_that_are_the_teachers_turned_and_scaled_have_nothing_left_to_learn(name, teacher):
-    turn = torch.linalg.qr(draw(8, 5, seed=3).detach())[0].T  # from 5 to 8 dimensions, lengths and angles kept
+def test_the_loss_is_0_for_the_teachers_features_rotated_and_scaled(name, teacher):
+    turn = torch.linalg.qr(draw(8, 5, seed=3).detach())[0].T  # maps 5 to 8 dimensions and keeps lengths and angles
     student = (2 * teacher @ turn).detach().requires_grad_()
     loss = RELATIONS[name](student, teacher)
     loss.backward()
@@ -37,7 +37,7 @@ def test_features_that_are_the_teachers_turned_and_scaled_have_nothing_left_to_l
 
 
 @pytest.mark.parametrize("name", ["distance", "angle"])
-def test_rkd_does_not_see_a_shift_and_no_slope_explodes_where_samples_coincide(name, student, teacher):
+def test_rkd_is_invariant_to_a_shift_and_its_gradient_is_small_where_samples_coincide(name, student, teacher):
     shifted = RELATIONS[name](student + 5, teacher - 3)
     assert shifted.item() == pytest.approx(RELATIONS[name](student, teacher).item())
     same = student.detach().clone()
@@ -126,7 +126,7 @@ class TestCRD:
         assert self.loss(given, temperature=0.5).item() == pytest.approx(expected)
 
     def test_gradients_reach_the_projectors_of_both_sides(self, given):
-        self.loss(given, temperature=1e-3).backward()  # where exp(<s, t> / τ) itself would overflow
+        self.loss(given, temperature=1e-3).backward()  # a temperature at which exp(<s, t> / τ) would overflow
         for side in given[:3]:
             assert side.grad.isfinite().all() and side.grad.abs().sum() > 0
         assert torch.autograd.gradcheck(lambda s: self.loss((s, *given[1:])), given[0])

@@ -1,4 +1,4 @@
-"""The losses between logits, against plain loops."""
+"""The losses between logits equal plain loops."""
 
 import math
 import statistics
@@ -11,7 +11,7 @@ from ickd_lib import losses
 
 B, C = 6, 5
 LABELS = torch.tensor([0, 1, 2, 3, 4, 1])
-# Each loss of logits, and whether a student equal to its teacher has none of it left.
+# Each loss between logits, and whether it is 0 for a student whose logits equal the teacher's.
 LOSSES = {
     "kd": (losses.kd, True),
     "kd standardised": (lambda s, t: losses.kd(s, t, standardised=True), True),
@@ -43,19 +43,19 @@ def probabilities(logits, temperature, standardised=False):
 
 
 @pytest.mark.parametrize("how", ["minimum", "mean"])
-def test_what_several_students_say_together(how, student, teacher):
-    every = [student, teacher, (2 * draw(B, C, seed=3)).detach().requires_grad_()]
-    got, expected = losses.ensemble(every, LABELS, how=how), []
+def test_ensemble(how, student, teacher):
+    students = [student, teacher, (2 * draw(B, C, seed=3)).detach().requires_grad_()]
+    got, expected = losses.ensemble(students, LABELS, how=how), []
     for i, y in enumerate(LABELS.tolist()):
-        rows = [z[i].tolist() for z in every]
+        rows = [z[i].tolist() for z in students]
         if how == "mean":
             expected += [statistics.mean(row[c] for row in rows) for c in range(C)]
         else:
             expected += [min(row[c] - row[y] for row in rows) for c in range(C)]
     assert got.flatten().tolist() == pytest.approx(expected) and got.shape == (B, C) and not got.requires_grad
-    if how == "minimum":  # nobody is surer of the label than all together
-        sure = [z.softmax(1).gather(1, LABELS[:, None]) for z in (got, *every)]
-        assert all((sure[0] >= other).all() for other in sure[1:])
+    if how == "minimum":  # no student gives the label a higher probability
+        p_label = [z.softmax(1).gather(1, LABELS[:, None]) for z in (got, *students)]
+        assert all((p_label[0] >= other).all() for other in p_label[1:])
 
 
 @pytest.mark.parametrize("name", LOSSES)
@@ -65,7 +65,7 @@ def test_gradients(name, student, teacher):
 
 
 @pytest.mark.parametrize("name", [name for name, (_, none_left) in LOSSES.items() if none_left])
-def test_a_student_equal_to_its_teacher_has_nothing_left_to_learn(name, teacher):
+def test_the_loss_is_0_for_the_teachers_own_logits(name, teacher):
     student = teacher.detach().clone().requires_grad_()
     for term in as_tuple(LOSSES[name][0](student, teacher)):
         assert term.item() == pytest.approx(0, abs=1e-12)
@@ -78,7 +78,7 @@ def test_standardise(student):
         assert row == pytest.approx(standard(z))
 
 
-def test_standardised_kd_does_not_see_either_sides_scale_or_shift(student, teacher):
+def test_standardised_kd_is_invariant_to_scale_and_shift_of_either_networks_logits(student, teacher):
     expected = sum(
         16 * kl(t, s) / B for s, t in zip(probabilities(student, 4, True), probabilities(teacher, 4, True), strict=True)
     )
@@ -111,7 +111,7 @@ def test_dkd(student, teacher, standardised):
     assert [x.item() for x in got] == pytest.approx(expected)
 
 
-def test_dkd_takes_kd_apart(student, teacher):
+def test_kd_is_the_weighted_sum_of_the_terms_of_dkd(student, teacher):
     for i in range(B):
         s, t, y = student[i : i + 1], teacher[i : i + 1], LABELS[i : i + 1]
         tckd, nckd = losses.dkd(s, t, y)
@@ -136,8 +136,8 @@ def test_dist(student, teacher):
     assert got == pytest.approx([temperature**2 * inter, temperature**2 * intra])
 
 
-def test_dist_does_not_see_an_affine_change_of_the_probabilities(teacher):
-    mixed = 0.3 * (teacher / 4).softmax(1) + 0.7 / C  # still sums to 1
+def test_dist_is_invariant_to_an_affine_change_of_the_probabilities(teacher):
+    mixed = 0.3 * (teacher / 4).softmax(1) + 0.7 / C  # sums to 1
     assert [x.item() for x in losses.dist(4 * mixed.log(), teacher)] == pytest.approx([0, 0], abs=1e-12)
 
 

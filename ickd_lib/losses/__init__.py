@@ -1,17 +1,19 @@
-"""The mathematics of each method: pure functions of tensors, student first, the mean over the batch.
+"""The losses of all methods, as pure functions of tensors.
 
-    labels      cross-entropy, label smoothing, a virtual teacher
-    logits      KD and those after it that compare logits: CKD, DKD, DIST, MLKD, logit standardisation
-    incontext   PICD and NICD: the teacher's in-context samples
-    features    those that need no shared label space: RKD, SP, PKT, CRD, attention transfer
-    refilled    REFILLED: relationship matching, then local classification
-    online      what students that teach each other say together
+    labels      cross-entropy, label smoothing, the logits of a virtual teacher
+    logits      losses between logits of the same classes: KD, CKD, DKD, DIST, MLKD, logit standardisation
+    incontext   PICD and NICD, the losses of in-context distillation
+    features    losses that need no shared classes: RKD, SP, PKT, CRD, attention transfer
+    refilled    REFILLED: relationship matching and local classification
+    online      the ensemble of students that train together
 
-Shapes: B samples, C classes, D features (the teacher's D may differ from the student's wherever both are features),
-k in-context samples of each. Every KL term carries the square of its temperature, so that its gradient keeps its
-size as the temperature changes; no contrastive term does. Gradients reach the student's side alone: what comes from
-the teacher is detached (`crd`, whose rows may come from a projector that learns, is the exception). A loss that its
-paper makes of several terms returns them apart, unweighted. Samples that coincide have finite gradients.
+Conventions. The student's tensor is the first argument, and every loss is the mean over the batch. In the shapes, B is
+the number of samples, C of classes, D of features (the teacher's may differ from the student's, then written D') and k
+of in-context samples of each sample. Every KL loss is multiplied by the square of its temperature, which keeps the size
+of its gradient when the temperature changes; the contrastive losses are not. The teacher's tensors are detached, so
+that gradients reach the student alone; the exception is `crd`, where the teacher's side may come from a projector that
+is trained. A loss that its paper defines as a weighted sum of terms returns these terms separately and unweighted.
+Gradients stay finite where samples coincide.
 """
 
 from ickd_lib.losses.features import attention_transfer, crd, pkt, rkd_angle, rkd_distance, sp

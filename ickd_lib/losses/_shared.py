@@ -1,4 +1,4 @@
-"""What several losses are made of."""
+"""Functions that several losses use."""
 
 from __future__ import annotations
 
@@ -8,18 +8,35 @@ from torch import Tensor
 
 
 def kl(student: Tensor, teacher: Tensor, temperature: float) -> Tensor:
-    """τ² KL(teacher ‖ student) of each row, from log-probabilities at temperature τ. [B, C] twice; returns [B]."""
+    """Compute τ² KL(teacher ‖ student) of each row.
+
+    Args:
+        student, teacher: log-probabilities at the temperature, shape [B, C].
+        temperature: τ.
+    Returns:
+        Shape [B].
+    """
     return temperature**2 * F.kl_div(student, teacher, reduction="none", log_target=True).sum(-1)
 
 
 def masked_log_softmax(scores: Tensor, mask: Tensor) -> Tensor:
-    """Log-probabilities over the entries where mask is true, 0 at the others: there `kl` and its gradient are 0.
+    """Compute the log-softmax of each row over the entries where the mask is true.
 
-    Shapes: [B, C], and a mask that broadcasts to it with something true in every row; returns [B, C].
+    The other entries of the result are 0, so that `kl` and its gradient are 0 there.
+
+    Args:
+        scores: shape [B, C].
+        mask: boolean, broadcastable to [B, C], with at least one true entry in every row.
+    Returns:
+        Shape [B, C].
     """
     return F.log_softmax(scores.masked_fill(~mask, -torch.inf), -1).masked_fill(~mask, 0)
 
 
 def distances(features: Tensor) -> Tensor:
-    """Euclidean distances of all pairs, exact where they are small, of gradient 0 where 0. [B, D]; returns [B, B]."""
+    """Compute the Euclidean distances of all pairs of rows, from [B, D] to [B, B].
+
+    They are not computed by a matrix product, which would lose small distances to rounding. Where a distance is 0, its
+    gradient is 0.
+    """
     return torch.cdist(features, features, compute_mode="donot_use_mm_for_euclid_dist")

@@ -1,4 +1,7 @@
-"""Losses between features: none needs a shared label space, and only `crd` that both sides have the same D."""
+"""Losses between features or feature maps.
+
+The classes of teacher and student may differ in all of them, and so may the number of features, except in `crd`.
+"""
 
 from __future__ import annotations
 
@@ -13,40 +16,42 @@ from ickd_lib.losses._shared import distances
 
 
 def rkd_distance(student_features: Tensor, teacher_features: Tensor) -> Tensor:
-    """Huber loss between the distances of all pairs, each over the mean of those that are not 0.
+    """Compute the distance loss of relational KD (Park et al. 2019, eq. 4-5).
 
-    Relational KD, Park et al. 2019, eq. 4-5.
+    It is the Huber loss between the student's and the teacher's distances of all pairs of samples, each divided by the
+    mean of those that are not 0.
 
     Args:
         student_features, teacher_features: shapes [B, D] and [B, D'].
     Returns:
-        A scalar: the mean over all B² entries, the diagonal's 0 among them.
+        A scalar: the mean over all B² entries, including the zeros of the diagonal.
     """
     student, teacher = distances(student_features), distances(teacher_features.detach())
-    return F.smooth_l1_loss(_over_mean(student), _over_mean(teacher))
+    return F.smooth_l1_loss(_relative(student), _relative(teacher))
 
 
 def rkd_angle(student_features: Tensor, teacher_features: Tensor) -> Tensor:
-    """Huber loss between the cosines of the angles at i in all triples, <e_ij, e_ik> with e_ij from i to j.
+    """Compute the angle loss of relational KD (Park et al. 2019, eq. 6-7).
 
-    Relational KD, Park et al. 2019, eq. 6-7. Takes memory for B² (B + D) numbers.
+    It is the Huber loss between the student's and the teacher's cosines <e_ij, e_ik> over all triples of samples, where
+    e_ij is the unit vector from i to j. It needs memory for B² (B + D) numbers.
 
     Args:
         student_features, teacher_features: shapes [B, D] and [B, D'].
     Returns:
-        A scalar: the mean over all B³ entries, those where two of a triple coincide among them; they are 0.
+        A scalar: the mean over all B³ entries, including the zeros of triples in which two samples coincide.
     """
     student, teacher = _directions(student_features), _directions(teacher_features.detach())
     return F.smooth_l1_loss(student @ student.mT, teacher @ teacher.mT)
 
 
 def sp(student_maps: Tensor, teacher_maps: Tensor) -> Tensor:
-    """|G^S - G^T|² / B², with G = A Aᵀ of the flattened maps A, its rows at unit length.
+    """Compute the loss of similarity-preserving KD, |G^S - G^T|² / B² (Tung & Mori 2019).
 
-    Similarity-preserving KD, Tung & Mori 2019.
+    G is A Aᵀ with its rows scaled to unit length, where A [B, ...] holds the flattened maps of the batch.
 
     Args:
-        student_maps, teacher_maps: shape [B, ...], beyond B of any shape each.
+        student_maps, teacher_maps: shapes [B, ...]; the dimensions after the first may differ.
     Returns:
         A scalar.
     """
@@ -55,9 +60,10 @@ def sp(student_maps: Tensor, teacher_maps: Tensor) -> Tensor:
 
 
 def pkt(student_features: Tensor, teacher_features: Tensor) -> Tensor:
-    """Σ_ij p^T_ij log((p^T_ij + ε) / (p^S_ij + ε)) / B², with p_ij = (1 + cos_ij) / 2 over its row's sum, ε = 1e-7.
+    """Compute the loss of probabilistic knowledge transfer (Passalis & Tefas 2018).
 
-    Probabilistic knowledge transfer, Passalis & Tefas 2018; the diagonal stays in, as in the authors' code.
+    It is Σ_ij p^T_ij log((p^T_ij + ε) / (p^S_ij + ε)) / B², with p_ij = (1 + cos_ij) / 2 divided by the sum of its row
+    and ε = 1e-7. The diagonal is included, as in the authors' code.
 
     Args:
         student_features, teacher_features: shapes [B, D] and [B, D'].
@@ -78,24 +84,25 @@ def crd(
     log_normaliser: Tensor,
     temperature: float = 0.07,
 ) -> Tensor:
-    """Noise-contrastive estimation against the rows of a memory bank. Contrastive representation distillation,
-    Tian et al. 2020, eq. 18 as the authors' code counts it, in one of its two directions.
+    """Compute one direction of contrastive representation distillation (Tian et al. 2020, eq. 18).
 
-    With log u = <s, t>/τ - log Z, a sample is the positive with posterior u / (u + N/M), and the loss is
-    -log posterior(positive) - Σ_valid log(1 - posterior(negative)).
-    Neither `positives` nor `negatives` is detached: they may carry the gradient of the teacher side's projector.
+    It is noise-contrastive estimation against rows of a memory bank. With log u = <s, t>/τ - log Z, the posterior
+    probability that a pair is the positive one is u / (u + N/M). The loss is
+    -log posterior(positive) - Σ_valid log(1 - posterior(negative)), scaled as in the authors' code.
+    `positives` and `negatives` are not detached: they may carry the gradient of the projector on the teacher's side.
 
     Args:
         student: projected features of unit length, shape [B, E].
-        positives: the same sample's on the teacher's side, unit length, shape [B, E].
-        negatives: N ≥ 1 rows of the bank, unit length, shared by the batch, shape [N, E].
-        mask: true where a negative may be used for a query, shape [B, N].
-        rows: M, the size of the bank that the negatives are drawn from.
-        log_normaliser: log Z, a constant that its caller estimates once; shape [].
+        positives: the teacher's projected features of the same samples, of unit length, shape [B, E].
+        negatives: N ≥ 1 rows of the bank, of unit length, which all samples of the batch share, shape [N, E].
+        mask: true where a row of `negatives` is a valid negative of the sample, shape [B, N].
+        rows: M, the number of rows of the bank from which the negatives are drawn.
+        log_normaliser: log Z, a constant that the caller estimates once; shape [].
+        temperature: τ.
     Returns:
         A scalar: the mean over B.
     """
-    # Relative to the noise's density N/M, log u is the posterior's logit.
+    # log u minus the log of the noise density N/M is the logit of the posterior.
     offset = log_normaliser.detach() + math.log(len(negatives) / rows)
     positive = (student * positives).sum(1) / temperature - offset
     negative = student @ negatives.T / temperature - offset
@@ -103,16 +110,17 @@ def crd(
 
 
 def attention_transfer(student_maps: Sequence[Tensor], teacher_maps: Sequence[Tensor]) -> Tensor:
-    """Σ over stages of the mean of (a^S - a^T)², with a the mean over channels of the squared map, at unit length.
+    """Compute the loss of attention transfer, the mean of (a^S - a^T)² summed over the stages of the networks.
 
-    Zagoruyko & Komodakis 2017, eq. 2 with squared differences, as in the authors' code. Where sizes differ, the larger
-    map is first averaged down to the smaller.
+    The attention a of a feature map is the mean over the channels of its square, flattened and scaled to unit length
+    (Zagoruyko & Komodakis 2017, eq. 2 with squared differences, as in the authors' code). Where the sizes of two maps
+    differ, the larger map is first averaged down to the size of the smaller.
 
     Args:
-        student_maps, teacher_maps: a stage's map each, from the shallowest to the deepest, shapes [B, channels, H, W];
-            the longer sequence's first ones are left out.
+        student_maps, teacher_maps: one map of each stage, shape [B, channels, H, W], the shallowest stage first. Maps
+            are paired from the deepest stage on; the shallowest maps of the longer sequence are not used.
     Returns:
-        A scalar: the mean over the batch and positions, the sum over stages.
+        A scalar: the mean over the batch and the positions, summed over the stages.
     """
     stages = []
     for student, teacher in zip(reversed(student_maps), reversed(teacher_maps), strict=False):
@@ -121,27 +129,28 @@ def attention_transfer(student_maps: Sequence[Tensor], teacher_maps: Sequence[Te
     return torch.stack(stages).sum()
 
 
-def _over_mean(distance: Tensor) -> Tensor:
-    """Distances over the mean of those that are not 0; all 0 where all samples coincide. [B, B]; returns [B, B]."""
+def _relative(distance: Tensor) -> Tensor:
+    """Divide distances [B, B] by the mean of those that are not 0; all stay 0 where all samples coincide."""
     return distance / (distance.sum() / (distance > 0).sum().clamp(min=1)).clamp(min=1e-12)
 
 
 def _directions(features: Tensor) -> Tensor:
-    """The unit vectors from i to j, 0 where the two coincide. [B, D]; returns [B, B, D]."""
+    """Compute the unit vectors from i to j, 0 where the two coincide, from [B, D] to [B, B, D]."""
     difference = features - features[:, None]
     length = difference.norm(dim=-1, keepdim=True)
-    return difference / length.masked_fill(length == 0, torch.inf)  # of gradient 0 there too, not of 1 / ε
+    # Dividing by infinity makes the gradient 0 where samples coincide; a small ε would make it 1 / ε.
+    return difference / length.masked_fill(length == 0, torch.inf)
 
 
 def _affinities(features: Tensor) -> Tensor:
-    """(1 + cos_ij) / 2 over its row's sum. [B, D]; returns [B, B]."""
+    """Compute (1 + cos_ij) / 2 divided by the sum of its row, from [B, D] to [B, B]."""
     unit = F.normalize(features, dim=-1)
     affinity = (1 + unit @ unit.T) / 2
     return affinity / affinity.sum(1, keepdim=True)
 
 
 def _attention(maps: Tensor, size: tuple[int, int]) -> Tensor:
-    """The attention over positions, at unit length. [B, channels, H, W]; returns [B, size's product]."""
+    """Compute the attention of maps [B, channels, H, W], averaged down to `size`, as [B, height · width]."""
     if maps.shape[2:] != size:
         maps = F.adaptive_avg_pool2d(maps, size)
     return F.normalize(maps.square().mean(1).flatten(1), dim=1)

@@ -1,4 +1,4 @@
-"""Losses of the labels alone."""
+"""Losses that depend on the labels and not on a teacher network."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from torch import Tensor
 
 
 def cross_entropy(student_logits: Tensor, targets: Tensor) -> Tensor:
-    """Cross-entropy to the targets.
+    """Compute the cross-entropy to the targets.
 
     Args:
         student_logits: shape [B, C].
-        targets: classes [B], or probabilities [B, C] as Mixup and CutMix make them.
+        targets: classes [B], or probabilities [B, C] as Mixup and CutMix produce them.
     Returns:
         A scalar: the mean over B.
     """
@@ -22,11 +22,12 @@ def cross_entropy(student_logits: Tensor, targets: Tensor) -> Tensor:
 
 
 def label_smoothing(student_logits: Tensor, targets: Tensor, *, alpha: float = 0.1) -> Tensor:
-    """Cross-entropy to (1 - alpha) · target + alpha · uniform, Szegedy et al. 2016.
+    """Compute the cross-entropy to (1 - alpha) · target + alpha · uniform (Szegedy et al. 2016).
 
     Args:
         student_logits: shape [B, C].
-        targets: classes [B], whose target is one-hot, or probabilities [B, C].
+        targets: classes [B], which are made one-hot, or probabilities [B, C].
+        alpha: weight of the uniform distribution.
     Returns:
         A scalar: the mean over B.
     """
@@ -34,12 +35,15 @@ def label_smoothing(student_logits: Tensor, targets: Tensor, *, alpha: float = 0
 
 
 def virtual_teacher(labels: Tensor, num_classes: int, *, correct: float = 0.99) -> Tensor:
-    """Logits of a teacher that is always right, Yuan et al. 2020, equation 8: the log of its probabilities.
+    """Return the logits of a virtual teacher, whose prediction is always right (Yuan et al. 2020, equation 8).
+
+    The logits are the logarithms of its probabilities: `correct` for the label, and an equal part of the rest for each
+    other class.
 
     Args:
-        labels: shape [B].
+        labels: class of each sample, shape [B].
         num_classes: C.
-        correct: its probability of the label, between 0 and 1 exclusive; the other classes share the rest.
+        correct: probability of the label, greater than 0 and less than 1.
     Returns:
         Shape [B, C].
     """

@@ -1,4 +1,4 @@
-"""Students that teach each other: what they say together."""
+"""Targets from several students that train together."""
 
 from __future__ import annotations
 
@@ -9,17 +9,18 @@ from torch import Tensor
 
 
 def ensemble(logits: Sequence[Tensor], labels: Tensor, *, how: str = "minimum") -> Tensor:
-    """The students' joint logits, Guo et al. 2020 (KDCL).
+    """Combine the logits of several students into one target (KDCL, Guo et al. 2020).
 
     Args:
-        logits: of each student, shape [B, C].
-        labels: shape [B].
-        how: "minimum" (KDCL-MinLogit): with each student's logit of the label made 0, the smallest of each other
-            class, so that none is surer of the label than all together. "mean": the mean of the logits.
+        logits: one tensor of shape [B, C] for each student.
+        labels: class of each sample, shape [B].
+        how: "mean" averages the logits. "minimum" (KDCL-MinLogit) subtracts from each student's logits its logit of the
+            label and then takes the minimum over the students for each class, so that the target's probability of the
+            label is at least as high as that of any student.
     Returns:
-        Shape [B, C], without gradient.
+        Shape [B, C], detached.
     """
-    every = torch.stack([each.detach() for each in logits])
+    stacked = torch.stack([each.detach() for each in logits])
     if how == "mean":
-        return every.mean(0)
-    return (every - every.gather(2, labels.expand(len(every), -1)[..., None])).amin(0)
+        return stacked.mean(0)
+    return (stacked - stacked.gather(2, labels.expand(len(stacked), -1)[..., None])).amin(0)

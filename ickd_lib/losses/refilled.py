@@ -1,7 +1,8 @@
-"""REFILLED, Ye, Lu, Zhan 2022 (arXiv 2205.01915): a teacher whose classes are the student's, or some, or none of them.
+"""The two losses of REFILLED (Ye, Lu, Zhan 2022, arXiv 2205.01915).
 
-First the embedding takes over how the teacher compares samples; then the classifier takes over how the teacher tells
-the classes of a batch apart.
+The teacher's classes may be the student's, overlap with them or be disjoint from them. The first stage trains the
+student's features to compare samples as the teacher's features do. The second stage trains the student's classifier to
+match the teacher's predictions over the classes that are present in the batch.
 """
 
 from __future__ import annotations
@@ -21,67 +22,76 @@ def refilled_embedding(
     temperature: float = 4.0,
     margin: float = 0.2,
 ) -> Tensor:
-    """Relationship matching: τ² KL(p^T ‖ p^S), with p = σ([-d_ap, -d_an, ...]/τ) over a tuple's distances.
+    """Compute the loss of relationship matching, τ² KL(p^T ‖ p^S), with p = σ([-d_ap, -d_an, ...]/τ) over a tuple.
 
-    A tuple is an ordered (anchor, positive) pair of one label with its `semi_hard` negatives by the student's
-    distances; that choice has no gradient. Distances are Euclidean, between features at unit length.
+    A tuple is an ordered (anchor, positive) pair of one label with the `semi_hard` negatives that the student's
+    distances select; the selection has no gradient. The distances d are Euclidean, between features of unit length.
 
     Args:
-        student_features, teacher_features: shapes [B, D] and [B, D'], of any length.
-        labels: shape [B].
+        student_features, teacher_features: shapes [B, D] and [B, D']; they are scaled to unit length here.
+        labels: class of each sample, shape [B].
+        temperature: τ.
+        margin: upper bound on d_an - d_ap for a semi-hard negative.
     Returns:
-        A scalar: the mean over the tuples with a negative; 0, of gradient 0, for a batch without any.
+        A scalar: the mean over the tuples with at least one negative. It is 0, with gradient 0, for a batch without
+        such a tuple.
     """
     student = distances(F.normalize(student_features, dim=-1))
     teacher = distances(F.normalize(teacher_features.detach(), dim=-1))
-    static = labels.device.type != "cpu"  # a GPU is not asked how many tuples there are
+    static = labels.device.type != "cpu"  # on a GPU, reading the number of tuples would wait for all queued kernels
     anchors, positives, negatives = semi_hard(student.detach(), labels, margin=margin, static=static)
     mask = F.pad(negatives, (1, 0), value=True)
 
-    def prediction(distance: Tensor) -> Tensor:
+    def log_prediction(distance: Tensor) -> Tensor:
         tuples = torch.cat([distance[anchors, positives][:, None], distance[anchors]], 1)
         return masked_log_softmax(-tuples / temperature, mask)
 
-    each = kl(prediction(student), prediction(teacher), temperature)  # 0 for a tuple of the positive alone
-    return each.sum() / negatives.any(1).sum().clamp(min=1)
+    # A tuple without negatives has a single entry, so that its divergence is 0.
+    divergence = kl(log_prediction(student), log_prediction(teacher), temperature)
+    return divergence.sum() / negatives.any(1).sum().clamp(min=1)
 
 
 def semi_hard(
     distances: Tensor, labels: Tensor, *, margin: float = 0.2, static: bool = False
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """All T ordered pairs (anchor, positive) of equal label, anchor ≠ positive, and the semi-hard negatives of each:
-    samples of another label with d_ap < d_an < d_ap + margin.
+    """Find the semi-hard negatives of every ordered pair (anchor, positive) of one label.
+
+    These are the samples of another label with d_ap < d_an < d_ap + margin.
 
     Args:
-        distances: of all pairs of samples, shape [B, B].
-        labels: shape [B].
-        static: T = B², whatever the labels are; the other pairs have no negatives.
+        distances: distances of all pairs of samples, shape [B, B].
+        labels: class of each sample, shape [B].
+        margin: in the unit of the distances.
+        static: whether to return all B² pairs, whatever the labels are, so that the shapes do not depend on the data;
+            pairs of different labels, or of a sample with itself, then have no negatives.
     Returns:
-        Anchors [T] and positives [T], as positions in the batch, and a mask [T, B], true where a sample is a negative.
+        anchors [T] and positives [T], as positions in the batch, and a mask [T, B] that is true at the negatives. T is
+        the number of pairs.
     """
     same = labels[:, None] == labels
     different, pairs = ~same, same.fill_diagonal_(False)
     if static:
-        every = torch.arange(len(labels), device=labels.device)
-        anchors, positives = every.repeat_interleave(len(labels)), every.repeat(len(labels))
+        positions = torch.arange(len(labels), device=labels.device)
+        anchors, positives = positions.repeat_interleave(len(labels)), positions.repeat(len(labels))
     else:
         anchors, positives = pairs.nonzero(as_tuple=True)
-    near, far = distances[anchors, positives][:, None], distances[anchors]
-    there = different[anchors] & pairs[anchors, positives][:, None]
-    return anchors, positives, there & (near < far) & (far < near + margin)
+    d_ap, d_an = distances[anchors, positives][:, None], distances[anchors]
+    candidates = different[anchors] & pairs[anchors, positives][:, None]
+    return anchors, positives, candidates & (d_ap < d_an) & (d_an < d_ap + margin)
 
 
 def refilled_local(
     student_logits: Tensor, teacher_features: Tensor, centres: Tensor, labels: Tensor, *, temperature: float = 2.0
 ) -> Tensor:
-    """τ² KL(σ(z^T/τ) ‖ σ(z^S/τ)) over the classes present in the batch, with z^T_ik = <f_i, c_k>.
+    """Compute τ² KL(σ(z^T/τ) ‖ σ(z^S/τ)) over the classes present in the batch, with z^T_ik = <f_i, c_k>.
 
     Args:
         student_logits: shape [B, C].
         teacher_features: f, *not* normalised, shape [B, D].
-        centres: c, at unit length, the mean direction of the teacher's features of each of the student's classes,
-            shape [C, D].
-        labels: classes of the student, shape [B].
+        centres: c, one for each of the student's classes: the mean of the teacher's features over that class, scaled to
+            unit length, shape [C, D].
+        labels: class of each sample among the student's classes, shape [B].
+        temperature: τ.
     Returns:
         A scalar: the mean over B.
     """

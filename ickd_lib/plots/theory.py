@@ -1,4 +1,4 @@
-"""Figures of notebook 01: learned label smoothing, the influence of other samples, the error of aggregation."""
+"""Figures for `ickd_lib.theory`: learned label smoothing, the shares of other samples, the error of aggregation."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def _style(i: int) -> dict[str, Any]:
 
 
 def _powers(axis: Axis, least: float, most: float, base: int) -> None:
-    """Ticks at the powers of `base` between `least` and `most`, as plain numbers, on a logarithmic axis."""
+    """Set the ticks of a logarithmic axis to the powers of `base` from `least` to `most`, as plain numbers."""
     low, high = math.ceil(math.log(least, base) - 1e-9), math.floor(math.log(most, base) + 1e-9)
     ticks = [float(base) ** power for power in range(low, high + 1)]
     axis.set_ticks(ticks, labels=[f"{tick:g}" for tick in ticks])
@@ -37,15 +37,16 @@ def learned_smoothing(
     *,
     most: int = 10,
 ) -> Figure:
-    """One image, the targets that it is given, and how distillation's gradient nears logit matching.
+    """Draw an image, its targets, and the distance of distillation's gradient from that of logit matching.
 
     Args:
-        image: [H,W,3] in [0, 1].
-        label: its class.
-        targets: for each kind a distribution [C], four kinds at most.
-        classes: C names.
-        temperatures, gaps: the relative distance of the gradient to its limit, [M] each.
-        most: classes shown, those with the largest targets of the last kind, in the order of `classes`.
+        image: [H,W,3], in [0, 1].
+        label: name of its class.
+        targets: at most four distributions over the classes, [C] each, by name.
+        classes: the C names of the classes.
+        temperatures, gaps: temperatures and the relative distances of the gradient from its limit, [M] each.
+        most: number of classes to show. Those with the largest probability in the last target are shown, in the order
+            of `classes`.
     """
     figure, (left, middle, right) = plt.subplots(
         1, 3, figsize=(WIDTH, 3.3), layout="constrained", width_ratios=[1, 3.2, 2.2]
@@ -71,7 +72,7 @@ def learned_smoothing(
     if max(len(classes[c]) for c in shown) > 3:
         middle.tick_params("x", rotation=45)
         plt.setp(middle.get_xticklabels(), ha="right", rotation_mode="anchor")
-    middle.set(xlabel="class", ylabel="target probability", title="What the image's target says")
+    middle.set(xlabel="class", ylabel="target probability", title="Target of this image")
     middle.legend(fontsize="small")
     right.loglog(temperatures, gaps, label="measured", **_style(0))
     guide = gaps[-1] * temperatures[-1] / temperatures
@@ -86,13 +87,14 @@ def learned_smoothing(
 def first_order(
     steps: np.ndarray, errors: np.ndarray, share: np.ndarray, same_class: np.ndarray, *, bins: int = 8
 ) -> Figure:
-    """Whether the kernel predicts a real step, and how the share of one sample goes with its similarity.
+    """Draw the error of the first-order prediction, and the share of one sample over its rank by similarity.
 
     Args:
         steps, errors: learning rates and relative errors of the predicted change, [M] each.
-        share: of the other samples of each query, the most similar first, [Q,N−1].
-        same_class: whether they have the query's class, [Q,N−1], boolean.
-        bins: parts, equally large, into which a query's samples of the same and of other classes are divided.
+        share: shares of each query's other samples, the most similar first, [Q,N−1].
+        same_class: true where such a sample has the query's class, [Q,N−1].
+        bins: number of equal parts into which a query's samples of the same class, and those of other classes, are
+            divided by rank.
     """
     figure, (left, right) = plt.subplots(1, 2, figsize=(WIDTH, 3.6), layout="constrained")
     left.loglog(steps, errors, label="measured", **_style(0))
@@ -102,63 +104,64 @@ def first_order(
         ylabel="‖predicted − real‖ / ‖real‖",
         title="First-order change of the logits",
     )
-    left.minorticks_off()  # a figure's time goes into its ticks
+    left.minorticks_off()  # minor ticks take most of the time to draw a figure
     left.legend(fontsize="small")
     for i, (name, chosen) in enumerate({"same class": same_class, "another class": ~same_class}.items()):
         most = min(bins, chosen.sum(1).min())
-        if most == 0:  # a query that is alone in its class
+        if most == 0:  # a query has no other sample of its class
             continue
-        # Query by query, else one with similar neighbours and large shares would pass for an effect of similarity.
+        # Ranks are within each query. Otherwise a query whose samples are all similar and have large shares would look
+        # like an effect of similarity.
         parts = [
             [part.mean() for part in np.array_split(row[keep], most)] for row, keep in zip(share, chosen, strict=True)
         ]
         mean, half = np.mean(parts, 0), 1.96 * np.std(parts, 0, ddof=1) / np.sqrt(len(parts))
-        beside = (i - 0.5) * 0.01  # so that two intervals do not hide each other
-        right.errorbar((np.arange(most) + 0.5) / most + beside, mean, half, label=name, capsize=2, **_style(i))
+        offset = (i - 0.5) * 0.01  # keeps the intervals of the two lines apart
+        right.errorbar((np.arange(most) + 0.5) / most + offset, mean, half, label=name, capsize=2, **_style(i))
     right.axhline(0, color="0.7", linewidth=0.8, zorder=0)
     right.xaxis.set_major_formatter(PercentFormatter(1))
     right.yaxis.set_major_formatter(PercentFormatter(1, decimals=1))
     right.set(
-        xlabel="rank by the teacher's features, nearest to farthest",
+        xlabel="rank by similarity of the teacher's features, nearest first",
         ylabel="share of one sample (of ‖R‖²)",
-        title="What one other sample carries",
+        title="Share of one other sample",
     )
     right.legend(fontsize="small")
     return figure
 
 
 def context_shares(panels: Mapping[str, Mapping[str, tuple[np.ndarray, np.ndarray]]], *, k: int) -> Figure:
-    """The share of the k nearest samples beside that of random sets, relative to the number of samples.
+    """Draw the shares of the nearest and of random samples, relative to the number of samples in the set.
 
     Args:
-        panels: for each residual and each way to choose a set, its mean share and the half-width of the
-            95% interval for 1, 2, … samples, [N−1] each.
-        k: a number of samples to mark; sets of a quarter of it and more are shown.
+        panels: from `theory.share_panels`: for each residual and choice of a set, the mean share and the half-width
+            of its 95% interval for 1, 2, … samples, [N−1] each.
+        k: number of samples to mark with a line. The smallest set shown has a quarter of it.
     """
     figure, axes = plt.subplots(1, len(panels), figsize=(WIDTH, 3.8), layout="constrained", squeeze=False)
     for axis, (title, sets) in zip(axes[0], panels.items(), strict=True):
         for i, (name, (mean, half)) in enumerate(sets.items()):
             sizes = np.unique(np.geomspace(max(1, k // 4), len(mean), 18).round().astype(int))
-            part = sizes / len(mean)
-            m, h = mean[sizes - 1] / part, half[sizes - 1] / part
+            fraction = sizes / len(mean)
+            m, h = mean[sizes - 1] / fraction, half[sizes - 1] / fraction
             axis.plot(sizes, m, label=name, **_style(i))
             axis.fill_between(sizes, m - h, m + h, color=PALETTE[i], alpha=0.2, linewidth=0)
         axis.axvline(k, color="0.6", linewidth=0.8, zorder=0)
         axis.axhline(1, color="0.7", linewidth=0.8, zorder=0)
         axis.set(xscale="log", xlabel="samples in the set", title=title)
         _powers(axis.xaxis, sizes[0], sizes[-1], 2)
-    axes[0, 0].set_ylabel("share of the set ÷ its part of all samples")
+    axes[0, 0].set_ylabel("share of the set ÷ fraction of samples")
     handles, names = axes[0, 0].get_legend_handles_labels()
     figure.legend(handles, names, loc="outside lower center", ncols=len(names), fontsize="small")
     return figure
 
 
 def toy_teachers(x: np.ndarray, panels: Mapping[str, np.ndarray]) -> Figure:
-    """Points in the plane, coloured by the probability that each teacher gives to one class.
+    """Draw points in the plane, coloured by the probability of one class, in one panel for each teacher.
 
     Args:
-        x: [n,2].
-        panels: for each title the probabilities [n].
+        x: points, [n,2].
+        panels: the probability of class 0 at each point, [n], by the title of the panel.
     """
     figure, axes = plt.subplots(
         1, len(panels), figsize=(WIDTH, 2.9), layout="constrained", sharex=True, sharey=True, squeeze=False
@@ -172,11 +175,11 @@ def toy_teachers(x: np.ndarray, panels: Mapping[str, np.ndarray]) -> Figure:
 
 
 def aggregation_error(rows: Sequence[Mapping[str, Any]]) -> Figure:
-    """Measured and predicted error of the aggregated target over k, in units of the teacher's own error.
+    """Draw the measured and predicted error of the aggregated target over k, relative to that of the teacher's own.
 
     Args:
-        rows: each with teacher (a column), weighting (a row of panels), neighbours (a line), k, measured and
-            predicted (None where no prediction holds).
+        rows: from `theory.aggregation_errors`, with the keys teacher (a column of panels), weighting (a row of panels),
+            neighbours (a line), k, measured and predicted (None where no prediction is made).
     """
     teachers, weightings, lines = (
         list(dict.fromkeys(row[key] for row in rows)) for key in ("teacher", "weighting", "neighbours")
@@ -194,13 +197,13 @@ def aggregation_error(rows: Sequence[Mapping[str, Any]]) -> Figure:
         for c, teacher in enumerate(teachers):
             axis = axes[r, c]
             for i, line in enumerate(lines):
-                asked = (teacher, weighting, line)
-                some = [w for w in rows if (w["teacher"], w["weighting"], w["neighbours"]) == asked]
-                axis.plot([w["k"] for w in some], [w["measured"] for w in some], label=line, **_style(i))
-                told = [w for w in some if w["predicted"] is not None]
+                key = (teacher, weighting, line)
+                drawn = [w for w in rows if (w["teacher"], w["weighting"], w["neighbours"]) == key]
+                axis.plot([w["k"] for w in drawn], [w["measured"] for w in drawn], label=line, **_style(i))
+                predicted = [w for w in drawn if w["predicted"] is not None]
                 axis.plot(
-                    [w["k"] for w in told],
-                    [w["predicted"] for w in told],
+                    [w["k"] for w in predicted],
+                    [w["predicted"] for w in predicted],
                     color="black",
                     linestyle="none",
                     marker="+x"[i % 2],
@@ -216,7 +219,7 @@ def aggregation_error(rows: Sequence[Mapping[str, Any]]) -> Figure:
     for axis in axes[-1]:
         axis.set_xlabel("neighbours k")
     for axis in axes[:, 0]:
-        axis.set_ylabel("squared error / own target's")
+        axis.set_ylabel("squared error ÷ own target's")
     handles, names = axes[0, 0].get_legend_handles_labels()
     figure.legend(handles, names, loc="outside lower center", ncols=len(names), fontsize="small")
     return figure
