@@ -135,10 +135,11 @@ def test_commands_parse(path, capsys):
         except SystemExit:
             pytest.fail(f"ickd {shlex.join(arguments)}: {capsys.readouterr().err}")
         assert not unknown, f"ickd {shlex.join(arguments)}: {unknown}"
-        for name in [*getattr(given, "methods", []), *filter(None, [getattr(given, "method", "")])]:
-            methods.create(name)
         for name in filter(None, [getattr(given, "student", ""), getattr(given, "teacher", "")]):
             assert name == "RUN" or name in models.names(), name
+        named = [*getattr(given, "methods", []), *filter(None, [getattr(given, "method", "")])]
+        if any(methods.create(name).needs_teacher for name in named):
+            assert given.teacher, f"ickd {shlex.join(arguments)}: a method needs a teacher"
 
 
 # ------------------------------------------------------------------------------------------------ methods
