@@ -619,7 +619,10 @@ def test_a_diverging_loss_names_term_and_step_and_keeps_the_last_good_checkpoint
         ({"evaluate_every": 0}, "evaluate_every=0"),
         ({"device": "cuda:7"}, "torch finds"),
         ({"precision": "fp16"}, "unknown precision 'fp16'"),
-        ({"students": [Student("dropping", "ickd(positives=40)")]}, "40 positives were requested for a sample of class"),
+        (
+            {"students": [Student("dropping", "ickd(positives=40)")]},
+            "40 positives were requested for a sample of class",
+        ),
         ({"students": [Student("dropping", "picd(positives=40, query='view')")]}, "40 positives were requested for"),
     ],
 )
