@@ -59,6 +59,35 @@ def browser():
             yield browser
 
 
+def test_bars_are_as_long_as_their_values(browser):
+    """The length of each bar is in proportion to its value, in all columns, however wide a column's heading makes it."""
+    values = [[0.0, 0.116], [0.123, 0.126], [0.05, 0.5], [0.9, 0.95], [1.0, 0.999]]
+    folder = ROOT / "ickd_lib" / "widgets"
+    page = browser.new_page(viewport={"width": 900, "height": 600})
+    page.set_content("<div id='view'></div>")
+    page.add_style_tag(content=(folder / "view.css").read_text())
+    draw = """async ([code, block]) => {
+        const url = URL.createObjectURL(new Blob([code], { type: 'text/javascript' }));
+        const view = (await import(url)).default();
+        let receive;
+        const model = { on: (_, callback) => (receive = callback), send: () => {}, get: () => '' };
+        view.initialize({ model });
+        view.render({ model, el: document.getElementById('view') });
+        receive({ blocks: [block] }, []);
+        await new Promise((done) => setTimeout(done, 100));
+        return [...document.querySelectorAll('.ickd-bar')].map((bar) => bar.getBoundingClientRect().width);
+    }"""
+    for scale in (1, 0.126, 1e-3):  # a table of small probabilities has long bars as well
+        rows = [{"name": str(i), "values": [scale * value for value in row]} for i, row in enumerate(values)]
+        block = {"kind": "bars", "title": "t", "columns": ["teacher", "student: " + 6 * "a long name "], "rows": rows}
+        widths = page.evaluate(draw, [(folder / "view.js").read_text(), block])
+        full = max(widths)
+        assert full > 60
+        assert [width / full for width in widths] == pytest.approx([x for row in values for x in row], abs=1e-3)
+    page.close()
+
+
+
 def until(holds: Callable[[], bool], seconds: float = 20) -> bool:
     """Whether it holds, at the latest after so long."""
     deadline = time.time() + seconds

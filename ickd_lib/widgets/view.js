@@ -65,7 +65,7 @@ const blocks = {
         make("tr", { className: marked ? "ickd-marked" : "" },
           make("th", { scope: "row" }, swatch(colour), name + (marked ? " ✓" : "")),
           ...values.map((value, i) => make("td", {},
-            make("span", { className: `ickd-bar ickd-bar${i}`, style: { width: `${(100 * value) / most}%` } }),
+            make("span", { className: `ickd-bar ickd-bar${i}`, style: { "--share": value / most } }),
             make("span", { className: "ickd-number" }, value.toFixed(3))))))));
   },
 
