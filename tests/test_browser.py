@@ -125,7 +125,7 @@ class Lab:
         self.log = open(folder / "lab.log", "w")
         self.process = subprocess.Popen(
             [*command, *(f"--{name}={value}" for name, value in options.items())],
-            env={**os.environ, **own, "OMP_WAIT_POLICY": "passive", "OMP_NUM_THREADS": "1"},
+            env={**os.environ, **own, "PYTHONPATH": str(ROOT), "OMP_WAIT_POLICY": "passive", "OMP_NUM_THREADS": "1"},
             stdout=self.log,
             stderr=subprocess.STDOUT,
         )
@@ -172,8 +172,10 @@ class Notebook:
         self.command("notebook:run-all-cells")
         expect(self.page.locator(".jp-CodeCell .jp-InputPrompt").first).to_have_text(re.compile(r"\[[\d*]+\]"))
         self.wait(300)
-        errors = self.page.locator(".jp-RenderedText[data-mime-type='application/vnd.jupyter.error']")
-        assert errors.count() == 0, errors.first.inner_text()
+        cells = "window.jupyterapp.shell.currentWidget.content.widgets"
+        outputs = self.page.evaluate(f"{cells}.flatMap((cell) => cell.model.sharedModel.getOutputs?.() ?? [])")
+        errors = [output["evalue"] for output in outputs if output["output_type"] == "error"]
+        assert not errors, errors
         (kernel,) = (s["kernel"]["id"] for s in lab.get("api/sessions") if s["path"] == target.name)
         self.client = BlockingKernelClient()
         self.client.load_connection_file(str(lab.folder / ".jupyter" / "RUNTIME" / f"kernel-{kernel}.json"))

@@ -274,9 +274,7 @@ def test_a_hundred_interactions_leave_figures_and_memory_unchanged(explorer):
             assert explorer.error == ""
 
     drawn = []
-    explorer.png = lambda: (
-        drawn.append(0) or b"\x89PNG"
-    )  # figures left by drawing are counted below, which takes less time
+    explorer.png = lambda: drawn.append(0) or b"\x89PNG"  # drawing is slow, and checked below with fewer figures
     touch(20)
     gc.collect()
     tracemalloc.start()

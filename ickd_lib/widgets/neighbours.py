@@ -136,7 +136,7 @@ class NeighbourExplorer(Explorer):
             description="search",
             placeholder="class   teacher:class   student:class   wrong   row:12",
             continuous_update=False,
-            layout={"width": "400px"},
+            layout={"width": "440px"},
             **style,
         )
         self.back = ipw.Button(description="back", disabled=True, **narrow)

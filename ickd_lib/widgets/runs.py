@@ -20,9 +20,8 @@ from ickd_lib.widgets.view import Explorer, View
 FEW = 6  # methods that are drawn while no run is chosen
 MOST = 20  # largest number of lines in a figure
 SHOWN = ("curves", "loss terms", "final metrics")
-COLUMNS: dict[
-    str, tuple[bool, Callable[[dict[str, Any]], str]]
-] = {  # of the table: whether it is numeric, and the text of a cell
+# For each column of the table, whether it is numeric, and the text of a run's cell.
+COLUMNS: dict[str, tuple[bool, Callable[[dict[str, Any]], str]]] = {
     "run": (False, lambda row: row["run"]),
     "data set": (False, lambda row: row["dataset"]),
     "images": (True, lambda row: f"{row['train_images']:,}"),
@@ -170,7 +169,7 @@ class RunExplorer(Explorer):
         table = {"kind": "choices", "title": f"runs below {self.folder}", "columns": columns, "rows": rows}
         more = f"; and {len(self.damaged) - 1} more damaged runs" if len(self.damaged) > 1 else ""
         left_out = (
-            [{"kind": "text", "tone": "error", "text": f"Left out because it is damaged: {self.damaged[0]}{more}"}]
+            [{"kind": "text", "tone": "error", "text": f"Left out, because damaged: {self.damaged[0]}{more}"}]
             if self.damaged
             else []
         )
