@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import importlib
+import pkgutil
 import subprocess
 import sys
+from types import ModuleType
 
 import matplotlib.colors as mcolors
 import matplotlib.pyplot as plt
@@ -39,6 +42,14 @@ def context(rows: list[int], similarity: list[float], mask: list[bool] | None = 
 def test_importing_the_library_imports_no_heavy_package():
     code = "import ickd_lib, sys; print(sorted({'matplotlib', 'torch', 'seaborn', 'ipywidgets'} & set(sys.modules)))"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout.strip() == "[]"
+
+
+@pytest.mark.parametrize("name", ["plots", "explore", "widgets"])
+def test_no_name_of_a_package_hides_one_of_its_modules(name):
+    package = importlib.import_module(f"ickd_lib.{name}")
+    for module in pkgutil.iter_modules(package.__path__):
+        importlib.import_module(f"ickd_lib.{name}.{module.name}")
+        assert isinstance(getattr(package, module.name), ModuleType), f"{name}.{module.name}"
 
 
 def test_every_method_has_a_different_look():

@@ -66,7 +66,12 @@ def prediction_table(samples: SampleSet, at: int, logits: Mapping[str, Tensor]) 
         numbers = [f"{probabilities[predicted]:.3f}", f"{probabilities[label]:.3f}"]
         rows.append([network, f"{mark} {names[predicted]}", *numbers])
     columns = ["network", "prediction", "its probability", "probability of the label"]
-    return {"kind": "table", "title": f"predictions for row {row} ({names[label]})", "columns": columns, "rows": rows}
+    return {
+        "kind": "table",
+        "title": f"predictions for row {row} (class {names[label]})",
+        "columns": columns,
+        "rows": rows,
+    }
 
 
 def region_table(found: Mapping[str, Region], classes: Sequence[str]) -> Block:
@@ -78,7 +83,7 @@ def region_table(found: Mapping[str, Region], classes: Sequence[str]) -> Block:
     """
     counts = next(iter(found.values())).counts
     most = counts.topk(min(3, len(classes)))
-    mix = [f"{n:,} of {classes[c]}" for n, c in zip(*map(Tensor.tolist, most), strict=True) if n]
+    mix = [f"{n:,} of class {classes[c]}" for n, c in zip(*map(Tensor.tolist, most), strict=True) if n]
     more = ", …" if int(most.values.sum()) < int(counts.sum()) else ""
     numbers = {name: _numbers(region) for name, region in found.items()}
     columns = ["network", *next(iter(numbers.values()))]
