@@ -49,6 +49,10 @@ def test_a_summary_names_what_is_established():
     assert above == "- Better than `ce`, by an interval that excludes 0: `kd` (+3.0)."
     assert below == "- Worse than `ce`, by an interval that excludes 0: `at` (−5.0)."
     assert rest.startswith("- For 1 of 3 methods")
+    assert "Repeat" not in text
+    two = {name: values[:2] for name, values in SCORES.items()}
+    assert findings.summary(two, "ce").endswith("Repeat the run with more seeds before you rely on it.")
+    assert "`kd` reaches" not in findings.summary(SCORES, "kd")
     assert "single seed" in findings.summary({"ce": [0.9], "kd": [0.8]}, "ce")
 
 

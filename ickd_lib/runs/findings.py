@@ -97,10 +97,10 @@ def summary(scores: Scores, reference: str) -> str:
     """
     best = max(scores, key=lambda name: statistics.fmean(scores[name]))
     seeds = len(scores[reference])
-    lines = [
-        f"The highest mean accuracy is {percent(scores[best])}, that of `{best}`. `{reference}` reaches "
-        f"{percent(scores[reference])}. (Mean ± standard deviation over {count(seeds, 'seed')}.)"
-    ]
+    line = f"The highest mean accuracy is {percent(scores[best])}, that of `{best}`."
+    if best != reference:
+        line += f" `{reference}` reaches {percent(scores[reference])}."
+    lines = [f"{line} (Mean ± standard deviation over {count(seeds, 'seed')}.)" if seeds > 1 else line]
     found = versus(scores, reference)
     if not found:
         lines.append("A single seed does not show how much the results vary. Set `seeds` to 2 or more for intervals.")
@@ -112,8 +112,13 @@ def summary(scores: Scores, reference: str) -> str:
     lines += [f"Worse than `{reference}`, by an interval that excludes 0: {', '.join(below)}."] * bool(below)
     lines.append(
         f"For {undecided} of {count(len(found), 'method')}, the interval of the difference to `{reference}` includes "
-        f"0. Even if all methods were equal, {len(found) / 20:.1f} of {len(found)} intervals exclude 0 on average."
+        f"0. If all methods were equal, {len(found) / 20:.1f} of {len(found)} intervals would exclude 0 on average."
     )
+    if seeds == 2 and (above or below):
+        lines.append(
+            "An interval from two seeds is estimated from two differences, and can be narrow because these are almost "
+            "equal by chance. Repeat the run with more seeds before you rely on it."
+        )
     return "\n".join(f"- {line}" for line in lines)
 
 
