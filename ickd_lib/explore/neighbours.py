@@ -46,10 +46,7 @@ class Neighbourhood:
             positives, negatives: How many of each are kept.
             aggregation_temperature: Temperature of the new weights; None for equal weights.
         """
-        near, far = (
-            InContext(*(part[:, :k] for part in (of.index, of.similarity, of.logits, of.features, of.mask)))
-            for of, k in ((self.positives, positives), (self.negatives, negatives))
-        )
+        near, far = self.positives.first(positives), self.negatives.first(negatives)
         return _weighted(near, far, self.logits["teacher"], self.logits.get("student"), aggregation_temperature)
 
 

@@ -64,6 +64,7 @@ class MemoryBank:
         self._tables: dict[tuple, tuple[Neighbours, Neighbours]] = {}
         self._means: Tensor | None = None
         self._sums: tuple[Tensor, Tensor] | None = None
+        self._unit_logits: Tensor | None = None
         self._row_of = torch.full((int(index.max()) + 1 if len(index) else 1,), -1, device=index.device)
         self._row_of[index] = torch.arange(len(index), device=index.device)
 
@@ -188,7 +189,13 @@ class MemoryBank:
 
     def _changed(self) -> None:
         self._tables.clear()
-        self._means = self._sums = None
+        self._means = self._sums = self._unit_logits = None
+
+    def unit_logits(self) -> Tensor:
+        """The logits scaled to unit length, [N, C]; computed when they are first requested."""
+        if self._unit_logits is None:
+            self._unit_logits = F.normalize(self.logits, dim=1)
+        return self._unit_logits
 
     def class_sums(self) -> tuple[Tensor, Tensor]:
         """Sums of the logits and unit-length features of each class, [C, C + D], and its number of rows, [C]."""
@@ -303,11 +310,17 @@ class MemoryBank:
         """
         return retrieval.class_samples(self, index, labels)
 
-    def gather(self, neighbours: Neighbours, *, features: bool = True) -> InContext:
-        """The present content of these rows; without `features` that field is empty, [B, k, 0], and costs nothing."""
-        rows = neighbours.rows
-        with_features = self.features[rows] if features else self.features.new_empty(*rows.shape, 0)
-        return InContext(self.index[rows], neighbours.similarity, self.logits[rows], with_features, neighbours.mask)
+    def gather(self, neighbours: Neighbours, *, features: bool = True, unit: bool = False) -> InContext:
+        """The present content of these rows.
+
+        Args:
+            features: whether to copy the features; otherwise that field is empty, [B, k, 0].
+            unit: whether to copy the logits at unit length.
+        """
+        rows = neighbours.rows  # F.embedding copies whole rows, three times as fast as indexing on a CPU
+        copied = F.embedding(rows, self.features) if features else self.features.new_empty(*rows.shape, 0)
+        logits = F.embedding(rows, self.unit_logits() if unit else self.logits)
+        return InContext(self.index[rows], neighbours.similarity, logits, copied, neighbours.mask, unit)
 
     def require(self, *, positives: int, negatives: int, per_class: bool = False) -> None:
         """Raise InputError when the bank has too few rows to give every row so many in-context samples."""

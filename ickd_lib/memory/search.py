@@ -39,6 +39,7 @@ class InContext:
     logits: the teacher's logits, shape [B, k, C].
     features: the teacher's features at unit length, shape [B, k, D]; [B, k, 0] where they were not requested.
     mask: False where a query has fewer than k samples, shape [B, k]; the other fields are meaningless there.
+    unit: whether the logits are scaled to unit length, for a method that uses their cosines only.
     """
 
     index: Tensor
@@ -46,6 +47,12 @@ class InContext:
     logits: Tensor
     features: Tensor
     mask: Tensor
+    unit: bool = False
+
+    def first(self, k: int) -> InContext:
+        """The most similar k of each query."""
+        parts = (self.index, self.similarity, self.logits, self.features, self.mask)
+        return InContext(*(part[:, :k] for part in parts), unit=self.unit)
 
 
 def fields(neighbours: Neighbours) -> tuple[Tensor, Tensor, Tensor]:

@@ -38,6 +38,8 @@ class Retrieval:
         the student itself ("self").
     start: share of the training before which nothing is retrieved.
     features: whether the features of the in-context samples are needed, not only their logits.
+    unit_negatives: whether only the cosines of the negatives' logits are used; these then have unit length where the
+        bank has them (`InContext.unit`).
     """
 
     positives: int
@@ -50,6 +52,7 @@ class Retrieval:
     source: str = "teacher"
     start: float = 0.0
     features: bool = False
+    unit_negatives: bool = False
 
 
 @dataclass(frozen=True)

@@ -92,6 +92,7 @@ class ICKD(Method):
             redraw,
             self.source,
             within("warmup", warmup, 0, 1),
+            unit_negatives=True,
         )
         _check_orders(request)
         self.retrieval = request if aggregates or nicd else None
@@ -140,7 +141,16 @@ class ICKD(Method):
         else:
             assert near is not None  # a sample without a valid positive adds nothing
             anchor, mask = self._aggregate(near), far.mask & near.mask.any(1, keepdim=True)
-        return losses.nicd(logits, anchor, far.logits, mask, kappa=self.kappa, form=self.form, margin=self.margin)
+        return losses.nicd(
+            logits,
+            anchor,
+            far.logits,
+            mask,
+            kappa=self.kappa,
+            form=self.form,
+            margin=self.margin,
+            normalised=far.unit,
+        )
 
     def _weights(self, near: InContext) -> Tensor:
         return losses.aggregation_weights(near.similarity, near.mask, temperature=self.aggregation_temperature)

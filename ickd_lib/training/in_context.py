@@ -35,7 +35,8 @@ class TeacherBank:
                 self._tables[spec, seed] = self._table(spec, (seed, 0) if spec.redraw else seed)
             else:
                 bank.require(positives=spec.positives, negatives=spec.negatives, per_class=spec.per_class)
-        bank.class_means(), bank.class_sums()  # computed here once; students side by side must not do so at a time
+        # Computed here once, because students on different streams must not compute them at the same time.
+        bank.class_means(), bank.class_sums(), bank.unit_logits()
 
     def begin_epoch(self, epoch: int) -> None:
         """Draw random samples anew where a method requests that. The tables stay where they are in memory."""
@@ -90,7 +91,8 @@ class TeacherBank:
         self, spec: Retrieval, tables: tuple[Neighbours, Neighbours], keys: Tensor, labels: Tensor
     ) -> tuple[InContext, InContext]:
         rows = self.bank.rows(keys)
-        near, far = (self.bank.gather(table[rows], features=spec.features) for table in tables)
+        near = self.bank.gather(tables[0][rows], features=spec.features)
+        far = self.bank.gather(tables[1][rows], features=spec.features, unit=spec.unit_negatives)
         if "class" in (spec.order, spec.negatives_order):
             own, others = self.bank.class_samples(keys, labels)
             near, far = own if spec.order == "class" else near, others if spec.negatives_order == "class" else far
