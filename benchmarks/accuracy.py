@@ -1,30 +1,33 @@
-"""Whether being fast costs accuracy: the usual loop and ours, the same protocol, the last epoch's test accuracy.
+"""Compares the test accuracy of the usual loop and of `training.distill` after the last epoch of the same protocol.
 
     python benchmarks/accuracy.py --data-root DIR [--images 5000] [--epochs 8] [--seeds 3] [--out FILE]
 
-The teacher is trained first (on all images), kept, and found again; finished trainings are found again too.
+The teacher is trained on all images first. The script keeps it and every finished training in --runs, and the next call
+with the same settings uses them.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import re
 import statistics
 from pathlib import Path
 from typing import Any
 
-from loops import Usual, quiet
+from loops import UsualLoop
 
 from ickd_lib import data, runtime, training
 
 
 def usual(teacher: Any, student: str, splits: data.Splits, recipe: training.Recipe, seed: int, device: str) -> float:
-    where = runtime.device(device)
-    loop = Usual(teacher, student, splits.train, where, recipe, seed)
+    """Train with the usual loop and return the test accuracy, a fraction."""
+    chosen = runtime.device(device)
+    loop = UsualLoop(teacher, student, splits.train, chosen, recipe, seed)
     for _ in range(recipe.epochs):
         loop.epoch()
     loop.student.set_normalisation(splits.train.mean, splits.train.std)
-    return training.evaluate(loop.student.eval(), splits.test.to(where), precision="fp32")["accuracy"]
+    return training.evaluate(loop.student.eval(), splits.test.to(chosen), precision="fp32")["accuracy"]
 
 
 def measure(
@@ -37,7 +40,19 @@ def measure(
     device: str = "auto",
     folder: str = "runs/speed",
 ) -> dict[str, Any]:
-    """Accuracies of each way, a seed each, with mean and standard deviation."""
+    """Train KD students with the usual loop, with `distill`, and with `distill` and a teacher cache.
+
+    Args:
+        root: folder of cifar-100-python.
+        images: number of training images of the students, stratified; 0 for all.
+        epochs: of the students.
+        seeds: number of students that each loop trains.
+        pair: the teacher (a model's name or its run folder) and the student's network.
+        device: "auto", "cpu", "cuda" or "cuda:N".
+        folder: where runs are kept.
+    Returns:
+        The accuracies of each loop, one for each seed, with their mean and standard deviation in percent.
+    """
     splits = data.load("cifar100", root)
     if Path(pair[0], "config.json").is_file():
         teacher = training.load(pair[0], device=device)
@@ -46,17 +61,18 @@ def measure(
         teacher = training.pretrain(pair[0], splits, recipe=to_teacher, runs=folder, device=device)
     pair = teacher.name, pair[1]
     if images:
-        splits = data.Splits(splits.train.few(images), splits.val, splits.test)
+        splits = splits._replace(train=splits.train.few(images))
     recipe = training.Recipe(epochs=epochs, schedule="cosine")
-    found: dict[str, list[float]] = {"usual": [], "ours": [], "ours, memo": []}
+    found: dict[str, list[float]] = {"usual": [], "ours": [], "ours, teacher cache": []}
     for seed in range(seeds):
         kept = Path(folder, "usual", f"{runtime.fingerprint(pair, images, vars(recipe), teacher.identity)}-{seed}.json")
         if not kept.is_file():
-            with quiet():
-                accuracy = usual(teacher, pair[1], splits, recipe, seed, device)
-            runtime.write_json(kept, {"accuracy": accuracy})
+            runtime.write_json(kept, {"accuracy": usual(teacher, pair[1], splits, recipe, seed, device)})
         found["usual"].append(json.loads(kept.read_text())["accuracy"])
-        for way, given in (("ours", {}), ("ours, memo", {"memo": Path(folder, "memo")})):
+        for way, given in (
+            ("ours", {}),
+            ("ours, teacher cache", {"teacher_cache": Path(folder, "teacher_cache")}),
+        ):
             (history,) = training.distill(
                 [training.Student(pair[1], "kd", seed)],
                 splits,
@@ -65,7 +81,7 @@ def measure(
                 data_seed=seed,
                 device=device,
                 evaluate_every=epochs,
-                runs=Path(folder, way.replace(", ", "-")),
+                runs=Path(folder, re.sub(r"\W+", "-", way)),
                 progress=False,
                 **given,
             ).values()
@@ -80,14 +96,14 @@ def measure(
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data-root", required=True, help="folder of cifar-100-python")
-    parser.add_argument("--images", type=int, default=5000, help="of train, stratified; 0: all")
-    parser.add_argument("--epochs", type=int, default=8)
-    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--images", type=int, default=5000, help="training images of the students, stratified; 0: all")
+    parser.add_argument("--epochs", type=int, default=8, help="epochs of the students")
+    parser.add_argument("--seeds", type=int, default=3, help="number of students that each loop trains")
     parser.add_argument(
-        "--pair", default="resnet20,resnet8", help="teacher (a name, or the folder of its run) and student"
+        "--pair", default="resnet20,resnet8", help="teacher (a model's name or its run folder) and student"
     )
-    parser.add_argument("--runs", default="runs/speed", help="folder of what is trained")
-    parser.add_argument("--device", default="auto", help="auto, cpu or cuda")
+    parser.add_argument("--runs", default="runs/speed", help="folder of the teacher, the students and the cache")
+    parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N")
     parser.add_argument("--out", default="benchmarks/results/accuracy.json", help="file of the results")
     given = parser.parse_args()
     options = {key: getattr(given, key) for key in ("images", "epochs", "seeds", "device")}

@@ -1,32 +1,30 @@
-"""The CIFAR-100 table: teachers, students and the tuning of IC-KD, in slices; what is finished is not trained again.
+"""Trains the teachers and students of the CIFAR-100 tables, or tunes IC-KD; finished runs are not trained again.
 
     python benchmarks/cifar100.py --data-root DIR [--plan published|strong|small] [--stage table|tune]
 
-Stage `table` is the comparison, on the test images. `tune` changes IC-KD's choices one at a time and compares them on
-images held out of train, which neither student nor teacher saw: defaults are chosen by it, and it is their ablation.
+Stage `table` compares the methods on the test images. Stage `tune` changes IC-KD's choices one at a time and compares
+them on images held out of train, on which neither the students nor the teacher are trained. The defaults were chosen in
+this stage, and it is IC-KD's ablation.
 
-`published`: the field's protocol and pairs, for a GPU. `strong`: twice as many epochs with RandAugment, the first pair.
-`small`: ResNet20→ResNet8 on a fixed, stratified 10,000 training images and the whole test set, for a CPU.
+Plan `published` has the published protocol and pairs, for a GPU. Plan `strong` trains the first pair for twice as many
+epochs with RandAugment. Plan `small`, for a CPU, trains ResNet20→ResNet8 on a fixed, stratified subset of 10,000
+training images and evaluates on all test images.
 
-Each finished run becomes a JSON file in OUT/STAGE: configuration, commit, device, curves, summary. What is there is
-not trained again. `python -m ickd_lib report OUT/table --figure FILE.png` makes the table and a figure beside the
-published numbers, `report OUT/tune --baseline ickd` the ablation.
+Each finished run becomes a JSON file in OUT/STAGE with its configuration, commit, device, curves and summary, and a run
+that has one is not trained again. `ickd report OUT/table --figure FILE.png` makes the table, and a figure with the
+published numbers; `ickd report OUT/tune --baseline ickd` makes the ablation.
 
-With --minutes, a call that runs out of them keeps what it has and exits with 75; the same call goes on. A student that
-diverges is named at the end, with exit status 1; the others are finished. --parts DIR keeps teachers and unfinished
-students there as well, in files of at most 15 MiB, and takes them from there where they are missing: with DIR and OUT a
-machine that forgets all else goes on.
+With --minutes, the script stops after that time, with a checkpoint and exit status 75; the same call continues. When a
+student diverges, the others are trained to the end; the script names it at the end and exits with status 1.
 """
 
 from __future__ import annotations
 
 import argparse
-import io
 import os
 import re
 import signal
 import sys
-import tarfile
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -34,14 +32,15 @@ from typing import Any
 
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
-from ickd_lib import data, methods, results, runtime, training
+from ickd_lib import data, methods, runtime, training
+from ickd_lib.runs import finished
 from ickd_lib.training import Recipe, Student
 
-UNFINISHED = 75
-PART = 15 * 2**20  # bytes
+UNFINISHED = 75  # exit status of a call that --minutes or Ctrl-C stopped
 PROTOCOL = Recipe()
 SHORT = Recipe(epochs=60, schedule="cosine")
-# What tuning changes, one at a time; `order='random'` takes random samples of the right classes, not retrieved ones.
+# The choices of IC-KD that tuning changes, one at a time. With `order='random'` the in-context samples are drawn at
+# random from the same classes instead of retrieved.
 CHOICES = (
     "ickd",
     "ickd(order='random')",
@@ -66,12 +65,12 @@ CHOICES = (
     "ickd(average='probabilities')",
     "ickd(query='view')",
     "ickd(form='hinge')",
-    "ickd(form='hinge', nicd=50.0)",  # no 1/κ in its gradient
+    "ickd(form='hinge', nicd=50.0)",  # the hinge's gradient lacks the factor 1/κ
     "ickd(per_class=True)",
     "ickd(anchor='aggregate')",
     "nicd(nicd=5.0)",
 )
-# And the scale of other methods, since so short a training rewards a large one.
+# Weights of the other methods, which tuning compares too, because so short a training favours large ones.
 SCALES = (
     "ce",
     "kd",
@@ -88,14 +87,18 @@ SCALES = (
 
 @dataclass(frozen=True)
 class Plan:
-    """Who is trained on what, how long.
+    """The networks, recipes, data and methods of a table.
 
-    pairs: teacher and student, with how many seeds.
-    teacher, tuner: the recipes of the teachers, of the table and of tuning.
-    student: None for the recipe published for the pair.  short: the one of tuning.
-    labels: of the students' training images; 0: all.  augment: of the students' training images.
-    others: what IC-KD is compared with; the weights in brackets were the best in tuning.
-    best: the one it is added to, as KD is, which IC-KD contains.
+    pairs: teacher, student and number of seeds.
+    teacher: recipe of the teachers in stage `table`.
+    tuner: recipe of the teachers in stage `tune`.
+    student: recipe of the students in stage `table`; None for the one published for the pair.
+    short: recipe of the students in stage `tune`.
+    labels: number of training images of the students; 0 for all.
+    augment: augmentation of the students' training images.
+    others: the methods that IC-KD is compared with. Weights in brackets were the best in tuning.
+    best: the method to which IC-KD is added, and KD for comparison, because IC-KD contains KD.
+    seeds_of_choices: number of seeds in stage `tune`.
     """
 
     pairs: tuple[tuple[str, str, int], ...]
@@ -146,7 +149,7 @@ PLANS = {
 
 
 def of_stage(stage: str, plan: Plan, pair: tuple[str, str]) -> list[str]:
-    """The methods that are trained, with the weights published for the pair."""
+    """Return the methods that a stage trains for a pair, with the weights published for it."""
     if stage == "table":
         named = [training.published(name, *pair).method for name in plan.others]
         best = training.published(plan.best, *pair).method
@@ -155,76 +158,57 @@ def of_stage(stage: str, plan: Plan, pair: tuple[str, str]) -> list[str]:
 
 
 def passes(every: list[str], together: int) -> list[list[str]]:
-    """The students of each pass. What a GPU cannot replay goes by itself, or it would keep the others from it."""
+    """Divide methods into groups of at most `together`, each of which is trained in one pass.
+
+    A method with `query='view'` is a group of its own: on a GPU its steps cannot be captured, and then those of other
+    students in the same pass cannot be captured either.
+    """
     alone = [[method] for method in every if "query='view'" in method]
     rest = [method for method in every if [method] not in alone]
     return [rest[i : i + together] for i in range(0, len(rest), together)] + alone
 
 
-def record(folder: Path, out: Path) -> list[dict[str, Any]]:
-    """Write each finished run of the folder as one JSON file; class names, which every run repeats, are left out.
+def write_finished(folder: Path, out: Path) -> list[dict[str, Any]]:
+    """Write each finished run below `folder` that has no JSON file in `out` yet as one.
+
+    The class names, which are the same in every run, are left out.
 
     Returns:
-        The summaries of those that had none.
+        The summaries of these runs.
     """
-    found = []
+    written = []
     for run in map(runtime.Run, sorted(path.parent for path in folder.glob("*/summary.json"))):
         path = out / (re.sub(r"[^\w.=+-]+", "-", run.folder.name) + ".json")
         if not path.exists() and run.summary:
             config = run.config
             config["settings"]["data"].pop("classes", None)
             runtime.write_json(path, {"config": config, "epochs": run.metrics, "summary": run.summary})
-            found.append(run.summary)
-    return found
+            written.append(run.summary)
+    return written
 
 
-def keep(runs: Path, parts: Path) -> None:
-    """Teachers and unfinished students as one archive in parts; what nothing needs to go on is left out."""
-    packed = io.BytesIO()
-    with tarfile.open(fileobj=packed, mode="w") as archive:
-        for folder in sorted(config.parent for config in runs.rglob("config.json")):
-            done = (folder / "summary.json").exists()
-            if done and folder.parent.name != "teachers":
-                continue
-            for file in sorted(folder.iterdir()):
-                if not (done and file.name == "checkpoint.pt"):
-                    archive.add(file, file.relative_to(runs))
-    before, written = set(parts.glob("runs.tar.*")), set()
-    for at, start in enumerate(range(0, len(whole := packed.getbuffer()), PART)):
-        written.add(path := parts / f"runs.tar.{at:02}")
-        with runtime.replacing(path) as part:
-            part.write_bytes(whole[start : start + PART])
-    for old in before - written:
-        old.unlink()
-
-
-def restore(parts: Path, runs: Path) -> None:
-    """Unpack what `keep` wrote; a run that is there stays as it is."""
-    if not (whole := b"".join(part.read_bytes() for part in sorted(parts.glob("runs.tar.*")))):
-        return
-    with tarfile.open(fileobj=io.BytesIO(whole)) as archive:
-        new = [file for file in archive if not (runs / file.name).parent.exists()]
-        archive.extractall(runs, new, filter="data")
-
-
-def finished(folder: Path) -> set[tuple[str, str, str, int]]:
-    """Teacher, student, method and seed of each run that has its JSON file in the folder."""
-    found = results.finished([folder]) if any(folder.glob("*.json")) else []
-    return {(one["teacher"], one["network"], one["method"], one["data_seed"]) for one in found}
+def already_written(folder: Path) -> set[tuple[str, str, str, int]]:
+    """Return teacher, student, method and seed of each run that has a JSON file in the folder."""
+    summaries = finished([folder]) if any(folder.glob("*.json")) else []
+    return {(one["teacher"], one["network"], one["method"], one["data_seed"]) for one in summaries}
 
 
 def train(stage: str, plan: Plan, given: argparse.Namespace) -> list[str]:
-    """Everything of a stage, pair after pair; all students of a seed share batches and the teacher's passes.
+    """Train everything of a stage, pair after pair. Students of one pass share the batches and the teacher's outputs.
 
+    Args:
+        stage: "table" or "tune".
+        plan: what to train.
+        given: the script's arguments.
     Returns:
-        A line for each student that diverged.
+        A message for each pass in which students diverged; it names them.
     """
     tuning, failed = stage == "tune", []
     runs, out = Path(given.runs, given.plan, stage), Path(given.out, stage)
     load = partial(data.load, "cifar100", given.data_root, val=0.1 if tuning else 0.0, download=given.download)
     options = {"device": given.device, "progress": sys.stderr.isatty()}
     for teacher_name, name, seeds in plan.pairs[:1] if tuning else plan.pairs:
-        pair, done = (teacher_name, name), finished(out)
+        pair, done = (teacher_name, name), already_written(out)
         named = [training.published(method, *pair).method for method in given.methods or of_stage(stage, plan, pair)]
         every = [methods.describe(methods.create(method)) for method in named]
         queue = [
@@ -234,14 +218,12 @@ def train(stage: str, plan: Plan, given: argparse.Namespace) -> list[str]:
         ]
         if not queue:
             continue
-        taught = plan.tuner if tuning else plan.teacher
-        teacher = training.pretrain(teacher_name, load(), recipe=taught, runs=given.runs, **options)
-        record(Path(given.runs, "teachers"), Path(given.out, "teachers"))
+        to_teacher = plan.tuner if tuning else plan.teacher
+        teacher = training.pretrain(teacher_name, load(), recipe=to_teacher, runs=given.runs, **options)
+        write_finished(Path(given.runs, "teachers"), Path(given.out, "teachers"))
         splits = load(labels=plan.labels, augment=plan.augment)
-        usual = plan.student or training.published("kd", *pair).recipe
-        recipe = plan.short if tuning else usual
-        while queue:
-            seed, some = queue.pop(0)
+        recipe = plan.short if tuning else plan.student or training.published("kd", *pair).recipe
+        for seed, some in queue:
             try:
                 training.distill(
                     [Student(name, method, seed) for method in some],
@@ -251,53 +233,46 @@ def train(stage: str, plan: Plan, given: argparse.Namespace) -> list[str]:
                     data_seed=seed,
                     evaluate_every=recipe.epochs if tuning else max(1, recipe.epochs // 10),
                     runs=runs,
-                    memo=Path(given.runs, "memo"),
+                    teacher_cache=Path(given.runs, "teacher_cache"),
                     **options,
                 )
-            except runtime.Diverged as error:
-                if len(some) > 1:  # the others go on, each by itself
-                    queue = [(seed, [method]) for method in some] + queue
-                else:
-                    failed.append(str(error))
-            finally:  # also where a stop came when they were finished
-                for summary in record(runs, out):
-                    seen = summary["val_accuracy" if tuning else "accuracy"]
-                    print(f"{summary['method']} seed {summary['data_seed']}: {seen:.2%}", flush=True)
+            except runtime.Diverged as error:  # the other students of the pass are finished
+                failed.append(str(error))
+            finally:  # also after a stop, because some students may have been finished before it
+                for summary in write_finished(runs, out):
+                    accuracy = summary["val_accuracy" if tuning else "accuracy"]
+                    print(f"{summary['method']} seed {summary['data_seed']}: {accuracy:.2%}", flush=True)
     return failed
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data-root", default="data", help="folder of cifar-100-python")
-    parser.add_argument("--download", action="store_true", help="download CIFAR-100 where it is not there")
-    parser.add_argument("--plan", default="published", choices=PLANS)
-    parser.add_argument("--stage", default="table", choices=("table", "tune"))
-    parser.add_argument("--minutes", type=float, default=0, help="stop after so many, to go on later; 0: never")
-    parser.add_argument("--methods", nargs="*", help="only these; by default those of the stage")
-    parser.add_argument("--seeds", nargs="*", type=int, help="only these; by default those of the plan")
-    parser.add_argument("--together", type=int, default=8, help="students of one pass")
-    parser.add_argument("--runs", default="runs/cifar100", help="folder of run folders, teachers and the memo")
-    parser.add_argument("--parts", default="", help="folder that keeps teachers and unfinished students in small files")
+    parser.add_argument("--download", action="store_true", help="download CIFAR-100 if the folder lacks it")
+    parser.add_argument("--plan", default="published", choices=PLANS, help="what is trained")
+    parser.add_argument("--stage", default="table", choices=("table", "tune"), help="comparison or tuning")
+    parser.add_argument("--minutes", type=float, default=0, help="stop after this time, to continue later; 0: never")
+    parser.add_argument("--methods", nargs="*", help="methods to train; by default those of the stage")
+    parser.add_argument("--seeds", nargs="*", type=int, help="seeds to train; by default those of the plan")
+    parser.add_argument("--together", type=int, default=8, help="students that are trained in one pass")
+    parser.add_argument("--runs", default="runs/cifar100", help="folder of runs, teachers and the teacher cache")
     parser.add_argument("--out", default="", help="folder of the JSON files; by default RUNS/PLAN/json")
-    parser.add_argument("--device", default="auto", help="auto, cpu or cuda")
+    parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N")
     given = parser.parse_args()
     given.out = given.out or Path(given.runs, given.plan, "json")
-    if given.parts:
-        restore(Path(given.parts), Path(given.runs))
     if given.minutes:
-        # As Ctrl-C does, also where a shell has it ignored: training stops between two steps, with a checkpoint.
+        # The alarm acts like Ctrl-C, so that training stops between two steps and writes a checkpoint. Python's handler
+        # is set first, because a process that a shell started in the background ignores Ctrl-C.
         signal.signal(signal.SIGINT, signal.default_int_handler)
         signal.signal(signal.SIGALRM, lambda *_: os.kill(os.getpid(), signal.SIGINT))
         signal.setitimer(signal.ITIMER_REAL, 60 * given.minutes)
     try:
         failed = train(given.stage, PLANS[given.plan], given)
     except KeyboardInterrupt:
-        print("not finished; the same call goes on from here", file=sys.stderr)
+        print("stopped before the end; the same call continues from here", file=sys.stderr)
         return UNFINISHED
     finally:
         signal.setitimer(signal.ITIMER_REAL, 0)
-        if given.parts:
-            keep(Path(given.runs), Path(given.parts))
     for line in failed:
         print(line, file=sys.stderr)
     return bool(failed)

@@ -1,9 +1,8 @@
-"""The two loops that are compared: the field's usual one, and `training.distill` as everyone calls it."""
+"""The two training loops that are compared: the usual one of distillation code, and `training.distill`."""
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Iterator
+import os
 from typing import Any
 
 import numpy as np
@@ -16,9 +15,12 @@ from torchvision import transforms
 from ickd_lib import data, models, runtime, training
 from ickd_lib.memory import MemoryBank
 
+CORES = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+WORKERS = min(12, CORES)  # of the usual loop's DataLoader; fewer would slow it down on a machine with many cores
 
-class Pictures(Dataset):
-    """PIL images through the usual transforms, as in the field's CIFAR loaders."""
+
+class TransformedImages(Dataset):
+    """PIL images and torchvision's transforms (random crop, flip, normalisation), as in common CIFAR loaders."""
 
     def __init__(self, images: data.Images) -> None:
         self.pixels = images.images.permute(0, 2, 3, 1).contiguous().cpu().numpy()
@@ -33,12 +35,18 @@ class Pictures(Dataset):
         return self.transform(Image.fromarray(self.pixels[i])), self.labels[i]
 
 
-class Usual:
-    """The usual KD loop: PIL transforms in a DataLoader with two workers, float32, the teacher's pass in every step.
+class UsualLoop:
+    """The usual KD loop: PIL transforms in a DataLoader with `WORKERS` workers, float32, the teacher in every step.
 
     Args:
-        teacher: its weights are taken over; its memory format is the usual one.
-        name: the student's network.  seed: of its initial weights, which are those that `distill` would give it.
+        teacher: a network. Its weights are copied into a new one with PyTorch's default memory format.
+        name: the student's network.
+        images: the training images.
+        device: where both networks are.
+        recipe: batch size, learning rates and optimiser.
+        seed: of the student's initial weights, which equal those of `distill`, and of the order of the images.
+    Attributes:
+        done: number of steps so far.
     """
 
     def __init__(
@@ -57,18 +65,23 @@ class Usual:
         with runtime.seeded(seed, "network"):
             self.student = models.create(name, **images.spec)
         self.student.to(device).train()
-        for network in (self.teacher, self.student):  # the transforms normalise
+        for network in (self.teacher, self.student):  # the transforms normalise already
             network.set_normalisation((0.0,) * 3, (1.0,) * 3)
         self.optimizer = torch.optim.SGD(
             self.student.parameters(), lr=recipe.lr, momentum=recipe.momentum, weight_decay=recipe.weight_decay
         )
-        workers = {"num_workers": 2, "persistent_workers": True, "pin_memory": device.type == "cuda"}
-        draws = torch.Generator().manual_seed(seed)
         self.loader = DataLoader(
-            Pictures(images), batch_size=recipe.batch_size, shuffle=True, generator=draws, **workers
+            TransformedImages(images),
+            batch_size=recipe.batch_size,
+            shuffle=True,
+            generator=torch.Generator().manual_seed(seed),
+            num_workers=WORKERS,
+            persistent_workers=True,
+            pin_memory=device.type == "cuda",
         )
 
     def epoch(self) -> None:
+        """Train for one epoch."""
         for pixels, labels in self.loader:
             for group in self.optimizer.param_groups:
                 group["lr"] = self.recipe.lr_at(self.done / len(self.loader))
@@ -81,21 +94,32 @@ class Usual:
             self.optimizer.zero_grad()
             loss.backward()
             self.optimizer.step()
-            loss.item()  # the usual running average
+            loss.item()  # usual loops read it in every step, for a running average
             self.done += 1
 
 
 def step_seconds(students: list[training.Student], splits: data.Splits, **given: Any) -> float:
-    """Seconds of a step of `distill` (of all students), measured on the second of two epochs."""
+    """Return the seconds that one step of `distill` takes for all students, from the second of two epochs.
+
+    Args:
+        students, splits: as for `distill`.
+        given: further arguments of `distill`.
+    """
     recipe = training.Recipe(epochs=2, schedule="cosine")
     options = {"recipe": recipe, "evaluate_every": 2, "progress": False} | given
     history = next(iter(training.distill(students, splits, **options).values()))
     first, second = (record["seconds"] for record in history.epochs)
-    return (second - first) / splits.train.steps(recipe.batch_size)
+    return (second - first) / data.Sampler(splits.train).steps(options["recipe"].batch_size)
 
 
-def made_up(count: int, test: int, classes: int = 100) -> data.Splits:
-    """Random images in CIFAR-100's shape, where the real ones are not at hand: time does not depend on pixels."""
+def random_splits(count: int, test: int, classes: int = 100) -> data.Splits:
+    """Return random images of CIFAR-100's shape, for timing without the data set: time does not depend on pixels.
+
+    Args:
+        count: number of training images.
+        test: number of test images.
+        classes: number of classes.
+    """
     pixels = torch.from_numpy(np.random.default_rng(0).integers(0, 256, (count, 3, 32, 32), dtype=np.uint8))
     names = tuple(str(c) for c in range(classes))
     rows = torch.arange(count)
@@ -104,17 +128,7 @@ def made_up(count: int, test: int, classes: int = 100) -> data.Splits:
 
 
 def untrained(name: str, splits: data.Splits, device: torch.device) -> tuple[models.Network, MemoryBank]:
-    """A teacher whose word means nothing, and its bank."""
+    """Return a teacher with random weights and its memory bank of the training images."""
     with runtime.seeded(0):
         teacher = models.create(name, **splits.train.spec).to(device).eval()
     return teacher, MemoryBank.build(teacher, splits.train.to(device))
-
-
-@contextlib.contextmanager
-def quiet() -> Iterator[None]:
-    """Without the warnings of DataLoader about the number of cores."""
-    import warnings
-
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="This DataLoader will create")
-        yield

@@ -1,4 +1,4 @@
-"""What the machine can do at best, what a step cannot do without, and where the rest of its time goes."""
+"""Measures the peak rates of a machine, the least work of a training step, and how a step's time divides."""
 
 from __future__ import annotations
 
@@ -10,21 +10,24 @@ from pathlib import Path
 
 import torch
 from torch import nn
+from torch.autograd import DeviceType
 from torch.profiler import ProfilerActivity, profile
 from torch.utils.flop_counter import FlopCounterMode
 
 from ickd_lib import models
 
-KINDS = {  # of operation, by what its name holds; the first that fits
-    "convolution": ("conv", "cudnn", "gemm", "xmma", "cutlass", "implicit"),
+# Kinds of operation, with parts of the names of their operators and kernels. The first kind that matches counts: the
+# names of cuDNN's kernels for batch normalisation contain "cudnn" too, and those of many kernels "elementwise".
+KINDS = {
     "batch normalisation": ("batch_norm", "bn_", "batchnorm"),
+    "convolution": ("conv", "cudnn", "gemm", "addmm", "xmma", "cutlass", "implicit"),
     "optimiser": ("sgd", "multi_tensor"),
     "activations and additions": ("clamp_min", "relu", "threshold", "add", "elementwise", "vectorized"),
 }
 
 
 def name(device: torch.device) -> str:
-    """Of the processor that does the work, as it calls itself."""
+    """Return the model name of the GPU or CPU."""
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
     info = Path("/proc/cpuinfo")
@@ -32,20 +35,32 @@ def name(device: torch.device) -> str:
     return next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), platform.machine())
 
 
+def seconds(work: Callable[[], object], device: torch.device) -> float:
+    """Return how many seconds one call of `work` takes, until the device has finished everything that it launched."""
+    _synchronise(device)
+    start = time.perf_counter()
+    work()
+    _synchronise(device)
+    return time.perf_counter() - start
+
+
+def _synchronise(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
 def fastest(work: Callable[[], object], device: torch.device, rounds: int = 8) -> float:
-    """The least seconds that `work` took."""
-    taken = []
-    for _ in range(rounds):
-        start = time.perf_counter()
-        work()
-        if device.type == "cuda":
-            torch.cuda.synchronize(device)
-        taken.append(time.perf_counter() - start)
-    return min(taken)
+    """Return the shortest of several measurements of `work`, in seconds."""
+    return min(seconds(work, device) for _ in range(rounds))
 
 
 def rates(device: torch.device, precision: str) -> dict[str, float]:
-    """Operations a second of a large matrix product, bytes a second of a large copy."""
+    """Measure the operations per second of a large matrix product and the bytes per second of a large copy.
+
+    Args:
+        device: the device to measure.
+        precision: of the matrix product, "fp32" or "bf16".
+    """
     side = 8192 if device.type == "cuda" else 2048
     kind = torch.bfloat16 if precision == "bf16" else torch.float32
     a, b = torch.randn(2, side, side, device=device, dtype=kind)
@@ -58,10 +73,19 @@ def rates(device: torch.device, precision: str) -> dict[str, float]:
 
 
 def work(network: models.Network, size: tuple[int, int], *, training: bool, bytes_each: int) -> tuple[float, float]:
-    """Operations and bytes that one image costs at least.
+    """Count the operations and bytes that a network needs at least for one image.
 
-    Operations: of convolutions and matrix products, forward, and backward where it is trained. Bytes: the output of
-    each of these written once and read once; in training both again, and its gradient written and read.
+    Operations are those of convolutions and matrix products, forward, and backward in training. Bytes: the output of
+    each of these layers is written once and read once. In training it is written and read once more, and so is its
+    gradient.
+
+    Args:
+        network: the network to count for.
+        size: height and width of an image in pixels.
+        training: whether to count the backward pass.
+        bytes_each: bytes of one number, 4 in fp32 and 2 in bf16.
+    Returns:
+        Operations and bytes for one image.
     """
     outputs = 0
 
@@ -89,22 +113,39 @@ def floor(
     rate: dict[str, float],
     precision: str,
 ) -> float:
-    """Seconds that an image costs at least on this machine: the longer of its operations and its bytes."""
+    """Return the least seconds that one image can take on this machine.
+
+    This is the time of its operations or of its bytes (see `work`) at the peak rates, whichever is longer.
+
+    Args:
+        student: the network that is trained.
+        teacher: the network whose forward pass is part of the step; None with a full teacher cache.
+        size: height and width of an image in pixels.
+        rate: the result of `rates`.
+        precision: "fp32" or "bf16".
+    """
     each = 2 if precision == "bf16" else 4
     operations, moved = work(student.train(), size, training=True, bytes_each=each)
     if teacher is not None:
-        more, also = work(teacher, size, training=False, bytes_each=each)
-        operations, moved = operations + more, moved + also
+        teacher_operations, teacher_moved = work(teacher, size, training=False, bytes_each=each)
+        operations, moved = operations + teacher_operations, moved + teacher_moved
     return max(operations / rate["operations_per_second"], moved / rate["bytes_per_second"])
 
 
 def shares(run: Callable[[], object], device: torch.device) -> dict[str, float]:
-    """The share of the time of all operations that each kind takes, largest first."""
+    """Profile `run` and return the share of each kind of operation in the time of all operations, largest first.
+
+    On a CPU this is the time of the operators, on a GPU the time of the kernels.
+    """
     cuda = device.type == "cuda"
-    with profile(activities=[ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if cuda else [])]) as seen:
+    with profile(activities=[ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if cuda else [])]) as profiled:
         run()
     spent: dict[str, float] = defaultdict(float)
-    for event in seen.key_averages():
+    for event in profiled.key_averages():
+        # An operator on the CPU has the time of the kernels that it launched, and an annotation the time of all kernels
+        # inside it. Only the kernels themselves are summed, so that each counts once.
+        if cuda and (event.device_type != DeviceType.CUDA or event.is_user_annotation):
+            continue
         name = event.key.lower()
         kind = next((kind for kind, parts in KINDS.items() if any(part in name for part in parts)), "everything else")
         spent[kind] += event.self_device_time_total if cuda else event.self_cpu_time_total

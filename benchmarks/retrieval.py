@@ -1,10 +1,10 @@
-"""How long exact retrieval takes: the neighbours of every row of a bank of 50,000 rows with 256 features.
+"""Measures exact retrieval: the in-context samples of every row of a bank of 50,000 rows with 256 features.
 
-    python benchmarks/retrieval.py [--rows 50000] [--features 256] [--rounds 1]
+    python benchmarks/retrieval.py [--rows 50000] [--features 256] [--rounds 1] [--device auto]
 
-The features are those of 100 noisy classes, rectified, as a ReLU network's are. Beside ours stands faiss's IndexFlatIP,
-where faiss-cpu is installed: under the same class constraints (an index of each class, and one of all others), and
-without any.
+The features of each of 100 classes are its centre plus noise, rectified like those of a network that ends in a ReLU. On
+a CPU with faiss-cpu installed, its IndexFlatIP is measured too: under the same class constraints (an index of each
+class, and one of all other classes), and without constraints.
 """
 
 from __future__ import annotations
@@ -13,9 +13,9 @@ import argparse
 import importlib.util
 import resource
 import statistics
-import time
 from typing import Any
 
+import machine
 import numpy as np
 import torch
 
@@ -25,22 +25,25 @@ from ickd_lib.memory import MemoryBank
 POSITIVES, NEGATIVES = 8, 128
 
 
-def made_up(rows: int, features: int, classes: int = 100) -> MemoryBank:
+def random_bank(rows: int, features: int, classes: int = 100) -> MemoryBank:
+    """Return a bank of random features around a random centre of each class."""
     generator = runtime.generator(0, "benchmark")
     labels = torch.arange(rows) % classes
     centres = torch.randn(classes, features, generator=generator)
-    found = (centres[labels] + torch.randn(rows, features, generator=generator)).relu()
+    values = (centres[labels] + torch.randn(rows, features, generator=generator)).relu()
     names = tuple(str(c) for c in range(classes))
-    return MemoryBank(found, torch.zeros(rows, classes), labels, torch.arange(rows), names)
+    return MemoryBank(values, torch.zeros(rows, classes), labels, torch.arange(rows), names)
 
 
 def ours(bank: MemoryBank) -> tuple[torch.Tensor, torch.Tensor]:
-    bank._tables.clear()
-    near, far = bank.table(positives=POSITIVES, negatives=NEGATIVES)
-    return near.rows, far.rows
+    """Search with this library: rows of the positives [N, 8] and negatives [N, 128]."""
+    bank._tables.clear()  # otherwise a second search would return the first one's result
+    positives, negatives = bank.table(positives=POSITIVES, negatives=NEGATIVES)
+    return positives.rows, negatives.rows
 
 
 def faiss_constrained(bank: MemoryBank) -> tuple[torch.Tensor, torch.Tensor]:
+    """Search with faiss under the same class constraints: rows of the positives [N, 8] and negatives [N, 128]."""
     import faiss
 
     features, labels = bank.features.numpy(), bank.labels.numpy()
@@ -61,6 +64,7 @@ def faiss_constrained(bank: MemoryBank) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 def faiss_free(bank: MemoryBank) -> None:
+    """Search as many rows with faiss without class constraints."""
     import faiss
 
     features = bank.features.numpy()
@@ -69,23 +73,37 @@ def faiss_free(bank: MemoryBank) -> None:
     index.search(features, POSITIVES + NEGATIVES + 1)
 
 
-def measure(rows: int = 50_000, features: int = 256, rounds: int = 1) -> dict[str, Any]:
-    """Seconds of each way, rounds alternating; and the share of neighbours that the exact ways agree on."""
-    bank = made_up(rows, features)
-    ways = {"ours": ours}
-    if importlib.util.find_spec("faiss"):
+def measure(rows: int = 50_000, features: int = 256, rounds: int = 1, device: str = "cpu") -> dict[str, Any]:
+    """Measure each search in each of several rounds.
+
+    Args:
+        rows, features: size of the bank.
+        rounds: how often each search is measured.
+        device: where the bank is and this library searches.
+    Returns:
+        The seconds of each search and, where faiss was measured, the share of neighbours on which both exact searches
+        agree and the median ratio of the times.
+    """
+    chosen = runtime.device(device)
+    bank = random_bank(rows, features).to(chosen)
+    ways: dict[str, Any] = {"ours": ours}
+    if chosen.type == "cuda":
+        ours(bank)  # the first search on a GPU loads its libraries
+    elif importlib.util.find_spec("faiss"):
         import faiss
 
         faiss.omp_set_num_threads(torch.get_num_threads())
         ways |= {"faiss, same constraints": faiss_constrained, "faiss, no constraints": faiss_free}
     seconds: dict[str, list[float]] = {way: [] for way in ways}
     found: dict[str, Any] = {}
+
+    def search(way: str) -> None:
+        found[way] = ways[way](bank)
+
     for _ in range(rounds):
-        for way, search in ways.items():
-            start = time.perf_counter()
-            found[way] = search(bank)
-            seconds[way].append(round(time.perf_counter() - start, 2))
-    result: dict[str, Any] = {"rows": rows, "features": features, "seconds_of": seconds}
+        for way in ways:
+            seconds[way].append(round(machine.seconds(lambda way=way: search(way), chosen), 3))
+    result: dict[str, Any] = {"device": str(chosen), "rows": rows, "features": features, "seconds_of": seconds}
     if len(ways) > 1:
         agreed = [
             (a.sort(1).values == b.sort(1).values).double().mean().item()
@@ -100,11 +118,14 @@ def measure(rows: int = 50_000, features: int = 256, rounds: int = 1) -> dict[st
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rows", type=int, default=50_000, help="of the bank")
-    parser.add_argument("--features", type=int, default=256, help="of each row")
-    parser.add_argument("--rounds", type=int, default=1, help="times each way is measured")
+    parser.add_argument("--rows", type=int, default=50_000, help="number of rows of the bank")
+    parser.add_argument("--features", type=int, default=256, help="number of features of a row")
+    parser.add_argument("--rounds", type=int, default=1, help="how often each search is measured")
+    parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N")
     given = parser.parse_args()
-    for key, value in measure(given.rows, given.features, given.rounds).items():
+    for key, value in measure(given.rows, given.features, given.rounds, given.device).items():
         print(f"{key}: {value}")
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6
-    print(f"{peak:.1f} GB at the most, {torch.get_num_threads()} threads")
+    print(f"peak memory of the process: {peak:.1f} GB; CPU threads: {torch.get_num_threads()}")
+    if torch.cuda.is_available():
+        print(f"peak memory on the GPU: {torch.cuda.max_memory_allocated() / 1e9:.1f} GB")

@@ -1,4 +1,4 @@
-"""How long it takes to begin: the import of the library, and the first picture of the first notebook.
+"""Measures how long the import of the library and the first picture of the first notebook take.
 
 python benchmarks/start.py
 """
@@ -13,12 +13,17 @@ import tempfile
 import time
 from pathlib import Path
 
-FIRST = Path(__file__).resolve().parents[1] / "notebooks"
+NOTEBOOKS = Path(__file__).resolve().parents[1] / "notebooks"
 CLOCK = "import time; t = time.perf_counter(); import {}; print(time.perf_counter() - t)"
 
 
 def imported(names: str, before: str = "import torch; ") -> float:
-    """Seconds that an import takes in a fresh Python that has torch already; the median of five."""
+    """Return the seconds of an import in a new Python process, the median of five.
+
+    Args:
+        names: the module to import.
+        before: statements that run first and are not timed.
+    """
     taken = [
         float(
             subprocess.run([sys.executable, "-c", before + CLOCK.format(names)], capture_output=True, check=True).stdout
@@ -29,16 +34,22 @@ def imported(names: str, before: str = "import torch; ") -> float:
 
 
 def first_picture(number: str = "00") -> float:
-    """Seconds from the start of a notebook's kernel to its first picture, with the notebook's own parameters."""
+    """Return the seconds from the start of a notebook's kernel to its first picture.
+
+    Args:
+        number: the first two digits of the notebook's name. It runs with its default parameters, without earlier runs.
+    Raises:
+        RuntimeError: the notebook shows no picture.
+    """
     from nbclient import NotebookClient
     from papermill.iorw import load_notebook_node
     from papermill.parameterize import parameterize_notebook
 
-    (path,) = FIRST.glob(f"{number}_*.ipynb")
+    (path,) = NOTEBOOKS.glob(f"{number}_*.ipynb")
     with tempfile.TemporaryDirectory() as folder:
         given = {"output": f"{folder}/output", "runs": f"{folder}/runs"}
         notebook = parameterize_notebook(load_notebook_node(str(path)), given)
-        client = NotebookClient(notebook, kernel_name="python3", resources={"metadata": {"path": FIRST}})
+        client = NotebookClient(notebook, kernel_name="python3", resources={"metadata": {"path": NOTEBOOKS}})
         start = time.perf_counter()
         with client.setup_kernel():
             for i, cell in enumerate(notebook.cells):
@@ -49,12 +60,13 @@ def first_picture(number: str = "00") -> float:
 
 
 def measure() -> dict[str, float]:
+    """Return the seconds of the imports and, where papermill is installed, of the first picture."""
     found = {
         "import_torch_seconds": round(imported("torch", ""), 3),
         "import_ickd_lib_seconds": round(imported("ickd_lib"), 4),
         "import_everything_that_trains_seconds": round(imported("ickd_lib.training"), 3),
     }
-    if importlib.util.find_spec("papermill"):  # not on a bare GPU machine
+    if importlib.util.find_spec("papermill"):  # a machine that only trains may lack it
         found["first_picture_seconds"] = round(first_picture(), 1)
     return found
 

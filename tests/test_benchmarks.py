@@ -1,18 +1,23 @@
-"""The benchmarks measure what they say, at a small scale."""
+"""Tests of the benchmark scripts, at a small scale."""
 
 import signal
 import sys
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
+from torch.autograd import DeviceType
 
-from ickd_lib import methods, models, results, runtime
+from ickd_lib import data, methods, models, runtime
+from ickd_lib.runs import finished, table
 from ickd_lib.training import Recipe, Student
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks"))
+import accuracy
 import cifar100
+import contention
 import loops
 import machine
 import retrieval
@@ -23,35 +28,41 @@ RECIPE = Recipe(epochs=2, batch_size=16, schedule="cosine")
 
 @pytest.fixture(scope="module")
 def splits():
-    return loops.made_up(100, 16, classes=10)
+    return loops.random_splits(100, 16, classes=10)
 
 
-def test_the_usual_loop_starts_from_the_same_student_and_sees_what_ours_sees(splits):
+def test_the_usual_loop_has_the_initial_student_and_the_images_of_distill(splits):
     teacher, _ = loops.untrained("resnet8", splits, torch.device("cpu"))
-    with loops.quiet():
-        loop = loops.Usual(teacher, "resnet8", splits.train, torch.device("cpu"), RECIPE, seed=3)
-        with runtime.seeded(3, "network"):
-            ours = models.create("resnet8", **splits.train.spec)
-        assert all(torch.equal(a, b) for a, b in zip(ours.parameters(), loop.student.parameters(), strict=True))
-        pixels, labels = next(iter(loop.loader))
-        teaching = loop.teacher(pixels).logits
-        # The transforms normalise, so an image that they neither crop nor mirror is the network's own view of it.
-        plain = (splits.train.pixels() - teacher.mean) / teacher.std
-        pairs = (plain[:, None, :, 8:24, 8:24] == pixels[None, :, :, 8:24, 8:24]).flatten(2).all(2).nonzero()
-        for mine, theirs in pairs.tolist():
-            assert splits.train.labels[mine] == labels[theirs]
-        loop.epoch()
-    assert loop.done == len(loop.loader) == splits.train.steps(16)
-    assert teaching.shape == (16, 10)
-    assert not any(torch.equal(a, b) for a, b in zip(ours.parameters(), loop.student.parameters(), strict=True))
+    loop = loops.UsualLoop(teacher, "resnet8", splits.train, torch.device("cpu"), RECIPE, seed=3)
+    with runtime.seeded(3, "network"):
+        initial = models.create("resnet8", **splits.train.spec)
+    assert all(torch.equal(a, b) for a, b in zip(initial.parameters(), loop.student.parameters(), strict=True))
+    pixels, labels = next(iter(loop.loader))
+    target = loop.teacher(pixels).logits
+    # An image whose centre was neither cropped nor mirrored equals the network's own normalisation of the original.
+    plain = (splits.train.pixels() - teacher.mean) / teacher.std
+    pairs = (plain[:, None, :, 8:24, 8:24] == pixels[None, :, :, 8:24, 8:24]).flatten(2).all(2).nonzero()
+    for original, transformed in pairs.tolist():
+        assert splits.train.labels[original] == labels[transformed]
+    loop.epoch()
+    assert loop.done == len(loop.loader) == data.Sampler(splits.train).steps(16)
+    assert target.shape == (16, 10)
+    assert not any(torch.equal(a, b) for a, b in zip(initial.parameters(), loop.student.parameters(), strict=True))
 
 
-def test_a_step_takes_time_with_and_without_a_memo(splits, tmp_path):
+def test_the_usual_loop_has_a_worker_for_each_core_up_to_twelve(splits):
+    assert loops.WORKERS == min(12, loops.CORES)
+    teacher, _ = loops.untrained("resnet8", splits, torch.device("cpu"))
+    loop = loops.UsualLoop(teacher, "resnet8", splits.train, torch.device("cpu"), RECIPE)
+    assert loop.loader.num_workers == loops.WORKERS
+
+
+def test_a_step_is_timed_with_and_without_a_teacher_cache(splits, tmp_path):
     teacher, bank = loops.untrained("resnet8", splits, torch.device("cpu"))
     given = {"teacher": teacher, "bank": bank, "device": "cpu", "recipe": RECIPE}
     few = [Student("resnet8", "kd"), Student("resnet8", "ickd(positives=2, negatives=4)")]
     assert loops.step_seconds(few, splits, **given) > 0
-    assert loops.step_seconds(few[:1], splits, memo=tmp_path, **given) > 0
+    assert loops.step_seconds(few[:1], splits, teacher_cache=tmp_path, **given) > 0
 
 
 def test_the_floor_counts_operations_and_bytes():
@@ -70,11 +81,105 @@ def test_the_floor_counts_operations_and_bytes():
     assert machine.floor(network, network, (32, 32), fast, "fp32") == pytest.approx((both + forward) / 1e9)
 
 
-def test_retrieval_is_measured_beside_faiss_where_it_is():
+def test_a_profile_counts_the_time_of_each_gpu_kernel_once(monkeypatch):
+    """A profile of a GPU also has the operators that launched the kernels, and annotations around them."""
+
+    def event(key, device, microseconds, annotation=False):
+        return SimpleNamespace(
+            key=key,
+            device_type=device,
+            is_user_annotation=annotation,
+            self_device_time_total=microseconds,
+            self_cpu_time_total=1000.0,
+        )
+
+    events = [
+        event("aten::cudnn_convolution", DeviceType.CPU, 60.0),
+        event("sm90_xmma_fprop_implicit_gemm_bf16", DeviceType.CUDA, 60.0),
+        event("cudnn::bn_fw_tr_1C11_kernel_NCHW", DeviceType.CUDA, 30.0),
+        event("void at::native::vectorized_elementwise_kernel<4, CUDAFunctor_add>", DeviceType.CUDA, 10.0),
+        event("Optimizer.step#SGD.step", DeviceType.CUDA, 100.0, annotation=True),
+    ]
+
+    class Profile:
+        def __init__(self, activities):
+            pass
+
+        def __enter__(self):
+            return self
+
+        def __exit__(self, *error):
+            pass
+
+        def key_averages(self):
+            return events
+
+    monkeypatch.setattr(machine, "profile", Profile)
+    shares = machine.shares(lambda: None, torch.device("cuda"))
+    assert shares == {"convolution": 0.6, "batch normalisation": 0.3, "activations and additions": 0.1}
+    assert machine.shares(lambda: None, torch.device("cpu"))["convolution"] == 0.4
+
+
+def test_gpu_times_begin_and_end_with_a_synchronised_device(monkeypatch):
+    calls = []
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda device: calls.append("synchronise"))
+    assert machine.seconds(lambda: calls.append("work"), torch.device("cuda")) > 0
+    assert calls == ["synchronise", "work", "synchronise"]
+    machine.fastest(lambda: calls.append("work"), torch.device("cpu"), rounds=2)
+    assert calls[3:] == ["work", "work"]
+
+
+def test_retrieval_is_timed_on_the_device_that_is_given(monkeypatch):
+    monkeypatch.setattr(retrieval.importlib.util, "find_spec", lambda name: None)
+    result = retrieval.measure(rows=3000, features=16, rounds=2, device="cpu")
+    assert result["device"] == "cpu" and list(result["seconds_of"]) == ["ours"]
+    assert len(result["seconds_of"]["ours"]) == 2 and min(result["seconds_of"]["ours"]) > 0
+    with pytest.raises(runtime.InputError, match="unknown device"):
+        retrieval.measure(rows=3000, features=16, device="abacus")
+
+
+def test_retrieval_is_compared_with_faiss_if_it_is_installed():
     pytest.importorskip("faiss", reason="pip install faiss-cpu for the comparison with faiss")
-    found = retrieval.measure(rows=3000, features=16)
-    assert set(found["seconds_of"]) == {"ours", "faiss, same constraints", "faiss, no constraints"}
-    assert min(found["agreement_with_faiss"]) > 0.999  # faiss orders near ties by its own rounding
+    result = retrieval.measure(rows=3000, features=16)
+    assert set(result["seconds_of"]) == {"ours", "faiss, same constraints", "faiss, no constraints"}
+    assert min(result["agreement_with_faiss"]) > 0.999  # faiss orders near ties by its own rounding
+
+
+def test_contention_measures_each_case_in_its_own_process(monkeypatch):
+    """The process of a case starts with the threads and the wait policy in its environment."""
+    environments, run = [], contention.subprocess.run
+
+    def spied(call, **options):
+        environments.append(options["env"])
+        return run(call, **options)
+
+    monkeypatch.setattr(contention.subprocess, "run", spied)
+    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parents[1]))
+    (case,) = contention.measure(threads=[1], busy=[1], policies=["active"], seconds=0.1)
+    assert case["images_per_second"] > 0 and case["busy_before"] >= 0
+    assert {key: case[key] for key in ("threads", "wait_policy", "busy_cores")} == {
+        "threads": 1,
+        "wait_policy": "active",
+        "busy_cores": 1,
+    }
+    (environment,) = environments
+    assert environment["OMP_NUM_THREADS"] == "1" and environment["OMP_WAIT_POLICY"] == "active"
+    header, line = contention.table([case]).splitlines()
+    assert header.startswith("threads  wait policy") and line.split()[:3] == ["1", "active", "1"]
+
+
+def test_busy_processes_end_with_their_context(monkeypatch):
+    started, start = [], contention.subprocess.Popen
+
+    def spied(*given, **options):
+        started.append(start(*given, **options))
+        return started[-1]
+
+    monkeypatch.setattr(contention.subprocess, "Popen", spied)
+    with pytest.raises(ZeroDivisionError), contention.busy_processes(2):
+        assert [process.poll() for process in started] == [None, None]
+        raise ZeroDivisionError
+    assert None not in [process.poll() for process in started]
 
 
 @pytest.mark.parametrize("plan", cifar100.PLANS)
@@ -86,41 +191,17 @@ def test_every_run_of_the_table_can_be_made(plan, stage):
             assert methods.create(method)
 
 
-def test_what_a_gpu_cannot_replay_trains_by_itself():
-    methods_of = ["kd", "ickd(query='view')", "ickd", "ckd"]
-    assert cifar100.passes(methods_of, 2) == [["kd", "ickd"], ["ckd"], ["ickd(query='view')"]]
-
-
-def test_teachers_and_unfinished_students_come_back_from_small_parts(tmp_path, monkeypatch):
-    monkeypatch.setattr(cifar100, "PART", 1000)
-    runs, parts, back = tmp_path / "runs", tmp_path / "parts", tmp_path / "back"
-    teacher, cut, student = (runs / name for name in ("teachers/a", "teachers/b", "small/table/c"))
-    done = runs / "small/table/d"
-    for folder in (teacher, cut, student, done):
-        folder.mkdir(parents=True)
-        (folder / "config.json").write_text("{}")
-        (folder / "student.safetensors").write_bytes(torch.arange(600).numpy().tobytes())
-        (folder / "checkpoint.pt").write_bytes(b"state")
-    for folder in (teacher, done):
-        (folder / "summary.json").write_text("{}")
-    parts.mkdir()
-    (parts / "runs.tar.99").write_bytes(b"of a longer archive before")
-    cifar100.keep(runs, parts)
-    assert max(part.stat().st_size for part in parts.iterdir()) == 1000
-    here = back / "teachers/b"
-    here.mkdir(parents=True)
-    cifar100.restore(parts, back)
-    assert not any(here.iterdir())  # what is there stays as it is
-    for folder in (teacher, student):
-        again = back / folder.relative_to(runs)
-        assert (again / "student.safetensors").read_bytes() == (folder / "student.safetensors").read_bytes()
-        assert (again / "checkpoint.pt").exists() == (folder == student)
-    assert not (back / done.relative_to(runs)).exists()
+def test_a_method_that_cannot_be_captured_is_trained_in_a_pass_of_its_own():
+    every = ["kd", "ickd(query='view')", "ickd", "ckd"]
+    assert cifar100.passes(every, 2) == [["kd", "ickd"], ["ckd"], ["ickd(query='view')"]]
 
 
 @pytest.fixture
 def tiny(monkeypatch, cifar_root, tmp_path):
-    """Runs the script on a plan of an epoch, on a few of the real images: call(further arguments) -> exit status."""
+    """A function that runs the script with further arguments and returns its exit status.
+
+    The plan has one epoch on a few of the real images.
+    """
     brief = Recipe(epochs=1, batch_size=50, lr=0.01, schedule="cosine")
     plan = cifar100.Plan(
         pairs=(("resnet8", "resnet8", 2),),
@@ -144,63 +225,96 @@ def tiny(monkeypatch, cifar_root, tmp_path):
 
 
 def test_the_table_trains_its_teacher_and_students_once(tiny, monkeypatch, tmp_path, capsys):
-    """From nothing to the report; a second call trains nothing, nor does one that has lost all but OUT."""
+    """A second call trains nothing, even when only the JSON files are left."""
     assert tiny() == 0
     out = tmp_path / "runs/tiny/json"
-    assert (
-        len(list((out / "table").iterdir())) == 2 * 6
-    )  # ce, kd, ickd with retrieved and random samples, dkd+kd, dkd+ickd
+    # ce, kd, ickd with retrieved and with random samples, dkd+kd and dkd+ickd, with two seeds each
+    assert len(list((out / "table").iterdir())) == 2 * 6
     (teacher,) = (out / "teachers").iterdir()
     assert runtime.read_json(teacher)["summary"]["accuracy"] > 0
     assert capsys.readouterr().out.count(" seed 1: ") == 6
     (tmp_path / "runs/teachers").rename(tmp_path / "lost")
-    monkeypatch.setattr(cifar100.training.loop, "Steps", None)  # whoever trains now fails
+    monkeypatch.setattr(cifar100.training.distillation, "Stepper", None)  # any training fails from here on
     assert tiny() == 0
     assert capsys.readouterr().out == ""
-    table = results.table(results.finished([out / "table"]), baseline="kd")
-    assert table.count("| 2 |") == 6 and table.count(" to +") + table.count(" to -") == 5
+    text = table(finished([out / "table"]), baseline="kd")
+    assert text.count("| 2 |") == 6 and text.count(" to +") + text.count(" to -") == 5
 
 
 def test_tuning_shows_the_accuracy_on_held_out_images(tiny, tmp_path):
     assert tiny("--stage", "tune", "--methods", "kd", "--seeds", "0", "--out", str(tmp_path / "out")) == 0
-    assert "on images held out of train" in results.table(results.finished([tmp_path / "out/tune"]))
+    assert "on images held out of train" in table(finished([tmp_path / "out/tune"]))
 
 
-def test_a_student_that_diverges_is_named_and_keeps_no_other_from_its_end(tiny, tmp_path, capsys):
+def test_a_student_that_diverges_is_named_and_the_others_are_trained_to_the_end_in_one_pass(
+    tiny, monkeypatch, tmp_path, capsys
+):
+    passes, distill = [], cifar100.training.distill
+
+    def spied(students, *given, **options):
+        passes.append([student.method for student in students])
+        return distill(students, *given, **options)
+
+    monkeypatch.setattr(cifar100.training, "distill", spied)
     assert tiny("--methods", "kd(kd=1e38)", "ce", "--seeds", "0") == 1
-    said = capsys.readouterr()
-    assert said.out.startswith("ce seed 0: ") and said.err.count("resnet8-kd-kd=1e+38") >= 1
-    assert [one["method"] for one in results.finished([tmp_path / "runs/tiny/json/table"])] == ["ce"]
+    printed = capsys.readouterr()
+    assert printed.out.startswith("ce seed 0: ") and printed.err.count("resnet8-kd-kd=1e+38") >= 1
+    assert [one["method"] for one in finished([tmp_path / "runs/tiny/json/table"])] == ["ce"]
+    assert passes == [["kd(kd=1e+38)", "ce"]]
 
 
-def test_what_is_finished_when_a_stop_comes_is_recorded(tiny, monkeypatch, tmp_path):
-    assert tiny("--methods", "ce", "--seeds", "0") == 0  # and the teacher
-    finish = cifar100.training.loop.Learner.finish
+def test_students_that_are_finished_when_a_stop_comes_are_written(tiny, monkeypatch, tmp_path):
+    assert tiny("--methods", "ce", "--seeds", "0") == 0  # trains the teacher too
+    record = cifar100.training.records.RunRecord
+    finish = record.finish
 
     def interrupted(*given):
         signal.raise_signal(signal.SIGINT)
         finish(*given)
 
-    monkeypatch.setattr(cifar100.training.loop.Learner, "finish", interrupted)
+    monkeypatch.setattr(record, "finish", interrupted)
     assert tiny("--methods", "kd", "--seeds", "0") == cifar100.UNFINISHED
-    assert {one["method"] for one in results.finished([tmp_path / "runs/tiny/json/table"])} == {"ce", "kd"}
+    assert {one["method"] for one in finished([tmp_path / "runs/tiny/json/table"])} == {"ce", "kd"}
 
 
-def test_speed_measures_each_part_once_and_goes_on_where_it_was_cut(monkeypatch, tmp_path):
-    asked = []
+def test_a_call_whose_minutes_are_over_exits_with_75_and_the_next_one_resumes(tiny, tmp_path, capsys):
+    assert tiny("--methods", "ce", "--seeds", "0", "--minutes", "0.0001") == cifar100.UNFINISHED
+    assert "the same call continues from here" in capsys.readouterr().err
+    assert tiny("--methods", "ce", "--seeds", "0") == 0
+    assert [one["method"] for one in finished([tmp_path / "runs/tiny/json/table"])] == ["ce"]
+
+
+def test_accuracy_compares_the_loops_and_trains_nothing_twice(cifar_root, monkeypatch, tmp_path):
+    load = data.load
+
+    def few(*given, **options):
+        return load(*given, **options | {"labels": 100, "classes": ["fish"]})
+
+    monkeypatch.setattr(accuracy.data, "load", few)
+    options = {"images": 50, "epochs": 1, "seeds": 1, "pair": ("resnet8", "resnet8"), "device": "cpu"}
+    first = accuracy.measure(str(cifar_root), folder=str(tmp_path), **options)
+    assert set(first["seeds"]) == {"usual", "ours", "ours, teacher cache"}
+    assert all(0 <= values[0] <= 1 for values in first["seeds"].values())
+    monkeypatch.setattr(accuracy, "UsualLoop", None)  # any training fails from here on
+    monkeypatch.setattr(accuracy.training.distillation, "Stepper", None)
+    assert accuracy.measure(str(cifar_root), folder=str(tmp_path), **options) == first
+
+
+def test_speed_measures_each_part_once_and_continues_after_an_interruption(monkeypatch, tmp_path):
+    calls = []
     rates = {"operations_per_second": 1e9, "bytes_per_second": 1e9}
 
-    def cut():
-        asked.append("start")
-        if len(asked) == 1:
+    def interrupted_once():
+        calls.append("start")
+        if len(calls) == 1:
             raise KeyboardInterrupt
         return {"seconds": 1}
 
-    monkeypatch.setattr(speed, "made_up", partial(loops.made_up, classes=10))
+    monkeypatch.setattr(speed, "random_splits", partial(loops.random_splits, classes=10))
     monkeypatch.setattr(speed, "PAIRS", (("resnet8", "resnet8"),))
     monkeypatch.setattr(speed.machine, "rates", lambda *_: rates)
     monkeypatch.setattr(speed.retrieval, "measure", lambda **_: {})
-    monkeypatch.setattr(speed.start, "measure", cut)
+    monkeypatch.setattr(speed.start, "measure", interrupted_once)
     out = tmp_path / "speed.json"
     call = ["speed.py", "--rounds", "1", "--steps", "3", "--together", "2", "--device", "cpu", "--out", str(out)]
     monkeypatch.setattr(sys, "argv", call)
@@ -208,11 +322,12 @@ def test_speed_measures_each_part_once_and_goes_on_where_it_was_cut(monkeypatch,
         speed.main()
     first = runtime.read_json(out)["resnet8→resnet8"]
     assert all(seconds[0] > 0 for seconds in first["seconds_per_step"].values())
-    assert {"kd", "ickd", "three in one pass", "kd, full memo", "many, full memo"} < set(first["seconds_per_step"])
+    assert {"kd", "ickd", "three in one pass", "kd, full cache", "many, full cache"} < set(first["seconds_per_step"])
+    assert first["usual_loop_workers"] == loops.WORKERS
     assert first["2_students_times_one"] > 0 and 0.99 < sum(first["profile"]["kd"].values()) < 1.01
-    monkeypatch.setattr(speed, "steps_of", None)
+    monkeypatch.setattr(speed, "measure_pair", None)
     speed.main()
     again = runtime.read_json(out)
-    assert again["resnet8→resnet8"] == first and len(asked) == 2
+    assert again["resnet8→resnet8"] == first and len(calls) == 2
     speed.main()
-    assert len(asked) == 2
+    assert len(calls) == 2
