@@ -14,11 +14,11 @@ def test_mean_std_gives_a_spread_only_for_several_values():
     assert reports.mean_std([-1.0, -3.0], "+.1f") == "-2.0 ± 1.4"
 
 
-@pytest.mark.parametrize(("train", "text"), [(0.9, "10.0 points above"), (0.7, "10.0 points below")])
-def test_precision_sentences_state_the_direction_of_the_gap(train, text):
+@pytest.mark.parametrize(("train", "part"), [(0.9, "10.0 points above"), (0.7, "10.0 points below")])
+def test_precision_sentences_state_the_direction_of_the_gap(train, part):
     found = {"train": train, "test": 0.8}
-    said = reports.precision_sentences(found, k=8, chance=0.1, train="train", held_out="test")
-    assert text in said and "train, " in said and "10.0%" in said
+    text = reports.precision_sentences(found, k=8, chance=0.1, train="train", held_out="test")
+    assert part in text and "train, " in text and "10.0%" in text
 
 
 def test_class_extremes_leave_out_classes_without_a_value():
@@ -32,9 +32,9 @@ def test_equal_weights_are_named_as_such():
     assert "nearly equal" not in reports.effective_positives(3.0, **given)
 
 
-@pytest.mark.parametrize(("train", "text"), [(0.9, "is higher than that"), (0.8, "is not higher than that")])
-def test_takeaways_of_a_bank(train, text):
-    said = reports.bank_takeaways(
+@pytest.mark.parametrize(("train", "part"), [(0.9, "is higher than that"), (0.8, "is not higher than that")])
+def test_takeaways_of_a_bank(train, part):
+    text = reports.bank_takeaways(
         {"rows": 1000, "megabytes": 1.5, "build_seconds": 2.0},
         {"train": train, "test": 0.8, "pixels": 0.4},
         {"search, one query": [9.0], "search, batch of 4": [0.002], "table, batch of 4": [0.0001]},
@@ -46,7 +46,7 @@ def test_takeaways_of_a_bank(train, text):
         other_nearer=0.05,
         largest=64000,
     )
-    assert text in said and "2.000 ms" in said and "0.1000 ms" in said and said.count("\n") == 3
+    assert part in text and "2.000 ms" in text and "0.1000 ms" in text and text.count("\n") == 3
 
 
 def test_tables_of_predictors():

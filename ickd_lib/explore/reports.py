@@ -228,8 +228,8 @@ def prediction_takeaways(
             f"{found[free]['broken']:,} of its {found['correct']:,} correct predictions.",
             f"**Probability of the true class.** The {same} raises it for {(gain > 0).double().mean():.0%} of the "
             f"images. The largest decrease is {max(-gain.min().item(), 0):.2f}.",
-            f"**Classes of the negatives.** On average over the classes, {top:.0%} of a class's negatives come from one "
-            f"other class; with equal contributions it would be {even:.1%}.",
+            f"**Classes of the negatives.** On average over the classes, {top:.0%} of a class's negatives come from "
+            f"one other class; with equal contributions it would be {even:.1%}.",
         ]
     )
 

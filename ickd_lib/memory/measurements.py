@@ -1,4 +1,4 @@
-"""Measurements of a memory bank: how similar its rows are to queries, of which class they are, and how long it takes."""
+"""Measurements of retrieval: similarity to queries, precision, and time."""
 
 from __future__ import annotations
 
