@@ -18,7 +18,7 @@ def test_mean_std_gives_a_spread_only_for_several_values():
 def test_precision_sentences_state_the_direction_of_the_gap(train, part):
     found = {"train": train, "test": 0.8}
     text = reports.precision_sentences(found, k=8, chance=0.1, train="train", held_out="test")
-    assert part in text and "train, " in text and "10.0%" in text
+    assert part in text and "(train)" in text and "10.0%" in text
 
 
 def test_class_extremes_leave_out_classes_without_a_value():

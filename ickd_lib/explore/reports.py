@@ -51,8 +51,8 @@ def precision_sentences(found: Mapping[str, float], *, k: int, chance: float, tr
     gap = 100 * (found[train] - found[held_out])
     relation = "above" if gap >= 0 else "below"
     return (
-        f"Precision@{k}: {'; '.join(f'{name}, {value:.1%}' for name, value in found.items())}. Randomly drawn rows "
-        f"would have {chance:.1%}. The teacher's precision for its training images is {abs(gap):.1f} points {relation} "
+        f"Precision@{k} is {', '.join(f'{value:.1%} ({name})' for name, value in found.items())}; randomly drawn "
+        f"rows would have {chance:.1%}. The teacher's precision for its training images is {abs(gap):.1f} points {relation} "
         "that for held-out images."
     )
 
@@ -116,7 +116,7 @@ def bank_takeaways(
             f"in {bank['build_seconds']:.1f} s.",
             f"**Quality of the features.** Precision@{k} of held-out images is {found[held_out]:.1%}. Raw pixels have "
             f"{found[pixels]:.1%}, and randomly drawn rows {chance:.1%}. For {other_nearer:.2%} of the held-out images "
-            "a row of another class is the nearest.",
+            "a row of another class is at least as near as the nearest row of the own class.",
             f"**Training images.** Precision@{k} of the images on which the teacher was trained is {found[train]:.1%}. "
             f"This is {higher} that of held-out images.",
             f"**Cost of a retrieval.** With {largest:,} rows, a search takes {search:.3f} ms per query in a batch; "
