@@ -1,15 +1,13 @@
 """What holds the project together: requirements, imports, the direction of dependencies, what the README says."""
 
 import ast
+import importlib
 import re
 import subprocess
 import sys
 from pathlib import Path
 
-import pytest
 import yaml
-
-from ickd_lib import methods, results
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -58,78 +56,80 @@ def test_importing_the_package_loads_nothing():
     assert done.stdout.strip() == "False"
 
 
+# Of each package the others that it may import at run time; what lies above it knows it.
+ALLOWED = {
+    "runtime": set(),
+    "losses": set(),
+    "theory": {"runtime", "losses"},
+    "notebook": {"runtime"},
+    "data": {"runtime"},
+    "models": {"runtime", "data"},
+    "metrics": {"runtime", "data"},
+    "tasks": {"runtime", "losses", "data", "models", "metrics"},
+    "memory": {"runtime", "data", "models", "tasks"},
+    "methods": {"runtime", "losses", "data", "memory", "tasks"},
+    "training": {"runtime", "data", "models", "metrics", "tasks", "memory", "methods"},
+    "runs": {"runtime", "methods", "tasks", "training"},
+    "plots": {"runtime", "data", "memory"},
+    "explore": {"runtime", "losses", "data", "models", "metrics", "tasks", "memory", "methods"},
+    "widgets": {"runtime", "data", "models", "metrics", "tasks", "memory", "methods", "runs", "plots", "explore"},
+    "__main__": {"", "runtime", "data", "models", "metrics", "tasks", "memory", "methods", "training", "runs", "plots"},
+}
+
+
 def imports(path):
-    """The modules of the library that a file imports at run time."""
+    """The packages of the library that a file imports at run time, absolutely or relatively; "" is the top one."""
+    inside = path.relative_to(ROOT).with_suffix("").parts
     found = set()
     tree = ast.parse(path.read_text())
     for node in ast.walk(tree):
         if isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test):
             node.body = []
     for node in ast.walk(tree):
-        if isinstance(node, ast.ImportFrom) and node.module and node.module.startswith("ickd_lib"):
-            rest = node.module.split(".")[1:]
-            found |= {rest[0]} if rest else {alias.name for alias in node.names}
-    return found
+        named = []
+        if isinstance(node, ast.Import):
+            named = [alias.name.split(".") for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            start = list(inside[: len(inside) - node.level]) if node.level else []
+            module = start + (node.module.split(".") if node.module else [])
+            named = [[*module, alias.name] for alias in node.names] if module == ["ickd_lib"] else [module]
+        for name in named:
+            if name[0] == "ickd_lib" and len(name) > 1:
+                found.add(name[1] if (ROOT / "ickd_lib" / name[1]).exists() else name[1].removesuffix(".py"))
+    packages = {p.stem for p in (ROOT / "ickd_lib").iterdir()}
+    return {name if name in packages else "" for name in found}
 
 
-@pytest.mark.parametrize(
-    ("module", "allowed"),
-    [
-        ("runtime.py", set()),
-        ("losses", {"losses"}),
-        ("theory.py", {"runtime", "losses"}),
-        ("data", {"runtime", "data"}),
-        ("models", {"runtime", "models"}),
-        ("memory", {"runtime", "models", "memory"}),
-        ("methods", {"runtime", "losses", "data", "memory", "models", "methods"}),
-        ("plots", {"runtime", "data", "memory", "plots"}),
-    ],
-)
-def test_dependencies_point_one_way(module, allowed):
-    path = ROOT / "ickd_lib" / module
-    for file in [path] if path.is_file() else sorted(path.glob("*.py")):
-        assert imports(file) <= allowed, file
+def package_files():
+    for path in sorted((ROOT / "ickd_lib").iterdir()):
+        if path.is_dir() and path.name != "__pycache__":
+            yield path.name, sorted(path.rglob("*.py"))
+        elif path.suffix == ".py" and path.name != "__init__.py":
+            yield path.stem, [path]
+
+
+def test_dependencies_point_one_way():
+    seen = set()
+    for package, files in package_files():
+        seen.add(package)
+        for file in files:
+            assert imports(file) <= ALLOWED[package] | {package}, file
+    assert seen == set(ALLOWED), "every package is listed"
+
+
+def test_no_package_attribute_shadows_a_submodule():
+    for init in (ROOT / "ickd_lib").rglob("__init__.py"):
+        name = ".".join(init.parent.relative_to(ROOT).parts)
+        package = importlib.import_module(name)
+        for path in init.parent.glob("*"):
+            if path.stem != "__init__" and (path.suffix == ".py" or (path / "__init__.py").exists()):
+                submodule = importlib.import_module(f"{name}.{path.stem}") if path.stem != "__main__" else None
+                assert submodule is None or getattr(package, path.stem) is submodule, f"{name}.{path.stem}"
 
 
 def test_modules_are_one_reading_long():
     for path in (ROOT / "ickd_lib").rglob("*.py"):
         assert len(path.read_text().splitlines()) <= 400, path
-
-
-def test_the_readme_names_every_method_and_only_files_that_exist():
-    text = (ROOT / "README.md").read_text()
-    for name in methods.names():
-        assert f"`{name}`" in text, name
-    for target in re.findall(r"\]\(([^)#]+)\)|src=\"([^\"]+)\"", text):
-        link = "".join(target)
-        assert link.startswith("https://") or (ROOT / link).exists(), link
-
-
-def tables_of(markdown):
-    """Of each table of methods its rows, by the first cell: heading -> cell."""
-    found = []
-    for line in markdown.replace("−", "-").splitlines():
-        cells = [cell.strip().strip("`") for cell in line.split("|")[1:-1]]
-        if cells and cells[0] == "method":
-            head = cells
-            found.append({})
-        elif found and len(cells) == len(head) and "---" not in cells:
-            found[-1][cells[0]] = dict(zip(head, cells, strict=True))
-    return found
-
-
-@pytest.mark.parametrize(
-    ("page", "shown"),
-    [("README.md", {"table": "kd"}), ("benchmarks/README.md", {"tune": "ickd", "scale": "ickd"})],
-)
-def test_the_pages_give_the_numbers_of_the_committed_runs(page, shown):
-    section = re.search(r"^## [^\n]*CIFAR-100.*?(?=^## )", (ROOT / page).read_text(), flags=re.M | re.S)
-    for (folder, baseline), rows in zip(shown.items(), tables_of(section.group()), strict=True):
-        runs = results.finished([ROOT / "benchmarks/results/cifar100-small" / folder])
-        (reported,) = tables_of(results.table(runs, baseline=baseline, best_first=True))
-        assert list(rows) == list(reported)
-        for method, row in rows.items():
-            assert row.items() <= reported[method].items(), method
 
 
 def test_nothing_built_is_committed():

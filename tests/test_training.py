@@ -18,8 +18,8 @@ from ickd_lib.memory import MemoryBank
 from ickd_lib.methods import Context, Method
 from ickd_lib.models import Network, Output
 from ickd_lib.runtime import Diverged, InputError
-from ickd_lib.training import Recipe, Student
-from ickd_lib.training import loop as training_loop
+from ickd_lib.runtime.environment import _structure
+from ickd_lib.training import Recipe, Student, distillation, optimizers, records
 
 pytestmark = pytest.mark.usefixtures("untouched_generator")
 RECIPE = Recipe(epochs=2, lr=0.05, schedule="cosine", batch_size=50)
@@ -38,7 +38,7 @@ class Dropping(Network):
             self.body = nn.Sequential(*layers)
             self.head = nn.Linear(dim, 10)
 
-    def predict(self, x):
+    def forward_normalised(self, x):
         features = self.body(self.stem(x))
         return Output(self.head(features), features)
 
@@ -102,7 +102,9 @@ def test_schedules_start_and_end_where_they_should():
 
 @pytest.mark.parametrize("method", [*methods.names(), "refilled+kd"])
 def test_students_trained_together_equal_students_trained_alone(method, digits, teacher):
-    first, second = (training.circle("dropping", method, seed) for seed in (0, 2))  # of one, where it needs no peers
+    first, second = (
+        training.peer_group("dropping", method, seed) for seed in (0, 2)
+    )  # of one, where it needs no peers
     groups = [first, [Student("dropping", "ce", 1, "other")], second]
     together = list(distill([student for group in groups for student in group], digits, teacher).values())
     alone = [history for group in groups for history in distill(group, digits, teacher).values()]
@@ -128,7 +130,7 @@ class Interrupted(Exception):
 def stop_at(monkeypatch, count):
     """Raise in the middle of training, as a kill would, after `count` steps."""
     taken = {"steps": 0}
-    step = training_loop.Learner.step
+    step = optimizers.Optimizer.step
 
     def counted(self, *args):
         if taken["steps"] == count:
@@ -136,7 +138,7 @@ def stop_at(monkeypatch, count):
         taken["steps"] += 1
         return step(self, *args)
 
-    monkeypatch.setattr(training_loop.Learner, "step", counted)
+    monkeypatch.setattr(optimizers.Optimizer, "step", counted)
 
 
 @pytest.mark.parametrize("count", [1, 3, 4, 5, 6])
@@ -219,21 +221,21 @@ def test_ctrl_c_leaves_a_resumable_run(digits, tmp_path):
     with pytest.raises(KeyboardInterrupt, match="the same call goes on from here"):
         distill(students, digits, None, recipe=recipe, runs=tmp_path)
     assert signal.getsignal(signal.SIGINT) is handler
-    saved = torch.load(tmp_path / "a" / "checkpoint.pt", weights_only=True)["a"]["progress"]
+    saved = torch.load(tmp_path / "a" / "checkpoint.pt", weights_only=True)["a"]
     assert (saved["epoch"], saved["step"]) > (0, 0)
 
 
 def test_a_stop_after_the_last_step_is_not_lost(digits, tmp_path, monkeypatch):
-    students, finish = [Student("resnet8", "ce", 0, "a")], training_loop.Learner.finish
+    students, finish = [Student("resnet8", "ce", 0, "a")], records.RunRecord.finish
 
     def interrupted(*given):
         signal.raise_signal(signal.SIGINT)
         finish(*given)
 
-    monkeypatch.setattr(training_loop.Learner, "finish", interrupted)
+    monkeypatch.setattr(records.RunRecord, "finish", interrupted)
     with pytest.raises(KeyboardInterrupt, match="the same call goes on from here"):
         distill(students, digits, None, runs=tmp_path)
-    monkeypatch.setattr(training_loop, "Steps", None)  # what is finished is not trained again
+    monkeypatch.setattr(distillation, "Stepper", None)  # what is finished is not trained again
     assert distill(students, digits, None, runs=tmp_path)["a"].summary["epochs"] == RECIPE.epochs
 
 
@@ -297,7 +299,7 @@ def test_a_method_sees_what_it_declares_and_nothing_else(digits, teacher):
 
     wants = [(), ("teacher",), ("retrieval",), ("bank",), ("partner",), ("peers",), ("earlier",)]
     wants += [("peers", "retrieval"), ("earlier", "retrieval")]
-    students = [Student("dropping", Watching(wants=w), 0, f"s{i}", circle="all") for i, w in enumerate(wants)]
+    students = [Student("dropping", Watching(wants=w), 0, f"s{i}", peer_group="all") for i, w in enumerate(wants)]
     distill(students, digits, teacher)
     for want in wants:
         context = seen[want]
@@ -342,9 +344,10 @@ def test_static_queries_are_those_of_the_clean_rows(digits, teacher, monkeypatch
     half = len(seen) // 2
     for row, view in zip(seen[:half], seen[half:], strict=True):
         assert torch.equal(row.batch.index, view.batch.index)
-        near, _ = bank.retrieve(bank.features[bank.rows(row.batch.index)], row.batch.labels, row.batch.index)
+        own = bank.features[bank.rows(row.batch.index)]
+        near, _ = bank.retrieve(own, row.batch.labels, row.batch.index, negatives=0)
         assert torch.equal(row.positives.index, near.index)
-        near, _ = bank.retrieve(view.teacher.features, view.batch.labels, view.batch.index)
+        near, _ = bank.retrieve(view.teacher.features, view.batch.labels, view.batch.index, negatives=0)
         assert torch.equal(view.positives.index, near.index)
         assert not row.teacher.logits.requires_grad and not row.positives.logits.requires_grad
 
@@ -442,7 +445,7 @@ def test_one_phase_of_refilled_can_be_all_of_it(share, digits, teacher):
 
 
 def test_phases_must_fit_the_schedule(digits, teacher):
-    with pytest.raises(InputError, match=r"schedule='tenth\+fifths' is for 2 phases, the method has 1"):
+    with pytest.raises(InputError, match=r"schedule='tenth\+fifths' is for 2 phases, but the method has 1"):
         distill([Student("dropping", "ce", 0)], digits, None, recipe=Recipe(epochs=2, schedule="tenth+fifths"))
 
 
@@ -494,7 +497,13 @@ def test_a_run_folder_tells_everything(digits, teacher, tmp_path):
         "summary.json",
     ]
     config = json.loads((folder / "config.json").read_text())
-    assert config["path"] == {"device": "cpu", "precision": "fp32", "threads": torch.get_num_threads()}
+    assert config["numerics"] == {
+        "device": "cpu",
+        "precision": "fp32",
+        "threads": torch.get_num_threads(),
+        "teacher_cache": False,
+        "captured": False,
+    }
     assert config["settings"]["method"] == methods.create("kd").config
     assert config["environment"]["code"] == runtime.code()
     assert config["settings"]["recipe"]["epochs"] == 2 and config["environment"]["torch"] == torch.__version__
@@ -514,9 +523,9 @@ def test_a_finished_run_is_loaded_not_repeated(digits, tmp_path, monkeypatch):
     stop_at(monkeypatch, 0)
     again = distill(students, digits, None, runs=tmp_path)["a"]
     assert same(first.network, again.network) and again.epochs == first.epochs and again.summary == first.summary
-    with pytest.raises(InputError, match="already holds a run"):
+    with pytest.raises(InputError, match="already contains a run"):
         distill(students, digits, None, runs=tmp_path, resume=False)
-    with pytest.raises(InputError, match="holds a run with data_seed=0, not 1"):
+    with pytest.raises(InputError, match="contains a run with data_seed=0, not 1"):
         distill(students, digits, None, runs=tmp_path, data_seed=1)
 
 
@@ -530,12 +539,30 @@ def test_other_settings_are_another_run(digits, tmp_path):
     assert names[0].startswith("dropping-ce-seed0-") or names[0].startswith("Dropping-ce-seed0-")
 
 
-def test_a_run_of_another_version_of_the_code_is_told_apart(digits, tmp_path, monkeypatch):
+@pytest.mark.parametrize("finished", [True, False])
+def test_a_run_from_another_environment_says_what_differs(finished, digits, tmp_path, monkeypatch, capsys):
     students = [Student("dropping", "ce", 0, "a")]
-    distill(students, digits, None, runs=tmp_path)
-    monkeypatch.setattr(runtime, "code", lambda: "edited")
-    with pytest.warns(UserWarning, match="was trained by another version of ickd_lib; remove it to train anew"):
+    if finished:
         distill(students, digits, None, runs=tmp_path)
+    else:
+        with monkeypatch.context() as patch:
+            stop_at(patch, 2)
+            with pytest.raises(Interrupted):
+                distill(students, digits, None, runs=tmp_path, checkpoint_seconds=0)
+    config = json.loads((tmp_path / "a" / "config.json").read_text())
+    config["environment"] |= {"code": "edited", "commit": "0123456789abcdef", "torch": "1.0", "world_size": 2}
+    (tmp_path / "a" / "config.json").write_text(json.dumps(config))
+    distill(students, digits, None, runs=tmp_path)
+    lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith("note: ")]
+    assert len(lines) == 3 and all(str(tmp_path / "a") in line for line in lines)
+    assert "source of ickd_lib differs (commit 0123456789 there" in lines[0]
+    assert f"torch: 1.0 there, {torch.__version__} here" in lines[1] and "world size: 2 there, 1 here" in lines[2]
+
+
+def test_comments_and_docstrings_are_no_other_source():
+    one = _structure("def f(x):\n    return x + 1\n")
+    assert one == _structure('def f(x):\n    """Adds one."""\n    # why\n    return (x + 1)\n')
+    assert one != _structure("def f(x):\n    return x + 2\n")
 
 
 def test_a_teacher_is_trained_once_and_kept(digits, tmp_path, monkeypatch):
@@ -575,7 +602,7 @@ def test_a_diverging_loss_names_term_and_step_and_keeps_the_last_good_checkpoint
             loss = nn.functional.cross_entropy(context.student.logits, context.batch.labels)
             return {"ce": loss, "odd": loss * (float("nan") if context.progress >= 0.5 else 0.0)}
 
-    with pytest.raises(Diverged, match=r"a: loss term 'odd' became nan at epoch 2, step 1; .* in .*/a"):
+    with pytest.raises(Diverged, match=r"a: loss term 'odd' became nan at epoch 2, step 1; .* is .*/a/checkpoint.pt"):
         students = [Student("dropping", Breaks(), 0, "a")]
         distill(students, digits, None, runs=tmp_path, checkpoint_seconds=0)
     state = torch.load(tmp_path / "a" / "checkpoint.pt", weights_only=True)["a"]
@@ -590,10 +617,13 @@ def test_a_diverging_loss_names_term_and_step_and_keeps_the_last_good_checkpoint
         ({"teacher": None}, "method 'ickd' needs a teacher"),
         ({"students": [Student("resnt8", "ickd")]}, "did you mean 'resnet8'"),
         ({"evaluate_every": 0}, "evaluate_every=0"),
-        ({"device": "cuda:7"}, "torch sees"),
+        ({"device": "cuda:7"}, "torch finds"),
         ({"precision": "fp16"}, "unknown precision 'fp16'"),
-        ({"students": [Student("dropping", "ickd(positives=40)")]}, "40 positives were asked for a sample of class"),
-        ({"students": [Student("dropping", "picd(positives=40, query='view')")]}, "40 positives were asked for"),
+        (
+            {"students": [Student("dropping", "ickd(positives=40)")]},
+            "40 positives were requested for a sample of class",
+        ),
+        ({"students": [Student("dropping", "picd(positives=40, query='view')")]}, "40 positives were requested for"),
     ],
 )
 def test_what_cannot_work_is_said_before_training(change, message, digits, teacher, tmp_path):
@@ -614,7 +644,7 @@ def test_a_bank_or_teacher_of_other_data_is_refused(digits, teacher):
 
 def test_a_split_without_images_is_refused(digits):
     empty = digits.test.subset(torch.arange(0))
-    with pytest.raises(InputError, match="digits/test holds no image"):
+    with pytest.raises(InputError, match="digits/test has no image"):
         distill([Student("dropping", "ce")], digits._replace(test=empty), None)
 
 
@@ -645,7 +675,7 @@ def test_a_full_disk_keeps_the_last_checkpoint(digits, tmp_path, monkeypatch):
         patch.setattr(torch, "save", full)
         with pytest.raises(OSError, match=r"no space left while writing .*checkpoint\.pt"):
             distill(students, digits, None, runs=tmp_path, checkpoint_seconds=0)
-    assert torch.load(tmp_path / "a" / "checkpoint.pt", weights_only=True)["a"]["progress"]["step"] == 2
+    assert torch.load(tmp_path / "a" / "checkpoint.pt", weights_only=True)["a"]["step"] == 2
     assert not list((tmp_path / "a").glob(".*part"))
     whole = distill(students, digits, None)["a"]
     assert same(whole.network, distill(students, digits, None, runs=tmp_path)["a"].network)

@@ -38,16 +38,9 @@ def _structure(source: str) -> str:
 
 def environment(device: torch.device) -> dict[str, Any]:
     """The versions, the commit, the device and the number of processes, as config.json records them."""
-    try:
-        git = ["git", "-C", str(LIBRARY)]
-        commit = subprocess.run([*git, "rev-parse", "HEAD"], capture_output=True, text=True, check=True)
-        dirty = subprocess.run([*git, "status", "--porcelain", "."], capture_output=True, text=True, check=True)
-        revision = commit.stdout.strip() + ("-modified" if dirty.stdout.strip() else "")
-    except (OSError, subprocess.CalledProcessError):
-        revision = "unknown"
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.processor() or platform.machine()
     return {
-        "commit": revision,
+        "commit": _revision(),
         "code": code(),
         "python": platform.python_version(),
         "torch": torch.__version__,
@@ -55,6 +48,18 @@ def environment(device: torch.device) -> dict[str, Any]:
         "device_name": name,
         "world_size": 1,
     }
+
+
+@cache
+def _revision() -> str:
+    """The commit of the library, with "-modified" where files differ from it."""
+    try:
+        git = ["git", "-C", str(LIBRARY)]
+        commit = subprocess.run([*git, "rev-parse", "HEAD"], capture_output=True, text=True, check=True)
+        dirty = subprocess.run([*git, "status", "--porcelain", "."], capture_output=True, text=True, check=True)
+        return commit.stdout.strip() + ("-modified" if dirty.stdout.strip() else "")
+    except (OSError, subprocess.CalledProcessError):
+        return "unknown"
 
 
 def environment_differences(recorded: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:

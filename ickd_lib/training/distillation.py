@@ -174,10 +174,11 @@ def _prepare(
     resume: bool,
     task: Task,
     recipe: Recipe,
+    device: torch.device,
     **given: Any,
 ) -> tuple[list[PeerGroup], Records]:
     """The peer groups, restored from their checkpoints, and the records of all students in the order given."""
-    made = learners(students, train, task=task, recipe=recipe, **given)
+    made = learners(students, train, task=task, recipe=recipe, device=device, **given)
     steps = Sampler(train).steps(recipe.batch_size)
     states = {
         learner.position: TrainingState(learner, recipe, steps, train.size) for group in made for learner in group
@@ -185,8 +186,9 @@ def _prepare(
     records = {state: RunRecord(state.learner) for _, state in sorted(states.items())}
     groups = [PeerGroup([states[learner.position] for learner in group], task, train) for group in made]
     if runs is not None:
+        environment = runtime.environment(device)
         for record in records.values():
-            record.open(Path(runs), resume)
+            record.open(Path(runs), resume, environment)
         for group in groups:
             for state in group.states:
                 if records[state].finished:

@@ -65,28 +65,29 @@ class RunRecord:
         """Whether the student was trained completely, now or before."""
         return self.summary is not None
 
-    def open(self, folder: Path, resume: bool) -> None:
+    def open(self, folder: Path, resume: bool, environment: dict[str, Any]) -> None:
         """Find the run in `folder`, which is new, unfinished or finished. The weights of a finished one are loaded.
+
+        What differs between the environment of an existing run and the present one is printed, a line each.
 
         Raises:
             InputError: there is a run of other settings, or any run while `resume` is False.
         """
         learner = self.learner
         self.run = runtime.Run.open(folder / learner.name, learner.settings, resume=resume)
-        if self.run.exists() and (summary := self.run.summary):
+        if not self.run.exists():
+            return
+        for line in runtime.environment_differences(self.run.config.get("environment", {}), environment):
+            runtime.notice(f"{self.run.folder} is from another environment: {line}")
+        if summary := self.run.summary:
             models.load_weights(learner.network, self.run.folder / "student.safetensors")
             learner.network.eval()
             self.summary, self.epochs = summary, self.run.metrics
 
     def create(self, numerics: dict[str, Any], group: str, environment: dict[str, Any]) -> None:
-        """Write the configuration of a new run; of one that is resumed, print how the environment differs."""
-        if self.run is None:
-            return
-        if not self.run.exists():
+        """Write the configuration of a new run."""
+        if self.run and not self.run.exists():
             self.run.create(self.learner.settings, numerics, group, environment)
-            return
-        for line in runtime.environment_differences(self.run.config.get("environment", {}), environment):
-            runtime.notice(f"{self.run.folder} was begun in another environment: {line}")
 
     def rewind(self, epochs: int) -> None:
         """Drop the records beyond the first `epochs` epochs, which are trained again."""

@@ -1,4 +1,4 @@
-"""A step recorded once and replayed trains as one that is run each time; a tape stands in for a GPU's graph."""
+"""A step that is captured once and replayed trains like one that runs each time; a tape stands in for a CUDA graph."""
 
 import warnings
 from dataclasses import replace
@@ -9,18 +9,19 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from ickd_lib import methods, training
 from ickd_lib.memory import MemoryBank
-from ickd_lib.runtime import InputError
-from ickd_lib.training import Recipe, Student, loop
-from ickd_lib.training.steps import Steps, _Watch
+from ickd_lib.training import Recipe, Student, distillation
+from ickd_lib.training.capture import HostReads
+from ickd_lib.training.in_context import TeacherBank
+from ickd_lib.training.stepper import Stepper
 
 RECIPE = Recipe(epochs=3, batch_size=16, lr=0.05, schedule="cosine")  # 8 steps an epoch, the last of 8 images
-# Their steps ask the device which rows of a bank in training are filled, or draw partners on the host.
+# Their steps read on the host which rows of a bank in training are filled, or draw partners there.
 UNFIT = {"ickd_online", "ickd_self", "pskd", "cskd"}
 DRAWN = {"crd"}  # at random in each step, on a GPU from another place of the generator
 
 
 class Tape(TorchDispatchMode):
-    """What a CUDA graph does: the same operations on the same memory. What the host decided, it decided for good."""
+    """What a CUDA graph does: the same operations on the same memory. Decisions of the host are fixed."""
 
     made = 0
 
@@ -69,17 +70,18 @@ def on_tape(work):
     Tape.made += 1
     with Tape() as tape:
         work()
-    tape.undo()  # recording does nothing yet
+    tape.undo()  # capturing computes nothing yet
     return tape
 
 
 @pytest.fixture
 def replaying(monkeypatch):
-    """Training records its steps, as on a GPU."""
+    """Training captures its steps, as on a GPU."""
 
-    def start(recorder=on_tape):
+    def start(capture=on_tape):
         Tape.made = 0
-        monkeypatch.setattr(loop, "Steps", lambda *args, **given: Steps(*args, **given | {"recorder": recorder}))
+        make = lambda *args, **given: Stepper(*args, **given | {"capture": capture})  # noqa: E731
+        monkeypatch.setattr(distillation, "Stepper", make)
 
     return start
 
@@ -108,13 +110,13 @@ def two(method):
 def test_a_replayed_step_trains_as_one_that_is_run(method, digits, teacher, bank, replaying):
     plain = train(two(method), digits, teacher, bank)
     replaying()
-    with warnings.catch_warnings(record=True) as said:
+    with warnings.catch_warnings(record=True) as warned:
         warnings.simplefilter("always")
         same(plain, train(two(method), digits, teacher, bank))
-    # Once for the training, and no more: nothing that changes from step to step is recorded for good.
+    # Once for the training, and no more: nothing that changes from step to step is fixed in a captured step.
     assert Tape.made == (method not in UNFIT)
-    asks = method in UNFIT - {"cskd"} or method == "refilled"  # in its first phase, which on a GPU does not
-    assert [f"{method}: its step asks" in str(one.message) for one in said] == [True] * asks
+    reads = method in UNFIT - {"cskd"} or method == "refilled"  # in its first phase, which on a GPU does not
+    assert [f"{method}: its step reads values on the host" in str(one.message) for one in warned] == [True] * reads
 
 
 def test_draws_differ_from_step_to_step(digits, teacher, bank, replaying):
@@ -134,7 +136,7 @@ def test_draws_differ_from_step_to_step(digits, teacher, bank, replaying):
     assert Tape.made == 2
 
 
-def test_many_students_are_one_recording(digits, teacher, bank, replaying):
+def test_many_students_are_one_captured_step(digits, teacher, bank, replaying):
     students = [Student("resnet8", m, name=m) for m in ("kd", "ickd", "dkd", "ckd", "ce")]
     plain = train(students, digits, teacher, bank)
     replaying()
@@ -142,22 +144,24 @@ def test_many_students_are_one_recording(digits, teacher, bank, replaying):
     assert Tape.made == 1
 
 
-@pytest.mark.filterwarnings("ignore:refilled")  # its first phase asks how many tuples there are; not on a GPU
-def test_another_phase_is_another_recording(digits, teacher, bank, replaying):
+@pytest.mark.filterwarnings("ignore:refilled")  # its first phase reads the number of tuples; not on a GPU
+def test_another_phase_is_another_captured_step(digits, teacher, bank, replaying):
     students = [Student("resnet8", "refilled", name="a"), Student("resnet8", "ickd(warmup=0.4)", name="b")]
-    for student, recordings in zip(students, (1, 2), strict=True):
+    for student, captures in zip(students, (1, 2), strict=True):
         plain = train([student], digits, teacher, bank, recipe=Recipe(epochs=4, batch_size=16, lr=0.05))
         replaying()
         same(plain, train([student], digits, teacher, bank, recipe=Recipe(epochs=4, batch_size=16, lr=0.05)))
-        assert Tape.made == recordings
+        assert Tape.made == captures
 
 
 @pytest.mark.parametrize("gigabytes", [4.0, 3e-6])
-def test_with_a_memo(digits, teacher, replaying, tmp_path, gigabytes):
+def test_with_a_teacher_cache(digits, teacher, replaying, tmp_path, gigabytes):
     students = [Student("resnet8", "kd", name="a")]
-    plain = train(students, digits, teacher, memo=tmp_path / "plain", memo_gigabytes=gigabytes)
+    plain = train(students, digits, teacher, teacher_cache=tmp_path / "plain", teacher_cache_gigabytes=gigabytes)
     replaying()
-    same(plain, train(students, digits, teacher, memo=tmp_path / "replayed", memo_gigabytes=gigabytes))
+    same(
+        plain, train(students, digits, teacher, teacher_cache=tmp_path / "replayed", teacher_cache_gigabytes=gigabytes)
+    )
     assert Tape.made == 1
 
 
@@ -165,35 +169,36 @@ def test_resumed_in_the_middle(digits, teacher, bank, replaying, tmp_path, monke
     students = [Student("resnet8", "dkd(warmup=0.5)+ickd", name="a")]
     plain = train(students, digits, teacher, bank)
     replaying()
-    taken = Steps.take
+    take = Stepper.take
 
-    def stopped(self, circles, step):
-        taken(self, circles, step)
+    def stopped(self, groups, step):
+        take(self, groups, step)
         if self.keys[1] == 1 and step == 4:
             raise KeyboardInterrupt
 
     with monkeypatch.context() as patched:
-        patched.setattr(Steps, "take", stopped)
+        patched.setattr(Stepper, "take", stopped)
         with pytest.raises(KeyboardInterrupt):
             train(students, digits, teacher, bank, runs=tmp_path, checkpoint_seconds=0)
     same(plain, train(students, digits, teacher, bank, runs=tmp_path))
 
 
-def test_what_cannot_be_recorded_is_said(digits, teacher, replaying):
+def test_a_step_that_cannot_be_captured_runs_eagerly_and_the_cause_is_named(digits, teacher, replaying):
+    plain = train([Student("resnet8", "kd", name="a")], digits, teacher)
+
     def refuse(work):
         raise RuntimeError("no graph\nfor this")
 
     replaying(refuse)
-    with pytest.raises(InputError, match=r"cannot be recorded for the GPU \(no graph\); train with record=False"):
-        train([Student("resnet8", "kd", name="a")], digits, teacher)
+    with pytest.warns(UserWarning, match="kd: no graph, so it is not captured but launched anew each time"):
+        same(plain, train([Student("resnet8", "kd", name="a")], digits, teacher))
 
 
 def test_what_students_share_is_made_before_they_step_side_by_side(digits, teacher):
     bank = MemoryBank.build(teacher, digits.train, precision="fp32")
     assert bank._means is None
-    options = {"batch_size": 16, "precision": "fp32", "epochs": 1}
-    steps = Steps([], digits.train, teacher, bank, {}, **options)
-    assert bank._means is not None and steps.count == 8
+    TeacherBank(bank, [])
+    assert bank._means is not None and bank._sums is not None
 
 
 def test_stronger_augmentation_is_drawn_on_the_host(digits, teacher, replaying):
@@ -204,7 +209,7 @@ def test_stronger_augmentation_is_drawn_on_the_host(digits, teacher, replaying):
 
 
 @pytest.mark.parametrize(
-    "ask",
+    "read",
     [
         lambda t: t.sum().item(),
         lambda t: bool((t > 0).any()),
@@ -218,14 +223,14 @@ def test_stronger_augmentation_is_drawn_on_the_host(digits, teacher, replaying):
         lambda t: torch.tensor([1.0], device="meta"),
     ],
 )
-def test_asking_the_device_is_noticed(ask):
-    with _Watch() as watch:
-        ask(torch.arange(4.0))
+def test_reading_from_the_device_is_noticed(read):
+    with HostReads() as watch:
+        read(torch.arange(4.0))
     assert watch.found
 
 
 def test_work_on_the_device_is_not():
-    with _Watch() as watch:
+    with HostReads() as watch:
         t = torch.arange(6.0).view(2, 3)
         torch.where(t > 1, t, -1)[:, t.argmax(1)].topk(2).values.masked_fill_(t[:, :2] > 3, 0).softmax(1)
         t.clone().index_copy_(0, torch.tensor([1]), t[:1]) @ t.T

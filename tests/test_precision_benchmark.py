@@ -2,10 +2,10 @@
 
 import pytest
 import torch
+from ickd_lib.training.steps import Steps
 
 from ickd_lib import data, models, runtime, training
 from ickd_lib.training import Recipe, Student, trial
-from ickd_lib.training.steps import Steps
 
 
 @pytest.fixture(scope="module")
@@ -66,7 +66,7 @@ def test_what_it_found_is_recorded_and_taken_again(splits, asked, tmp_path, monk
         patched.setattr(Steps, "take", stopped)
         with pytest.raises(KeyboardInterrupt):
             train(splits, runs=tmp_path, checkpoint_seconds=0)
-    path = runtime.Run(tmp_path / "a").config["path"]
+    path = runtime.Run(tmp_path / "a").config["numerics"]
     assert path["precision"] == "bf16" and path["trial"] == {"fp32": 0.3, "bf16": 0.1} and len(asked) == 1
     resumed = train(splits, runs=tmp_path)
     assert len(asked) == 1

@@ -7,12 +7,12 @@ from dataclasses import replace
 
 import pytest
 import torch
+from ickd_lib.training.memo import Memo
+from ickd_lib.training.peer_group import Circle
 
 from ickd_lib import methods, runtime, training
 from ickd_lib.training import Recipe, Student
-from ickd_lib.training.circle import Circle
 from ickd_lib.training.loop import AHEAD
-from ickd_lib.training.memo import Memo
 
 HALF = 1e-3  # the rounding of half precision, relative
 RECIPE = Recipe(epochs=3, batch_size=16, lr=0.02, schedule="cosine")
@@ -174,7 +174,11 @@ def test_no_method_sees_a_difference_beyond_the_rounding(digits, teacher, tmp_pa
     names = [n for n in names if n != "lwf"] + ["ickd(query='view')"]
     plain = train(names, digits, teacher, recipe=Recipe(epochs=1, batch_size=30, lr=0.02, schedule="cosine"))
     with_memo = train(
-        names, digits, teacher, memo=tmp_path, recipe=Recipe(epochs=1, batch_size=30, lr=0.02, schedule="cosine")
+        names,
+        digits,
+        teacher,
+        teacher_cache=tmp_path,
+        recipe=Recipe(epochs=1, batch_size=30, lr=0.02, schedule="cosine"),
     )
     for ours, theirs in zip(with_memo.values(), plain.values(), strict=True):
         assert torch.allclose(losses(ours), losses(theirs), rtol=2e-2, atol=2e-3), ours.method
@@ -184,18 +188,18 @@ def test_a_second_training_asks_the_teacher_nothing(digits, teacher, tmp_path, m
     asked = []
     fill = Memo.fill
     monkeypatch.setattr(Memo, "fill", lambda self, *given: asked.append(fill(self, *given)) or asked[-1])
-    first = train(["kd"], digits, teacher, memo=tmp_path)
+    first = train(["kd"], digits, teacher, teacher_cache=tmp_path)
     steps = -(-100 // RECIPE.batch_size)
     assert len(asked) == RECIPE.epochs * -(-steps // AHEAD["cpu"]) and 0 < sum(asked) <= 100 * RECIPE.epochs
     asked.clear()
-    second = train(["kd", "dkd"], digits, teacher, memo=tmp_path)
+    second = train(["kd", "dkd"], digits, teacher, teacher_cache=tmp_path)
     assert set(asked) == {0}
     (ours,), (theirs, _) = first.values(), second.values()
     assert all(torch.equal(a, b) for a, b in zip(ours.network.parameters(), theirs.network.parameters(), strict=True))
 
 
 def test_a_resumed_training_equals_one_that_never_stopped(digits, teacher, tmp_path, monkeypatch):
-    whole = train(["kd"], digits, teacher, memo=tmp_path / "a", runs=tmp_path / "whole")
+    whole = train(["kd"], digits, teacher, teacher_cache=tmp_path / "a", runs=tmp_path / "whole")
     step, count = Circle.step, []
 
     def stopping(self, supply):
@@ -207,12 +211,12 @@ def test_a_resumed_training_equals_one_that_never_stopped(digits, teacher, tmp_p
     with monkeypatch.context() as patched:
         patched.setattr(Circle, "step", stopping)
         with pytest.raises(KeyboardInterrupt):
-            train(["kd"], digits, teacher, memo=tmp_path / "b", runs=tmp_path / "cut", checkpoint_seconds=0)
-    resumed = train(["kd"], digits, teacher, memo=tmp_path / "b", runs=tmp_path / "cut")
+            train(["kd"], digits, teacher, teacher_cache=tmp_path / "b", runs=tmp_path / "cut", checkpoint_seconds=0)
+    resumed = train(["kd"], digits, teacher, teacher_cache=tmp_path / "b", runs=tmp_path / "cut")
     (a,), (b,) = whole.values(), resumed.values()
     assert all(torch.equal(x, y) for x, y in zip(a.network.parameters(), b.network.parameters(), strict=True))
     config = runtime.Run(a.folder).config
-    assert config["path"]["memo"] is True
+    assert config["numerics"]["memo"] is True
 
 
 def test_a_run_that_began_without_goes_on_without(digits, teacher, tmp_path, monkeypatch):
@@ -224,7 +228,7 @@ def test_a_run_that_began_without_goes_on_without(digits, teacher, tmp_path, mon
         with pytest.raises(KeyboardInterrupt):
             train(["kd"], digits, teacher, runs=tmp_path / "runs")
     monkeypatch.setattr(Memo, "__init__", lambda *_, **__: pytest.fail("a memo was made"))
-    train(["kd"], digits, teacher, runs=tmp_path / "runs", memo=tmp_path / "memo")
+    train(["kd"], digits, teacher, runs=tmp_path / "runs", teacher_cache=tmp_path / "memo")
 
 
 def test_maps_and_strong_augmentation_pass_through_the_teacher_and_are_recorded_so(
@@ -233,9 +237,9 @@ def test_maps_and_strong_augmentation_pass_through_the_teacher_and_are_recorded_
     monkeypatch.setattr(Memo, "__init__", lambda *_, **__: pytest.fail("a memo was made"))
     mixed = digits._replace(train=replace(digits.train, augment="mixup"))
     for names, splits in ((["at", "kd"], digits), (["kd"], mixed), (["ce"], digits)):
-        for history in train(names, splits, teacher, memo=tmp_path / "memo", runs=tmp_path / "runs").values():
+        for history in train(names, splits, teacher, teacher_cache=tmp_path / "memo", runs=tmp_path / "runs").values():
             assert (
-                "memo" not in runtime.Run(history.folder).config["path"]
+                "memo" not in runtime.Run(history.folder).config["numerics"]
             )  # so that kd, resumed alone, has none either
 
 

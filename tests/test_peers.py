@@ -1,4 +1,4 @@
-"""Students that learn from each other, or from their earlier selves: what they see, what they keep, how they resume."""
+"""Peer groups and students with a bank of their own: what a step shows, what banks contain, how they resume."""
 
 import json
 import shutil
@@ -9,13 +9,12 @@ import torch
 import torch.nn.functional as F
 from test_training import Interrupted, distill, know_small_architectures, same, stop_at
 
-from ickd_lib import data, losses, metrics, models, runtime, training
+from ickd_lib import data, metrics, models, runtime, training
 from ickd_lib.memory import MemoryBank
-from ickd_lib.methods import ICKD, Method, create
-from ickd_lib.methods.base import Combined
+from ickd_lib.methods import ICKD, Combined, Method, create
 from ickd_lib.runtime import Diverged, InputError
 from ickd_lib.training import Recipe, Student
-from ickd_lib.training.learner import Learner
+from ickd_lib.training.records import RunRecord
 
 pytestmark = pytest.mark.usefixtures("untouched_generator")
 RECIPE = Recipe(epochs=2, lr=0.05, schedule="cosine", batch_size=25)  # steps of 25, 25 and 10 images
@@ -138,10 +137,10 @@ def by_hand(members, splits, recipe, teach, momentum):
             networks.append(models.create(kind, **splits.train.spec).train())
     optimizers = [torch.optim.SGD(n.parameters(), recipe.lr, 0.9, weight_decay=5e-4) for n in networks]
     memories: list[dict] = [{} for _ in networks]
-    records, steps = [[] for _ in networks], splits.train.steps(recipe.batch_size)
+    records, steps = [[] for _ in networks], data.Sampler(splits.train).steps(recipe.batch_size)
     for epoch in range(recipe.epochs):
         terms = [[] for _ in networks]
-        for step, batch in enumerate(splits.train.batches(recipe.batch_size, data_seed=0, epoch=epoch)):
+        for step, batch in enumerate(data.Sampler(splits.train).batches(recipe.batch_size, data_seed=0, epoch=epoch)):
             outputs = [network(batch.images) for network in networks]
             said = [(output.features.detach(), output.logits.detach()) for output in outputs]
             done = epoch + step / steps
@@ -254,10 +253,10 @@ def test_samples_are_what_a_bank_held_before_the_step(source, order, few):
     found = 0
     for me, whose in (("a", "b"), ("b", "a")) if source == "peers" else (("a", "a"), ("b", "b")):
         for context, asked, memory in zip(seen[me], seen[whose], spoken(seen[whose]), strict=True):
-            (guide,) = context.guides(source)
+            (guide,) = context.sources(source)
             assert (context.earlier is None, len(context.peers)) == ((True, 1) if source == "peers" else (False, 0))
-            for word in (*guide.output, *vars(guide.positives).values(), *vars(guide.negatives).values()):
-                assert not getattr(word, "requires_grad", False)
+            for part in (guide.output, guide.positives, guide.negatives):
+                assert not any(getattr(value, "requires_grad", False) for value in vars(part).values())
             images = zip(context.batch.index.tolist(), context.batch.labels.tolist(), strict=True)
             for i, (own, label) in enumerate(images):
                 now = label, asked.student.features[i], asked.student.logits[i]
@@ -294,7 +293,7 @@ def test_of_two_methods_at_once_only_one_is_shown_samples(one, other, few):
     with runtime.seeded(0):
         teacher = models.create("resnet8", **few.train.spec)
     both = Listening(parts=[create(one), create(other)])
-    distill([Student("dropping", both, i, circle="one") for i in range(2)], few, teacher, recipe=RECIPE)
+    distill([Student("dropping", both, i, peer_group="one") for i in range(2)], few, teacher, recipe=RECIPE)
     for context in seen[-2:]:
         guides = {"teacher": [context], "peers": context.peers, "self": filter(None, [context.earlier])}
         assert {who for who, those in guides.items() if any(x.positives for x in those)} == {both.retrieval.source}
@@ -329,7 +328,7 @@ class Deaf(Method):
 
     def forward(self, context):
         assert len(context.peers) == 3
-        return {"ce": losses.cross_entropy(context.student.logits, context.batch.targets)}
+        return {"ce": context.supervised}
 
 
 def test_nobody_learns_from_a_peer_unless_its_method_does(few):
@@ -349,7 +348,7 @@ def test_the_order_in_which_students_are_given_does_not_matter(few):
 
 
 def test_circles_do_not_see_each_other(few):
-    circles = [training.circle("dropping", method, 5, ["slim"]) for method in (ONLINE, "dml")]
+    circles = [training.peer_group("dropping", method, 5, ["slim"]) for method in (ONLINE, "dml")]
     alone = [Student("dropping", SELF, 5), Student("dropping", "pskd", 5)]
     together = train([*circles[0], alone[0], *circles[1], alone[1]], few)
     for part in (*circles, alone[:1], alone[1:]):
@@ -415,7 +414,7 @@ def test_a_kill_between_two_checkpoints_is_caught_up_with(count, whole_runs, few
         patch.setattr(torch, "save", cut)
         with pytest.raises(Interrupted):
             train(resumable(), few, runs=tmp_path, checkpoint_seconds=0)
-    steps = [checkpoint(tmp_path / first)[first]["progress"]["step"] for first in ("a", "c", "d")]
+    steps = [checkpoint(tmp_path / first)[first]["step"] for first in ("a", "c", "d")]
     assert len(set(steps)) == 2, "the kill left circles at different steps"
     assert_same_runs(whole_runs, train(resumable(), few, runs=tmp_path), tmp_path)
 
@@ -437,16 +436,16 @@ def test_a_kill_while_the_folders_are_made_starts_anew(whole_runs, few, tmp_path
 
 
 def test_a_kill_while_the_summaries_are_written_loses_nothing(whole_runs, few, tmp_path, monkeypatch):
-    finish, finished = Learner.finish, []
+    finish, finished = RunRecord.finish, []
 
-    def cut(learner, *args):
+    def cut(record, *args):
         if finished:
             raise Interrupted
-        finished.append(learner.name)
-        finish(learner, *args)
+        finished.append(record.learner.name)
+        finish(record, *args)
 
     with monkeypatch.context() as patch:
-        patch.setattr(Learner, "finish", cut)
+        patch.setattr(RunRecord, "finish", cut)
         with pytest.raises(Interrupted):
             train(resumable(), few, runs=tmp_path)
     with monkeypatch.context() as patch:
@@ -482,7 +481,7 @@ def test_a_circle_of_which_a_folder_was_removed_is_refused(name, finished, few, 
     else:
         stopped(few, tmp_path, monkeypatch)
     shutil.rmtree(tmp_path / name)
-    refused(r"peers train together, and some of .*/a, .*/b went on alone; remove all", few, tmp_path)
+    refused(r"peers train together, and some of .*/a, .*/b were removed or trained alone; remove all", few, tmp_path)
     assert not (tmp_path / name).exists()
 
 
@@ -503,17 +502,22 @@ def test_a_circle_of_others_is_another_run(few, tmp_path, monkeypatch):
     stopped(few, tmp_path, monkeypatch)
     a, b = resumable()[:2]
     other = Student("slim", ONLINE, 9, "b")
-    refused(r"/a holds a run with .*\(differing: circle, peers\)", few, tmp_path, [a, other])
-    refused(r"/a holds a run with .*\(differing: circle, peers\)", few, tmp_path, [a, b, replace(other, name="x")])
-    named = [replace(student, circle="mine") for student in (a, b)]
-    refused(r"/a holds a run with circle=.*, not 'mine' \(differing: circle\)", few, tmp_path, named)
+    refused(r"/a contains a run with .*\(differing: peer_group, peers\)", few, tmp_path, [a, other])
+    refused(
+        r"/a contains a run with .*\(differing: peer_group, peers\)", few, tmp_path, [a, b, replace(other, name="x")]
+    )
+    named = [replace(student, peer_group="mine") for student in (a, b)]
+    refused(r"/a holds a run with peer_group=.*, not 'mine' \(differing: circle\)", few, tmp_path, named)
     refused(r"/a holds a run with .*\(differing: circle, method, peers\)", few, tmp_path, [replace(a, method="ce")])
 
 
 @pytest.mark.parametrize("method", ["dml", "kdcl", ONLINE, "kdcl+ickd(source='peers')"])
 def test_who_learns_from_peers_needs_some(method, few):
-    for students in ([Student("dropping", method)], [Student("dropping", method, i, circle=str(i)) for i in (1, 2)]):
-        refused("learns from peers, and there is none", few, None, students)
+    for students in (
+        [Student("dropping", method)],
+        [Student("dropping", method, i, peer_group=str(i)) for i in (1, 2)],
+    ):
+        refused("needs peers, and there are none", few, None, students)
 
 
 class Breaking(Method):
@@ -522,14 +526,14 @@ class Breaking(Method):
     needs = frozenset({"peers"})
 
     def forward(self, context):
-        loss = losses.cross_entropy(context.student.logits, context.batch.targets)
+        loss = context.supervised
         return {"ce": loss * (float("inf") if context.progress > 0.6 else 1.0)}
 
 
 def test_one_that_diverges_leaves_the_last_good_checkpoint_of_all_its_circle(few, tmp_path):
     students = [Student("dropping", ONLINE, 0, "a"), Student("dropping", Breaking(), 1, "b")]
     students.append(Student("plain", "ce", 2, "c"))
-    message = rf"b: loss term 'ce' became inf at epoch 2, step 2; .* checkpoint is in {tmp_path}/a$"
+    message = rf"b: loss term 'ce' became inf at epoch 2, step 2; .* checkpoint is {tmp_path}/a/checkpoint.pt$"
     with pytest.raises(Diverged, match=message):
         train(students, few, runs=tmp_path, checkpoint_seconds=0)
     states = checkpoint(tmp_path / "a") | checkpoint(tmp_path / "c")
@@ -545,7 +549,7 @@ def test_one_that_diverges_leaves_the_last_good_checkpoint_of_all_its_circle(few
 def test_a_record_tells_of_banks_and_peers_where_there_are_some(few):
     bank, peers = {"bank_fill", "bank_age", "bank_age_max"}, {"peer_agreement"}
     expected = {ONLINE: bank | peers, "dml": peers, SELF: bank, "pskd": bank, "ce": set()}
-    circles = [training.circle("dropping", method) for method in expected]
+    circles = [training.peer_group("dropping", method) for method in expected]
     circles.append([Student("dropping", method, 1, method, "other") for method in ("ce", "pskd")])
     found = iter(train([student for circle in circles for student in circle], few, evaluate_every=2).values())
     for circle, keys in zip(circles, [*expected.values(), peers], strict=True):
@@ -555,7 +559,7 @@ def test_a_record_tells_of_banks_and_peers_where_there_are_some(few):
             drifted = {"bank_drift", "bank_agreement", "bank_overlap"} if bank <= told else set()
             for record, named in zip(history.epochs, (told, told | drifted), strict=True):
                 assert {key for key in record if key.startswith(("bank", "peer"))} == named
-            assert ("peers" in history.summary, "circle" in history.summary) == (peers <= told, peers <= told)
+            assert ("peers" in history.summary, "peer_group" in history.summary) == (peers <= told, peers <= told)
 
 
 def test_the_records_of_a_circle_by_hand(few, tmp_path):
@@ -589,13 +593,14 @@ def test_twins_agree(few):
 
 
 def test_a_circle_of_students_is_named_and_seeded():
-    assert training.circle("resnet8", "ickd_self", 4) == [Student("resnet8", "ickd_self", 4)]
-    assert training.circle("resnet8", "ickd(source='peers')", 4) == [
-        Student("resnet8", "ickd(source='peers')", 4 + 1000 * i, circle="ickd(source='peers') seed 4") for i in (0, 1)
+    assert training.peer_group("resnet8", "ickd_self", 4) == [Student("resnet8", "ickd_self", 4)]
+    assert training.peer_group("resnet8", "ickd(source='peers')", 4) == [
+        Student("resnet8", "ickd(source='peers')", 4 + 1000 * i, peer_group="ickd(source='peers') seed 4")
+        for i in (0, 1)
     ]
-    found = training.circle("resnet8", "kdcl", 2, ["vgg8", "wrn_16_1"])
+    found = training.peer_group("resnet8", "kdcl", 2, ["vgg8", "wrn_16_1"])
     assert [(s.network, s.seed) for s in found] == [("resnet8", 2), ("vgg8", 1002), ("wrn_16_1", 2002)]
-    assert {(s.method, s.circle, s.name) for s in found} == {("kdcl", "kdcl seed 2", "")}
+    assert {(s.method, s.peer_group, s.name) for s in found} == {("kdcl", "kdcl seed 2", "")}
 
 
 def test_a_comparison_gives_the_student_and_not_its_peers(few, tmp_path):
@@ -605,10 +610,10 @@ def test_a_comparison_gives_the_student_and_not_its_peers(few, tmp_path):
         for history, seed in zip(histories, (4, 6), strict=True):
             expected = {"network": "dropping", "method": method, "seed": seed, "data_seed": seed}
             if method == "dml":
-                expected |= {"peers": ["slim"], "circle": f"dml seed {seed}"}
+                expected |= {"peers": ["slim"], "peer_group": f"dml seed {seed}"}
             assert expected.items() <= history.summary.items() and history.network.features_dim == 12
-            assert ("circle" in history.summary) == (method == "dml")
-    alone = train(training.circle("dropping", "dml", 6, ["slim"]), few, data_seed=6)
+            assert ("peer_group" in history.summary) == (method == "dml")
+    alone = train(training.peer_group("dropping", "dml", 6, ["slim"]), few, data_seed=6)
     name, expected = next(iter(alone.items()))
     assert same(found["dml"][1].network, expected.network) and found["dml"][1].summary["name"] == name
     assert len(list(tmp_path.iterdir())) == 6, "the peers' runs are kept as well"
@@ -620,7 +625,7 @@ def test_a_comparison_gives_the_student_and_not_its_peers(few, tmp_path):
 def test_peers_and_one_alone_learn_cifar100(cifar_root, tmp_path):
     splits = data.load("cifar100", cifar_root, labels=200)
     splits = splits._replace(test=splits.test.few(100))
-    students = [*training.circle("resnet8", ONLINE), Student("resnet8", SELF)]
+    students = [*training.peer_group("resnet8", ONLINE), Student("resnet8", SELF)]
     found = train(students, splits, recipe=Recipe(epochs=1, batch_size=100), precision="auto", runs=tmp_path)
     for history in found.values():
         (record,) = history.epochs

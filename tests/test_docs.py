@@ -1,0 +1,351 @@
+"""The README and the pages in docs/: length, links, code that runs, commands that parse, numbers that are committed."""
+
+import ast
+import json
+import os
+import re
+import shlex
+import statistics
+import subprocess
+import sys
+from collections import defaultdict
+from pathlib import Path
+
+import pytest
+
+from ickd_lib import __main__ as command_line
+from ickd_lib import methods, models, runs
+
+ROOT = Path(__file__).resolve().parents[1]
+README = ROOT / "README.md"
+PAGES = [README, ROOT / "benchmarks/README.md", *sorted((ROOT / "docs").glob("*.md"))]
+RESULTS = ROOT / "benchmarks/results"
+QUANTILE = {2: 12.706205, 3: 4.302653}  # 97.5% of the t distribution, by number of seeds
+
+
+def page_id(path):
+    return str(path.relative_to(ROOT))
+
+
+def blocks(path, language):
+    """The code blocks of a page as (line number, code), without those below a "not run" comment."""
+    found, lines, inside = [], path.read_text().splitlines(), None
+    for number, line in enumerate(lines):
+        if inside is None and line.startswith("```"):
+            skipped = number and lines[number - 1].startswith("<!-- not run: ")
+            inside = (number + 2, [], line == f"```{language}" and not skipped)
+        elif inside is not None and line == "```":
+            if inside[2]:
+                found.append((inside[0], "\n".join(inside[1])))
+            inside = None
+        elif inside is not None:
+            inside[1].append(line)
+    assert inside is None, f"{path}: a code block is not closed"
+    return found
+
+
+def prose(path):
+    """A page without its code blocks."""
+    return re.sub(r"^```.*?^```$", "", path.read_text(), flags=re.M | re.S)
+
+
+# ------------------------------------------------------------------------------------------------ length, links, code
+
+
+def test_the_readme_is_short():
+    lines = README.read_text().splitlines()
+    assert len(lines) <= 150
+    assert not [(number, len(line)) for number, line in enumerate(lines, 1) if len(line) > 120]
+
+
+def anchors(path):
+    """The names under which GitHub links the headings of a page."""
+    heads = re.findall(r"^#+ (.+)$", prose(path), flags=re.M)
+    return {re.sub(r"[^\w\- ]", "", head.lower()).replace(" ", "-") for head in heads}
+
+
+@pytest.mark.parametrize("path", PAGES, ids=page_id)
+def test_links_and_images_exist(path):
+    for link, image in re.findall(r"\]\(([^)\s]+)\)|src=\"([^\"]+)\"", prose(path)):
+        target, _, anchor = (link or image).partition("#")
+        if target.startswith("https://"):
+            continue
+        there = path.parent / target if target else path
+        assert there.exists(), target
+        assert not anchor or anchor in anchors(there), f"{target}#{anchor}"
+        assert not image or there.suffix == ".png"
+
+
+def test_the_readme_links_every_page_and_notebook():
+    linked = {(README.parent / target).resolve() for target in re.findall(r"\]\(([^)#\s]+)\)", prose(README))}
+    assert {*PAGES, *(ROOT / "notebooks").glob("*.ipynb")} - {README} <= linked
+
+
+def test_a_block_that_does_not_run_says_why():
+    for path in PAGES:
+        for reason in re.findall(r"<!-- not run:(.*?)-->", path.read_text()):
+            assert len(reason.split()) > 2, f"{path}: {reason}"
+
+
+@pytest.mark.parametrize("path", [path for path in PAGES if blocks(path, "python")], ids=page_id)
+def test_python_blocks_run(path, tmp_path):
+    """The blocks of a page run in their order, in one namespace, in an empty folder and in a process of their own."""
+    program = ["space = {'__name__': '__main__'}"]
+    for number, code in blocks(path, "python"):
+        padded = "\n" * (number - 1) + code  # so that a traceback names the line of the page
+        program.append(f"exec(compile({padded!r}, {page_id(path)!r}, 'exec'), space)")
+    script = tmp_path / "blocks.py"
+    script.write_text("\n".join(program))
+    paths = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
+    done = subprocess.run(
+        [sys.executable, script],
+        cwd=tmp_path,
+        env=os.environ | {"PYTHONPATH": paths, "OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "passive"},
+        capture_output=True,
+        text=True,
+        timeout=600,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+
+
+# ------------------------------------------------------------------------------------------------ commands
+
+
+def commands(path):
+    """The arguments of every call of the library's command on a page."""
+    found = []
+    for _, block in blocks(path, "sh"):
+        for line in block.replace("\\\n", " ").splitlines():
+            for part in line.split(" && "):
+                words = shlex.split(part, comments=True)
+                while words and re.fullmatch(r"\w+=\S*", words[0]):  # environment variables
+                    del words[0]
+                if words[:1] == ["ickd"]:
+                    found.append(words[1:])
+                elif words[1:3] == ["-m", "ickd_lib"]:
+                    found.append(words[3:])
+    return found
+
+
+@pytest.mark.parametrize("path", [path for path in PAGES if commands(path)], ids=page_id)
+def test_commands_parse(path, capsys):
+    for arguments in commands(path):
+        try:
+            given, unknown = command_line.parser().parse_known_args(arguments)
+        except SystemExit:
+            pytest.fail(f"ickd {shlex.join(arguments)}: {capsys.readouterr().err}")
+        assert not unknown, f"ickd {shlex.join(arguments)}: {unknown}"
+        for name in filter(None, [getattr(given, "student", ""), getattr(given, "teacher", "")]):
+            assert name == "RUN" or name in models.names(), name
+        named = [*getattr(given, "methods", []), *filter(None, [getattr(given, "method", "")])]
+        if any(methods.create(name).needs_teacher for name in named):
+            assert given.teacher, f"ickd {shlex.join(arguments)}: a method needs a teacher"
+
+
+# ------------------------------------------------------------------------------------------------ methods
+
+
+def tables(path):
+    """Of each table of methods on a page its rows, by the method that is named first in them: heading -> cell."""
+    found, head = [], None
+    for line in [*path.read_text().replace("−", "-").splitlines(), ""]:
+        cells = [cell.strip() for cell in line.split("|")[1:-1]]
+        if not cells:
+            head = None
+        elif head is None:
+            head = [cell.replace("`", "") for cell in cells]
+            if head[0] in ("method", "name"):
+                found.append({})
+        elif head[0] in ("method", "name") and not cells[0].startswith("---"):
+            name = re.match(r"`([^`]+)`|(.+)", cells[0])
+            key = name[1] or name[2]
+            key = (key, cells[1]) if key in found[-1] else key  # a method with two teachers
+            found[-1][key] = dict(zip(head, cells, strict=True))
+    return found
+
+
+def test_the_table_of_methods_is_that_of_the_library():
+    rows = tables(ROOT / "docs/methods.md")[0]
+    assert sorted(rows) == methods.names()
+    for name, row in rows.items():
+        method = methods.create(name)
+        needs = {need.replace("retrieval", "bank") for need in method.needs}
+        assert set(filter(None, row["needs"].split(", "))) == needs, name
+        assert row["teacher's classes"] == (method.label_space if method.needs_teacher else ""), name
+    assert f"All {len(rows)} methods" in README.read_text()
+
+
+def test_the_defaults_of_ickd_are_those_of_the_library():
+    section = (ROOT / "docs/methods.md").read_text().split("### What is this project's reading")[1]
+    config, seen = methods.create("ickd").config, set()
+    for line in section.split("\n#")[0].splitlines():
+        cells = line.split(" | ")
+        if len(cells) == 4 and "`" in cells[1]:
+            names = re.findall(r"`(\w+)`", cells[1])
+            shown = [ast.literal_eval(value.strip().split(":")[0].strip("`")) for value in cells[2].split(", ")]
+            if len(names) == len(shown):
+                assert {name: config[name] for name in names} == dict(zip(names, shown, strict=True))
+            seen |= {*names}
+    assert seen >= set(config) - {"name", "margin"}
+
+
+# ------------------------------------------------------------------------------------------------ numbers
+
+
+@pytest.mark.parametrize(
+    ("position", "folder", "baseline"), [(0, "table", "kd"), (1, "tune", "ickd"), (2, "scale", "ickd")]
+)
+def test_the_cifar_tables_are_those_of_the_committed_runs(position, folder, baseline, tmp_path):
+    finished = runs.finished([RESULTS / "cifar100-small" / folder])
+    page = tmp_path / "report.md"
+    page.write_text(runs.table(finished, baseline=baseline, best_first=True))
+    (reported,) = tables(page)
+    rows = tables(ROOT / "docs/results.md")[position]
+    assert list(rows) == list(reported)
+    for method, row in rows.items():
+        assert {**row, "method": method}.items() <= reported[method].items(), method
+
+
+def test_the_readme_gives_the_numbers_of_the_committed_runs(tmp_path):
+    page = tmp_path / "report.md"
+    page.write_text(runs.table(runs.finished([RESULTS / "cifar100-small/table"]), baseline="kd", best_first=True))
+    (reported,) = tables(page)
+    (rows,) = [table for table in tables(README) if "ickd" in table]
+    assert list(rows) == ["ickd", "ickd(order='random')", "ckd+kd", "kd(kd=9.0)", "kd", "ce"]
+    for method, row in rows.items():
+        assert {**row, "method": method}.items() <= reported[method].items(), method
+
+
+def committed(path):
+    """The records of the runs in a JSON file, or in the JSON files of a folder."""
+    files = sorted(path.glob("*.json")) if path.is_dir() else [path]
+    read = [json.loads(file.read_text()) for file in files]
+    return [record for content in read for record in (content if isinstance(content, list) else [content])]
+
+
+def interval(ours, baseline, factor=100):
+    """The mean difference and its 95% interval, as the pages show it."""
+    differences = [factor * (a - b) for a, b in zip(ours, baseline, strict=True)]
+    mean = statistics.mean(differences)
+    half = QUANTILE[len(differences)] * statistics.stdev(differences) / len(differences) ** 0.5
+    return mean, mean - half, mean + half
+
+
+def shown(cell):
+    return tuple(float(number) for number in re.findall(r"[+-]?\d+\.\d+", cell.replace("−", "-")))
+
+
+def test_the_contrasts_are_those_of_the_committed_runs():
+    by_method = defaultdict(dict)
+    for record in committed(RESULTS / "cifar100-small/table"):
+        summary = record["summary"]
+        by_method[summary["method"]][summary["seed"]] = summary
+
+    def values(method, name):
+        return [by_method[method][seed][name] for seed in range(3)]
+
+    text = (ROOT / "docs/results.md").read_text()
+    steps = re.findall(r"^\| `([^`]+)` \| `([^`]+)` \| [^|]+ \| ([^|]+) \|$", text, flags=re.M)
+    assert len(steps) == 5
+    for before, after, cell in steps:
+        assert shown(cell) == pytest.approx(interval(values(after, "accuracy"), values(before, "accuracy")), abs=0.006)
+    contrasts = re.findall(r"^\| `([^`]+)` − `([^`]+)` \| ([^|]+) \| ([^|]+) \| ([^|]+) \|$", text, flags=re.M)
+    assert len(contrasts) == 5
+    for ours, baseline, accuracy, second, third in contrasts:
+        found = interval(values(ours, "accuracy"), values(baseline, "accuracy"))
+        assert shown(accuracy) == pytest.approx(found, abs=0.006)
+        if baseline in ("ckd+kd", "ickd(order='random')"):
+            found = interval(values(ours, "nll"), values(baseline, "nll"), factor=1)
+            assert shown(second) == pytest.approx(found, abs=0.006)
+            assert shown(third) == pytest.approx(interval(values(ours, "top5"), values(baseline, "top5")), abs=0.006)
+
+
+def test_the_readme_names_how_many_configurations_were_tried():
+    tried = defaultdict(set)
+    for folder in ("table", "tune", "scale", "sweep"):
+        for record in committed(RESULTS / "cifar100-small" / folder):
+            config = record["config"]["settings"]["method"]
+            if "parts" not in config:
+                tried[config["name"]].add(json.dumps(config, sort_keys=True))
+    counts = {name: len(tried[name]) for name in ("ickd", "kd", "ckd", "dkd")}
+    assert counts == {"ickd": 49, "kd": 3, "ckd": 4, "dkd": 4}
+    assert "49 configurations, the others over four at most" in " ".join(README.read_text().split())
+    page = " ".join((ROOT / "docs/results.md").read_text().split())
+    assert "49 configurations of IC-KD, three of KD, and four each of CKD and DKD" in page
+
+
+def by_seed(records, wanted):
+    """Of each method (with its teacher's name where two teachers had it) the accuracy by seed, the mean over peers."""
+    found = defaultdict(lambda: defaultdict(list))
+    for record in records:
+        summary = record["summary"]
+        teacher = record["config"]["settings"]["teacher"]
+        if wanted(record):
+            key = (summary["method"], teacher["name"] if teacher and summary["method"] == "kd" else "")
+            found[key][summary["seed"] % 1000].append(summary["accuracy"])
+    return {key: [statistics.mean(seeds[seed]) for seed in sorted(seeds)] for key, seeds in found.items()}
+
+
+def check_rows(rows, accuracies, names):
+    baseline = accuracies["ce", ""]
+    for key, row in rows.items():
+        values = accuracies[names.get(key, (key, ""))]
+        mean, *spread = shown(row["accuracy, %"])
+        assert mean == pytest.approx(100 * statistics.mean(values), abs=0.0051), key
+        if spread:
+            assert spread[0] == pytest.approx(100 * statistics.stdev(values), abs=0.006), key
+        difference = shown(row["difference to ce, points"])
+        if len(difference) == 3:
+            assert difference == pytest.approx(interval(values, baseline), abs=0.006), key
+        elif difference:  # one seed, paired with the baseline's first
+            assert difference[0] == pytest.approx(100 * (values[0] - baseline[0]), abs=0.006), key
+
+
+def test_the_other_cifar_tables_are_those_of_the_committed_runs():
+    disjoint, paradigms = tables(ROOT / "docs/results.md")[3:5]
+    records = committed(RESULTS / "cifar100_disjoint.json")
+    accuracies = by_seed(records, lambda record: record["config"]["settings"]["student"]["network"] == "resnet8")
+    assert {key for key, _ in accuracies} == set(disjoint)
+    check_rows(disjoint, accuracies, {})
+
+    def student(record):
+        """Not the networks that `kd` from itself had as its teachers."""
+        return not (record["summary"]["method"] == "ce" and record["summary"]["seed"] >= 1000)
+
+    accuracies = by_seed(committed(RESULTS / "cifar100_paradigms.json"), student)
+    names = {
+        "kd": ("kd", "resnet8"),
+        ("kd", "pretrained"): ("kd", "resnet20"),
+        "ickd(nicd=0.5, negatives=32)": ("ickd(nicd=0.5, negatives=32)", ""),
+    }
+    if ("ickd", "") in accuracies:  # the defaults when these were trained
+        names["ickd(nicd=0.5, negatives=32)"] = ("ickd", "")
+    assert len(accuracies) == len(paradigms)
+    check_rows(paradigms, accuracies, names)
+
+
+def test_the_speed_table_is_that_of_the_committed_file():
+    file = json.loads((RESULTS / "speed-cpu-2.json").read_text())
+    text = (ROOT / "docs/speed.md").read_text()
+    cells = {}
+    for line in text.splitlines():
+        parts = [cell.strip() for cell in line.split("|")[1:-1]]
+        if len(parts) == 3:
+            cells[parts[0]] = parts[1:]
+    for column, pair in enumerate(("resnet56→resnet20", "resnet32x4→resnet8x4")):
+        measured = file[pair]
+        times, floor = measured["times_the_usual"], measured["floor_times_the_usual"]
+        share = {name: measured["profile"][name]["convolution"] for name in ("kd", "kd, full memo")}
+        assert {name: row[column] for name, row in cells.items() if name and not name.startswith("---")} == {
+            "usual loop, images/s": f"{measured['images_per_second']['usual']:.1f}",
+            "KD, times the usual loop": f"{times['kd']:.2f}",
+            "KD with a full teacher cache, times the usual loop": f"{times['kd, full memo']:.2f}",
+            "an IC-KD step against a KD step": f"{100 * measured['ickd_over_kd'] - 100:+.1f}%".replace("-", "−"),
+            "three methods in one pass, times three trainings": f"{measured['three_in_one_pass_times_three_runs']:.2f}",
+            "upper bound: KD, with a full teacher cache, times the usual loop": (
+                f"{floor['kd']:.2f}, {floor['kd, full memo']:.2f}"
+            ),
+            "share of convolutions in KD, with a full teacher cache": (
+                f"{share['kd']:.0%}, {share['kd, full memo']:.0%}"
+            ),
+        }
