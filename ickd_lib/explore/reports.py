@@ -52,8 +52,8 @@ def precision_sentences(found: Mapping[str, float], *, k: int, chance: float, tr
     relation = "above" if gap >= 0 else "below"
     return (
         f"Precision@{k} is {', '.join(f'{value:.1%} ({name})' for name, value in found.items())}; randomly drawn "
-        f"rows would have {chance:.1%}. The teacher's precision for its training images is {abs(gap):.1f} points {relation} "
-        "that for held-out images."
+        f"rows would have {chance:.1%}. The teacher's precision for its training images is {abs(gap):.1f} points "
+        f"{relation} that for held-out images."
     )
 
 
