@@ -220,7 +220,6 @@ def test_stronger_augmentation_is_drawn_on_the_host(digits, teacher, replaying):
         lambda t: t.clone().index_put_((t > 0,), torch.tensor(1.0)),
         lambda t: t.to("meta"),
         lambda t: torch.empty(3, device="meta") * t[0],
-        lambda t: torch.tensor([1.0], device="meta"),
     ],
 )
 def test_reading_from_the_device_is_noticed(read):

@@ -1,11 +1,11 @@
-"""Neighbourhoods and their loss terms against loops in double precision, and what a search finds."""
+"""Neighbourhoods and loss terms equal loops in double precision; searches and sets of samples find what they should."""
 
 from dataclasses import fields, replace
 
 import pytest
 import torch
 
-from ickd_lib import explore, losses, methods
+from ickd_lib import explore, losses, methods, models
 from ickd_lib.data import Batch, Images
 from ickd_lib.memory import MemoryBank
 from ickd_lib.methods import Context
@@ -19,7 +19,7 @@ INDEX = torch.tensor([10, 36, 34, 62, 68, 66])  # of the queries, rows of the ba
 
 @pytest.fixture(scope="module")
 def small():
-    """A bank, and what teacher and student say of six of its rows."""
+    """A bank, and the outputs of teacher and student for six of its rows."""
     g = torch.Generator().manual_seed(0)
     labels = torch.repeat_interleave(torch.arange(4), torch.tensor(SIZES))
     bank = MemoryBank(
@@ -49,7 +49,7 @@ def around(small, k=(5, 7), temperature=0.05, student=True):
 
 
 def same(one, other):
-    """Whether two sets of in-context samples are equal; what a mask rules out means nothing."""
+    """Whether two sets of in-context samples are equal where the mask is true; other entries have no meaning."""
     mask = one.mask
     pairs = [(getattr(one, field.name), getattr(other, field.name)) for field in fields(one)]
     return torch.equal(mask, other.mask) and all(torch.equal(ours[mask], theirs[mask]) for ours, theirs in pairs)
@@ -57,7 +57,7 @@ def same(one, other):
 
 @pytest.mark.parametrize("student", [True, False])
 @pytest.mark.parametrize("temperature", [0.05, 1.0, None])
-def test_a_neighbourhood_is_what_the_bank_retrieves(small, temperature, student):
+def test_a_neighbourhood_holds_what_the_bank_retrieves(small, temperature, student):
     bank, teacher, logits = small
     found = around(small, temperature=temperature, student=student)
     near, far = bank.retrieve(teacher.features, LABELS, INDEX, positives=5, negatives=7, allow_missing=True)
@@ -86,7 +86,7 @@ def test_queries_outside_the_bank_may_find_any_row(small):
 
 @pytest.mark.parametrize("k", [(1, 1), (2, 7), (5, 3), (9, 40)])
 @pytest.mark.parametrize("temperature", [0.02, None])
-def test_the_first_of_many_are_those_asked_for_directly(small, k, temperature):
+def test_the_first_of_many_equal_a_direct_retrieval(small, k, temperature):
     first = around(small, (13, 40)).first(*k, aggregation_temperature=temperature)
     direct = around(small, k, temperature)
     assert same(first.positives, direct.positives) and same(first.negatives, direct.negatives)
@@ -99,9 +99,9 @@ def test_the_first_of_many_are_those_asked_for_directly(small, k, temperature):
 @pytest.mark.parametrize("temperature", [0.5, 4.0])
 def test_probabilities_are_those_of_the_logits_at_the_temperature(small, temperature):
     found = around(small)
-    said = found.probabilities(temperature)
-    assert list(said) == ["teacher", "aggregate", "student"]
-    for name, p in said.items():
+    probabilities = found.probabilities(temperature)
+    assert list(probabilities) == ["teacher", "aggregate", "student"]
+    for name, p in probabilities.items():
         torch.testing.assert_close(p.sum(1), torch.ones(6))
         torch.testing.assert_close(
             p[:, 0] / p[:, 1], ((found.logits[name] @ torch.tensor([1.0, -1, 0, 0])) / temperature).exp()
@@ -162,7 +162,7 @@ def naive(method, found):
         "ickd(query='view', warmup=0.5)",
     ],
 )
-def test_terms_are_those_of_a_loop_and_of_the_method(small, name):
+def test_terms_equal_a_loop_and_the_method(small, name):
     method = methods.create(name)
     found = around(small, temperature=method.aggregation_temperature)
     terms, by_hand = explore.terms(method, found, LABELS), naive(method, found)
@@ -179,7 +179,9 @@ def test_terms_are_those_of_a_loop_and_of_the_method(small, name):
     "name", ["ce", "kd", "crd", "ickd_online", "ickd_self", "ickd(kd=0, picd=0, nicd=0)", "ickd+rkd"]
 )
 def test_terms_of_methods_without_a_bank_of_the_teacher_are_refused(small, name):
-    with pytest.raises(InputError, match=r"is not in-context distillation alone, .*; name ickd, picd or nicd$"):
+    with pytest.raises(
+        InputError, match=r"is not in-context distillation from a teacher's bank alone; choose ickd, picd or nicd$"
+    ):
         explore.terms(methods.create(name), around(small), LABELS)
 
 
@@ -190,7 +192,7 @@ def test_terms_that_compare_features_are_refused(small):
 
 
 def test_terms_without_a_student_are_refused(small):
-    with pytest.raises(InputError, match=r"^the loss terms are a student's; pass student=…$"):
+    with pytest.raises(InputError, match=r"^loss terms need a student; pass student=…$"):
         explore.terms(methods.create("ickd"), around(small, student=False), LABELS)
 
 
@@ -209,8 +211,8 @@ ZOO = Images(
     ("digit", "animal", "tree"),
     (0, 0, 1, 1, 2, 0),
 )
-SAID = torch.eye(6)[[0, 1, 3, 3, 2, 2, 5]]  # the teacher errs at 2, 4 and 5
-HEARD = torch.eye(6)[[1, 1, 2, 3, 4, 4, 0]]  # the student at 0, 5 and 6
+TEACHER = torch.eye(6)[[0, 1, 3, 3, 2, 2, 5]]  # the teacher errs at 2, 4 and 5
+STUDENT = torch.eye(6)[[1, 1, 2, 3, 4, 4, 0]]  # the student at 0, 5 and 6
 
 
 @pytest.mark.parametrize(
@@ -250,7 +252,7 @@ HEARD = torch.eye(6)[[1, 1, 2, 3, 4, 4, 0]]  # the student at 0, 5 and 6
     ],
 )
 def test_search_finds(text, positions):
-    assert explore.search(text, ZOO, teacher_logits=SAID, student_logits=HEARD) == positions
+    assert explore.search(text, ZOO, teacher_logits=TEACHER, student_logits=STUDENT) == positions
 
 
 def test_search_among_images_without_superclasses():
@@ -261,25 +263,61 @@ def test_search_among_images_without_superclasses():
 
 
 @pytest.mark.parametrize(
-    ("text", "said", "reason"),
+    ("text", "with_logits", "reason"),
     [
         ("zebra", True, "no image matches 'zebra'"),
         ("tiger tree", True, "no image matches 'tiger tree'"),
         ("teacher:zebra", True, "no image matches"),
         ("student:21", True, "no image matches"),
         ("row:4", True, "no image matches 'row:4'"),
-        ("row:", True, "'row:' names no data-set row"),
-        ("row:x", True, "'row:x' names no data-set row"),
-        ("row:-3", True, "'row:-3' names no data-set row"),
-        ("row:3.0", True, "'row:3.0' names no data-set row"),
-        ("row:²", True, "'row:²' names no data-set row"),  # a digit to str.isdigit, not to int
+        ("row:", True, "'row:' is not a data-set row"),
+        ("row:x", True, "'row:x' is not a data-set row"),
+        ("row:-3", True, "'row:-3' is not a data-set row"),
+        ("row:3.0", True, "'row:3.0' is not a data-set row"),
+        ("row:²", True, "'row:²' is not a data-set row"),  # a digit to str.isdigit, not to int
         ("row:9" + 30 * "0", True, "no image matches"),
-        ("wrong", False, "'wrong' needs the student, which is not here"),
-        ("tiger student:1", False, "'student:1' needs the student"),
-        ("teacher:1", False, "'teacher:1' needs the teacher"),
+        ("wrong", False, "'wrong' needs a student, and none was given"),
+        ("tiger student:1", False, "'student:1' needs a student"),
+        ("teacher:1", False, "'teacher:1' needs a teacher"),
     ],
 )
-def test_search_says_in_one_line_why_it_finds_nothing(text, said, reason):
+def test_search_explains_in_one_line_why_it_finds_nothing(text, with_logits, reason):
     with pytest.raises(InputError) as error:
-        explore.search(text, ZOO, teacher_logits=SAID if said else None, student_logits=HEARD if said else None)
+        explore.search(
+            text, ZOO, teacher_logits=TEACHER if with_logits else None, student_logits=STUDENT if with_logits else None
+        )
     assert str(error.value).startswith(reason) and "\n" not in str(error.value)
+
+
+def test_rows_are_read_in_the_form_in_which_users_write_them():
+    rows = torch.tensor([2, 3, 7, 11, 20, 30])
+    assert explore.positions("3 7, 10-20", rows, "digits").tolist() == [1, 2, 3, 4]
+    assert explore.positions("7 7 7-7", rows, "digits").tolist() == [2]
+    assert explore.positions(" ", rows, "digits").tolist() == []
+    for text, reason in (
+        ("3 x", "'x' is not a row number"),
+        ("4", "no row 4"),
+        ("20-10", "no row"),
+        ("-3", "not a row number"),
+    ):
+        with pytest.raises(InputError, match=reason):
+            explore.positions(text, rows, "digits")
+
+
+# ---------------------------------------------------------------------------------------------------- samples
+
+
+def test_a_sample_set_gives_outputs_keys_and_pictures_by_position(digits, bank, teacher):
+    images = digits.train.subset(torch.arange(119, 20, -1))
+    samples, at = explore.SampleSet(images), torch.tensor([40, 3])
+    assert len(samples) == 99 and samples.name == images.name and samples.classes == images.classes
+    assert torch.equal(samples.positions(samples.keys[at]), at)
+    expected = models.predict(teacher, images, precision="fp32")
+    assert torch.equal(samples.outputs(teacher, precision="fp32").logits, expected.logits)
+    for found in (samples.outputs(teacher, at, precision="fp32"), samples.stored_outputs(bank, at)):
+        torch.testing.assert_close(found.logits, expected.logits[at], atol=1e-4, rtol=1e-4)
+    assert torch.equal(samples.stored_outputs(bank).logits, bank.logits[bank.rows(images.index)])
+    assert torch.equal(samples.thumbnails(at), images.images[at])
+    pictured = samples.pictured(at)
+    assert torch.equal(pictured.images, images.images[at]) and pictured.index.tolist() == samples.keys[at].tolist()
+    assert pictured.labels.tolist() == images.labels[at].tolist() and explore.search("", samples) == list(range(99))

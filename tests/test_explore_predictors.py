@@ -52,10 +52,13 @@ def test_negative_classes_are_shares_of_each_classs_negatives():
     _, far = bank.retrieve(features[:3], queries, positives=1, negatives=5)
     found = predictors.negative_classes(bank, far, queries)
     for c in (0, 1):
-        taken = [int(labels[row]) for i, row in enumerate(far.index.tolist()) if queries[i] == c for row in row]
+        taken = [int(labels[row]) for i, rows in enumerate(far.index.tolist()) if queries[i] == c for row in rows]
         assert found[c].tolist() == pytest.approx([taken.count(d) / len(taken) for d in range(3)])
         assert found[c, c] == 0
     assert found[2].sum() == 0  # there is no query of this class
+    taken = [(int(queries[i]), int(labels[row])) for i, rows in enumerate(far.index.tolist()) for row in rows]
+    same = [c == d or {c, d} == {0, 2} for c, d in taken]  # classes a and c have one superclass
+    assert predictors.own_superclass_share(bank, far, queries, [0, 1, 0]) == pytest.approx(sum(same) / len(same))
 
 
 def test_class_correlation_is_the_mean_over_all_pairs():

@@ -1,5 +1,4 @@
 import dataclasses
-from pathlib import Path
 
 import pytest
 import torch
@@ -8,9 +7,9 @@ from torch import nn
 from ickd_lib import losses, methods
 from ickd_lib.data import Batch
 from ickd_lib.memory import InContext, MemoryBank
-from ickd_lib.methods import Context, Guide, Method, base
-from ickd_lib.models import Output
+from ickd_lib.methods import Context, Method, TargetSource, registry
 from ickd_lib.runtime import InputError
+from ickd_lib.tasks import Samples
 
 B, C, D = 6, 10, 4
 
@@ -24,7 +23,8 @@ def context(method, seed=0, phase=0):
 
     def output():
         maps = tuple(normal(B, c, s, s).requires_grad_() for c, s in ((3, 8), (D, 4)) if "maps" in method.needs)
-        return Output(normal(B, C).requires_grad_(), normal(B, D).requires_grad_(), maps)
+        every = torch.arange(B)
+        return Samples(normal(B, C).requires_grad_(), normal(B, D).requires_grad_(), labels, every, every, maps)
 
     def samples(k):
         return InContext(
@@ -35,41 +35,45 @@ def context(method, seed=0, phase=0):
             torch.ones(B, k, dtype=torch.bool),
         )
 
-    def guide(source):
+    def target_source(name):
         spec = method.retrieval
-        asked = (spec.positives, spec.negatives) if spec and spec.source == source else ()
-        return Guide(output(), *map(samples, asked))
+        counts = (spec.positives, spec.negatives) if spec and spec.source == name else ()
+        return TargetSource(output(), *map(samples, counts))
 
     labels = torch.arange(B) % 3
     batch = Batch(torch.rand(B, 3, 8, 8, generator=g), labels, torch.arange(B), torch.zeros(B).long())
-    student, teacher, partner = output(), guide("teacher"), output()
-    said = teacher.output if "features" in method.needs else teacher.output._replace(features=torch.empty(B, 0))
+    student, teacher, partner = output(), target_source("teacher"), output()
+    shown = teacher.output
+    if "features" not in method.needs:
+        shown = dataclasses.replace(shown, features=torch.empty(B, 0))
     bank = MemoryBank(normal(B, D), normal(B, C), labels, torch.arange(B), tuple("abcdefghij"))
     return Context(
         batch,
         student,
-        said if "teacher" in method.needs else None,
+        losses.cross_entropy(student.logits, labels),
+        shown if "teacher" in method.needs else None,
         teacher.positives,
         teacher.negatives,
         bank if "bank" in method.needs else None,
         partner if "partner" in method.needs else None,
-        (guide("peers"), guide("peers")) if "peers" in method.needs else (),
-        guide("self") if "earlier" in method.needs else None,
+        (target_source("peers"), target_source("peers")) if "peers" in method.needs else (),
+        target_source("self") if "earlier" in method.needs else None,
         phase=phase,
         progress=0.5,
     )
 
 
 def gradients(output):
-    """Of an Output, or of in-context samples."""
+    """Of samples, or of in-context samples."""
     return [tensor.grad for tensor in (output.logits, output.features, *getattr(output, "maps", ()))]
 
 
 def others(context):
-    """Whoever speaks beside the student, and its in-context samples."""
-    guides = [Guide(context.teacher, context.positives, context.negatives), *context.peers, context.earlier]
-    said = [word for guide in guides if guide for word in (guide.output, guide.positives, guide.negatives)]
-    return [word for word in (*said, context.partner) if word]
+    """All targets beside the student's own samples, and their in-context samples."""
+    teacher = TargetSource(context.teacher, context.positives, context.negatives)
+    sources = [source for source in (teacher, *context.peers, context.earlier) if source]
+    parts = [part for source in sources for part in (source.output, source.positives, source.negatives)]
+    return [part for part in (*parts, context.partner) if part]
 
 
 @pytest.mark.parametrize("phase", [0, 1])
@@ -103,22 +107,6 @@ def test_a_needless_method_asks_for_nothing(name):
         assert "ce" not in alone(context(alone, phase=1))
 
 
-def test_what_a_method_needs_is_in_the_readme():
-    table = {}
-    readme = (Path(__file__).resolve().parents[1] / "README.md").read_text()
-    for line in readme.partition("## Methods")[2].partition("## Results")[0].splitlines():
-        cells = [cell.strip() for cell in line.strip("|").split("|")]
-        if line.startswith("| `") and len(cells) == 4:
-            table[cells[0].strip("`")] = (cells[2], cells[3])
-    words = {"retrieval": "bank", "maps": "maps", "teacher": "teacher", "bank": "bank", "partner": "pairs"}
-    words |= {"peers": "peers", "earlier": "itself", "features": "features"}
-    for name in methods.names():
-        method = methods.create(name)
-        needs, space = table[name]
-        assert set(filter(None, needs.split(", "))) == {words[need] for need in method.needs}, name
-        assert space == (method.label_space if method.needs_teacher else ""), name
-
-
 def test_cskd_and_dkd_are_their_losses():
     method = methods.create("cskd(ce=0, kd=2, temperature=3)")
     seen = context(method)
@@ -126,7 +114,7 @@ def test_cskd_and_dkd_are_their_losses():
     assert method(seen) == {"kd": expected}
     method = methods.create("dkd(ce=0, tckd=2, nckd=3, warmup=1)")
     seen = context(method)
-    target, others = losses.dkd(seen.student.logits, seen.teacher.logits, seen.batch.labels)
+    target, others = losses.dkd(seen.student.logits, seen.teacher.logits, seen.student.labels)
     assert method(seen) == {"tckd": 0.5 * 2 * target, "nckd": 0.5 * 3 * others}
 
 
@@ -136,13 +124,13 @@ def test_lwf_learns_new_classes_among_themselves():
     ours, theirs = torch.tensor([1, 4, 2]), torch.tensor([0, 9, 3])
     terms = method(dataclasses.replace(seen, common=(ours, theirs)))
     logits, expected = seen.student.logits, 0.0
-    for row, label in zip(logits, seen.batch.labels.tolist(), strict=True):
+    for row, label in zip(logits, seen.student.labels.tolist(), strict=True):
         group = ours.tolist() if label in ours else [c for c in range(C) if c not in ours]
         expected += 2 * (row[group].logsumexp(0) - row[label]) / B
     assert terms["ce"].item() == pytest.approx(expected.item())
     soft = losses.kd(logits[:, ours], seen.teacher.logits[:, theirs], temperature=2)
     assert terms["kd"].item() == pytest.approx(3 * soft.item())
-    assert method(seen)["ce"].item() == pytest.approx(2 * losses.cross_entropy(logits, seen.batch.labels).item())
+    assert method(seen)["ce"].item() == pytest.approx(2 * losses.cross_entropy(logits, seen.student.labels).item())
 
 
 def test_the_two_phases_of_refilled():
@@ -157,7 +145,7 @@ def test_the_two_phases_of_refilled():
         dim=1,
     )
     expected = losses.refilled_local(
-        second.student.logits, second.teacher.features, centres, second.batch.labels, temperature=2.0
+        second.student.logits, second.teacher.features, centres, second.student.labels, temperature=2.0
     )
     assert method(second)["local"].item() == pytest.approx(25 * expected.item())
 
@@ -201,7 +189,7 @@ def test_ickd_is_the_weighted_sum_of_its_parts():
     near, far = seen.positives, seen.negatives
     weights = losses.aggregation_weights(near.similarity, near.mask, temperature=None)
     expected = {
-        "ce": 2 * losses.cross_entropy(logits, seen.batch.labels),
+        "ce": 2 * losses.cross_entropy(logits, seen.student.labels),
         "kd": 3 * losses.kd(logits, seen.teacher.logits, temperature=2),
         "picd": 5 * losses.picd(logits, near.logits, weights, temperature=2),
         "nicd": 7 * losses.nicd(logits, seen.teacher.logits, far.logits, far.mask, kappa=0.3),
@@ -219,7 +207,7 @@ def test_what_no_term_needs_is_not_asked_for():
     assert methods.create("picd(query='view')").needs == {"teacher", "retrieval"}
 
 
-def test_nothing_is_pushed_away_from_where_there_is_nothing_to_be_drawn_to():
+def test_a_sample_without_a_positive_is_not_separated_from_its_negatives():
     method = methods.create("ickd_self(ce=0, picd=0, nicd=1)")
     seen = context(method).earlier
     student = context(method).student
@@ -270,14 +258,14 @@ def test_the_aggregate_can_be_the_anchor():
         ("ls(alpha=2)", "alpha=2 must lie between 0 and 1"),
         ("ickd(positives=0)", "positives=0 must be above 0"),
         ("ickd(form='info')", "unknown form 'info'; did you mean 'infonce'"),
-        ("ickd(ce=0, kd=0, picd=0, nicd=0)", "nothing is left to learn from"),
-        ("ickd(order='random', query='view')", "draws once for each row"),
+        ("ickd(ce=0, kd=0, picd=0, nicd=0)", "give at least one of them a weight"),
+        ("ickd(order='random', query='view')", "searches for the nearest samples"),
         ("refilled(share=2)", "share=2 must lie between 0 and 1"),
         ("kd(standardised='False')", "expected True or False"),
         ("crd(negatives=0.5)", "negatives=0 must be above 0"),
         ("ickd+dits", "unknown method 'dits'; did you mean 'dist'"),
-        ("ickd+ce", "'ce' has nothing to add to 'ickd'"),
-        ("ickd+nicd(positives=4, negatives=4)", "asks for different in-context samples"),
+        ("ickd+ce", "'ce' adds nothing to 'ickd'"),
+        ("ickd+nicd(positives=4, negatives=4)", "requests different in-context samples"),
     ],
 )
 def test_impossible_methods_are_one_line(name, message):
@@ -293,7 +281,7 @@ def test_describe_is_read_back():
 
 
 def test_a_name_is_registered_once_and_reloading_replaces(monkeypatch):
-    monkeypatch.setattr(base, "_REGISTRY", dict(base._REGISTRY))
+    monkeypatch.setattr(registry, "_REGISTRY", dict(registry._REGISTRY))
 
     def make(qualname):
         return type("Mine", (Method,), {"__module__": "notebook", "__qualname__": qualname})

@@ -1,9 +1,12 @@
-"""Figures hold what they were given: as many marks, labels and values as there are data."""
+"""Figures contain the data that they were given: as many marks, labels and values as there are."""
 
 from __future__ import annotations
 
+import importlib
+import pkgutil
 import subprocess
 import sys
+from types import ModuleType
 
 import matplotlib.colors as mcolors
 import matplotlib.pyplot as plt
@@ -36,12 +39,20 @@ def context(rows: list[int], similarity: list[float], mask: list[bool] | None = 
     )
 
 
-def test_importing_the_library_draws_nothing_in():
+def test_importing_the_library_imports_no_heavy_package():
     code = "import ickd_lib, sys; print(sorted({'matplotlib', 'torch', 'seaborn', 'ipywidgets'} & set(sys.modules)))"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout.strip() == "[]"
 
 
-def test_every_method_has_a_look_of_its_own():
+@pytest.mark.parametrize("name", ["plots", "explore", "widgets"])
+def test_no_name_of_a_package_hides_one_of_its_modules(name):
+    package = importlib.import_module(f"ickd_lib.{name}")
+    for module in pkgutil.iter_modules(package.__path__):
+        importlib.import_module(f"ickd_lib.{name}.{module.name}")
+        assert isinstance(getattr(package, module.name), ModuleType), f"{name}.{module.name}"
+
+
+def test_every_method_has_a_different_look():
     names = [*methods.names(), "teacher"]
     looks = {name: plots.method_style(name) for name in names}
     seen = [(mcolors.to_hex(look["color"]), look["linestyle"], look["marker"]) for look in looks.values()]
@@ -131,10 +142,10 @@ def test_distributions_show_the_same_classes_in_all_panels_and_always_the_true_o
     assert {"class 40", "class 7", "class 99 ✓"} <= set(ticks[0])
     heights = [bar.get_height() for bar in figure.axes[0].patches]
     assert np.isclose(heights[ticks[0].index("class 40")], 0.9)
-    assert [axis.get_title() for axis in figure.axes] == ["teacher\nsays class 40", "student\nsays class 7"]
+    assert [axis.get_title() for axis in figure.axes] == ["teacher\npredicts class 40", "student\npredicts class 7"]
 
 
-def test_similarities_count_every_query_and_name_the_share_that_errs():
+def test_similarities_count_every_query_and_state_the_share_nearer_to_another_class():
     same, other = torch.tensor([0.9, 0.8, 0.7, 0.6]), torch.tensor([0.5, 0.6, 0.8, 0.1])
     figure = plots.similarities(same, other)
     right = figure.axes[1]
@@ -192,7 +203,7 @@ def test_logit_space_figures_are_complete_for_ten_and_a_hundred_classes(count, s
         assert len(panel.get_yticklabels()) == (20 if upper else 10)
 
 
-def test_separation_shows_seeds_their_mean_and_percent_where_it_says_so():
+def test_separation_shows_seeds_their_mean_and_percent():
     table = {"ce": {"ratio": [2.0, 4.0], "negative_margin": [0.1, 0.2]}, "kd": {"ratio": 5.0, "negative_margin": 0.05}}
     figure = plots.separation(table)
     assert len(figure.axes) == 2
@@ -201,19 +212,19 @@ def test_separation_shows_seeds_their_mean_and_percent_where_it_says_so():
     assert [t.get_text() for t in figure.axes[0].get_yticklabels()] == ["ce", "kd"]
 
 
-def test_differences_tell_shown_from_not_shown():
+def test_differences_mark_intervals_that_include_zero():
     intervals = {"kd": {"mean": 0.02, "low": 0.01, "high": 0.03}, "ickd": {"mean": 0.01, "low": -0.01, "high": 0.03}}
     (axis,) = plots.differences(intervals, baseline="ce").axes
     assert [label.get_text() for label in axis.get_yticklabels()] == ["kd", "ickd"]
-    assert texts(axis) == ["+2.0  (+1.0 to +3.0)", "+1.0  (-1.0 to +3.0)  not shown"]
+    assert texts(axis) == ["+2.0  (+1.0 to +3.0)", "+1.0  (-1.0 to +3.0)  includes 0"]
     marks = [line for line in axis.lines if len(line.get_xdata()) == 1]
     assert [mcolors.to_hex(m.get_markerfacecolor()) == "#ffffff" for m in marks] == [False, True]
     assert "difference to ce" in axis.get_xlabel()
 
 
-def test_published_accuracies_stand_beside_ours_the_best_on_top():
-    ours = {"kd": [0.74, 0.75], "ickd": [0.77]}
-    figure = plots.published({"a pair": (ours, {"kd": 0.7333, "ReviewKD": 0.76}), "another": ({"ce": [0.5]}, {})})
+def test_published_accuracies_stand_beside_measured_ones_best_on_top():
+    measured = {"kd": [0.74, 0.75], "ickd": [0.77]}
+    figure = plots.published({"a pair": (measured, {"kd": 0.7333, "ReviewKD": 0.76}), "another": ({"ce": [0.5]}, {})})
     axis, other = figure.axes
     assert [label.get_text() for label in axis.get_yticklabels()] == ["ickd", "ReviewKD", "kd"]
     texts = [text.get_text() for text in axis.texts]
@@ -223,7 +234,7 @@ def test_published_accuracies_stand_beside_ours_the_best_on_top():
     assert [text.get_text() for text in other.texts] == ["50.00"]
 
 
-def test_cost_places_each_method_at_its_price():
+def test_cost_draws_each_method_at_its_time_and_accuracy():
     (axis,) = plots.cost({"ce": [0.9, 0.92], "kd": [0.95, 0.97]}, {"ce": 0.01, "kd": 0.025}).axes
     assert [(t.get_text(), *t.xy) for t in axis.texts] == [("ce", 10, pytest.approx(91)), ("kd", 25, pytest.approx(96))]
 
@@ -249,7 +260,7 @@ def bank_records(fills: list[float], evaluated: list[int]) -> list[dict[str, flo
     ]
 
 
-def test_banks_show_evaluated_epochs_and_say_in_words_how_full_they_are():
+def test_banks_show_evaluated_epochs_and_state_how_full_they_are():
     records = bank_records([1.0] * 4, [2, 4])
     names = ["ickd_self, resnet8 seed 0", "ickd_self, resnet8 seed 1", "pskd, resnet8 seed 0"]
     figure = plots.banks(dict.fromkeys(names, records))
@@ -291,7 +302,7 @@ def test_agreement_is_shown_over_the_epochs_and_beside_the_accuracy():
     assert dot.get_marker() == plots.method_style("kdcl")["marker"]
     labels = [text.get_text() for text in figure.legends[0].texts]
     assert labels == ["kdcl\n70.0 ± 14.1", "dml\n60.0"]  # the best first
-    assert "2 seeds" in left.get_ylabel() and right.get_xlabel() == "train accuracy, %"
+    assert "2 seeds" in left.get_ylabel() and right.get_xlabel() == "training accuracy, %"
     before = plt.get_fignums()
     for alone in ([[{"epoch": 1, "train_accuracy": 0.5}]], []):
         with pytest.raises(InputError, match="'ce'"):
@@ -312,6 +323,6 @@ def test_paradigms_are_groups_of_rows_with_a_heading():
     (axis,) = plots.paradigms({"online": {"dml": [0.9]}}).axes
     assert axis.get_title() == "One seed each" and axis.get_xlabel() == "test accuracy, %"
     before = plt.get_fignums()
-    with pytest.raises(InputError, match="no group has the baseline 'kd'"):
+    with pytest.raises(InputError, match="no group contains the baseline 'kd'"):
         plots.paradigms(given, baseline="kd")
     assert plt.get_fignums() == before

@@ -11,7 +11,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pytest
 
-from ickd_lib import methods, plots, results, runtime
+from ickd_lib import methods, plots, runs, runtime
 from ickd_lib.runtime import InputError
 
 RECIPE = {"epochs": 4, "batch_size": 64, "lr": 0.1, "schedule": "onecycle"}
@@ -65,7 +65,7 @@ def folder(tmp_path):
 
 
 def test_overview_says_what_every_run_is_and_how_far(folder):
-    rows = {row["run"]: row for row in results.overview(folder)}
+    rows = {row["run"]: row for row in runs.overview(folder)}
     assert list(rows) == ["a-ce-0", "a-ce-1", "b-kd-0", "c-ickd-0", "teachers/t"]
     done = rows["a-ce-1"]
     assert (done["state"], done["epoch"], done["accuracy"], done["nll"]) == ("finished", 4, 0.91, 0.25)
@@ -89,7 +89,7 @@ def test_overview_says_what_every_run_is_and_how_far(folder):
 )
 def test_a_damaged_run_is_one_row_and_hides_no_other(folder, name, text, said):
     (folder / "b-kd-0" / name).write_text(text)
-    rows = results.overview(folder)
+    rows = runs.overview(folder)
     assert [row["state"] for row in rows] == ["finished", "finished", "damaged", "unfinished", "finished"]
     assert said in rows[2]["problem"] and "\n" not in rows[2]["problem"]
 
@@ -98,7 +98,7 @@ def test_a_run_before_its_first_epoch_and_a_line_cut_short(folder):
     make_run(folder / "d-new", done=0)
     with open(folder / "c-ickd-0" / "metrics.jsonl", "a") as file:
         file.write('{"epoch": 4, "lo')
-    rows = {row["run"]: row for row in results.overview(folder)}
+    rows = {row["run"]: row for row in runs.overview(folder)}
     assert rows["d-new"]["epoch"] == 0 and "accuracy" not in rows["d-new"]
     assert rows["c-ickd-0"]["epoch"] == 3
 
@@ -107,33 +107,33 @@ def test_a_method_of_another_version_keeps_its_name(folder):
     config = json.loads((folder / "c-ickd-0" / "config.json").read_text())
     config["settings"]["method"]["forgotten"] = 1
     runtime.write_json(folder / "c-ickd-0" / "config.json", config)
-    assert results.overview(folder)[3]["method"] == "ickd"
+    assert runs.overview(folder)[3]["method"] == "ickd"
 
 
 def test_no_folder_and_no_run_are_one_line(tmp_path):
     for folder in (tmp_path / "nowhere", tmp_path):
         with pytest.raises(InputError) as caught:
-            results.overview(folder)
+            runs.overview(folder)
         assert str(folder) in str(caught.value) and "\n" not in str(caught.value)
 
 
 def test_csv_comes_back_as_it_went(folder):
-    rows = results.overview(folder)
-    back = list(csv.DictReader(io.StringIO(results.csv_of(rows))))
+    rows = runs.overview(folder)
+    back = list(csv.DictReader(io.StringIO(runs.csv_of(rows))))
     assert [row["run"] for row in back] == [row["run"] for row in rows]
     assert float(back[1]["accuracy"]) == rows[1]["accuracy"] and back[3]["nll"] == ""
     assert json.loads(back[0]["teacher_saw"]) == rows[0]["teacher_saw"] and back[3]["method"] == "ickd(nicd=0)"
     odd = [{"run": 'a,"b"\nc', "x": 0.1}, {"run": "d", "y": [1, 2]}]
-    assert list(csv.DictReader(io.StringIO(results.csv_of(odd)))) == [
+    assert list(csv.DictReader(io.StringIO(runs.csv_of(odd)))) == [
         {"run": 'a,"b"\nc', "x": "0.1", "y": ""},
         {"run": "d", "x": "", "y": "[1, 2]"},
     ]
 
 
 def test_long_form_holds_each_number_of_each_epoch_once(folder):
-    rows = results.overview(folder)
-    found = {(one["run"], one["epoch"], one["name"]): one["value"] for one in results.long(rows)}
-    assert len(found) == len(results.long(rows))
+    rows = runs.overview(folder)
+    found = {(one["run"], one["epoch"], one["name"]): one["value"] for one in runs.long(rows)}
+    assert len(found) == len(runs.long(rows))
     expected = {}
     for row in rows:
         for line in (folder / row["run"] / "metrics.jsonl").read_text().splitlines():
@@ -147,12 +147,12 @@ def test_long_form_holds_each_number_of_each_epoch_once(folder):
 def test_averaged_keeps_what_all_have():
     one = [{"epoch": 1, "a": 1.0}, {"epoch": 2, "a": 3.0, "b": 1.0}]
     other = [{"epoch": 2, "a": 5.0}, {"epoch": 3, "a": 7.0}]
-    assert results.averaged([one, other]) == [{"epoch": 2, "a": 4.0}]
+    assert runs.averaged([one, other]) == [{"epoch": 2, "a": 4.0}]
 
 
 def test_latex_has_the_numbers_of_markdown_and_equally_many_columns(folder):
-    finished = [row for row in results.overview(folder) if row["state"] == "finished"]
-    text, markdown = results.latex(finished), results.table(finished)
+    finished = [row for row in runs.overview(folder) if row["state"] == "finished"]
+    text, markdown = runs.latex(finished), runs.table(finished)
     assert text.count(r"\begin{table}") == text.count(r"\end{table}") == markdown.count("| method |") == 2
     for part in text.split(r"\begin{table}")[1:]:
         order = [
@@ -171,7 +171,7 @@ def test_latex_has_the_numbers_of_markdown_and_equally_many_columns(folder):
 
 
 def test_latex_escapes_every_special_letter():
-    assert results.escaped(r"a_b & 5% #1 {x} $y ~z^2 \n <1>") == (
+    assert runs.escaped(r"a_b & 5% #1 {x} $y ~z^2 \n <1>") == (
         r"a\_b \& 5\% \#1 \{x\} \$y \textasciitilde{}z\textasciicircum{}2 \textbackslash{}n $<$1$>$"
     )
 
@@ -180,30 +180,30 @@ def test_peers_of_one_network_count_once(tmp_path):
     for seed, data_seed in ((0, 0), (1000, 0), (1, 1), (1001, 1)):
         circle = f"dml seed {data_seed}"
         make_run(tmp_path / f"{seed}", "dml", seed, circle=circle, peers=["resnet8"], data_seed=data_seed)
-    rows = results.overview(tmp_path)
-    (seeds,) = results.named(rows).values()
+    rows = runs.overview(tmp_path)
+    (seeds,) = runs.named(rows).values()
     assert [sorted(row["seed"] for row in alike) for alike in seeds] == [[0, 1000], [1, 1001]]
-    assert list(results.named(rows, by_run=True)) == ["dml, seed 0", "dml, seed 1000", "dml, seed 1", "dml, seed 1001"]
-    assert "| dml | 2 |" in results.table(rows)
+    assert list(runs.named(rows, by_run=True)) == ["dml, seed 0", "dml, seed 1000", "dml, seed 1", "dml, seed 1001"]
+    assert "| dml | 2 |" in runs.table(rows)
 
 
 def test_names_tell_apart_what_differs_and_nothing_else(folder):
     make_run(folder / "other-ce", network="resnet20")
-    rows = results.overview(folder)
-    assert list(results.named(rows)) == ["ce, resnet8", "kd", "ickd(nicd=0)", "ce, resnet20", "teacher"]
+    rows = runs.overview(folder)
+    assert list(runs.named(rows)) == ["ce, resnet8", "kd", "ickd(nicd=0)", "ce, resnet20", "teacher"]
     make_run(folder / "again-ce-0")
-    twice = [row for row in results.overview(folder) if row["run"] in ("a-ce-0", "again-ce-0")]
-    names = results.named(twice, by_run=True)
+    twice = [row for row in runs.overview(folder) if row["run"] in ("a-ce-0", "again-ce-0")]
+    names = runs.named(twice, by_run=True)
     assert list(names) == ["ce, seed 0 (a-ce-0)", "ce, seed 0 (again-ce-0)"]
     assert [row["run"] for ((row,),) in names.values()] == ["a-ce-0", "again-ce-0"]
     marked = [row | {"run": f"resnet8-ce-seed0-00ab1{i}"} for i, row in enumerate(twice)]
-    assert list(results.named(marked, by_run=True)) == ["ce, seed 0 (00ab10)", "ce, seed 0 (00ab11)"]
+    assert list(runs.named(marked, by_run=True)) == ["ce, seed 0 (00ab10)", "ce, seed 0 (00ab11)"]
     same = [row | {"run": f"{i}/run-00ab10"} for i, row in enumerate(twice)]
-    assert list(results.named(same, by_run=True)) == ["ce, seed 0 (0/run-00ab10)", "ce, seed 0 (1/run-00ab10)"]
+    assert list(runs.named(same, by_run=True)) == ["ce, seed 0 (0/run-00ab10)", "ce, seed 0 (1/run-00ab10)"]
 
 
 def test_loss_terms_have_a_panel_each_and_the_records_numbers(folder):
-    runs = {row["run"]: [results.records(row)] for row in results.overview(folder)[1:3]}
+    runs = {row["run"]: [runs.records(row)] for row in runs.overview(folder)[1:3]}
     figure = plots.losses(runs)
     panels = {axis.get_title(): axis for axis in figure.axes if axis.get_visible()}
     assert list(panels) == ["loss", "ce", "kd (log scale)"] and panels["kd (log scale)"].get_yscale() == "log"
@@ -240,37 +240,37 @@ def test_differences_are_paired_by_seed_not_by_order():
     found = [summary_of("kd", seed, 0.70 + seed / 100) for seed in (0, 1, 2)]
     found += [summary_of("ickd", seed, 0.71 + seed / 100) for seed in (2, 0, 1)]  # one point more in each seed
     found += [summary_of("ckd", seed, 0.70) for seed in (1, 5)]  # one seed in common
-    (setting,) = results.grouped(found).values()
-    apart = results.differences(setting, "kd")
+    (setting,) = runs.grouped(found).values()
+    apart = runs.differences(setting, "kd")
     assert apart == {"ickd": pytest.approx({"mean": 0.01, "low": 0.01, "high": 0.01})}
-    table = results.table(found, baseline="kd")
+    table = runs.table(found, baseline="kd")
     rows = {line.split(" | ")[0].strip("| "): line for line in table.splitlines() if line.startswith("| ")}
     assert rows["ickd"].endswith("| +1.00 (+1.00 to +1.00) |")
     assert rows["ckd"].endswith("|  |") and rows["kd"].endswith("|  |")
     with pytest.raises(InputError, match="baseline 'kdd'"):
-        results.table(found, baseline="kdd")
+        runs.table(found, baseline="kdd")
 
 
 def test_published_numbers_stand_beside_their_pair_and_budget_only():
     found = [summary_of("kd", 0, 0.74), summary_of("ickd", 0, 0.77)]
-    ((_, (ours, theirs)),) = results.beside_published(found).items()
+    ((_, (ours, theirs)),) = runs.beside_published(found).items()
     assert ours == {"kd": [0.74], "ickd": [0.77]}
     assert theirs["kd"] == pytest.approx(0.7333) and theirs["mlkd, 480 epochs"] == pytest.approx(0.7708)
     for other in ({"train_images": 10_000}, {"network": "resnet8"}, {"dataset": "digits"}):
-        ((_, (_, theirs)),) = results.beside_published([summary_of("kd", 0, 0.7, **other)]).items()
+        ((_, (_, theirs)),) = runs.beside_published([summary_of("kd", 0, 0.7, **other)]).items()
         assert theirs == {}
 
 
 def test_what_is_chosen_by_held_out_images_tells_nothing_of_the_test_images():
     found = [summary_of("kd", seed, 0.9, val_accuracy=0.5, best_accuracy=0.9, nll=1.5) for seed in (0, 1)]
     found += [summary_of("ickd", seed, 0.8, val_accuracy=0.6 + seed / 100, best_accuracy=0.8) for seed in (0, 1)]
-    rows = results.table(found, baseline="kd").splitlines()
+    rows = runs.table(found, baseline="kd").splitlines()
     assert rows[0].endswith(", on images held out of train")
     assert rows[2] == "| method | seeds | held out, % | to kd, points (95%) |"
     assert rows[4] == "| kd | 2 | 50.00 ± 0.00 |  |" and rows[5].startswith("| ickd | 2 | 60.50 ± 0.71 | +10.50 (")
-    ranked = results.table(found, best_first=True).splitlines()
+    ranked = runs.table(found, best_first=True).splitlines()
     assert ranked[4].startswith("| ickd | 2 | 60.50") and ranked[5].startswith("| kd | 2 | 50.00")
-    apart = results.table([*found, summary_of("kd", 0, 0.9)])  # another table
+    apart = runs.table([*found, summary_of("kd", 0, 0.9)])  # another table
     assert apart.count("| method |") == 2 and "| last, % |" in apart
 
 
@@ -279,5 +279,5 @@ def test_a_run_is_named_by_what_it_was_when_a_default_changes(tmp_path):
         config = {"name": name} if name == "unknown" else methods.create(name).config
         run = {"config": {"settings": {"method": config}}, "epochs": [], "summary": {"method": told}}
         runtime.write_json(tmp_path / f"{name}.json", run)
-    found = sorted(one["method"] for one in results.finished([tmp_path]))
+    found = sorted(one["method"] for one in runs.finished([tmp_path]))
     assert found == ["ckd+ickd(nicd=0.25)", "ickd(nicd=0.25)", "unknown(a=1)"]

@@ -36,7 +36,7 @@ def test_right_parameters_pass_beside_what_a_kernel_has():
 
 
 def test_a_gpu_that_is_not_there_is_an_error():
-    with pytest.raises(InputError, match=r"torch sees \d+ CUDA GPUs"):
+    with pytest.raises(InputError, match=r"torch finds \d+ CUDA GPUs"):
         runtime.device("cuda:99")
     with pytest.raises(InputError, match="unknown device 'gpu'"):
         runtime.device("gpu")

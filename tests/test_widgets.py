@@ -1,4 +1,4 @@
-"""Views, explorers and the explorer of in-context samples: what it shows is what the library computes."""
+"""Views, explorers and the neighbour explorer, which displays what the library computes."""
 
 import base64
 import gc
@@ -46,15 +46,15 @@ def sent(monkeypatch):
 
 
 def tell(view, event, key="", **more):
-    view._heard(None, {"event": event, "key": str(key), **more}, [])
+    view._receive(None, {"event": event, "key": str(key), **more}, [])
 
 
 # ------------------------------------------------------------------------------------------------------ view
 
 
 def test_a_view_sends_what_it_shows_and_repeats_it_for_a_fresh_page_only(sent):
-    told = []
-    view = View(lambda *said: told.append((*said, view.dark)), waiting="soon")
+    events = []
+    view = View(lambda *event: events.append((*event, view.dark)), waiting="soon")
     tell(view, "ready", dark=False, fresh=True)
     assert sent == [] and view.waiting == "soon"  # nothing to show yet
     one, two = {"kind": "text", "text": "one"}, {"kind": "text", "text": "two"}
@@ -66,8 +66,8 @@ def test_a_view_sends_what_it_shows_and_repeats_it_for_a_fresh_page_only(sent):
     assert len(sent) == 2 and sent[1] == sent[0] and not view.dark
     tell(view, "theme", dark=True)
     tell(view, "open", 12)
-    assert len(sent) == 2  # none of these asks for anything
-    assert told == [
+    assert len(sent) == 2  # none of these needs an answer
+    assert events == [
         ("ready", "", False),
         ("ready", "", True),
         ("ready", "", False),
@@ -76,7 +76,7 @@ def test_a_view_sends_what_it_shows_and_repeats_it_for_a_fresh_page_only(sent):
     ]
 
 
-def test_a_view_without_a_listener_hears_too(sent):
+def test_a_view_without_a_callback_receives_events(sent):
     view = View()
     tell(view, "theme", dark=True)
     tell(view, "open", 3)
@@ -95,7 +95,7 @@ def test_save_sends_the_bytes(sent):
 
 
 @pytest.mark.parametrize("size", [(8, 8), (64, 64), (5, 9)])
-def test_a_strip_holds_the_images_bytes(size):
+def test_a_strip_contains_the_bytes_of_the_images(size):
     images = torch.randint(256, (3, 3, *size), dtype=torch.uint8, generator=runtime.generator("strip"))
     bytes_, shape = strip(images.contiguous(memory_format=torch.channels_last))
     assert shape == (3, *size) and bytes_ == images.permute(0, 2, 3, 1).contiguous().numpy().tobytes()
@@ -130,8 +130,8 @@ class Plain(Explorer):
         return figures
 
 
-def said(explorer):
-    """What the message box shows: (text, tone); the text is never read as HTML."""
+def message(explorer):
+    """The displayed message: (text, tone). The text is escaped, so it is never parsed as HTML."""
     if not explorer.message.value:
         return "", None
     role, text = re.fullmatch(r'<div role="(\w+)"[^>]*>([^<>]*)</div>', explorer.message.value).groups()
@@ -146,24 +146,24 @@ def said(explorer):
         (KeyError("k"), "KeyError: 'k'"),
     ],
 )
-def test_an_error_is_shown_as_text_until_the_next_touch(error, text):
+def test_an_error_is_displayed_as_text_until_the_next_interaction(error, text):
     explorer, before = Plain(), plt.get_fignums()
     with explorer.guarded():
         plt.figure()  # drawn half
         raise error
-    assert explorer.error == text and said(explorer) == (text, "error")
+    assert explorer.error == text and message(explorer) == (text, "error")
     assert plt.get_fignums() == before
-    explorer.say("a remark")
-    assert said(explorer) == (text, "error")  # never in the place of an error
+    explorer.show_message("a remark")
+    assert message(explorer) == (text, "error")  # never in the place of an error
     with explorer.guarded():
-        assert explorer.error == "" and said(explorer) == ("", None)
-        explorer.say("a remark")
-    assert said(explorer) == ("a remark", None)
+        assert explorer.error == "" and message(explorer) == ("", None)
+        explorer.show_message("a remark")
+    assert message(explorer) == ("a remark", None)
     with explorer.guarded():
-        assert said(explorer) == ("", None)
+        assert message(explorer) == ("", None)
 
 
-def test_guarded_lets_an_interrupt_through_and_keeps_figures_of_before():
+def test_guarded_does_not_catch_interrupts_and_keeps_earlier_figures():
     figure, explorer = plt.figure(), Plain()
     with pytest.raises(KeyboardInterrupt), explorer.guarded():
         plt.figure()
@@ -189,7 +189,7 @@ def displayed(explorer, monkeypatch) -> list:
     return outputs
 
 
-def test_a_picture_stands_in_where_no_page_shows_the_explorer(monkeypatch):
+def test_without_a_page_a_picture_is_displayed(monkeypatch):
     explorer, before = Plain(), plt.get_fignums()
     picture, bundle = displayed(explorer, monkeypatch)
     assert bundle[WIDGET]["model_id"] == explorer.model_id and explorer.error == ""
@@ -200,13 +200,13 @@ def test_a_picture_stands_in_where_no_page_shows_the_explorer(monkeypatch):
     assert "no figure" in explorer.error and plt.get_fignums() == before
 
 
-def test_to_display_an_explorer_is_no_touch(monkeypatch):
-    """What went wrong when it was made is still to be read on the page."""
+def test_displaying_an_explorer_keeps_its_error(monkeypatch):
+    """An error of its construction can still be read on the page."""
     explorer = Plain()
     with explorer.guarded():
         raise InputError("no such thing")
     displayed(explorer, monkeypatch)
-    assert explorer.error == "no such thing" and said(explorer) == ("no such thing", "error")
+    assert explorer.error == "no such thing" and message(explorer) == ("no such thing", "error")
 
 
 # ------------------------------------------------------------------------------------- in-context samples
@@ -214,7 +214,7 @@ def test_to_display_an_explorer_is_no_touch(monkeypatch):
 
 @pytest.fixture(scope="module")
 def student(digits):
-    """It errs on 71 of the 120 images, on some of each class."""
+    """It misclassifies 71 of the 120 images, some of each class."""
     recipe = training.Recipe(epochs=3, lr=0.05, schedule="cosine", batch_size=30)
     students = [training.Student("resnet8", "ce", 8)]
     (history,) = training.distill(students, digits, recipe=recipe, device="cpu", progress=False).values()
@@ -228,7 +228,7 @@ def explorer(bank, digits, student):
 
 @pytest.fixture
 def outside(bank, digits, student, teacher):
-    """Queries that are not in the bank, but whose data-set rows are those of other images there."""
+    """Queries outside the bank, whose data-set rows are also those of other images in the bank."""
     queries = replace(digits.test.subset(torch.arange(40)), index=digits.train.index[:40])
     return NeighbourExplorer(bank, digits.train, student=student, queries=queries, teacher=teacher, method="picd")
 
@@ -267,18 +267,18 @@ def page(explorer):
     return SimpleNamespace(path=path, query=query, near=near, far=far, bars=bars, table=table, pixels=pixels)
 
 
-def assert_shows(explorer, images, at, theirs, index=None):
-    """The page is that of the image at a position, for which the bank retrieves this."""
+def assert_shows(explorer, images, at, teacher, index=None):
+    """The page displays the image at a position, and what the bank retrieves for the teacher's output."""
     shown, bank = page(explorer), explorer.bank
     label = images.labels[at : at + 1]
     k, tau = (explorer.positives.value, explorer.negatives.value), explorer.aggregation.value
-    near, far = bank.retrieve(theirs.features, label, index, positives=k[0], negatives=k[1], allow_missing=True)
+    near, far = bank.retrieve(teacher.features, label, index, positives=k[0], negatives=k[1], allow_missing=True)
     weights = (near.similarity[0] / tau).softmax(0)
     classes, row = images.classes, int(images.index[at])
     (tile,) = shown.query["tiles"]
     assert tile["lines"] == [classes[int(label)], f"row {row}"] and "event" not in shown.query
     assert (shown.pixels[tile["at"]] == images.images[at].permute(1, 2, 0).numpy()).all()
-    assert explorer.around == explorer.path[-1] and explorer.around[1] == at
+    assert explorer.current == explorer.path[-1] and explorer.current[1] == at
     positions = {int(row): i for i, row in enumerate(explorer.images.index)}
     for block, found, tone in ((shown.near, near, "same"), (shown.far, far, "other")):
         assert block["tone"] == tone and block["event"] == "open"
@@ -295,14 +295,14 @@ def assert_shows(explorer, images, at, theirs, index=None):
 
 
 def own(explorer, at):
-    """What the teacher says of an image of the bank, and its row."""
+    """The teacher's output for an image of the bank, and its row."""
     index = explorer.images.index[at : at + 1]
     rows = explorer.bank.rows(index)
     return Output(explorer.bank.logits[rows], explorer.bank.features[rows]), index
 
 
 @pytest.mark.parametrize("at", [0, 57, 119])
-def test_it_shows_what_the_bank_retrieves_for_its_own_rows_but_never_these(explorer, at):
+def test_it_shows_what_the_bank_retrieves_for_its_own_rows_and_excludes_these(explorer, at):
     explorer.number.value = at
     explorer.positives.value, explorer.negatives.value = 5, 11
     shown = assert_shows(explorer, explorer.images, at, *own(explorer, at))
@@ -314,13 +314,13 @@ def test_it_shows_what_the_bank_retrieves_for_its_own_rows_but_never_these(explo
 def test_it_shows_what_the_bank_retrieves_for_other_images(outside, teacher):
     for at in (0, 31):
         outside.number.value = at
-        theirs = models.predict(teacher, outside.queries.subset(torch.tensor([at])))
-        shown = assert_shows(outside, outside.queries, at, theirs)
+        output = models.predict(teacher, outside.queries.subset(torch.tensor([at])))
+        shown = assert_shows(outside, outside.queries, at, output)
         assert shown.path[0].startswith("test row ")
     key = page(outside).far["tiles"][0]["key"]
     tell(outside.view, "open", key)  # this one is the bank's own
     at = outside.images.index.tolist().index(key)
-    assert outside.around == (True, at)
+    assert outside.current == (True, at)
     assert_shows(outside, outside.images, at, *own(outside, at))
 
 
@@ -340,15 +340,15 @@ def test_a_small_class_shows_what_it_has(bank, digits):
     explorer = NeighbourExplorer(few, images)
     explorer.of_class.value = 3
     shown = page(explorer)
-    assert len(shown.near["tiles"]) == count - 1 and "(8 asked for)" in shown.near["title"]
-    assert len(shown.far["tiles"]) == 20 and "asked" not in shown.far["title"]
+    assert len(shown.near["tiles"]) == count - 1 and "(8 requested)" in shown.near["title"]
+    assert len(shown.far["tiles"]) == 20 and "requested" not in shown.far["title"]
 
 
 def test_sliders_change_how_many_and_the_weights(explorer):
     before = page(explorer)
     assert (explorer.positives.value, explorer.negatives.value) == (8, 40)  # as many as ickd takes of 120 images
     assert (len(before.near["tiles"]), len(before.far["tiles"])) == (8, 20)
-    assert before.far["title"] == "40 nearest of other classes, 20 drawn"
+    assert before.far["title"] == "40 nearest of other classes, 20 shown"
     explorer.positives.value = 3
     explorer.negatives.value = 20
     shown = assert_shows(explorer, explorer.images, 0, *own(explorer, 0))
@@ -370,70 +370,70 @@ def test_a_class_a_search_and_next_go_through_what_matches(explorer):
     labels = explorer.images.labels.tolist()
     sevens = [i for i, label in enumerate(labels) if label == 7]
     explorer.of_class.value = 7
-    assert explorer.around == (True, sevens[0]) == (True, explorer.number.value)
-    assert said(explorer)[0] == f"number 1 of {len(sevens)} that match"
+    assert explorer.current == (True, sevens[0]) == (True, explorer.number.value)
+    assert message(explorer)[0] == f"match 1 of {len(sevens)}"
     visited = []
     for _ in sevens:
         explorer.following.click()
-        visited.append(explorer.around[1])
+        visited.append(explorer.current[1])
     assert visited == sevens[1:] + sevens[:1]  # in order, and round
     explorer.of_class.value = -1
-    assert explorer.around == (True, 0) and said(explorer) == ("", None)
+    assert explorer.current == (True, 0) and message(explorer) == ("", None)
     explorer.search.value = "row:" + str(int(explorer.images.index[33]))
     assert (
-        explorer.around == (True, 33)
+        explorer.current == (True, 33)
         and page(explorer).query["tiles"][0]["lines"][1] == f"row {int(explorer.images.index[33])}"
     )
     explorer.search.value = "zebra"
-    assert explorer.error.startswith("no image matches 'zebra'") and explorer.around == (True, 33)
+    assert explorer.error.startswith("no image matches 'zebra'") and explorer.current == (True, 33)
     explorer.search.value = "4"
-    assert explorer.error == "" and labels[explorer.around[1]] == 4
+    assert explorer.error == "" and labels[explorer.current[1]] == 4
     explorer.of_class.value = 5
     assert explorer.error.startswith("no image of class '5' matches '4'") and "\n" not in explorer.error
 
 
-@pytest.mark.parametrize("who", ["teacher", "student"])
-def test_a_search_by_what_a_network_says(explorer, student, who):
+@pytest.mark.parametrize("role", ["teacher", "student"])
+def test_a_search_by_predicted_class(explorer, student, role):
     bank = explorer.bank
-    logits = bank.logits if who == "teacher" else models.predict(student, explorer.images).logits
+    logits = bank.logits if role == "teacher" else models.predict(student, explorer.images).logits
     expected = (logits.argmax(1) == 3).nonzero().squeeze(1).tolist()
-    explorer.search.value = f"{who}:3"
-    visited = [explorer.around[1]]
+    explorer.search.value = f"{role}:3"
+    visited = [explorer.current[1]]
     for _ in expected[1:]:
         explorer.following.click()
-        visited.append(explorer.around[1])
+        visited.append(explorer.current[1])
     assert visited == expected and len(expected) > 3
 
 
-def test_a_search_of_other_images_asks_their_teacher(outside, teacher):
+def test_a_search_of_other_images_evaluates_the_teacher(outside, teacher):
     logits = models.predict(teacher, outside.queries).logits
     outside.search.value = "teacher:3"
-    assert outside.around == (False, int((logits.argmax(1) == 3).nonzero()[0]))
+    assert outside.current == (False, int((logits.argmax(1) == 3).nonzero()[0]))
 
 
 @pytest.mark.parametrize("text", ["WRONG", "Student:3", "TEACHER:3"])
 def test_a_search_in_the_explorer_ignores_case_as_anywhere(explorer, text):
     explorer.search.value = text.lower()
     assert explorer.error == ""
-    at = explorer.around
+    at = explorer.current
     explorer.search.value = ""
     explorer.search.value = text
-    assert explorer.error == "" and explorer.around == at
+    assert explorer.error == "" and explorer.current == at
 
 
 def test_random_draws_from_what_matches(explorer):
     drawn = set()
     for _ in range(30):
-        explorer.surprise.click()
-        drawn.add(explorer.around[1])
+        explorer.random.click()
+        drawn.add(explorer.current[1])
     assert len(drawn) > 20
     explorer.of_class.value, explorer.search.value = 2, "wrong"
-    left = explorer._left("wrong")
+    matches = explorer._matches("wrong")
     drawn = set()
     for _ in range(20):
-        explorer.surprise.click()
-        drawn.add(explorer.around[1])
-    assert drawn <= set(left) and len(drawn) > 3
+        explorer.random.click()
+        drawn.add(explorer.current[1])
+    assert drawn <= set(matches) and len(drawn) > 3
 
 
 @pytest.mark.parametrize(("of_class", "text"), [(-1, ""), (8, ""), (-1, "teacher:3"), (3, "teacher:3")])
@@ -452,9 +452,9 @@ def test_next_mistake_goes_through_all_mistakes_in_order_and_round(explorer, stu
     for _ in range(len(mistakes) + 1):
         explorer.mistake.click()
         visited.append(explorer.number.value)
-        assert explorer.around == (True, explorer.number.value)
+        assert explorer.current == (True, explorer.number.value)
     assert visited == mistakes + mistakes[:1]
-    assert said(explorer)[0] == f"number 1 of {len(mistakes)} that match"
+    assert message(explorer)[0] == f"match 1 of {len(mistakes)}"
 
 
 def test_a_neighbour_becomes_the_query_and_the_path_leads_back(explorer):
@@ -489,13 +489,13 @@ def test_the_crumbs_of_a_long_path_are_its_last_ones(explorer):
 
 
 def test_back_twice_in_a_hurry_leaves_the_first_query(explorer):
-    """A second click may be on its way when the button is disabled."""
+    """A second click may arrive after the button was disabled."""
     tell(explorer.view, "open", page(explorer).near["tiles"][0]["key"])
     explorer.back.click()
     explorer.back.click()
     assert explorer.path == [(True, 0)]
     explorer.following.click()
-    assert explorer.error == "" and explorer.around == (True, 1)
+    assert explorer.error == "" and explorer.current == (True, 1)
 
 
 # ---------------------------------------------------------------------------------- probabilities and terms
@@ -505,11 +505,11 @@ def test_back_twice_in_a_hurry_leaves_the_first_query(explorer):
 def test_bars_are_probabilities_at_the_temperature(bank, digits, student, temperature):
     explorer = NeighbourExplorer(bank, digits.train, student=student, temperature=temperature)
     explorer.number.value = 77
-    theirs, index = own(explorer, 77)
-    near, _ = bank.retrieve(theirs.features, digits.train.labels[77:78], index, positives=8, negatives=8)
+    output, index = own(explorer, 77)
+    near, _ = bank.retrieve(output.features, digits.train.labels[77:78], index, positives=8, negatives=8)
     weights = (near.similarity[0] / 0.05).softmax(0)
     logits = {
-        "teacher": theirs.logits[0],
+        "teacher": output.logits[0],
         "aggregate": weights @ near.logits[0],
         "student": models.predict(student, digits.train.subset(torch.tensor([77]))).logits[0],
     }
@@ -517,11 +517,11 @@ def test_bars_are_probabilities_at_the_temperature(bank, digits, student, temper
     for column, (name, z) in enumerate(logits.items()):
         p = [row["values"][column] for row in bars["rows"]]
         assert p == pytest.approx((z.double() / temperature).softmax(0).tolist(), abs=1e-5)
-        assert bars["columns"][column] == f"{name} says {digits.train.classes[int(z.argmax())]}"
+        assert bars["columns"][column] == f"{name} predicts {digits.train.classes[int(z.argmax())]}"
     assert [row["name"] for row in bars["rows"]] == list(digits.train.classes)
     marked = [row["name"] for row in bars["rows"] if row["marked"]]
     assert marked == [digits.train.classes[int(digits.train.labels[77])]]
-    assert bars["title"].endswith(f"temperature {temperature:g}")
+    assert f"temperature {temperature:g} " in bars["title"]
 
 
 def test_without_a_student_there_are_no_terms_and_no_mistakes(bank, digits):
@@ -529,7 +529,7 @@ def test_without_a_student_there_are_no_terms_and_no_mistakes(bank, digits):
     assert page(explorer).table == [] and explorer.mistake.disabled
     assert [name.split()[0] for name in page(explorer).bars["columns"]] == ["teacher", "aggregate"]
     explorer.search.value = "wrong"
-    assert explorer.error == "'wrong' needs the student, which is not here"
+    assert explorer.error == "'wrong' needs a student, and none was given; pass student=…"
 
 
 @pytest.mark.parametrize("method", ["ickd", "picd(kd=0.5)", "ickd(average='probabilities', form='hinge')"])
@@ -554,12 +554,12 @@ def test_the_table_compares_a_query_with_the_mean_of_many(bank, digits, student,
         )
         return explore.terms(by_hand, found, images.labels)
 
-    mine, mean = direct(digits.train.subset(torch.tensor([41]))), direct(digits.train)  # 120 are fewer than a sample
-    assert terms == {name: pytest.approx((mine[name], mean[name]), rel=1e-4, abs=1e-6) for name in mine}
+    alone, mean = direct(digits.train.subset(torch.tensor([41]))), direct(digits.train)  # 120 are fewer than a sample
+    assert terms == {name: pytest.approx((alone[name], mean[name]), rel=1e-4, abs=1e-6) for name in alone}
     (table,) = page(explorer).table
-    whole = sum(mine.values())
-    assert table["title"] == f"loss terms of {method}, with 4 positives, 6 negatives, τₐ 0.2"
-    assert table["columns"][-1] == "of the mean of 120 queries"
+    whole = sum(alone.values())
+    assert table["title"] == f"loss terms of {method} with 4 positives, 6 negatives, τₐ = 0.2"
+    assert table["columns"][-1] == "relative to the mean of 120 queries"
     assert table["rows"] == [
         [name.upper(), f"{x:.3f}", f"{x / whole:.0%}", f"{x / y:.2f} ×" if y > 0 else "–"]
         for name, (x, y) in terms.items()
@@ -585,14 +585,14 @@ def test_a_loss_of_zero_has_a_table_too(bank, digits, student):
     assert explorer.error == "" and page(explorer).table[0]["rows"][0][1] == "0.000"
 
 
-def test_the_method_given_stays_as_it_was(bank, digits, student):
+def test_the_given_method_is_not_changed(bank, digits, student):
     method = methods.create("ickd")
     explorer = NeighbourExplorer(bank, digits.train, student=student, method=method)
     explorer.aggregation.value = 0.5
     assert explorer.error == "" and method.aggregation_temperature == 0.05
 
 
-def test_equal_weights_are_shown_as_the_method_has_them(bank, digits, student):
+def test_a_method_with_equal_weights_is_shown_with_equal_weights(bank, digits, student):
     explorer = NeighbourExplorer(bank, digits.train, student=student, method="ickd(aggregation_temperature=None)")
     assert explorer.error == ""
     assert explorer.found.weights[0].tolist() == pytest.approx([1 / 8] * 8)
@@ -607,8 +607,8 @@ def test_more_than_ten_classes_have_the_colours_of_figures(many, uppers):
     images = images if uppers else replace(images, superclasses=(), superclass_of=())
     explorer = NeighbourExplorer(bank, images, student=student)
     for _ in range(5):
-        explorer.surprise.click()
-        shown, label = page(explorer), images.classes[int(images.labels[explorer.around[1]])]
+        explorer.random.click()
+        shown, label = page(explorer), images.classes[int(images.labels[explorer.current[1]])]
         names = [row["name"] for row in shown.bars["rows"]]
         numbers = [images.classes.index(name) for name in names]
         assert len(names) == 10 and [row["name"] for row in shown.bars["rows"] if row["marked"]] == [label]
@@ -627,12 +627,12 @@ def test_more_than_ten_classes_have_the_colours_of_figures(many, uppers):
             assert (tile["lines"][0] == label) == (tile in shown.query["tiles"] + shown.near["tiles"])
 
 
-def test_a_class_has_one_colour_on_the_page_and_the_querys_is_not_grey(many):
+def test_each_class_has_one_colour_and_that_of_the_query_is_not_grey(many):
     bank, images, _ = many
     explorer = NeighbourExplorer(bank, replace(images, superclasses=(), superclass_of=()))
     explorer.negatives.value = 32
     for _ in range(10):
-        explorer.surprise.click()
+        explorer.random.click()
         shown, colours = page(explorer), {}
         for tile in shown.query["tiles"] + shown.near["tiles"] + shown.far["tiles"]:
             colours.setdefault(tile["lines"][0], set()).add(tile["colour"])
@@ -660,7 +660,7 @@ def test_an_answer_is_quick(many):
     seconds = []
     for _ in range(15):
         start = time.perf_counter()
-        explorer.surprise.click()
+        explorer.random.click()
         seconds.append(time.perf_counter() - start)
         assert explorer.error == ""
     assert median(seconds) < 0.15, f"{1000 * median(seconds):.0f} ms"
@@ -686,7 +686,7 @@ def test_an_answer_is_quick(many):
         (lambda images: images, {"method": "ickd(kd=0, picd=0, nicd=0)"}, "method"),
     ],
 )
-def test_what_cannot_be_is_refused_in_one_line(bank, digits, teacher, student, change, more, reason):
+def test_wrong_arguments_are_refused_in_one_line(bank, digits, teacher, student, change, more, reason):
     more = {"teacher": teacher, "student": student, **more}
     if "queries" in more:
         more["queries"] = more["queries"](digits.test)
@@ -695,7 +695,7 @@ def test_what_cannot_be_is_refused_in_one_line(bank, digits, teacher, student, c
     assert "\n" not in str(error.value)
 
 
-def test_what_goes_wrong_inside_is_shown_and_goes_away(explorer, monkeypatch):
+def test_errors_in_callbacks_are_displayed_until_the_next_interaction(explorer, monkeypatch):
     def broken(*_, **__):
         plt.figure()
         raise RuntimeError("<no> rows")
@@ -705,17 +705,17 @@ def test_what_goes_wrong_inside_is_shown_and_goes_away(explorer, monkeypatch):
         patch.setattr(explorer.bank, "retrieve", broken)
         for touch in (
             lambda: setattr(explorer.positives, "value", 4),
-            explorer.surprise.click,
+            explorer.random.click,
             explorer.mistake.click,
             lambda: tell(explorer.view, "open", int(explorer.images.index[3])),
             lambda: setattr(explorer.number, "value", 9),
         ):
             touch()
-            assert explorer.error == "RuntimeError: <no> rows" and said(explorer) == (explorer.error, "error")
+            assert explorer.error == "RuntimeError: <no> rows" and message(explorer) == (explorer.error, "error")
             assert explorer.view._last is last and plt.get_fignums() == before
-    explorer.surprise.click()
-    assert explorer.error == "" and said(explorer) == ("", None)
-    assert_shows(explorer, explorer.images, explorer.around[1], *own(explorer, explorer.around[1]))
+    explorer.random.click()
+    assert explorer.error == "" and message(explorer) == ("", None)
+    assert_shows(explorer, explorer.images, explorer.current[1], *own(explorer, explorer.current[1]))
 
 
 def test_the_picture_of_an_explorer(outside, monkeypatch):
@@ -728,9 +728,9 @@ def test_the_picture_of_an_explorer(outside, monkeypatch):
 
 
 def touch(explorer, i):
-    """One of many things that a person may do, the i-th."""
+    """The i-th of many interactions."""
     steps = (
-        explorer.surprise.click,
+        explorer.random.click,
         lambda: tell(explorer.view, "open", page(explorer).near["tiles"][0]["key"]),
         lambda: tell(explorer.view, "open", page(explorer).far["tiles"][-1]["key"]),
         lambda: setattr(explorer.positives, "value", 1 + i % 11),
@@ -752,7 +752,7 @@ def touch(explorer, i):
 
 
 def tree(widget):
-    """A widget and all that its state names, each once."""
+    """A widget and all widgets that its state refers to, each once."""
     found, left = {}, [widget]
     while left:
         one = left.pop()
@@ -766,7 +766,7 @@ def tree(widget):
 
 
 def saved(widget):
-    """A widget's state as a notebook saves it, in which a view's code is no default."""
+    """A widget's state as a notebook saves it, which includes a view's code."""
     code = ["_esm", "_css"] if isinstance(widget, View) else []
     return json.dumps(widget.get_state(drop_defaults=True) | (widget.get_state(code) if code else {}))
 
@@ -783,7 +783,7 @@ def test_a_saved_notebook_stays_small(explorer):
     assert size() < before + 1000 and max(before, size()) < 40 * 1024
 
 
-def test_a_hundred_touches_leave_no_figure_open_and_memory_as_it_was(explorer):
+def test_a_hundred_interactions_leave_no_figure_open_and_memory_unchanged(explorer):
     before = plt.get_fignums()
     tracemalloc.start()
     try:
@@ -800,33 +800,33 @@ def test_a_hundred_touches_leave_no_figure_open_and_memory_as_it_was(explorer):
     assert plt.get_fignums() == before and explorer.error == ""
 
 
-def test_what_does_not_fit_the_bank_is_refused_in_one_line(digits, bank, teacher):
+def test_arguments_that_do_not_fit_the_bank_are_refused_in_one_line(digits, bank, teacher):
     images = digits.train
     with runtime.seeded(3):
         other = models.create("resnet8", **images.spec).eval()
         wide = models.create("resnet8", num_classes=12).eval()
     some = images.subset(torch.arange(0, 120, 3))
     for given, reason in (
-        ({"images": some}, "the bank holds 120 images, .* 40"),
+        ({"images": some}, "the bank contains 120 images .* 40"),
         ({"images": digits.test.subset(torch.arange(120))}, "of another data set"),
-        ({"student": wide}, "the student knows 12 classes"),
+        ({"student": wide}, "the student outputs logits of 12 classes"),
         ({"queries": digits.test, "teacher": wide}, "of another teacher"),
         ({"queries": digits.test, "teacher": other}, "of another teacher"),
-        ({"method": "ickd(order='random')"}, "does not take the nearest samples"),
-        ({"method": "ickd+dist"}, "not in-context distillation alone"),
+        ({"method": "ickd(order='random')"}, "does not use the nearest samples"),
+        ({"method": "ickd+dist"}, "not in-context distillation from a teacher's bank alone"),
     ):
         with pytest.raises(InputError, match=reason) as error:
             NeighbourExplorer(bank, **{"images": images, **given})
         assert "\n" not in str(error.value)
 
 
-def test_a_diverged_student_is_said_and_nothing_stale_is_left_unsaid(digits, bank):
+def test_a_diverged_student_is_reported(digits, bank):
     student = models.create("resnet8", **digits.train.spec).eval()
     explorer = NeighbourExplorer(bank, digits.train, student=student)
     with torch.no_grad():
         next(student.parameters()).fill_(torch.nan)
     explorer.following.click()
-    assert "the student says nan or infinity" in explorer.error
+    assert "some logits of the student are nan or infinite" in explorer.error
 
 
 def test_a_double_click_goes_one_step(explorer):
@@ -840,15 +840,15 @@ def test_a_double_click_goes_one_step(explorer):
 
 def test_a_faultless_student_has_no_mistake_to_show(explorer, monkeypatch):
     truth = torch.eye(10)[explorer.queries.labels]
-    monkeypatch.setattr(explorer, "_all", lambda _: truth)
+    monkeypatch.setattr(explorer, "_logits_of_all", lambda _: truth)
     explorer.mistake.click()
-    assert explorer.error == "the student makes no mistake on these images"
+    assert explorer.error == "the student classifies all of these images correctly, so there is no mistake to show"
 
 
-def test_close_lets_go_of_all_that_is_below(digits, bank):
+def test_close_releases_all_widgets(digits, bank):
     before = len(ipw.widgets.widget._instances)
     explorer = NeighbourExplorer(bank, digits.train)
     explorer.close()
     after = len(ipw.widgets.widget._instances)
-    assert after - before < 40  # layouts and styles remain; the view, which knows the explorer, does not
+    assert after - before < 40  # layouts and styles remain; the view, which refers to the explorer, does not
     assert explorer.view.comm is None and explorer.number.comm is None

@@ -1,4 +1,4 @@
-"""The explorer of the logit space, as a page would drive it: what it shows, what it links, what it leaves behind."""
+"""The logit-space explorer, driven as by a page: what it displays, what it links, and that memory does not grow."""
 
 from __future__ import annotations
 
@@ -14,17 +14,18 @@ import pytest
 import torch
 from matplotlib.colors import to_hex, to_rgba
 
-from ickd_lib import metrics, models, plots, runtime
+from ickd_lib import explore, metrics, models, plots, runtime
 from ickd_lib.data import Images
-from ickd_lib.explore import space
+from ickd_lib.explore import maps
 from ickd_lib.plots.style import class_colours
 from ickd_lib.runtime import InputError
+from ickd_lib.widgets import logit_blocks, scatter
 from ickd_lib.widgets import logits as module
 from ickd_lib.widgets.logits import LogitSpaceExplorer
 
 
 def made(count=200, classes=5, upper=0):
-    """Images whose first pixel tells their position, in rows 1000, 1002, …, and logits of three networks."""
+    """Images whose first pixel is their position, in rows 1000, 1002, …, and logits of three networks."""
     generator = torch.Generator().manual_seed(0)
     labels = torch.arange(count) % classes
     pixels = torch.zeros(count, 3, 8, 8, dtype=torch.uint8)
@@ -42,7 +43,7 @@ def made(count=200, classes=5, upper=0):
 
 def opened(images, logits, dark=False, **given):
     explorer = LogitSpaceExplorer(logits, images, **{"how": "pca", **given})
-    explorer.view._heard(None, {"event": "ready", "dark": dark, "fresh": True}, [])
+    explorer.view._receive(None, {"event": "ready", "dark": dark, "fresh": True}, [])
     assert explorer.error == ""
     return explorer
 
@@ -57,7 +58,7 @@ def parts():
     return made()
 
 
-def test_nothing_large_is_there_before_a_page_is(parts):
+def test_nothing_large_is_created_before_a_page_is_open(parts):
     explorer = LogitSpaceExplorer(parts[1], parts[0], how="pca")
     seen = [explorer]
     for widget in seen:  # which grows meanwhile
@@ -67,17 +68,17 @@ def test_nothing_large_is_there_before_a_page_is(parts):
     scripts = sum(len(one._esm) + len(one._css) for one in seen if hasattr(one, "_esm"))
     size = len(json.dumps(saved, default=str)) + scripts
     assert explorer.scatters == [] and size < 60_000, size
-    explorer.view._heard(None, {"event": "ready", "dark": False, "fresh": True}, [])
+    explorer.view._receive(None, {"event": "ready", "dark": False, "fresh": True}, [])
     made_first = list(explorer.scatters)
-    explorer.view._heard(None, {"event": "ready", "dark": False, "fresh": False}, [])
+    explorer.view._receive(None, {"event": "ready", "dark": False, "fresh": False}, [])
     assert len(made_first) == 2 and explorer.scatters == made_first  # a second page shows the same ones
 
 
-def test_points_lie_where_the_map_says_in_the_colour_of_their_class(parts):
+def test_points_have_the_places_of_the_map_and_the_colours_of_their_classes(parts):
     images, logits = parts
     explorer = opened(images, logits)
     left = explorer.scatters[0].widget
-    points, plane = left.points, space.embed(logits["a"], "pca")
+    points, plane = left.points, maps.embed(logits["a"], "pca")
     assert np.abs(points[:, :2]).max() <= 0.96
     for axis in range(2):
         assert np.corrcoef(points[:, axis], plane[:, axis])[0, 1] == pytest.approx(1, abs=1e-5)
@@ -92,12 +93,12 @@ def test_points_lie_where_the_map_says_in_the_colour_of_their_class(parts):
     explorer.colour.value = "right or wrong"
     for at in range(200):
         kind = int(points[at, 2])
-        assert tuple(left.color[kind]) == pytest.approx(to_rgba(module.WRONG if wrong[at] else module.RIGHT))
+        assert tuple(left.color[kind]) == pytest.approx(to_rgba(scatter.WRONG if wrong[at] else scatter.RIGHT))
         assert left.size[kind] == (7 if wrong[at] else 4)
     assert "wrong" in explorer.legend.value and left.axes is False and left.legend is False
 
 
-def test_pointing_at_an_image_shows_it_and_what_they_say_of_it(parts):
+def test_pointing_at_an_image_displays_it_and_its_predictions(parts):
     images, logits = parts
     explorer = opened(images, logits)
     left, right = (scatter.widget for scatter in explorer.scatters)
@@ -107,9 +108,9 @@ def test_pointing_at_an_image_shows_it_and_what_they_say_of_it(parts):
     tiles, table = row["blocks"]
     assert data[0] == 17 and tiles["tiles"][0]["lines"] == ["class 2", "row 1034"]
     shares = logits["b"][17].softmax(0)
-    says = int(shares.argmax())
-    mark = "✓" if says == 2 else "✗"
-    assert table["rows"][1] == ["b", f"{mark} class {says}", f"{shares[says]:.3f}", f"{shares[2]:.3f}"]
+    predicted = int(shares.argmax())
+    mark = "✓" if predicted == 2 else "✗"
+    assert table["rows"][1] == ["b", f"{mark} class {predicted}", f"{shares[predicted]:.3f}", f"{shares[2]:.3f}"]
     right.hovering = None
     assert left.hovering == -1 and explorer.hovered._last[1] == data  # it stays
 
@@ -130,10 +131,10 @@ def test_a_lasso_shows_members_their_separation_and_their_neighbours(parts):
         among = [f"{to_own.mean():.3f}", f"{margin.mean():.3f}", f"{100 * (margin < 0).double().mean():.1f}"]
         assert row == [name, f"{right_ones:.1f}", *among, f"{apart['ratio']:.3f}", f"{apart['silhouette']:.3f}"]
     own, near_a, near_b = blocks(explorer.view, "tiles")
-    assert own["title"] == "40 selected, the first 24" and len(own["tiles"]) == 24
+    assert own["title"] == "40 selected, the first 24 shown" and len(own["tiles"]) == 24
     assert [tile["lines"][1] for tile in own["tiles"]] == [f"row {1000 + 2 * m}" for m in members[:24].tolist()]
     for tiles, name in ((near_a, "a"), (near_b, "b")):
-        of = space.region(logits[name], images.labels, members, neighbours=8)
+        of = explore.region(logits[name], images.labels, members, neighbours=8)
         assert [int(tile["key"]) for tile in tiles["tiles"]] == of.nearest.tolist()
         assert tiles["tiles"][0]["lines"][2] == f"cos {of.cosine[0]:.3f}" and tiles["title"].endswith(name)
         for tile in tiles["tiles"]:  # each shows its own image
@@ -148,19 +149,19 @@ def test_kinds_that_no_point_has_do_not_shift_the_colours_of_the_others(parts):
     wrong = sure.clone()
     wrong[3] = 3 * torch.eye(5)[0]  # one mistake, of class 3; jscatter counts the kinds that there are
     explorer = opened(images, {"sure": sure + 0.1 * logits["a"], "wrong": wrong + 0.1 * logits["a"]})
-    for scatter, logits in zip(explorer.scatters, explorer.logits.values(), strict=True):
+    for one, logits in zip(explorer.scatters, explorer.logits.values(), strict=True):
         errs = (logits.argmax(1) != images.labels).long()
-        assert scatter.widget.points[:, 2].tolist() == (images.labels + 5 * errs).tolist()
-        kinds = scatter.widget.color
+        assert one.widget.points[:, 2].tolist() == (images.labels + 5 * errs).tolist()
+        kinds = one.widget.color
         assert to_hex(kinds[3]) == to_hex(kinds[8]) == to_hex(class_colours(images.classes)[2][3]["color"])
 
 
-def test_one_image_has_no_separation_and_is_looked_at(parts):
+def test_one_image_has_no_separation_and_is_displayed(parts):
     explorer = opened(*parts)
     explorer.scatters[0].widget.selection = np.array([9], dtype=np.uint32)
     assert [row[5:] for row in blocks(explorer.view, "table")[0]["rows"]] == [["–"] * 2] * 3
     assert explorer.hovered._last[1][0] == 9
-    explorer.view._heard(None, {"event": "look", "key": "30"}, [])  # a tile, by mouse or keyboard
+    explorer.view._receive(None, {"event": "look", "key": "30"}, [])  # a tile, by mouse or keyboard
     assert explorer.hovered._last[1][0] == 30
 
 
@@ -187,7 +188,7 @@ def test_another_space_moves_the_points_in_place(parts):
     before = left.points.copy(), right.points.copy()
     explorer.shows[1].value = "c"
     assert explorer.scatters[1].widget is right and np.array_equal(left.points, before[0])
-    expected = space.embed(logits["c"], "pca")
+    expected = maps.embed(logits["c"], "pca")
     assert np.corrcoef(right.points[:, 0], expected[:, 0])[0, 1] == pytest.approx(1, abs=1e-5)
     wrong = (logits["c"].argmax(1) != images.labels).numpy()
     assert np.array_equal(right.points[:, 2] >= 5, wrong)
@@ -197,14 +198,14 @@ def test_themes_change_ground_and_not_classes(parts):
     explorer = opened(*parts)
     widget = explorer.scatters[0].widget
     light, colours = list(widget.background_color), list(widget.color)
-    explorer.view._heard(None, {"event": "theme", "dark": True}, [])
+    explorer.view._receive(None, {"event": "theme", "dark": True}, [])
     assert max(light[:3]) == 1 and max(widget.background_color[:3]) < 0.2 and list(widget.color) == colours
 
 
-def test_many_classes_are_coloured_by_superclass_or_by_what_is_selected():
+def test_many_classes_are_coloured_by_superclass_or_by_selected_classes():
     images, logits = made(360, 36, upper=12)
     explorer = opened(images, logits)
-    assert explorer.colour.options == ("superclass", "what is selected", "right or wrong")
+    assert explorer.colour.options == ("superclass", "selected classes", "right or wrong")
     widget, looks = explorer.scatters[0].widget, class_colours(images.classes, *explorer_upper(images))[2]
     assert tuple(widget.color[13]) == pytest.approx(to_rgba(to_hex(looks[1]["color"])))
     assert widget.size[11] > widget.size[1]  # an eleventh colour is the first one again, so larger
@@ -220,7 +221,7 @@ def explorer_upper(images):
     return images.superclasses, images.superclass_of
 
 
-def test_hundred_interactions_leave_figures_and_memory_as_they_were(parts):
+def test_a_hundred_interactions_leave_figures_and_memory_unchanged(parts):
     explorer = opened(*parts)
     plt.close("all")
 
@@ -250,7 +251,7 @@ def test_hundred_interactions_leave_figures_and_memory_as_they_were(parts):
     assert grown < 300_000, grown
 
 
-def test_what_goes_wrong_is_shown_and_can_be_put_right(parts, monkeypatch):
+def test_an_error_is_displayed_and_another_choice_works(parts, monkeypatch):
     images, logits = parts
 
     def broken(*_, **__):
@@ -259,27 +260,27 @@ def test_what_goes_wrong_is_shown_and_can_be_put_right(parts, monkeypatch):
     with monkeypatch.context() as patched:
         patched.setattr(module, "embed", broken)
         explorer = LogitSpaceExplorer(logits, images, how="tsne")
-        explorer.view._heard(None, {"event": "ready", "dark": False, "fresh": True}, [])
+        explorer.view._receive(None, {"event": "ready", "dark": False, "fresh": True}, [])
         assert explorer.error == "RuntimeError: no map" and explorer.scatters == []
         assert 'role="alert"' in explorer.message.value
     explorer.how.value = "pca"
     assert explorer.error == "" and len(explorer.scatters) == 2
 
 
-def test_who_waits_for_umap_is_told(parts, monkeypatch, capsys):
+def test_the_waiting_time_of_umap_is_displayed(parts, monkeypatch, capsys):
     images, logits = parts
     monkeypatch.delitem(sys.modules, "umap", raising=False)
-    explorer, said = opened(images, logits), []
-    monkeypatch.setattr(space, "_make", lambda unit, *_: said.append(explorer.message.value) or unit[:, :2])
+    explorer, messages = opened(images, logits), []
+    monkeypatch.setattr(maps, "_compute", lambda unit, *_: messages.append(explorer.message.value) or unit[:, :2])
     explorer.how.value = "umap"
-    assert "compiles itself" in said[0] and explorer.message.value == ""
-    waiting = LogitSpaceExplorer(logits, images)  # no page yet: the cell says so
+    assert "compiled once" in messages[0] and explorer.message.value == ""
+    waiting = LogitSpaceExplorer(logits, images)  # without a page, the cell prints the message
     waiting.figures()
     plt.close("all")
-    assert "compiles itself" in capsys.readouterr().out
+    assert "compiled once" in capsys.readouterr().out
 
 
-def test_a_picture_stands_in_where_no_page_is(parts, monkeypatch):
+def test_without_a_page_a_picture_is_displayed(parts, monkeypatch):
     seen = []
     draw = plots.embeddings
     monkeypatch.setattr(plots, "embeddings", lambda *a, **k: seen.append((a, k)) or draw(*a, **k))
@@ -289,24 +290,24 @@ def test_a_picture_stands_in_where_no_page_is(parts, monkeypatch):
     assert list(maps) == ["a", "b", "c"] and len(labels) == 200 and how["how"] == "PCA" and not explorer.scatters
 
 
-def test_networks_are_asked_for_their_logits(parts):
+def test_networks_are_evaluated(parts):
     with runtime.seeded("explorer"):
         network = models.create("resnet8", **parts[0].spec)
     explorer = LogitSpaceExplorer({"net": network, "a": parts[1]["a"]}, parts[0], how="pca", precision="fp32", panels=3)
     torch.testing.assert_close(explorer.logits["net"], models.predict(network, parts[0], precision="fp32").logits)
-    assert [control.description for control in explorer.shows] == ["left shows", "right shows"]
+    assert [control.description for control in explorer.shows] == ["left map", "right map"]
 
 
-def test_what_cannot_be_explored(parts):
+def test_wrong_arguments_are_refused(parts):
     images, logits = parts
-    for networks, given, told in (
+    for networks, given, reason in (
         ({}, {}, "no networks"),
         ({"a": logits["a"][:9]}, {}, r"'a' are \[9, 5\]"),
         ({"a": logits["a"] * torch.inf}, {}, "nan or infinite"),
         (logits, {"how": "mds"}, "unknown map"),
         (logits, {"panels": 4}, "panels=4"),
     ):
-        with pytest.raises(InputError, match=told):
+        with pytest.raises(InputError, match=reason):
             LogitSpaceExplorer(networks, images, **given)
 
 
@@ -325,7 +326,7 @@ def test_fifty_thousand_points_answer_at_once():
     assert explorer.error == ""
 
 
-def test_masks_are_members_and_what_is_out_of_range_changes_nothing(parts):
+def test_masks_select_and_positions_out_of_range_change_nothing(parts):
     images, logits = parts
     explorer = opened(images, logits)
     explorer.select(images.labels == 3)
@@ -337,19 +338,19 @@ def test_masks_are_members_and_what_is_out_of_range_changes_nothing(parts):
 
 def test_a_page_that_opens_in_the_dark_is_dark(parts):
     explorer = opened(*parts)
-    explorer.view._heard(None, {"event": "ready", "dark": True, "fresh": False}, [])
+    explorer.view._receive(None, {"event": "ready", "dark": True, "fresh": False}, [])
     assert all(sum(one.widget.background_color[:3]) < 1 for one in explorer.scatters)
 
 
-def test_to_pass_over_a_map_takes_no_message_away(parts):
+def test_moving_over_a_map_keeps_the_message(parts):
     explorer = opened(*parts)
     explorer.written.value = "nothing"
     explorer.scatters[0].widget.hovering = 5
-    assert "'nothing' is no row" in explorer.error and "alert" in explorer.message.value
+    assert "'nothing' is not a row number" in explorer.error and "alert" in explorer.message.value
 
 
-def test_what_goes_wrong_in_pointing_is_shown(parts, monkeypatch):
+def test_an_error_while_pointing_is_displayed(parts, monkeypatch):
     explorer = opened(*parts)
-    monkeypatch.setattr(explorer, "_tiles", lambda *_, **__: 1 / 0)
+    monkeypatch.setattr(logit_blocks, "sample_tiles", lambda *_, **__: 1 / 0)
     explorer.scatters[0].widget.hovering = 5
     assert "ZeroDivisionError" in explorer.error and "alert" in explorer.message.value

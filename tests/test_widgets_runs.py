@@ -1,4 +1,4 @@
-"""The explorer of runs: what is chosen is drawn and saved, and nothing else stays behind."""
+"""The run explorer draws and saves the chosen runs, and its state and memory do not grow."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ import numpy as np
 import pytest
 from ipywidgets import Widget
 from matplotlib.figure import Figure
-from test_results_tables import make_run
+from test_runs import make_run
 
-from ickd_lib import plots, results
+from ickd_lib import plots, runs
 from ickd_lib.runtime import InputError
 from ickd_lib.widgets.runs import RunExplorer
 from ickd_lib.widgets.view import View
@@ -42,12 +42,12 @@ def explorer(folder):
 
 def ready(explorer, fresh=True):
     for view in (explorer.table, explorer.view):
-        view._heard(None, {"event": "ready", "dark": False, "fresh": fresh}, [])
+        view._receive(None, {"event": "ready", "dark": False, "fresh": fresh}, [])
 
 
 def choose(explorer, *runs, filter="", sort=(0, False)):
     key = json.dumps({"chosen": runs, "filter": filter, "sort": sort})
-    explorer.table._heard(None, {"event": "choices", "key": key}, [])
+    explorer.table._receive(None, {"event": "choices", "key": key}, [])
 
 
 def lines(explorer):
@@ -68,7 +68,7 @@ def saved(explorer, monkeypatch, name):
     return got[0] if got else None
 
 
-def test_the_table_holds_every_run(explorer):
+def test_the_table_contains_every_run(explorer):
     (table,), _ = explorer.table._last
     assert table["kind"] == "choices" and table["chosen"] == []
     names = [column["name"] for column in table["columns"]]
@@ -85,7 +85,7 @@ def test_the_table_holds_every_run(explorer):
     assert all(isinstance(cell, str) for row in table["rows"] for cell in row["cells"])
 
 
-def test_what_is_chosen_is_drawn_with_its_records(explorer, folder):
+def test_chosen_runs_are_drawn_from_their_records(explorer, folder):
     note, _ = explorer.view._last[0]
     assert "No run is chosen" in note["text"] and explorer.view._last[1].startswith(b"\x89PNG")
     before = explorer.view._last[1]
@@ -102,7 +102,7 @@ def test_what_is_chosen_is_drawn_with_its_records(explorer, folder):
     np.testing.assert_allclose(lines(explorer)["ce"].get_ydata(), [r["terms"]["ce"] for r in records])
 
 
-def test_seeds_are_one_line_or_each_its_own(explorer):
+def test_seeds_are_one_line_or_one_line_each(explorer):
     choose(explorer, "a-ce-0", "a-ce-1")
     np.testing.assert_allclose(lines(explorer)["ce"].get_ydata(), [70.5, 90.5])
     explorer.mean.value = False
@@ -111,7 +111,7 @@ def test_seeds_are_one_line_or_each_its_own(explorer):
     np.testing.assert_allclose(drawn["ce, seed 1"].get_ydata(), [71, 91])
 
 
-def test_numbers_on_offer_are_those_that_all_chosen_have(explorer):
+def test_offered_numbers_are_those_that_all_chosen_runs_have(explorer):
     choose(explorer, "b-kd-0")
     assert "loss_kd" in explorer.number.options
     explorer.number.value = "loss_kd"
@@ -122,7 +122,7 @@ def test_numbers_on_offer_are_those_that_all_chosen_have(explorer):
     assert explorer.number.disabled and explorer.error == ""
 
 
-def test_final_metrics_are_those_of_the_summaries(explorer, monkeypatch):
+def test_final_metrics_equal_the_summaries(explorer, monkeypatch):
     seen = []
     draw = plots.finals
     monkeypatch.setattr(plots, "finals", lambda found: seen.append(found) or draw(found))
@@ -131,7 +131,7 @@ def test_final_metrics_are_those_of_the_summaries(explorer, monkeypatch):
     assert seen[-1] == {
         "ce": {"accuracy, %": [0.9, 0.91], "NLL": [0.25, 0.25], "ECE, %": [0.05, 0.05]},
     }  # the third is not finished
-    assert "left out: c-ickd-0" in explorer.view._last[0][0]["text"]
+    assert "nothing to draw yet: c-ickd-0" in explorer.view._last[0][0]["text"]
     assert explorer.error == ""
 
 
@@ -140,8 +140,8 @@ def test_filter_and_order_are_kept_for_the_next_page(explorer):
     explorer.table.send = lambda content, buffers=None: sent.append(content)
     drawn = explorer.view._last[1]
     choose(explorer, filter="kd seed", sort=(9, True))
-    assert explorer.view._last[1] is drawn, "a filter draws nothing anew"
-    explorer.table._heard(None, {"event": "ready", "dark": True, "fresh": True}, [])
+    assert explorer.view._last[1] is drawn, "a filter does not redraw the figure"
+    explorer.table._receive(None, {"event": "ready", "dark": True, "fresh": True}, [])
     (table,) = sent[-1]["blocks"]
     assert table["filter"] == "kd seed" and list(table["sort"]) == [9, True]
     choose(explorer, "b-kd-0", filter="kd")
@@ -150,7 +150,7 @@ def test_filter_and_order_are_kept_for_the_next_page(explorer):
     assert table["chosen"] == ["b-kd-0"] and table["filter"] == "kd"
 
 
-def test_read_again_sees_what_training_wrote(explorer, folder):
+def test_reload_reads_what_training_wrote(explorer, folder):
     choose(explorer, "c-ickd-0")
     assert list(lines(explorer)["ickd"].get_xdata()) == [2]
     make_run(folder / "d-new", "picd")
@@ -161,7 +161,7 @@ def test_read_again_sees_what_training_wrote(explorer, folder):
     assert list(lines(explorer)["ickd"].get_xdata()) == [2, 4] and explorer.rows["c-ickd-0"]["state"] == "finished"
 
 
-def test_files_hold_what_is_chosen(explorer, monkeypatch):
+def test_files_contain_the_chosen_runs(explorer, monkeypatch):
     choose(explorer, "a-ce-0", "a-ce-1", "c-ickd-0")
     name, data = saved(explorer, monkeypatch, "CSV, runs")
     back = list(csv.DictReader(io.StringIO(data.decode())))
@@ -171,9 +171,9 @@ def test_files_hold_what_is_chosen(explorer, monkeypatch):
     back = list(csv.DictReader(io.StringIO(data.decode())))
     assert name == "curves.csv" and {row["run"] for row in back} == set(explorer.chosen)
     finished = [explorer.rows[run] for run in ("a-ce-0", "a-ce-1")]
-    assert saved(explorer, monkeypatch, "Markdown") == ("table.md", results.table(finished).encode())
+    assert saved(explorer, monkeypatch, "Markdown") == ("table.md", runs.table(finished).encode())
     assert "1 unfinished left out" in explorer.message.value
-    assert saved(explorer, monkeypatch, "LaTeX") == ("table.tex", results.latex(finished).encode())
+    assert saved(explorer, monkeypatch, "LaTeX") == ("table.tex", runs.latex(finished).encode())
     name, data = saved(explorer, monkeypatch, "PNG")
     assert name == "curves-test_accuracy.png" and int.from_bytes(data[16:20], "big") >= 1500
     name, data = saved(explorer, monkeypatch, "SVG")
@@ -185,7 +185,7 @@ def test_files_hold_what_is_chosen(explorer, monkeypatch):
     assert len(data.decode().splitlines()) == 6 and "none is chosen" in explorer.message.value
 
 
-def test_damaged_runs_are_named_and_hide_no_other(folder):
+def test_damaged_runs_are_named_and_the_others_displayed(folder):
     (folder / "b-kd-0" / "config.json").write_text("{")
     explorer = RunExplorer(folder)
     ready(explorer)
@@ -195,14 +195,14 @@ def test_damaged_runs_are_named_and_hide_no_other(folder):
     assert explorer.error == "" and explorer.view._last[1].startswith(b"\x89PNG")
 
 
-def test_what_cannot_be_drawn_is_said_and_goes_away(explorer, folder):
+def test_an_error_is_displayed_until_the_next_interaction(explorer, folder):
     make_run(folder / "d-new", done=0)
     explorer.again.click()
     before = plt.get_fignums()
     choose(explorer, "d-new")
-    assert "no chosen run is that far" in explorer.error
+    assert "no chosen run has anything to draw yet" in explorer.error
     choose(explorer, "d-new", "a-ce-0")
-    assert explorer.error == "" and "left out: d-new" in explorer.view._last[0][0]["text"]
+    assert explorer.error == "" and "nothing to draw yet: d-new" in explorer.view._last[0][0]["text"]
     choose(explorer, "d-new")
     assert 'role="alert"' in explorer.message.value and html.escape(explorer.error) in explorer.message.value
     (folder / "b-kd-0" / "metrics.jsonl").write_bytes(b"\xff\xfe")
@@ -225,7 +225,7 @@ def test_an_unknown_folder_or_run_is_one_line(folder, tmp_path):
         RunExplorer(folder)
 
 
-def test_too_many_lines_are_cut_and_said(tmp_path):
+def test_a_note_says_that_lines_are_left_out(tmp_path):
     for seed in range(22):
         make_run(tmp_path / f"ce-{seed:02}", seed=seed)
     explorer = RunExplorer(tmp_path, chosen=[f"ce-{seed:02}" for seed in range(22)])
@@ -234,11 +234,11 @@ def test_too_many_lines_are_cut_and_said(tmp_path):
     assert "Only 20 of 22 lines" in explorer.view._last[0][0]["text"] and len(explorer.drawn()) == 20
 
 
-def test_without_a_page_its_picture_stands_in(folder):
+def test_without_a_page_there_is_a_picture(folder):
     assert RunExplorer(folder, chosen=["b-kd-0"]).png().startswith(b"\x89PNG")
 
 
-def test_state_stays_small_and_holds_no_run(folder):
+def test_state_stays_small_and_contains_no_run(folder):
     explorer = RunExplorer(folder)
 
     def inside(widget):
@@ -258,7 +258,7 @@ def test_state_stays_small_and_holds_no_run(folder):
     assert len(before) < 80_000 and len(after) < len(before) + 500 and "a-ce-0" not in after
 
 
-def test_a_hundred_interactions_leave_figures_and_memory_as_they_were(explorer):
+def test_a_hundred_interactions_leave_figures_and_memory_unchanged(explorer):
     runs = list(explorer.rows)
 
     def touch(count):
@@ -274,7 +274,7 @@ def test_a_hundred_interactions_leave_figures_and_memory_as_they_were(explorer):
             assert explorer.error == ""
 
     drawn = []
-    explorer.png = lambda: drawn.append(0) or b"\x89PNG"  # what drawing leaves is looked at below, at less cost
+    explorer.png = lambda: drawn.append(0) or b"\x89PNG"  # drawing is slow, and checked below with fewer figures
     touch(20)
     gc.collect()
     tracemalloc.start()
@@ -295,7 +295,7 @@ def test_a_hundred_interactions_leave_figures_and_memory_as_they_were(explorer):
     assert sum(type(one) is Figure for one in gc.get_objects()) <= alive
 
 
-def test_a_null_hides_no_run_and_a_failed_reading_keeps_the_last(folder):
+def test_a_null_hides_no_run_and_a_failed_reload_keeps_the_rows(folder):
     path = folder / "a-ce-0" / "summary.json"
     summary = json.loads(path.read_text())
     path.write_text(json.dumps(summary | {"nll": None}))

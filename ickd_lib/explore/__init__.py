@@ -1,11 +1,15 @@
-"""What the explorers show, as data: one query and its in-context samples; maps and regions of the logit space."""
+"""The data behind the explorers: one query and its in-context samples; maps and regions of the logit space."""
 
-from ickd_lib.explore.neighbourhood import Neighbourhood, in_context, neighbourhood, require_fit, search, terms
-from ickd_lib.explore.space import Region, embed, positions, region
+from ickd_lib.explore.maps import embed
+from ickd_lib.explore.neighbours import Neighbourhood, in_context, neighbourhood, require_fit, terms
+from ickd_lib.explore.regions import Region, region
+from ickd_lib.explore.samples import SampleSet
+from ickd_lib.explore.selection import positions, search
 
 __all__ = [
     "Neighbourhood",
     "Region",
+    "SampleSet",
     "embed",
     "in_context",
     "neighbourhood",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -103,3 +103,15 @@ def negative_classes(bank: MemoryBank, negatives: InContext, labels: Tensor) -> 
     pairs = (labels[:, None] * classes + found)[negatives.mask]
     counts = pairs.bincount(minlength=classes * classes).double().view(classes, classes)
     return counts / counts.sum(1, keepdim=True).clamp(min=1)
+
+
+def own_superclass_share(bank: MemoryBank, negatives: InContext, labels: Tensor, superclass_of: Sequence[int]) -> float:
+    """Compute the share of all negatives that have the superclass of their query.
+
+    Args:
+        bank, negatives, labels: as in `negative_classes`.
+        superclass_of: superclass of each of the C classes.
+    """
+    upper = torch.tensor(superclass_of, device=labels.device)
+    same = upper[bank.labels[bank.rows(negatives.index)]] == upper[labels][:, None]
+    return same[negatives.mask].double().mean().item()

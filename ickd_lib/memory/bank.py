@@ -117,15 +117,22 @@ class MemoryBank:
         )
 
     @classmethod
-    def empty(cls, keys: Tensor, labels: Tensor, classes: tuple[str, ...], features_dim: int) -> MemoryBank:
-        """A bank of empty rows for samples with these keys [N] and labels [N]; `update` fills them during training."""
+    def empty(cls, images: Images, features_dim: int, *, task: Task | None = None) -> MemoryBank:
+        """A bank of empty rows for every sample in the images; `update` writes them, and only then are they returned.
+
+        Args:
+            images: the images.
+            features_dim: D.
+            task: which samples an image has; classification by default.
+        """
+        keys, labels = (task or Classification()).keys(images)
         order, n, device = keys.argsort(), len(keys), keys.device
         return cls(
             torch.zeros(n, features_dim, device=device),
-            torch.zeros(n, len(classes), device=device),
+            torch.zeros(n, len(images.classes), device=device),
             labels[order],
             keys[order],
-            classes,
+            images.classes,
             written=torch.full((n,), -1, device=device),
         )
 

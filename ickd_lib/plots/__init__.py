@@ -1,20 +1,14 @@
-"""Data in, Figure out. Nothing here trains, reads files or knows Jupyter."""
+"""Figures: each function takes data and returns a Figure. None trains, reads files or depends on Jupyter."""
 
 from ickd_lib.plots import theory
+from ickd_lib.plots.comparison import bars, cost, differences, few_shot, finals, published, scores
+from ickd_lib.plots.logit_space import class_correlation, embeddings, separation
 from ickd_lib.plots.online import agreement, banks, paradigms
-from ickd_lib.plots.retrieval import (
-    aggregation,
-    by_class,
-    distributions,
-    neighbours,
-    precision,
-    retrieval_time,
-    samples,
-    similarities,
-)
-from ickd_lib.plots.separation import class_correlation, embeddings, separation
+from ickd_lib.plots.pictures import neighbours, samples
+from ickd_lib.plots.predictions import distributions
+from ickd_lib.plots.retrieval import aggregation, by_class, precision, retrieval_time, similarities
 from ickd_lib.plots.style import class_colours, method_style, use
-from ickd_lib.plots.training import bars, cost, curves, differences, few_shot, finals, losses, published, scores
+from ickd_lib.plots.training import curves, losses
 
 __all__ = [
     "aggregation",

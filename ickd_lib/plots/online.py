@@ -1,4 +1,4 @@
-"""Figures of students that learn together or from themselves, and of who teaches whom."""
+"""Figures of peers that train together, of students that teach themselves, and of paradigms compared."""
 
 from __future__ import annotations
 
@@ -11,31 +11,31 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 
-from ickd_lib.plots.style import WIDTH, looks, mean_and_std, method_style, wrapped
-from ickd_lib.plots.training import score, score_row
+from ickd_lib.plots.comparison import score_row
+from ickd_lib.plots.style import WIDTH, looks, mean_and_std, mean_std_text, method_style, wrapped
 from ickd_lib.runtime import InputError
 
 Records = Sequence[Mapping[str, Any]]
 
 
 def banks(runs: Mapping[str, Records]) -> Figure:
-    """A bank that is written in training, over the epochs: the age of its rows, and how far it is from one built anew.
+    """Draw the state of banks that are updated during training: the age of rows and the distance to a rebuilt bank.
 
-    Every row is written once an epoch unless the augmentation mixes images, so that a full bank's age is mostly a flat
-    line; how full it is stands in that panel in words. A low drift may only mean that all features are alike; the
-    neighbours tell.
+    Unless the augmentation mixes images, every row is updated once in each epoch, so the age of a full bank is almost
+    constant. The first panel states how full the banks are. A low drift can mean that all features are alike; the
+    panel of neighbours shows whether retrieval is affected.
 
     Args:
-        runs: for each student, named "method, which one", its records (`History.epochs`). "bank_drift", "bank_overlap"
-            and "bank_agreement" are only in epochs that were evaluated. Students of one method share its colour.
+        runs: For each student, named "method, description", its records (`History.epochs`). Only records of evaluated
+            epochs contain "bank_drift", "bank_overlap" and "bank_agreement". Students of one method share its colour.
     Raises:
-        InputError: a student has no such records.
+        InputError: A student has no such records.
     """
     panels = (
-        ("bank_age", 1, "Age of rows, steps (thin: the oldest)"),
-        ("bank_drift", 1, "Drift from a rebuilt bank, 1 - cosine"),
+        ("bank_age", 1, "Age of rows, steps (thin: oldest row)"),
+        ("bank_drift", 1, "Drift from a rebuilt bank, 1 − cosine"),
         ("bank_overlap", 100, "Neighbours as in a rebuilt bank, %"),
-        ("bank_agreement", 100, "Class as in a rebuilt bank, %"),
+        ("bank_agreement", 100, "Predictions as in a rebuilt bank, %"),
     )
     keys = ("bank_fill", "bank_age_max", *(key for key, *_ in panels))
     series = [{key: _series(name, records, key) for key in keys} for name, records in runs.items()]
@@ -44,7 +44,7 @@ def banks(runs: Mapping[str, Records]) -> Figure:
     for i, (name, found, look) in enumerate(zip(runs, series, looks(runs), strict=True)):
         for axis, (key, scale, _) in zip(axes.flat, panels, strict=True):
             epochs, values = found[key]
-            every = (i % len(epochs), len(runs)) if key == "bank_age" else None  # lines that coincide show all markers
+            every = (i % len(epochs), len(runs)) if key == "bank_age" else None  # markers of coinciding lines alternate
             axis.plot(epochs, scale * values, markevery=every, **look)
         axes[0, 0].plot(*found["bank_age_max"], color=look["color"], ls=look["linestyle"], lw=0.7)
         handles.append(Line2D([], [], label=wrapped(name), **look))
@@ -62,23 +62,23 @@ def banks(runs: Mapping[str, Records]) -> Figure:
 
 
 def agreement(runs: Mapping[str, Sequence[Records]]) -> Figure:
-    """How much students that learn together say the same, over the epochs, and beside how often they are right.
+    """Draw how often peers predict the same class, over the epochs and against their accuracy.
 
-    Left the mean over seeds in a band of ± one standard deviation. Right a path a method, a dot at its last epoch:
-    peers cannot agree on more right answers than a student has, so what lies above the diagonal is agreed mistakes, at
-    the least.
+    The left panel shows the mean over seeds in a band of ± one standard deviation. The right panel shows one path for
+    each method, with a dot at its last epoch. Peers cannot agree on more correct predictions than one student makes,
+    so the height above the diagonal is a lower bound of the mistakes on which they agree.
 
     Args:
-        runs: for each method, for each seed, its records (`History.epochs`) with "peer_agreement" and "train_accuracy".
-            Epochs that some seed of the method lacks are left out.
+        runs: For each method, the records of each seed (`History.epochs`) with "peer_agreement" and "train_accuracy".
+            Epochs that a seed of the method lacks are left out.
     Raises:
-        InputError: a method has no such records: its students learn alone.
+        InputError: A method has no such records, because its students have no peers.
     """
     paths = {name: _path(name, seeds) for name, seeds in runs.items()}
     figure, (left, right) = plt.subplots(1, 2, figsize=(WIDTH, 3.9), layout="constrained", sharey=True)
     right.plot([0, 100], [0, 100], color="0.6", lw=1)
     right.fill_between([0, 100], [0, 100], 100, color="0.94", lw=0)
-    text = "shaded: they agree more often than\nthey are right, so some of it is\nshared mistakes"
+    text = "shaded: agreement exceeds accuracy,\nso some of the predictions on\nwhich peers agree are wrong"
     right.text(99, 3, text, ha="right", va="bottom", fontsize=9, color="0.3")
     last: list[tuple[float, str, Line2D]] = []
     for name, (epochs, mean, spread) in paths.items():
@@ -88,14 +88,14 @@ def agreement(runs: Mapping[str, Sequence[Records]]) -> Figure:
         left.fill_between(epochs, agreed - band, agreed + band, color=look["color"], alpha=0.15, linewidth=0)
         right.plot(accuracy, agreed, color=look["color"], ls=look["linestyle"], lw=1.2)
         right.plot(accuracy[-1], agreed[-1], color=look["color"], marker=look["marker"], ms=9, mec="white", ls="none")
-        last.append((agreed[-1], f"{wrapped(name)}\n{score(agreed[-1], band[-1], len(runs[name]))}", line))
+        last.append((agreed[-1], f"{wrapped(name)}\n{mean_std_text(agreed[-1], band[-1], len(runs[name]))}", line))
     last.sort(key=lambda entry: -entry[0])
     several = max(len(seeds) for seeds in runs.values())
-    left.set(xlabel="epoch", title="How often students say the same", ylim=(0, 102))
-    left.set_ylabel("same class as the peer, % of views" + f"\n(mean ± std, {several} seeds)" * (several > 1))
+    left.set(xlabel="epoch", title="Agreement of a student and its peer", ylim=(0, 102))
+    left.set_ylabel("same predicted class, % of views" + f"\n(mean ± std, {several} seeds)" * (several > 1))
     left.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=6))
     left.grid(axis="y")
-    right.set(xlabel="train accuracy, %", title="Because they are right?", xlim=(0, 102))
+    right.set(xlabel="training accuracy, %", title="Agreement against accuracy", xlim=(0, 102))
     figure.legend(
         [line for *_, line in last],
         [text for _, text, _ in last],
@@ -108,18 +108,18 @@ def agreement(runs: Mapping[str, Sequence[Records]]) -> Figure:
 
 
 def paradigms(scores: Mapping[str, Mapping[str, Sequence[float]]], *, baseline: str = "") -> Figure:
-    """Test accuracies grouped by who teaches: a row a method, a marker a seed, mean ± standard deviation.
+    """Draw test accuracies grouped by paradigm: one row for each method, with its seeds and mean ± standard deviation.
 
     Args:
-        scores: for each paradigm, such as "labels only" or "online", for each of its methods a fraction a seed.
-        baseline: a method of some group; a thin line stands at its mean.
+        scores: For each paradigm, such as "labels only" or "online", for each of its methods, one fraction per seed.
+        baseline: A method of one of the groups; a thin line marks its mean.
     Raises:
-        InputError: no group has the baseline.
+        InputError: No group contains the baseline.
     """
     means = {name: 100 * float(np.mean(seeds)) for group in scores.values() for name, seeds in group.items()}
     if baseline and baseline not in means:
-        raise InputError(f"no group has the baseline {baseline!r}; there are {', '.join(means)}")
-    rows = [(group, name) for group, found in scores.items() for name in ("", *found)]  # "": the group's heading
+        raise InputError(f"no group contains the baseline {baseline!r}; choose one of {', '.join(means)}")
+    rows = [(group, name) for group, found in scores.items() for name in ("", *found)]  # "": the heading
     figure, axis = plt.subplots(figsize=(WIDTH, 1 + 0.37 * len(rows)), layout="constrained")
     for row, (group, name) in enumerate(rows):
         if name:
@@ -141,16 +141,16 @@ def paradigms(scores: Mapping[str, Mapping[str, Sequence[float]]], *, baseline: 
 
 
 def _series(name: str, records: Records, key: str) -> tuple[np.ndarray, np.ndarray]:
-    """Epochs that have `key`, and its values."""
+    """Return the epochs whose records contain `key`, and its values."""
     found = [(record["epoch"], record[key]) for record in records if key in record]
     if not found:
-        raise InputError(f"the records of {name!r} hold no {key!r} to draw; does it write a bank, was it evaluated?")
+        raise InputError(f"the records of {name!r} contain no {key!r}; only evaluated runs that update a bank have it")
     epochs, values = zip(*found, strict=True)
     return np.array(epochs), np.array(values, dtype=float)
 
 
 def _filled(fills: Sequence[tuple[np.ndarray, np.ndarray]]) -> str:
-    """In words: how full the emptiest bank was at first and last, and since when all are full."""
+    """Describe how full the emptiest bank was at first and last, and from which epoch on all banks are full."""
     lowest: dict[int, float] = {}
     for epoch, value in (pair for fill in fills for pair in zip(*fill, strict=True)):
         lowest[int(epoch)] = min(value, lowest.get(int(epoch), 1.0))
@@ -163,10 +163,10 @@ def _filled(fills: Sequence[tuple[np.ndarray, np.ndarray]]) -> str:
 
 
 def _path(name: str, seeds: Sequence[Records]) -> tuple[list[int], np.ndarray, np.ndarray]:
-    """Epochs [E] that all seeds have, and over the seeds mean and spread of agreement and train accuracy [E, 2]."""
+    """Return the epochs [E] that all seeds have, and mean and standard deviation of agreement and accuracy [E, 2]."""
     pair = ("peer_agreement", "train_accuracy")
     found = [{r["epoch"]: [r[key] for key in pair] for r in records if pair[0] in r} for records in seeds]
     epochs = sorted(set.intersection(*map(set, found))) if found else []
     if not epochs:
-        raise InputError(f"the records of {name!r} hold no {pair[0]!r} to draw; do its students have peers?")
+        raise InputError(f"the records of {name!r} contain no {pair[0]!r}; only students with peers have it")
     return epochs, *mean_and_std([[seed[epoch] for epoch in epochs] for seed in found])

@@ -1,4 +1,4 @@
-"""How figures look: one style for all, one look a method, colours for classes."""
+"""The look of all figures: matplotlib settings, a style for each method, colours for classes, and number formats."""
 
 from __future__ import annotations
 
@@ -14,14 +14,15 @@ import seaborn as sns
 from matplotlib.colors import to_rgb
 from numpy.typing import ArrayLike
 
-WIDTH = 10.0  # inches: a notebook's column
+WIDTH = 10.0  # inches, the width of a notebook's column
 PALETTE: list[tuple[float, float, float]] = list(sns.color_palette("colorblind"))
 LINES = ("-", "--", "-.", ":", (0, (7, 1.5)), (0, (3, 1, 1, 1, 1, 1)))
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "<", ">", "p")
 HATCHES = ("", "///", "...", "xxx", "---")
+SAME, OTHER = PALETTE[0], PALETTE[3]  # in-context samples of the query's class, and of other classes
 
-# The methods that most figures show, kept apart by colour, line and marker at once: (palette, line, marker).
-# A figure in greyscale still has the last two. Any other name gets a combination from its letters.
+# Colour (index into PALETTE), line style and marker of the methods that most figures show. Line style and marker remain
+# in a greyscale figure. Any other name gets a combination that is computed from it.
 _KNOWN = {
     "ce": (7, ":", "v"),
     "ls": (5, "-.", "<"),
@@ -52,7 +53,7 @@ _KNOWN = {
 
 
 def use() -> None:
-    """Set matplotlib's defaults: readable at a notebook's width on the screen and in print."""
+    """Set matplotlib's defaults so that figures are readable at a notebook's width, on screens and in print."""
     mpl.rcParams.update(
         {
             "figure.dpi": 100,
@@ -77,11 +78,11 @@ def use() -> None:
 
 
 def method_style(name: str) -> dict[str, Any]:
-    """Colour, line style and marker of a method, the same in every figure.
+    """Return colour, line style and marker of a method, the same in every figure.
 
     Args:
-        name: a method as `methods.create` reads it, or "teacher". A variant such as "ickd(nicd=0)" keeps its
-            method's colour and takes another line and marker.
+        name: A method as `methods.create` takes it, or "teacher". A variant such as "ickd(nicd=0)" has the colour of
+            its method, and another line style and marker.
     """
     base, bracket, arguments = name.lower().partition("(")
     base = base.strip()
@@ -97,7 +98,10 @@ def method_style(name: str) -> dict[str, Any]:
 
 
 def looks(names: Iterable[str]) -> list[dict[str, Any]]:
-    """A look a name that begins with a method: that one's; the next of it darker, with the next line and marker."""
+    """Return one style for each name, such as "kd, seed 0": that of the method with which the name begins.
+
+    Further names that begin with the same method get darker shades of its colour, and other line styles and markers.
+    """
     found: list[dict[str, Any]] = []
     before: dict[str, int] = {}
     for name in names:
@@ -125,17 +129,21 @@ def class_colours(
     highlight: Sequence[int] = (),
     dark: bool = False,
 ) -> tuple[list[str], list[int], list[dict[str, Any]]]:
-    """What to colour points of each class by: the class, its superclass, or grey with ten highlighted.
+    """Choose groups of classes to colour, and a colour and marker for each group.
+
+    Up to ten classes are one group each. More classes are grouped by superclass; without superclasses, ten classes
+    have a group each and all others are grey.
 
     Args:
         classes: C names.
-        superclasses, superclass_of: the coarser classes, where there are.
-        dark: for a dark ground.
-        highlight: ten classes at most to colour among grey ones; by default the first ten, where there are more
-            than ten classes and no superclasses.
+        superclasses, superclass_of: Names of the superclasses, and the superclass of each class; empty for none.
+        highlight: At most ten classes that are coloured while all others are grey. By default the first ten, where
+            there are more than ten classes and no superclasses.
+        dark: Whether the background is dark.
     Returns:
-        Names of the groups, the group of each class [C], and each group's colour and marker. Twenty groups have
-        looks of their own; the second ten are the colours of the first, darker (on a dark ground lighter).
+        Names of the groups, group of each class [C], and colour and marker of each group. Twenty groups have different
+        looks: groups 11 to 20 have another marker and the colours of the first ten in a darker shade (a lighter one on
+        a dark background).
     """
     if len(classes) <= 10 and not highlight:
         names, group = list(classes), list(range(len(classes)))
@@ -160,7 +168,7 @@ def class_colours(
 def by_superclass(
     classes: Sequence[str], superclasses: Sequence[str] = (), superclass_of: Sequence[int] = ()
 ) -> tuple[list[int], list[tuple[str, int]]]:
-    """The order of classes that puts those of a superclass together, and the length of each such block."""
+    """Return an order of the classes in which each superclass is one block, and name and length of each block."""
     if not superclasses:
         return list(range(len(classes))), [(name, 1) for name in classes]
     order = sorted(range(len(classes)), key=lambda c: (superclass_of[c], c))
@@ -168,17 +176,22 @@ def by_superclass(
 
 
 def wrapped(name: str) -> str:
-    """A long method name on several lines, for an axis or a legend."""
+    """Break a long method name into several lines, for an axis or a legend."""
     return textwrap.fill(name, 30, break_long_words=False)
 
 
 def array(values: Any) -> np.ndarray:
-    """A NumPy array of a tensor on any device, or of anything else that NumPy reads."""
+    """Convert a tensor on any device, or anything else that NumPy accepts, to a NumPy array."""
     return values.detach().cpu().numpy() if hasattr(values, "detach") else np.asarray(values)
 
 
 def mean_and_std(values: ArrayLike) -> tuple[np.ndarray, np.ndarray]:
-    """Over the first axis; the spread of a single value is 0."""
+    """Return mean and standard deviation (ddof = 1) over the first axis; the deviation of a single value is 0."""
     stacked = np.asarray(values, dtype=float)
     spread = stacked.std(0, ddof=1) if len(stacked) > 1 else np.zeros_like(stacked[0])
     return stacked.mean(0), spread
+
+
+def mean_std_text(mean: float, std: float, count: int, digits: int = 1) -> str:
+    """Return a text such as "94.1 ± 0.5", or only the mean where there is one value."""
+    return f"{mean:.{digits}f}" + (f" ± {std:.{digits}f}" if count > 1 else "")

@@ -106,8 +106,14 @@ class Task:
         """Key [N] and label [N] of every sample in a split, without running a network."""
         raise TypeError(f"{type(self).__name__} must define keys(images) -> (key, labels)")
 
-    def bank_samples(self, network: Network, images: Images, *, precision: str = "auto") -> Samples:
-        """All samples of a split, from images without augmentation and a network in evaluation mode."""
+    def bank_samples(
+        self, network: Network, images: Images, *, keys: Tensor | None = None, precision: str = "auto"
+    ) -> Samples:
+        """Samples of a split, from images without augmentation and a network in evaluation mode.
+
+        Args:
+            keys: of the samples, in this order, shape [n]; None for all samples, in the order of `keys(images)`.
+        """
         raise TypeError(f"{type(self).__name__} must define bank_samples(network, images) -> Samples")
 
     def metrics(

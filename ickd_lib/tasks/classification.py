@@ -53,7 +53,10 @@ class Classification(Task):
     def keys(self, images: Images) -> tuple[Tensor, Tensor]:
         return images.index, images.labels
 
-    def bank_samples(self, network: Network, images: Images, *, precision: str = "auto") -> Samples:
+    def bank_samples(
+        self, network: Network, images: Images, *, keys: Tensor | None = None, precision: str = "auto"
+    ) -> Samples:
+        images = images if keys is None else images.subset(positions(images, keys))
         output = models.predict(network, images, precision=precision)
         every = torch.arange(len(images), device=images.labels.device)
         return Samples(output.logits, output.features, images.labels, images.index, every)

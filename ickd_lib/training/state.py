@@ -113,8 +113,7 @@ class TrainingState:
 
     def keep_bank(self, task: Task, train: Images) -> None:
         """Give the student an empty bank of the training samples, to be written as it trains."""
-        keys, labels = task.keys(train)
-        self.memory = MemoryBank.empty(keys, labels, train.classes, self.learner.network.features_dim)
+        self.memory = MemoryBank.empty(train, self.learner.network.features_dim, task=task)
 
     def prepare(self) -> tuple[int, bool]:
         """Set phase and learning rates of the coming step.

@@ -1,4 +1,4 @@
-"""Interactive shells over plots and plain functions: choose, look, choose again."""
+"""Interactive explorers for notebooks: thin layers of controls over `explore` and `plots`."""
 
 from ickd_lib.widgets.logits import LogitSpaceExplorer
 from ickd_lib.widgets.neighbours import NeighbourExplorer

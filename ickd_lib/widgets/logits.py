@@ -1,10 +1,8 @@
-"""An explorer of the logit space: maps of what networks make of the same images, side by side and linked."""
+"""An explorer of the logit space: linked maps of the same samples in the logit spaces of several networks."""
 
 from __future__ import annotations
 
 import contextlib
-import html
-import math
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -12,44 +10,42 @@ from typing import Any
 import ipywidgets as ipw
 import numpy as np
 import torch
-from matplotlib.colors import to_hex, to_rgba
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from ickd_lib import metrics, models, plots, runtime
+from ickd_lib import metrics, plots, runtime
 from ickd_lib.data import Images
-from ickd_lib.explore.space import MAPS, Region, embed, positions, region
+from ickd_lib.explore import SampleSet, embed, positions, region
+from ickd_lib.explore.maps import MAPS
 from ickd_lib.models import Network
-from ickd_lib.plots.style import PALETTE, class_colours
 from ickd_lib.runtime import InputError
-from ickd_lib.widgets.view import Block, Explorer, View, strip
+from ickd_lib.tasks import Classification, Task
+from ickd_lib.widgets import logit_blocks as blocks
+from ickd_lib.widgets.scatter import colouring, legend, make_scatter, paint, points_of
+from ickd_lib.widgets.view import Explorer, View, strip
 
-PLACES = {1: ("shows",), 2: ("left shows", "right shows"), 3: ("left shows", "middle shows", "right shows")}
-MEMBERS, NEIGHBOURS = 24, 8  # tiles of each at most
-HEIGHT = 380  # pixels of a map
-GROUND = {False: "#ffffff", True: "#212121"}  # JupyterLab's own, light and dark
-GREY = {False: "#d9d9d9", True: "#4d4d4d"}  # of classes that are not highlighted
-SIZES = (4, 7, 10, 13)  # of the first ten groups, which the colours tell apart, the next ten, …
-RIGHT, WRONG = to_hex(PALETTE[0]), to_hex(PALETTE[1])
+PLACES = {1: ("map of",), 2: ("left map", "right map"), 3: ("left map", "middle map", "right map")}
+MEMBERS, NEIGHBOURS = 24, 8  # largest number of tiles of each kind
 
 
 class LogitSpaceExplorer(Explorer):
-    """Maps of the logit spaces of a teacher and its students, or of a student before and after, as linked scatters.
+    """Display linked maps of the logit spaces of several networks, such as a teacher and its students.
 
-    Point at an image in one map: all show it, and what each network says of it is below. Draw a lasso, click, choose a
-    class or write rows: the members are shown, how well each network tells them apart, and what lies next to them.
+    When the pointer is on an image in one map, all maps mark it and a table lists the networks' predictions. Images are
+    selected with a lasso, a click, a class or row numbers. The explorer then displays them, numbers about how well each
+    network separates them, and the nearest images outside the selection.
 
     Args:
-        networks: by name, a network, or its logits of the images, shape [N, C].
+        networks: By name, a network, or its logits of the images, shape [N, C].
         images: N images, on the networks' device.
-        how: the map at the start: "umap", "pca" or "tsne" (see `explore.embed`).
-        seed: of the maps.
-        cache: a folder in which maps are kept; None makes them anew in each session.
-        precision: in which networks compute.
-        panels: maps beside each other, 1 to 3; or the names of the networks that they show at first.
+        how: The first kind of map: "umap", "pca" or "tsne" (see `explore.embed`).
+        seed: Seed of the maps.
+        cache: A folder in which maps are stored; None computes them anew in each session.
+        precision: Numerical precision of the networks: "auto", "fp32" or "bf16".
+        panels: Number of maps side by side, 1 to 3, or the names of the networks that they show at first.
     Raises:
-        InputError: no networks; logits that are not one row an image and one column a class, or not finite; an unknown
-            map; `panels` out of its range.
+        InputError: There are no networks; logits have a wrong shape or are not finite; the kind of map is unknown; or
+            `panels` is out of range.
     """
 
     def __init__(
@@ -62,62 +58,76 @@ class LogitSpaceExplorer(Explorer):
         cache: str | Path | None = None,
         precision: str = "auto",
         panels: int | Sequence[str] = 2,
+        task: Task | None = None,
     ) -> None:
         how = runtime.choose(how, MAPS, "map")
         if not networks:
-            raise InputError("no networks; give one or more, by name")
+            raise InputError("there are no networks; pass one or more, by name")
         names = list(networks)
         first = (
             names[:panels] if isinstance(panels, int) else [runtime.choose(name, names, "network") for name in panels]
         )
         if not 1 <= (panels if isinstance(panels, int) else len(panels)) <= len(PLACES):
-            raise InputError(f"panels={panels!r}; 1, 2 or 3 maps stand beside each other")
-        self.images, self.labels, self.rows = images, images.labels.cpu(), images.index.cpu()
+            raise InputError(f"panels={panels!r}; choose 1, 2 or 3 maps")
+        self.images, self.samples = images, SampleSet(images, task or Classification())
+        self.labels, self.rows = self.samples.labels.cpu(), self.samples.keys.cpu()
         self.seed, self.cache = seed, cache
         self.logits = {name: self._logits(name, of, precision) for name, of in networks.items()}
         self.members = torch.zeros(0, dtype=torch.long)
-        self.scatters: list[Any] = []  # jscatter's, made when a page is there: each is 2 MB of script and all points
+        # The scatter plots are created when a page is there, because each holds 2 MB of script and all points.
+        self.scatters: list[Any] = []
         self._maps: dict[tuple[str, str], np.ndarray] = {}
         self._margins: dict[str, tuple[Tensor, Tensor]] = {}
-        self._quiet = self._page = False
+        self._changing = self._has_page = False
 
+        self._make_controls(how, first)
+        wrap = ipw.Layout(flex_flow="row wrap", grid_gap="4px 12px")
+        controls = [self.how, self.colour, self.class_, self.written, self.clear]
+        super().__init__([], View(self._on_event, waiting="The maps appear as soon as the kernel is idle …"))
+        maps = ipw.HBox(self.panels, layout=wrap)
+        self.children = (ipw.HBox(controls, layout=wrap), self.message, maps, self.legend, self.hovered, self.view)
+        for control in (self.how, *self.shows):
+            control.observe(self._on_map_choice, "value")
+        self.colour.observe(self._on_colour_choice, "value")
+        self.class_.observe(self._on_class_choice, "value")
+        self.written.observe(self._on_rows, "value")
+        self.clear.on_click(lambda _: self.select([]))
+        self._paint()
+
+    def _make_controls(self, how: str, first: Sequence[str]) -> None:
+        """Create the controls and the places of the maps.
+
+        Args:
+            how: The first kind of map.
+            first: The networks whose maps are displayed at first.
+        """
+        images, names = self.images, list(self.logits)
         many = len(images.classes) > 10
-        by = ["superclass"] * bool(many and images.superclasses) + ["what is selected"] * many or ["class"]
+        by = ["superclass"] * bool(many and images.superclasses) + ["selected classes"] * many or ["class"]
         classes = [("–", -1), *((name, c) for c, name in enumerate(images.classes))]
         self.how = labelled(ipw.Dropdown, "map", options=[(MAPS[key][0], key) for key in MAPS], value=how)
         self.colour = labelled(ipw.Dropdown, "colour", options=[*by, "right or wrong"])
         self.class_ = labelled(ipw.Dropdown, "select class", options=classes, value=-1)
         self.written = labelled(ipw.Text, "select rows", placeholder="3 7 10-20", continuous_update=False)
-        self.clear = ipw.Button(description="clear selection", tooltip="select nothing")
+        self.clear = ipw.Button(description="clear selection", tooltip="deselect all images")
         places = zip(PLACES[len(first)], first, strict=True)
         self.shows = [labelled(ipw.Dropdown, place, options=names, value=name) for place, name in places]
         column = ipw.Layout(flex="1 1 0", min_width="240px", overflow="hidden")
         self.panels = [ipw.VBox([one], layout=column) for one in self.shows]
         self.legend, self.hovered = ipw.HTML(), View()
-        self.hovered.layout.min_height = f"{max(220, 60 + 24 * len(names))}px"  # whatever it shows, the rest stays
-        controls = [self.how, self.colour, self.class_, self.written, self.clear]
-        flow = ipw.Layout(flex_flow="row wrap", grid_gap="4px 12px")
-        super().__init__([], View(self._told, waiting="The maps appear when the kernel is free …"))
-        maps = ipw.HBox(self.panels, layout=flow)
-        self.children = (ipw.HBox(controls, layout=flow), self.message, maps, self.legend, self.hovered, self.view)
-        for control in (self.how, *self.shows):
-            control.observe(self._moved, "value")
-        self.colour.observe(self._coloured, "value")
-        self.class_.observe(self._class_chosen, "value")
-        self.written.observe(self._rows_written, "value")
-        self.clear.on_click(lambda _: self.select([]))
-        self._paint()
+        # A fixed height keeps everything below in its place while the pointer moves over a map.
+        self.hovered.layout.min_height = f"{max(220, 60 + 24 * len(names))}px"
 
     def select(self, members: Tensor | np.ndarray | Sequence[int], *, by: ipw.Widget | None = None) -> None:
-        """Select images, as a lasso does; what goes wrong is shown.
+        """Select images, as a lasso does. Errors are displayed.
 
         Args:
-            members: their positions in `images`, or for each image whether it is one.
-            by: the control or the map that they were selected in, which is left as it is.
+            members: Positions of the images in `images`, or one bool for each image.
+            by: The control or the map in which they were selected; it is left unchanged.
         """
-        with self.guarded(), self._quietly():
+        with self.guarded(), self._changing_controls():
             given = torch.as_tensor(members).cpu()
-            at = given.nonzero().squeeze(1) if given.dtype == torch.bool else given.long().unique()  # sorted
+            at = given.nonzero().squeeze(1) if given.dtype == torch.bool else given.long().unique()  # ascending
             if len(at) and not 0 <= int(at[0]) <= int(at[-1]) < len(self.labels):
                 raise InputError(f"positions from {at[0]} to {at[-1]}; there are {len(self.labels)} images")
             self.members = at
@@ -127,257 +137,178 @@ class LogitSpaceExplorer(Explorer):
             for scatter in self.scatters:
                 if scatter.widget is not by:
                     scatter.widget.selection = self.members.numpy().astype(np.uint32)
-            if self.colour.value == "what is selected":
+            if self.colour.value == "selected classes":
                 self._paint()
             self._describe()
 
     def figures(self) -> list[Figure]:
-        """The map of every network."""
+        """Return one figure with the map of every network."""
         images, how = self.images, MAPS[self.how.value][0]
         maps = {name: self._map(name) for name in self.logits}
         upper: dict[str, Any] = {"superclasses": images.superclasses, "superclass_of": images.superclass_of}
         highlight = self._highlight()
         return [plots.embeddings(maps, self.labels, images.classes, **upper, highlight=highlight, how=how)]
 
+    # ------------------------------------------------------------------------------------------- events
+
     @contextlib.contextmanager
-    def _quietly(self) -> Iterator[None]:
-        """Inside, what the program sets is not taken for a touch."""
-        before, self._quiet = self._quiet, True
+    def _changing_controls(self) -> Iterator[None]:
+        """Mark the enclosed changes of controls as the program's own, so that observers do not react to them."""
+        before, self._changing = self._changing, True
         try:
             yield
         finally:
-            self._quiet = before
+            self._changing = before
 
-    def _told(self, event: str, key: str) -> None:
+    def _on_event(self, event: str, key: str) -> None:
         with self.guarded():
             if event == "ready" and not self.scatters:
-                self._page = True
+                self._has_page = True
                 self._open()
             elif event in ("ready", "theme"):
                 self._paint()
             elif event == "look":
-                self._look(int(key))
+                self._display_one(int(key))
 
-    def _open(self) -> None:
-        """Make the scatters. All is set before the page makes them: what it is told meanwhile it misses."""
-        import jscatter
-        import pandas as pd
-        from sklearn import metrics as _  # noqa: F401  seconds that the first lasso would take
-
-        self.say("Making the maps …")
-        kinds = [str(kind) for kind in range(2 * len(self.images.classes))]
-        coded = {
-            "color_by": "kind",
-            "color_map": ["black"] * len(kinds),
-            "size_by": "kind",
-            "size_map": [4] * len(kinds),
-        }
-        plain = {"axes": False, "opacity_unselected": 0.25, "mouse_mode": "lasso", "transition_points_duration": 700}
-        within = {"x": "x", "y": "y", "x_scale": (-1, 1), "y_scale": (-1, 1), "height": HEIGHT}
-        made = []
-        for control in self.shows:
-            points = self._points(control.value)
-            kind = pd.Categorical.from_codes(points[:, 2].astype(int), categories=kinds)
-            frame = pd.DataFrame({"x": points[:, 0], "y": points[:, 1], "kind": kind})
-            made.append(jscatter.Scatter(data=frame, **within, **coded, **plain))
-            made[-1].widget.points = points  # it counts kinds anew, without those that no point has
-            made[-1].widget.toolbar_buttons = ["pan_zoom", "lasso", "divider", "full_screen", "reset"]
-            made[-1].widget.transition_points = True
-        self.scatters = made
-        self._paint()
-        for panel, control, one in zip(self.panels, self.shows, made, strict=True):
-            one.widget.selection = self.members.numpy().astype(np.uint32)
-            one.widget.observe(self._lassoed, "selection")
-            one.widget.observe(self._pointed, "hovering")
-            panel.children = (control, one.widget)
-        self.say("")
-        self._describe()
-
-    def _moved(self, change: dict[str, Any]) -> None:
+    def _on_map_choice(self, change: dict[str, Any]) -> None:
         with self.guarded():
-            if self._page and not self.scatters:
-                return self._open()  # the first maps went wrong
+            if self._has_page and not self.scatters:
+                return self._open()  # the first attempt failed
             for control, scatter in zip(self.shows, self.scatters, strict=False):
                 if change["owner"] in (control, self.how):
                     scatter.widget.points = self._points(control.value)
             self._describe()
 
-    def _coloured(self, _: dict[str, Any]) -> None:
+    def _on_colour_choice(self, _: dict[str, Any]) -> None:
         with self.guarded():
             self._paint()
 
-    def _class_chosen(self, change: dict[str, Any]) -> None:
-        if not self._quiet:
+    def _on_class_choice(self, change: dict[str, Any]) -> None:
+        if not self._changing:
             self.select((self.labels == change["new"]).nonzero().squeeze(1), by=self.class_)
 
-    def _rows_written(self, change: dict[str, Any]) -> None:
+    def _on_rows(self, change: dict[str, Any]) -> None:
         with self.guarded():
-            if not self._quiet:
-                self.select(positions(change["new"], self.rows, self.images.name), by=self.written)
+            if not self._changing:
+                self.select(positions(change["new"], self.rows, self.samples.name), by=self.written)
 
-    def _lassoed(self, change: dict[str, Any]) -> None:
-        if not self._quiet:
+    def _on_lasso(self, change: dict[str, Any]) -> None:
+        if not self._changing:
             self.select([] if change["new"] is None else change["new"], by=change["owner"])
 
-    def _pointed(self, change: dict[str, Any]) -> None:
-        if self._quiet:
+    def _on_hover(self, change: dict[str, Any]) -> None:
+        if self._changing:
             return
-        with self._quietly():  # not guarded: to pass over the map is no touch that a message should go away with
+        with self._changing_controls():  # without `guarded`, because moving the pointer must not clear a message
             try:
                 at = -1 if change["new"] is None else int(change["new"])
                 for scatter in self.scatters:
                     if scatter.widget is not change["owner"]:
                         scatter.widget.hovering = at
                 if at >= 0:
-                    self._look(at)
+                    self._display_one(at)
             except Exception as error:
-                self._fail(error)
+                self._show_error(error)
 
-    def _look(self, at: int) -> None:
-        """Show one image and what each network says of it."""
-        own, row, names = int(self.labels[at]), int(self.rows[at]), self.images.classes
-        data, shape = strip(self.images.images[[at]])
-        lines = []
-        for network, logits in self.logits.items():
-            shares = logits[at].softmax(0)
-            says = int(shares.argmax())
-            mark = "✓" if says == own else "✗"
-            lines.append([network, f"{mark} {names[says]}", f"{shares[says]:.3f}", f"{shares[own]:.3f}"])
-        title, columns = f"what they say of row {row} ({names[own]})", ["says", "probability", "of its class"]
-        table = {"kind": "table", "title": title, "columns": ["network", *columns], "rows": lines}
-        tile = self._tiles("pointed at", shape, 0, torch.tensor([at]), tone="query", event=None)
+    # ------------------------------------------------------------------------------------------- displaying
+
+    def _open(self) -> None:
+        """Create the scatter plots and connect them."""
+        from sklearn import metrics as _  # noqa: F401  imported here, because the first lasso would wait seconds for it
+
+        self.show_message("Preparing the maps …")
+        self.scatters = [make_scatter(self._points(one.value), len(self.images.classes)) for one in self.shows]
+        self._paint()
+        for panel, control, scatter in zip(self.panels, self.shows, self.scatters, strict=True):
+            scatter.widget.selection = self.members.numpy().astype(np.uint32)
+            scatter.widget.observe(self._on_lasso, "selection")
+            scatter.widget.observe(self._on_hover, "hovering")
+            panel.children = (control, scatter.widget)
+        self.show_message("")
+        self._describe()
+
+    def _display_one(self, at: int) -> None:
+        """Display one image and each network's prediction for it."""
+        data, shape = strip(self.samples.thumbnails(torch.tensor([at])))
+        table = blocks.prediction_table(self.samples, at, self.logits)
+        tile = blocks.sample_tiles(
+            self.samples, torch.tensor([at]), self._by_class, title="image", shape=shape, tone="query", event=None
+        )
         self.hovered.show({"kind": "row", "blocks": [tile, table]}, data=data)
 
     def _describe(self) -> None:
-        """Show the members, how each network separates them, and what is next to them in the spaces shown."""
-        count, names = len(self.members), self.images.classes
+        """Display the selected images, how each network separates them, and the nearest images outside."""
+        count = len(self.members)
         if not count:
-            hint = "Point at an image. Draw a lasso around some, click one, choose a class or write rows, to see them."
-            return self.view.show({"kind": "text", "text": hint})
+            return self.view.show({"kind": "text", "text": blocks.HINT})
         found = {}
         for name, logits in self.logits.items():
             if name not in self._margins:
                 self._margins[name] = metrics.margins(logits, self.labels)
             margins = self._margins[name]
             found[name] = region(logits, self.labels, self.members, neighbours=NEIGHBOURS, margins=margins)
-        most = next(iter(found.values())).counts.topk(min(3, len(names)))
-        mix = [f"{n:,} of {names[c]}" for n, c in zip(*map(Tensor.tolist, most), strict=True) if n]
-        title = f"how each network separates them: {', '.join(mix)}{', …' * (most.values.sum().item() < count)}"
-        numbers = {name: _numbers(of) for name, of in found.items()}
-        columns = ["network", *next(iter(numbers.values()))]
-        rows = [[name, *of.values()] for name, of in numbers.items()]
-        shown = list(dict.fromkeys(control.value for control in self.shows))
-        groups = [self.members[:MEMBERS], *(found[name].nearest for name in shown)]
-        data, shape = strip(self.images.images[torch.cat(groups).to(self.images.labels.device)])
-        first = f"{count:,} selected{f', the first {MEMBERS}' * (count > MEMBERS)}"
-        blocks: list[Block] = [self._tiles(first, shape, 0, groups[0])]
-        for i, name in enumerate(shown, 1):
+        table = blocks.region_table(found, self.images.classes)
+        title = f"{count:,} selected{f', the first {MEMBERS} shown' * (count > MEMBERS)}"
+        groups: list[tuple[str, Tensor, dict[str, Any]]] = [(title, self.members[:MEMBERS], {})]
+        for name in dict.fromkeys(control.value for control in self.shows):
             near = [f"cos {cosine:.3f}" for cosine in found[name].cosine]
-            start = sum(map(len, groups[:i]))
-            blocks.append(self._tiles(f"nearest outside, for {name}", shape, start, groups[i], near, tone="other"))
-        self.view.show({"kind": "table", "title": title, "columns": columns, "rows": rows}, *blocks, data=data)
+            title = f"nearest outside the selection, for {name}"
+            groups.append((title, found[name].nearest, {"more": near, "tone": "other"}))
+        data, shape = strip(self.samples.thumbnails(torch.cat([at for _, at, _ in groups])))
+        tiles, start = [], 0
+        for title, at, options in groups:
+            tiles.append(
+                blocks.sample_tiles(self.samples, at, self._by_class, title=title, shape=shape, start=start, **options)
+            )
+            start += len(at)
+        self.view.show(table, *tiles, data=data)
         if count == 1:
-            self._look(int(self.members[0]))
-
-    def _tiles(self, title: str, shape: Any, start: int, at: Tensor, more: Sequence[str] = (), **how: Any) -> Block:
-        tiles = []
-        for i, position in enumerate(at.tolist()):
-            own, row = int(self.labels[position]), int(self.rows[position])
-            name = self.images.classes[own]
-            lines = {"lines": [name, f"row {row}", *more[i : i + 1]], "label": f"look at row {row}, {name}"}
-            tiles.append({"at": start + i, "key": str(position), "colour": self._tint[own], **lines})
-        return {"kind": "tiles", "title": title, "shape": shape, "tiles": tiles, "event": "look", **how}
+            self._display_one(int(self.members[0]))
 
     def _highlight(self) -> list[int]:
-        """The classes to colour where that is what is selected: the ten most frequent ones of the selection."""
-        if self.colour.value != "what is selected" or not len(self.members):
+        """Return the ten most frequent classes of the selection where points are coloured by these, else none."""
+        if self.colour.value != "selected classes" or not len(self.members):
             return []
         counts = torch.bincount(self.labels[self.members], minlength=len(self.images.classes))
         return sorted(c for c in counts.topk(10).indices.tolist() if counts[c])
 
     def _paint(self) -> None:
-        """Colour the points and their legend, for the theme of the page."""
-        images, dark = self.images, self.view.dark
-        upper = (images.superclasses, images.superclass_of) if self.colour.value != "what is selected" else ((), ())
-        names, group, looks = class_colours(images.classes, *upper, self._highlight(), dark)
-        colours, sizes = [to_hex(look["color"]) for look in looks], [SIZES[g // 10 % 4] for g in range(len(names))]
-        if names[-1] == "others":
-            colours[-1], sizes[-1] = GREY[dark], SIZES[0]
-        self._tint = [colours[g] for g in group]
-        if self.colour.value == "right or wrong":
-            entries = [("right", RIGHT, SIZES[0]), ("wrong", WRONG, SIZES[1])]
-            by_kind = [entries[0]] * len(group) + [entries[1]] * len(group)
-        else:
-            entries = list(zip(names, colours, sizes, strict=True))
-            by_kind = [entries[g] for g in group] * 2
-        self.legend.value = legend(entries)
+        """Set the colours of the points and the legend, for the theme of the page."""
+        dark = self.view.dark
+        colours = colouring(self.images, self.colour.value, self._highlight(), dark)
+        self._by_class = colours.by_class
+        self.legend.value = legend(colours.entries)
         for scatter in self.scatters:
-            # Not by scatter.background(), upon which the page draws axes and a legend that are switched off.
-            scatter.widget.background_color = to_rgba(GROUND[dark])
-            scatter.widget.reticle_color = to_rgba(GREY[dark])
-            scatter.widget.color = [to_rgba(hue) for _, hue, _ in by_kind]
-            scatter.widget.color_selected = scatter.widget.color
-            scatter.widget.color_hover = to_rgba(GROUND[not dark])
-            scatter.widget.size = [size for *_, size in by_kind]
+            paint(scatter, colours, dark)
 
     def _logits(self, name: str, of: Network | Tensor, precision: str) -> Tensor:
-        logits = of if isinstance(of, Tensor) else models.predict(of, self.images, precision=precision).logits
-        wanted = [len(self.images), len(self.images.classes)]
-        if list(logits.shape) != wanted:
-            raise InputError(f"logits of {name!r} are {list(logits.shape)}; {self.images.name} wants {wanted}")
+        """Return the logits of a network, or given logits, after a check, as float32 on the CPU, shape [N, C]."""
+        logits = of if isinstance(of, Tensor) else self.samples.outputs(of, precision=precision).logits
+        expected = [len(self.samples), len(self.samples.classes)]
+        if list(logits.shape) != expected:
+            raise InputError(f"logits of {name!r} are {list(logits.shape)}; {self.samples.name} needs {expected}")
         if not logits.isfinite().all():
-            raise InputError(f"some logits of {name!r} are nan or infinite; look at its training")
+            raise InputError(f"some logits of {name!r} are nan or infinite; check the network's training")
         return logits.detach().float().cpu()
 
     def _map(self, name: str) -> np.ndarray:
+        """Return a network's map of the chosen kind, [N, 2]; it is computed once."""
         how = self.how.value
         if (how, name) not in self._maps:
-            told = self.say if self._page else print  # before the page shows this, the cell does
+            show = self.show_message if self._has_page else print  # without a page, the cell's output has the message
             self._maps[how, name] = embed(
-                self.logits[name], how, seed=self.seed, cache=self.cache, told=lambda text: told(f"{name}: {text}")
+                self.logits[name], how, seed=self.seed, cache=self.cache, report=lambda text: show(f"{name}: {text}")
             )
-            if self._page:
-                self.say("")
+            if self._has_page:
+                self.show_message("")
         return self._maps[how, name]
 
     def _points(self, name: str) -> np.ndarray:
-        """A network's map as jscatter takes points, [N, 4]: within -1 and 1, and class + C · (whether it errs)."""
-        plane = self._map(name)
-        low, high = plane.min(0), plane.max(0)
-        plane = 1.9 * (plane - (low + high) / 2) / max(float((high - low).max()), 1e-9)
         wrong = self.logits[name].argmax(1) != self.labels
-        kind = (self.labels + len(self.images.classes) * wrong).numpy()
-        return np.column_stack([plane, kind, np.zeros_like(kind)]).astype(np.float32)
-
-
-def _numbers(of: Region) -> dict[str, str]:
-    """What the table says of a network's members: against the classes of all images, then of the members alone."""
-    apart = of.separation or {}
-    shown = {
-        "accuracy, %": 100 * of.accuracy,
-        "to own mean": of.within,
-        "margin": of.margin,
-        "nearer to a wrong mean, %": 100 * of.negative_margin,
-        "ratio, alone": apart.get("ratio", math.nan),
-        "silhouette, alone": apart.get("silhouette", math.nan),
-    }
-    return {name: "–" if math.isnan(x) else f"{x:.{1 if '%' in name else 3}f}" for name, x in shown.items()}
+        return points_of(self._map(name), self.labels, wrong, len(self.images.classes))
 
 
 def labelled(kind: Any, description: str, **given: Any) -> Any:
-    """A control as wide as its label and what it holds."""
-    layout, style = (
-        ipw.Layout(width="auto", max_width="230px" if kind is ipw.Text else "100%"),
-        {"description_width": "initial"},
-    )
-    return kind(description=description, layout=layout, style=style, **given)
-
-
-def legend(entries: Sequence[tuple[str, str, int]]) -> str:
-    """Names beside dots of their colour and size, as HTML. Entries: name, colour, size."""
-    dots = "".join(
-        f'<span style="white-space:nowrap"><span style="display:inline-block;width:{size + 5}px;height:{size + 5}px;'
-        f'border-radius:50%;background:{colour};margin-right:4px;vertical-align:middle"></span>{html.escape(name)}</span>'
-        for name, colour, size in entries
-    )
-    return f'<div style="display:flex;flex-wrap:wrap;gap:2px 14px;line-height:1.5">{dots}</div>'
+    """Create a control that is as wide as its label and its content."""
+    layout = ipw.Layout(width="auto", max_width="230px" if kind is ipw.Text else "100%")
+    return kind(description=description, layout=layout, style={"description_width": "initial"}, **given)

@@ -1,4 +1,4 @@
-"""In-context samples, one query after another."""
+"""An explorer of queries and their in-context samples."""
 
 from __future__ import annotations
 
@@ -9,47 +9,53 @@ from typing import Any
 
 import ipywidgets as ipw
 import torch
-from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from ickd_lib import explore, methods, models, plots, runtime
+from ickd_lib import explore, methods, plots, runtime
 from ickd_lib.data import Images
+from ickd_lib.explore import SampleSet
 from ickd_lib.memory import InContext, MemoryBank
 from ickd_lib.methods import Method
-from ickd_lib.models import Network, Output
+from ickd_lib.models import Network
 from ickd_lib.runtime import InputError
-from ickd_lib.widgets.view import Block, Explorer, View, strip
+from ickd_lib.tasks import Classification, Task
+from ickd_lib.widgets import neighbour_blocks as blocks
+from ickd_lib.widgets.view import Explorer, View, strip
 
-MOST = 128  # in-context samples of a kind that can be asked for
-DRAWN = 20  # of those, the nearest: four rows
-SAMPLE = 200  # queries whose mean loss terms a query is compared with
-CRUMBS = 8
-CLASSES = 10  # bars shown
+MOST = 128  # largest number of positives and of negatives that can be requested
+SHOWN = 20  # the most similar of these are displayed, in up to four rows of tiles
+SAMPLE = 200  # number of queries whose mean loss terms are compared with those of one query
 
-Place = tuple[bool, int]  # whether it is an image of the bank, and its position
+Place = tuple[bool, int]  # whether a sample is in the bank, and its position among the bank's images or the queries
 
 
 class NeighbourExplorer(Explorer):
-    """Look at the in-context samples of one query after another, and at what they say together.
+    """Display one query after another with its in-context samples, their aggregate and the resulting predictions.
 
-    Choose a query by number, class, search or at random, or step through the student's mistakes; click a neighbour to
-    make it the query. `number`, `of_class`, `search`, `positives`, `negatives` and `aggregation` are the controls,
-    `found` is what the query has around it (`explore.Neighbourhood`; the nearest are drawn), and `around` its place: in
-    the bank or not, and its position.
+    A query is chosen by number, class or search text, at random, or among the student's mistakes. A click on an
+    in-context sample makes it the query.
+
+    Attributes:
+        number, of_class, search, positives, negatives, aggregation: The controls.
+        found: The neighbourhood of the current query (`explore.Neighbourhood`). Only its nearest samples are displayed.
+        current: The current query: whether it is in the bank, and its position among the bank's images or the queries.
 
     Args:
-        bank, images: a memory bank, and all images it was built from, on one device, as everything else.
-        student: adds its prediction, its mistakes, and the loss terms of a query.
-        queries: images to choose from; by default `images`, each of which is never returned to itself.
-        teacher: the bank's; needed where `queries` are other images than the bank's.
-        method: in-context distillation, as `methods.create` reads it: its weights are those of the loss terms, its
-            numbers of samples and aggregation temperature those at which the sliders start.
-        temperature: at which all probabilities are shown.
-        precision: of the networks' passes.
+        bank: A memory bank.
+        images: All images that the bank was built from, on the bank's device.
+        student: Adds the student's predictions, its mistakes, and the loss terms of a query.
+        queries: Images to choose queries from. By default `images`; a query is never retrieved as its own in-context
+            sample.
+        teacher: The teacher from which the bank was built; needed for `queries` outside the bank.
+        method: An in-context distillation method, as `methods.create` takes it. The loss terms have its weights. The
+            controls start at its numbers of in-context samples and its aggregation temperature.
+        temperature: Temperature of all displayed probabilities.
+        precision: Numerical precision of the networks: "auto", "fp32" or "bf16".
+        task: Which samples an image has; classification by default.
     Raises:
-        InputError: there are queries of which nothing tells the teacher's features; something is of another size, of
-            other classes, of other images or of another teacher; the method is another one.
+        InputError: There are queries outside the bank but no teacher; images, classes, sizes or teacher do not fit the
+            bank; or the method is not in-context distillation with the nearest samples of a teacher's bank.
     """
 
     def __init__(
@@ -63,32 +69,70 @@ class NeighbourExplorer(Explorer):
         method: str | Method = "ickd",
         temperature: float = 4.0,
         precision: str = "auto",
+        task: Task | None = None,
     ) -> None:
+        task = task or Classification()
         if queries is not None and teacher is None:
-            raise InputError("queries that are not in the bank need a teacher to make their features; pass teacher=…")
-        self.queries = images if queries is None else queries
-        explore.require_fit(bank, images, queries=queries, student=student, teacher=teacher)
-        asked = methods.create(method) if isinstance(method, str) else method
-        if not explore.in_context(asked):
-            raise InputError(f"method={method!r} is not in-context distillation alone; name ickd, picd or nicd")
-        self.method = copy.copy(asked)
-        self.method.setup(0, 0, len(images.classes), len(images))
-        spec = self.method.retrieval
-        assert spec is not None
-        if spec.per_class or spec.order != "nearest":
+            raise InputError("queries outside the bank need a teacher that computes their features; pass teacher=…")
+        explore.require_fit(bank, images, queries=queries, student=student, teacher=teacher, task=task)
+        created = methods.create(method) if isinstance(method, str) else method
+        if not explore.in_context(created):
             raise InputError(
-                f"method={method!r} does not take the nearest samples, which are shown; leave that choice out"
+                f"method={method!r} is not in-context distillation from a teacher's bank alone; "
+                "choose ickd, picd or nicd"
+            )
+        self.method = copy.copy(created)
+        self.method.setup(0, 0, len(images.classes), len(bank))
+        retrieval = self.method.retrieval
+        assert retrieval is not None
+        if retrieval.per_class or retrieval.order != "nearest":
+            raise InputError(
+                f"method={method!r} does not use the nearest samples, which the explorer shows; "
+                "leave order and per_class at their defaults"
             )
         self.bank, self.images, self.student, self.teacher = bank, images, student, teacher
         self.in_bank = queries is None  # whether the queries are the bank's own images
+        self.queries = images if queries is None else queries
+        self.bank_samples = SampleSet(images, task)
+        self.query_samples = self.bank_samples if queries is None else SampleSet(queries, task)
         self.temperature, self.precision = temperature, precision
-        self.random = runtime.generator("explorer")
+        self.generator = runtime.generator("explorer")
         self.path: list[Place] = [(self.in_bank, 0)]
         self.found: explore.Neighbourhood
-        self._everyone: dict[str, Tensor] = {}
+        self._predictions: dict[str, Tensor] = {}  # logits of all queries, once a search has needed them
 
-        count, largest = len(self.queries), int(torch.bincount(images.labels).max())
+        self._make_controls(retrieval.positives, retrieval.negatives)
+        wrap = {"layout": {"flex_flow": "row wrap"}}
+        super().__init__(
+            [
+                ipw.HBox([self.number, self.of_class, self.search], **wrap),
+                ipw.HBox([self.back, self.following, self.random, self.mistake], **wrap),
+                ipw.HBox([self.positives, self.negatives, self.aggregation], **wrap),
+            ],
+            View(self._on_event),
+        )
+        self.number.observe(self._on_number, "value")
+        for choice in (self.of_class, self.search):
+            choice.observe(lambda _: self._go_to(0), "value")
+        for slider in (self.positives, self.negatives, self.aggregation):
+            slider.observe(lambda _: self._show(), "value")
+        self.following.on_click(lambda _: self._go_to(1))
+        self.random.on_click(lambda _: self._go_to(None))
+        self.mistake.on_click(lambda _: self._go_to(1, "wrong"))
+        self.back.on_click(lambda _: self._visit(self.path[:-1] or self.path))
+        self._show()
+
+    def _make_controls(self, positives: int, negatives: int) -> None:
+        """Create the controls.
+
+        Args:
+            positives, negatives: The method's numbers of in-context samples, at which the sliders start; 0 for none.
+        """
+        images = self.images
+        largest_class = int(torch.bincount(self.bank_samples.labels).max())
         style = {"style": {"description_width": "initial"}}
+        narrow = {"layout": {"width": "auto"}}
+        count = len(self.query_samples)
         self.number = ipw.BoundedIntText(0, 0, count - 1, description="query", layout={"width": "130px"}, **style)
         options = [("all", -1), *((name, c) for c, name in enumerate(images.classes))]
         self.of_class = ipw.Dropdown(options=options, description="class", layout={"width": "200px"}, **style)
@@ -96,22 +140,19 @@ class NeighbourExplorer(Explorer):
             description="search",
             placeholder="class   teacher:class   student:class   wrong   row:12",
             continuous_update=False,
-            layout={"width": "400px"},
+            layout={"width": "440px"},
             **style,
         )
-        narrow = {"layout": {"width": "auto"}}
         self.back = ipw.Button(description="back", disabled=True, **narrow)
         self.following = ipw.Button(description="next", **narrow)
-        self.surprise = ipw.Button(description="random", **narrow)
-        self.mistake = ipw.Button(description="next mistake", disabled=student is None, **narrow)
-        most = max(1, min(MOST, largest - 1)), max(1, min(MOST, len(images) - largest))
+        self.random = ipw.Button(description="random", **narrow)
+        self.mistake = ipw.Button(description="next mistake", disabled=self.student is None, **narrow)
+        most = max(1, min(MOST, largest_class - 1)), max(1, min(MOST, len(self.bank_samples) - largest_class))
         self.positives, self.negatives = (
-            ipw.IntSlider(min(asked or 8, end), 1, end, description=name, **style)
-            for asked, end, name in zip(
-                (spec.positives, spec.negatives), most, ("positives k⁺", "negatives k⁻"), strict=True
-            )
+            ipw.IntSlider(min(start or 8, end), 1, end, description=name, **style)
+            for start, end, name in zip((positives, negatives), most, ("positives k⁺", "negatives k⁻"), strict=True)
         )
-        tau = self.method.aggregation_temperature or 1.0  # without one all weights are equal, and stay so
+        tau = self.method.aggregation_temperature or 1.0  # without a temperature all weights are equal and stay so
         self.aggregation = ipw.FloatLogSlider(
             tau,
             min=min(-3, math.log10(tau)),
@@ -122,276 +163,182 @@ class NeighbourExplorer(Explorer):
             readout_format=".3f",
             **style,
         )
-        super().__init__(
-            [
-                ipw.HBox([self.number, self.of_class, self.search], layout={"flex_flow": "row wrap"}),
-                ipw.HBox([self.back, self.following, self.surprise, self.mistake], layout={"flex_flow": "row wrap"}),
-                ipw.HBox([self.positives, self.negatives, self.aggregation], layout={"flex_flow": "row wrap"}),
-            ],
-            View(self._clicked),
-        )
-        self.number.observe(self._numbered, "value")
-        for choice in (self.of_class, self.search):
-            choice.observe(lambda _: self._go_to(0), "value")
-        for slider in (self.positives, self.negatives, self.aggregation):
-            slider.observe(lambda _: self._show(), "value")
-        self.following.on_click(lambda _: self._go_to(1))
-        self.surprise.on_click(lambda _: self._go_to(None))
-        self.mistake.on_click(lambda _: self._go_to(1, "wrong"))
-        self.back.on_click(lambda _: self._visit(self.path[:-1] or self.path))
-        self._show()
 
     @property
-    def around(self) -> Place:
+    def current(self) -> Place:
         return self.path[-1]
 
-    # ------------------------------------------------------------------------------------------- choosing
+    # ------------------------------------------------------------------------------------------- choosing a query
 
-    def _numbered(self, _: Any) -> None:
+    def _on_number(self, _: Any) -> None:
         if self.number.value != self.path[0][1]:
             self._visit([(self.in_bank, self.number.value)])
 
     def _go_to(self, step: int | None, also: str = "") -> None:
-        """Go to the next of the images that class, search and `also` leave (step 1), the first (0), or any (None)."""
+        """Go to a query that matches the class, the search text and `also`.
+
+        Args:
+            step: 0 for the first match, 1 for the next one after the current query, None for a random one.
+            also: More words for the search.
+        """
         with self.guarded():
-            left = self._left(f"{self.search.value} {also}".strip())
+            matches = self._matches(f"{self.search.value} {also}".strip())
             here = self.path[0][1]
             if step is None:
-                at = left[int(torch.randint(len(left), (), generator=self.random))]
+                at = matches[int(torch.randint(len(matches), (), generator=self.generator))]
             else:
-                at = next((i for i in left if i > here), left[0]) if step else left[0]
+                at = next((i for i in matches if i > here), matches[0]) if step else matches[0]
             self._visit([(self.in_bank, at)])
-            if len(left) < len(self.queries):
-                self.say(f"number {left.index(at) + 1} of {len(left):,} that match")
+            if len(matches) < len(self.query_samples):
+                self.show_message(f"match {matches.index(at) + 1} of {len(matches):,}")
 
-    def _left(self, text: str) -> list[int]:
-        """The positions that match a search and the chosen class."""
+    def _matches(self, text: str) -> list[int]:
+        """Return the positions of the queries that match a search text and the chosen class."""
         text = text.lower()
-        said: dict[str, Tensor | None] = {"teacher_logits": None, "student_logits": None}
+        logits: dict[str, Tensor | None] = {"teacher_logits": None, "student_logits": None}
         if "student:" in text or "wrong" in text:
-            said["student_logits"] = self._all("student")
+            logits["student_logits"] = self._logits_of_all("student")
         if "teacher:" in text:
-            said["teacher_logits"] = self._all("teacher")
-        left = explore.search(text, self.queries, **said)
+            logits["teacher_logits"] = self._logits_of_all("teacher")
+        matches = explore.search(text, self.query_samples, **logits)
         if self.of_class.value >= 0:
-            labels = self.queries.labels.tolist()
-            left = [i for i in left if labels[i] == self.of_class.value]
-        if not left:
+            labels = self.query_samples.labels.tolist()
+            matches = [i for i in matches if labels[i] == self.of_class.value]
+        if not matches:
             raise InputError(
                 f"no image of class {self.of_class.label!r} matches {text!r}; choose another class, or all"
             )
-        return left
+        return matches
 
-    def _all(self, who: str) -> Tensor | None:
-        """What a network says of all queries, found once: [N, C]."""
-        if who == "teacher" and self.in_bank:
-            return self.bank.logits[self.bank.rows(self.images.index)]
-        network = getattr(self, who)
-        if network is not None and who not in self._everyone:
-            self.say(f"asking the {who} about {len(self.queries):,} images, once …")
-            self._everyone[who] = models.predict(network, self.queries, precision=self.precision).logits
-        return self._everyone.get(who)
+    def _logits_of_all(self, role: str) -> Tensor | None:
+        """Return the logits of the "teacher" or the "student" for all queries, [N, C]; None without this network."""
+        samples = self.query_samples
+        if role == "teacher" and self.in_bank:
+            return samples.stored_outputs(self.bank).logits
+        network = getattr(self, role)
+        if network is not None and role not in self._predictions:
+            self.show_message(f"Computing the {role}'s predictions for {len(samples):,} images, once …")
+            self._predictions[role] = samples.outputs(network, precision=self.precision).logits
+        return self._predictions.get(role)
 
     def _visit(self, path: list[Place]) -> None:
-        """Show the last place of a path."""
+        """Make the last place of a path the current query."""
         self.path = path
-        self.number.value = path[0][1]  # its observer finds nothing to do
+        self.number.value = path[0][1]  # equal to the path, so the observer does nothing
         self._show()
 
-    def _clicked(self, event: str, key: str) -> None:
+    def _on_event(self, event: str, key: str) -> None:
         with self.guarded():
-            if event == "open" and (place := (True, int(self._position[int(key)]))) != self.around:
-                self._visit([*self.path, place])
+            if event == "open":
+                position = self.bank_samples.positions(torch.tensor(int(key), device=self.bank_samples.keys.device))
+                if (place := (True, int(position))) != self.current:  # a double click opens the sample once
+                    self._visit([*self.path, place])
             elif event == "crumb":
                 self._visit(self.path[: int(key) + 1])
             elif event == "theme" or (event == "ready" and self.view.dark):
                 self._show()
 
-    # ------------------------------------------------------------------------------------------- looking
+    # ------------------------------------------------------------------------------------------- displaying it
 
     def _show(self) -> None:
+        """Retrieve the in-context samples of the current query and display them."""
         with self.guarded():
-            in_bank, at = self.around
-            where = torch.tensor([at], device=self.images.labels.device)
-            self.found = self._neighbourhood(in_bank, where, self.positives.value, self.negatives.value)
+            in_bank, at = self.current
+            samples = self._samples(in_bank)
+            query = torch.tensor([at], device=samples.labels.device)
+            self.found = self._neighbourhood(in_bank, query, self.positives.value, self.negatives.value)
             for name, logits in self.found.logits.items():
                 if not logits.isfinite().all():
-                    raise InputError(f"the {name} says nan or infinity of this image; look at its training")
-            self._likely = self._most_likely()
+                    raise InputError(f"some logits of the {name} are nan or infinite; check the network's training")
             self.back.disabled = len(self.path) == 1
-            query = self._images(in_bank)
-            shown = (self._rows(self.found.positives)[:DRAWN], self._rows(self.found.negatives)[:DRAWN])
-            pixels = torch.cat([query.images[where], *(self.images.images[rows] for rows in shown)])
-            data, shape = strip(pixels)
+            shown = (self._positions(self.found.positives)[:SHOWN], self._positions(self.found.negatives)[:SHOWN])
+            thumbnails = [samples.thumbnails(query), *(self.bank_samples.thumbnails(at) for at in shown)]
+            data, shape = strip(torch.cat(thumbnails))
+            place, probabilities = (samples, at), self._probabilities()
+            displayed = blocks.displayed_classes(probabilities, blocks.label_of(place))
+            colour = blocks.colours(self.images, displayed, self.view.dark)
+            tiles = blocks.tiles(place, self.bank_samples, self.found, *shown, colour, shape)
+            bars = blocks.bars(place, probabilities, displayed, colour, self.temperature)
             self.view.show(
-                {"kind": "crumbs", "title": "path", "items": self._crumbs()},
-                {"kind": "row", "blocks": self._tiles(query, at, shape, *shown)},
-                {"kind": "row", "blocks": [self._bars(query, at), *self._terms(query, at)]},
+                blocks.crumbs([(self._samples(in_bank), at) for in_bank, at in self.path]),
+                {"kind": "row", "blocks": tiles},
+                {"kind": "row", "blocks": [bars, *self._term_table()]},
                 data=data,
             )
 
-    def _images(self, in_bank: bool) -> Images:
-        return self.images if in_bank else self.queries
+    def _samples(self, in_bank: bool) -> SampleSet:
+        return self.bank_samples if in_bank else self.query_samples
 
     def _neighbourhood(self, in_bank: bool, at: Tensor, positives: int, negatives: int) -> explore.Neighbourhood:
-        images = self._images(in_bank)
-        some = images.subset(at)
+        """Return the neighbourhood of the samples at some positions, shape [B]."""
+        samples = self._samples(in_bank)
         if in_bank:
-            rows = self.bank.rows(some.index)
-            theirs = Output(self.bank.logits[rows], self.bank.features[rows])
+            teacher = samples.stored_outputs(self.bank, at)
         else:
             assert self.teacher is not None
-            theirs = models.predict(self.teacher, some, precision=self.precision)
-        ours = models.predict(self.student, some, precision=self.precision).logits if self.student else None
+            teacher = samples.outputs(self.teacher, at, precision=self.precision)
+        student = samples.outputs(self.student, at, precision=self.precision).logits if self.student else None
         return explore.neighbourhood(
             self.bank,
-            theirs,
-            some.labels,
-            some.index if in_bank else None,
-            student_logits=ours,
+            teacher,
+            samples.labels[at],
+            samples.keys[at] if in_bank else None,
+            student_logits=student,
             positives=positives,
             negatives=negatives,
             aggregation_temperature=self._tau,
         )
 
-    def _rows(self, found: InContext) -> Tensor:
-        """The positions among the bank's images of one query's in-context samples."""
-        index = found.index[0][found.mask[0]]
-        return self._position[index]
+    def _positions(self, retrieved: InContext) -> Tensor:
+        """Return the positions of one query's in-context samples among the bank's samples."""
+        return self.bank_samples.positions(retrieved.index[0][retrieved.mask[0]])
 
-    @cached_property
-    def _position(self) -> Tensor:
-        """Where each data-set row stands among the bank's images."""
-        index = self.images.index
-        position = torch.full((int(index.max()) + 1,), -1, device=index.device)
-        position[index] = torch.arange(len(index), device=index.device)
-        return position
-
-    def _crumbs(self) -> list[Block]:
-        items = []
-        for i, (in_bank, at) in enumerate(self.path):
-            images = self._images(in_bank)
-            name = images.name.partition("/")[2] or images.name
-            items.append(
-                {"text": f"{name} row {int(images.index[at])}, {images.classes[int(images.labels[at])]}", "key": i}
-            )
-        return items[-CRUMBS:]
-
-    def _most_likely(self) -> list[int]:
-        """The query's class, and those that teacher, aggregate or student give most to."""
-        in_bank, at = self.around
-        peak = torch.stack([p[0] for p in self.found.probabilities(self.temperature).values()]).amax(0)
-        peak[self._images(in_bank).labels[at]] = torch.inf
-        return sorted(peak.argsort(descending=True, stable=True)[:CLASSES].tolist())
-
-    def _colours(self) -> list[str]:
-        """The colour of each class, as figures have them; of many without superclasses, the likely ones have one."""
-        images = self.images
-        few = len(images.classes) <= 10 or images.superclasses
-        _, group, looks = plots.class_colours(
-            images.classes, images.superclasses, images.superclass_of, () if few else self._likely, self.view.dark
-        )
-        return [to_hex(looks[g]["color"]) for g in group]
+    def _probabilities(self) -> dict[str, Tensor]:
+        """Return the probabilities that each predictor gives to the current query, [C] each."""
+        return {name: p[0] for name, p in self.found.probabilities(self.temperature).items()}
 
     @property
     def _tau(self) -> float | None:
         return None if self.aggregation.disabled else self.aggregation.value
 
-    def _tiles(self, query: Images, at: int, shape: tuple[int, ...], near: Tensor, far: Tensor) -> list[Block]:
-        label = int(query.labels[at])
-        colours = self._colours()
-        first = [query.classes[label], f"row {int(query.index[at])}"]
-        tile = {"at": 0, "key": 0, "colour": colours[label], "lines": first, "label": f"query: {', '.join(first)}"}
-        blocks: list[Block] = [{"kind": "tiles", "tone": "query", "title": "query", "shape": shape, "tiles": [tile]}]
-        weights = self.found.weights[0].tolist()
-        for tone, rows, found in (("same", near, self.found.positives), ("other", far, self.found.negatives)):
-            tiles = []
-            for i, (row, cosine) in enumerate(zip(rows.tolist(), found.similarity[0].tolist(), strict=False)):
-                of = int(self.images.labels[row])
-                lines = [self.images.classes[of], f"cos {cosine:.3f}"] + (
-                    [f"w {weights[i]:.0%}"] if tone == "same" else []
-                )
-                index = int(self.images.index[row])
-                said = f"{'positive' if tone == 'same' else 'negative'} {i + 1}: {', '.join(lines)}, row {index}"
-                before = 1 + (len(near) if tone == "other" else 0)
-                tiles.append({"at": before + i, "key": index, "colour": colours[of], "lines": lines, "label": said})
-            asked, taken = found.mask.shape[1], int(found.mask.sum())
-            title = f"{taken} nearest of {'its class: cosine, weight w' if tone == 'same' else 'other classes'}"
-            title += f" ({asked} asked for)" if taken < asked else ""
-            title += f", {len(rows)} drawn" if len(rows) < taken else ""
-            blocks.append(
-                {"kind": "tiles", "tone": tone, "title": title, "shape": shape, "tiles": tiles, "event": "open"}
-            )
-        return blocks
-
-    def _bars(self, query: Images, at: int) -> Block:
-        label = int(query.labels[at])
-        said = {name: p[0] for name, p in self.found.probabilities(self.temperature).items()}
-        colours = self._colours()
-        rows = [
-            {
-                "name": query.classes[c],
-                "colour": colours[c],
-                "marked": c == label,
-                "values": [float(p[c]) for p in said.values()],
-            }
-            for c in self._likely
-        ]
-        columns = [f"{name} says {query.classes[int(p.argmax())]}" for name, p in said.items()]
-        return {
-            "kind": "bars",
-            "title": f"probabilities at temperature {self.temperature:g}",
-            "columns": columns,
-            "rows": rows,
-        }
+    # ------------------------------------------------------------------------------------------- loss terms
 
     @cached_property
-    def _sample(self) -> tuple[explore.Neighbourhood, Tensor]:
-        """Some of the queries, to compare a query with, and their labels."""
-        count = len(self.queries)
-        at = torch.randperm(count, generator=runtime.generator("sample"))[:SAMPLE].to(self.queries.labels.device)
-        found = self._neighbourhood(self.in_bank, at, self.positives.max, self.negatives.max)
-        return found, self.queries.labels[at]
+    def _reference(self) -> tuple[explore.Neighbourhood, Tensor]:
+        """Neighbourhood and classes of a random sample of the queries, with which one query is compared."""
+        labels = self.query_samples.labels
+        at = torch.randperm(len(labels), generator=runtime.generator("sample"))[:SAMPLE].to(labels.device)
+        return self._neighbourhood(self.in_bank, at, self.positives.max, self.negatives.max), labels[at]
 
     def terms(self) -> dict[str, tuple[float, float]]:
-        """The weighted loss terms of the query shown, and their means over a sample of the queries."""
-        in_bank, at = self.around
-        label = self._images(in_bank).labels[at : at + 1]
+        """Return each weighted loss term of the current query, and its mean over a random sample of the queries."""
+        in_bank, at = self.current
+        label = self._samples(in_bank).labels[at : at + 1]
         self.method.aggregation_temperature = tau = self._tau
-        every, labels = self._sample
-        every = every.first(self.positives.value, self.negatives.value, aggregation_temperature=tau)
-        ours, mean = explore.terms(self.method, self.found, label), explore.terms(self.method, every, labels)
-        return {name: (value, mean[name]) for name, value in ours.items()}
+        reference, labels = self._reference
+        reference = reference.first(self.positives.value, self.negatives.value, aggregation_temperature=tau)
+        own, mean = explore.terms(self.method, self.found, label), explore.terms(self.method, reference, labels)
+        return {name: (value, mean[name]) for name, value in own.items()}
 
-    def _terms(self, query: Images, at: int) -> list[Block]:
+    def _term_table(self) -> list[blocks.Block]:
         if self.student is None:
             return []
-        terms = self.terms()
-        whole = sum(value for value, _ in terms.values())
-        rows = [
-            [
-                name.upper(),
-                f"{value:.3f}",
-                f"{value / whole:.0%}" if whole else "–",
-                f"{value / mean:.2f} ×" if mean > 0 else "–",
-            ]
-            for name, (value, mean) in terms.items()
-        ]
-        count = len(self._sample[1])
-        columns = ["term, weighted", "of this query", "share of its loss", f"of the mean of {count} queries"]
+        weights = f"τₐ = {self._tau:.2g}" if self._tau else "equal weights"
         samples = f"{self.positives.value} positives, {self.negatives.value} negatives"
-        weighed = f"τₐ {self._tau:.2g}" if self._tau else "equal weights"
-        title = f"loss terms of {methods.describe(self.method)}, with {samples}, {weighed}"
-        return [{"kind": "table", "title": title, "columns": columns, "rows": rows}]
+        title = f"loss terms of {methods.describe(self.method)} with {samples}, {weights}"
+        return [blocks.term_table(self.terms(), len(self._reference[1]), title)]
 
     def figures(self) -> list[Figure]:
-        in_bank, at = self.around
-        query = self._images(in_bank)
+        """Return the current query with its in-context samples, and the predicted probabilities."""
+        in_bank, at = self.current
+        samples = self._samples(in_bank)
         near, far = self.found.positives, self.found.negatives
-        said = {name: p[0] for name, p in self.found.probabilities(self.temperature).items()}
-        row, label = int(query.index[at]), int(query.labels[at])
+        shown = torch.cat([self._positions(near)[:SHOWN], self._positions(far)[:SHOWN]])
+        query, row = samples.pictured(torch.tensor([at])), int(samples.keys[at])
         title = f"Probabilities at temperature {self.temperature:g}"
         return [
-            plots.neighbours(query, row, self.images, near, far, weights=self.found.weights, most=DRAWN),
-            plots.distributions(said, query.classes, label=label, title=title),
+            plots.neighbours(
+                query, row, self.bank_samples.pictured(shown), near, far, weights=self.found.weights, most=SHOWN
+            ),
+            plots.distributions(self._probabilities(), samples.classes, label=int(samples.labels[at]), title=title),
         ]

@@ -1,4 +1,4 @@
-"""All runs of a folder: a table to choose from, figures of the chosen ones, and both as files."""
+"""An explorer of the runs below a folder: a table to choose runs from, figures of the chosen ones, and downloads."""
 
 from __future__ import annotations
 
@@ -17,10 +17,11 @@ from ickd_lib import plots, runs, runtime
 from ickd_lib.runtime import InputError
 from ickd_lib.widgets.view import Explorer, View
 
-FEW = 6  # methods that are drawn while nothing is chosen
-MOST = 20  # lines that a figure can hold
+FEW = 6  # methods that are drawn while no run is chosen
+MOST = 20  # largest number of lines in a figure
 SHOWN = ("curves", "loss terms", "final metrics")
-COLUMNS: dict[str, tuple[bool, Callable[[dict[str, Any]], str]]] = {  # of the table: whether numbers, and their text
+# For each column of the table, whether it is numeric, and the text of a run's cell.
+COLUMNS: dict[str, tuple[bool, Callable[[dict[str, Any]], str]]] = {
     "run": (False, lambda row: row["run"]),
     "data set": (False, lambda row: row["dataset"]),
     "images": (True, lambda row: f"{row['train_images']:,}"),
@@ -34,7 +35,7 @@ COLUMNS: dict[str, tuple[bool, Callable[[dict[str, Any]], str]]] = {  # of the t
     "best, %": (True, lambda row: _number(row, "best_accuracy", 100, 1)),
     "NLL": (True, lambda row: _number(row, "nll", 1, 3)),
     "ECE, %": (True, lambda row: _number(row, "ece", 100, 1)),
-    "agrees, %": (True, lambda row: _number(row, "agreement", 100, 1)),
+    "agreement, %": (True, lambda row: _number(row, "agreement", 100, 1)),
 }
 FINALS = {"accuracy, %": "accuracy", "NLL": "nll", "ECE, %": "ece", "agreement, %": "agreement"}
 
@@ -44,17 +45,21 @@ def _number(row: dict[str, Any], key: str, scale: float, digits: int) -> str:
 
 
 class RunExplorer(Explorer):
-    """Choose runs from a table, see their curves, loss terms or final metrics in one figure, and save either.
+    """Display a table of runs and a figure of the chosen ones: curves, loss terms or final metrics.
 
-    `rows` holds all runs as `runs.overview` gives them, by name, and `chosen` the names of those that are drawn;
-    while none is chosen, the first few methods are. `kind`, `number` and `mean` are the controls. A damaged run is left
-    out, and named below the table.
+    The table and the figure can be downloaded. While no run is chosen, the first few methods are drawn. Damaged runs
+    are left out and named below the table.
+
+    Attributes:
+        rows: All runs by name, as `runs.overview` returns them.
+        chosen: Names of the chosen runs.
+        kind, number, mean: The controls.
 
     Args:
-        folder: holds runs, finished or not.
-        chosen: names of runs, the path below `folder`, that are chosen at first.
+        folder: Contains runs, finished or not.
+        chosen: Names of the runs that are chosen at first: their paths below `folder`.
     Raises:
-        InputError: there is no such folder or run, or all runs are damaged.
+        InputError: The folder or a run does not exist, or all runs are damaged.
     """
 
     def __init__(self, folder: str | Path = "runs", *, chosen: Sequence[str] = ()) -> None:
@@ -63,8 +68,8 @@ class RunExplorer(Explorer):
         self.damaged: list[str] = []
         self._read()
         self.chosen = [runtime.choose(name, self.rows, "run") for name in chosen]
-        self._kept: dict[str, Any] = {"filter": "", "sort": [0, False]}  # how the table stands, told by the page
-        self._records: dict[str, list[dict[str, float]]] = {}  # read once, until all is read again
+        self._kept: dict[str, Any] = {"filter": "", "sort": [0, False]}  # state of the table, received from the page
+        self._records: dict[str, list[dict[str, float]]] = {}  # each run's records are read once, until a reload
         self._drawing = False
 
         style = {"style": {"description_width": "initial"}}
@@ -72,23 +77,23 @@ class RunExplorer(Explorer):
         self.kind = ipw.Dropdown(options=SHOWN, description="show", layout={"width": "180px"}, **style)
         self.number = ipw.Dropdown(options=["test_accuracy"], description="number", layout={"width": "230px"}, **style)
         self.mean = ipw.Checkbox(value=True, description="mean over seeds", indent=False, **narrow)
-        self.again = ipw.Button(description="read again", tooltip="read the folder again", **narrow)
+        self.again = ipw.Button(description="reload", tooltip="read the folder again", **narrow)
         saves: dict[str, tuple[str, Callable[[], str]]] = {
-            "PNG": ("the figure as an image", lambda: self._save_figure("png")),
-            "SVG": ("the figure as a drawing", lambda: self._save_figure("svg")),
+            "PNG": ("the figure as pixels", lambda: self._save_figure("png")),
+            "SVG": ("the figure as vector graphics", lambda: self._save_figure("svg")),
             "CSV, runs": (
                 "settings and final numbers of the chosen runs",
                 lambda: self._save_csv("runs.csv", self._rows_to_save()),
             ),
             "CSV, curves": (
-                "all numbers of each epoch of the chosen runs",
+                "all numbers of the chosen runs in each epoch",
                 lambda: self._save_csv("curves.csv", runs.long(self._rows_to_save())),
             ),
-            "Markdown": ("mean ± std over seeds", lambda: self._save_table("md", runs.table)),
-            "LaTeX": ("mean ± std over seeds", lambda: self._save_table("tex", runs.latex)),
+            "Markdown": ("table of mean ± std over seeds", lambda: self._save_table("md", runs.table)),
+            "LaTeX": ("table of mean ± std over seeds", lambda: self._save_table("tex", runs.latex)),
         }
         self.saves = {name: ipw.Button(description=name, tooltip=tip, **narrow) for name, (tip, _) in saves.items()}
-        self.table = View(self._touched, waiting="The runs appear here while a kernel runs.")
+        self.table = View(self._on_table_event, waiting="The runs appear here when a kernel is running.")
         wrap = {"layout": {"flex_flow": "row wrap", "align_items": "center"}}
         super().__init__(
             [
@@ -96,17 +101,17 @@ class RunExplorer(Explorer):
                 ipw.HBox([self.kind, self.number, self.mean, self.again], **wrap),
                 ipw.HBox([ipw.Label("save"), *self.saves.values()], **wrap),
             ],
-            View(self._shown),
+            View(self._on_view_event),
         )
         for control in (self.kind, self.number, self.mean):
             control.observe(self._changed, "value")
-        self.again.on_click(self._reread)
+        self.again.on_click(self._reload)
         for name, (_, act) in saves.items():
-            self.saves[name].on_click(lambda _, act=act: self._saved(act))
+            self.saves[name].on_click(lambda _, act=act: self._save(act))
 
     def drawn(self) -> dict[str, list[list[dict[str, Any]]]]:
-        """The runs that the figure shows: for each name, for each seed those that count once (`runs.named`)."""
-        return dict(list(self._asked().items())[:MOST])
+        """Return the runs in the figure: for each name, for each seed, the runs that are averaged (`runs.named`)."""
+        return dict(list(self._requested().items())[:MOST])
 
     def figures(self) -> list[Figure]:
         if self.kind.value == "final metrics":
@@ -114,11 +119,11 @@ class RunExplorer(Explorer):
         curves = self._curves()
         if self.kind.value == "loss terms":
             return [plots.losses(curves)]
-        number = self.number.value  # which a seed that was not evaluated yet has not
+        number = self.number.value  # seeds without it, because they have not been evaluated yet, are left out
         have = {name: [seed for seed in seeds if any(number in r for r in seed)] for name, seeds in curves.items()}
         return [plots.curves({name: seeds for name, seeds in have.items() if seeds}, number)]
 
-    def _asked(self) -> dict[str, list[list[dict[str, Any]]]]:
+    def _requested(self) -> dict[str, list[list[dict[str, Any]]]]:
         rows = [self.rows[name] for name in self.chosen or self.rows if name not in self._early]
         if not self.chosen:
             few = list(runs.named(rows).values())[:FEW]
@@ -126,18 +131,18 @@ class RunExplorer(Explorer):
             rows = [row for row in rows if row["run"] in names]
         if not rows:
             raise InputError(
-                "no chosen run is that far; has an epoch of it ended, or, for final metrics, is it finished?"
+                "no chosen run has anything to draw yet: curves need a finished epoch, final metrics a finished run"
             )
         return runs.named(rows, by_run=not self.mean.value)
 
     @property
     def _early(self) -> list[str]:
-        """The runs that have nothing to draw yet."""
+        """Names of the runs that have nothing to draw yet."""
         finals = self.kind.value == "final metrics"
         return [name for name, row in self.rows.items() if not row["epoch"] or (finals and row["state"] != "finished")]
 
     def _curves(self) -> dict[str, list[list[dict[str, float]]]]:
-        """The records of what is drawn; those of students that count once are their mean."""
+        """Return the records of the drawn runs; runs that count as one seed are averaged."""
 
         def read(row: dict[str, Any]) -> list[dict[str, float]]:
             if row["run"] not in self._records:
@@ -158,32 +163,34 @@ class RunExplorer(Explorer):
         self.rows, self.damaged = rows, damaged
 
     def _list(self) -> None:
-        """Show the table."""
+        """Display the table."""
         columns = [{"name": name, "number": number} for name, (number, _) in COLUMNS.items()]
         rows = [{"key": run, "cells": [text(row) for _, text in COLUMNS.values()]} for run, row in self.rows.items()]
         table = {"kind": "choices", "title": f"runs below {self.folder}", "columns": columns, "rows": rows}
         more = f"; and {len(self.damaged) - 1} more damaged runs" if len(self.damaged) > 1 else ""
         left_out = (
-            [{"kind": "text", "tone": "error", "text": f"Left out: {self.damaged[0]}{more}"}] if self.damaged else []
+            [{"kind": "text", "tone": "error", "text": f"Left out, because damaged: {self.damaged[0]}{more}"}]
+            if self.damaged
+            else []
         )
         self.table.show(table | self._kept | {"chosen": self.chosen}, *left_out)
 
     def _draw(self) -> None:
-        """Show the figure, and in words what it leaves out."""
-        if self._drawing:  # the numbers on offer are being set
+        """Display the figure, and a note about the runs that it leaves out."""
+        if self._drawing:  # `_offer` changes the control, whose observer must not draw again
             return
         self._drawing = True
         try:
             self.number.disabled = self.kind.value != "curves"
-            asked = self._asked()
+            requested = self._requested()
             if self.kind.value == "curves":
                 self._offer()
-            note = "" if self.chosen else f"No run is chosen; the first {FEW} methods are shown. "
+            note = "" if self.chosen else f"No run is chosen, so the first {FEW} methods are shown. "
             if early := [name for name in self._early if name in (self.chosen or self.rows)]:
-                note += f"Not that far yet, and left out: {', '.join(early[:3])}{', …' * (len(early) > 3)}. "
-            if len(asked) > MOST:
-                note += f"Only {MOST} of {len(asked)} lines are drawn; choose fewer runs, or their mean over seeds."
-            names = ", ".join(list(asked)[:MOST])
+                note += f"Left out, with nothing to draw yet: {', '.join(early[:3])}{', …' * (len(early) > 3)}. "
+            if len(requested) > MOST:
+                note += f"Only {MOST} of {len(requested)} lines are drawn. Choose fewer runs, or the mean over seeds."
+            names = ", ".join(list(requested)[:MOST])
             number = f" of {self.number.value}" if self.kind.value == "curves" else ""
             picture = {"kind": "picture", "alt": f"{self.kind.value}{number}: {names}"}
             self.view.show({"kind": "text", "text": note}, picture, data=self.png())
@@ -191,34 +198,34 @@ class RunExplorer(Explorer):
             self._drawing = False
 
     def _offer(self) -> None:
-        """Let `number` be one that all that is drawn has."""
+        """Offer the numbers that all drawn runs have in common, and select one of them."""
         every = [{key for seed in seeds for record in seed for key in record} for seeds in self._curves().values()]
         common = set.intersection(*every) - {"epoch"}
         if not common:
-            raise InputError("the chosen runs have no number in common; has an epoch of each ended?")
+            raise InputError("the chosen runs have no number in common; each needs at least one finished epoch")
         now, first = self.number.value, len(self.number.options) == 1
         options = sorted(common, key=lambda key: (not key.endswith("accuracy"), not key.startswith("loss"), key))
         if list(self.number.options) != options:
             self.number.options = options
-        if first:  # a curve of one point is none
+        if first:  # a curve needs more than one point
             curves = [seed for seeds in self._curves().values() for seed in seeds]
             now = "test_accuracy" if any(sum("test_accuracy" in r for r in one) > 1 for one in curves) else "loss"
         self.number.value = next(key for key in (now, "test_accuracy", *options) if key in common)
 
-    def _touched(self, event: str, key: str) -> None:
+    def _on_table_event(self, event: str, key: str) -> None:
         with self.guarded():
             if event == "ready" and not self.table._last[0]:
                 self._list()
             elif event == "choices":
-                told = json.loads(key)
-                self._kept = {"filter": told["filter"], "sort": told["sort"]}
-                before, chosen = self.chosen, set(told["chosen"])
+                state = json.loads(key)
+                self._kept = {"filter": state["filter"], "sort": state["sort"]}
+                before, chosen = self.chosen, set(state["chosen"])
                 self.chosen = [run for run in self.rows if run in chosen]
-                self.table._last[0][0].update(self._kept, chosen=self.chosen)  # what a page that opens later gets
+                self.table._last[0][0].update(self._kept, chosen=self.chosen)  # for pages that are opened later
                 if self.chosen != before:
                     self._draw()
 
-    def _shown(self, event: str, _: str) -> None:
+    def _on_view_event(self, event: str, _: str) -> None:
         if event == "ready" and not self.view._last[0]:
             self._changed()
 
@@ -226,25 +233,25 @@ class RunExplorer(Explorer):
         with self.guarded():
             self._draw()
 
-    def _reread(self, _: Any) -> None:
+    def _reload(self, _: Any) -> None:
         with self.guarded():
             self._read()
             self._records.clear()
             self.chosen = [run for run in self.chosen if run in self.rows]
             self._list()
             self._draw()
-            self.say(f"{len(self.rows)} runs read")
+            self.show_message(f"{len(self.rows)} runs read")
 
-    def _saved(self, act: Callable[[], str]) -> None:
+    def _save(self, act: Callable[[], str]) -> None:
         with self.guarded():
-            self.say(f"saved: {act()}")
+            self.show_message(f"saved: {act()}")
 
     def _save_figure(self, form: str) -> str:
         number = f"-{self.number.value}" if self.kind.value == "curves" else ""
         buffer = io.BytesIO()
         with mpl.rc_context():
             plots.use()
-            mpl.rcParams["svg.fonttype"] = "none"  # text stays text
+            mpl.rcParams["svg.fonttype"] = "none"  # text remains text in the file
             self.figures()[0].savefig(buffer, format=form, dpi=200)
         name = f"{self.kind.value.replace(' ', '-')}{number}.{form}"
         self.view.save(name, buffer.getvalue(), {"png": "image/png", "svg": "image/svg+xml"}[form])
@@ -255,19 +262,21 @@ class RunExplorer(Explorer):
 
     def _save_csv(self, name: str, rows: list[dict[str, Any]]) -> str:
         self.view.save(name, runs.csv_of(rows).encode(), "text/csv")
-        return f"{name}, {len(rows)} rows" + ("" if self.chosen else ", of all runs, for none is chosen")
+        return f"{name}, {len(rows)} rows" + ("" if self.chosen else " of all runs, because none is chosen")
 
     def _save_table(self, ending: str, form: Callable[[Sequence[dict[str, Any]]], str]) -> str:
         rows = [row for row in self._rows_to_save() if self.chosen or row["role"] == "student"]
         finished = [row for row in rows if row["state"] == "finished"]
         if not finished:
-            raise InputError("no chosen run is finished, and a table holds final numbers; choose others, or read again")
+            raise InputError(
+                "a table contains final numbers, and no chosen run is finished; choose other runs, or reload"
+            )
         self.view.save(f"table.{ending}", form(finished).encode(), "text/plain")
         left_out = f", {len(rows) - len(finished)} unfinished left out" if len(finished) < len(rows) else ""
         return f"table.{ending}, {len(finished)} runs{left_out}"
 
 
 def _finals(seeds: list[list[dict[str, Any]]]) -> dict[str, list[float]]:
-    """For each of FINALS a value a seed, the mean of those that count once."""
+    """Return for each of FINALS one value per seed; runs that count as one seed are averaged."""
     found = {name: [[row[key] for row in alike if key in row] for alike in seeds] for name, key in FINALS.items()}
     return {name: [statistics.fmean(some) for some in values if some] for name, values in found.items() if any(values)}

@@ -1,5 +1,5 @@
-// Draws what a View shows: a tree of blocks, described in view.py. Content comes as messages, never as state, so that
-// saved notebooks stay small; a whole tree replaces the last one in one go, so that nothing flickers.
+// Displays the blocks of a View, which view.py describes. Content arrives in messages and not in widget state, so that
+// saved notebooks stay small. Each message replaces all blocks at once, so that the page does not flicker.
 
 function make(tag, properties = {}, ...children) {
   const { data = {}, aria = {}, style = {}, ...rest } = properties;
@@ -16,7 +16,7 @@ const button = (event, key, properties, ...children) =>
 const swatch = (colour) => colour && make("span", { className: "ickd-swatch", style: { background: colour } });
 const heading = (text) => text && make("div", { className: "ickd-title" }, text);
 
-// One image of a strip of N images, height x width x 3 bytes each, drawn at its own size and scaled by the page.
+// Draws one of N images of height x width x 3 bytes at its own size; the page scales it.
 function image(strip, at, shape) {
   const [, height, width] = shape;
   const canvas = make("canvas", { width, height, aria: { hidden: "true" } });
@@ -65,7 +65,7 @@ const blocks = {
         make("tr", { className: marked ? "ickd-marked" : "" },
           make("th", { scope: "row" }, swatch(colour), name + (marked ? " ✓" : "")),
           ...values.map((value, i) => make("td", {},
-            make("span", { className: `ickd-bar ickd-bar${i}`, style: { width: `${(100 * value) / most}%` } }),
+            make("span", { className: `ickd-bar ickd-bar${i}`, style: { "--share": value / most } }),
             make("span", { className: "ickd-number" }, value.toFixed(3))))))));
   },
 
@@ -75,13 +75,13 @@ const blocks = {
       make("tbody", {}, ...rows.map(([name, ...cells]) =>
         make("tr", {}, make("th", { scope: "row" }, name), ...cells.map((cell) => make("td", {}, cell)))))),
 
-  // Rows to choose from. What is chosen, filtered and sorted is kept in the block, and told to Python a moment after the
-  // last touch, so that quick ticks make one redrawing.
+  // Rows to choose from. The block holds which rows are chosen, the filter and the order. Python receives them shortly
+  // after the last interaction, so that several quick clicks cause one redrawing.
   choices: (block, { send }) => {
     const { title, columns, rows } = block;
-    const chosen = (block.marked ??= new Set(block.chosen)); // by all views of the table
+    const chosen = (block.marked ??= new Set(block.chosen)); // shared by all views of the table
     let timer;
-    const tell = () => {
+    const report = () => {
       clearTimeout(timer);
       timer = setTimeout(() => {
         const key = JSON.stringify({ chosen: [...chosen], filter: block.filter, sort: block.sort });
@@ -96,12 +96,12 @@ const blocks = {
       return { key, cells, box, row, text: cells.join(" ").toLowerCase() };
     });
     const all = make("input", { type: "checkbox", aria: { label: "choose all shown" } });
-    const filter = make("input", { type: "search", data: { focus: "filter" }, value: block.filter, placeholder: "words that a row must hold" });
+    const filter = make("input", { type: "search", data: { focus: "filter" }, value: block.filter, placeholder: "words that a row must contain" });
     const count = make("span", { className: "ickd-note", aria: { role: "status" } });
     const heads = columns.map(({ name }, at) => make("th", { scope: "col" }, make("button", { type: "button", onclick: () => {
       block.sort = [at, block.sort[0] === at && !block.sort[1]];
       arrange();
-      tell();
+      report();
     } }, name)));
     const body = make("tbody");
     const shown = () => lines.filter(({ row }) => !row.hidden);
@@ -113,7 +113,7 @@ const blocks = {
       count.textContent = `${chosen.size} chosen` + (here < chosen.size ? ` (${chosen.size - here} not shown)` : "") +
         `, ${some.length} of ${rows.length} shown`;
     };
-    // One box at a time is reached by Tab; arrows lead from one to the next.
+    // Tab reaches one box at a time; the arrow keys move between boxes.
     const reach = (line) => lines.forEach((one) => (one.box.tabIndex = one === line ? 0 : -1));
     const sift = () => {
       const words = block.filter.toLowerCase().split(/\s+/);
@@ -126,7 +126,7 @@ const blocks = {
       const value = ({ cells }) => (columns[at].number ? parseFloat(cells[at].replace(/,/g, "")) : cells[at]);
       lines.sort((one, other) => {
         const [a, b] = [value(one), value(other)];
-        const empty = (Number.isNaN(a) || a === "") - (Number.isNaN(b) || b === ""); // last, in either direction
+        const empty = (Number.isNaN(a) || a === "") - (Number.isNaN(b) || b === ""); // empty cells are last in both directions
         return empty || (down ? -1 : 1) * (columns[at].number ? a - b || 0 : a.localeCompare(b, undefined, { numeric: true }));
       });
       heads.forEach((head, i) => head.setAttribute("aria-sort", i !== at ? "none" : down ? "descending" : "ascending"));
@@ -140,12 +140,12 @@ const blocks = {
     filter.oninput = () => {
       block.filter = filter.value;
       sift();
-      tell();
+      report();
     };
     all.onchange = () => {
       shown().forEach((line) => tick(line, all.checked));
       mark();
-      tell();
+      report();
     };
     body.onclick = ({ target }) => {
       const line = lines.find(({ row }) => row.contains(target));
@@ -153,7 +153,7 @@ const blocks = {
       tick(line, target === line.box ? line.box.checked : !line.box.checked);
       reach(line);
       mark();
-      tell();
+      report();
     };
     body.onkeydown = (event) => {
       const some = shown(), at = some.findIndex(({ box }) => box === event.target);
@@ -190,7 +190,7 @@ function save(name, type, bytes) {
 const isDark = () => document.body.dataset.jpThemeLight === "false" || /dark/.test(document.body.dataset.vscodeThemeKind ?? "");
 
 export default () => {
-  let latest; // the last message, kept for views that open later
+  let latest; // the last message, for views that open later
   const views = new Set();
   return {
     initialize({ model }) {
@@ -210,12 +210,12 @@ export default () => {
         let drawn;
         try {
           drawn = current.blocks.map((block) => draw(block, { ...current, send }));
-        } catch (error) { // what cannot be drawn must not look like what was there before
-          drawn = [blocks.text({ text: `this cannot be shown: ${error}`, tone: "error" })];
+        } catch (error) { // the previous content must not remain in place of blocks that cannot be drawn
+          drawn = [blocks.text({ text: `this content cannot be displayed: ${error}`, tone: "error" })];
         }
         const pictures = drawn.filter((one) => one.matches("img"));
         await Promise.all(pictures.map((one) => one.decode().catch(() => {})));
-        const old = current !== latest || !views.has(refresh); // a newer message came, or the view went
+        const old = current !== latest || !views.has(refresh); // a newer message arrived, or the view was closed
         (old ? pictures : [...el.querySelectorAll("img")]).forEach((one) => URL.revokeObjectURL(one.src));
         if (old) return;
         const { event, key, focus } = el.contains(document.activeElement) ? document.activeElement.dataset : {};

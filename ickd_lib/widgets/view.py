@@ -1,4 +1,4 @@
-"""What all explorers stand on: a view that shows blocks, and a box that says what went wrong."""
+"""The base of all explorers: a view that displays blocks, and a box of controls that displays errors."""
 
 from __future__ import annotations
 
@@ -25,72 +25,74 @@ from ickd_lib import plots
 from ickd_lib.runtime import InputError
 
 HERE = Path(__file__).parent
-TILE = 64  # pixels of a side that travel to the page, at most
+TILE = 64  # largest side in pixels of an image that is sent to the page
 Block = dict[str, Any]
 
 
 class View(anywidget.AnyWidget):
-    """A part of a page that shows blocks and tells of clicks. It keeps no state that a notebook would save.
+    """A part of a page that displays blocks and reports clicks. It has no state that would be saved in a notebook.
 
     A block is a dictionary with a "kind":
 
-    - row: `blocks` beside each other.
-    - text: `text`, of `tone` "note" or "error" (which screen readers announce).
-    - crumbs: a path of `items`, each with `text` and `key`; all but the last are buttons. Event "crumb".
-    - tiles: images out of the bytes that come with the message, N images of `shape` (N, height, width) in RGB; each of
-      `tiles` has `at` (its position among the N), `key`, `lines` of text (the first after a swatch of `colour`) and
-      `label`. `tone` is "query", "same", "other" or "plain". With an `event` they are buttons.
-    - bars: for each of `rows` (`name`, `colour`, `marked`, `values`) a bar and a number a column.
+    - row: `blocks` side by side.
+    - text: `text` with a `tone`, "note" or "error" (screen readers announce errors).
+    - crumbs: a path of `items`, each with `text` and `key`. All but the last are buttons with the event "crumb".
+    - tiles: images with text. The bytes of the message contain N RGB images of `shape` (N, height, width). Each of
+      `tiles` has `at` (its position among the N images), `key`, `lines` of text (the first one follows a square of
+      `colour`) and a `label` for screen readers. `tone` is "query", "same", "other" or "plain". Where there is an
+      `event`, the tiles are buttons.
+    - bars: one row for each of `rows` (`name`, `colour`, `marked`, `values`), with one bar and one number for each of
+      `columns`. The lengths are proportional to the values; the largest value of the block has the full length.
     - table: `columns` and `rows` of texts.
-    - choices: a table of `columns` (`name`, `number`) and `rows` (`key`, `cells` of text) to filter, sort and choose
-      from; `chosen` (keys), `filter` and `sort` (column, whether descending) say how it stands. Event "choices", whose
-      key is these three as JSON.
-    - picture: the bytes are a PNG; `alt` describes it.
+    - choices: a table to filter, sort and choose from, with `columns` (`name`, `number`) and `rows` (`key`, `cells` of
+      text). `chosen` (keys), `filter` and `sort` (column, whether descending) are its current state. The key
+      of its event "choices" is this state as JSON.
+    - picture: the bytes are a PNG, and `alt` describes it.
 
     Args:
-        told: called with the event and its key, a text, when something is clicked; with "ready" when a page shows the
-            view, and with "theme" when its theme changes. `dark` is up to date then.
-        waiting: shown until there is something to show.
+        on_event: Called with an event and its key, a text: after a click, with "ready" when a page displays the view,
+            and with "theme" when the page's theme changes. The attribute `dark` is updated before the call.
+        waiting: Text that is displayed until the first call of `show`.
     """
 
     _esm = HERE / "view.js"
     _css = HERE / "view.css"
     waiting = Unicode("").tag(sync=True)
 
-    def __init__(self, told: Callable[[str, str], None] | None = None, *, waiting: str = "") -> None:
+    def __init__(self, on_event: Callable[[str, str], None] | None = None, *, waiting: str = "") -> None:
         super().__init__(waiting=waiting)
-        self._told, self.dark = told, False
+        self._on_event, self.dark = on_event, False
         self._last: tuple[list[Block], bytes] = [], b""
-        self.on_msg(self._heard)
+        self.on_msg(self._receive)
 
     def show(self, *blocks: Block, data: bytes = b"") -> None:
-        """Replace what is shown; `data` holds the images of tiles or a picture."""
+        """Replace the displayed blocks; `data` contains the images of tiles or a picture."""
         self._last = list(blocks), data
-        self._repeat()
+        self._send_last()
 
     def save(self, name: str, data: bytes, type: str = "application/octet-stream") -> None:
-        """Offer a file to the person at the page, as a download."""
+        """Send a file to the page as a download."""
         self.send({"save": name, "type": type}, [data])
 
-    def _repeat(self) -> None:
+    def _send_last(self) -> None:
         blocks, data = self._last
         self.send({"blocks": blocks}, [data])
 
-    def _heard(self, _: Any, content: dict[str, Any], __: Any) -> None:
+    def _receive(self, _: Any, content: dict[str, Any], __: Any) -> None:
         event = content.get("event", "")
         if event in ("ready", "theme"):
             self.dark = bool(content["dark"])
         if event == "ready" and content["fresh"] and self._last[0]:
-            self._repeat()
-        if self._told:
-            self._told(event, content.get("key", ""))
+            self._send_last()
+        if self._on_event:
+            self._on_event(event, content.get("key", ""))
 
 
 class Explorer(ipw.VBox):
-    """Controls above a view. What goes wrong in a callback is shown between them, and goes away with the next touch.
+    """Controls above a view. An error in a callback is displayed between them until the next interaction.
 
-    Where no page shows it (papermill, a file on GitHub, a page without a kernel), its picture stands in.
-    A subclass writes `figures`.
+    Without a live page (papermill, a file on GitHub, a page without a kernel), a picture is displayed instead.
+    Subclasses define `figures`.
     """
 
     def __init__(self, controls: list[ipw.Widget], view: View) -> None:
@@ -99,7 +101,7 @@ class Explorer(ipw.VBox):
         super().__init__([*controls, self.message, view])
 
     def close(self) -> None:
-        """Take it from all pages, and let go of all below it and of the networks, banks and images that they hold."""
+        """Remove the explorer from all pages, and release its widgets and the networks and images they refer to."""
         below: list[ipw.Widget] = [self]
         for widget in below:
             below += getattr(widget, "children", ())
@@ -108,54 +110,54 @@ class Explorer(ipw.VBox):
         super().close()
 
     def figures(self) -> list[Figure]:
-        """What is shown now, as figures."""
+        """Return the current content as figures."""
         raise TypeError(f"{type(self).__name__} must define figures()")
 
     def png(self) -> bytes:
-        """What is shown now, as a picture: its figures, one below the other."""
+        """Return the current content as a PNG: the figures, one below the other."""
         with closing_figures(), mpl.rc_context():
             plots.use()
             return stacked(self.figures())
 
-    def say(self, text: str) -> None:
-        """Show a remark, until the next touch; never in the place of an error."""
+    def show_message(self, text: str) -> None:
+        """Display a message until the next interaction. A displayed error stays."""
         if not self.error:
-            self._tell("status", text)
+            self._set_message("status", text)
 
     @contextlib.contextmanager
     def guarded(self) -> Iterator[None]:
-        """Inside, an error is shown to the person at the page, who has no other way to see it, and goes no further."""
+        """Catch errors of the enclosed code and display them on the page, where they would otherwise not be visible."""
         self.error = ""
-        self._tell("status", "")
+        self._set_message("status", "")
         with closing_figures():
             try:
                 yield
             except Exception as error:
-                self._fail(error)
+                self._show_error(error)
 
-    def _fail(self, error: Exception) -> None:
+    def _show_error(self, error: Exception) -> None:
         self.error = str(error) if isinstance(error, InputError) else f"{type(error).__name__}: {error}"
-        self._tell("alert", self.error)
+        self._set_message("alert", self.error)
 
-    def _tell(self, role: str, text: str) -> None:
+    def _set_message(self, role: str, text: str) -> None:
         colour = "var(--jp-error-color1, #b00020); font-weight: 600" if role == "alert" else "var(--jp-ui-font-color2)"
         self.message.value = f'<div role="{role}" style="color: {colour}">{html.escape(text)}</div>' if text else ""
 
     def _ipython_display_(self) -> None:
-        # Two outputs: a notebook that is opened without its kernel shows the picture, as viewers elsewhere do. Before a
-        # live explorer view.css hides it.
+        # Two outputs: notebooks without a kernel and other viewers display the picture. Where the explorer is live,
+        # view.css hides the picture.
         try:
             picture = {"image/png": base64.b64encode(self.png()).decode()}
             display(picture, metadata={"image/png": {"needs_background": "light"}}, raw=True)
         except Exception as error:
-            if not self.error:  # one from before is the cause of this one
-                self._fail(error)
+            if not self.error:  # an earlier error is the cause of this one
+                self._show_error(error)
         display(self._repr_mimebundle_(), raw=True)
 
 
 @contextlib.contextmanager
 def closing_figures() -> Iterator[None]:
-    """Close, at the end, the figures that were opened inside."""
+    """Close all figures that the enclosed code opens."""
     before = set(plt.get_fignums())
     try:
         yield
@@ -165,7 +167,7 @@ def closing_figures() -> Iterator[None]:
 
 
 def stacked(figures: list[Figure]) -> bytes:
-    """Figures as one PNG, one below the other."""
+    """Return figures as one PNG, one below the other."""
     drawn = []
     for figure in figures:
         buffer = io.BytesIO()
@@ -182,7 +184,7 @@ def stacked(figures: list[Figure]) -> bytes:
 
 
 def strip(images: Tensor) -> tuple[bytes, tuple[int, int, int]]:
-    """Images [N, 3, H, W] uint8 as the bytes and the shape that tiles are cut from, no side longer than TILE."""
+    """Convert uint8 images [N, 3, H, W] to bytes and shape (N, h, w) of a block of tiles, no side longer than TILE."""
     height, width = images.shape[2:]
     if max(height, width) > TILE:
         scale = TILE / max(height, width)

@@ -1,4 +1,4 @@
-"""Figures of the logit space: maps of samples, similarity of classes, how far classes lie apart."""
+"""Figures of the logit space: maps of samples, correlation of classes, and numbers of class separation."""
 
 from __future__ import annotations
 
@@ -12,17 +12,16 @@ from matplotlib.lines import Line2D
 from matplotlib.patheffects import withStroke
 from matplotlib.ticker import MaxNLocator
 
-from ickd_lib.plots.style import WIDTH, array, by_superclass, class_colours, mean_and_std, method_style
-from ickd_lib.plots.training import score
+from ickd_lib.plots.style import WIDTH, array, by_superclass, class_colours, mean_and_std, mean_std_text, method_style
 
-# The numbers of `metrics.separation` that are drawn, and which way is better.
+# The numbers of `metrics.separation` that are drawn, and the direction that means a better separation.
 MEASURES = {
-    "within": "distance to own mean (less is tighter)",
-    "between": "distance of class means (more is wider)",
-    "ratio": "between / within (more is better)",
-    "silhouette": "silhouette (more is better)",
-    "margin": "margin to other means (more is better)",
-    "negative_margin": "nearer to a wrong mean, % (less is better)",
+    "within": "distance to own mean (lower is tighter)",
+    "between": "distance of class means (higher is wider)",
+    "ratio": "between / within (higher is better)",
+    "silhouette": "silhouette (higher is better)",
+    "margin": "margin to other means (higher is better)",
+    "negative_margin": "nearer to a wrong mean, % (lower is better)",
 }
 
 
@@ -36,15 +35,16 @@ def embeddings(
     highlight: Sequence[int] = (),
     how: str = "UMAP",
 ) -> Figure:
-    """Samples in the plane as each network sees them, a panel a network.
+    """Draw maps of the same samples in the logit spaces of several networks, one panel for each network.
 
-    Up to ten classes are coloured and named where they lie; beyond that superclasses are, or ten highlighted
-    classes among grey ones (see `class_colours`).
+    Up to ten classes are coloured and labelled next to their points. With more classes, superclasses are coloured, or
+    ten highlighted classes among grey ones (see `class_colours`).
 
     Args:
-        panels: coordinates by network, [N, 2] each, of the same N samples.
-        labels: their classes, [N].
-        how: what made the coordinates, for the axes.
+        panels: For each network the coordinates of the N samples, [N, 2].
+        labels: Class of each sample, [N].
+        classes, superclasses, superclass_of, highlight: As in `class_colours`.
+        how: Name of the map, such as "UMAP", for the axes.
     """
     names, group, looks = class_colours(classes, superclasses, superclass_of, highlight)
     labels = array(labels)
@@ -59,16 +59,19 @@ def embeddings(
     for axis in axes.flat[len(panels) :]:
         axis.set_visible(False)
     size = float(np.clip((6000 if direct else 20000) / len(labels), 3, 14))
-    edge = 0.2 if size > 6 else 0.0  # an outline helps pale colours, but drowns small dots
+    edge = 0.2 if size > 6 else 0.0  # an outline makes pale colours visible, but covers small dots
     for axis, (title, points) in zip(axes.flat, panels.items(), strict=False):
         points = array(points)
-        for g in sorted(range(len(names)), key=lambda g: names[g] != "others"):  # grey ones lie below
+        for g in sorted(range(len(names)), key=lambda g: names[g] != "others"):  # grey points are drawn first, so below
             chosen = groups == g
             axis.scatter(
                 *points[chosen].T, s=size, alpha=0.8, edgecolors="0.35", linewidths=edge, label=names[g], **looks[g]
             )
             if direct and chosen.any():
-                x, y = np.median(points[chosen, 0]), np.quantile(points[chosen, 1], 0.9)  # above most of its points
+                x, y = (
+                    np.median(points[chosen, 0]),
+                    np.quantile(points[chosen, 1], 0.9),
+                )  # above most of its points
                 outline = [withStroke(linewidth=2.5, foreground="white")]
                 axis.text(x, y, names[g], ha="center", va="bottom", weight="bold", path_effects=outline)
         axis.margins(0.08)
@@ -90,24 +93,24 @@ def class_correlation(
     superclasses: Sequence[str] = (),
     superclass_of: Sequence[int] = (),
 ) -> Figure:
-    """How alike a network's logits of two classes are, a panel a network, on one colour scale.
+    """Draw the correlation of the logits of each pair of classes, one panel for each network, on one colour scale.
 
-    Entry (c, d) is meant to be the mean, over samples of class c and of class d, of the Pearson correlation
-    of their logit vectors: with z̃ the logits less their mean (which no softmax sees), brought to unit length,
-    and m_c the mean of z̃ over class c, it is ⟨m_c, m_d⟩. Unlike the correlation of the classes' mean logits,
-    whose diagonal is 1 by definition, its diagonal tells how much samples of one class agree. Titles give the mean
-    of the diagonal and of the rest.
+    Entry (c, d) of a matrix is the mean Pearson correlation between the logit vectors of samples of class c and samples
+    of class d. It equals ⟨m_c, m_d⟩, where z̃ is a logit vector minus its mean (which does not change the softmax) at
+    unit length, and m_c is the mean of z̃ over class c. The diagonal is therefore not 1: it measures how similar the
+    samples of one class are. The titles contain the mean of the diagonal and of the other entries.
 
     Args:
-        matrices: [C, C] by network.
-        classes: C names; more than 20 are ordered and named by superclass.
+        matrices: For each network, a matrix of shape [C, C].
+        classes: C names. More than 20 classes are ordered and labelled by superclass.
+        superclasses, superclass_of: Names of the superclasses, and the superclass of each class; empty for none.
     """
     many = len(classes) > 20
     order, blocks = by_superclass(classes, superclasses, superclass_of) if many else by_superclass(classes)
     across = min(len(matrices), 2 if many else 4)
     down = -(-len(matrices) // across)
     side = (WIDTH - (3.2 if many else 1.2)) / across
-    size = (WIDTH, down * (side + (0.75 if many else 0.95)))
+    size = (WIDTH, down * (side + (0.95 if many else 1.15)))
     figure, axes = plt.subplots(
         down, across, figsize=size, layout="constrained", squeeze=False, sharex=True, sharey=True
     )
@@ -122,7 +125,7 @@ def class_correlation(
         matrix = array(matrix)[np.ix_(order, order)]
         picture = axis.imshow(matrix, vmin=low, vmax=high, cmap="cividis", interpolation="nearest")
         own, others = (round(float(part.mean()), 2) + 0.0 for part in (np.diag(matrix), matrix[apart]))
-        axis.set_title(f"{name}\nown {own:.2f}, others {others:.2f}", fontsize=10)
+        axis.set_title(f"{name}\nsame class {own:.2f}\nother classes {others:.2f}", fontsize=10)
         if many and superclasses:
             for start in starts[1:-1]:
                 axis.axhline(start - 0.5, color="white", linewidth=0.3)
@@ -133,7 +136,7 @@ def class_correlation(
         names = [block for block, _ in blocks]
         long = max(map(len, names)) > 2
         axis.set_yticks(centres, names, fontsize=8 if many else 9)
-        if many:  # written once: twenty names are readable lengthwise only
+        if many:  # the names stand at the rows only, where there is room for twenty of them
             axis.set_xticks([])
             axis.set_xlabel("classes, in the order of the rows")
         else:
@@ -146,11 +149,11 @@ def class_correlation(
 
 
 def separation(table: Mapping[str, Mapping[str, Any]]) -> Figure:
-    """The numbers of `metrics.separation` for each network: a panel a measure, a row a network.
+    """Draw the numbers of `metrics.separation`: one panel for each measure, with one row for each network.
 
     Args:
-        table: for each network, for each measure, its value, or its values over seeds (drawn as markers, with
-            a bar at mean ± standard deviation). A measure that is no key of MEASURES is left out.
+        table: For each network, for each measure, its value or its values over seeds. The values of several seeds are
+            drawn as markers with a bar at mean ± standard deviation. Only measures in MEASURES are drawn.
     """
     shown = [key for key in MEASURES if all(key in row for row in table.values())]
     across = min(3, len(shown))
@@ -163,7 +166,7 @@ def separation(table: Mapping[str, Mapping[str, Any]]) -> Figure:
         layout="constrained",
         sharey=True,
         squeeze=False,
-        gridspec_kw={"wspace": 0.08},  # the values belong to the panel on their left
+        gridspec_kw={"wspace": 0.08},  # close to the panel on their left, to which the values belong
     )
     for axis in axes.flat[len(shown) :]:
         axis.set_visible(False)
@@ -176,7 +179,7 @@ def separation(table: Mapping[str, Mapping[str, Any]]) -> Figure:
             axis.scatter(seeds, np.full(len(seeds), row), s=28, color=look["color"], marker=look["marker"], alpha=0.8)
             if len(seeds) > 1:
                 axis.errorbar(mean, row, xerr=spread, color=look["color"], capsize=3, lw=1.4, alpha=0.7)
-            text = score(float(mean), float(spread), len(seeds), digits)
+            text = mean_std_text(float(mean), float(spread), len(seeds), digits)
             axis.text(1.02, row, text, transform=axis.get_yaxis_transform(), va="center", fontsize=8)
         axis.set_title(MEASURES[key], fontsize=9)
         axis.margins(x=0.12)

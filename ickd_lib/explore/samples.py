@@ -1,0 +1,108 @@
+"""The samples that an explorer shows: their labels, keys, thumbnails, and the outputs of networks for them.
+
+The task determines what a sample is; the explorers address samples by position.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+
+import torch
+from torch import Tensor
+
+from ickd_lib.data import Images
+from ickd_lib.memory import MemoryBank
+from ickd_lib.models import Network, Output
+from ickd_lib.tasks import Classification, Task
+
+
+@dataclass(frozen=True)
+class SampleSet:
+    """The N samples of one split, each addressed by its position, 0 to N - 1.
+
+    Args:
+        images: The split.
+        task: Which samples an image has; with classification, each image is one sample.
+    """
+
+    images: Images
+    task: Task = field(default_factory=Classification)
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    @property
+    def name(self) -> str:
+        """Data set and split, such as "cifar100/train"."""
+        return self.images.name
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """Names of the C classes."""
+        return self.images.classes
+
+    @property
+    def labels(self) -> Tensor:
+        """Class of each sample, shape [N]."""
+        return self._keys_and_labels[1]
+
+    @property
+    def keys(self) -> Tensor:
+        """Key of each sample, shape [N]: the number under which a memory bank stores it."""
+        return self._keys_and_labels[0]
+
+    @cached_property
+    def _keys_and_labels(self) -> tuple[Tensor, Tensor]:
+        return self.task.keys(self.images)
+
+    def positions(self, keys: Tensor) -> Tensor:
+        """Return the positions of the samples with these keys, shape [n]."""
+        return self._position_of_key[keys]
+
+    @cached_property
+    def _position_of_key(self) -> Tensor:
+        table = torch.full((int(self.keys.max()) + 1,), -1, device=self.keys.device)
+        table[self.keys] = torch.arange(len(self.keys), device=self.keys.device)
+        return table
+
+    def outputs(self, network: Network, at: Tensor | None = None, *, precision: str = "auto") -> Output:
+        """Compute a network's outputs for some samples, without augmentation, in evaluation mode.
+
+        Args:
+            network: On the device of the images.
+            at: Positions of the samples, shape [n]; None for all N.
+            precision: "auto", "fp32" or "bf16".
+        Returns:
+            Logits [n, C] and features [n, D].
+        """
+        keys = None if at is None else self.keys[at.to(self.keys.device)]
+        samples = self.task.bank_samples(network, self.images, keys=keys, precision=precision)
+        return Output(samples.logits, samples.features)
+
+    def stored_outputs(self, bank: MemoryBank, at: Tensor | None = None) -> Output:
+        """Return the teacher's outputs that a bank stores for some samples: logits [n, C] and features [n, D].
+
+        Args:
+            bank: Contains a row for each of these samples.
+            at: Positions of the samples, shape [n]; None for all N.
+        """
+        rows = bank.rows(self.keys if at is None else self.keys[at])
+        return Output(bank.logits[rows], bank.features[rows])
+
+    def thumbnails(self, at: Tensor) -> Tensor:
+        """Return the pictures of some samples, uint8, shape [n, 3, h, w].
+
+        Args:
+            at: Positions of the samples, shape [n].
+        """
+        return self.task.pictures(self.images, self.keys[at.to(self.keys.device)])
+
+    def pictured(self, at: Tensor) -> Images:
+        """Return thumbnails, labels and keys of some samples in the form that `plots.neighbours` draws.
+
+        Args:
+            at: Positions of the samples, shape [n].
+        """
+        at = at.to(self.labels.device)
+        return replace(self.images, images=self.thumbnails(at), labels=self.labels[at], index=self.keys[at])

@@ -1,0 +1,114 @@
+"""Pictures of samples: the images of each class, and a query beside its in-context samples."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import matplotlib.pyplot as plt
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.patches import Rectangle
+
+from ickd_lib.data import Images
+from ickd_lib.memory import InContext
+from ickd_lib.plots.style import OTHER, SAME, WIDTH, array
+
+COLUMNS = 8  # tiles in a row
+
+
+def neighbours(
+    query: Images,
+    query_row: int,
+    rows: Images,
+    positives: InContext,
+    negatives: InContext,
+    *,
+    weights: Any = None,
+    most: int = 16,
+    title: str = "",
+) -> Figure:
+    """Draw a query beside its in-context samples, most similar first, each with its class and cosine to the query.
+
+    Args:
+        query, query_row: Images that contain the query, and the query's data-set row (its `index`).
+        rows: Images that contain all in-context samples, by their data-set row.
+        positives, negatives: In-context samples that the bank returned for this one query, [1, k] each.
+        weights: Weight of each positive in the aggregate, [1, k]; written below the positives.
+        most: Largest number of positives and of negatives that are drawn.
+        title: Text above the picture.
+    """
+    shares = None if weights is None else array(weights)[0]
+    groups = [("same class", positives, SAME, "-", shares), ("other classes", negatives, OTHER, "--", None)]
+    shown = [(*group, array(group[1].mask)[0].nonzero()[0][:most]) for group in groups]
+    lines = [max(1, -(-len(group[-1]) // COLUMNS)) for group in shown]
+    # Lengths in tiles: left end of the first column, step between columns, text below a row, text above a group.
+    first, step, below, gap = 2.5, 1.14, 0.54 if shares is None else 0.72, 0.38
+    width, height = first + COLUMNS * step, max(sum(lines) * (1 + below) + 2 * gap, 3.2)
+    above = 0.35 if title else 0.05
+    # A layout engine and 40 pictures are slow, so tiles and texts have fixed places and all tiles form one picture.
+    figure = plt.figure(figsize=(WIDTH, WIDTH * (height + above) / (width + 0.05)))
+    axis = figure.add_axes((0, 0, 1, 1))
+    axis.text(width / 2, -0.1, title, ha="center", fontsize=11)
+    zoom = -(-96 // max(query.size))
+    pixels = zoom * max(query.size)  # a side of a tile
+    canvas = np.full((round(height * pixels), round(width * pixels), 3), 255, np.uint8)
+
+    at = int((array(query.index) == query_row).nonzero()[0][0])
+    _paste(canvas, query, at, 0, gap * pixels, 2 * zoom)
+    text = f"query, row {query_row}\nclass {query.classes[int(query.labels[at])]}"
+    _frame(axis, 0, gap, 2, "0.1", "-", text, 10)
+    place = {int(row): i for i, row in enumerate(array(rows.index))}
+    note, top = "cosine below each" + ("" if shares is None else ", then its weight w in the aggregate"), 0.0
+    for (name, found, colour, line, share, chosen), count in zip(shown, lines, strict=True):
+        axis.text(first, top + gap - 0.1, f"{name}, nearest first ({note})", fontsize=10, color=colour, weight="bold")
+        for i, j in enumerate(chosen):
+            at = place[int(found.index[0, j])]
+            text = f"{rows.classes[int(rows.labels[at])]}\n{float(found.similarity[0, j]):.3f}"
+            text += f"\nw {share[j]:.0%}" if share is not None else ""
+            x, y = first + i % COLUMNS * step, top + gap + i // COLUMNS * (1 + below)
+            _paste(canvas, rows, at, x * pixels, y * pixels, zoom)
+            _frame(axis, x, y, 1, colour, line, text, 8)
+        top, note = top + count * (1 + below) + gap, "cosine below each"
+    axis.imshow(canvas, extent=(0, width, height, 0), interpolation="nearest")
+    axis.set(xlim=(-0.05, width), ylim=(height, -above), aspect="equal")
+    axis.set_axis_off()
+    return figure
+
+
+def samples(images: Images, *, classes: int = 10, each: int = 12) -> Figure:
+    """Draw the first images of the first classes, one row for each class.
+
+    Args:
+        images: Images of C classes.
+        classes: Largest number of classes.
+        each: Largest number of images of each class.
+    """
+    labels = array(images.labels)
+    lines = [(name, (labels == c).nonzero()[0][:each]) for c, name in enumerate(images.classes[:classes])]
+    across, zoom = max(1, *(len(found) for _, found in lines)), -(-64 // max(images.size))
+    side = zoom * max(images.size)
+    canvas = np.full((round(len(lines) * 1.1 * side), round(across * 1.1 * side), 3), 255, np.uint8)
+    for i, (_, found) in enumerate(lines):
+        for j, at in enumerate(found):
+            _paste(canvas, images, int(at), j * 1.1 * side, i * 1.1 * side, zoom)
+    figure, axis = plt.subplots(figsize=(0.45 * across + 1.2, 0.45 * len(lines)), layout="constrained")
+    axis.imshow(canvas, extent=(0, across * 1.1, len(lines) * 1.1, 0), interpolation="nearest")
+    axis.set_yticks([1.1 * i + 0.5 for i in range(len(lines))], [name for name, _ in lines])
+    axis.set_xticks([])
+    axis.tick_params(length=0)
+    axis.spines[:].set_visible(False)
+    axis.grid(False)
+    return figure
+
+
+def _paste(canvas: np.ndarray, images: Images, at: int, x: float, y: float, zoom: int) -> None:
+    """Copy an image to a place on the canvas, each of its pixels `zoom` pixels wide."""
+    picture = array(images.images[at].permute(1, 2, 0)).repeat(zoom, 0).repeat(zoom, 1)
+    left, top = round(x), round(y)
+    canvas[top : top + picture.shape[0], left : left + picture.shape[1]] = picture
+
+
+def _frame(axis: Axes, x: float, y: float, size: float, colour: Any, line: str, text: str, font: float) -> None:
+    axis.add_patch(Rectangle((x, y), size, size, fill=False, edgecolor=colour, linewidth=1.8, linestyle=line))
+    axis.text(x + size / 2, y + size + 0.06, text, ha="center", va="top", fontsize=font, linespacing=1.1)

@@ -1,0 +1,106 @@
+"""The blocks that the logit-space explorer displays: tiles of samples, predictions, and numbers about a region."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from torch import Tensor
+
+from ickd_lib.explore import Region, SampleSet
+from ickd_lib.widgets.view import Block
+
+HINT = (
+    "Point at an image to see its predictions. To select images, draw a lasso around them, click one, choose a class, "
+    "or enter row numbers."
+)
+
+
+def sample_tiles(
+    samples: SampleSet,
+    at: Tensor,
+    colour: Sequence[str],
+    *,
+    title: str,
+    shape: Sequence[int],
+    start: int = 0,
+    more: Sequence[str] = (),
+    **options: Any,
+) -> Block:
+    """Return a block of tiles, which send the event "look" with the sample's position as their key.
+
+    Args:
+        samples: The samples.
+        at: Positions of the displayed samples, shape [n].
+        colour: Colour of each class.
+        title: Text above the tiles.
+        shape: Shape of the images that are sent along.
+        start: Position of the first displayed sample among these images.
+        more: One more line of text for each tile.
+        options: Further entries of the block, such as `tone`.
+    """
+    tiles = []
+    for i, position in enumerate(at.tolist()):
+        label, row = int(samples.labels[position]), int(samples.keys[position])
+        name = samples.classes[label]
+        lines = {"lines": [name, f"row {row}", *more[i : i + 1]], "label": f"look at row {row}, {name}"}
+        tiles.append({"at": start + i, "key": str(position), "colour": colour[label], **lines})
+    return {"kind": "tiles", "title": title, "shape": shape, "tiles": tiles, "event": "look", **options}
+
+
+def prediction_table(samples: SampleSet, at: int, logits: Mapping[str, Tensor]) -> Block:
+    """Return a table with each network's prediction for one sample.
+
+    Args:
+        samples: The samples.
+        at: Position of the sample.
+        logits: For each network its logits of all samples, shape [N, C].
+    """
+    label, row, names = int(samples.labels[at]), int(samples.keys[at]), samples.classes
+    rows = []
+    for network, of_all in logits.items():
+        probabilities = of_all[at].softmax(0)
+        predicted = int(probabilities.argmax())
+        mark = "✓" if predicted == label else "✗"
+        numbers = [f"{probabilities[predicted]:.3f}", f"{probabilities[label]:.3f}"]
+        rows.append([network, f"{mark} {names[predicted]}", *numbers])
+    columns = ["network", "prediction", "its probability", "probability of the label"]
+    return {
+        "kind": "table",
+        "title": f"predictions for row {row} (class {names[label]})",
+        "columns": columns,
+        "rows": rows,
+    }
+
+
+def region_table(found: Mapping[str, Region], classes: Sequence[str]) -> Block:
+    """Return a table with each network's numbers about the selected samples.
+
+    Args:
+        found: For each network its region with these members; at least one.
+        classes: C names.
+    """
+    counts = next(iter(found.values())).counts
+    most = counts.topk(min(3, len(classes)))
+    mix = [f"{n:,} of class {classes[c]}" for n, c in zip(*map(Tensor.tolist, most), strict=True) if n]
+    more = ", …" if int(most.values.sum()) < int(counts.sum()) else ""
+    numbers = {name: _numbers(region) for name, region in found.items()}
+    columns = ["network", *next(iter(numbers.values()))]
+    rows = [[name, *texts.values()] for name, texts in numbers.items()]
+    title = f"separation of the selected images in each logit space: {', '.join(mix)}{more}"
+    return {"kind": "table", "title": title, "columns": columns, "rows": rows}
+
+
+def _numbers(region: Region) -> dict[str, str]:
+    """Return the texts of one row: numbers relative to the classes of all images, then numbers of the members alone."""
+    alone = region.separation or {}
+    numbers = {
+        "accuracy, %": 100 * region.accuracy,
+        "distance to own mean": region.within,
+        "margin": region.margin,
+        "nearer to a wrong mean, %": 100 * region.negative_margin,
+        "between / within (selection only)": alone.get("ratio", math.nan),
+        "silhouette (selection only)": alone.get("silhouette", math.nan),
+    }
+    return {name: "–" if math.isnan(x) else f"{x:.{1 if '%' in name else 3}f}" for name, x in numbers.items()}

@@ -1,0 +1,134 @@
+"""Scatter plots of maps, made with jupyter-scatter: their points, colours and legend."""
+
+from __future__ import annotations
+
+import html
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from matplotlib.colors import to_hex, to_rgba
+from torch import Tensor
+
+from ickd_lib.data import Images
+from ickd_lib.plots.style import PALETTE, class_colours
+
+HEIGHT = 380  # of a map, in pixels
+BACKGROUND = {False: "#ffffff", True: "#212121"}  # of JupyterLab's light and dark theme
+GREY = {False: "#d9d9d9", True: "#4d4d4d"}  # of classes that are not highlighted, by theme
+SIZES = (4, 7, 10, 13)  # of the points of groups 1 to 10, 11 to 20, …, because ten colours are repeated
+RIGHT, WRONG = to_hex(PALETTE[0]), to_hex(PALETTE[1])
+
+Entry = tuple[str, str, int]  # name, colour, and size of a group of points
+
+
+@dataclass(frozen=True)
+class Colouring:
+    """Colours and sizes of the points of a map.
+
+    A point's kind is its class c where the network classifies it correctly, and C + c where it does not.
+
+    Args:
+        entries: The entries of the legend.
+        by_kind: The entry of each kind, length 2 C.
+        by_class: Colour of each class, length C, whatever the points are coloured by.
+    """
+
+    entries: Sequence[Entry]
+    by_kind: Sequence[Entry]
+    by_class: Sequence[str]
+
+
+def colouring(images: Images, by: str, highlight: Sequence[int], dark: bool) -> Colouring:
+    """Choose the colours of points.
+
+    Args:
+        images: The data set, for its classes and superclasses.
+        by: "class", "superclass", "selected classes" or "right or wrong".
+        highlight: The coloured classes where `by` is "selected classes"; all others are grey.
+        dark: Whether the page has a dark theme.
+    """
+    upper = (images.superclasses, images.superclass_of) if by != "selected classes" else ((), ())
+    names, group, looks = class_colours(images.classes, *upper, highlight, dark)
+    colours, sizes = [to_hex(look["color"]) for look in looks], [SIZES[g // 10 % 4] for g in range(len(names))]
+    if names[-1] == "others":
+        colours[-1], sizes[-1] = GREY[dark], SIZES[0]
+    by_class = [colours[g] for g in group]
+    if by == "right or wrong":
+        entries = [("right", RIGHT, SIZES[0]), ("wrong", WRONG, SIZES[1])]
+        return Colouring(entries, [entries[0]] * len(group) + [entries[1]] * len(group), by_class)
+    entries = list(zip(names, colours, sizes, strict=True))
+    return Colouring(entries, [entries[g] for g in group] * 2, by_class)
+
+
+def points_of(plane: np.ndarray, labels: Tensor, wrong: Tensor, classes: int) -> np.ndarray:
+    """Convert a map to the points of a scatter plot, float32, shape [N, 4]: x, y, kind and 0.
+
+    Args:
+        plane: The map, shape [N, 2]. It is shifted and scaled to the range from -0.95 to 0.95, equally in x and y.
+        labels: Class of each point, shape [N].
+        wrong: Whether the network misclassifies each point, shape [N].
+        classes: Number C of classes.
+    """
+    low, high = plane.min(0), plane.max(0)
+    plane = 1.9 * (plane - (low + high) / 2) / max(float((high - low).max()), 1e-9)
+    kind = (labels + classes * wrong).numpy()
+    return np.column_stack([plane, kind, np.zeros_like(kind)]).astype(np.float32)
+
+
+def make_scatter(points: np.ndarray, classes: int) -> Any:
+    """Create the scatter plot (a `jscatter.Scatter`) of some points; `paint` sets its colours.
+
+    Every property is set before the page displays the plot, because the page misses changes during its start.
+
+    Args:
+        points: From `points_of`, shape [N, 4].
+        classes: Number C of classes.
+    """
+    import jscatter
+    import pandas as pd
+
+    kinds = [str(kind) for kind in range(2 * classes)]
+    kind = pd.Categorical.from_codes(points[:, 2].astype(int), categories=kinds)
+    scatter = jscatter.Scatter(
+        data=pd.DataFrame({"x": points[:, 0], "y": points[:, 1], "kind": kind}),
+        x="x",
+        y="y",
+        x_scale=(-1, 1),
+        y_scale=(-1, 1),
+        height=HEIGHT,
+        color_by="kind",
+        color_map=["black"] * len(kinds),
+        size_by="kind",
+        size_map=[4] * len(kinds),
+        axes=False,
+        opacity_unselected=0.25,
+        mouse_mode="lasso",
+        transition_points_duration=700,
+    )
+    scatter.widget.points = points  # jscatter numbers only the kinds that occur, which would shift all colours
+    scatter.widget.toolbar_buttons = ["pan_zoom", "lasso", "divider", "full_screen", "reset"]
+    scatter.widget.transition_points = True
+    return scatter
+
+
+def paint(scatter: Any, colours: Colouring, dark: bool) -> None:
+    """Set the colours and sizes of a scatter plot's points, and its background."""
+    # scatter.background() would also draw axes and a legend, which are switched off.
+    scatter.widget.background_color = to_rgba(BACKGROUND[dark])
+    scatter.widget.reticle_color = to_rgba(GREY[dark])
+    scatter.widget.color = [to_rgba(colour) for _, colour, _ in colours.by_kind]
+    scatter.widget.color_selected = scatter.widget.color
+    scatter.widget.color_hover = to_rgba(BACKGROUND[not dark])
+    scatter.widget.size = [size for *_, size in colours.by_kind]
+
+
+def legend(entries: Sequence[Entry]) -> str:
+    """Return a legend as HTML: each name beside a dot of its colour and size."""
+    dots = "".join(
+        f'<span style="white-space:nowrap"><span style="display:inline-block;width:{size + 5}px;height:{size + 5}px;'
+        f'border-radius:50%;background:{colour};margin-right:4px;vertical-align:middle"></span>{html.escape(name)}</span>'
+        for name, colour, size in entries
+    )
+    return f'<div style="display:flex;flex-wrap:wrap;gap:2px 14px;line-height:1.5">{dots}</div>'
