@@ -101,9 +101,9 @@ def test_the_table_of_separation_pairs_the_seeds():
 @pytest.mark.parametrize(
     ("silhouette", "accuracy", "texts"),
     [
-        (0.9, 0.9, ["It also has", "It is also the one with the best separation"]),
-        (0.1, 0.9, ["`ce` has the largest silhouette", "do not coincide"]),
-        (0.9, 0.1, ["It also has", "do not coincide"]),
+        (0.9, 0.9, ["It also has the largest silhouette", "It also has the largest ratio and"]),
+        (0.1, 0.9, ["`ce` has the largest silhouette", "only its ratio is the largest"]),
+        (0.9, 0.1, ["It also has the largest silhouette", "has neither"]),
     ],
 )
 def test_takeaways_of_separation(silhouette, accuracy, texts):

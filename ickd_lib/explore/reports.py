@@ -221,8 +221,9 @@ def prediction_takeaways(
     top, even = share[present].max(1).values.mean().item(), 1 / max(len(share) - 1, 1)
     return points(
         [
-            f"**The label is part of the aggregate.** The {same} is more accurate than the {free} by {by_label:+.1f} "
-            "points. This difference comes from the labels and is no evidence for the quality of the neighbours.",
+            f"**The label is part of the aggregate.** The accuracy of the {same} differs from that of the {free} by "
+            f"{by_label:+.1f} points. This difference comes from the labels and is no evidence for the quality of the "
+            "neighbours.",
             f"**Averaging alone** changes the teacher's accuracy by {by_average:+.1f} points. The {free} is right on "
             f"{found[free]['corrected']:,} of the teacher's {found['errors']:,} errors and wrong on "
             f"{found[free]['broken']:,} of its {found['correct']:,} correct predictions.",
@@ -302,11 +303,12 @@ def separation_takeaways(
     )
     second = "It also" if tightest == widest else f"`{tightest}`"
     percent = mean_std([100 * value for value in accuracy[best]], ".1f")
-    relation = (
-        "It is also the one with the best separation."
-        if best == widest == tightest
-        else "So the best separation and the highest accuracy do not coincide here."
-    )
+    largest = [measure for measure, name in (("ratio", widest), ("silhouette", tightest)) if name == best]
+    relation = {
+        2: "It also has the largest ratio and the largest silhouette.",
+        1: f"Of these two measures of separation, only its {largest[0] if largest else ''} is the largest.",
+        0: "It has neither the largest ratio nor the largest silhouette.",
+    }[len(largest)]
     caution = (
         f"Numbers are mean ± standard deviation over {seeds} seeds. A difference of the size of the standard deviation "
         "may be due to chance."
