@@ -102,7 +102,7 @@ def test_the_table_of_separation_pairs_the_seeds():
     ("silhouette", "accuracy", "texts"),
     [
         (0.9, 0.9, ["It also has the largest silhouette", "It also has the largest ratio and"]),
-        (0.1, 0.9, ["`ce` has the largest silhouette", "only its ratio is the largest"]),
+        (0.1, 0.9, ["`ce` has the largest silhouette", "It has the largest ratio, but not"]),
         (0.9, 0.1, ["It also has the largest silhouette", "has neither"]),
     ],
 )

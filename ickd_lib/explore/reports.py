@@ -303,12 +303,12 @@ def separation_takeaways(
     )
     second = "It also" if tightest == widest else f"`{tightest}`"
     percent = mean_std([100 * value for value in accuracy[best]], ".1f")
-    largest = [measure for measure, name in (("ratio", widest), ("silhouette", tightest)) if name == best]
     relation = {
-        2: "It also has the largest ratio and the largest silhouette.",
-        1: f"Of these two measures of separation, only its {largest[0] if largest else ''} is the largest.",
-        0: "It has neither the largest ratio nor the largest silhouette.",
-    }[len(largest)]
+        (True, True): "It also has the largest ratio and the largest silhouette.",
+        (True, False): "It has the largest ratio, but not the largest silhouette.",
+        (False, True): "It has the largest silhouette, but not the largest ratio.",
+        (False, False): "It has neither the largest ratio nor the largest silhouette.",
+    }[best == widest, best == tightest]
     caution = (
         f"Numbers are mean ± standard deviation over {seeds} seeds. A difference of the size of the standard deviation "
         "may be due to chance."
