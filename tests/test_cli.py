@@ -124,15 +124,21 @@ def test_a_run_serves_as_teacher(run):
         ("train --method ce --student resnet9 --epochs 1", "unknown model 'resnet9'; did you mean 'resnet8'?"),
         ("train --dataset digit", "unknown data set 'digit'; did you mean 'digits'?"),
         ("train --method kd", "this method needs a teacher"),
-        ("train --dataset cifar100 --method ce", "data/cifar-100-python/meta is not there; ask for the download"),
+        ("train --dataset cifar100 --method ce", "data/cifar-100-python/meta does not exist; allow the download"),
         ("train --dataset folder:nowhere --method ce", "nowhere has no folder train/"),
         ("train --method ce --epochs 0", "epochs=0 must be above 0"),
-        ("train --method ce --device cuda:9", "torch sees"),
+        ("train --method ce --device cuda:9", "torch finds"),
         ("train --method ce --labels 3", "cannot draw 3 of 1000 images"),
         ("compare --methods ce --seeds 0", "seeds=0 must be 1 or more"),
-        ("evaluate nowhere", "nowhere/config.json is not there; is this a run folder?"),
-        ("report nowhere", "nowhere is no folder"),
+        ("evaluate nowhere", "nowhere/config.json does not exist; is this a run folder?"),
+        ("report nowhere", "nowhere is not a folder"),
         ("bank --teacher resnet8 --teacher-weights none.pth", "none.pth"),
+        ("train --method ce --name ..", "name='..' cannot name a run folder"),
+        ("train --method ce --name . --runs new", "name='.' cannot name a run folder"),
+        ("train --method ce --name a/b", "name='a/b' cannot name a run folder"),
+        ("train --method ce --task clasification", "unknown task 'clasification'; did you mean 'classification'?"),
+        ("train --method ce --optimizer adm", "unknown optimizer 'adm'; did you mean 'Adam'?"),
+        ("diff nowhere elsewhere", "nowhere/config.json does not exist"),
     ],
 )
 def test_mistakes_are_one_line(run, line, message):
@@ -144,7 +150,7 @@ def test_mistakes_are_one_line(run, line, message):
 def test_a_run_of_other_settings_is_refused(run):
     assert run(f"train --method ce {QUICK} --name mine")[0] == 0
     status, _, err = run(f"train --method ce {QUICK} --name mine --lr 0.2")
-    assert status == 2 and "holds a run with recipe=" in err
+    assert status == 2 and "contains a run with recipe=" in err
 
 
 def test_every_option_shows_its_default(capsys):
@@ -174,3 +180,38 @@ def test_weights_of_a_zoo_checkpoint_make_a_teacher(run, tmp_path):
     torch.save({"model": network.state_dict()}, tmp_path / "t.pth")
     status, out, _ = run(f"train --method kd {QUICK} --teacher resnet8 --teacher-weights t.pth")
     assert status == 0 and json.loads(out[: out.index("run folder")])["teacher_saw"] == {"weights": "t.pth"}
+
+
+def test_a_name_writes_nothing_outside_the_runs_folder(run, tmp_path):
+    """`--name ..` with a runs folder that does not exist yet once replaced these files."""
+    (tmp_path / "config.json").write_text("mine")
+    (tmp_path / "summary.json").write_text("mine")
+    for name in ("..", ".", "-", "///", "../x"):
+        assert run(f"train --method ce {QUICK} --runs new --name={name}")[0] == 2
+    assert {p.name: p.read_text() for p in tmp_path.iterdir()} == {"config.json": "mine", "summary.json": "mine"}
+
+
+def test_a_diverging_method_has_its_row_and_the_others_finish(run):
+    line = f"compare --methods ce kd(kd=1e30) ickd(positives=3,negatives=5) --seeds 2 {QUICK} {SHORT}"
+    status, out, err = run(line)
+    assert status == 1 and "| ce | 2 |" in out and "| ickd(positives=3, negatives=5) | 2 |" in out
+    assert "| kd(kd=1e30) | 2 |" in out.partition("| method | diverged, seeds |")[2]
+    (problem,) = [line for line in err.splitlines() if line.startswith("error: ")]
+    assert problem.count("became nan at epoch 1, step 2") == 2
+
+
+def test_two_runs_are_compared(run):
+    for name, seed in (("a", 0), ("b", 0), ("c", 1)):
+        assert run(f"train --method ce {QUICK} --name {name} --seed {seed}")[0] == 0
+    status, out, _ = run("diff runs/a runs/b")
+    assert status == 0 and out == "weights: equal in all 1 epochs\nrecords: equal in all 1 epochs\n"
+    status, out, _ = run("diff runs/a runs/c")
+    assert (
+        status == 0 and "settings: seed is 0 in runs/a, 1 in runs/c" in out and "weights: differ from epoch 1 on" in out
+    )
+
+
+def test_the_version_is_printed(capsys):
+    with pytest.raises(SystemExit) as stop:
+        cli.main(["--version"])
+    assert stop.value.code == 0 and capsys.readouterr().out.startswith("ickd ")

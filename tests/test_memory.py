@@ -6,8 +6,7 @@ import torch
 import torch.nn.functional as F
 
 from ickd_lib import runtime
-from ickd_lib.memory import MemoryBank, search
-from ickd_lib.memory import bank as memory_bank
+from ickd_lib.memory import MemoryBank, retrieval, search
 from ickd_lib.runtime import InputError
 
 CLASSES = tuple("abcde")
@@ -41,7 +40,7 @@ def brute_force(bank, features, label, own, k, same, per_class=False):
 @pytest.mark.parametrize("ties", [False, True])
 @pytest.mark.parametrize("per_class", [False, True])
 def test_retrieval_equals_brute_force(ties, per_class, monkeypatch):
-    monkeypatch.setattr(memory_bank, "CHUNK", 7)
+    monkeypatch.setattr(retrieval, "CHUNK", 7)
     bank = made(ties=ties)
     rows = torch.arange(0, 300, 11)
     k = 4 if per_class else 9
@@ -116,6 +115,65 @@ def test_random_neighbours_keep_the_constraints():
     assert near.similarity.mean() < bank.table(positives=5, negatives=12)[0].similarity.mean() - 0.1
 
 
+@pytest.mark.parametrize("k", [1, 5, 30])
+def test_random_neighbours_are_drawn_uniformly_and_by_seed(k):
+    """Over many seeds every allowed row is drawn about equally often, also where nearly all of them are."""
+    bank = made(n=60)
+    row = 7
+    smallest = int(torch.bincount(bank.labels).min())
+    positives = min(k, smallest - 1)
+    near, far = torch.zeros(60), torch.zeros(60)
+    for seed in range(400):
+        drawn = bank.random_table(positives=positives, negatives=k, seed=seed)
+        near[drawn[0].rows[row]] += 1
+        far[drawn[1].rows[row]] += 1
+    same = bank.labels == bank.labels[row]
+    same[row] = False
+    other = bank.labels != bank.labels[row]
+    for count, pool, size in ((near, same, positives), (far, other, k)):
+        assert count[~pool].sum() == 0 and count.sum() == 400 * size
+        share = size / int(pool.sum())
+        spread = (400 * share * (1 - share)) ** 0.5  # of a binomial count
+        assert (count[pool] - 400 * share).abs().max() <= 4.5 * spread + 1e-6
+    one, again, other_seed = (bank.random_table(positives=1, negatives=k, seed=s)[1].rows for s in (0, 0, 1))
+    assert torch.equal(one, again) and not torch.equal(one, other_seed)
+
+
+def test_class_means_leave_the_query_out():
+    bank = made(n=50)
+    index, labels = bank.index[::7], bank.labels[::7]
+    near, far = bank.class_samples(index, labels)
+    assert near.logits.shape == (len(index), 1, 5) and far.logits.shape == (len(index), 5, 5)
+    for i, (key, label) in enumerate(zip(index.tolist(), labels.tolist(), strict=True)):
+        rest = (bank.labels == label) & (bank.index != key)
+        assert torch.allclose(near.logits[i, 0], bank.logits[rest].mean(0), atol=1e-5)
+        mean = F.normalize(bank.features[rest].mean(0), dim=0)
+        assert torch.allclose(near.features[i, 0], mean, atol=1e-5)
+        query = bank.features[bank.rows(torch.tensor([key]))[0]]
+        assert near.similarity[i, 0].item() == pytest.approx((mean @ query).item(), abs=1e-5)
+        assert far.mask[i].tolist() == [c != label for c in range(5)]
+        for c in range(5):
+            assert torch.allclose(far.logits[i, c], bank.logits[bank.labels == c].mean(0), atol=1e-5)
+    assert (near.index == -1).all() and (far.index == -1).all()
+    outside, _ = bank.class_samples(torch.tensor([10**6]), torch.tensor([2]))
+    assert torch.allclose(outside.logits[0, 0], bank.logits[bank.labels == 2].mean(0), atol=1e-5)
+
+
+def test_equal_features_are_settled_for_all_queries_at_once():
+    """A network that outputs nearly the same features for every image; ties go to the lower key."""
+    bank = MemoryBank(torch.ones(400, 4), torch.zeros(400, 2), torch.arange(400) % 2, torch.arange(400), ("a", "b"))
+    near, far = bank.table(positives=3, negatives=5)
+    assert near.rows[0].tolist() == [2, 4, 6] and near.rows[399].tolist() == [1, 3, 5]
+    assert far.rows[0].tolist() == [1, 3, 5, 7, 9] and far.rows[399].tolist() == [0, 2, 4, 6, 8]
+
+
+def test_features_of_in_context_samples_are_gathered_where_they_are_requested():
+    bank = made()
+    near, _ = bank.table(positives=2, negatives=2)
+    assert bank.gather(near).features.shape == (300, 2, 16)
+    assert bank.gather(near, features=False).features.shape == (300, 2, 0)
+
+
 def test_nearest_ignores_labels():
     bank = made()
     found = bank.nearest(bank.features[:3], bank.index[:3], k=4)
@@ -128,10 +186,10 @@ def test_too_many_neighbours_name_the_class_and_its_size():
     size = int((bank.labels == 2).sum())
     which = (bank.labels == 2).nonzero()[0]
     with pytest.raises(
-        InputError, match=rf"{size} positives were asked for .* class 'c', but the bank has only {size - 1}"
+        InputError, match=rf"{size} positives were requested for .* class 'c', but the bank has only {size - 1}"
     ):
         bank.retrieve(bank.features[which], bank.labels[which], bank.index[which], positives=size, negatives=2)
-    with pytest.raises(InputError, match="negatives were asked for"):
+    with pytest.raises(InputError, match="negatives were requested for"):
         bank.require(positives=1, negatives=40)
     with pytest.raises(InputError, match="classes of negatives"):
         bank.require(positives=1, negatives=5, per_class=True)
@@ -151,7 +209,7 @@ def test_too_many_neighbours_name_the_class_and_its_size():
 def test_update_writes_rows_and_unfilled_rows_are_never_returned(digits):
     bank = MemoryBank.empty(digits.train, 6)
     images, g = digits.train, torch.Generator().manual_seed(0)
-    with pytest.raises(InputError, match="positives were asked for"):
+    with pytest.raises(InputError, match="positives were requested for"):
         bank.retrieve(torch.ones(1, 6), images.labels[:1], images.index[:1], positives=1, negatives=1)
     seen = images.index[::2]
     features, logits = torch.randn(len(seen), 6, generator=g), torch.randn(len(seen), 10, generator=g)
@@ -272,7 +330,7 @@ def test_saved_and_loaded_it_retrieves_the_same(bank, teacher, digits, tmp_path)
     loaded = MemoryBank.load(path, images=digits.train, teacher=teacher)
     assert loaded.classes == bank.classes and loaded.filled.all()
     assert all(torch.equal(tensor, loaded.tensors[name]) for name, tensor in bank.tensors.items())
-    for ours, theirs in zip(bank.table(), loaded.table(), strict=True):
+    for ours, theirs in zip(bank.table(negatives=9), loaded.table(negatives=9), strict=True):
         assert torch.equal(ours.rows, theirs.rows) and torch.equal(ours.similarity, theirs.similarity)
 
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from ickd_lib import metrics, results, runtime
+from ickd_lib import metrics, runs, runtime
 from ickd_lib.data import Images
 from ickd_lib.memory import MemoryBank
 from ickd_lib.runtime import InputError
@@ -114,12 +114,12 @@ def test_closer_classes_have_a_smaller_separation():
 
 
 def test_mean_std_and_paired_intervals():
-    assert results.mean_std([1.0, 3.0]) == (2.0, math.sqrt(2))
-    assert math.isnan(results.mean_std([1.0])[1])
-    mean, half = results.paired([2.0, 3.0, 5.0], [1.0, 1.0, 2.0])
+    assert runs.mean_std([1.0, 3.0]) == (2.0, math.sqrt(2))
+    assert math.isnan(runs.mean_std([1.0])[1])
+    mean, half = runs.paired([2.0, 3.0, 5.0], [1.0, 1.0, 2.0])
     assert mean == pytest.approx(2) and half == pytest.approx(4.302652729911275 * 1 / math.sqrt(3))
     with pytest.raises(InputError, match="two or more pairs"):
-        results.paired([1.0], [2.0])
+        runs.paired([1.0], [2.0])
 
 
 def test_tables_keep_settings_apart():
@@ -130,12 +130,12 @@ def test_tables_keep_settings_apart():
         base | {"method": "ce", "accuracy": 0.7, "best_accuracy": 0.8},
         base | {"method": "kd", "accuracy": 0.9, "best_accuracy": 0.9, "teacher": "resnet20", "agreement": 0.25},
     ]
-    text = results.table(rows)
+    text = runs.table(rows)
     assert "| ce | 2 | 60.00 ± 14.14 | 70.00 ± 14.14 |" in text
     assert "**digits**, 60 training images: resnet20 → resnet8, 1 epochs at batch 64, learning rate 0.05 (step)" in text
     assert "| kd | 1 | 90.00 | 90.00 | 25.00 |" in text
     taught = rows[2] | {"teacher_saw": {"data": "digits(0,1)/train", "labels": 9}, "augment": "mixup"}
-    text = results.table([rows[2], taught])
+    text = runs.table([rows[2], taught])
     assert "resnet20 of digits(0,1) → resnet8" in text and "(step), mixup" in text and "± " not in text
 
 

@@ -1,4 +1,4 @@
-"""Every notebook as it is committed, and as papermill runs it with small parameters."""
+"""The form of the committed notebooks, their execution with small parameters, and the script that runs them."""
 
 import ast
 import json
@@ -9,13 +9,14 @@ from pathlib import Path
 
 import papermill
 import pytest
+from nbclient.exceptions import DeadKernelError
 from papermill.exceptions import PapermillExecutionError
 
-from ickd_lib import runtime
+from ickd_lib import notebook as library
 
 FOLDER = Path(__file__).resolve().parents[1] / "notebooks"
 NOTEBOOKS = sorted(FOLDER.glob("[0-9]*.ipynb"))
-SMALL = {  # whatever of these a notebook has
+SMALL = {  # each notebook gets those that it has
     "teacher": "resnet8",
     "teacher_epochs": 3,
     "labels": 100,
@@ -49,16 +50,20 @@ def test_there_are_notebooks():
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda p: p.stem)
 def test_a_notebook_is_thin_stripped_and_parametrised(path):
     content = [c for c in cells(path) if c["cell_type"] == "code"]
-    assert all(not c["outputs"] and c["execution_count"] is None for c in content), "strip its outputs"
+    assert all(not c["outputs"] and c["execution_count"] is None for c in content), (
+        "remove the outputs before committing"
+    )
     assert "parameters" in content[0]["metadata"].get("tags", [])
     parameters = ast.parse("".join(content[0]["source"])).body
     assert all(isinstance(n, ast.Assign) and ast.literal_eval(n.value) is not ... for n in parameters)
-    assert "runtime.check_parameters(" in "".join(content[1]["source"])
+    assert "notebook.check_parameters(" in "".join(content[1]["source"])
     for source in code(path):
-        assert len(source.splitlines()) <= 25, f"a long cell:\n{source[:80]}"
+        assert len(source.splitlines()) <= 25, f"this cell has more than 25 lines:\n{source[:80]}"
         assert not any(line.startswith(("!", "%")) for line in source.splitlines())
         for node in ast.walk(ast.parse(source)):
-            assert not isinstance(node, ast.FunctionDef | ast.ClassDef | ast.Lambda), f"defines something:\n{source}"
+            assert not isinstance(node, ast.FunctionDef | ast.ClassDef | ast.Lambda), (
+                f"this cell contains a definition:\n{source}"
+            )
     assert cells(path)[0]["cell_type"] == "markdown" and run.title(path)
 
 
@@ -71,7 +76,7 @@ def test_every_parameter_is_checked(path):
     ]
     checked = ast.literal_eval(call.args[1]).split()
     assert sorted(checked) == sorted(run.declared(path))
-    runtime.check_parameters(run.declared(path), " ".join(checked))
+    library.check_parameters(run.declared(path), " ".join(checked))
 
 
 def execute(path, folder, **parameters):
@@ -88,7 +93,7 @@ def execute(path, folder, **parameters):
 
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory):
-    """Shared by the notebooks, so that their teacher is trained once."""
+    """The folder of runs that all notebooks share, so that their teacher is trained once."""
     return tmp_path_factory.mktemp("runs")
 
 
@@ -109,10 +114,8 @@ def test_a_notebook_runs(path, tmp_path, runs):
     pictures = sorted(tmp_path.glob("*.png"))
     assert pictures and all(p.read_bytes().startswith(b"\x89PNG") and p.stat().st_size > 5000 for p in pictures)
     shown = [o for c in notebook.cells for o in c.get("outputs", []) if "image/png" in o.get("data", {})]
-    assert len(shown) >= len(pictures), "each figure is also shown, once"
-    assert len(json.dumps(notebook.metadata.get("widgets", {}))) < 200_000, (
-        "what a widget shows is no state to be saved"
-    )
+    assert len(shown) >= len(pictures), "each figure that is saved is also displayed"
+    assert len(json.dumps(notebook.metadata.get("widgets", {}))) < 200_000, "the data of a widget must not be saved"
     if "accuracy" in summary:
         assert all(0 <= a <= 1 for a in numbers(summary["accuracy"]))
     if "retrieval" in summary:
@@ -140,8 +143,63 @@ def test_a_wrong_value_stops_the_notebook_at_its_start(tmp_path):
         execute(FOLDER / "03_training.ipynb", tmp_path, epochs="many")
 
 
-def test_the_runner_refuses_what_no_notebook_has(monkeypatch, capsys):
-    monkeypatch.setattr(sys, "argv", ["run.py", "-p", "epohcs", "3"])
-    assert run.main() == 2 and "epohcs" in capsys.readouterr().err
-    monkeypatch.setattr(sys, "argv", ["run.py", "99"])
-    assert run.main() == 2 and "99" in capsys.readouterr().err
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["-p", "epohcs", "3"], "unknown parameter 'epohcs'; did you mean 'epochs'?"),
+        (["06", "-p", "label", "50"], "unknown parameter 'label'; did you mean 'labels'?"),
+        (["06", "-p", "shots", "[1]"], "unknown parameter 'shots'"),
+        (["99"], "unknown notebook '99'"),
+    ],
+)
+def test_the_script_refuses_what_no_notebook_has(monkeypatch, capsys, arguments, message):
+    monkeypatch.setattr(sys, "argv", ["run.py", *arguments])
+    assert run.main() == 2
+    assert message in capsys.readouterr().err
+
+
+def test_the_script_selects_notebooks_in_reading_order():
+    assert [path.name[:2] for path in run.selected(["08", "03", "08"])] == ["03", "08"]
+    assert run.selected([]) == NOTEBOOKS
+
+
+def writes(text, error=None):
+    """A substitute for `papermill.execute_notebook` that writes a file and, where it is given, raises an error."""
+
+    def execute_notebook(_path, result, parameters, **_options):
+        result.write_text(text)
+        Path(parameters["output"], "summary.json").write_text(json.dumps({"headline": text}))
+        if error:
+            raise error
+
+    return execute_notebook
+
+
+@pytest.mark.parametrize(
+    "error", [PapermillExecutionError(0, 1, "x", "ValueError", "no", []), DeadKernelError("Kernel died")]
+)
+def test_a_failed_notebook_does_not_replace_an_earlier_result(monkeypatch, capsys, tmp_path, error):
+    monkeypatch.setattr(run, "RUNS", tmp_path)
+    monkeypatch.setattr(sys, "argv", ["run.py", "06"])
+    monkeypatch.setattr(run.papermill, "execute_notebook", writes("good"))
+    assert run.main() == 0 and "good" in capsys.readouterr().out
+    folder = tmp_path / "06_methods"
+    monkeypatch.setattr(run.papermill, "execute_notebook", writes("bad", error))
+    assert run.main() == 1
+    message = capsys.readouterr().err
+    assert "06_methods.failed.ipynb" in message and "result of an earlier run" in message
+    assert (folder / "06_methods.ipynb").read_text() == "good"
+    assert (folder / "06_methods.failed.ipynb").read_text() == "bad"
+    monkeypatch.setattr(run.papermill, "execute_notebook", writes("better"))
+    assert run.main() == 0
+    assert (folder / "06_methods.ipynb").read_text() == "better"
+    assert sorted(path.name for path in folder.glob("*.ipynb")) == ["06_methods.ipynb"]
+
+
+def test_an_interrupted_notebook_does_not_replace_an_earlier_result(monkeypatch, tmp_path):
+    monkeypatch.setattr(run.papermill, "execute_notebook", writes("half", KeyboardInterrupt()))
+    (tmp_path / "06_methods.ipynb").write_text("good")
+    with pytest.raises(KeyboardInterrupt):
+        run.execute(FOLDER / "06_methods.ipynb", tmp_path, {"output": str(tmp_path)})
+    assert (tmp_path / "06_methods.ipynb").read_text() == "good"
+    assert (tmp_path / "06_methods.failed.ipynb").read_text() == "half"

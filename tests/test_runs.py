@@ -81,9 +81,9 @@ def test_overview_says_what_every_run_is_and_how_far(folder):
     ("name", "text", "said"),
     [
         ("config.json", "{", "b-kd-0/config.json is not JSON"),
-        ("config.json", "[]", "b-kd-0 is not as a run is written"),
-        ("config.json", '{"settings": {}}', "b-kd-0 is not as a run is written"),
-        ("summary.json", "[1]", "b-kd-0 is not as a run is written"),
+        ("config.json", "[]", "b-kd-0/config.json is not the configuration of a run"),
+        ("config.json", '{"settings": {}}', "b-kd-0 is not a complete run"),
+        ("summary.json", "[1]", "b-kd-0 is not a complete run"),
         ("summary.json", "", "b-kd-0/summary.json is not JSON"),
     ],
 )
@@ -203,8 +203,7 @@ def test_names_tell_apart_what_differs_and_nothing_else(folder):
 
 
 def test_loss_terms_have_a_panel_each_and_the_records_numbers(folder):
-    runs = {row["run"]: [runs.records(row)] for row in runs.overview(folder)[1:3]}
-    figure = plots.losses(runs)
+    figure = plots.losses({row["run"]: [runs.records(row)] for row in runs.overview(folder)[1:3]})
     panels = {axis.get_title(): axis for axis in figure.axes if axis.get_visible()}
     assert list(panels) == ["loss", "ce", "kd (log scale)"] and panels["kd (log scale)"].get_yscale() == "log"
     (line,) = panels["kd (log scale)"].lines
@@ -281,3 +280,26 @@ def test_a_run_is_named_by_what_it_was_when_a_default_changes(tmp_path):
         runtime.write_json(tmp_path / f"{name}.json", run)
     found = sorted(one["method"] for one in runs.finished([tmp_path]))
     assert found == ["ckd+ickd(nicd=0.25)", "ickd(nicd=0.25)", "unknown(a=1)"]
+
+
+def test_what_differs_between_two_runs(folder):
+    one, other = folder / "a-ce-0", folder / "a-ce-1"
+    lines = runs.diff(one, other)
+    assert f"settings: seed is 0 in {one}, 1 in {other}" in lines
+    assert lines[-2] == "weights: not recorded" and lines[-1].startswith("records: differ from epoch 2 on (")
+    path = other / "metrics.jsonl"
+    records = [json.loads(line) | {"weights": "aa"} for line in path.read_text().splitlines()]
+    (one / "metrics.jsonl").write_text("".join(json.dumps(r) + "\n" for r in records))
+    records[2] |= {"weights": "bb", "loss": 7.0, "seconds": 100.0}
+    path.write_text("".join(json.dumps(r) + "\n" for r in records[:3]))
+    lines = runs.diff(one, other)
+    assert "weights: differ from epoch 3 on" in lines and "records: differ from epoch 3 on (loss)" in lines
+    assert lines[-1] == f"epochs: 4 in {one}, 3 in {other}"
+    assert runs.diff(other, other) == ["weights: equal in all 3 epochs", "records: equal in all 3 epochs"]
+    with pytest.raises(InputError, match="is this a run folder"):
+        runs.diff(one, folder)
+
+
+def test_a_table_names_methods_that_diverged(folder):
+    text = runs.table(runs.finished([folder]), diverged={"ickd(nicd=1000)": 2})
+    assert text.endswith("| method | diverged, seeds |\n|---|---|\n| ickd(nicd=1000) | 2 |\n")

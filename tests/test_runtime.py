@@ -4,8 +4,9 @@ import json
 import pytest
 import torch
 
-from ickd_lib import runtime
-from ickd_lib.runtime import InputError, Run
+from ickd_lib import notebook, runtime
+from ickd_lib.runtime import InputError, Run, threads
+from ickd_lib.runtime.folders import default_name
 
 
 def test_choose_finds_any_case_and_names_the_nearest():
@@ -27,12 +28,12 @@ def test_choose_finds_any_case_and_names_the_nearest():
 )
 def test_wrong_parameters_are_errors(namespace, message):
     with pytest.raises(InputError, match=message):
-        runtime.check_parameters(namespace, "epochs lr")
+        notebook.check_parameters(namespace, "epochs lr")
 
 
 def test_right_parameters_pass_beside_what_a_kernel_has():
     namespace = {"In": [""], "Out": {}, "_": "", "exit": print, "epochs": 3, "lr": 1, "runtime": runtime}
-    assert runtime.check_parameters(namespace, "epochs lr") == {"epochs": 3, "lr": 1.0}
+    assert notebook.check_parameters(namespace, "epochs lr") == {"epochs": 3, "lr": 1.0}
 
 
 def test_a_gpu_that_is_not_there_is_an_error():
@@ -85,15 +86,15 @@ def test_fingerprints_see_every_change():
 
 def test_a_run_is_resumed_or_refused(tmp_path):
     run = Run.open(tmp_path / "r", {"lr": 0.1})
-    run.create({"lr": 0.1}, {}, "g", torch.device("cpu"))
+    run.create({"lr": 0.1}, {}, "g", runtime.environment(torch.device("cpu")))
     assert Run.open(tmp_path / "r", {"lr": 0.1}).config["settings"] == {"lr": 0.1}
-    with pytest.raises(InputError, match=r"holds a run with lr=0.1, not 0.2"):
+    with pytest.raises(InputError, match=r"contains a run with lr=0.1, not 0.2"):
         Run.open(tmp_path / "r", {"lr": 0.2})
-    with pytest.raises(InputError, match="already holds a run"):
+    with pytest.raises(InputError, match="already contains a run"):
         Run.open(tmp_path / "r", {"lr": 0.1}, resume=False)
     (tmp_path / "other").mkdir()
     (tmp_path / "other" / "thesis.tex").write_text("")
-    with pytest.raises(InputError, match="holds files but no run"):
+    with pytest.raises(InputError, match="contains files but no run"):
         Run.open(tmp_path / "other", {})
 
 
@@ -106,3 +107,56 @@ def test_metrics_survive_a_cut_line(tmp_path):
     assert [r["epoch"] for r in run.metrics] == [1, 2, 3]
     run.keep_metrics(2)
     assert [r["epoch"] for r in run.metrics] == [1, 2]
+
+
+@pytest.mark.parametrize("name", ["..", ".", "-", "", "a/b", "../a", "/etc", "~", "a b", "a" * 200, ".hidden", "a\0b"])
+def test_a_name_that_is_no_path_component_is_refused(name):
+    with pytest.raises(InputError, match="cannot name a run folder") as caught:
+        runtime.run_name(name)
+    assert "\n" not in str(caught.value)
+
+
+def test_default_names_are_path_components_of_limited_length():
+    for label in ("resnet8-ickd(nicd=2.0)-seed0", "../..", "a/b", "x" * 500):
+        name = default_name(label, {"a": 1})
+        assert runtime.run_name(name) == name
+    assert default_name("a", {"a": 1}) != default_name("a", {"a": 2})
+
+
+def test_a_config_of_something_else_is_not_a_run(tmp_path):
+    (tmp_path / "config.json").write_text('{"theme": "dark"}')
+    with pytest.raises(InputError, match="is not the configuration of a run"):
+        Run.open(tmp_path, {})
+    assert json.loads((tmp_path / "config.json").read_text()) == {"theme": "dark"}
+
+
+def test_a_notice_is_printed_once(capsys):
+    for _ in range(2):
+        runtime.notice("only once, please")
+    assert capsys.readouterr().err == "note: only once, please\n"
+
+
+def test_threads_leave_busy_cores_to_others(monkeypatch):
+    monkeypatch.setattr(threads.os, "cpu_count", lambda: 8)
+    with runtime.same_threads(8):
+        for busy, expected in ((0.0, 8), (0.4, 8), (1.0, 7), (6.2, 2), (8.0, 1), (20.0, 1)):
+            monkeypatch.setattr(threads, "busy_cores", lambda busy=busy: busy)
+            assert runtime.free_threads() == expected
+    with runtime.same_threads(1):
+        monkeypatch.setattr(threads, "busy_cores", lambda: pytest.fail("one thread needs no measurement"))
+        assert runtime.free_threads() == 1
+
+
+def test_busy_cores_are_those_of_other_processes(monkeypatch, tmp_path):
+    monkeypatch.setattr(threads.os, "cpu_count", lambda: 4)
+    reads = iter([[100, 50, 20, 800, 0, 0, 0, 0, 0, 0], [160, 90, 40, 980, 0, 0, 0, 0, 0, 0]])
+    stat = tmp_path / "stat"
+
+    class Stat:
+        def read_text(self):
+            return "cpu  " + " ".join(map(str, next(reads))) + "\ncpu0 1 2 3\n"
+
+    monkeypatch.setattr(threads, "STAT", Stat())
+    assert threads.busy_cores(0.0) == pytest.approx(4 * (60 + 20) / (60 + 40 + 20 + 180))  # those of nice do not count
+    monkeypatch.setattr(threads, "STAT", stat)  # a system without the file
+    assert threads.busy_cores(0.0) == 0.0

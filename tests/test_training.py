@@ -18,7 +18,7 @@ from ickd_lib.memory import MemoryBank
 from ickd_lib.methods import Context, Method
 from ickd_lib.models import Network, Output
 from ickd_lib.runtime import Diverged, InputError
-from ickd_lib.runtime.environment import _structure
+from ickd_lib.runtime.versions import _structure
 from ickd_lib.training import Recipe, Student, distillation, optimizers, records
 
 pytestmark = pytest.mark.usefixtures("untouched_generator")

@@ -1,12 +1,12 @@
 """What every other package uses: errors, devices, seeds, files and run folders."""
 
 from ickd_lib.runtime.devices import autocast, device, precision
-from ickd_lib.runtime.environment import code, environment, environment_differences
 from ickd_lib.runtime.errors import Diverged, InputError, choose, notice
 from ickd_lib.runtime.files import fingerprint, read_json, replacing, write_json
 from ickd_lib.runtime.folders import Run, run_name, runs
 from ickd_lib.runtime.seeds import generator, reseed, seed_of, seeded
 from ickd_lib.runtime.threads import free_threads, same_threads
+from ickd_lib.runtime.versions import code, environment, environment_differences
 
 __all__ = [
     "Diverged",

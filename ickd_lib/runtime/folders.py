@@ -29,7 +29,7 @@ def run_name(given: str) -> str:
 
 def default_name(label: str, settings: dict[str, Any]) -> str:
     """A name made from `label`, with every other character replaced, and a fingerprint of the settings."""
-    cleaned = re.sub(r"[^\w.=+-]+", "-", label).strip("-.")
+    cleaned = re.sub(r"[^\w.=+-]+", "-", label).strip("-.=+") or "run"
     return f"{cleaned[: LONGEST - 7]}-{fingerprint(settings)[:6]}"
 
 

@@ -11,7 +11,7 @@ from torch import Tensor
 from ickd_lib import runtime
 from ickd_lib.data import Batch
 from ickd_lib.memory import InContext
-from ickd_lib.methods import Context
+from ickd_lib.methods import Context, TargetSource
 from ickd_lib.models import Network
 from ickd_lib.tasks import Samples, Task
 from ickd_lib.training.in_context import TeacherBank
@@ -58,38 +58,52 @@ def train_step(group: PeerGroup, inputs: StepInputs, shared: Targets | None) -> 
             student's samples.
     """
     outputs = [student_samples(state, inputs) for state in group.states]
-    given = [
-        shared or teacher_targets(inputs, [state], samples)
-        for state, (samples, _) in zip(group.states, outputs, strict=True)
+    samples = [one for one, _ in outputs]
+    targets = [
+        shared or teacher_targets(inputs, [state], own) for state, own in zip(group.states, samples, strict=True)
     ]
-    exchanged = group.exchange([samples for samples, _ in outputs])
-    for state, (samples, supervised), (teacher, retrieved), (peers, earlier) in zip(
-        group.states, outputs, given, exchanged, strict=True
+    exchanged = group.exchange(samples)
+    for state, (own, supervised), target, (peers, earlier) in zip(
+        group.states, outputs, targets, exchanged, strict=True
     ):
-        learner, needs = state.learner, state.learner.method.needs
+        learner = state.learner
         runtime.reseed(inputs.rng_device, learner.seed, state.epoch, state.step, "method")
-        positives, negatives = retrieved.get(state, (None, None))
-        context = Context(
-            inputs.batch,
-            samples,
-            supervised,
-            teacher=teacher if "teacher" in needs else None,
-            positives=positives,
-            negatives=negatives,
-            bank=inputs.bank.bank if inputs.bank and "bank" in needs else None,
-            partner=partner_samples(learner.network, inputs) if "partner" in needs else None,
-            peers=peers if "peers" in needs else (),
-            earlier=earlier,
-            common=learner.common,
-            phase=state.phase,
-            progress=inputs.progress,
-        )
+        context = method_context(state, inputs, own, supervised, target, peers, earlier)
         terms = learner.method(context)
         state.optimizer.step(torch.stack(list(terms.values())).sum())
         if state.average:
             state.average.update()
-        state.meters.add(terms, samples, [p.output for p in peers], inputs.step, state.steps, state.step == 0)
-    group.write_banks([samples for samples, _ in outputs])
+        state.meters.add(terms, own, [peer.output for peer in peers], inputs.step, state.steps, state.step == 0)
+    group.write_banks(samples)
+
+
+def method_context(
+    state: TrainingState,
+    inputs: StepInputs,
+    samples: Samples,
+    supervised: Tensor,
+    targets: Targets,
+    peers: tuple[TargetSource, ...],
+    earlier: TargetSource | None,
+) -> Context:
+    """What the method of a student may use of the step: only what it declared in its `needs`."""
+    learner, needs, (teacher, retrieved) = state.learner, state.learner.method.needs, targets
+    positives, negatives = retrieved.get(state, (None, None))
+    return Context(
+        inputs.batch,
+        samples,
+        supervised,
+        teacher=teacher if "teacher" in needs else None,
+        positives=positives,
+        negatives=negatives,
+        bank=inputs.bank.bank if inputs.bank and "bank" in needs else None,
+        partner=partner_samples(learner.network, inputs) if "partner" in needs else None,
+        peers=peers if "peers" in needs else (),
+        earlier=earlier,
+        common=learner.common,
+        phase=state.phase,
+        progress=inputs.progress,
+    )
 
 
 def student_samples(state: TrainingState, inputs: StepInputs) -> tuple[Samples, Tensor]:

@@ -43,6 +43,7 @@ class LogitSpaceExplorer(Explorer):
         cache: A folder in which maps are stored; None computes them anew in each session.
         precision: Numerical precision of the networks: "auto", "fp32" or "bf16".
         panels: Number of maps side by side, 1 to 3, or the names of the networks that they show at first.
+        task: Which samples an image has; classification by default.
     Raises:
         InputError: There are no networks; logits have a wrong shape or are not finite; the kind of map is unknown; or
             `panels` is out of range.
