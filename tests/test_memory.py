@@ -273,7 +273,9 @@ def test_a_restored_bank_is_the_bank(digits):
     banks[1].restore({name: tensor.clone() for name, tensor in banks[0].tensors.items()})
     assert all(torch.equal(tensor, banks[1].tensors[name]) for name, tensor in banks[0].tensors.items())
     ours, theirs = (bank.retrieve(*asked, positives=3, negatives=9, allow_missing=True) for bank in banks)
-    assert all(torch.equal(getattr(a, n), getattr(b, n)) for a, b in zip(ours, theirs, strict=True) for n in vars(a))
+    assert all(
+        torch.equal(getattr(a, n), getattr(b, n)) for a, b in zip(ours, theirs, strict=True) for n in search.FIELDS
+    )
     assert torch.equal(banks[1].class_means(), banks[0].class_means())
     assert banks[1].table(positives=2, negatives=2, allow_missing=True)[0].mask.any()
 

@@ -11,6 +11,7 @@ from torch import Tensor
 
 BLOCK = 32  # columns of scores of which the largest is compared first
 POSITIVES, NEGATIVES = 8, 128  # default numbers of in-context samples
+FIELDS = ("index", "similarity", "logits", "features", "mask")  # the tensors of in-context samples
 SCRATCH = 2**25  # numbers in double precision that the exact scores of one block of queries may take
 
 
@@ -51,8 +52,8 @@ class InContext:
 
     def first(self, k: int) -> InContext:
         """The most similar k of each query."""
-        parts = (self.index, self.similarity, self.logits, self.features, self.mask)
-        return InContext(*(part[:, :k] for part in parts), unit=self.unit)
+        index, similarity, logits, features, mask = (getattr(self, name)[:, :k] for name in FIELDS)
+        return InContext(index, similarity, logits, features, mask, self.unit)
 
 
 def fields(neighbours: Neighbours) -> tuple[Tensor, Tensor, Tensor]:
