@@ -100,7 +100,6 @@ def test_every_method_teaches_the_student_and_nobody_else(name, phase):
 def test_a_needless_method_asks_for_nothing(name):
     method = methods.create(name)
     assert method.needs <= methods.NEEDS
-    assert (method.retrieval is None) == ("retrieval" not in method.needs)
     if "ce" in method.config and name != "ce":
         alone = methods.create(name, ce=0)
         alone.setup(D, D, C, 100)
@@ -162,7 +161,7 @@ def test_crd_keeps_the_normaliser_of_its_first_step():
 
 def test_two_methods_at_once_share_one_cross_entropy():
     both, first, second = (methods.create(name) for name in ("ickd+dist(inter=3)", "ickd", "dist(inter=3, ce=0)"))
-    assert both.needs == {"teacher", "retrieval"} and both.retrieval == first.retrieval
+    assert both.needs == {"teacher"} and both.retrieval == first.retrieval
     seen = context(both)
     terms = {name: value.item() for name, value in (first(seen) | second(seen)).items()}
     assert {name: value.item() for name, value in both(seen).items()} == pytest.approx(terms)
@@ -199,12 +198,12 @@ def test_ickd_is_the_weighted_sum_of_its_parts():
 
 def test_what_no_term_needs_is_not_asked_for():
     assert methods.create("ickd(picd=0, nicd=0)").needs == {"teacher"}
-    assert methods.create("picd").needs == {"retrieval"}
+    assert methods.create("picd").needs == set()
     assert methods.create("picd").retrieval.negatives == 0
     assert methods.create("nicd").retrieval.positives == 0
-    assert methods.create("nicd(anchor='aggregate')").needs == {"retrieval"}
+    assert methods.create("nicd(anchor='aggregate')").needs == set()
     assert methods.create("nicd(anchor='aggregate')").retrieval.positives == 8
-    assert methods.create("picd(query='view')").needs == {"teacher", "retrieval"}
+    assert methods.create("picd(query='view')").needs == {"teacher"}
 
 
 def test_a_sample_without_a_positive_is_not_separated_from_its_negatives():

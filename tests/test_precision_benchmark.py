@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from ickd_lib import data, models, runtime, training
+from ickd_lib.tasks import Classification
 from ickd_lib.training import Recipe, Student, precision_benchmark
 from ickd_lib.training.stepper import Stepper
 
@@ -43,7 +44,7 @@ def test_it_measures_both_and_leaves_everything_alone(splits, untouched_generato
     with runtime.seeded(0):
         student = models.create("resnet8", **splits.train.spec)
     before = {key: value.clone() for key, value in student.state_dict().items()}
-    taken = precision_benchmark.seconds(student.eval(), student, splits.train)
+    taken = precision_benchmark.seconds(student.eval(), student, splits.train, Classification())
     assert set(taken) == {"fp32", "bf16"} and min(taken.values()) > 0
     assert all(torch.equal(value, before[key]) for key, value in student.state_dict().items())
     assert all(p.grad is None for p in student.parameters()) and not student.training

@@ -140,8 +140,12 @@ def test_threads_leave_busy_cores_to_others(monkeypatch):
     monkeypatch.setattr(threads.os, "cpu_count", lambda: 8)
     with runtime.same_threads(8):
         for busy, expected in ((0.0, 8), (0.4, 8), (1.0, 7), (6.2, 2), (8.0, 1), (20.0, 1)):
+            threads._free_threads.cache_clear()
             monkeypatch.setattr(threads, "busy_cores", lambda busy=busy: busy)
             assert runtime.free_threads() == expected
+        monkeypatch.setattr(threads, "busy_cores", lambda: pytest.fail("measured once in a process"))
+        assert runtime.free_threads() == 1
+    threads._free_threads.cache_clear()
     with runtime.same_threads(1):
         monkeypatch.setattr(threads, "busy_cores", lambda: pytest.fail("one thread needs no measurement"))
         assert runtime.free_threads() == 1

@@ -14,7 +14,7 @@ from ickd_lib.memory import InContext, MemoryBank
 from ickd_lib.runtime import InputError
 from ickd_lib.tasks import Samples
 
-NEEDS = frozenset({"teacher", "features", "retrieval", "bank", "maps", "partner", "peers", "earlier"})
+NEEDS = frozenset({"teacher", "features", "bank", "maps", "partner", "peers", "earlier"})
 SOURCES = ("teacher", "peers", "self")
 ORDERS = ("nearest", "random", "class")
 LABEL_SPACES = ("same", "shared", "any")
@@ -129,7 +129,7 @@ class Method(nn.Module):
 
     Attributes:
         needs: what the loop must supply, of NEEDS.
-        retrieval: the in-context samples that it requests, with "retrieval" among its needs.
+        retrieval: the in-context samples that it requests, or None.
         label_space: which classes the teacher must have: those of the student ("same"), some of them ("shared"), or
             none ("any": only features are compared).
         restarts: shares of the training at which the learning-rate schedule restarts and a new phase begins.

@@ -96,7 +96,7 @@ class ICKD(Method):
         )
         _check_orders(request)
         self.retrieval = request if aggregates or nicd else None
-        needs = {"retrieval"} if self.retrieval else set()
+        needs = set()
         if self.source != "teacher":
             needs.add({"peers": "peers", "self": "earlier"}[self.source])
         elif kd or (nicd and anchor == "teacher") or (self.retrieval and query == "view"):

@@ -6,9 +6,12 @@ import contextlib
 import os
 import time
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 
 import torch
+
+from ickd_lib.runtime.errors import notice
 
 STAT = Path("/proc/stat")
 
@@ -47,12 +50,19 @@ def _ticks() -> tuple[int, int] | None:
 
 
 def free_threads() -> int:
-    """How many threads a training on the CPU should use now: torch's number, or fewer where cores are busy.
+    """How many threads trainings on the CPU use in this process: torch's number, or fewer where cores are busy.
 
-    Threads that share a core with another job make every parallel operation wait for the slowest one.
+    Threads that share a core with another job make every parallel operation wait for the slowest one. The cores are
+    measured once in a process for each number of threads, so that its trainings agree.
     """
-    threads = torch.get_num_threads()
+    return _free_threads(torch.get_num_threads())
+
+
+@cache
+def _free_threads(threads: int) -> int:
     if threads == 1:
         return 1
-    free = (os.cpu_count() or 1) - busy_cores()
-    return max(1, min(threads, round(free)))
+    chosen = max(1, min(threads, round((os.cpu_count() or 1) - busy_cores())))
+    if chosen < threads:
+        notice(f"training uses {chosen} of {threads} threads, because other processes keep the other cores busy")
+    return chosen

@@ -107,7 +107,7 @@ def distill(
     )
     waiting = [state for state, record in records.items() if not record.finished]
     if waiting:
-        numerics = _numerics(waiting, records, splits, frozen, device, precision, bool(teacher_cache), capture)
+        numerics = _numerics(waiting, records, splits, frozen, task, device, precision, bool(teacher_cache), capture)
         with contextlib.ExitStack() as stack:
             stack.enter_context(torch.cuda.device(device) if device.type == "cuda" else contextlib.nullcontext())
             stack.enter_context(runtime.same_threads(numerics["threads"]))
@@ -202,6 +202,7 @@ def _numerics(
     records: Records,
     splits: Splits,
     teacher: Network | None,
+    task: Task,
     device: torch.device,
     precision: str,
     cached: bool,
@@ -226,13 +227,14 @@ def _numerics(
         "device": str(device),
         "precision": runtime.precision(precision, device, min(train.size)),
         "threads": runtime.free_threads() if device.type == "cpu" else torch.get_num_threads(),
-        "teacher_cache": cached and teacher is not None and _cacheable(waiting, train),
+        "teacher_cache": cached and task.cacheable and teacher is not None and _cacheable(waiting, train),
         "captured": capture and device.type == "cuda",
     }
     long = recipe.epochs * waiting[0].steps >= precision_benchmark.STEPS
     if precision == "auto" and device.type == "cpu" and long and min(train.size) >= 16:
         runs_teacher = any("teacher" in state.learner.method.needs for state in waiting) and not cached
-        taken = precision_benchmark.seconds(waiting[0].learner.network, teacher if runs_teacher else None, train)
+        network = waiting[0].learner.network
+        taken = precision_benchmark.seconds(network, teacher if runs_teacher else None, train, task)
         found |= {"precision_benchmark": taken, "precision": precision_benchmark.faster(taken)}
     return found
 
@@ -268,7 +270,7 @@ def _teacher_source(
     found = [state.learner.method for state in waiting]
     needs = frozenset().union(*(method.needs for method in found))
     precision = numerics["precision"]
-    if not (numerics["teacher_cache"] and task.cacheable):
+    if not numerics["teacher_cache"]:
         return TeacherPass(task, teacher, maps="maps" in needs, precision=precision)
     device, batch_size = train.labels.device, waiting[0].recipe.batch_size
     return TeacherCache(
