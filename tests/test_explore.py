@@ -1,6 +1,6 @@
 """Neighbourhoods and loss terms equal loops in double precision; searches and sets of samples find what they should."""
 
-from dataclasses import fields, replace
+from dataclasses import replace
 
 import pytest
 import torch
@@ -8,9 +8,11 @@ import torch
 from ickd_lib import explore, losses, methods, models
 from ickd_lib.data import Batch, Images
 from ickd_lib.memory import MemoryBank
+from ickd_lib.memory.search import FIELDS
 from ickd_lib.methods import Context
 from ickd_lib.models import Output
 from ickd_lib.runtime import InputError
+from ickd_lib.tasks import Samples
 
 SIZES = (12, 14, 3, 1)  # of the classes of the bank below: one is short of positives, one has a single image
 LABELS = torch.tensor([0, 1, 1, 2, 3, 2])
@@ -51,7 +53,7 @@ def around(small, k=(5, 7), temperature=0.05, student=True):
 def same(one, other):
     """Whether two sets of in-context samples are equal where the mask is true; other entries have no meaning."""
     mask = one.mask
-    pairs = [(getattr(one, field.name), getattr(other, field.name)) for field in fields(one)]
+    pairs = [(getattr(one, name), getattr(other, name)) for name in FIELDS]
     return torch.equal(mask, other.mask) and all(torch.equal(ours[mask], theirs[mask]) for ours, theirs in pairs)
 
 
@@ -169,8 +171,10 @@ def test_terms_equal_a_loop_and_the_method(small, name):
     assert terms == pytest.approx(by_hand, rel=1e-4, abs=1e-6) and min(terms.values()) > 0
     none = torch.zeros(6, 0)
     batch = Batch(none, LABELS, INDEX, torch.zeros(6).long())
-    student, teacher = Output(found.logits["student"], none), Output(found.logits["teacher"], none)
-    step = method(Context(batch, student, teacher, found.positives, found.negatives))
+    student, teacher = (Samples(found.logits[name], none, LABELS, INDEX, INDEX) for name in ("student", "teacher"))
+    supervised = losses.cross_entropy(student.logits, LABELS)
+    near, far = found.positives, found.negatives
+    step = method(Context(batch, student, supervised, teacher=teacher, positives=near, negatives=far))
     assert terms == {term: value.item() for term, value in step.items()}
     assert list(terms) == list(step)  # in order
 
