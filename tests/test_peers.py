@@ -507,7 +507,7 @@ def test_a_circle_of_others_is_another_run(few, tmp_path, monkeypatch):
         r"/a contains a run with .*\(differing: peer_group, peers\)", few, tmp_path, [a, b, replace(other, name="x")]
     )
     named = [replace(student, peer_group="mine") for student in (a, b)]
-    refused(r"/a holds a run with peer_group=.*, not 'mine' \(differing: circle\)", few, tmp_path, named)
+    refused(r"/a contains a run with peer_group=.*, not 'mine' \(differing: peer_group\)", few, tmp_path, named)
     refused(r"/a holds a run with .*\(differing: circle, method, peers\)", few, tmp_path, [replace(a, method="ce")])
 
 

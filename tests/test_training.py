@@ -193,7 +193,7 @@ def test_students_stopped_at_different_steps_catch_up(digits, teacher, tmp_path,
 
 def test_a_killed_process_resumes_to_the_same_weights(tmp_path):
     def command(runs, *more):
-        options = "--student resnet8 --method ce --labels 60 --epochs 6 --batch-size 20 --schedule cosine --device cpu"
+        options = "--student resnet8 --method ce --labels 60 --epochs 30 --batch-size 20 --schedule cosine --device cpu"
         return [sys.executable, "-m", "ickd_lib", "train", *options.split(), "--name", "a", "--runs", str(runs), *more]
 
     subprocess.run(command(tmp_path / "whole"), check=True, capture_output=True)

@@ -807,11 +807,11 @@ def test_arguments_that_do_not_fit_the_bank_are_refused_in_one_line(digits, bank
         wide = models.create("resnet8", num_classes=12).eval()
     some = images.subset(torch.arange(0, 120, 3))
     for given, reason in (
-        ({"images": some}, "the bank contains 120 images .* 40"),
+        ({"images": some}, "the bank contains 120 samples .* 40"),
         ({"images": digits.test.subset(torch.arange(120))}, "of another data set"),
         ({"student": wide}, "the student outputs logits of 12 classes"),
-        ({"queries": digits.test, "teacher": wide}, "of another teacher"),
-        ({"queries": digits.test, "teacher": other}, "of another teacher"),
+        ({"queries": digits.test, "teacher": wide}, "by another teacher"),
+        ({"queries": digits.test, "teacher": other}, "by another teacher"),
         ({"method": "ickd(order='random')"}, "does not use the nearest samples"),
         ({"method": "ickd+dist"}, "not in-context distillation from a teacher's bank alone"),
     ):

@@ -214,7 +214,7 @@ def test_an_error_is_displayed_until_the_next_interaction(explorer, folder):
 
 
 def test_an_unknown_folder_or_run_is_one_line(folder, tmp_path):
-    with pytest.raises(InputError, match="nowhere is no folder") as caught:
+    with pytest.raises(InputError, match="nowhere is not a folder") as caught:
         RunExplorer(tmp_path / "nowhere")
     assert "\n" not in str(caught.value)
     with pytest.raises(InputError, match="did you mean 'a-ce-0'"):

@@ -81,7 +81,7 @@ def _row(run: runtime.Run, top: Path) -> dict[str, Any]:
         "role": "teacher" if run.folder.parent.name == "teachers" else "student",
     }
     try:
-        settings, summary, done = run.settings, run.summary, run.metrics
+        settings, summary = run.settings, run.summary
         found = described(settings) | {"method": _described(settings["method"], settings["method"]["name"])}
         primary = tasks.create(found["task"]).primary
         if summary is not None:
@@ -90,6 +90,7 @@ def _row(run: runtime.Run, top: Path) -> dict[str, Any]:
             found = _named(found, run.config)
             found.pop("name", None)  # "run" contains it
             return row | found
+        done = run.metrics
         found = {"state": "unfinished", "epoch": done[-1]["epoch"] if done else 0, **found}
         tested = [(record[f"test_{primary}"], record["epoch"]) for record in done if f"test_{primary}" in record]
         if tested:
