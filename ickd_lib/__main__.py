@@ -146,6 +146,7 @@ def parser() -> argparse.ArgumentParser:
         "--figure", default="", help="file for a figure of the accuracies beside published ones, or of the differences"
     )
     report.add_argument("--json", default="", help="file for the configuration, records and summary of each run")
+    report.add_argument("--without-epochs", action="store_true", help="leave the records of epochs out of that file")
     difference = command("diff", "Compare two runs: settings, environment, and the first epoch at which they differ.")
     difference.add_argument("runs", nargs=2, metavar="RUN", help="its folder")
     return top
@@ -270,7 +271,7 @@ def report(given: argparse.Namespace) -> None:
     if given.json:
         found = [run for folder in given.folders for run in runtime.runs(folder) if run.summary]
         records = [
-            {"run": run.folder.name, "config": run.config, "epochs": run.metrics, "summary": run.summary}
+            {"run": run.folder.name, "config": run.config, "epochs": [] if given.without_epochs else run.metrics, "summary": run.summary}
             | ({"role": "teacher"} if run.folder.parent.name == "teachers" else {})
             for run in found
         ]
