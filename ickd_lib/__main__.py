@@ -271,7 +271,12 @@ def report(given: argparse.Namespace) -> None:
     if given.json:
         found = [run for folder in given.folders for run in runtime.runs(folder) if run.summary]
         records = [
-            {"run": run.folder.name, "config": run.config, "epochs": [] if given.without_epochs else run.metrics, "summary": run.summary}
+            {
+                "run": run.folder.name,
+                "config": run.config,
+                "epochs": [] if given.without_epochs else run.metrics,
+                "summary": run.summary,
+            }
             | ({"role": "teacher"} if run.folder.parent.name == "teachers" else {})
             for run in found
         ]
