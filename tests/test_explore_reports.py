@@ -23,7 +23,7 @@ def test_precision_sentences_state_the_direction_of_the_gap(train, part):
 
 def test_class_extremes_leave_out_classes_without_a_value():
     text = reports.class_extremes({"a": 0.5, "b": math.nan, "c": 0.9})
-    assert text == "The lowest is 50.0%, of class **a**; the highest is 90.0%, of class **c**."
+    assert text == "Class **a** has the lowest precision, 50.0%, and class **c** has the highest, 90.0%."
 
 
 def test_equal_weights_are_named_as_such():

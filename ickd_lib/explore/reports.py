@@ -61,7 +61,10 @@ def class_extremes(found: Mapping[str, float]) -> str:
     """Name the classes with the lowest and the highest precision; classes without a value (NaN) are left out."""
     known = {name: value for name, value in found.items() if value == value}
     low, high = min(known, key=known.__getitem__), max(known, key=known.__getitem__)
-    return f"The lowest is {known[low]:.1%}, of class **{low}**; the highest is {known[high]:.1%}, of class **{high}**."
+    return (
+        f"Class **{low}** has the lowest precision, {known[low]:.1%}, and class **{high}** has the highest, "
+        f"{known[high]:.1%}."
+    )
 
 
 def effective_positives(k_eff: float, *, positives: int, temperature: float, spread: float) -> str:

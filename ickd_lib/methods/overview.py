@@ -11,7 +11,8 @@ from ickd_lib.methods.combined import Combined
 def method_table(methods: Mapping[str, Method]) -> str:
     """Format methods as a Markdown table: the first line of each docstring, `needs` and `label_space`.
 
-    The label space is left empty for a method that does not need a teacher.
+    A method that retrieves in-context samples has "retrieval" among its needs. The label space is left empty for a
+    method that does not need a teacher.
 
     Args:
         methods: name -> method.
@@ -21,7 +22,8 @@ def method_table(methods: Mapping[str, Method]) -> str:
         parts = method.parts if isinstance(method, Combined) else [method]
         summaries = [(type(part).__doc__ or "").strip().partition("\n")[0].rstrip(".:") for part in parts]
         space = method.label_space if method.needs_teacher else ""
-        lines.append(f"| `{name}` | {'; '.join(summaries)} | {', '.join(sorted(method.needs))} | {space} |")
+        needs = method.needs | ({"retrieval"} if method.retrieval else set())
+        lines.append(f"| `{name}` | {'; '.join(summaries)} | {', '.join(sorted(needs))} | {space} |")
     return "\n".join(lines)
 
 
