@@ -76,7 +76,7 @@ def test_a_callback_does_not_change_the_training(digits):
 
         def epoch(self, training):
             with open(self.path, "a") as file:
-                for state in training.states:
+                for state in training.ended:
                     record = training.records[state].epochs[-1]
                     csv.writer(file).writerow([state.learner.name, record["epoch"], record["lr"], record["loss"]])
 

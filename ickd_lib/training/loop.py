@@ -43,6 +43,7 @@ class Loop:
         epoch, step: how many epochs, and steps of the present one, are done.
         steps: steps of an epoch.
         states: the students that are still trained.
+        ended: the students that have just completed an epoch, for `Callback.epoch`.
     """
 
     def __init__(
@@ -63,7 +64,7 @@ class Loop:
         self.recipe, self.data_seed, self.evaluate_every = recipe, data_seed, evaluate_every
         self.checkpoint_seconds, self.callbacks = checkpoint_seconds, callbacks
         self.checkpoints = {group: Checkpoint(group, records) for group in groups}
-        self.steps = stepper.steps
+        self.steps, self.ended = stepper.steps, list[TrainingState]()
         self.epoch, self.step = min(group.position for group in groups)
         self.device = stepper.order.device
 
@@ -147,7 +148,8 @@ class Loop:
         ended = [group for group in self.going if group.position == (self.epoch, self.steps)]
         self._check(ended)
         evaluate = self.epoch + 1 == self.recipe.epochs or (self.epoch + 1) % self.evaluate_every == 0
-        for state in (state for group in ended if not group.failed for state in group.states):
+        self.ended = [state for group in ended if not group.failed for state in group.states]
+        for state in self.ended:
             self.records[state].end_epoch(state, self.splits, self.task, self.stepper.precision, evaluate)
             state.end_epoch()
         self.epoch, self.step = self.epoch + 1, 0

@@ -183,7 +183,8 @@ def _check(network: Network, method: methods.Method, train: Images, task: Task, 
             f"{network.name} has the classes {', '.join(network.classes[:5])}, … but {train.name} begins with "
             f"{', '.join(train.classes[:5])}; give a network whose classes come first"
         )
-    if missing := method.needs & task.unsupported:
+    needs = method.needs | ({"bank"} if method.needs_bank else set())
+    if missing := needs & task.unsupported:
         raise InputError(f"method {name!r} needs {', '.join(sorted(missing))}, which {task.name} does not have")
     for one in (network, teacher) if "maps" in method.needs else ():
         if one is not None and not one.stages:
