@@ -33,7 +33,7 @@ class Callback:
         """Called after each step. On a GPU, reading a loss here waits for the step to end."""
 
     def epoch(self, training: Loop) -> None:
-        """Called after each epoch, when its records are complete; `ended` has the states of the students it is about."""
+        """Called after each epoch, when its records are complete; `ended` contains the states of its students."""
 
     def end(self, training: Loop) -> None:
         """Called once at the end, also when training stops early or fails."""
