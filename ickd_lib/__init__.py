@@ -6,7 +6,7 @@
     memory    the memory bank and retrieval               methods   what each method requires and adds
     training  the loop, teachers, comparisons             runs      tables of run folders, differences of two runs
     theory    the computations behind the idea            plots     figures
-    explore   the data that the explorers show            widgets   the interactive explorers
+    explore   the data behind the explorers               widgets   the interactive explorers
     notebook  the parameters of the notebooks
 
 Modules are imported when they are first used, so that importing the package costs nothing.

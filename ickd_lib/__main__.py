@@ -36,29 +36,40 @@ def _data_options(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--task", default="classification", help=", ".join(tasks.names()))
     group.add_argument("--dataset", default="digits", help=", ".join(data.names()))
     group.add_argument("--data-root", default="data", help="folder of downloaded data sets")
-    group.add_argument("--download", action="store_true", help="fetch CIFAR-100 when it is not there")
+    group.add_argument("--download", action="store_true", help="download CIFAR-100 if it is missing")
     group.add_argument(
         "--labels", type=int, default=0, help="number of labelled images that the student is trained on; 0: all"
     )
-    group.add_argument("--classes", nargs="+", default=[], help="the student's classes or superclasses; all by default")
+    group.add_argument("--classes", nargs="+", default=[], help="the student's classes or superclasses; by default all")
     group.add_argument(
         "--augment",
         default="crop",
-        help="crop; or randaugment, mixup or cutmix after it; or two of them, as in randaugment+cutmix",
+        help="crop; randaugment, mixup or cutmix, each after the crop; or two of these, as in randaugment+cutmix",
     )
-    group.add_argument("--val", type=float, default=0.0, help="fraction of train held out for validation")
-    group.add_argument("--image-size", type=int, default=0, help="resize a folder's images to this many pixels")
+    group.add_argument(
+        "--val", type=float, default=0.0, help="fraction of the training images to hold out for validation"
+    )
+    group.add_argument(
+        "--image-size",
+        type=int,
+        default=0,
+        help="height and width in pixels to which the images of a folder are resized; 0: keep their size",
+    )
 
 
 def _teacher_options(parser: argparse.ArgumentParser, required: bool = False) -> None:
     group = parser.add_argument_group("teacher")
     group.add_argument("--teacher", default="", required=required, help="a model's name, or the folder of a run")
-    group.add_argument("--teacher-weights", default="", help="its checkpoint; without one it is trained and kept")
+    group.add_argument(
+        "--teacher-weights",
+        default="",
+        help="checkpoint of the teacher; by default it is trained, and kept for later runs",
+    )
     group.add_argument(
         "--teacher-classes", nargs="+", default=[], help="the teacher's classes; by default those of the student"
     )
     group.add_argument(
-        "--teacher-epochs", type=int, default=0, help="epochs of its training; 0: as many as the student"
+        "--teacher-epochs", type=int, default=0, help="epochs of the teacher's training; 0: as many as the student"
     )
 
 
@@ -75,22 +86,28 @@ def _training_options(parser: argparse.ArgumentParser) -> None:
         else:
             group.add_argument(option, type=type(field.default), default=field.default, help=field.metadata["help"])
     group.add_argument("--evaluate-every", type=int, default=1, help="epochs between evaluations")
-    group.add_argument("--checkpoint-seconds", type=float, default=60.0, help="time between checkpoints")
-    group.add_argument("--no-resume", action="store_true", help="refuse to go on with existing runs")
-    group.add_argument("--teacher-cache", default="", help="folder for the teacher's outputs, for this and later runs")
-    group.add_argument("--teacher-cache-gigabytes", type=float, default=4.0, help="largest size of that cache")
-    group.add_argument("--no-capture", action="store_true", help="on a GPU, launch every step anew")
+    group.add_argument("--checkpoint-seconds", type=float, default=60.0, help="seconds between checkpoints")
+    group.add_argument(
+        "--no-resume", action="store_true", help="stop with an error if a run exists already, instead of resuming it"
+    )
+    group.add_argument(
+        "--teacher-cache", default="", help="folder of a cache of the teacher's outputs, for this and later runs"
+    )
+    group.add_argument("--teacher-cache-gigabytes", type=float, default=4.0, help="largest size of the teacher cache")
+    group.add_argument(
+        "--no-capture", action="store_true", help="on a GPU, run every step eagerly instead of capturing it"
+    )
 
 
 def _machine_options(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("machine")
-    group.add_argument("--runs", default="runs", help="folder of the run folders")
+    group.add_argument("--runs", default="runs", help="folder that contains the run folders")
     group.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N")
     group.add_argument("--precision", default="auto", help="auto, fp32 or bf16")
 
 
 def parser() -> argparse.ArgumentParser:
-    """The whole command line."""
+    """Return the parser of the whole command line."""
     top = argparse.ArgumentParser("ickd", description=DESCRIPTION, formatter_class=_Help, allow_abbrev=False)
     top.add_argument("--version", action="version", version=f"ickd {__version__}")
     commands = top.add_subparsers(dest="command", required=True, metavar="COMMAND")
@@ -101,11 +118,13 @@ def parser() -> argparse.ArgumentParser:
     known = ", ".join(methods.names())
     train = command("train", "Train one student.")
     train.add_argument("--student", default="resnet8", help="a model's name")
-    train.add_argument("--method", default="ickd", help=f"{known}; with arguments as in 'ickd(nicd=0.5)'")
-    train.add_argument("--seed", type=int, default=0, help="seed of the initialisation")
-    train.add_argument("--data-seed", type=int, default=0, help="seed of the order and the augmentation")
     train.add_argument(
-        "--published", action="store_true", help="the settings published for this method and pair on CIFAR-100"
+        "--method", default="ickd", help=f"{known}; arguments follow in brackets, as in 'ickd(nicd=0.5)'"
+    )
+    train.add_argument("--seed", type=int, default=0, help="seed of the initialisation")
+    train.add_argument("--data-seed", type=int, default=0, help="seed of the order and the augmentation of the images")
+    train.add_argument(
+        "--published", action="store_true", help="use the settings published for this method and pair on CIFAR-100"
     )
     train.add_argument(
         "--name",
@@ -121,7 +140,7 @@ def parser() -> argparse.ArgumentParser:
             "--peers",
             nargs="+",
             default=[],
-            help="networks to train beside the student for methods that need peers; by default one of its kind",
+            help="networks to train beside the student if the method needs peers; by default one of the same kind",
         )
         _data_options(trainer)
         _teacher_options(trainer)
@@ -129,17 +148,21 @@ def parser() -> argparse.ArgumentParser:
         _machine_options(trainer)
     bank = command("bank", "Build a teacher's memory bank, save it, and measure its retrieval.")
     bank.add_argument("--out", default="", help="file to write; by default RUNS/DATASET-TEACHER.bank.safetensors")
-    bank.add_argument("--k", type=int, default=8, help="neighbours of the retrieval precision")
+    bank.add_argument(
+        "--k", type=int, default=8, help="number of neighbours for which the retrieval precision is computed"
+    )
     _data_options(bank)
     _teacher_options(bank, required=True)
     _training_options(bank)
     _machine_options(bank)
     evaluate = command("evaluate", "Evaluate the student of a finished run on the test images.")
-    evaluate.add_argument("run", help="its folder")
+    evaluate.add_argument("run", help="the run folder")
     _data_options(evaluate)
     _machine_options(evaluate)
     report = command("report", "Turn run folders into a Markdown table.")
-    report.add_argument("folders", nargs="*", default=["runs"], help="folders of runs, or JSON files of runs")
+    report.add_argument(
+        "folders", nargs="*", default=["runs"], help="folders that contain runs, or JSON files that --json wrote"
+    )
     report.add_argument("--out", default="", help="file to write; by default the table is printed")
     report.add_argument("--baseline", default="", help="a method; the table then shows the differences to it")
     report.add_argument(
@@ -148,7 +171,7 @@ def parser() -> argparse.ArgumentParser:
     report.add_argument("--json", default="", help="file for the configuration, records and summary of each run")
     report.add_argument("--without-epochs", action="store_true", help="leave the records of epochs out of that file")
     difference = command("diff", "Compare two runs: settings, environment, and the first epoch at which they differ.")
-    difference.add_argument("runs", nargs=2, metavar="RUN", help="its folder")
+    difference.add_argument("runs", nargs=2, metavar="RUN", help="a run folder")
     return top
 
 
@@ -182,7 +205,7 @@ def _options(given: argparse.Namespace) -> dict[str, Any]:
 
 
 def _teacher(given: argparse.Namespace, needed: bool) -> Network | None:
-    """The teacher: from a run folder, from a checkpoint, or trained now on all labels of train and kept."""
+    """Return the teacher: from a run folder, from a checkpoint, or trained now on all training images and kept."""
     if not given.teacher:
         if needed:
             raise InputError("this method needs a teacher; name one with --teacher (a model's name or a run's folder)")
@@ -235,7 +258,7 @@ def compare(given: argparse.Namespace) -> None:
             recipe=recipe,
             **_options(given),
         )
-    except Diverged as error:  # the others were trained to the end
+    except Diverged as error:  # all other students were trained to the end
         summaries = [history.summary for histories in error.histories.values() for history in histories]
         counts = {method: given.seeds - len(error.histories[method]) for method in given.methods}
         print(runs.table(summaries, diverged={method: count for method, count in counts.items() if count}))
@@ -244,7 +267,7 @@ def compare(given: argparse.Namespace) -> None:
 
 
 def bank(given: argparse.Namespace) -> None:
-    """Build and save a bank, and print how well it retrieves."""
+    """Build and save a memory bank, and print its retrieval precision."""
     teacher = _teacher(given, True)
     assert teacher is not None
     images = _splits(given, given.labels).train
@@ -294,7 +317,7 @@ def diff(given: argparse.Namespace) -> None:
 
 
 def _draw(given: argparse.Namespace, summaries: list[dict[str, Any]]) -> None:
-    """The figure of `report`."""
+    """Write the figure of `report`."""
     from ickd_lib import plots
 
     kind = runtime.choose(Path(given.figure).suffix[1:], ("png", "svg", "pdf"), "kind of figure")
@@ -317,8 +340,10 @@ def _draw(given: argparse.Namespace, summaries: list[dict[str, Any]]) -> None:
 def main(arguments: list[str] | None = None) -> int:
     """Run a command.
 
+    Args:
+        arguments: the command line; None for that of the process.
     Returns:
-        The exit status: 0, 1 where a student diverged, 2 for a wrong input (one line on stderr), 130 when stopped.
+        The exit status: 0; 1 if a student diverged; 2 if an input is wrong (one line on stderr); 130 if interrupted.
     """
     top = parser()
     given, extra = top.parse_known_args(arguments)

@@ -93,7 +93,7 @@ def retrieval(bank: MemoryBank, images: Images, *, k: int = 8, features: Tensor 
         chance: expected precision of randomly drawn rows.
         superclass_precision@k: share of the k neighbours that have the query's superclass, if there are superclasses.
     Raises:
-        InputError: the bank has fewer than k rows beside the query's own.
+        InputError: a query has fewer than k other rows.
     """
     if features is None:
         found, labels = bank.nearest(bank.features, bank.index, k=k), bank.labels

@@ -1,4 +1,4 @@
-"""The parameters of the notebooks: which there are, and how their values are checked."""
+"""The parameters of the notebooks, and the check of their values."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any
 
 from ickd_lib.runtime import InputError, choose
 
-# Every parameter that a notebook may have: its type, and the condition that its value must fulfil.
+# For every parameter that a notebook may have, its type and the condition that its value must fulfil.
 _POSITIVE, _NOT_NEGATIVE = (lambda v: v > 0, "above 0"), (lambda v: v >= 0, "0 or more")
 PARAMETERS: dict[str, tuple[type, tuple[Callable[[Any], bool], str] | None]] = {
     "dataset": (str, (lambda v: bool(v), "the name of a data set, such as digits, cifar100 or folder:PATH")),

@@ -190,7 +190,7 @@ def test_a_step_that_cannot_be_captured_runs_eagerly_and_the_cause_is_named(digi
         raise RuntimeError("no graph\nfor this")
 
     replaying(refuse)
-    with pytest.warns(UserWarning, match="kd: no graph, so it is not captured but launched anew each time"):
+    with pytest.warns(UserWarning, match="kd: no graph, so it is not captured but runs eagerly"):
         same(plain, train([Student("resnet8", "kd", name="a")], digits, teacher))
 
 

@@ -62,7 +62,9 @@ def test_a_data_set_receives_the_options_of_load(tmp_path):
 
 @pytest.mark.usefixtures("registry")
 def test_a_registered_name_is_kept_and_checked():
-    with pytest.raises(InputError, match=r"data set 'digits' is already ickd_lib\.data\.sets\.digits\.Digits"):
+    with pytest.raises(
+        InputError, match=r"data set 'digits' is already registered: ickd_lib\.data\.sets\.digits\.Digits"
+    ):
         data.register("digits")(type("Other", (data.DataSet,), {}))
     with pytest.raises(InputError, match="unknown option of a data set 'rot'; did you mean 'root'"):
         data.register("other")(type("Other", (data.DataSet,), {"options": frozenset({"rot"})}))

@@ -288,7 +288,7 @@ def test_a_name_is_registered_once_and_reloading_replaces(monkeypatch):
     methods.register("mine")(make("Mine"))
     again = methods.register("mine")(make("Mine"))
     assert type(methods.create("mine")) is again
-    with pytest.raises(InputError, match=r"method 'mine' is already notebook\.Mine"):
+    with pytest.raises(InputError, match=r"method 'mine' is already registered: notebook\.Mine"):
         methods.register("mine")(make("Other"))
     with pytest.raises(InputError, match="unknown need 'teachers'; did you mean 'teacher'"):
         methods.register("odd")(type("Odd", (Method,), {"needs": frozenset({"teachers"})}))

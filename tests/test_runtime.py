@@ -111,7 +111,7 @@ def test_metrics_survive_a_cut_line(tmp_path):
 
 @pytest.mark.parametrize("name", ["..", ".", "-", "", "a/b", "../a", "/etc", "~", "a b", "a" * 200, ".hidden", "a\0b"])
 def test_a_name_that_is_no_path_component_is_refused(name):
-    with pytest.raises(InputError, match="cannot name a run folder") as caught:
+    with pytest.raises(InputError, match="cannot be the name of a run folder") as caught:
         runtime.run_name(name)
     assert "\n" not in str(caught.value)
 

@@ -65,7 +65,7 @@ def decode(files: Mapping[str, Sequence[Path]], image_size: int = 0) -> dict[str
             for path, (array, conversions) in zip(paths, progress, strict=True):
                 size = size or array.shape
                 if array.shape != size:
-                    pool.shutdown(cancel_futures=True)  # or all other files would be read before the error is raised
+                    pool.shutdown(cancel_futures=True)  # otherwise all other files would be read before the error
                     raise InputError(
                         f"{path} has {array.shape[1]}×{array.shape[0]} pixels, but the first image has "
                         f"{size[1]}×{size[0]}; give an image_size to resize all of them"
@@ -81,7 +81,7 @@ def decode(files: Mapping[str, Sequence[Path]], image_size: int = 0) -> dict[str
 
 
 def _read(path: Path, image_size: int) -> tuple[np.ndarray, list[str]]:
-    """One image as uint8 [H, W, 3], upright, and the conversions that were applied."""
+    """Read one image as uint8 [H, W, 3], upright, and return it with the conversions that were applied."""
     from PIL import Image, ImageOps
 
     try:
@@ -96,7 +96,7 @@ def _read(path: Path, image_size: int) -> tuple[np.ndarray, list[str]]:
     except InputError:
         raise
     except Image.DecompressionBombError as error:
-        # Above twice the limit Pillow itself refuses, and gives the number of pixels in the message only.
+        # Above twice the limit Pillow raises this error, which contains the number of pixels in its message only.
         number = re.search(r"\d+", str(error))
         raise _too_large(path, f"{number.group() if number else 'too many'} pixels", Image.MAX_IMAGE_PIXELS) from None
     except Exception as error:  # Pillow's decoders raise many types; each means that this file is unreadable.
@@ -111,7 +111,7 @@ def _too_large(path: Path, size: str, limit: int | None) -> InputError:
 
 
 def _to_rgb(image: Image.Image, file_format: str | None, path: Path) -> tuple[Image.Image, list[str]]:
-    """The image in mode RGB with 8 bits a channel, and the conversions that were applied.
+    """Convert an image to mode RGB with 8 bits a channel, and return it with the conversions that were applied.
 
     Args:
         image: a decoded image in any mode.
@@ -133,7 +133,7 @@ def _to_rgb(image: Image.Image, file_format: str | None, path: Path) -> tuple[Im
         low, high = values.min(), values.max()
         if low < 0 or high > 65535:
             raise InputError(f"{path} has values from {low} to {high}; expected 8 or 16 bits, 0 to 65535; rescale it")
-        # Mode I has 32 bits. PNG and PPM files in this mode contain 16 bits; for others only the values decide.
+        # Mode I has 32 bits. PNG and PPM files in this mode contain 16 bits; in other files the values show the depth.
         if image.mode != "I" or file_format in ("PNG", "PPM") or high > 255:
             eight_bits = (values + 128) // 257  # rounded; 257 = 65535 / 255
             conversions.append(SIXTEEN_BITS)

@@ -53,7 +53,7 @@ class Images:
         classes: names of the C classes.
         mean, std: mean and standard deviation of each channel over the whole training split, scaled to [0, 1].
         pad: zeros added on every side before a random crop.
-        flip: whether half of the views are mirrored.
+        flip: whether half of the views are mirrored from left to right.
         name: data set and split, such as "cifar100/train".
         superclasses: names of the coarser classes; empty where there are none.
         superclass_of: position of each class's superclass in `superclasses`; empty where there are none.
@@ -146,8 +146,10 @@ class Images:
 
 
 class Splits(NamedTuple):
-    """The training, validation and test images of a data set; the validation split is empty unless one was requested
-    or the data set has its own."""
+    """The training, validation and test images of a data set.
+
+    The validation split is empty unless one was requested or the data set has its own.
+    """
 
     train: Images
     val: Images
@@ -165,6 +167,6 @@ class Splits(NamedTuple):
 
 
 def _extent(images: Tensor) -> str:
-    """The number of images and their size, for a representation."""
+    """Return the number of images and their size as text."""
     count, _, height, width = images.shape
     return f"{count} images of {height}×{width} pixels"

@@ -1,4 +1,4 @@
-"""Load a data set by name: read it, select classes and images, carve out a validation split."""
+"""Load a data set by name: read it, select classes and images, and hold out a validation split."""
 
 from __future__ import annotations
 
@@ -42,11 +42,11 @@ def load(
             and must have one size.
         augment: augmentation of the training batches: "crop" (crop and flip), or "randaugment", "mixup", "cutmix",
             "randaugment+cutmix" or "randaugment+mixup" after crop and flip (see `data.strong`).
-        seed: the images that `labels` and `val` draw are a function of it.
+        seed: the images that are drawn for `labels` and `val` are a function of it.
         download: download the files of CIFAR-100 with torchvision where they are missing.
         device: the device that holds the images.
     Raises:
-        InputError: an unknown name, missing or damaged files, or numbers that do not fit the data.
+        InputError: the name is unknown, files are missing or damaged, or a number does not fit the data.
     """
     augment = augmentation(augment)
     if not 0 <= val < 1:

@@ -55,7 +55,7 @@ class Sampler:
             yield self.batch(order[part], view[part], data_seed, epoch, step)
 
     def plan(self, *, data_seed: int, epoch: int) -> tuple[Tensor, Tensor]:
-        """Return the positions of all images in the order of an epoch, and the view of each: shapes [N], [N]."""
+        """Return the positions of all images in the order of an epoch, shape [N], and the view of each, shape [N]."""
         images = self.images
         device = images.labels.device
         order = torch.randperm(len(images), generator=runtime.generator(data_seed, "order", epoch)).to(device)
@@ -70,7 +70,7 @@ class Sampler:
         Args:
             rows: positions of the images in the split, shape [B].
             view: view number of each image, shape [B].
-            keys: the random numbers of strong augmentation are a function of these.
+            keys: integers; the random numbers of strong augmentation are a function of them.
         """
         images = self.images
         if images.augment == "crop":
@@ -90,7 +90,8 @@ class Sampler:
         partner.
 
         Args:
-            batch: B images of this split, which are found by their `index`.
+            batch: B images of this split, which are identified by their `index`.
+            data_seed, epoch, step: select the random numbers.
         Returns:
             B images, cropped and flipped, with the labels of `batch`.
         """
@@ -102,7 +103,7 @@ class Sampler:
         place = places[batch.index]
         label = images.labels[members[place]]
         start, size = starts[label], sizes[label]
-        # At least one step and fewer than `size` steps round the class lead from an image to another one.
+        # 1 to size - 1 places further round the class there is another image.
         ahead = 1 + drawn % (size - 1).clamp(min=1)
         rows = members[start + (place - start + ahead) % size]
         return Batch(images.augmented(rows, view), images.labels[rows], images.index[rows], view)

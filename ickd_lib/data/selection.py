@@ -59,7 +59,7 @@ def only(images: Images, classes: Sequence[str | int]) -> Images:
         images: the split to choose from.
         classes: one or more classes, as in `positions`.
     Raises:
-        InputError: as `positions`.
+        InputError: as for `positions`.
     """
     selected = torch.zeros(len(images.classes), dtype=torch.bool)
     selected[positions(images, classes)] = True
@@ -76,7 +76,7 @@ def restricted(images: Images, classes: Sequence[str | int]) -> Images:
         Images with labels 0 to K-1, in the data set's order of classes. Mean, standard deviation and the row numbers in
         `index` do not change. When `classes` covers every class, the result is `images` itself.
     Raises:
-        InputError: as `positions`, or fewer than two classes are given.
+        InputError: as for `positions`, or fewer than two classes are given.
     """
     chosen = positions(images, classes)
     if len(chosen) < 2:
@@ -102,7 +102,7 @@ def positions(images: Images, classes: Sequence[str | int]) -> list[int]:
     """Return the positions of the given classes in the data set's list, each once and sorted.
 
     Args:
-        images: the split whose classes are meant.
+        images: the split that has the classes.
         classes: names of classes, names of superclasses (each stands for all its classes), or positions. Their order
             and repetitions do not matter.
     Raises:
@@ -111,7 +111,7 @@ def positions(images: Images, classes: Sequence[str | int]) -> list[int]:
     title = images.name.split("/")[0]
     if isinstance(classes, str) or not len(classes):
         raise InputError(f"classes={classes!r} is not a list of classes; give names or positions of classes of {title}")
-    # A superclass none of whose classes are left cannot be chosen.
+    # A superclass without any class in the split cannot be chosen.
     superclasses = [name for s, name in enumerate(images.superclasses) if s in images.superclass_of]
     names = list(dict.fromkeys((*images.classes, *superclasses)))
     chosen: set[int] = set()
@@ -137,6 +137,6 @@ def positions(images: Images, classes: Sequence[str | int]) -> list[int]:
 
 
 def _listed(classes: tuple[str, ...]) -> str:
-    """The part of a data set's name that identifies the classes it is restricted to."""
+    """Return the part of a data set's name that identifies the classes to which it is restricted."""
     names = ",".join(classes)
     return f"({names})" if len(names) <= 40 else f"({len(classes)} classes {runtime.fingerprint(list(classes))[:4]})"

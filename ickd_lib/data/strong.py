@@ -37,7 +37,7 @@ def augmented(pixels: Tensor, augment: str, *keys: object) -> tuple[Tensor, Tens
     Args:
         pixels: cropped and flipped images, uint8, shape [B, 3, H, W].
         augment: an augmentation as `augmentation` returns it.
-        keys: the random numbers are a function of these.
+        keys: the random numbers are a function of these values.
     Returns:
         Images, float in [0, 1], shape [B, 3, H, W], in channels-last memory format. With Mixup or CutMix also the share
         of image j in the mixed image i, shape [B, B], where each row sums to 1; otherwise None.

@@ -25,17 +25,17 @@ TENSORS = ("features", "logits", "labels", "index", "norms", "written")
 
 
 class MemoryBank:
-    """One row for each sample: unit-length features and their original length, logits, label and key.
+    """A memory bank. A row contains a sample's features at unit length, their norm, its logits, label and key.
 
     Args:
-        features: shape [N, D]; they are normalised here.
+        features: features of N samples, of any norm, shape [N, D].
         logits: shape [N, C].
         labels: class of each sample, shape [N].
-        index: key of each sample in its data set (of an image, its row), unique and ascending, shape [N].
-        classes: C names.
-        norms: length of the features, shape [N], where those given have unit length already.
-        written: the step that wrote each row last, -1 for a row that is empty, shape [N]; 0 by default.
-        source: fingerprints of the `data` and the `teacher` that the rows were computed from.
+        index: key of each sample in its data set (for an image, its row), unique and ascending, shape [N].
+        classes: names of the C classes.
+        norms: norms of the features before they were normalised, shape [N]; by default the norms of `features`.
+        written: the step in which each row was last written, shape [N]; -1 for an empty row; by default 0.
+        source: fingerprints of the data and the teacher that the rows were computed from, as `source_of` returns them.
     Raises:
         InputError: the keys are not ascending or not unique.
     """
@@ -56,7 +56,7 @@ class MemoryBank:
             raise InputError("the index of a bank must be ascending and contain each key once")
         features = features.float()
         self.norms = features.norm(dim=1) if norms is None else norms
-        unit = (features.norm(dim=1, keepdim=True) - 1).abs() < 1e-5  # these stay as they are, bit for bit
+        unit = (features.norm(dim=1, keepdim=True) - 1).abs() < 1e-5  # normalising these again could change last bits
         self.features = torch.where(unit, features, F.normalize(features, dim=1))
         self.logits, self.labels, self.index, self.classes = logits.float(), labels, index, tuple(classes)
         self.written = torch.zeros_like(labels) if written is None else written
@@ -94,12 +94,12 @@ class MemoryBank:
     def build(
         cls, teacher: models.Network, images: Images, *, task: Task | None = None, precision: str = "auto"
     ) -> MemoryBank:
-        """Compute a bank of every sample in the images, without augmentation, in one pass.
+        """Compute a bank with a row for every sample of the images, which are not augmented.
 
         Args:
-            teacher: a network on the images' device; it is left as it was.
+            teacher: a network on the images' device, which is not changed.
             images: the images; the keys of their samples become the bank's index.
-            task: which samples an image has; classification by default, where an image is one sample.
+            task: defines the samples of an image; by default classification, where an image is one sample.
             precision: "auto", "fp32" or "bf16".
         Raises:
             InputError: there is no image.
@@ -119,12 +119,12 @@ class MemoryBank:
 
     @classmethod
     def empty(cls, images: Images, features_dim: int, *, task: Task | None = None) -> MemoryBank:
-        """A bank of empty rows for every sample in the images; `update` writes them, and only then are they returned.
+        """Return a bank with an empty row for every sample of the images. Retrieval skips rows that are empty.
 
         Args:
             images: the images.
-            features_dim: D.
-            task: which samples an image has; classification by default.
+            features_dim: number of features, D.
+            task: defines the samples of an image; by default classification.
         """
         keys, labels = (task or Classification()).keys(images)
         order, n, device = keys.argsort(), len(keys), keys.device
@@ -138,34 +138,34 @@ class MemoryBank:
         )
 
     def to(self, device: torch.device | str) -> MemoryBank:
-        """The same bank on another device; the bank itself if it is there already."""
+        """Return the same bank on another device; the bank itself if it is on that device already."""
         if self.labels.device == runtime.device(device):
             return self
         tensors = {name: tensor.to(device) for name, tensor in self.tensors.items()}
         return MemoryBank(**tensors, classes=self.classes, source=self.source)
 
     def subset(self, rows: Tensor) -> MemoryBank:
-        """A bank of the rows at the positions `rows` [M], which are ascending."""
+        """Return a bank of the rows at the positions `rows` [M], which must be ascending."""
         tensors = {name: tensor[rows] for name, tensor in self.tensors.items()}
         return MemoryBank(**tensors, classes=self.classes, source=self.source)
 
     def rows(self, index: Tensor) -> Tensor:
-        """The position of each key in `index` [B], shape [B]; -1 for a key that the bank does not have."""
-        known = (index >= 0) & (index < len(self._row_of))
-        return torch.where(known, self._row_of[index.clamp(0, len(self._row_of) - 1)], -1)
+        """Return the position of each key in `index` [B], shape [B]; -1 for a key that the bank does not have."""
+        in_range = (index >= 0) & (index < len(self._row_of))
+        return torch.where(in_range, self._row_of[index.clamp(0, len(self._row_of) - 1)], -1)
 
     @torch.no_grad()
     def update(self, index: Tensor, features: Tensor, logits: Tensor, *, momentum: float = 0.0, step: int = 0) -> None:
         """Write new features and logits into the rows of some samples.
 
-        Retrieve before writing: after it, the queries of the same step would find themselves.
+        In a training step, retrieve before writing, so that queries are compared with rows of earlier steps only.
 
         Args:
             index: keys, each once, shape [B].
-            features: shape [B, D]; detached here.
-            logits: shape [B, C]; detached here.
-            momentum: share of the old content that stays in a row that was written before; the rest is new.
-            step: number of the step that writes, at least 0; `written` keeps it.
+            features: new features, shape [B, D], which are detached.
+            logits: new logits, shape [B, C], which are detached.
+            momentum: weight of the old content in a row that was written before; the new content has the rest.
+            step: number of the present step, at least 0, which is stored in `written`.
         Raises:
             InputError: the bank does not have one of the keys.
         """
@@ -181,24 +181,28 @@ class MemoryBank:
         self._changed()
 
     def restore(self, tensors: dict[str, Tensor]) -> None:
-        """Replace the rows by those of a bank of the same data set, given as its `tensors`."""
+        """Replace the content of the rows by `tensors`, those of another bank of the same data set."""
         self.norms, self.features, self.logits, self.written = (
             tensors[name].to(self.labels.device) for name in ("norms", "features", "logits", "written")
         )
         self._changed()
 
     def _changed(self) -> None:
+        """Drop everything that was computed from the previous content."""
         self._tables.clear()
         self._means = self._sums = self._unit_logits = None
 
     def unit_logits(self) -> Tensor:
-        """The logits scaled to unit length, [N, C]; computed when they are first requested."""
+        """Return the logits scaled to unit length, shape [N, C]. They are computed at the first call."""
         if self._unit_logits is None:
             self._unit_logits = F.normalize(self.logits, dim=1)
         return self._unit_logits
 
     def class_sums(self) -> tuple[Tensor, Tensor]:
-        """Sums of the logits and unit-length features of each class, [C, C + D], and its number of rows, [C]."""
+        """Return the sum of logits and unit-length features over each class, [C, C + D], and its number of rows, [C].
+
+        Only written rows count.
+        """
         if self._sums is None:
             both = torch.cat([self.logits, self.features], 1) * self.filled[:, None]
             sums = both.new_zeros(len(self.classes), both.shape[1]).index_add_(0, self.labels, both)
@@ -206,9 +210,9 @@ class MemoryBank:
         return self._sums
 
     def class_means(self) -> Tensor:
-        """The mean of the features of each class before normalisation, scaled to unit length: [C, D].
+        """Return the mean of the original features of each class, scaled to unit length: [C, D].
 
-        A class without written rows has zeros.
+        The mean of a class without written rows is zero.
         """
         if self._means is None:
             sums = torch.zeros(len(self.classes), self.features.shape[1], device=self.features.device)
@@ -229,29 +233,29 @@ class MemoryBank:
         per_class: bool = False,
         allow_missing: bool = False,
     ) -> tuple[InContext, InContext]:
-        """The in-context samples of each query: the nearest rows of its class and of the other classes.
+        """Return the in-context samples of each query: the nearest rows of its class and of the other classes.
 
-        The search is exact: similarities are computed in double precision, and ties go to the lower key.
+        The search is exact: similarities are compared in double precision, and of equal ones the lower key comes first.
 
         Args:
-            features: of the queries, of any length, shape [B, D].
+            features: features of the queries, of any norm, shape [B, D].
             labels: classes of the queries, shape [B].
-            index: keys of the queries, shape [B]; a query is never returned to itself. None where the queries are not
-                samples of this bank.
-            positives, negatives: how many to retrieve of each.
-            per_class: take the negatives from the best row of each other class.
-            allow_missing: mask what a small class lacks instead of raising.
+            index: keys of the queries, shape [B], so that a query is never among its own in-context samples; None if
+                the queries are not samples of this bank.
+            positives, negatives: number of in-context samples of each kind.
+            per_class: choose the negatives among the nearest rows of the other classes, one row per class.
+            allow_missing: mask the samples that are missing where there are too few rows, instead of raising an error.
         Returns:
-            Positives and negatives.
+            Positives, [B, positives], and negatives, [B, negatives].
         Raises:
-            InputError: a class, or all others together, has fewer written rows than requested.
+            InputError: a class, or all other classes together, have fewer written rows than requested.
         """
         rows = torch.full_like(labels, -1) if index is None else self.rows(index)
         found = retrieval.search(self, features, labels, rows, positives, negatives, per_class, allow_missing)
         return self.gather(found[0]), self.gather(found[1])
 
     def nearest(self, features: Tensor, index: Tensor | None = None, *, k: int = POSITIVES) -> InContext:
-        """The k nearest rows of any class, with arguments as in `retrieve`."""
+        """Return the k nearest rows of any class, [B, k]; the other arguments are those of `retrieve`."""
         rows = torch.full((len(features),), -1, device=features.device) if index is None else self.rows(index)
         return self.gather(retrieval.nearest(self, features, rows, k))
 
@@ -263,7 +267,11 @@ class MemoryBank:
         per_class: bool = False,
         allow_missing: bool = False,
     ) -> tuple[Neighbours, Neighbours]:
-        """The neighbours of every row of the bank itself, computed once; `gather` reads those of a batch from it."""
+        """Return the neighbours of every row of the bank itself, [N, positives] and [N, negatives].
+
+        They are computed once; `gather` copies the content of those of a batch. Arguments and errors are those of
+        `retrieve`.
+        """
         key = positives, negatives, per_class, allow_missing
         if key not in self._tables:
             rows = torch.arange(len(self), device=self.labels.device)
@@ -273,9 +281,12 @@ class MemoryBank:
     def random_table(
         self, *, positives: int = POSITIVES, negatives: int = NEGATIVES, seed: object = 0
     ) -> tuple[Neighbours, Neighbours]:
-        """Like `table`, but drawn at random under the same class constraints: the control for retrieval.
+        """Return a table like `table`, but with rows drawn at random from the same classes, as a control for retrieval.
 
-        The rows are a function of `seed` (any value with a repr) and of the bank's device.
+        The draws are a function of `seed` (any value with a repr) and of the bank's device.
+
+        Raises:
+            InputError: there are too few rows; see `require`.
         """
         self.require(positives=positives, negatives=negatives)
         return retrieval.random_neighbours(self, positives, negatives, seed)
@@ -290,32 +301,34 @@ class MemoryBank:
         negatives: int = NEGATIVES,
         generator: torch.Generator | None = None,
     ) -> tuple[InContext, InContext]:
-        """Like `retrieve` with allow_missing, but drawn at random from the written rows, in no particular order.
+        """Return samples as `retrieve` does with allow_missing, but drawn at random from the written rows, in no order.
 
         Args:
-            generator: a generator on the bank's device.
+            features, labels, index, positives, negatives: as in `retrieve`.
+            generator: a generator on the bank's device; None for torch's global one.
         """
         found = retrieval.random_written(self, features, labels, index, positives, negatives, generator)
         return self.gather(found[0]), self.gather(found[1])
 
     def class_samples(self, index: Tensor, labels: Tensor) -> tuple[InContext, InContext]:
-        """The means of the classes as in-context samples: the control for samples chosen one by one.
+        """Return the means of the classes as in-context samples, as a control for samples that are chosen one by one.
 
         Args:
-            index: keys of the queries, shape [B]; a query does not enter the mean of its own class.
-            labels: shape [B].
+            index: keys of the queries, shape [B]; a query is left out of the mean of its own class.
+            labels: classes of the queries, shape [B].
         Returns:
             Positives [B, 1]: the mean logits and features of the rest of the query's class. Negatives [B, C]: those of
-            each class, masked at the query's own. Their `index` is -1.
+            each class, with the query's own class masked. Their `index` is -1.
         """
         return retrieval.class_samples(self, index, labels)
 
     def gather(self, neighbours: Neighbours, *, features: bool = True, unit: bool = False) -> InContext:
-        """The present content of these rows.
+        """Return the present content of neighbours.
 
         Args:
+            neighbours: positions of rows, [B, k], as in `table`.
             features: whether to copy the features; otherwise that field is empty, [B, k, 0].
-            unit: whether to copy the logits at unit length.
+            unit: whether to copy the logits scaled to unit length.
         """
         rows = neighbours.rows  # F.embedding copies whole rows, three times as fast as indexing on a CPU
         copied = F.embedding(rows, self.features) if features else self.features.new_empty(*rows.shape, 0)
@@ -323,14 +336,14 @@ class MemoryBank:
         return InContext(self.index[rows], neighbours.similarity, logits, copied, neighbours.mask, unit)
 
     def require(self, *, positives: int, negatives: int, per_class: bool = False) -> None:
-        """Raise InputError when the bank has too few rows to give every row so many in-context samples."""
+        """Raise InputError if some row of the bank has too few other rows for this number of in-context samples."""
         rows = torch.arange(len(self), device=self.labels.device)
         retrieval.require(self, self.labels.unique().tolist(), self.labels, rows, positives, negatives, per_class)
 
-    # --------------------------------------------------------------------------------------------- on disk
+    # --------------------------------------------------------------------------------------------- files
 
     def save(self, path: str | Path) -> None:
-        """Write the bank as a safetensors file, whole or not at all."""
+        """Write the bank as a safetensors file, completely or not at all."""
         from safetensors.torch import save_file
 
         tensors = {name: tensor.contiguous() for name, tensor in self.tensors.items()}
@@ -346,8 +359,12 @@ class MemoryBank:
         teacher: models.Network | None = None,
         device: torch.device | str = "cpu",
     ) -> MemoryBank:
-        """Read a bank; where `images` or `teacher` are given, only if the bank was built from them.
+        """Read a bank from a file. With `images` or `teacher`, check that the bank was built from them.
 
+        Args:
+            path: the file.
+            images, teacher: what the bank must have been built from; None accepts any.
+            device: the device of the bank.
         Raises:
             InputError: the file is missing, damaged, or built from other data or by another teacher.
         """
@@ -367,7 +384,5 @@ class MemoryBank:
         expected = source_of(images, teacher)
         for what, mark in expected.items():
             if bank.source.get(what) != mark:
-                raise InputError(
-                    f"{path} was built from other {what} ({bank.source.get(what)}, not {mark}); build it again"
-                )
+                raise InputError(f"{path} was built with {what} {bank.source.get(what)}, not {mark}; build it again")
         return bank

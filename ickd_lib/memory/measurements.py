@@ -46,9 +46,9 @@ def precision_at(
 
     Args:
         bank: the memory bank that is searched; rows of every class can be found.
-        features: of the queries, shape [B, D].
+        features: features of the queries, shape [B, D].
         labels: class of each query, shape [B].
-        index: keys of the queries, shape [B], where they are rows of the bank; a query is never returned to itself.
+        index: keys of the queries, shape [B], if they are rows of the bank, so that a query never finds its own row.
         ks: M numbers of neighbours.
         group_of: group of each class, such as its superclass, shape [C]; the groups are then compared instead of the
             classes.
@@ -101,15 +101,15 @@ def retrieval_seconds(
     Args:
         sizes: numbers of rows, M of them.
         dim: number of features.
-        classes: number of classes; each has the same number of rows, up to one.
-        positives, negatives: how many in-context samples of each kind are retrieved.
+        classes: number of classes, which have equal numbers of rows or numbers that differ by one.
+        positives, negatives: number of in-context samples of each kind.
         batch: number of queries in a batch.
         repeats: number of measurements, of which the median is returned.
         device: the device of the banks.
         seed: seed of the random vectors.
     Returns:
-        Seconds per query for each size, [M], of a search for one query, of a search for a batch, and of reading the
-        neighbours of a batch from a table.
+        Seconds per query for each size, [M], by kind of retrieval: a search for one query, a search for a batch, and
+        copying the content of a batch's neighbours, when their rows are known from a table.
     """
     names = ("search, one query", f"search, batch of {batch}", f"table, batch of {batch}")
     seconds: dict[str, list[float]] = {name: [] for name in names}
@@ -134,7 +134,7 @@ def _search(bank: MemoryBank, queries: int, positives: int, negatives: int) -> I
 
 
 def _median_seconds(call: Callable[[], InContext], repeats: int) -> float:
-    """Return the median time of a call, with the time until its result has been computed on the device."""
+    """Return the median seconds of a call, including the time until its result has been computed on the device."""
     found = []
     for _ in range(repeats):
         start = time.perf_counter()

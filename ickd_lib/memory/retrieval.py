@@ -1,4 +1,4 @@
-"""Which rows of a bank are in-context samples of a query: the nearest, random ones, or class means."""
+"""The choice of in-context samples from a bank: the nearest rows, random rows, or class means."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from ickd_lib.runtime import InputError
 if TYPE_CHECKING:
     from ickd_lib.memory.bank import MemoryBank
 
-CHUNK = 1024  # queries at once: their similarities to 50,000 rows take 200 MB
-FEW = 256  # up to so many queries are compared with all rows at once; more are searched class by class
+CHUNK = 1024  # number of queries in one product; their similarities to 50,000 rows take 200 MB
+FEW = 256  # up to this number, queries are compared with all rows at once; more are searched class by class
 
 
 @torch.no_grad()
@@ -30,13 +30,13 @@ def search(
     per_class: bool,
     allow_missing: bool,
 ) -> tuple[Neighbours, Neighbours]:
-    """The nearest rows of the class of each query and of all other classes; see `MemoryBank.retrieve`.
+    """Return the nearest rows of the class of each query and of all other classes; see `MemoryBank.retrieve`.
 
     Args:
-        rows: the position of each query in the bank, -1 where it is not a row of it, shape [B].
+        rows: position of each query in the bank, shape [B]; -1 for a query that is not in the bank.
     """
     queries = F.normalize(features.float(), dim=1)
-    everyone, every = bank.filled.nonzero().squeeze(1), torch.arange(len(queries), device=queries.device)
+    written, all_queries = bank.filled.nonzero().squeeze(1), torch.arange(len(queries), device=queries.device)
     present = [] if allow_missing and len(queries) <= FEW else labels.unique().tolist()
     if not allow_missing:
         require(bank, present, labels, rows, positives, negatives, per_class)
@@ -44,49 +44,49 @@ def search(
     few, pools = len(queries) <= FEW, {}
     if per_class or not few:
         pools = {c: pool[bank.filled[pool]] for c, pool in bank.class_rows.items()}
-    groups = [(every, everyone)] if few else [((labels == c).nonzero().squeeze(1), pools[c]) for c in present]
+    groups = [(all_queries, written)] if few else [((labels == c).nonzero().squeeze(1), pools[c]) for c in present]
     with full_precision():
-        for asking, pool in groups:
-            blocked = (labels[asking, None] != bank.labels[pool]) | (rows[asking, None] == pool)
-            search_into(near, queries, asking, bank.features, pool, blocked)
-        # Sorted by class, the queries of a chunk have few classes, whose columns are excluded.
-        classes = bank.labels[everyone]
-        scratch = None if few or per_class else queries.new_empty(min(CHUNK, len(queries)), len(everyone))
-        for asking in labels.argsort(stable=True).split(CHUNK):
+        for chosen, pool in groups:
+            blocked = (labels[chosen, None] != bank.labels[pool]) | (rows[chosen, None] == pool)
+            search_into(near, queries, chosen, bank.features, pool, blocked)
+        # The queries are sorted by class, so that a chunk has few classes, and few columns must be excluded for each.
+        classes = bank.labels[written]
+        scratch = None if few or per_class else queries.new_empty(min(CHUNK, len(queries)), len(written))
+        for chosen in labels.argsort(stable=True).split(CHUNK):
             if per_class:
-                _best_of_each_class(bank, far, queries, labels, asking, pools)
+                _best_of_each_class(bank, far, queries, labels, chosen, pools)
             else:
-                never = labels[asking, None] == classes if few else own_class(labels[asking], classes)
-                search_into(far, queries, asking, bank.features, everyone, never, scratch)
+                own = labels[chosen, None] == classes if few else own_class(labels[chosen], classes)
+                search_into(far, queries, chosen, bank.features, written, own, scratch)
     return near, far
 
 
 def _best_of_each_class(
-    bank: MemoryBank, into: Neighbours, queries: Tensor, labels: Tensor, asking: Tensor, pools: dict[int, Tensor]
+    bank: MemoryBank, into: Neighbours, queries: Tensor, labels: Tensor, chosen: Tensor, pools: dict[int, Tensor]
 ) -> None:
-    """Write the nearest row of each other class, the most similar classes first."""
-    best = nothing(len(asking), len(pools), queries)
-    everyone = torch.arange(len(asking), device=asking.device)
+    """Write the nearest row of each other class into `into`, the most similar rows first."""
+    best = nothing(len(chosen), len(pools), queries)
+    every = torch.arange(len(chosen), device=chosen.device)
     for c, pool in pools.items():
-        found = nothing(len(asking), 1, queries)
-        search_into(found, queries[asking], everyone, bank.features, pool, labels[asking, None] == c)
+        found = nothing(len(chosen), 1, queries)
+        search_into(found, queries[chosen], every, bank.features, pool, labels[chosen, None] == c)
         for whole, part in zip(fields(best), fields(found), strict=True):
             whole[:, c] = part[:, 0]
     k = min(into.rows.shape[1], len(pools))
     order = best.similarity.masked_fill(~best.mask, -torch.inf).argsort(dim=1, descending=True, stable=True)[:, :k]
     for whole, part in zip(fields(into), fields(best), strict=True):
-        whole[asking, :k] = part.gather(1, order)
+        whole[chosen, :k] = part.gather(1, order)
 
 
 @torch.no_grad()
 def nearest(bank: MemoryBank, features: Tensor, rows: Tensor, k: int) -> Neighbours:
-    """The k nearest rows of any class; arguments as in `search`."""
+    """Return the k nearest rows of any class; the arguments are those of `search`."""
     queries = F.normalize(features.float(), dim=1)
-    everyone = bank.filled.nonzero().squeeze(1)
+    written = bank.filled.nonzero().squeeze(1)
     found = nothing(len(queries), k, queries)
     with full_precision():
-        for asking in torch.arange(len(queries), device=queries.device).split(CHUNK):
-            search_into(found, queries, asking, bank.features, everyone, rows[asking, None] == everyone)
+        for chosen in torch.arange(len(queries), device=queries.device).split(CHUNK):
+            search_into(found, queries, chosen, bank.features, written, rows[chosen, None] == written)
     return found
 
 
@@ -95,15 +95,15 @@ def nearest(bank: MemoryBank, features: Tensor, rows: Tensor, k: int) -> Neighbo
 
 @torch.no_grad()
 def random_neighbours(bank: MemoryBank, positives: int, negatives: int, seed: object) -> tuple[Neighbours, Neighbours]:
-    """For every row of the bank, rows drawn at random without replacement: of its class and of the other classes.
+    """Draw rows for every row of the bank at random, without replacement: of its class and of the other classes.
 
-    All rows must be written, and no class may be too small (see `require`).
+    All rows must have been written, and no class may be too small (see `require`).
     """
     device = bank.labels.device
     generator = runtime.generator(seed, "random neighbours", device=device)
     members = bank.labels.argsort(stable=True)  # rows sorted by class
     place = torch.empty_like(members)
-    place[members] = torch.arange(len(members), device=device)  # of each row in that order
+    place[members] = torch.arange(len(members), device=device)  # place of each row in `members`
     sizes = torch.bincount(bank.labels, minlength=len(bank.classes))
     size, start = sizes[bank.labels], (sizes.cumsum(0) - sizes)[bank.labels]
     own = _distinct(size - 1, positives, generator) + start[:, None]
@@ -114,9 +114,9 @@ def random_neighbours(bank: MemoryBank, positives: int, negatives: int, seed: ob
 
 
 def _distinct(limits: Tensor, k: int, generator: torch.Generator) -> Tensor:
-    """For each limit n in `limits` [N], k different integers in 0 to n - 1, uniformly at random: [N, k].
+    """Draw, for each limit n in `limits` [N], k different integers from 0 to n - 1, uniformly at random: [N, k].
 
-    Floyd's algorithm: the i-th draw is from 0 to n - k + i; where it was drawn before, n - k + i itself is taken.
+    Floyd's algorithm: draw i, counted from 0, is from 0 to n - k + i; if it was drawn before, n - k + i is taken.
     """
     drawn = torch.full((len(limits), k), -1, dtype=torch.long, device=limits.device)
     for i in range(k):
@@ -128,7 +128,7 @@ def _distinct(limits: Tensor, k: int, generator: torch.Generator) -> Tensor:
 
 
 def _neighbours(bank: MemoryBank, rows: Tensor) -> Neighbours:
-    """Neighbours of every row of the bank from positions [N, k], with their similarities."""
+    """Return the rows at positions `rows` [N, k] as neighbours of the N rows of the bank, with their similarities."""
     parts = [
         (bank.features[some] * own[:, None]).sum(-1)
         for some, own in zip(rows.split(CHUNK), bank.features.split(CHUNK), strict=True)
@@ -146,12 +146,12 @@ def random_written(
     negatives: int,
     generator: torch.Generator | None,
 ) -> tuple[Neighbours, Neighbours]:
-    """Random rows among those written so far; see `MemoryBank.random`."""
+    """Draw rows at random among those written so far; see `MemoryBank.random`."""
     same = labels[:, None] == bank.labels
-    there = bank.filled & (bank.index != index[:, None])
+    available = bank.filled & (bank.index != index[:, None])
     chance = torch.rand(same.shape, generator=generator, device=same.device)
     queries, found = F.normalize(features.float(), dim=1), []
-    for k, allowed in ((positives, same & there), (negatives, ~same & there)):
+    for k, allowed in ((positives, same & available), (negatives, ~same & available)):
         drawn, rows = chance.masked_fill(~allowed, -1).topk(min(k, len(bank)), dim=1)
         similarity = (bank.features[rows] * queries[:, None]).sum(-1)
         found.append(Neighbours(rows, similarity, drawn >= 0))
@@ -160,7 +160,7 @@ def random_written(
 
 @torch.no_grad()
 def class_samples(bank: MemoryBank, index: Tensor, labels: Tensor) -> tuple[InContext, InContext]:
-    """Class means as in-context samples; see `MemoryBank.class_samples`."""
+    """Return class means as in-context samples; see `MemoryBank.class_samples`."""
     classes, (sums, counts) = len(bank.classes), bank.class_sums()
     rows = bank.rows(index)
     inside = (rows >= 0) & bank.filled[rows]
@@ -179,7 +179,7 @@ def class_samples(bank: MemoryBank, index: Tensor, labels: Tensor) -> tuple[InCo
     return samples(own[:, None], (rest > 0)[:, None]), samples(means, mask)
 
 
-# ------------------------------------------------------------------------------------------ enough rows?
+# ------------------------------------------------------------------------------------ number of rows
 
 
 def require(
@@ -191,19 +191,19 @@ def require(
     negatives: int,
     per_class: bool,
 ) -> None:
-    """Raise InputError when a class among `present` has too few written rows for its queries."""
+    """Raise InputError if there are too few written rows for the queries of a class in `present`."""
     sizes = {c: int(bank.filled[pool].sum()) for c, pool in bank.class_rows.items()}
     own = bank.filled[rows.clamp(min=0)] & (rows >= 0)
     for c in present:
         _check(bank, c, sizes[c] - bool(own[labels == c].any()), positives, "positives")
         others = [size for other, size in sizes.items() if other != c]
-        there = sum(size > 0 for size in others) if per_class else sum(others)
-        _check(bank, c, there, negatives, "classes of negatives" if per_class else "negatives")
+        available = sum(size > 0 for size in others) if per_class else sum(others)
+        _check(bank, c, available, negatives, "classes of negatives" if per_class else "negatives")
 
 
-def _check(bank: MemoryBank, label: int, there: int, requested: int, what: str) -> None:
-    if there < requested:
+def _check(bank: MemoryBank, label: int, available: int, requested: int, what: str) -> None:
+    if available < requested:
         raise InputError(
             f"{requested} {what} were requested for a sample of class {bank.classes[label]!r}, but the bank has only "
-            f"{there} others to choose from; request fewer, or pass allow_missing=True"
+            f"{available} others to choose from; request fewer, or pass allow_missing=True"
         )

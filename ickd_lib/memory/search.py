@@ -1,4 +1,4 @@
-"""Exact nearest neighbours: a float32 product proposes, double precision decides."""
+"""Exact nearest neighbours: a float32 matrix product proposes rows, and double precision orders them."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-BLOCK = 32  # columns of scores of which the largest is compared first
+BLOCK = 32  # number of columns of scores in a block; the maxima of the blocks are compared first
 POSITIVES, NEGATIVES = 8, 128  # default numbers of in-context samples
 FIELDS = ("index", "similarity", "logits", "features", "mask")  # the tensors of in-context samples
-SCRATCH = 2**25  # numbers in double precision that the exact scores of one block of queries may take
+SCRATCH = 2**25  # largest number of float64 values that are used at once to compute exact scores
 
 
 @dataclass(frozen=True)
@@ -20,7 +20,7 @@ class Neighbours:
     """The rows of a bank that were retrieved for Q queries, k each, the most similar first.
 
     rows: positions in the bank, shape [Q, k].  similarity: cosine to the query, shape [Q, k].
-    mask: False where a query has fewer than k neighbours, shape [Q, k]; the other two are meaningless there.
+    mask: False where a query has fewer than k neighbours, shape [Q, k]; the other two fields are meaningless there.
     """
 
     rows: Tensor
@@ -51,25 +51,25 @@ class InContext:
     unit: bool = False
 
     def first(self, k: int) -> InContext:
-        """The most similar k of each query."""
+        """Return the k most similar samples of each query."""
         index, similarity, logits, features, mask = (getattr(self, name)[:, :k] for name in FIELDS)
         return InContext(index, similarity, logits, features, mask, self.unit)
 
 
 def fields(neighbours: Neighbours) -> tuple[Tensor, Tensor, Tensor]:
-    """Rows, similarities and mask of neighbours, [Q, k] each."""
+    """Return rows, similarities and mask of neighbours, [Q, k] each."""
     return neighbours.rows, neighbours.similarity, neighbours.mask
 
 
 def nothing(queries: int, k: int, like: Tensor) -> Neighbours:
-    """Neighbours that are all invalid, [queries, k], on the device of `like`; `search_into` fills them."""
+    """Return neighbours that are all masked, [queries, k], on the device of `like`; `search_into` fills them."""
     rows = torch.zeros(queries, k, dtype=torch.long, device=like.device)
     return Neighbours(rows, torch.zeros(queries, k, device=like.device), torch.zeros_like(rows, dtype=torch.bool))
 
 
 @contextlib.contextmanager
 def full_precision() -> Iterator[None]:
-    """Inside the context, matrix products use full float32; the error bound of the search assumes that."""
+    """Compute matrix products in full float32 inside the context; the error bound of the search assumes this."""
     before = torch.get_float32_matmul_precision()
     torch.set_float32_matmul_precision("highest")
     try:
@@ -81,7 +81,7 @@ def full_precision() -> Iterator[None]:
 def search_into(
     into: Neighbours,
     queries: Tensor,
-    asking: Tensor,
+    chosen: Tensor,
     features: Tensor,
     pool: Tensor,
     blocked: Tensor | Sequence[tuple[slice, Tensor]],
@@ -90,27 +90,27 @@ def search_into(
     """Find the nearest rows of `pool` for some queries and write them into `into`.
 
     A float32 product proposes a few rows more than requested, and double precision orders them. A row that was not
-    proposed scores below the last proposal up to the rounding of the product. Where that does not settle the k-th place
-    (with duplicates, for example), all rows within the rounding error are scored for these queries.
+    proposed can exceed the last proposal by no more than the rounding error of the product. Where this leaves the k-th
+    place open (with duplicates, for example), all rows within the rounding error are scored in double precision.
 
     Args:
-        into: the neighbours of all queries; those at `asking` are written.
-        queries: unit length, shape [all, D].
-        asking: positions of the queries to search for, shape [Q].
-        features: of all rows of the bank, unit length, shape [N, D].
+        into: the neighbours of all A queries; those at `chosen` are written.
+        queries: features of all queries, unit length, shape [A, D].
+        chosen: positions of the queries to search for, shape [Q].
+        features: features of all rows of the bank, unit length, shape [N, D].
         pool: positions of the rows to choose from, shape [P].
         blocked: True for each query and row of the pool that must not be returned, shape [Q, P]; or pairs of a slice of
             the queries and the places in `pool` that are blocked for all of them, which is faster where these are few.
-        scratch: a buffer of at least Q rows and P columns that is overwritten; allocating one for every product would
-            double its time.
+        scratch: a buffer of at least Q rows and P columns, which is overwritten. Allocating one for every product would
+            double the time.
     """
     k = into.rows.shape[1]
     if k == 0 or len(pool) == 0:
         return
     whole = len(pool) == len(features)
     members = features if whole else features[pool]
-    chosen = queries[asking]
-    rough = chosen @ members.T if scratch is None else torch.mm(chosen, members.T, out=scratch[: len(chosen)])
+    selected = queries[chosen]
+    rough = selected @ members.T if scratch is None else torch.mm(selected, members.T, out=scratch[: len(selected)])
     if isinstance(blocked, Tensor):
         rough.masked_fill_(blocked, -torch.inf)
     else:
@@ -119,7 +119,7 @@ def search_into(
     wide = min(k + 8, len(pool))
     proposed, places = _top(rough, wide)
     places = places.sort(dim=1).values  # lower rows first, so that a stable sort settles ties
-    exact = _dot(chosen, members, places).masked_fill_(rough.gather(1, places) == -torch.inf, -torch.inf)
+    exact = _dot(selected, members, places).masked_fill_(rough.gather(1, places) == -torch.inf, -torch.inf)
     found = min(k, wide)
     similarity, order = exact.sort(dim=1, descending=True, stable=True)
     similarity, places = similarity[:, :found].clone(), places.gather(1, order[:, :found])
@@ -131,31 +131,31 @@ def search_into(
             within = rough[some] >= (similarity[some, -1:] - rounding).float()
             width = int(within.sum(1).max())
             reach = rough[some].masked_fill(~within, -torch.inf).topk(width, dim=1).indices.sort(dim=1).values
-            scores = _dot(chosen[some], members, reach).masked_fill_(~within.gather(1, reach), -torch.inf)
+            scores = _dot(selected[some], members, reach).masked_fill_(~within.gather(1, reach), -torch.inf)
             top, order = scores.sort(dim=1, descending=True, stable=True)
             similarity[some], places[some] = top[:, :found], reach.gather(1, order[:, :found])
-    into.rows[asking, :found] = pool[places]
-    into.similarity[asking, :found] = similarity.float().masked_fill(similarity == -torch.inf, 0)
-    into.mask[asking, :found] = similarity > -torch.inf
+    into.rows[chosen, :found] = pool[places]
+    into.similarity[chosen, :found] = similarity.float().masked_fill(similarity == -torch.inf, 0)
+    into.mask[chosen, :found] = similarity > -torch.inf
 
 
-def own_class(labels: Tensor, theirs: Tensor) -> list[tuple[slice, Tensor]]:
-    """For queries sorted by class: the slice of each class, and the places in the pool that have this class.
+def own_class(labels: Tensor, pool_labels: Tensor) -> list[tuple[slice, Tensor]]:
+    """Return, for queries sorted by class, the slice of each class and the places in the pool that have this class.
 
     Args:
         labels: classes of the queries, sorted, shape [Q].
-        theirs: classes of the rows of the pool, shape [P].
+        pool_labels: classes of the rows of the pool, shape [P].
     """
     own, counts = labels.unique_consecutive(return_counts=True)
     ends = counts.cumsum(0).tolist()
     return [
-        (slice(end - count, end), (theirs == c).nonzero().squeeze(1))
+        (slice(end - count, end), (pool_labels == c).nonzero().squeeze(1))
         for c, count, end in zip(own.tolist(), counts.tolist(), ends, strict=True)
     ]
 
 
 def _top(scores: Tensor, k: int) -> tuple[Tensor, Tensor]:
-    """The k largest scores of each row of [Q, P] and their places, in no particular order, [Q, k] each.
+    """Return the k largest scores of each row of [Q, P] and their places, in no particular order, [Q, k] each.
 
     With many columns, blocks of columns are compared by their maxima first: the k largest scores lie in the k blocks
     with the largest maxima (or scores equal to them do), and computing maxima is faster than selecting.
@@ -173,8 +173,8 @@ def _top(scores: Tensor, k: int) -> tuple[Tensor, Tensor]:
 
 
 def _dot(queries: Tensor, members: Tensor, places: Tensor) -> Tensor:
-    """Inner products in double precision of each query [Q, D] with members [P, D] at places [Q, w]: [Q, w]."""
-    rows = max(1, min(16, SCRATCH // max(1, places.shape[1] * members.shape[1])))  # few at a time stay in a CPU's cache
+    """Compute inner products in float64 of each query [Q, D] with the members [P, D] at places [Q, w]: [Q, w]."""
+    rows = max(1, min(16, SCRATCH // max(1, places.shape[1] * members.shape[1])))  # a few fit into a CPU's cache
     parts = [
         members[p].double().mul_(q.double()[:, None]).sum(-1)
         for q, p in zip(queries.split(rows), places.split(rows), strict=True)

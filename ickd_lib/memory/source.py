@@ -1,4 +1,4 @@
-"""What a bank was computed from: which data, and which teacher."""
+"""The source of a bank: the data and the teacher that it was computed from."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 
 def source_of(images: Images | None, teacher: models.Network | None) -> dict[str, str]:
-    """The `MemoryBank.source` of a bank that is built from these: fingerprints of the data and the teacher."""
+    """Return the fingerprints that identify the source of a bank: under "data" and "teacher", where these are given."""
     source = {} if images is None else {"data": images.fingerprint}
     return source if teacher is None else source | {"teacher": teacher.identity}
 
@@ -22,10 +22,16 @@ def source_of(images: Images | None, teacher: models.Network | None) -> dict[str
 def require_fit(
     bank: MemoryBank, images: Images, teacher: models.Network | None = None, task: Task | None = None
 ) -> None:
-    """Check that a bank covers the samples of some images and was computed by a teacher.
+    """Check that a bank contains the samples of some images and was computed by a teacher.
+
+    Args:
+        bank: the memory bank.
+        images: the images, all of whose samples the bank must contain.
+        teacher: the network; None accepts a bank of any network.
+        task: defines the samples of an image; by default classification.
 
     Raises:
-        InputError: the bank has other classes, lacks samples, or was computed by another teacher.
+        InputError: the bank has other classes, lacks samples, has other labels, or was computed by another teacher.
     """
     keys, labels = (task or Classification()).keys(images)
     rows = bank.rows(keys)

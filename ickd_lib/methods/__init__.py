@@ -1,4 +1,4 @@
-"""Distillation methods: what each requires of a training step, and which losses it adds. Registered here only."""
+"""Distillation methods: what each requires of a training step, and its loss terms. All are registered here."""
 
 from ickd_lib.methods import features, incontext, labels, logits, online
 from ickd_lib.methods.base import NEEDS, Context, Method, Retrieval, TargetSource, WithLabels, defaults

@@ -1,4 +1,4 @@
-"""What a method is: what it requires of a training step, and what it may see of it."""
+"""What a method is: what it requires of a training step, and what it may use of the step."""
 
 from __future__ import annotations
 
@@ -25,21 +25,21 @@ N = TypeVar("N", int, float)
 class Retrieval:
     """The in-context samples that a method requests.
 
-    positives, negatives: how many of each.
-    query: "row", the row of the sample in the bank, from the image without augmentation (a table that is computed
-        once); or "view", the features of the augmented image, searched for in every step. A bank that changes during
-        training is always searched by view.
-    per_class: the negatives are the best sample of each other class.
-    order: which samples are the positives: the "nearest"; "random" ones of the right classes, the control for
-        retrieval; or the mean of the "class", the control for single samples.
-    negatives_order: the same for the negatives.
-    redraw: random samples are drawn anew in every epoch, not once for the training.
-    source: whose bank is searched: that of the "teacher"; or one that is written during training, of the "peers" or of
-        the student itself ("self").
+    positives, negatives: number of in-context samples of each kind.
+    query: the features that are compared with those of the bank. "row": the features in the sample's own row, which are
+        those of the image without augmentation, so that all neighbours are computed once. "view": the features of the
+        augmented image, so that every step searches. A bank that changes during training is always searched by view.
+    per_class: whether the negatives are the nearest samples of the other classes, one per class.
+    order: the choice of the positives. "nearest": the nearest samples of the class. "random": random samples of the
+        class, as a control for retrieval. "class": the mean of the class, as a control for single samples.
+    negatives_order: the choice of the negatives, by the same names, among the other classes.
+    redraw: whether random samples are drawn anew in every epoch, instead of once for the training.
+    source: the owner of the bank that is searched: the "teacher", or the "peers" or the student itself ("self"), for
+        which banks are written during training.
     start: share of the training before which nothing is retrieved.
-    features: whether the features of the in-context samples are needed, not only their logits.
-    unit_negatives: whether only the cosines of the negatives' logits are used; these then have unit length where the
-        bank has them (`InContext.unit`).
+    features: whether the method uses the features of the in-context samples, and not only their logits.
+    unit_negatives: whether the method uses the negatives' logits for cosines only. The teacher's bank then returns them
+        at unit length (`InContext.unit`).
     """
 
     positives: int
@@ -59,10 +59,10 @@ class Retrieval:
 class TargetSource:
     """One source of targets for a batch: the teacher, a peer, or the student's own earlier output.
 
-    output: samples without gradient. For the earlier output: the row in the student's own bank (with momentum, an
-        average over visits); for a sample that the student has not seen before, its present output.
-    positives, negatives: the in-context samples from the source's bank; None where they were not requested or
-        retrieval has not started. From a bank in training, `mask` is False where it has too few rows.
+    output: samples without gradient. The student's earlier output is the row in its own bank (with momentum, an average
+        over earlier steps); for a sample without a written row it is the present output.
+    positives, negatives: the in-context samples from the source's bank; None if they were not requested or retrieval
+        has not started. In those from a bank that is written during training, `mask` is False where rows are missing.
     """
 
     output: Samples
@@ -72,24 +72,24 @@ class TargetSource:
 
 @dataclass(frozen=True)
 class Context:
-    """All that a method may use of a training step. What it did not declare in `needs` is None.
+    """All that a method may use of a training step. What the method did not declare in `needs` is None or empty.
 
-    batch: the images.
-    student: the student's samples, with gradient; with maps of its stages where they were declared.
+    batch: the B augmented images.
+    student: the S samples of the student, with gradient; with maps of its stages if these were declared.
     supervised: the task's own loss of the student, a scalar with gradient (for classification, cross-entropy).
-    teacher: the teacher's samples for the same views at the same places, without gradient. Its features are empty,
-        [S, 0], where they were not declared.
+    teacher: the teacher's samples for the same views at the same places, without gradient. Its features may be empty,
+        [S, 0], if they were not declared.
     positives, negatives: in-context samples of each sample, from the teacher's bank.
-    bank: the teacher's memory bank itself.
+    bank: the teacher's memory bank.
     partner: the student's own samples, without gradient, for another image of the class of each image.
-    peers: the other students of the peer group, each with its samples for the same views and, where retrieval from
-        peers was declared, in-context samples from its bank.
+    peers: the other students of the peer group, each with its samples for the same views and, if retrieval from peers
+        was declared, in-context samples from its bank.
     earlier: the student's own earlier output for each sample, with in-context samples from its own bank.
     common: positions, in the student's and in the teacher's logits, of the classes that both have, shape [K] each; None
-        where the classes are the same.
-    phase: how many of the method's `restarts` have passed.
-    progress: the share of the training that is done, 0 to 1; during training a scalar tensor, so that a captured step
-        reads its present value. (A step whose Python code branches on it cannot be captured.)
+        if the classes are the same.
+    phase: number of the method's `restarts` that have passed.
+    progress: share of the training that is done, 0 to 1; during training a scalar tensor, so that a captured step reads
+        its present value. (A step in which Python code branches on it cannot be captured.)
     """
 
     batch: Batch
@@ -107,16 +107,19 @@ class Context:
     progress: Tensor | float = 0.0
 
     def sources(self, name: str) -> Sequence[TargetSource]:
-        """The sources of targets called `name` in SOURCES: the teacher, the peers, or the student's earlier output."""
+        """Return the sources of targets that `name`, one of SOURCES, stands for.
+
+        "teacher": the teacher. "peers": the peers. "self": the student's earlier output.
+        """
         if name == "peers":
             return self.peers
         if name == "self":
             assert self.earlier is not None
             return [self.earlier]
-        return [TargetSource(self.teacher, self.positives, self.negatives)]  # type: ignore[arg-type]  # if undeclared
+        return [TargetSource(self.teacher, self.positives, self.negatives)]  # type: ignore[arg-type]  # None if undeclared
 
     def shared_logits(self) -> tuple[Tensor, Tensor]:
-        """The student's and the teacher's logits of the classes that both have, [S, K] each."""
+        """Return the student's and the teacher's logits of the classes that both have, [S, K] each."""
         assert self.teacher is not None
         if self.common is None:
             return self.student.logits, self.teacher.logits
@@ -128,15 +131,15 @@ class Method(nn.Module):
     """A distillation method. A subclass defines `forward`; its keyword defaults are its configuration.
 
     Attributes:
-        needs: what the loop must supply, of NEEDS.
-        retrieval: the in-context samples that it requests, or None.
-        label_space: which classes the teacher must have: those of the student ("same"), some of them ("shared"), or
-            none ("any": only features are compared).
+        needs: what the loop must provide, a subset of NEEDS.
+        retrieval: the in-context samples that the method requests, or None.
+        label_space: the classes that the teacher must have: those of the student ("same"), some of them ("shared"), or
+            any classes, because only features are compared ("any").
         restarts: shares of the training at which the learning-rate schedule restarts and a new phase begins.
         embedding_rates: for each phase, the learning rate of all layers but the classifier, relative to the
             classifier's; the last entry holds for all later phases.
-        momentum: share of a row that stays when the student's own bank is written.
-        config: the name and every argument, defaults included; a run records it.
+        momentum: weight of the old content when a row of the student's own bank is written again.
+        config: the name and every argument, defaults included, which a run folder records.
     """
 
     needs: frozenset[str] = frozenset()
@@ -169,13 +172,13 @@ class Method(nn.Module):
         """Create what depends on sizes, such as projectors with parameters, before the optimiser exists.
 
         Args:
-            student_dim, teacher_dim: length of their features (teacher_dim is 0 without a teacher).
-            num_classes: C.
+            student_dim, teacher_dim: numbers of features of student and teacher (teacher_dim is 0 without a teacher).
+            num_classes: number of classes, C.
             rows: number of training samples.
         """
 
     def forward(self, context: Context) -> dict[str, Tensor]:
-        """The loss as named, weighted scalar terms; the loop minimises their sum."""
+        """Return the loss as named, weighted scalar terms; the loop minimises their sum."""
         raise TypeError(f"{type(self).__name__} must define forward(context) -> {{term: scalar}}")
 
     def extra_repr(self) -> str:
@@ -183,7 +186,7 @@ class Method(nn.Module):
 
 
 class WithLabels(Method):
-    """A method that adds terms to the task's own loss, which has the weight `ce`; a subclass defines `teach`."""
+    """A method that adds terms to the task's own loss, which has the weight `ce`. A subclass defines `teach`."""
 
     def __init__(self, *, ce: float = 1.0) -> None:
         super().__init__()
@@ -194,12 +197,12 @@ class WithLabels(Method):
         return {"ce": self.ce * context.supervised, **terms} if self.ce else terms
 
     def teach(self, context: Context) -> dict[str, Tensor]:
-        """The weighted terms beside the task's own loss."""
+        """Return the weighted terms that are added to the task's own loss."""
         raise TypeError(f"{type(self).__name__} must define teach(context) -> {{term: scalar}}")
 
 
 def defaults(cls: type[Method]) -> dict[str, Any]:
-    """The arguments of a method and their defaults, those of its base classes first."""
+    """Return the arguments of a method and their defaults, those of its base classes first."""
     found: dict[str, Any] = {}
     for base in reversed(cls.__mro__):
         if issubclass(base, Method) and "__init__" in vars(base):

@@ -1,4 +1,4 @@
-"""Several methods at once."""
+"""The combination of several methods."""
 
 from __future__ import annotations
 
@@ -12,10 +12,12 @@ from ickd_lib.runtime import InputError
 
 
 class Combined(Method):
-    """Several methods at once, as in "ickd+dist": the sum of their terms, with the cross-entropy of the first.
+    """The sum of the terms of several methods, as in "ickd+dist", with the cross-entropy of the first.
 
+    Args:
+        parts: the methods, two or more.
     Raises:
-        InputError: two of them request different in-context samples, or phases of the training.
+        InputError: two methods request different in-context samples, or more than one has `restarts`.
     """
 
     def __init__(self, *, parts: Sequence[Method]) -> None:
@@ -27,8 +29,8 @@ class Combined(Method):
         requested = {part.retrieval for part in parts if part.retrieval}
         phased = [part for part in parts if part.restarts]
         if len(requested) > 1 or len(phased) > 1:
-            what = "different in-context samples" if len(requested) > 1 else "phases for each of them"
-            raise InputError(f"{self.config['name']} requests {what}; combine methods of which only one does")
+            what = "requests different in-context samples" if len(requested) > 1 else "has several methods with phases"
+            raise InputError(f"{self.config['name']} {what}; combine methods of which only one does")
         self.retrieval = next(iter(requested), None)
         self.momentum = max(part.momentum for part in parts)
         if phased:
@@ -53,9 +55,10 @@ class Combined(Method):
 
 
 def describe(method: Method, **assumed: Any) -> str:
-    """The name from which `create` makes this method, with only the arguments that differ from the defaults.
+    """Return the name from which `create` makes this method, with only the arguments that differ from the defaults.
 
     Args:
+        method: the method.
         assumed: values to use as defaults instead of the method's own.
     """
     name = method.config["name"]

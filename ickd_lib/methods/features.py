@@ -1,4 +1,4 @@
-"""Methods that compare features, so that the teacher may have any classes."""
+"""Methods that compare features or maps, so that the teacher may have any classes."""
 
 from __future__ import annotations
 
@@ -29,10 +29,10 @@ class RKD(WithLabels):
 
     def teach(self, context: Context) -> dict[str, Tensor]:
         assert context.teacher is not None
-        ours, theirs = context.student.features, context.teacher.features
+        student, teacher = context.student.features, context.teacher.features
         return {
-            "distance": self.distance * losses.rkd_distance(ours, theirs),
-            "angle": self.angle * losses.rkd_angle(ours, theirs),
+            "distance": self.distance * losses.rkd_distance(student, teacher),
+            "angle": self.angle * losses.rkd_angle(student, teacher),
         }
 
 
@@ -102,8 +102,8 @@ class CRD(WithLabels):
     linear maps of the features. Of the paper's two directions only the one against the teacher's memory is computed.
 
     crd: weight of the term.
-    negatives: rows drawn from the bank in each step and shared by the batch; at most all rows of the bank.
-    dim: length of the embeddings.
+    negatives: number of rows that are drawn from the bank in each step and shared by the batch.
+    dim: number of features of the embeddings.
     temperature: divides the cosine similarities.
     """
 
@@ -159,7 +159,7 @@ class REFILLED(WithLabels):
 
     embedding, local: weights of the two terms (published: 1000 and 100 without τ², which are 62.5 and 25 with it).
     rate: learning rate of the embedding in phase 2, relative to the classifier's.
-    share: share of the training that phase 1 takes; 0 and 1 leave one of the phases out.
+    share: share of the training that phase 1 takes; with 0 or 1 there is only one phase.
     margin: largest difference of distances at which a negative counts as semi-hard.
     embedding_temperature, local_temperature: τ of the two terms.
     """

@@ -19,27 +19,31 @@ from ickd_lib.runtime import InputError, choose, notice
 class ICKD(Method):
     """In-context distillation: w_ce CE + w_kd KD + w_p PICD + w_n NICD.
 
-    Zhu, Li, Wang 2025, arXiv 2501.07040. The abstract of the paper fixes the idea: in-context samples are retrieved
-    from a memory bank of the teacher's features; PICD draws the student's logits to the aggregate of the samples of the
-    same class, and NICD separates them from samples of other classes. All else is this project's reading and is an
-    argument:
+    Zhu, Li, Wang 2025, arXiv 2501.07040. The abstract of the paper states the idea: in-context samples are retrieved
+    from a memory bank of the teacher's features; PICD matches the student's logits to the aggregate of the samples of
+    the same class, and NICD separates them from samples of other classes. Everything else is this project's
+    interpretation, and each choice is an argument:
 
     ce, kd, picd, nicd: weights of the terms. A term of weight 0 is not computed, nor is what only that term needs.
-    temperature: of both KL terms.
-    positives, negatives: number of in-context samples of each kind. Of the negatives at most a third of the training
-        samples are used, so that they are near ones in a small data set too; with per_class at most one of each other
-        class. A smaller number than requested is reported.
-    aggregation_temperature: of the softmax over similarities that weights the positives; None gives equal weights.
+    temperature: temperature of both KL terms.
+    positives, negatives: number of in-context samples of each kind. At most a third of the training samples become
+        negatives, so that these are near the query in a small data set too; with per_class, at most one sample of each
+        other class. A note is printed if the number is smaller than requested.
+    aggregation_temperature: temperature of the softmax over similarities that weights the positives; None gives equal
+        weights.
     average: whether to aggregate "logits" or "probabilities".
-    kappa: temperature of NICD.  form: "infonce", or "hinge" with its margin.
-    anchor: the positive of NICD: the "teacher"'s logits of the same view, or the "aggregate" of the positives.
-    query, per_class: see `Retrieval`.
-    order: "nearest", "random" or "class" (see `Retrieval`).  negatives_order: the same for the negatives alone; by
-        default as `order`.  redraw: draw random samples anew in every epoch.
-    source: the source of targets: a pretrained "teacher" (offline); the "peers", each with the bank that is filled
-        during training, averaged over them (online); or the student's own earlier outputs, "self" (teacher-free).
+    kappa: temperature of NICD.
+    form: "infonce" or "hinge".
+    margin: margin of the hinge form.
+    anchor: the positive of NICD: "teacher" for the target source's logits of the same view, or "aggregate" for the
+        aggregate of the positives.
+    query, per_class, order, redraw: see `Retrieval`.
+    negatives_order: see `Retrieval`; by default the same as `order`.
+    source: the source of targets. "teacher": a pretrained teacher (offline). "peers": the peers, each with a bank that
+        is filled during training, with the mean of the terms over them (online). "self": the student's own earlier
+        outputs (teacher-free).
     warmup: share of the training before PICD and NICD start.
-    momentum: share of a row that stays when the bank of a student with this method is written again.
+    momentum: weight of the old content when a row in the bank of a student with this method is written again.
     """
 
     def __init__(
@@ -80,7 +84,9 @@ class ICKD(Method):
         if not (ce or kd or picd or nicd):
             raise InputError("ce, kd, picd and nicd are all 0; give at least one of them a weight")
         if momentum and self.source == "teacher":
-            raise InputError(f"momentum={momentum} is for a bank in training; with source='teacher' leave it at 0")
+            raise InputError(
+                f"momentum={momentum} is for a bank that training writes; with source='teacher' leave it at 0"
+            )
         aggregates = bool(picd or (nicd and anchor == "aggregate"))
         request = Retrieval(
             int(positive("positives", positives)) * aggregates,
@@ -139,7 +145,8 @@ class ICKD(Method):
         if self.anchor == "teacher":
             anchor, mask = source.output.logits, far.mask
         else:
-            assert near is not None  # a sample without a valid positive adds nothing
+            assert near is not None
+            # A sample without a valid positive has no aggregate, so all its negatives are masked.
             anchor, mask = self._aggregate(near), far.mask & near.mask.any(1, keepdim=True)
         return losses.nicd(
             logits,
@@ -161,7 +168,7 @@ class ICKD(Method):
 
 
 def _check_orders(spec: Retrieval) -> None:
-    """Raise InputError for an order of in-context samples that the bank cannot supply."""
+    """Raise InputError if the bank cannot provide in-context samples in the requested orders."""
     orders = {spec.order, spec.negatives_order}
     if spec.redraw and "random" not in orders:
         raise InputError("redraw=True is for random in-context samples; give order='random' as well")
@@ -172,7 +179,9 @@ def _check_orders(spec: Retrieval) -> None:
     if spec.source == "teacher" and spec.query == "view":
         raise InputError("query='view' searches for the nearest samples; leave order at 'nearest', or query at 'row'")
     if spec.source != "teacher" and (orders != {"random"}):
-        raise InputError("a bank in training supplies nearest or random samples of both kinds; give order='random'")
+        raise InputError(
+            "a bank that training writes provides only nearest or only random samples; give order='nearest' or 'random'"
+        )
 
 
 @register("picd")

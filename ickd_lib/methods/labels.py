@@ -11,7 +11,7 @@ from ickd_lib.methods.registry import register
 
 @register("ce")
 class CrossEntropy(Method):
-    """The task's own loss (for classification, cross-entropy to the labels): the student alone."""
+    """Training with the task's own loss alone (for classification, cross-entropy with the labels)."""
 
     def forward(self, context: Context) -> dict[str, Tensor]:
         return {"ce": context.supervised}
@@ -19,7 +19,7 @@ class CrossEntropy(Method):
 
 @register("ls")
 class LabelSmoothing(Method):
-    """Cross-entropy to smoothed labels, Szegedy et al. 2016.
+    """Cross-entropy with smoothed labels, Szegedy et al. 2016 (arXiv 1512.00567).
 
     alpha: weight of the uniform distribution in the targets.
     """
@@ -36,7 +36,10 @@ class LabelSmoothing(Method):
 class CSKD(WithLabels):
     """Class-wise self-distillation, Yun et al. 2020 (arXiv 2003.13964).
 
-    The student's softened prediction for an image is drawn to its own prediction for another image of the same class.
+    The student's softened prediction for an image is matched to its own prediction for another image of the same class.
+
+    ce, kd: weights of the two terms.
+    temperature: temperature of the predictions.
     """
 
     needs = frozenset({"partner"})
@@ -55,9 +58,9 @@ class CSKD(WithLabels):
 class PSKD(Method):
     """Progressive self-distillation, Kim et al. 2021 (arXiv 2006.12000).
 
-    The targets mix the labels with the student's own prediction for each sample at its last visit.
+    The targets mix the labels with the student's own prediction for each sample in the epoch before.
 
-    alpha: weight of that prediction at the end of the training; it rises from 0.
+    alpha: weight of that prediction at the end of the training, to which it rises linearly from 0.
     """
 
     needs = frozenset({"earlier"})
@@ -83,6 +86,8 @@ class TfKD(Method):
     (1 - alpha) CE + alpha τ² KL(p^d_τ ‖ p^S_τ), with this project's τ². The paper's second method, where the teacher is
     the same network trained before (Tf-KD_self), is `kd` with that teacher.
 
+    alpha: weight of the virtual teacher.
+    temperature: τ.
     correct: the virtual teacher's probability of the label; the other classes share the rest equally.
     """
 

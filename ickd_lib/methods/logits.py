@@ -15,10 +15,11 @@ from ickd_lib.runtime import InputError
 class KD(WithLabels):
     """Distillation of the teacher's softened logits, Hinton et al. 2015, beside cross-entropy.
 
-    Where teacher and student share only some classes, the logits of these are compared.
+    If teacher and student share only some classes, the logits of these are compared.
 
     ce, kd: weights of the two terms.
-    standardised: the logits are standardised (z-score) first, Sun et al. 2024 (arXiv 2403.01427).
+    temperature: τ of both softmaxes.
+    standardised: whether the logits are standardised (z-score) first, Sun et al. 2024 (arXiv 2403.01427).
     """
 
     needs = frozenset({"teacher"})
@@ -40,9 +41,9 @@ class KD(WithLabels):
 class LwF(KD):
     """Learning without forgetting, Li & Hoiem 2016 (arXiv 1606.09282): new classes beside those of a teacher.
 
-    For a sample of a new class, cross-entropy is computed among the new classes only (and among the teacher's classes
-    for a sample of one of them), so that new classes do not lower the logits of the old ones. Soft labels from the
-    teacher preserve the old classes.
+    Cross-entropy is computed among the new classes only for a sample of a new class, and among the teacher's classes
+    only for a sample of one of these, so that new classes do not lower the logits of the old ones. Soft labels from the
+    teacher preserve the old classes. The arguments are those of KD.
     """
 
     def __init__(
@@ -78,6 +79,7 @@ class DKD(WithLabels):
 
     tckd, nckd: weights of the term for the target class against the rest, and of the term for the other classes among
         themselves (α and β in the paper; β was published as 2 to 8, depending on the pair: `training.published`).
+    temperature: τ of both terms.
     warmup: share of the training over which both weights rise from 0 (published: 20 of 240 epochs).
     standardised: as for KD.
     """
@@ -116,6 +118,7 @@ class DIST(WithLabels):
     """Distillation of relations within and between classes, Huang et al. 2022 (arXiv 2205.10536).
 
     inter, intra: weights of the correlation over the classes of a sample, and over the samples for a class.
+    temperature: divides the logits before the softmax.
     """
 
     needs = frozenset({"teacher"})
@@ -166,6 +169,7 @@ class CKD(WithLabels):
     student's outputs for all other samples of the batch are the negatives.
 
     ckd: weight of the term; published as 100, with other values for some pairs (`training.published`).
+    temperature: divides the similarities of the logits.
     """
 
     needs = frozenset({"teacher"})

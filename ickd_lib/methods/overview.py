@@ -1,4 +1,4 @@
-"""Tables of methods for a notebook: what each one teaches, and where its targets come from."""
+"""Overviews of methods for a notebook: what each one does, and where its targets come from."""
 
 from __future__ import annotations
 

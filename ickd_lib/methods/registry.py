@@ -16,16 +16,18 @@ M = TypeVar("M", bound=type[Method])
 
 
 def register(name: str) -> Callable[[M], M]:
-    """Class decorator that makes a Method known as `name`.
+    """Class decorator that registers a Method under `name`.
 
     Raises:
-        InputError: another class has the name, or the class declares a need that the loop cannot supply.
+        InputError: another class has the name, or the class declares an unknown need or label space.
     """
 
     def add(cls: M) -> M:
         taken = _REGISTRY.get(name)
         if taken and (taken.__module__, taken.__qualname__) != (cls.__module__, cls.__qualname__):
-            raise InputError(f"method {name!r} is already {taken.__module__}.{taken.__qualname__}; choose another name")
+            raise InputError(
+                f"method {name!r} is already registered: {taken.__module__}.{taken.__qualname__}; choose another name"
+            )
         for need in cls.needs:
             runtime.choose(need, NEEDS, "need")
         runtime.choose(cls.label_space, LABEL_SPACES, "label space")
@@ -37,20 +39,21 @@ def register(name: str) -> Callable[[M], M]:
 
 
 def names() -> list[str]:
-    """The registered methods, sorted."""
+    """Return the names of the registered methods, sorted."""
     return sorted(_REGISTRY)
 
 
 def create(name: str, **weights: Any) -> Method:
     """Create a method by name; arguments may be part of the name, as in "ickd(nicd=0, positives=4)".
 
-    "ickd+dist" combines both, with the cross-entropy of the first (the `ce` of a later one is 0 unless it is given).
+    "ickd+dist" combines two methods, with the cross-entropy of the first (the `ce` of a later one is 0 unless given).
 
     Args:
         name: the name of a method, or several joined by "+".
         weights: arguments of the method; they take precedence over those in the name.
     Raises:
-        InputError: an unknown name or argument (the message contains the most similar one), or an impossible value.
+        InputError: a name or an argument is unknown (the message contains the most similar one), or a value is
+            impossible.
     """
     parts = _parts(name)
     if len(parts) > 1:

@@ -1,4 +1,4 @@
-"""Class-incremental networks: a trained network gets outputs for new classes."""
+"""Class-incremental networks: outputs for new classes are added to a trained network."""
 
 from __future__ import annotations
 

@@ -34,7 +34,7 @@ def from_torchvision(
         own_mean, own_std = weights.transforms().mean, weights.transforms().std
         options = {"weights": weights}
     elif name in ("googlenet", "inception_v3"):
-        options["init_weights"] = True  # torchvision's default, which it warns about unless it is given
+        options["init_weights"] = True  # the default, which torchvision warns about if it is not given
 
     module = _build(f"torchvision/{name}", lambda: models.get_model(name, **options))
     if getattr(module, "aux_logits", False):

@@ -1,4 +1,4 @@
-"""Logits and features of a whole split."""
+"""The evaluation of a network on a whole split."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 def images_of_a_pass(device: torch.device) -> int:
-    """Number of images that go through a network at once when no gradients are computed: 64 on a CPU, 512 elsewhere.
+    """Return how many images to evaluate at once when no gradients are computed: 64 on a CPU, 512 elsewhere.
 
     On a CPU, larger activations make the system allocate new memory pages in every layer: with 512 images at once the
     time per image was 1.5 to 2 times as long.
@@ -30,7 +30,7 @@ def predict(network: Network, images: Images, *, batch_size: int = 0, precision:
     Args:
         network: a network of C classes and D features; each of its submodules returns to its earlier mode.
         images: N images on the network's device.
-        batch_size: number of images that go through the network at once; 0 uses `images_of_a_pass`.
+        batch_size: number of images that are evaluated at once; 0 uses `images_of_a_pass`.
         precision: "auto", "fp32" or "bf16".
     Returns:
         Logits [N, C] and features [N, D] in float32, on that device.

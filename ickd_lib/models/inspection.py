@@ -1,4 +1,4 @@
-"""Facts about a network that one evaluation on black images shows: an image size it accepts, and its classifier."""
+"""What an evaluation on black images shows of a network: an image size that it accepts, and its classifier."""
 
 from __future__ import annotations
 
@@ -80,17 +80,17 @@ def evaluating(module: nn.Module) -> Iterator[None]:
 
 @contextlib.contextmanager
 def undisturbed(module: nn.Module) -> Iterator[None]:
-    """As `evaluating`; at the end the random state of the CPU and of the module's GPU is the earlier one too."""
+    """Do as `evaluating`, and restore the random state of the CPU and of the module's GPU at the end too."""
     device = _example(module).device
     with evaluating(module), torch.random.fork_rng([device] if device.type == "cuda" else []):
         yield
 
 
 def _example(module: nn.Module) -> Tensor:
-    """A tensor of the module, which has its device and dtype; an empty one if it has none."""
+    """Return a tensor with the module's device and dtype: one of its own, or an empty one if it has none."""
     return next(itertools.chain(module.parameters(), module.buffers()), torch.empty(0))
 
 
 def first_line(error: Exception) -> str:
-    """The first line of an exception's message, "" if it has none."""
+    """Return the first line of an exception's message, or "" if it has none."""
     return (str(error).strip().splitlines() or [""])[0]

@@ -17,7 +17,7 @@ from ..runtime import InputError
 
 
 class Output(NamedTuple):
-    """What every network returns.
+    """The output of a network.
 
     Attributes:
         logits: [B, C], before the softmax.
@@ -45,7 +45,7 @@ class Network(nn.Module):
         stages: names of the submodules, shallow to deep, whose outputs [B, C_i, H_i, W_i] are the maps. The next
             layer must not change such an output in place.
         classes: names of the classes, in the order of the logits; empty if unknown.
-        trained_on: known facts about its training (data, number of labels, weights file), for the run folders.
+        trained_on: what is known of its training (data, number of labels, weights file), for the run folders.
     Raises:
         InputError: num_classes is below 1.
     """
@@ -79,12 +79,12 @@ class Network(nn.Module):
         return runtime.fingerprint(*self._facts(), self.state_dict(), self.mean, self.std)
 
     def _facts(self) -> list[Any]:
-        """The part of the identity that is not a tensor."""
+        """Return the part of the identity that is not a tensor."""
         wrapped = [getattr(self, attribute, None) for attribute in ("layer", "before", "size")]
         return [self.name, list(self.classes), list(self.stages), wrapped]
 
     def _state(self) -> list[Any]:
-        """A value that differs after any in-place change of a tensor, any replaced tensor and any new fact."""
+        """Return a value that differs after any in-place change of a tensor, any replaced tensor and any new fact."""
         tensors = itertools.chain(self.parameters(), self.buffers())
         return [self._facts(), [(tensor.data_ptr(), tensor._version) for tensor in tensors]]
 
@@ -93,18 +93,18 @@ class Network(nn.Module):
         return super()._apply(fn, recurse)
 
     def __getstate__(self) -> dict[str, Any]:
-        """The attributes for a copy or a pickle, without the stored identity: the tensors of a copy are new ones."""
+        """Return the attributes for a copy or a pickle, without the stored identity, because a copy has new tensors."""
         return {**self.__dict__, "_stored_identity": None}
 
     def __repr__(self) -> str:
-        """One line, and a second one if it is known what the network was trained on; see `describe` for the layers."""
+        """Return one line, and a second one if `trained_on` is not empty; see `describe` for the layers."""
         parameters = sum(parameter.numel() for parameter in self.parameters())
         text = f"{self.name}: {self.num_classes} classes, {self.features_dim} features, {parameters:,} parameters"
         facts = ", ".join(f"{key} {value}" for key, value in self.trained_on.items())
         return f"{text}\n  trained on: {facts}" if facts else text
 
     def describe(self) -> str:
-        """The tree of all layers, as torch prints it."""
+        """Return the tree of all layers, as torch prints it."""
         return super().__repr__()
 
     def set_normalisation(self, mean: Sequence[float], std: Sequence[float]) -> None:

@@ -28,7 +28,7 @@ def load_weights(network: Network, path: str | Path) -> Network:
     `create(name, mean=(0.5071, 0.4867, 0.4408), std=(0.2675, 0.2565, 0.2761))`.
 
     Args:
-        network: has the architecture and the number of classes of the saved network.
+        network: a network with the architecture and the number of classes of the saved one.
         path: the file.
     Returns:
         The same network.

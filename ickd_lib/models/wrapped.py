@@ -14,7 +14,7 @@ from .network import Network, Output
 
 
 class Wrapped(Network):
-    """What `wrap` returns.
+    """The network that `wrap` returns.
 
     Attributes:
         module: the wrapped module; its parameters are the network's, with `module.` before their names.
@@ -73,7 +73,7 @@ def wrap(
     dict with "logits".
 
     Args:
-        module: takes normalised images [B, 3, H, W].
+        module: an image classifier that takes normalised images [B, 3, H, W].
         features: name, in `module.named_modules()`, of the submodule whose output is the features. An output [B, D]
             is used as it is; a map [B, D, H, W] is averaged over space (a linear layer's map has its channels last);
             tokens [B, T, D] are averaged over all T, including a class token. With None, the features are the

@@ -1,4 +1,4 @@
-"""Run folders read back: an overview of all runs, tables over seeds, and the differences between two runs."""
+"""The results in run folders: an overview of all runs, tables over seeds, and the differences between two runs."""
 
 from ickd_lib.runs.difference import diff
 from ickd_lib.runs.folders import averaged, csv_of, finished, long, overview, records

@@ -1,4 +1,4 @@
-"""What differs between two runs: settings, numerics, environment, and the first epoch at which they part."""
+"""The differences between two runs: settings, numerics, environment, and the first epoch with other results."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any
 
 from ickd_lib import runtime
 
-IGNORED = ("seconds",)  # differs between any two runs
+IGNORED = ("seconds",)  # keys of a record that differ between any two runs
 
 
 def diff(first: str | Path, second: str | Path) -> list[str]:
@@ -25,39 +25,40 @@ def diff(first: str | Path, second: str | Path) -> list[str]:
     one, other = runtime.Run(first), runtime.Run(second)
     lines = []
     for part in ("settings", "numerics", "environment"):
-        mine, yours = _flat(one.config.get(part, {})), _flat(other.config.get(part, {}))
-        for key in dict.fromkeys([*mine, *yours]):
-            a, b = mine.get(key, "absent"), yours.get(key, "absent")
+        first_values, second_values = _flat(one.config.get(part, {})), _flat(other.config.get(part, {}))
+        for key in dict.fromkeys([*first_values, *second_values]):
+            a, b = first_values.get(key, "absent"), second_values.get(key, "absent")
             if a != b:
                 lines.append(f"{part}: {key} is {a} in {first}, {b} in {second}")
     pairs = list(zip(one.metrics, other.metrics, strict=False))
-    lines.append(_parting(pairs, "weights", lambda record: record.get("weights")))
-    lines.append(_parting(pairs, "records", _numbers))
+    lines.append(_first_difference(pairs, "weights", lambda record: record.get("weights")))
+    lines.append(_first_difference(pairs, "records", _numbers))
     if len(one.metrics) != len(other.metrics):
         lines.append(f"epochs: {len(one.metrics)} in {first}, {len(other.metrics)} in {second}")
     return lines
 
 
-def _parting(pairs: list[tuple[dict[str, Any], dict[str, Any]]], what: str, of: Any) -> str:
-    """The first epoch at which two runs differ in `of(record)`."""
+def _first_difference(pairs: list[tuple[dict[str, Any], dict[str, Any]]], what: str, of: Any) -> str:
+    """Describe the first epoch at which two runs differ in `of(record)`."""
     if not pairs:
         return f"{what}: no epoch in common"
-    for mine, yours in pairs:
-        a, b = of(mine), of(yours)
+    for first_record, second_record in pairs:
+        a, b = of(first_record), of(second_record)
         if a is None or b is None:
             return f"{what}: not recorded"
         if a != b:
             names = f" ({', '.join(k for k in {**a, **b} if a.get(k) != b.get(k))})" if isinstance(a, dict) else ""
-            return f"{what}: differ from epoch {mine['epoch']} on{names}"
+            return f"{what}: differ from epoch {first_record['epoch']} on{names}"
     return f"{what}: equal in all {len(pairs)} epochs"
 
 
 def _numbers(record: dict[str, Any]) -> dict[str, Any]:
+    """Return the numbers of a record that two equal runs have in common."""
     return {key: value for key, value in _flat(record).items() if key not in (*IGNORED, "weights")}
 
 
 def _flat(value: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested dictionaries with their keys joined by dots."""
+    """Flatten nested dictionaries, with their keys joined by dots."""
     found: dict[str, Any] = {}
     for key, inner in value.items():
         found |= _flat(inner, f"{prefix}{key}.") if isinstance(inner, dict) else {f"{prefix}{key}": inner}

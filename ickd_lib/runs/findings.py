@@ -1,6 +1,6 @@
 """Comparisons of methods over seeds as Markdown tables and as sentences, for a notebook to display.
 
-Scores are test accuracies as fractions, for each method one per seed. Texts state them in percent and differences in
+Scores are test accuracies as fractions, one per seed for each method. Texts state them in percent and differences in
 percentage points. A difference between two methods counts as established only if its 95% interval, paired by seed,
 excludes 0.
 """
@@ -52,7 +52,9 @@ def versus(scores: Scores, reference: str) -> dict[str, dict[str, float]]:
 
 
 def contrast_table(scores: Scores, ours: str) -> str:
-    """Format the differences of one method to each other method as a Markdown table; a sentence for a single seed.
+    """Format the differences of one method to each other method as a Markdown table.
+
+    For a single seed the result is a sentence instead of a table.
 
     Args:
         scores: accuracies, among them those of `ours`.
@@ -172,7 +174,7 @@ def cost_summary(seconds: Mapping[str, float], *, alone: str = "ce", taught: str
     Args:
         seconds: for each method the time of a step.
         alone: the method without a teacher to which the others are compared.
-        taught: a method whose only addition is the teacher's forward pass; left out if it was not measured.
+        taught: a method that only adds the teacher's forward pass; it is left out if it was not measured.
     """
     slowest = max(seconds, key=seconds.__getitem__)
     text = (
@@ -186,6 +188,7 @@ def cost_summary(seconds: Mapping[str, float], *, alone: str = "ce", taught: str
 
 
 def _ends(found: Mapping[str, float]) -> str:
+    """Format the two ends of an interval."""
     return f"{points(found['low'])} to {points(found['high'])}"
 
 

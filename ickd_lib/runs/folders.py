@@ -16,12 +16,12 @@ from ickd_lib.training.records import described
 
 
 def finished(folders: Iterable[str | Path]) -> list[dict[str, Any]]:
-    """The summaries of all finished runs at or below some folders, without those of teachers.
+    """Return the summaries of all finished runs at or below some folders, without those of teachers.
 
     Args:
         folders: folders of runs; or JSON files of runs as `ickd report --json` writes them, or folders with such files.
     Raises:
-        InputError: a folder does not exist, or there is no finished run.
+        InputError: a folder does not exist or contains no run, or no run is finished.
     """
     found: list[dict[str, Any] | None] = []
     for folder in map(Path, folders):
@@ -34,12 +34,12 @@ def finished(folders: Iterable[str | Path]) -> list[dict[str, Any]]:
             found.extend(run.summary and _named(run.summary, run.config) for run in students)
     summaries = [summary for summary in found if summary]
     if not summaries:
-        raise InputError(f"no finished run below {', '.join(map(str, folders))}; resume what was stopped")
+        raise InputError(f"no finished run below {', '.join(map(str, folders))}; resume the runs that were stopped")
     return summaries
 
 
 def _kept(path: Path) -> list[dict[str, Any]]:
-    """The summaries in a JSON file of runs, or in the JSON files of a folder."""
+    """Return the summaries in a JSON file of runs, or in the JSON files of a folder."""
     files = [path] if path.is_file() else sorted(path.glob("*.json"))
     values = [value for file in files for value in _listed(runtime.read_json(file))]
     runs = [one for one in values if isinstance(one, dict) and {"config", "epochs", "summary"} <= set(one)]
@@ -47,9 +47,9 @@ def _kept(path: Path) -> list[dict[str, Any]]:
 
 
 def _named(summary: dict[str, Any], config: dict[str, Any]) -> dict[str, Any]:
-    """The summary of a run with the present name of its method, since a default may have been different then."""
+    """Return the summary of a run with the present name of its method, because defaults may have changed since."""
     summary = summary | {"method": _described(config["settings"]["method"], summary["method"])}
-    if "circle" in summary:  # the name of the peer group in earlier versions
+    if "circle" in summary:  # key of the peer group in earlier versions
         summary["peer_group"] = summary.pop("circle")
     return summary
 
@@ -59,15 +59,15 @@ def _listed(value: Any) -> list[Any]:
 
 
 def overview(folder: str | Path) -> list[dict[str, Any]]:
-    """Every run at or below a folder, sorted by path, with teachers and unfinished runs, as one flat row each.
+    """Return a flat row for every run at or below a folder, sorted by path, teachers and unfinished runs included.
 
     Returns:
         Rows that begin with "run" (the path below `folder`), "folder", "role" ("student" or "teacher"), "state"
-        ("finished", "unfinished" or "damaged") and "epoch" (how many are done); then the settings, with the names of a
-        summary, and all numbers of the summary, as fractions. An unfinished run has the numbers of its last records. A
-        damaged run has only "problem", a description, after its state.
+        ("finished", "unfinished" or "damaged") and "epoch" (number of epochs that are done). Then follow the
+        settings, with the keys of a summary, and all numbers of the summary, as fractions. An unfinished run has the
+        numbers of its last records. A damaged run has only "problem", a description, after its state.
     Raises:
-        InputError: the folder does not exist, or has no run in it.
+        InputError: the folder does not exist, or contains no run.
     """
     if not Path(folder).is_dir():
         raise InputError(f"{folder} is not a folder; name one that contains runs")
@@ -75,6 +75,7 @@ def overview(folder: str | Path) -> list[dict[str, Any]]:
 
 
 def _row(run: runtime.Run, top: Path) -> dict[str, Any]:
+    """Return the row of one run in `overview`."""
     row: dict[str, Any] = {
         "run": run.folder.relative_to(top).as_posix(),
         "folder": str(run.folder),
@@ -107,7 +108,7 @@ def _row(run: runtime.Run, top: Path) -> dict[str, Any]:
 
 
 def _described(config: dict[str, Any], otherwise: str) -> str:
-    """The name of a method from its configuration, or `otherwise` where this version has no such method."""
+    """Return the name of a method from its configuration, or `otherwise` if this version has no such method."""
 
     def made(one: dict[str, Any]) -> methods.Method:
         return methods.create(one["name"], **{key: value for key, value in one.items() if key != "name"})
@@ -120,7 +121,7 @@ def _described(config: dict[str, Any], otherwise: str) -> str:
 
 
 def records(row: dict[str, Any]) -> list[dict[str, float]]:
-    """The records of a row of `overview`, one an epoch, with the loss term "kd" as "loss_kd".
+    """Return the records of a row of `overview`, one per epoch, with the loss term "kd" as "loss_kd".
 
     Raises:
         InputError: the records cannot be read.
@@ -134,12 +135,16 @@ def records(row: dict[str, Any]) -> list[dict[str, float]]:
         ]
     except (AttributeError, KeyError, TypeError, ValueError, OSError) as error:
         raise InputError(
-            f"{row['folder']}/metrics.jsonl cannot be read ({type(error).__name__}: {error}); restore or leave out"
+            f"{row['folder']}/metrics.jsonl cannot be read ({type(error).__name__}: {error}); restore it, or remove the run"
         ) from None
 
 
 def averaged(members: Sequence[Sequence[dict[str, float]]]) -> list[dict[str, float]]:
-    """The mean over the records of several runs: of the epochs that all have, the numbers that all have."""
+    """Return the mean records of several runs, with the epochs and the numbers that all of them have.
+
+    Args:
+        members: the records of each run, as `records` returns them.
+    """
     by_epoch = [{record["epoch"]: record for record in one} for one in members]
     found = []
     for epoch in sorted(set.intersection(*map(set, by_epoch))):
@@ -149,7 +154,7 @@ def averaged(members: Sequence[Sequence[dict[str, float]]]) -> list[dict[str, fl
 
 
 def long(rows: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
-    """The records of rows of `overview` in long form: run, method, seed, epoch, name and value."""
+    """Return the records of rows of `overview` in long form: run, method, seed, epoch, name and value."""
     return [
         {
             "run": row["run"],
@@ -167,7 +172,7 @@ def long(rows: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 def csv_of(rows: Sequence[dict[str, Any]]) -> str:
-    """Rows as CSV, with a column for each key of any row, in order of appearance. Lists and dictionaries are JSON."""
+    """Format rows as CSV, with a column for each key, in order of appearance; lists and dictionaries become JSON."""
     columns = list(dict.fromkeys(key for row in rows for key in row))
     text = io.StringIO()
     writer = csv.DictWriter(text, columns, lineterminator="\n")

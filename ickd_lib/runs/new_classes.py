@@ -12,7 +12,7 @@ def new_classes_summary(found: Mapping[int, Mapping[str, Mapping[str, Sequence[f
     """Summarise steps of incremental learning in a Markdown list: the old classes and all classes, by exemplars.
 
     Args:
-        found: for each number of exemplars what `training.generalised.learn_new_classes` returns.
+        found: for each number of exemplars, what `training.generalised.learn_new_classes` returns.
     """
     lines = []
     for exemplars, by_method in found.items():
@@ -44,8 +44,8 @@ def few_shot_summary(
     """Compare two kinds of features by few-shot accuracy in one sentence for each number of labelled images.
 
     Args:
-        found: for each network, for each number of labelled images of a class, what `metrics.few_shot` returns.
-        ours, other: the two names to compare, by their nearest class means.
+        found: for each kind of features and each number of labelled images of a class, what `metrics.few_shot` returns.
+        ours, other: names of the two kinds of features that are compared, by the accuracy of the nearest class mean.
     Returns:
         A Markdown list.
     """
@@ -63,4 +63,5 @@ def few_shot_summary(
 
 
 def _with_half(numbers: Mapping[str, float]) -> str:
+    """Format the accuracy of the nearest class mean with half the width of its interval."""
     return f"{100 * numbers['ncm']:.1f} ± {100 * numbers['ncm_interval']:.1f}%"

@@ -1,4 +1,4 @@
-"""Runs over seeds: which belong together, their mean and spread, and differences paired by seed."""
+"""Runs over seeds: their groups, mean and standard deviation, and differences paired by seed."""
 
 from __future__ import annotations
 
@@ -13,20 +13,23 @@ from ickd_lib import runtime, tasks
 from ickd_lib.runtime import InputError
 
 SETTING = ("dataset", "train_images", "teacher", "network", "epochs", "batch_size", "lr", "schedule")
-# The values of SETTING, the task, the augmentation, the data that the teacher saw, and whether images were held out.
+# The values of SETTING, the task, the augmentation, the teacher's training data, and whether images were held out.
 Setting = tuple[Any, ...]
 
 
 def mean_std(values: Sequence[float]) -> tuple[float, float]:
-    """Mean and standard deviation with n - 1 in the denominator (NaN for one value)."""
+    """Return mean and standard deviation, with n - 1 in the denominator; the latter is NaN for one value."""
     return statistics.fmean(values), statistics.stdev(values) if len(values) > 1 else math.nan
 
 
 def paired(ours: Sequence[float], baseline: Sequence[float]) -> tuple[float, float]:
-    """The mean of the differences, paired by position, and half the width of its 95% interval (Student's t).
+    """Return the mean of the differences, paired by position, and half the width of its 95% interval (Student's t).
 
+    Args:
+        ours: n values.
+        baseline: n values, which are subtracted.
     Raises:
-        InputError: the numbers of values differ, or are below two.
+        InputError: the numbers of values differ, or there are fewer than two.
     """
     from scipy.stats import t
 
@@ -37,13 +40,13 @@ def paired(ours: Sequence[float], baseline: Sequence[float]) -> tuple[float, flo
 
 
 def interval(ours: Sequence[float], baseline: Sequence[float]) -> dict[str, float]:
-    """`paired` as a dictionary with the mean and the low and high end of its 95% interval."""
+    """Return the result of `paired` as a dictionary: mean, low and high end of the 95% interval."""
     mean, half = paired(ours, baseline)
     return {"mean": mean, "low": mean - half, "high": mean + half}
 
 
 def grouped(summaries: Sequence[dict[str, Any]]) -> dict[Setting, dict[str, list[list[dict[str, Any]]]]]:
-    """Summaries by setting (data, teacher, student, epochs), by method, and by seed.
+    """Group summaries by setting (data, teacher, student, epochs), by method, and by seed.
 
     For each seed there is a list of the runs that together count once: one run, or the peers of the same network that
     were trained together. A row whose "role" is "teacher" has "teacher" as its method.
@@ -66,27 +69,27 @@ def grouped(summaries: Sequence[dict[str, Any]]) -> dict[Setting, dict[str, list
 
 
 def named(rows: Sequence[dict[str, Any]], *, by_run: bool = False) -> dict[str, list[list[dict[str, Any]]]]:
-    """Rows of `overview` by a name for figures: the method, and what distinguishes several settings of it.
+    """Group rows of `overview` by a name for figures: the method, and what distinguishes several settings of it.
 
     Args:
+        rows: rows of `overview`.
         by_run: give each run a name with its seed, instead of one name for all seeds.
     Returns:
-        For each name and each seed, the rows that count once (`grouped`).
+        For each name and each seed, the rows that together count once (`grouped`).
     """
     groups = grouped(rows)
     found: dict[str, list[list[dict[str, Any]]]] = {}
     for setting, by_method in groups.items():
         for method, seeds in by_method.items():
             rivals = [other for other in groups if method in groups[other]]
-            telling = [w for i, w in enumerate(_words(setting)) if len({str(other[i]) for other in rivals}) > 1]
-            found[", ".join([method, *telling])] = seeds
+            differing = [w for i, w in enumerate(_words(setting)) if len({str(other[i]) for other in rivals}) > 1]
+            found[", ".join([method, *differing])] = seeds
     if not by_run:
         return found
     runs = [(f"{name}, seed {row['seed']}", row) for name, seeds in found.items() for alike in seeds for row in alike]
     count = Counter(name for name, _ in runs)
-    marks = [
-        re.search(r"-([0-9a-f]{6})$", row["run"]) for _, row in runs
-    ]  # the fingerprint of the settings at the end of a folder's name
+    # A folder's default name ends with a fingerprint of the settings.
+    marks = [re.search(r"-([0-9a-f]{6})$", row["run"]) for _, row in runs]
     marked = [
         f"{name} ({mark[1] if mark else row['run']})" if count[name] > 1 else name
         for (name, row), mark in zip(runs, marks, strict=True)
@@ -99,6 +102,7 @@ def named(rows: Sequence[dict[str, Any]], *, by_run: bool = False) -> dict[str, 
 
 
 def _words(setting: Setting) -> list[str]:
+    """Describe each entry of a setting."""
     dataset, images, teacher, network, epochs, batch_size, lr, schedule, task, augment, saw, held_out = setting
     return [
         dataset,
@@ -111,33 +115,36 @@ def _words(setting: Setting) -> list[str]:
         str(schedule),
         task,
         augment,
-        f"teacher saw {saw or 'nothing'}",
+        f"teacher trained on {saw}" if saw else "no known teacher data",
         "on held-out images" if held_out else "on test images",
     ]
 
 
 def score(alike: Sequence[dict[str, Any]]) -> float:
-    """The number to compare by: the task's primary one on images held out of train if there are some, else on test.
+    """Return the number by which runs are compared: the task's primary metric.
+
+    It is measured on the images held out of train if there are some, else on the test images.
 
     Args:
-        alike: the runs that count once (`grouped`), over which the mean is computed.
+        alike: the runs that together count once (`grouped`), over which the mean is computed.
     """
     primary = task_of(alike[0]).primary
     return statistics.fmean(one.get(f"val_{primary}", one[primary]) for one in alike)
 
 
 def task_of(summary: dict[str, Any]) -> tasks.Task:
-    """The task of a run; runs of earlier versions are classification."""
+    """Return the task of a run; it is classification if the summary, of an earlier version, has none."""
     return tasks.create(summary.get("task", "classification"))
 
 
 def differences(by_method: dict[str, list[list[dict[str, Any]]]], baseline: str) -> dict[str, dict[str, float]]:
-    """The difference in `score` of each other method to a baseline, paired by seed, as `interval` returns it.
+    """Return the difference in `score` of each other method to a baseline, paired by seed, as `interval` returns it.
 
     Methods with fewer than two seeds in common with the baseline are left out.
 
     Args:
         by_method: one setting of `grouped`.
+        baseline: name of a method.
     Raises:
         InputError: there is no such method.
     """

@@ -30,15 +30,17 @@ def table(
     best_first: bool = False,
     diverged: Mapping[str, int] | None = None,
 ) -> str:
-    """Markdown: a table for each setting (data, teacher, student, epochs), with a row for each method over its seeds.
+    """Format a Markdown table for each setting (data, teacher, student, epochs), with a row for each method.
 
-    Peers of the same network that were trained together count as one, with their mean. Runs that held images out of
-    train exist to choose by: the table shows the result on those images only, and nothing of the test images.
+    A cell is mean ± standard deviation over the seeds. Peers of the same network that were trained together count as
+    one run, with their mean. Runs with images held out of train serve to choose settings: their table shows the results
+    on these images only, and none on the test images.
 
     Args:
+        summaries: summaries of finished runs.
         baseline: a method; a column then shows the difference of each other method to it.
         best_first: sort the methods by their result, instead of the order of the runs.
-        diverged: for each method, with how many seeds it diverged; these methods get a row at the end.
+        diverged: for each method, the number of seeds with which it diverged; a second table shows these.
     """
     parts = []
     for setting, by_method in grouped(summaries).items():
@@ -52,11 +54,12 @@ def table(
 
 
 def _diverged(counts: Mapping[str, int]) -> list[str]:
+    """Return the rows of the table of diverged methods."""
     return [f"| {method} | {count} |" for method, count in counts.items()]
 
 
 def latex(summaries: Sequence[dict[str, Any]]) -> str:
-    """`table` in LaTeX: for each setting a table environment, for a preamble with \\usepackage{booktabs}."""
+    """Format `table` in LaTeX: a table environment for each setting, for a preamble with \\usepackage{booktabs}."""
     parts = ["% needs \\usepackage{booktabs}"]
     for setting, by_method in grouped(summaries).items():
         head, *rows = [" & ".join(map(escaped, line)) + r" \\" for line in _cells(by_method)]
@@ -82,12 +85,12 @@ def latex(summaries: Sequence[dict[str, Any]]) -> str:
 
 
 def escaped(text: str) -> str:
-    """Text with every character that is special in LaTeX escaped."""
+    """Return the text with every character escaped that is special in LaTeX."""
     return "".join(_LATEX.get(letter, letter) for letter in text)
 
 
 def _caption(setting: Setting) -> tuple[str, str]:
-    """The data set, and the other settings that all rows of a table share."""
+    """Return the data set, and the other settings that all rows of a table share, as text."""
     dataset, images, teacher, network, epochs, batch_size, lr, schedule, _task, augment, saw, held_out = setting
     arrow = f"{teacher}{f' of {saw}' if saw not in ('', dataset) else ''} → " if teacher else ""
     return dataset, (
@@ -101,28 +104,28 @@ def _caption(setting: Setting) -> tuple[str, str]:
 def beside_published(
     summaries: Sequence[dict[str, Any]],
 ) -> dict[str, tuple[dict[str, list[float]], dict[str, float]]]:
-    """For each setting, by its caption, the accuracies of each method, and those published for the pair.
+    """Return, for each setting by its caption, the accuracies of each method, and those published for the pair.
 
-    Published numbers are given beside trainings on all of CIFAR-100 only. One for another number of epochs has that in
-    its name: "mlkd, 480 epochs". All are fractions.
+    Published numbers are returned only for trainings on all of CIFAR-100. The name of one for another number of epochs
+    contains that number: "mlkd, 480 epochs". All accuracies are fractions.
     """
     found = {}
     for setting, by_method in grouped(summaries).items():
         dataset, images, teacher, network, epochs, *_ = setting
         ours = {method: [score(alike) for alike in seeds] for method, seeds in by_method.items()}
         known = published_accuracy(teacher, network) if (dataset, images) == ("cifar100", 50_000) else {}
-        theirs = {
+        others = {
             method if trained == epochs else f"{method}, {trained} epochs": accuracy / 100
             for (method, trained), accuracy in known.items()
         }
-        found["".join(_caption(setting))] = ours, theirs
+        found["".join(_caption(setting))] = ours, others
     return found
 
 
 def _cells(
     by_method: dict[str, list[list[dict[str, Any]]]], baseline: str = "", best_first: bool = False
 ) -> list[list[str]]:
-    """Heading and rows of a table: method, number of seeds, and mean ± std of every number that some run has."""
+    """Return heading and rows of a table: method, number of seeds, and mean ± std of each column that some run has."""
     every = [summary for seeds in by_method.values() for alike in seeds for summary in alike]
     task = task_of(every[0])
     held_out = Column("held out, %", f"val_{task.primary}")

@@ -1,4 +1,4 @@
-"""What every other package uses: errors, devices, seeds, files and run folders."""
+"""Basics that every other package uses: errors, devices, seeds, files and run folders."""
 
 from ickd_lib.runtime.devices import autocast, device, precision
 from ickd_lib.runtime.errors import Diverged, InputError, choose, notice

@@ -1,4 +1,4 @@
-"""Which device computes, and in which precision."""
+"""The choice of the device that computes, and of the precision."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from ickd_lib.runtime.errors import InputError
 
 
 def device(name: str | torch.device = "auto") -> torch.device:
-    """The device to compute on. A CUDA device always carries its index, so that equal devices compare as equal.
+    """Return the device to compute on. A CUDA device always has an index, so that equal devices compare as equal.
 
     Args:
         name: "auto" (the first GPU if there is one, else the CPU), "cpu", "cuda", "cuda:N" or a torch.device.
@@ -33,15 +33,15 @@ def device(name: str | torch.device = "auto") -> torch.device:
 
 
 def precision(name: str, device: torch.device, image_size: int) -> str:
-    """The precision in which networks compute: "fp32" or "bf16".
+    """Return the precision in which networks compute: "fp32" or "bf16".
 
     Args:
-        name: "fp32", "bf16", or "auto": bf16 if the hardware multiplies it natively and images have at least 16 pixels
-            a side, else fp32.
-        device: where the networks are.
+        name: "fp32", "bf16" or "auto". "auto" gives bf16 if the hardware has native bf16 products and the images have
+            at least 16 pixels a side, otherwise fp32.
+        device: the device of the networks.
         image_size: the smaller side of the images in pixels.
     Raises:
-        InputError: another name.
+        InputError: the name is none of these.
     """
     if name not in ("auto", "fp32", "bf16"):
         raise InputError(f"unknown precision {name!r}; use auto, fp32 or bf16")
@@ -57,5 +57,5 @@ def precision(name: str, device: torch.device, image_size: int) -> str:
 
 
 def autocast(device: torch.device, chosen: str) -> torch.autocast:
-    """The context in which networks compute in the precision `chosen` ("fp32" or "bf16")."""
+    """Return a context in which networks compute in the precision `chosen`, "fp32" or "bf16"."""
     return torch.autocast(device.type, dtype=torch.bfloat16, enabled=chosen == "bf16")

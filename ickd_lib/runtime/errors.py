@@ -11,17 +11,17 @@ _noticed: set[str] = set()
 
 
 class InputError(ValueError):
-    """An argument, a file or a setting cannot work.
+    """Raised where an argument, a file or a setting cannot work.
 
     The message is one line: what was given, what was expected, and what to do.
     """
 
 
 class Diverged(ArithmeticError):
-    """The loss of at least one student became NaN or infinite. The message names the loss term and the step.
+    """Raised where the loss of a student became NaN or infinite. The message contains the loss term and the step.
 
     Attributes:
-        histories: the History of every student that finished, by name; empty where none did.
+        histories: the History of every student that finished, by name; empty if none did.
     """
 
     def __init__(self, message: str, histories: dict[str, Any] | None = None) -> None:
@@ -35,7 +35,7 @@ def choose(name: str, options: Iterable[str], what: str) -> str:
     Args:
         name: what the caller gave.
         options: all valid names.
-        what: what the names stand for, as the error message calls it ("method", "data set").
+        what: the kind of thing that the names stand for, such as "method" or "data set", for the error message.
     Raises:
         InputError: no option has this name; the message contains the most similar one.
     """
@@ -50,7 +50,7 @@ def choose(name: str, options: Iterable[str], what: str) -> str:
 
 
 def notice(text: str) -> None:
-    """Print one line of information to stderr, once in a process. It is no warning: nothing is wrong."""
+    """Print one line of information to stderr, once per process. It is not a warning, because nothing is wrong."""
     if text not in _noticed:
         _noticed.add(text)
         print(f"note: {text}", file=sys.stderr)

@@ -1,4 +1,4 @@
-"""Files that are never half written, and fingerprints of values."""
+"""Files that are written completely or not at all, and fingerprints of values."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ from ickd_lib.runtime.errors import InputError
 
 @contextlib.contextmanager
 def replacing(path: str | Path) -> Iterator[Path]:
-    """Write a file whole or not at all.
+    """Write a file completely or not at all.
 
-    The caller writes to the yielded path, which lies in the same folder. When the block ends without an error that
-    file takes the place of `path`; otherwise it is removed and `path` stays as it was.
+    The caller writes to the yielded path, which lies in the same folder. When the block ends without an error,
+    that file replaces `path`; otherwise it is removed and `path` does not change.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -32,14 +32,14 @@ def replacing(path: str | Path) -> Iterator[Path]:
         os.replace(beside, path)
     except OSError as error:
         if error.errno == errno.ENOSPC:
-            raise OSError(errno.ENOSPC, f"no space left while writing {path}; free some and run again") from None
+            raise OSError(errno.ENOSPC, f"no space left while writing {path}; free some space and run again") from None
         raise
     finally:
         beside.unlink(missing_ok=True)
 
 
 def write_json(path: str | Path, value: Any) -> None:
-    """Write `value` as JSON, whole or not at all."""
+    """Write `value` as JSON, completely or not at all."""
     with replacing(path) as part:
         part.write_text(json.dumps(value, indent=2) + "\n")
 
@@ -59,7 +59,11 @@ def read_json(path: str | Path) -> Any:
 
 
 def fingerprint(*parts: Any) -> str:
-    """16 hexadecimal digits that change with the values, shape or type of any tensor and with any plain value."""
+    """Return 16 hexadecimal digits that change with the values, shape or type of any tensor and with any other value.
+
+    Args:
+        parts: tensors, dictionaries of tensors, and values that can be written as JSON.
+    """
     digest = hashlib.sha256()
     for part in parts:
         if isinstance(part, Tensor):

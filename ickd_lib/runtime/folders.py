@@ -10,25 +10,26 @@ from typing import Any
 from ickd_lib.runtime.errors import InputError
 from ickd_lib.runtime.files import fingerprint, read_json, replacing, write_json
 
-LONGEST = 150  # characters of a name; file systems allow 255 bytes
+LONGEST = 150  # largest number of characters in a name; file systems allow 255 bytes
 
 
 def run_name(given: str) -> str:
     """Check the name that a caller gives to a run folder.
 
     Raises:
-        InputError: it is not one path component of letters, digits and . _ = + - that begins with a letter or digit.
+        InputError: the name is not one path component of letters, digits and . _ = + -, is too long, or does not begin
+            with a letter, a digit or _.
     """
     if not re.fullmatch(r"\w[\w.=+-]*", given) or len(given) > LONGEST:
         raise InputError(
-            f"name={given!r} cannot name a run folder; use up to {LONGEST} letters, digits and . _ = + -, "
+            f"name={given!r} cannot be the name of a run folder; use up to {LONGEST} letters, digits and . _ = + -, "
             "beginning with a letter or digit"
         )
     return given
 
 
 def default_name(label: str, settings: dict[str, Any]) -> str:
-    """A name made from `label`, with every other character replaced, and a fingerprint of the settings."""
+    """Return `label`, with hyphens for characters that are not allowed, followed by a fingerprint of `settings`."""
     cleaned = re.sub(r"[^\w.=+-]+", "-", label).strip("-.=+") or "run"
     return f"{cleaned[: LONGEST - 7]}-{fingerprint(settings)[:6]}"
 
@@ -37,11 +38,11 @@ class Run:
     """A run folder: the settings of one student, its metrics by epoch, its checkpoint, weights and summary.
 
     config.json contains `settings` (everything that identifies the run), `numerics` (device, precision, threads and
-    what else changes rounding; a resumed run uses them again), `environment` (versions and commit) and `group` (an
-    identifier that the students trained together share).
+    everything else that changes rounding; a resumed run uses them again), `environment` (versions and commit) and
+    `group` (an identifier that is shared by students that were trained together).
 
     Args:
-        folder: where the run lives.
+        folder: the run's folder.
     """
 
     def __init__(self, folder: str | Path) -> None:
@@ -49,10 +50,10 @@ class Run:
 
     @classmethod
     def open(cls, folder: str | Path, settings: dict[str, Any], *, resume: bool = True) -> Run:
-        """Return the run in `folder`, which is new or will be resumed. A new one is written by `create`.
+        """Return the run in `folder`, which is either new or to be resumed. `create` writes the files of a new run.
 
         Raises:
-            InputError: the folder contains a run of other settings, or any run while `resume` is False, or other files.
+            InputError: the folder contains a run with other settings, any run while `resume` is False, or other files.
         """
         run = cls(folder)
         if not run.exists():
@@ -67,7 +68,7 @@ class Run:
             first = changed[0]
             raise InputError(
                 f"{folder} contains a run with {first}={there.get(first)!r}, not {given.get(first)!r} "
-                f"(differing: {', '.join(changed)}); name another folder, or remove that one"
+                f"(differing: {', '.join(changed)}); name another folder, or remove that run"
             )
         return run
 
@@ -84,10 +85,10 @@ class Run:
 
     @property
     def config(self) -> dict[str, Any]:
-        """The content of config.json. Runs of earlier versions call the numerics "path".
+        """The content of config.json. In runs of earlier versions, the numerics have the key "path".
 
         Raises:
-            InputError: it is missing, or not the configuration of a run.
+            InputError: the file is missing, or is not the configuration of a run.
         """
         config = read_json(self.folder / "config.json")
         if not isinstance(config, dict) or not isinstance(config.get("settings"), dict):
@@ -103,13 +104,13 @@ class Run:
 
     @property
     def summary(self) -> dict[str, Any] | None:
-        """The content of summary.json, or None while the run is not finished."""
+        """The content of summary.json; None for a run that is not finished."""
         path = self.folder / "summary.json"
         return read_json(path) if path.is_file() else None
 
     @property
     def metrics(self) -> list[dict[str, Any]]:
-        """The records of metrics.jsonl, one an epoch, up to a last line that a kill cut short."""
+        """The records of metrics.jsonl, one per epoch; a last line that is incomplete after a crash is left out."""
         path = self.folder / "metrics.jsonl"
         records = []
         for line in path.read_text().splitlines() if path.is_file() else []:
@@ -132,10 +133,10 @@ class Run:
 
 
 def runs(folder: str | Path) -> list[Run]:
-    """Every run at or below `folder`, sorted by path.
+    """Return every run at or below `folder`, sorted by path.
 
     Raises:
-        InputError: there is none.
+        InputError: there is no run.
     """
     found = [Run(p.parent) for p in sorted(Path(folder).rglob("config.json"))]
     if not found:

@@ -10,12 +10,12 @@ import torch
 
 
 def seed_of(*keys: object) -> int:
-    """An integer seed that is a function of `keys`."""
+    """Return an integer seed that is a function of `keys`."""
     return int.from_bytes(hashlib.sha256(repr(keys).encode()).digest()[:7], "little")
 
 
 def generator(*keys: object, device: torch.device | str = "cpu") -> torch.Generator:
-    """A new generator whose state is a function of `keys` alone, as in generator(data_seed, "order", epoch)."""
+    """Return a new generator whose state is a function of `keys` alone, as in generator(data_seed, "order", epoch)."""
     return torch.Generator(device).manual_seed(seed_of(*keys))
 
 
@@ -31,7 +31,7 @@ def reseed(device: torch.device, *keys: object) -> None:
 
 @contextlib.contextmanager
 def seeded(*keys: object) -> Iterator[None]:
-    """Inside the context, torch's global generators are a function of `keys`; afterwards they are as before."""
+    """Make torch's global generators a function of `keys` inside the context, and restore them afterwards."""
     with torch.random.fork_rng():
         torch.manual_seed(seed_of(*keys))
         yield

@@ -1,4 +1,4 @@
-"""CPU threads: how many a training uses, and how many cores are free for them."""
+"""CPU threads: the number that a training uses, and the number of cores that are free for them."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ STAT = Path("/proc/stat")
 
 @contextlib.contextmanager
 def same_threads(count: int) -> Iterator[None]:
-    """Inside the context torch uses `count` threads; afterwards as many as before."""
+    """Set torch's number of threads to `count` inside the context, and restore it afterwards."""
     before = torch.get_num_threads()
     torch.set_num_threads(count)
     try:
@@ -28,9 +28,14 @@ def same_threads(count: int) -> Iterator[None]:
 
 
 def busy_cores(seconds: float = 0.1) -> float:
-    """How many cores other processes keep busy, measured while this one sleeps; 0 where the system does not tell.
+    """Measure how many cores other processes keep busy, while this process sleeps.
 
-    Processes of low priority (nice) do not count: they give way.
+    Processes of low priority (nice) do not count, because they give way to others.
+
+    Args:
+        seconds: length of the measurement.
+    Returns:
+        The number of busy cores, which may be a fraction; 0 on a system without /proc/stat.
     """
     before = _ticks()
     time.sleep(seconds if before else 0)
@@ -41,7 +46,10 @@ def busy_cores(seconds: float = 0.1) -> float:
 
 
 def _ticks() -> tuple[int, int] | None:
-    """Ticks that all cores spent busy at normal priority, and all ticks, since the system started."""
+    """Return the ticks of all cores since the system started: those that were busy at normal priority, and all.
+
+    None on a system without /proc/stat.
+    """
     try:
         user, _nice, system, *rest = map(int, STAT.read_text().splitlines()[0].split()[1:])
     except (OSError, ValueError):
@@ -50,16 +58,17 @@ def _ticks() -> tuple[int, int] | None:
 
 
 def free_threads() -> int:
-    """How many threads trainings on the CPU use in this process: torch's number, or fewer where cores are busy.
+    """Return how many threads trainings on the CPU use in this process: torch's, or fewer if cores are busy.
 
-    Threads that share a core with another job make every parallel operation wait for the slowest one. The cores are
-    measured once in a process for each number of threads, so that its trainings agree.
+    Threads that share a core with another job make every parallel operation wait for the slowest one. Busy cores
+    are counted only once per process and number of threads, so that all its trainings use the same number.
     """
     return _free_threads(torch.get_num_threads())
 
 
 @cache
 def _free_threads(threads: int) -> int:
+    """Return `threads`, or fewer if cores are busy; the first result is kept."""
     if threads == 1:
         return 1
     chosen = max(1, min(threads, round((os.cpu_count() or 1) - busy_cores())))

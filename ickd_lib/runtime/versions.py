@@ -1,4 +1,4 @@
-"""What a result depends on beside its settings: versions, commit, source, device."""
+"""The environment on which a result depends beside its settings: versions, commit, source and device."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ SOURCES = ("runtime", "data", "models", "tasks", "memory", "losses", "methods", 
 
 @cache
 def code() -> str:
-    """A fingerprint of the source that determines the result of a run.
+    """Return a fingerprint of the source that determines the result of a run.
 
     Comments, docstrings and formatting do not count: the syntax tree without docstrings is hashed.
     """
@@ -37,7 +37,7 @@ def _structure(source: str) -> str:
 
 
 def environment(device: torch.device) -> dict[str, Any]:
-    """The versions, the commit, the device and the number of processes, as config.json records them."""
+    """Return the versions, the commit, the device and the number of processes, which config.json records."""
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.processor() or platform.machine()
     return {
         "commit": _revision(),
@@ -52,7 +52,7 @@ def environment(device: torch.device) -> dict[str, Any]:
 
 @cache
 def _revision() -> str:
-    """The commit of the library, with "-modified" where files differ from it."""
+    """Return the commit of the library, with "-modified" if files differ from it."""
     try:
         git = ["git", "-C", str(LIBRARY)]
         commit = subprocess.run([*git, "rev-parse", "HEAD"], capture_output=True, text=True, check=True)
@@ -63,18 +63,22 @@ def _revision() -> str:
 
 
 def environment_differences(recorded: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
-    """One sentence for each entry in which the environment of a run differs from the present one.
+    """Return one line for each entry in which the environment of a run differs from the present one.
 
-    Another commit counts only where the source itself differs, and the source is compared only under the same Python,
-    because the syntax tree changes with its version. Entries that one of the two lacks are skipped.
+    A different commit counts only if the source itself differs. The source is compared only under the same version of
+    Python, because its syntax tree changes with the version. Entries that one of the two lacks are skipped.
+
+    Args:
+        recorded: the environment in the config.json of a run.
+        now: the present one, as `environment` returns it.
     """
     skipped = {"commit"} if recorded.get("python") == now.get("python") else {"commit", "code"}
     differing = [k for k in now if k in recorded and recorded[k] != now[k] and k not in skipped]
     found = []
     for key in differing:
         if key == "code":
-            commits = f"{str(recorded.get('commit'))[:10]} there, {str(now.get('commit'))[:10]} here"
+            commits = f"{str(recorded.get('commit'))[:10]} then, {str(now.get('commit'))[:10]} now"
             found.append(f"the source of ickd_lib differs (commit {commits})")
         else:
-            found.append(f"{key.replace('_', ' ')}: {recorded[key]} there, {now[key]} here")
+            found.append(f"{key.replace('_', ' ')}: {recorded[key]} then, {now[key]} now")
     return found

@@ -1,4 +1,4 @@
-"""Tasks: how a batch of images becomes samples, and what is measured of a network."""
+"""Tasks: they turn batches of images into samples, and define the metrics of a network."""
 
 from ickd_lib.tasks.base import Column, Samples, Task, create, names, register
 from ickd_lib.tasks.classification import Classification

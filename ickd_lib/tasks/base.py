@@ -16,15 +16,15 @@ from ickd_lib.runtime import InputError, choose
 
 @dataclass(frozen=True)
 class Samples:
-    """S samples of a batch as one network sees them. Losses, methods and memory banks know samples only.
+    """The S samples of a batch, with the outputs of one network. Losses, methods and memory banks use samples only.
 
     logits: shape [S, C].
-    features: shape [S, D]; [S, 0] where nobody requested them.
+    features: shape [S, D]; [S, 0] if they were not requested.
     labels: class of each sample, shape [S].
     key: the number that identifies the sample in its data set, and its row in a memory bank, shape [S].
     image: position in the batch of the image that the sample is from, shape [S].
-    maps: outputs [B, C_i, H_i, W_i] of the stages of the network, where a method requested them.
-    soft: probabilities of the classes where images are mixed, shape [S, C], else None.
+    maps: outputs [B, C_i, H_i, W_i] of the stages of the network; empty if they were not requested.
+    soft: probabilities of the classes if images are mixed, shape [S, C], else None.
     """
 
     logits: Tensor
@@ -37,16 +37,16 @@ class Samples:
 
     @property
     def targets(self) -> Tensor:
-        """The targets of cross-entropy: `soft` [S, C] where images are mixed, else `labels` [S]."""
+        """The targets of cross-entropy: `soft` [S, C] if images are mixed, else `labels` [S]."""
         return self.labels if self.soft is None else self.soft
 
     def detach(self) -> Samples:
-        """The same samples without gradient and without maps."""
+        """Return the same samples without gradient and without maps."""
         return Samples(self.logits.detach(), self.features.detach(), self.labels, self.key, self.image, (), self.soft)
 
 
 class Column(NamedTuple):
-    """A column of a table of results: its heading, the summary's number, a factor and a format."""
+    """A column of a table of results: its heading, its key in the summaries, a factor and a number format."""
 
     heading: str
     key: str
@@ -55,18 +55,21 @@ class Column(NamedTuple):
 
 
 class Task:
-    """What the samples of an image are, their supervised loss, and the numbers by which a network is judged.
+    """The definition of the samples of an image, their supervised loss, and the metrics of a network.
 
-    A subclass is registered by name and defines `samples`, `keys`, `bank_samples` and `metrics`.
+    A subclass is registered by name and defines `samples`, `keys`, `bank_samples` and `metrics`; with `shares_teacher`
+    also `places`, and for the explorers `pictures`.
 
     Attributes:
         name: the registered name.
-        primary: the key in `metrics` by which networks are compared (larger is better).
+        primary: the key in the result of `metrics` by which networks are compared (larger is better).
         columns: the columns of a table of results, in order.
-        shares_teacher: the samples depend on the batch alone, so one pass of the teacher serves all students. False
-            where a student chooses its samples (the proposals of a detector): the teacher then runs once per student.
-        cacheable: an image is one sample whose teacher output depends on image and view alone (teacher cache).
-        unsupported: the needs of methods (`methods.NEEDS`) that the task cannot supply.
+        shares_teacher: whether the samples depend on the batch alone, so that one pass of the teacher is enough for all
+            students. False if the samples depend on the student (as a detector's proposals do); the teacher is then
+            evaluated once per student.
+        cacheable: whether an image is one sample, for which the teacher's output depends on image and view alone, so
+            that it can be in a teacher cache.
+        unsupported: the needs of methods (`methods.NEEDS`) that the task cannot provide.
     """
 
     name = ""
@@ -85,49 +88,54 @@ class Task:
         maps: bool = False,
         precision: str = "fp32",
     ) -> tuple[Samples, Tensor | None]:
-        """Run a network on a batch.
+        """Evaluate a network on a batch.
 
         Args:
             network: in training mode for a student, in evaluation mode for a teacher.
             batch: B augmented images with their annotations.
-            like: the samples of the student; a teacher is evaluated at the same places.
-            maps: whether the outputs of the network's stages are needed.
-            precision: in which the network computes, "fp32" or "bf16"; what is returned is float32.
+            like: for a teacher, the samples of the student, at the places of which the teacher is evaluated.
+            maps: whether the outputs of the network's stages are requested.
+            precision: precision of the network, "fp32" or "bf16"; the result is in float32.
         Returns:
-            S samples; and the task's own supervised loss, a scalar, for a network in training mode, else None.
+            S samples, and the task's own supervised loss, a scalar; None instead of the loss in evaluation mode.
         """
         raise TypeError(f"{type(self).__name__} must define samples(network, batch, ...) -> (Samples, loss)")
 
     def places(self, batch: Batch) -> tuple[Tensor, Tensor]:
-        """Key [S] and label [S] of every sample of a batch, for a task whose samples depend on the batch alone."""
+        """Return key [S] and label [S] of every sample of a batch, if the samples depend on the batch alone."""
         raise TypeError(f"{type(self).__name__} must define places(batch) -> (key, labels)")
 
     def keys(self, images: Images) -> tuple[Tensor, Tensor]:
-        """Key [N] and label [N] of every sample in a split, without running a network."""
+        """Return key [N] and label [N] of every sample in a split, without evaluating a network."""
         raise TypeError(f"{type(self).__name__} must define keys(images) -> (key, labels)")
 
     def bank_samples(
         self, network: Network, images: Images, *, keys: Tensor | None = None, precision: str = "auto"
     ) -> Samples:
-        """Samples of a split, from images without augmentation and a network in evaluation mode.
+        """Return samples of a split, from images without augmentation and a network in evaluation mode.
 
         Args:
-            keys: of the samples, in this order, shape [n]; None for all samples, in the order of `keys(images)`.
+            network: the network; each of its submodules returns to its earlier mode.
+            images: the split.
+            keys: keys of the requested samples, shape [n], in the order of the result; None for all samples, in the
+                order of `keys(images)`.
+            precision: "auto", "fp32" or "bf16".
         """
         raise TypeError(f"{type(self).__name__} must define bank_samples(network, images) -> Samples")
 
     def metrics(
         self, network: Network, images: Images, *, teacher: Samples | None = None, precision: str = "auto"
     ) -> dict[str, float]:
-        """The numbers by which a network is judged on a split, as fractions; one of them is `primary`.
+        """Return the metrics of a network on a split, with shares as fractions; one of them is `primary`.
 
         Args:
-            teacher: the teacher's `bank_samples` of the same split, to measure how close the network is to it.
+            network, images, precision: as in `bank_samples`.
+            teacher: the teacher's `bank_samples` of the same split, to which the network is then compared.
         """
         raise TypeError(f"{type(self).__name__} must define metrics(network, images) -> {{name: number}}")
 
     def pictures(self, images: Images, keys: Tensor) -> Tensor:
-        """A picture of each sample with a key in `keys` [n], uint8, shape [n, 3, h, w]."""
+        """Return a picture of each sample with a key in `keys` [n], uint8, shape [n, 3, h, w]."""
         raise TypeError(f"{type(self).__name__} must define pictures(images, keys) -> Tensor")
 
 
@@ -136,7 +144,7 @@ T = TypeVar("T", bound=type[Task])
 
 
 def register(name: str) -> Callable[[T], T]:
-    """Class decorator that makes a Task known as `name`.
+    """Class decorator that registers a Task under `name`.
 
     Raises:
         InputError: another class has the name.
@@ -145,7 +153,9 @@ def register(name: str) -> Callable[[T], T]:
     def add(cls: T) -> T:
         taken = _REGISTRY.get(name)
         if taken and (taken.__module__, taken.__qualname__) != (cls.__module__, cls.__qualname__):
-            raise InputError(f"task {name!r} is already {taken.__module__}.{taken.__qualname__}; choose another name")
+            raise InputError(
+                f"task {name!r} is already registered: {taken.__module__}.{taken.__qualname__}; choose another name"
+            )
         cls.name = name
         _REGISTRY[name] = cls
         return cls
@@ -154,12 +164,12 @@ def register(name: str) -> Callable[[T], T]:
 
 
 def names() -> list[str]:
-    """The registered tasks, sorted."""
+    """Return the names of the registered tasks, sorted."""
     return sorted(_REGISTRY)
 
 
 def create(name: str) -> Task:
-    """A task by name.
+    """Create a task by name.
 
     Raises:
         InputError: no task has this name.
@@ -168,7 +178,7 @@ def create(name: str) -> Task:
 
 
 def positions(images: Images, keys: Tensor) -> Tensor:
-    """The position in `images` of each data-set row in `keys` [n], shape [n].
+    """Return the position in `images` of each data-set row in `keys` [n], shape [n].
 
     Raises:
         InputError: a row is not among the images.

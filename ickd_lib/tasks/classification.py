@@ -13,7 +13,10 @@ from ickd_lib.tasks.base import Column, Samples, Task, positions, register
 
 @register("classification")
 class Classification(Task):
-    """An image is one sample; its key is its row in the data set. Supervised by cross-entropy, judged by accuracy."""
+    """Classification: an image is one sample, and its key is its row in the data set.
+
+    The supervised loss is cross-entropy, and the primary metric is accuracy.
+    """
 
     primary = "accuracy"
     columns = (

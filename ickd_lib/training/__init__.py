@@ -1,4 +1,4 @@
-"""Training: one loop for every method and task, teachers that are kept, comparisons over seeds."""
+"""Training: one loop for every method and task, teachers that are kept for reuse, and comparisons over seeds."""
 
 from ickd_lib.training.callbacks import Callback, ProgressBar
 from ickd_lib.training.comparison import compare, peer_group, step_seconds

@@ -1,4 +1,4 @@
-"""Hooks into training: what runs at the start, after each step, after each epoch, and at the end."""
+"""Hooks into training, which are called at the start, after each step, after each epoch, and at the end."""
 
 from __future__ import annotations
 
@@ -14,33 +14,33 @@ if TYPE_CHECKING:
 class Callback:
     """A hook into training. A subclass overrides the methods that it needs.
 
-    Each method gets the `Loop`: `epoch` and `step` (done so far), `steps` (in an epoch), `recipe`, `splits`, `states`
-    (a TrainingState for each student that is still trained, with `learner`, `optimizer`, `meters`) and `records` (the
-    RunRecord of each state, whose `epochs` are the records so far).
+    Each method receives the `Loop`. Its attributes are `epoch` and `step` (the numbers done so far), `steps` (in an
+    epoch), `recipe`, `splits`, `states` (a TrainingState for each student that is still trained, with `learner`,
+    `optimizer` and `meters`) and `records` (the RunRecord of each state, with the records so far in `epochs`).
 
     Attributes:
-        needs_eager: whether every step must be launched anew, because the callback observes the inside of a step (with
-            forward hooks, for example). A captured step replays its kernels without running any Python of the networks
-            and methods. `step` itself is called after every step in both cases.
+        needs_eager: whether every step must run eagerly, because the callback observes the inside of a step (with
+            forward hooks, for example). A captured step replays its kernels without running the Python code of networks
+            and methods. The callback's `step` is called after every step in both cases.
     """
 
     needs_eager = False
 
     def start(self, training: Loop) -> None:
-        """Called once before the first step."""
+        """Run once, before the first step."""
 
     def step(self, training: Loop) -> None:
-        """Called after each step. On a GPU, reading a loss here waits for the step to end."""
+        """Run after each step. On a GPU, reading a loss here waits for the step to end."""
 
     def epoch(self, training: Loop) -> None:
-        """Called after each epoch, when its records are complete; `ended` contains the states of its students."""
+        """Run after each epoch, when its records are complete; `ended` contains the states of its students."""
 
     def end(self, training: Loop) -> None:
-        """Called once at the end, also when training stops early or fails."""
+        """Run once, at the end, also when training stops early or fails."""
 
 
 class ProgressBar(Callback):
-    """A bar with the epoch, the losses so far, the last test number and the training speed."""
+    """A progress bar with the epoch, the losses, the latest primary test metric and the training speed."""
 
     def start(self, training: Loop) -> None:
         done = training.epoch * training.steps + training.step
@@ -74,9 +74,10 @@ class ProgressBar(Callback):
 
 
 def _losses(training: Loop) -> dict[str, str]:
-    """Each term of a single student, or the range of the losses of several students.
+    """Return each loss term of a single student, or the range of the losses of several students.
 
-    They are those of the epoch so far; on a GPU, whose values are not read within an epoch, of the last epoch.
+    They are means over the epoch so far. On a GPU, where values are not read within an epoch, they are those of the
+    previous epoch.
     """
     means: list[dict[str, float]] = []
     for state in training.states:

@@ -1,4 +1,4 @@
-"""Captured steps: on a GPU a step is captured once as a CUDA graph and then replayed with a single launch."""
+"""Captured steps: on a GPU, a step is captured as a CUDA graph and then replayed with a single launch."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-WARM_UP = 3  # steps before one is captured: buffers are allocated, and libraries choose their kernels
+WARM_UP = 3  # eager steps before the capture, in which buffers are allocated and libraries choose their kernels
 Capture = Callable[[Callable[[], None]], Callable[[], None]]
 
 
 def cuda_graph(work: Callable[[], None]) -> Callable[[], None]:
     """Capture the kernels that `work` launches, without running them, as a CUDA graph.
 
-    Every tensor that `work` reads must stay where it is in memory.
+    Every tensor that `work` reads must keep its address in memory.
 
     Returns:
         A function that runs the captured kernels.
@@ -26,7 +26,7 @@ def cuda_graph(work: Callable[[], None]) -> Callable[[], None]:
         RuntimeError: `work` does something that a graph cannot contain.
     """
     graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph, stream=torch.cuda.Stream()):  # the default stream would be of the first GPU used
+    with torch.cuda.graph(graph, stream=torch.cuda.Stream()):  # the default one belongs to the GPU that was used first
         work()
     return graph.replay
 
@@ -34,8 +34,8 @@ def cuda_graph(work: Callable[[], None]) -> Callable[[], None]:
 class CapturedSteps:
     """Runs steps eagerly until one kind of step has been taken a few times, then captures and replays it.
 
-    A step that reads a value on the host, or copies one to the device, cannot be captured. Such a step is noticed while
-    the first ones run, and is launched anew each time.
+    A step that reads a value on the host, or copies one to the device, cannot be captured. The eager steps show this,
+    and all later steps of this kind run eagerly too.
 
     Args:
         capture: `cuda_graph`, or None to run every step eagerly.
@@ -43,8 +43,8 @@ class CapturedSteps:
 
     def __init__(self, capture: Capture | None) -> None:
         self.capture = capture
-        self._kind: object = None  # of the last step
-        self._taken = 0  # how often in a row
+        self._kind: object = None  # kind of the last step
+        self._taken = 0  # number of steps of this kind in a row
         self._replay: Callable[[], None] | None = None
         self._unfit: set[object] = set()
 
@@ -52,10 +52,10 @@ class CapturedSteps:
         """Run a step.
 
         Args:
-            kind: equal for steps that do the same work on other values.
-            work: the step.
-            names: of the methods, for a message.
-            whole: whether the batch has the usual size; a smaller one is run eagerly.
+            kind: a value that is equal for steps that do the same work on other values.
+            work: computes the step.
+            names: names of the methods, for the warning.
+            whole: whether the batch has the usual size; a step with another size runs eagerly.
         """
         if kind != self._kind:
             self._kind, self._taken, self._replay = kind, 0, None
@@ -78,13 +78,14 @@ class CapturedSteps:
             self._replay()
 
     def _refuse(self, kind: object, names: list[str], why: str) -> None:
+        """Run steps of this kind eagerly from now on, and warn."""
         self._unfit.add(kind)
-        text = f"{', '.join(sorted(set(names)))}: {why}, so it is not captured but launched anew each time, slower"
+        text = f"{', '.join(sorted(set(names)))}: {why}, so it is not captured but runs eagerly, which is slower"
         warnings.warn(text, stacklevel=6)
 
 
 def reason_against(callbacks: Sequence[Any], networks: Sequence[torch.nn.Module]) -> str:
-    """Why steps must run eagerly, or "": a callback that needs it, or forward hooks, which a replay does not call."""
+    """Return why steps must run eagerly, or "": a callback needs it, or there are forward hooks, which a replay skips."""
     for callback in callbacks:
         if getattr(callback, "needs_eager", False):
             return f"the callback {type(callback).__name__} observes the inside of a step"
@@ -95,7 +96,7 @@ def reason_against(callbacks: Sequence[Any], networks: Sequence[torch.nn.Module]
 
 
 class HostReads(TorchDispatchMode):
-    """Collects the operations that need a tensor's values on the host, or copy values of the host to a device."""
+    """Collects the operations that read a tensor's values on the host, or copy values from the host to a device."""
 
     def __init__(self) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""Checkpoints: one file for all students of a peer group, so that a kill cannot leave them at different steps."""
+"""Checkpoints: one file for all students of a peer group, so that a crash cannot leave them at different steps."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ class Checkpoint:
 
     Args:
         group: the students.
-        records: the run folder of each.
+        records: the records and the run folder of each student.
     """
 
     def __init__(self, group: PeerGroup, records: Records) -> None:
@@ -31,16 +31,16 @@ class Checkpoint:
 
     @property
     def kept(self) -> str:
-        """End of an error message: where the last good checkpoint is, if there is one."""
+        """The end of an error message, with the path of the last good checkpoint if there is one."""
         if self.path and self.path.is_file():
             return f"; its last good checkpoint is {self.path}"
         return ""
 
     def save(self) -> None:
-        """Write the checkpoint, whole or not at all.
+        """Write the checkpoint, completely or not at all.
 
         Raises:
-            Diverged: a student has a loss or a weight that is not finite; the checkpoint before stays.
+            Diverged: a student has a loss or a weight that is not finite; the previous checkpoint is kept.
         """
         for state in self.group.states:
             state.check_finite(self.kept)
@@ -51,10 +51,10 @@ class Checkpoint:
                 torch.save(states, part)
 
     def restore(self) -> None:
-        """Go back to the checkpoint, where there is one, and drop the records of later epochs.
+        """Load the checkpoint if there is one, and drop the records of later epochs.
 
         Raises:
-            InputError: the checkpoint is damaged, or some of the run folders were removed.
+            InputError: the checkpoint is damaged, or some of the run folders were removed or trained alone.
         """
         records = [self.records[state] for state in self.group.states]
         waiting = [state for state in self.group.states if not self.records[state].finished]

@@ -1,4 +1,4 @@
-"""Methods compared over seeds, and the time that a step of each takes."""
+"""Comparisons of methods: over seeds, and by the time of a training step."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def compare(
     peers: Sequence[str] = (),
     seeds: int | Sequence[int] = 3,
     runs: str | Path | None = None,
-    device: str = "auto",
+    device: str | torch.device = "auto",
     precision: str = "auto",
     **options: Any,
 ) -> dict[str, list[History]]:
@@ -44,21 +44,23 @@ def compare(
         splits: the data.
         student: a model's name.
         teacher, bank, task: as for `distill`.
-        peers: networks that are trained beside the student where a method needs peers; see `peer_group`.
-        seeds: how many, or which; a seed sets the initialisation and the order of the data alike.
+        peers: networks that are trained beside the student if a method needs peers; see `peer_group`.
+        seeds: number of seeds, or the seeds. A seed determines both the initialisation and the order of the data.
+        runs, device, precision: as for `distill`.
         options: further arguments of `distill`.
     Returns:
-        For each method its histories, one a seed: those of the student, not of its peers.
+        For each method its histories, one per seed: those of the student, not of its peers.
     Raises:
+        InputError: no method is given, or `distill` raises it.
         Diverged: a method diverged with some seed. All others are trained to the end first; the exception's `histories`
-            are what would have been returned, without the students that diverged.
+            are the result, without the students that diverged.
     """
     if not methods:
         raise InputError("no method to compare; name some, such as ce kd ickd")
-    where = runtime.device(device)
+    device = runtime.device(device)
     if bank is None and teacher is not None and any(create(method).needs_bank for method in methods):
-        images = splits.train.to(where)
-        bank = MemoryBank.build(models.frozen(teacher, where), images, task=task, precision=precision)
+        images = splits.train.to(device)
+        bank = MemoryBank.build(models.frozen(teacher, device), images, task=task, precision=precision)
     found: dict[str, list[History]] = {method: [] for method in methods}
     failed = []
     for seed in range(seeds) if isinstance(seeds, int) else seeds:
@@ -91,10 +93,13 @@ def compare(
 
 
 def peer_group(network: str, method: str, seed: int = 0, peers: Sequence[str] = ()) -> list[Student]:
-    """A student for `distill` and, where its method needs peers, the peers with the same method after it.
+    """Return a student for `distill`, followed by its peers, with the same method, if the method needs peers.
 
     Args:
-        peers: their networks; by default one of the same kind. The i-th peer has the seed `seed` + 1000 i.
+        network: name of the student's model.
+        method: name of a method.
+        seed: seed of the student; peer i, counted from 1, has the seed `seed` + 1000 i.
+        peers: names of the peers' models; by default one peer with the student's model.
     """
     if "peers" not in create(method).needs:
         return [Student(network, method, seed)]
@@ -112,26 +117,28 @@ def step_seconds(
     batch_size: int = 64,
     steps: int = 8,
     rounds: int = 3,
-    device: str = "auto",
+    device: str | torch.device = "auto",
     precision: str = "auto",
 ) -> dict[str, float]:
-    """The time of a training step of each method: the median over rounds that alternate between the methods.
+    """Measure the time of a training step of each method: the median over rounds that alternate between the methods.
 
     Args:
         methods, splits, student, teacher, bank: as for `compare`.
-        batch_size: images a step.
-        steps: a measurement takes twice as many, in two epochs, so that two phases of equal length count alike.
-        rounds: measurements of each method, after one that is discarded.
+        batch_size: number of images per step.
+        steps: number of steps in an epoch. A measurement takes two epochs, so that two phases of equal length have the
+            same weight.
+        rounds: number of measurements of each method, after a first one that is discarded.
+        device, precision: as for `distill`.
     Returns:
-        For each method, seconds a step and student, with the teacher's pass and the retrieval.
+        For each method, seconds per step and student, including the teacher's forward pass and the retrieval.
     """
-    where = runtime.device(device)
-    splits = splits.to(where)
+    device = runtime.device(device)
+    splits = splits.to(device)
     train, test = splits.train, splits.test
     few = splits._replace(train=train.subset(torch.arange(steps * batch_size) % len(train)))  # full batches only
     few = few._replace(val=splits.val.subset(torch.arange(0)), test=test.subset(torch.arange(min(len(test), 64))))
     if bank is None and teacher is not None:
-        bank = MemoryBank.build(models.frozen(teacher, where), train, precision=precision)
+        bank = MemoryBank.build(models.frozen(teacher, device), train, precision=precision)
     recipe = Recipe(epochs=2, batch_size=batch_size, lr=0.01, schedule="cosine")
     found: dict[str, list[float]] = {method: [] for method in methods}
     for _round in range(rounds + 1):

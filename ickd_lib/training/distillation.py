@@ -1,4 +1,4 @@
-"""`distill`: everything that a training needs, put together."""
+"""The function `distill`, which prepares everything that a training needs and runs it."""
 
 from __future__ import annotations
 
@@ -56,35 +56,37 @@ def distill(
     """Train students on the same batches, with one pass of the teacher for all of them.
 
     Args:
-        students: what to train. The students of one peer group use each other's outputs; all others are trained exactly
-            as if each were trained alone.
-        splits: the data. Test images, and validation images where there are some, are evaluated only.
-        teacher: a network, for the methods that need one. It is copied and stays as it is. Its classes are those of the
-            data or, for methods whose `label_space` allows that, others.
-        bank: the teacher's memory bank of the training images; built here if a method needs one and none is given.
-        task: which samples an image has; classification by default, where an image is one sample.
+        students: the students to train. Those of one peer group use each other's outputs; all others are trained
+            exactly as if each were trained alone.
+        splits: the data. Validation and test images are used for evaluation only.
+        teacher: a network, for the methods that need one, which is copied and not changed. Its classes are those of the
+            data, or others if the methods' `label_space` allows them.
+        bank: the teacher's memory bank of the training images; by default it is built if a method needs it.
+        task: defines the samples of an image; by default classification, where an image is one sample.
         recipe: epochs, learning rates, optimiser; by default the 240 epochs of the CIFAR-100 protocol.
         data_seed: the order of the batches and the views of the images are a function of it.
         device: "auto", "cpu", "cuda" or "cuda:N".
         precision: "auto", "fp32" or "bf16". "auto" is as in `runtime.precision`; for a training of 1,000 steps or more
-            on a CPU, both are measured and the faster one is used. The run records it.
+            on a CPU, both are measured and the faster one is used. The run folder records the choice.
         evaluate_every: epochs between evaluations; the last epoch is always evaluated.
         runs: the folder of the run folders; with None everything stays in memory.
-        resume: go on with unfinished runs of the same settings, and load finished ones; False refuses both.
-        checkpoint_seconds: time between checkpoints. Ctrl-C writes one and stops; the same call goes on from there.
-        progress: show a progress bar.
+        resume: continue unfinished runs of the same settings, and load finished ones; with False, an existing run is an
+            error.
+        checkpoint_seconds: seconds between checkpoints. Ctrl-C writes a checkpoint and stops the training; the same
+            call continues it.
+        progress: whether to show a progress bar.
         callbacks: see `Callback`.
         teacher_cache: folder of a cache of the teacher's outputs for each view of each image, in half precision, which
             later trainings with the same teacher and data use too (`TeacherCache`). With None the teacher runs in every
             step. The cache is also skipped when the augmentation goes beyond crop and flip, or when any student
             compares feature maps.
         teacher_cache_gigabytes: largest size of the cache.
-        capture: on a GPU, capture a step as a CUDA graph and replay it, which makes small networks fast. False launches
-            every step anew, for debugging inside a method. On a CPU it has no effect.
+        capture: on a GPU, whether to capture a step as a CUDA graph and replay it, which makes small networks fast.
+            With False every step runs eagerly, for debugging inside a method. On a CPU it has no effect.
     Returns:
         A History for each student, by name, in the order given.
     Raises:
-        InputError: something given cannot work. This is found before training starts.
+        InputError: an argument cannot work. This is checked before training starts.
         Diverged: a loss of a student became NaN or infinite. The other students are trained to the end first; their
             histories are in the exception's `histories`.
     """
@@ -148,7 +150,7 @@ def distill(
             for state in loop.states:
                 if state in waiting:
                     records[state].finish(state, splits, task, numerics["precision"], reference, len(students))
-            if stop.is_set():  # it came after the last step; the caller may have more to train
+            if stop.is_set():  # the stop came after the last step, but the caller may have more to train
                 raise stopped(loop)
     histories = {state.learner.name: record.history() for state, record in records.items() if record.finished}
     if failed := [group.failed for group in groups if group.failed]:
@@ -157,6 +159,7 @@ def distill(
 
 
 def _check(students: Sequence[Student], splits: Splits, evaluate_every: int) -> None:
+    """Raise InputError if there is nothing to train or to evaluate."""
     if not students:
         raise InputError("no student to train; give at least one Student")
     if evaluate_every < 1:
@@ -177,7 +180,7 @@ def _prepare(
     device: torch.device,
     **given: Any,
 ) -> tuple[list[PeerGroup], Records]:
-    """The peer groups, restored from their checkpoints, and the records of all students in the order given."""
+    """Return the peer groups, restored from their checkpoints, and the records of all students in the order given."""
     made = learners(students, train, task=task, recipe=recipe, device=device, **given)
     steps = Sampler(train).steps(recipe.batch_size)
     states = {
@@ -208,18 +211,18 @@ def _numerics(
     cached: bool,
     capture: bool,
 ) -> dict[str, Any]:
-    """What changes rounding beside the settings. Runs that are resumed keep what they were begun with.
+    """Return what changes rounding beside the settings. Resumed runs keep the numerics that they were started with.
 
     Raises:
-        InputError: runs that are resumed were begun on another kind of device, or differ from each other.
+        InputError: resumed runs were started on another kind of device, or have different numerics.
     """
     runs = [run for state in waiting if (run := records[state].run)]
     recorded = [run.config["numerics"] for run in runs if run.exists()]
     for other in recorded:
         if other["device"].split(":")[0] != device.type:
-            raise InputError(f"an unfinished run was begun on {other['device']}, not {device}; resume it there")
+            raise InputError(f"an unfinished run was started on {other['device']}, not {device}; resume it there")
         if {**other, "precision_benchmark": None} != {**recorded[0], "precision_benchmark": None}:
-            raise InputError(f"unfinished runs differ in their numerics ({other}, {recorded[0]}); resume them singly")
+            raise InputError(f"unfinished runs differ in their numerics ({other}, {recorded[0]}); resume each alone")
     if recorded:
         return {**recorded[0], "device": str(device)}
     train, recipe = splits.train, waiting[0].recipe
@@ -240,13 +243,13 @@ def _numerics(
 
 
 def _cacheable(waiting: Sequence[TrainingState], train: Images) -> bool:
-    """Whether a teacher cache can serve these students: numbered views only, and nobody compares maps."""
+    """Return whether a teacher cache is possible: all views are numbered, and no student compares maps."""
     needs = frozenset().union(*(state.learner.method.needs for state in waiting))
     return _needs_pass(waiting) and "maps" not in needs and train.augment == "crop"
 
 
 def _needs_pass(waiting: Sequence[TrainingState]) -> bool:
-    """Whether some student needs the teacher's outputs for the views of a batch."""
+    """Return whether some student needs the teacher's outputs for the views of a batch."""
     found = [state.learner.method for state in waiting]
     return any("teacher" in method.needs or _searches_by_view(method.retrieval) for method in found)
 
@@ -264,7 +267,7 @@ def _teacher_source(
     folder: str | Path | None,
     gigabytes: float,
 ) -> TeacherPass | TeacherCache | None:
-    """What computes the teacher's samples of a batch: nothing, a forward pass, or the cache."""
+    """Return what provides the teacher's samples of a batch: a forward pass or the cache; None if none are needed."""
     if teacher is None or not _needs_pass(waiting):
         return None
     found = [state.learner.method for state in waiting]
@@ -292,7 +295,7 @@ def _teacher_bank(
     task: Task,
     precision: str,
 ) -> TeacherBank | None:
-    """The teacher's bank with the in-context samples of the students; None where nobody needs it."""
+    """Return the teacher's bank with the in-context samples of the students; None if no student needs it."""
     if not any(state.learner.method.needs_bank for state in waiting):
         return None
     assert teacher is not None
@@ -310,9 +313,9 @@ def _create_runs(
         records[state].create(numerics, group, environment)
 
 
-def _capture(wanted: bool, callbacks: Sequence[Callback], waiting: Sequence[TrainingState]) -> Capture | None:
-    """How steps are captured: not at all where a callback or an optimiser needs every step to be launched anew."""
-    if not wanted:
+def _capture(requested: bool, callbacks: Sequence[Callback], waiting: Sequence[TrainingState]) -> Capture | None:
+    """Return the function that captures steps; None if capture is not requested, or steps must run eagerly."""
+    if not requested:
         return None
     why = reason_against(callbacks, [state.learner.network for state in waiting])
     if not why and not all(state.optimizer.fused for state in waiting):

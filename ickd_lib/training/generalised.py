@@ -1,4 +1,4 @@
-"""Teachers of other classes than the student's: label spaces, methods that fit them, and one step of new classes."""
+"""Teachers with other classes than the student: label spaces, methods that fit them, and learning of new classes."""
 
 from __future__ import annotations
 
@@ -26,8 +26,8 @@ def label_spaces(classes: int) -> dict[str, list[int]]:
     Args:
         classes: number of classes of the data set, at least 4.
     Returns:
-        "same": the second half, as the student; "overlapping": as many classes, a quarter of all further down, so that
-        teacher and student share some; "disjoint": the first half.
+        "same": the second half, which are the student's classes; "overlapping": the same number of classes, starting
+        after the first quarter, so that teacher and student share some; "disjoint": the first half.
     Raises:
         InputError: there are fewer than 4 classes.
     """
@@ -66,11 +66,11 @@ def learn_new_classes(
     exemplars: int,
     seeds: int,
     recipe: Recipe,
-    device: str = "auto",
+    device: str | torch.device = "auto",
     precision: str = "auto",
     **options: Any,
 ) -> dict[str, dict[str, list[float]]]:
-    """Take one step of incremental learning with each method: the teacher's classes are old, all others are new.
+    """Learn new classes in one increment with each method: the teacher's classes are old, all others are new.
 
     The student starts as a copy of the teacher with an output for each new class (`models.extend`). It is trained on
     labelled images of the new classes and on a few exemplars of each old one.
@@ -81,17 +81,18 @@ def learn_new_classes(
         teacher: a network of the old classes.
         labels: number of labelled images of the new classes together.
         exemplars: number of labelled images of each old class, 0 or more.
-        seeds: number of seeds; a seed determines the new outputs' initial weights and the order of the data.
+        seeds: number of seeds; a seed determines the initial weights of the new outputs and the order of the data.
         recipe: settings of the training.
+        device, precision: as for `distill`.
         options: further arguments of `distill`.
     Returns:
-        For each method the test accuracy on "old", "new" and "all" classes, always among all outputs: one fraction per
-        seed.
+        For each method, the test accuracy on the "old", "new" and "all" classes, one fraction per seed. Predictions are
+        always among all classes.
     """
-    where, count, known = runtime.device(device), len(splits.train.classes), teacher.num_classes
+    device, count, known = runtime.device(device), len(splits.train.classes), teacher.num_classes
     old, new = range(known), range(known, count)
     tested = {"old": splits.test.only(old), "new": splits.test.only(new), "all": splits.test}
-    tested = {part: images.to(where) for part, images in tested.items()}
+    tested = {part: images.to(device) for part, images in tested.items()}
     arrived = splits._replace(train=_selected(splits.train, old, new, labels=labels, exemplars=exemplars))
     found: dict[str, dict[str, list[float]]] = {name: {part: [] for part in tested} for name in methods}
     for seed in range(seeds):
@@ -115,7 +116,7 @@ def learn_new_classes(
 
 
 def _selected(train: Images, old: Sequence[int], new: Sequence[int], *, labels: int, exemplars: int) -> Images:
-    """The images of an incremental step: `labels` of the new classes, `exemplars` of each old class."""
+    """Return the training images: `labels` of the new classes, and `exemplars` of each old class."""
     chosen = train.only(new).few(labels).index
     if exemplars:
         chosen = torch.cat([chosen, train.only(old).few(exemplars * len(old)).index])

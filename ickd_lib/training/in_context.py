@@ -12,14 +12,13 @@ from ickd_lib.methods import Retrieval
 from ickd_lib.tasks import Samples
 from ickd_lib.training.state import TrainingState
 
-Key = tuple[Retrieval, int]  # a request, and the seed of its random samples
+Key = tuple[Retrieval, int]  # the requested samples, and the seed of random ones
 
 
 class TeacherBank:
     """The teacher's bank with the in-context samples that the methods of some students request from it.
 
-    Students with equal requests share them. Random samples depend on the student's seed, so that they are drawn for
-    each seed.
+    Students with equal requests share them. Random samples depend on the student's seed too.
 
     Args:
         bank: the teacher's bank, on the training device.
@@ -39,7 +38,7 @@ class TeacherBank:
         bank.class_means(), bank.class_sums(), bank.unit_logits()
 
     def begin_epoch(self, epoch: int) -> None:
-        """Draw random samples anew where a method requests that. The tables stay where they are in memory."""
+        """Draw random samples anew where a method requests that. The tables keep their addresses, for captured steps."""
         for (spec, seed), table in self._tables.items():
             if spec.redraw:
                 for old, new in zip(table, self._table(spec, (seed, epoch)), strict=True):
@@ -47,7 +46,7 @@ class TeacherBank:
                     old.similarity.copy_(new.similarity)
 
     def _table(self, spec: Retrieval, seed: object) -> tuple[Neighbours, Neighbours]:
-        """Positives and negatives of every row, each in its own order. Class means are computed in each step."""
+        """Return positives and negatives of every row, each in its own order. Class means are computed in each step."""
         found = {}
         for order in (spec.order, spec.negatives_order):
             positives = spec.positives * (order == spec.order and order != "class")
@@ -64,10 +63,11 @@ class TeacherBank:
     def retrieve(
         self, states: Sequence[TrainingState], keys: Tensor, labels: Tensor, teacher: Samples | None
     ) -> dict[TrainingState, tuple[InContext, InContext]]:
-        """The in-context samples of each student that uses some in this step.
+        """Return the in-context samples of each student that uses some in this step.
 
         Args:
-            keys, labels: of the samples of the batch, shape [S] each.
+            states: the students that take the step.
+            keys, labels: keys and labels of the samples of the batch, shape [S] each.
             teacher: the teacher's samples, whose features are the queries of a search in every step.
         """
         found: dict[Key, tuple[InContext, InContext]] = {}
@@ -90,6 +90,7 @@ class TeacherBank:
     def _from_tables(
         self, spec: Retrieval, tables: tuple[Neighbours, Neighbours], keys: Tensor, labels: Tensor
     ) -> tuple[InContext, InContext]:
+        """Return the present content of the in-context samples in two tables, or class means instead."""
         rows = self.bank.rows(keys)
         near = self.bank.gather(tables[0][rows], features=spec.features)
         far = self.bank.gather(tables[1][rows], features=spec.features, unit=spec.unit_negatives)
@@ -100,6 +101,7 @@ class TeacherBank:
 
 
 def _key(state: TrainingState) -> Key | None:
+    """Return what a student requests from the teacher's bank, or None."""
     spec = state.learner.method.retrieval
     if spec is None or spec.source != "teacher":
         return None

@@ -41,11 +41,11 @@ class DataSet:
 
     @property
     def title(self) -> str:
-        """The name that stands in the names of the splits: "cifar100", or "folder:" and the last part of the path."""
+        """The first part of the names of the splits: "cifar100", or "folder:" and the last part of the path."""
         return f"{self.registered_name}:{self.path.name}" if "path" in self.options else self.registered_name
 
     def read(self) -> Splits:
-        """Read the data set; `splits` makes the result from pixels and labels.
+        """Read the data set. A subclass defines this and makes the result with `splits`.
 
         Raises:
             InputError: files are missing or damaged.
@@ -123,7 +123,7 @@ class DataSet:
 
 
 def _channel_statistics(pixels: Tensor) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Mean and standard deviation of each channel of uint8 images [N, 3, H, W], scaled to [0, 1].
+    """Return mean and standard deviation of each channel of uint8 images [N, 3, H, W], scaled to [0, 1].
 
     They are computed in float64 from the counts of the 256 levels, which needs no copy of the images as floats.
     """
@@ -139,7 +139,7 @@ D = TypeVar("D", bound=type[DataSet])
 
 
 def register(name: str) -> Callable[[D], D]:
-    """Class decorator: `data.load(name)` then creates and reads the decorated `DataSet`.
+    """Class decorator that registers a `DataSet`, so that `data.load(name)` creates and reads it.
 
     A data set of your own needs no change to the library. This one draws stripes in random colours:
 
@@ -169,7 +169,7 @@ def register(name: str) -> Callable[[D], D]:
         taken = _REGISTRY.get(name)
         if taken and (taken.__module__, taken.__qualname__) != (cls.__module__, cls.__qualname__):
             raise InputError(
-                f"data set {name!r} is already {taken.__module__}.{taken.__qualname__}; choose another name"
+                f"data set {name!r} is already registered: {taken.__module__}.{taken.__qualname__}; choose another name"
             )
         if not name or set(name) & set(":/"):
             raise InputError(f"data set name {name!r} is empty or contains ':' or '/'; choose another name")
@@ -194,7 +194,7 @@ def create(name: str, *, root: str | Path = "data", image_size: int = 0, downloa
         name: one of `names()`, with a path in the place of PATH.
         root, image_size, download: as in `DataSet`.
     Raises:
-        InputError: an unknown name, a missing path, or an option that the data set does not have.
+        InputError: the name is unknown, the path is missing, or the data set does not have an option that is given.
     """
     title, colon, path = name.partition(":")
     if colon:

@@ -64,7 +64,7 @@ class Cifar100(DataSet):
 
 
 def _read_names(path: Path) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """The names of the classes and of the superclasses."""
+    """Read the names of the classes and of the superclasses."""
     meta = _read_pickle(path, (b"fine_label_names", b"coarse_label_names"))
     try:
         classes = tuple(name.decode() for name in meta[b"fine_label_names"])
@@ -75,7 +75,7 @@ def _read_names(path: Path) -> tuple[tuple[str, ...], tuple[str, ...]]:
 
 
 def _read_split(path: Path) -> tuple[np.ndarray, list[int], list[int]]:
-    """Images as uint8 [N, 3072], their N classes and their N superclasses."""
+    """Read images as uint8 [N, 3072], their N classes and their N superclasses."""
     content = _read_pickle(path, (b"data", b"fine_labels", b"coarse_labels"))
     images, fine, coarse = content[b"data"], content[b"fine_labels"], content[b"coarse_labels"]
     is_bytes = isinstance(images, np.ndarray) and images.dtype == np.uint8 and images.ndim == 2
@@ -85,7 +85,7 @@ def _read_split(path: Path) -> tuple[np.ndarray, list[int], list[int]]:
 
 
 class ArraysOnly(pickle.Unpickler):
-    """Reads the published CIFAR pickles. It refuses every object but NumPy arrays, so that no code in a file runs."""
+    """Unpickler for the published CIFAR files that accepts NumPy arrays only, so that no code in a file runs."""
 
     allowed = frozenset(
         {
@@ -104,7 +104,7 @@ class ArraysOnly(pickle.Unpickler):
 
 
 def _read_pickle(path: Path, keys: tuple[bytes, ...]) -> dict[bytes, Any]:
-    """The dictionary in a CIFAR pickle, which must have `keys`."""
+    """Read the dictionary in a CIFAR pickle, which must have `keys`."""
     try:
         with open(path, "rb") as file:
             content = ArraysOnly(file, encoding="bytes").load()

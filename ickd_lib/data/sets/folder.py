@@ -1,4 +1,4 @@
-"""A folder of your own images, sorted into class folders."""
+"""Images of your own in a folder, sorted into class folders."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ from ickd_lib.runtime import InputError
 class Folder(DataSet):
     """Images in PATH/train/CLASS/ and PATH/test/CLASS/, and optionally PATH/val/CLASS/.
 
-    Where there is no test/, val/ is the test split. The images need one size, or an `image_size` to which they are
-    resized and cropped. The augmentation is a flip, and a crop after padding by an eighth of the width.
+    If there is no test/, val/ is the test split. The images must have one size, unless an `image_size` is given, to
+    which they are resized and cropped. The augmentation is a flip, and a crop after padding by an eighth of the width.
     """
 
     options = frozenset({"path", "image_size"})
@@ -50,7 +50,7 @@ class Folder(DataSet):
         return self.splits(pixels, labels, classes=classes, pad=pixels["train"].shape[-1] // 8, flip=True)
 
     def _split_folders(self) -> dict[str, Path]:
-        """The folders of the splits "train", "test" and, where both val/ and test/ exist, "val"."""
+        """Return the folders of the splits "train", "test" and, where both val/ and test/ exist, "val"."""
         if not (self.path / "train").is_dir():
             raise InputError(
                 f"{self.path} has no folder train/; expected class folders of images in train/ and in test/ or val/"
@@ -64,5 +64,5 @@ class Folder(DataSet):
 
 
 def _class_folders(folder: Path) -> tuple[str, ...]:
-    """The names of the folders in `folder` that are not hidden, sorted."""
+    """Return the names of the folders in `folder` that are not hidden, sorted."""
     return tuple(sorted(p.name for p in folder.iterdir() if p.is_dir() and p.name[0] != "."))
