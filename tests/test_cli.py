@@ -165,11 +165,11 @@ def test_every_option_shows_its_default(capsys):
 
 def test_a_stopped_run_says_how_to_go_on(run, monkeypatch):
     def stopped(*args, **kwargs):
-        raise KeyboardInterrupt("stopped; the same call goes on from here")
+        raise KeyboardInterrupt("stopped; the same call continues from here")
 
     monkeypatch.setattr(training, "distill", stopped)
     status, _, err = run(f"train --method ce {QUICK}")
-    assert status == 130 and "goes on from here" in err
+    assert status == 130 and "continues from here" in err
 
 
 def test_weights_of_a_zoo_checkpoint_make_a_teacher(run, tmp_path):

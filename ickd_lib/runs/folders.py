@@ -135,7 +135,7 @@ def records(row: dict[str, Any]) -> list[dict[str, float]]:
         ]
     except (AttributeError, KeyError, TypeError, ValueError, OSError) as error:
         raise InputError(
-            f"{row['folder']}/metrics.jsonl cannot be read ({type(error).__name__}: {error}); restore it, or remove the run"
+            f"{row['folder']}/metrics.jsonl cannot be read ({type(error).__name__}: {error}); restore it"
         ) from None
 
 

@@ -85,7 +85,7 @@ class CapturedSteps:
 
 
 def reason_against(callbacks: Sequence[Any], networks: Sequence[torch.nn.Module]) -> str:
-    """Return why steps must run eagerly, or "": a callback needs it, or there are forward hooks, which a replay skips."""
+    """Return why steps must run eagerly, or "": a callback needs it, or a network has hooks, which a replay skips."""
     for callback in callbacks:
         if getattr(callback, "needs_eager", False):
             return f"the callback {type(callback).__name__} observes the inside of a step"

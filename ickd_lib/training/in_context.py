@@ -38,7 +38,7 @@ class TeacherBank:
         bank.class_means(), bank.class_sums(), bank.unit_logits()
 
     def begin_epoch(self, epoch: int) -> None:
-        """Draw random samples anew where a method requests that. The tables keep their addresses, for captured steps."""
+        """Draw random samples anew if a method requests that. The tables keep their addresses, for captured steps."""
         for (spec, seed), table in self._tables.items():
             if spec.redraw:
                 for old, new in zip(table, self._table(spec, (seed, epoch)), strict=True):

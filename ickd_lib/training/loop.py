@@ -21,29 +21,28 @@ from ickd_lib.training.state import TrainingState
 from ickd_lib.training.stepper import Stepper
 from ickd_lib.training.teacher_cache import TeacherCache
 
-AHEAD = {"cpu": 64, "cuda": 1024}  # steps for which the teacher cache is filled at once; on a GPU, a whole epoch
-WAIT = 0.5  # seconds that the host may run ahead of a GPU
+AHEAD = {"cpu": 64, "cuda": 1024}  # number of steps for which the teacher cache is filled at once
+WAIT = 0.5  # seconds by which the host may run ahead of a GPU
 
 
 class Loop:
-    """Trains peer groups to the end of the recipe. Callbacks get this object.
+    """Trains peer groups to the end of the recipe. Callbacks receive this object.
 
     Args:
-        groups: the students, each group at the position of its checkpoint.
+        groups: the peer groups, each at the position of its checkpoint.
         records: the run folder and the records of each student.
         splits: the data.
-        task: which samples an image has, and what is measured.
+        task: defines the samples of an image and the metrics.
         stepper: takes the steps.
-        recipe: number of epochs.
-        data_seed: of the order and the augmentation.
+        recipe: the settings of the training.
+        data_seed: seed of the order and the augmentation.
         evaluate_every: epochs between evaluations.
-        checkpoint_seconds: time between checkpoints.
-        callbacks: called in this order.
+        checkpoint_seconds: seconds between checkpoints.
+        callbacks: hooks, which are called in this order.
     Attributes:
-        epoch, step: how many epochs, and steps of the present one, are done.
-        steps: steps of an epoch.
-        states: the students that are still trained.
-        ended: the students that have just completed an epoch, for `Callback.epoch`.
+        epoch, step: number of epochs that are done, and of steps that are done in the present epoch.
+        steps: number of steps in an epoch.
+        ended: the states of the students that have just completed an epoch, for `Callback.epoch`.
     """
 
     def __init__(
@@ -70,20 +69,21 @@ class Loop:
 
     @property
     def going(self) -> list[PeerGroup]:
-        """The groups that have not failed."""
+        """The groups that have not diverged."""
         return [group for group in self.groups if not group.failed]
 
     @property
     def states(self) -> list[TrainingState]:
+        """The students of these groups."""
         return [state for group in self.going for state in group.states]
 
     def train(self, stop: threading.Event) -> None:
-        """Train to the end. A group that diverges is left behind, with its last good checkpoint; the others go on.
+        """Train to the end. A group that diverges is not trained further and keeps its last good checkpoint.
 
         Args:
             stop: when it is set, training ends after the present step.
         Raises:
-            KeyboardInterrupt: training was stopped; everything was written to the checkpoints first.
+            KeyboardInterrupt: training was stopped, after the checkpoints were written.
         """
         self.saved = self.waited = time.perf_counter()
         try:
@@ -97,7 +97,7 @@ class Loop:
                 callback.end(self)
 
     def _epoch(self, stop: threading.Event) -> None:
-        """The rest of the present epoch, from `self.step` on."""
+        """Train the rest of the present epoch, from `self.step` on."""
         began, first = time.perf_counter(), self.step
         self.stepper.begin(self.data_seed, self.epoch, first)
         for step in range(first, self.steps):
@@ -130,13 +130,17 @@ class Loop:
         self._end_epoch()
 
     def _synchronise(self, now: bool) -> None:
-        """Wait for a GPU, so that times, the bar and Ctrl-C refer to work that is done."""
+        """Wait for a GPU, so that times, the progress bar and Ctrl-C refer to work that is done.
+
+        Args:
+            now: wait in any case; otherwise wait only if the last wait was more than `WAIT` seconds ago.
+        """
         if self.device.type == "cuda" and (now or time.perf_counter() - self.waited > WAIT):
             torch.cuda.synchronize(self.device)
             self.waited = time.perf_counter()
 
     def _check(self, groups: Sequence[PeerGroup]) -> None:
-        """Leave a group behind that has diverged."""
+        """Mark each group that has diverged, so that it is not trained further."""
         for group in groups:
             try:
                 for state in group.states:
@@ -145,6 +149,7 @@ class Loop:
                 group.failed = str(error)
 
     def _end_epoch(self) -> None:
+        """Evaluate and record the epoch, and go to the next one."""
         ended = [group for group in self.going if group.position == (self.epoch, self.steps)]
         self._check(ended)
         evaluate = self.epoch + 1 == self.recipe.epochs or (self.epoch + 1) % self.evaluate_every == 0
@@ -157,7 +162,7 @@ class Loop:
             callback.epoch(self)
 
     def save(self) -> None:
-        """Write the checkpoint of every group. One that has diverged keeps its last good one."""
+        """Write the checkpoint of every group. A group that has diverged keeps its last good checkpoint."""
         for group in self.going:
             try:
                 self.checkpoints[group].save()
@@ -166,14 +171,14 @@ class Loop:
 
 
 def stopped(loop: Loop) -> KeyboardInterrupt:
-    """The exception for a training that was stopped."""
+    """Return the exception for a training that was stopped."""
     kept = all(loop.records[state].run for state in loop.states)
-    return KeyboardInterrupt("stopped; the same call goes on from here" if kept else "stopped; nothing was kept")
+    return KeyboardInterrupt("stopped; the same call continues from here" if kept else "stopped; nothing was saved")
 
 
 @contextlib.contextmanager
 def stoppable() -> Iterator[threading.Event]:
-    """An event that Ctrl-C or SIGTERM sets, so that training stops between two steps; a second one stops at once."""
+    """Yield an event that Ctrl-C or SIGTERM sets, to stop training between two steps; a second signal stops at once."""
     stop = threading.Event()
     if threading.current_thread() is not threading.main_thread():
         yield stop

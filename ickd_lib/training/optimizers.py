@@ -22,8 +22,8 @@ class Optimizer:
 
     Args:
         network: the student.
-        method: its method, whose own parameters are trained at the classifier's rate.
-        recipe: which optimiser, with which settings.
+        method: its method; parameters of the method are trained at the classifier's rate.
+        recipe: the optimiser and its settings.
         size: height and width of the images in pixels.
     """
 
@@ -36,7 +36,7 @@ class Optimizer:
         self.rates = torch.full((2,), recipe.lr, device=device).unbind()
         self._lr = (recipe.lr, recipe.lr)
         groups: list[dict[str, Any]] = []
-        self._kinds: list[int] = []  # of each group: 0 the embedding, 1 the rest
+        self._kinds: list[int] = []  # kind of each group: 0 for the embedding, 1 for the rest
         for kind, parameters in enumerate((embedding, [*others, *method.parameters()])):
             for decay, some in self._by_decay(network, parameters):
                 groups.append({"params": some, "weight_decay": decay})
@@ -55,7 +55,7 @@ class Optimizer:
         self._use_rates()
 
     def _by_decay(self, network: Network, parameters: list[nn.Parameter]) -> list[tuple[float, list[nn.Parameter]]]:
-        """The parameters with their weight decay, in one group or in two."""
+        """Return the parameters with their weight decay, in one group or in two."""
         decay = self.recipe.weight_decay
         if self.recipe.decay_norms_and_biases or not decay:
             return [(decay, parameters)]
@@ -63,6 +63,7 @@ class Optimizer:
         return [(decay, [p for p in parameters if p.ndim > 1]), (0.0, vectors)]
 
     def _use_rates(self) -> None:
+        """Make the tensors `rates` the learning rates of a fused optimiser."""
         if self.fused:
             for group, kind in zip(self.inner.param_groups, self._kinds, strict=True):
                 group["lr"] = self.rates[kind]
@@ -84,11 +85,11 @@ class Optimizer:
                 group["lr"] = self._lr[kind]
 
     def forget(self) -> None:
-        """Drop momenta and other state: a new phase starts without those of the previous one."""
+        """Drop momenta and other state, as a new phase starts without those of the previous one."""
         self.inner.state.clear()
 
     def step(self, loss: Tensor) -> None:
-        """One step of gradient descent on the loss."""
+        """Take one step on the loss, a scalar with gradient."""
         self.inner.zero_grad(set_to_none=True)
         loss.backward()
         if self.recipe.clip_grad_norm:
@@ -109,7 +110,7 @@ class Average:
 
     Args:
         network: the network that is trained.
-        decay: share of the average that stays in each step.
+        decay: weight of the present average in each update.
     """
 
     def __init__(self, network: Network, decay: float) -> None:
@@ -121,5 +122,5 @@ class Average:
         """Move the average towards the present weights; buffers such as batch-norm statistics are copied."""
         pairs = list(zip(self.network.parameters(), self.source.parameters(), strict=True))
         torch._foreach_lerp_([a for a, _ in pairs], [b for _, b in pairs], 1 - self.decay)
-        for mine, theirs in zip(self.network.buffers(), self.source.buffers(), strict=True):
-            mine.copy_(theirs)
+        for averaged, present in zip(self.network.buffers(), self.source.buffers(), strict=True):
+            averaged.copy_(present)

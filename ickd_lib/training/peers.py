@@ -1,4 +1,4 @@
-"""Students that train together: what each may use of the others' outputs and of its own earlier ones."""
+"""Students that train together, and what each may use of the others' outputs and of its own earlier ones."""
 
 from __future__ import annotations
 
@@ -18,19 +18,21 @@ Exchanged = tuple[tuple[TargetSource, ...], TargetSource | None]
 
 
 class PeerGroup:
-    """The students that see each other's outputs in every step; a student without peers is a group of its own.
+    """The students that use each other's outputs in every step; a student without peers is a group of its own.
 
-    A student has a bank of its own where it or a peer retrieves from it. In a step, all banks are searched before any
-    is written.
+    A student has a bank of its own if it or a peer retrieves from it, or if its method uses its earlier outputs. In a
+    step, all banks are searched before any is written.
 
     Args:
-        states: one or more students, in the order of their names.
-        task, train: what the banks are made of.
+        states: one or more students, which are sorted by name.
+        task, train: the task and the training images, which define the rows of the banks.
+    Attributes:
+        failed: the message of the error if the group diverged, else "".
     """
 
     def __init__(self, states: Sequence[TrainingState], task: Task, train: Images) -> None:
         self.states = sorted(states, key=lambda state: state.learner.name)
-        self.failed = ""  # why training of the group ended early
+        self.failed = ""
         for state in self.states:
             searched = any(_searches(other, state) for other in self.states)
             if searched or "earlier" in state.learner.method.needs:
@@ -38,17 +40,17 @@ class PeerGroup:
 
     @property
     def position(self) -> tuple[int, int]:
-        """Epoch and step of all students; of the one that is behind while they are being restored."""
+        """Epoch and step of all students; while they are being restored, of the student that is furthest behind."""
         return min(state.position for state in self.states)
 
     @torch.no_grad()
     def exchange(self, samples: Sequence[Samples]) -> list[Exchanged]:
-        """What each student may use of its peers and of its own earlier outputs.
+        """Return what each student may use of its peers and of its own earlier outputs.
 
         Args:
-            samples: of each student for the batch, in the order of `states`.
+            samples: the samples of each student for the batch, in the order of `states`.
         Returns:
-            For each student its peers as sources of targets, and its own earlier output where its method needs it.
+            For each student, its peers as sources of targets, and its own earlier output if its method needs it.
         """
         outputs = [one.detach() for one in samples]
         found: dict[tuple[int, Retrieval], Found] = {}
@@ -72,7 +74,11 @@ class PeerGroup:
         return exchanged
 
     def write_banks(self, samples: Sequence[Samples]) -> None:
-        """Write the outputs of the step into the students' own banks."""
+        """Write the outputs of the step into the students' own banks.
+
+        Args:
+            samples: the samples of each student for the batch, in the order of `states`.
+        """
         for state, output in zip(self.states, samples, strict=True):
             if state.memory:
                 now = state.epoch * state.steps + state.step
@@ -81,13 +87,13 @@ class PeerGroup:
 
 
 def _searches(searching: TrainingState, searched: TrainingState) -> bool:
-    """Whether the method of one student retrieves from the bank of another (or from its own)."""
+    """Return whether the method of one student retrieves from the bank of another (or from its own)."""
     spec = searching.learner.method.retrieval
     return spec is not None and spec.source == ("self" if searching is searched else "peers")
 
 
 def _retrieve(spec: Retrieval, state: TrainingState, output: Samples) -> Found:
-    """The in-context samples of a batch in a student's bank, with its own features of the same views as queries."""
+    """Return the in-context samples of a batch in a student's bank, with its own features of the views as queries."""
     bank, learner = state.memory, state.learner
     assert bank is not None
     if not state.retrieval_started(spec.start):
@@ -103,11 +109,11 @@ def _retrieve(spec: Retrieval, state: TrainingState, output: Samples) -> Found:
 
 
 def _earlier_output(state: TrainingState, now: Samples) -> Samples:
-    """A student's output for each sample at its last visit; its present output for a sample without one."""
+    """Return the output in a student's bank for each sample, or the present output if the bank has none."""
     bank = state.memory
     assert bank is not None
     rows = bank.rows(now.key)
-    known = bank.filled[rows, None]
+    filled = bank.filled[rows, None]
     features = bank.features[rows] * bank.norms[rows, None]
-    logits = torch.where(known, bank.logits[rows], now.logits)
-    return Samples(logits, torch.where(known, features, now.features), now.labels, now.key, now.image)
+    logits = torch.where(filled, bank.logits[rows], now.logits)
+    return Samples(logits, torch.where(filled, features, now.features), now.labels, now.key, now.image)

@@ -11,19 +11,19 @@ from ickd_lib.data import Images, Sampler
 from ickd_lib.models import Network
 from ickd_lib.tasks import Task
 
-STEPS = 1000  # a shorter training would not make up for the time of the measurement
-IMAGES = 16
+STEPS = 1000  # shorter trainings would gain less time than the measurement takes
+IMAGES = 16  # size of the batch that is measured
 GAIN = 1.2  # bf16 must be faster by this factor to be worth its rounding errors
 
 
 def seconds(student: Network, teacher: Network | None, images: Images, task: Task) -> dict[str, float]:
-    """Seconds that a training step on a few images takes in "fp32" and in "bf16".
+    """Measure the seconds that a training step on a few images takes in "fp32" and in "bf16".
 
     Args:
-        student, teacher: the networks; the forward pass of the teacher is included where one is given. The student is
-            copied, so that its weights and statistics stay as they are.
-        images: some of them are used.
-        task: which samples an image has, and the loss of the student.
+        student: a network, which is copied, so that its weights and statistics do not change.
+        teacher: a network, whose forward pass is then part of the step; or None.
+        images: images, of which the first 16 are used.
+        task: defines the samples of an image and the loss of the student.
     Returns:
         The shortest of three measurements for each precision.
     """
@@ -47,5 +47,5 @@ def seconds(student: Network, teacher: Network | None, images: Images, task: Tas
 
 
 def faster(taken: dict[str, float]) -> str:
-    """The precision to train in, from what `seconds` returned."""
+    """Return the precision to train in, given the result of `seconds`."""
     return "bf16" if taken["bf16"] * GAIN < taken["fp32"] else "fp32"

@@ -7,9 +7,9 @@ from typing import NamedTuple
 from ickd_lib import methods
 from ickd_lib.training.recipe import Recipe
 
-_SMALL_RATE = ("MobileNetV2", "ShuffleV1", "ShuffleV2")  # diverge at 0.05
+_SMALL_RATE = ("MobileNetV2", "ShuffleV1", "ShuffleV2")  # a learning rate of 0.05 is too high for these
 
-_CKD = {  # weight and temperature; for other pairs 100 and 1
+_CKD = {  # weight and temperature, if not 100 and 1
     ("resnet56", "resnet20"): "ckd(ckd=10.0)",
     ("resnet110", "resnet32"): "ckd(ckd=10.0)",
     ("vgg13", "MobileNetV2"): "ckd(ckd=50.0, temperature=2.0)",
@@ -22,7 +22,7 @@ _CKD_HALF_BATCH = {
     ("vgg13", "MobileNetV2"),
     ("wrn_40_2", "wrn_40_1"),
 }
-_DKD = {  # the weight of NCKD; 8 for other pairs
+_DKD = {  # weight of NCKD, if not 8
     ("resnet56", "resnet20"): 2.0,
     ("resnet110", "resnet32"): 2.0,
     ("wrn_40_2", "wrn_16_2"): 6.0,
@@ -72,15 +72,15 @@ class Published(NamedTuple):
 
 
 def published(method: str, teacher: str, student: str) -> Published:
-    """The published settings of a method for a pair of networks on CIFAR-100.
+    """Return the published settings of a method for a pair of networks on CIFAR-100.
 
     CKD: arXiv 2404.14109 (480 epochs, cosine).  REFILLED: arXiv 2205.01915 (200 + 200 epochs, batch 128; its dropout of
     0.3 is left out).  MLKD: Jin et al. 2023 (480 epochs, strong augmentation).  DKD: the weights of its authors under
     the common protocol of 240 epochs at batch 64, with ×0.1 at 150, 180 and 210, which all other methods have too.
 
     Args:
-        method: a method's name; arguments in the name take precedence over the published ones. Combined methods have
-            no published settings and get the common protocol.
+        method: name of a method; arguments in the name take precedence over the published ones. Combined methods have
+            no published settings, so the result is the common protocol.
         teacher, student: names of models of the CIFAR zoo.
     Raises:
         InputError: no method has this name.
@@ -105,13 +105,13 @@ def published(method: str, teacher: str, student: str) -> Published:
 
 
 def published_accuracy(teacher: str, student: str) -> dict[tuple[str, int], float]:
-    """The accuracies published for a pair of networks on CIFAR-100, by method and epochs; empty for an unknown pair.
+    """Return the accuracies published for a pair of networks on CIFAR-100, by method and epochs.
 
     Methods of this library have the names that `published` gives them, others the names in their papers; "ce" is the
     student alone. 240 epochs are the common protocol, 480 that of MLKD with its strong augmentation.
 
     Returns:
-        For each method and number of epochs, the top-1 test accuracy in percent.
+        For each method and number of epochs, the top-1 test accuracy in percent; empty for an unknown pair.
     """
     if (teacher, student) not in _PAIRS:
         return {}

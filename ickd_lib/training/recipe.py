@@ -1,4 +1,4 @@
-"""How long and how fast a network is trained, and with which optimiser."""
+"""The settings of a training: its length, learning rates and optimiser."""
 
 from __future__ import annotations
 
@@ -26,17 +26,17 @@ class Recipe:
     """
 
     epochs: int = field(default=240, metadata={"help": "passes over the training images"})
-    batch_size: int = field(default=64, metadata={"help": "images a step"})
+    batch_size: int = field(default=64, metadata={"help": "images per step"})
     lr: float = field(default=0.05, metadata={"help": "highest learning rate; 0.01 for MobileNet and ShuffleNet"})
     schedule: str = field(
         default="step",
-        metadata={"help": "step (×0.1 at the milestones), cosine, onecycle, tenth or fifths; A+B is one a phase"},
+        metadata={"help": "step (×0.1 at the milestones), cosine, onecycle, tenth or fifths; A+B: one for each phase"},
     )
     milestones: tuple[float, ...] = field(
         default=(),
         metadata={"help": "shares of the epochs at which a step schedule drops; empty: 5/8, 6/8 and 7/8"},
     )
-    warmup: float = field(default=0.0, metadata={"help": "epochs of linear warm-up"})
+    warmup: float = field(default=0.0, metadata={"help": "number of epochs of linear warm-up"})
     optimizer: str = field(default="sgd", metadata={"help": "sgd, adamw, or any optimiser of torch.optim by name"})
     momentum: float = field(default=0.9, metadata={"help": "momentum of SGD"})
     nesterov: bool = field(default=False, metadata={"help": "Nesterov momentum"})
@@ -45,9 +45,10 @@ class Recipe:
     decay_norms_and_biases: bool = field(
         default=True, metadata={"help": "apply weight decay to normalisation layers and biases too"}
     )
-    clip_grad_norm: float = field(default=0.0, metadata={"help": "clip the norm of the gradient to this; 0: never"})
+    clip_grad_norm: float = field(default=0.0, metadata={"help": "largest norm of the gradient; 0: no clipping"})
     ema: float = field(
-        default=0.0, metadata={"help": "decay of an average of the weights, which is then evaluated and kept; 0: none"}
+        default=0.0,
+        metadata={"help": "decay of a moving average of the weights, which is then evaluated; 0: no average"},
     )
 
     def __post_init__(self) -> None:
@@ -77,13 +78,13 @@ class Recipe:
         runtime.choose(self.optimizer, optimizers(), "optimizer")
 
     def phases(self, restarts: Sequence[float]) -> list[tuple[int, int, Recipe]]:
-        """The phases of a training whose schedule restarts at some shares of its epochs.
+        """Return the phases of a training in which the schedule restarts at some shares of the epochs.
 
         Args:
             restarts: the shares, ascending.
         Returns:
-            First epoch, number and recipe of each phase. Each phase runs through the whole schedule, or through its own
-            one of several schedules joined by "+". Phases without an epoch are left out.
+            First epoch, number and recipe of each phase. Each phase runs through the whole schedule or, of several
+            schedules joined by "+", through its own. Phases without an epoch are left out.
         Raises:
             InputError: there are more schedules than phases.
         """
@@ -103,11 +104,15 @@ class Recipe:
         return phases
 
     def lr_at(self, epoch: float) -> float:
-        """The learning rate after `epoch` epochs, which may be a fraction. It is a function, so nothing is resumed.
+        """Return the learning rate after `epoch` epochs, which may be a fraction.
 
-        step: ×0.1 at each milestone.  fifths: ×0.2 at each, by default after 1/2, 7/10 and 9/10.  cosine: from lr to 0.
-        onecycle: from lr/25 up over the first 3/10, then a cosine to 0 (Smith 2018).  tenth: a cosine to lr/10. (tenth
-        and fifths are the two phases of REFILLED.)
+        step: ×0.1 at each milestone.
+        fifths: ×0.2 at each milestone; these are by default at 1/2, 7/10 and 9/10 of the epochs.
+        cosine: a half cosine from lr to 0.
+        onecycle: a linear rise from lr/25 to lr over 3/10 of the epochs, then a half cosine to 0 (Smith 2018).
+        tenth: a half cosine from lr to lr/10.
+
+        tenth and fifths are the schedules of the two phases of REFILLED.
         """
         if epoch < self.warmup:
             return self.lr * epoch / self.warmup
@@ -128,7 +133,7 @@ class Recipe:
 
 
 def optimizers() -> list[str]:
-    """The names of the optimisers in torch.optim."""
+    """Return the names of the optimisers in torch.optim."""
     return sorted(
         name
         for name, value in vars(torch.optim).items()

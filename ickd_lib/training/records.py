@@ -1,4 +1,4 @@
-"""What is written of a student: its run folder, a record of each epoch, and a summary at the end."""
+"""The results of a student: its run folder, a record of each epoch, and a summary at the end."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from ickd_lib.tasks import Samples, Task
 from ickd_lib.training.state import TrainingState
 from ickd_lib.training.students import Learner
 
-DRIFT_IMAGES = 2000  # images whose rows in a bank in training are compared with rebuilt ones
+DRIFT_IMAGES = 2000  # number of images for which the rows of a bank in training are compared with rebuilt rows
 
 
 @dataclass(repr=False)
@@ -24,11 +24,11 @@ class History:
     """The result of training one student.
 
     network: the trained network, in evaluation mode.
-    method: its method, with trained parameters where it has some.
+    method: its method, with the trained parameters of the method if it has some.
     epochs: the record of each epoch.
     summary: the content of summary.json.
-    folder: the run folder, None where none was requested.
-    position: the student's place among those that were trained together.
+    folder: the run folder, or None if none was requested.
+    position: the student's position in the list that `distill` was given.
     """
 
     network: Network
@@ -48,8 +48,8 @@ class RunRecord:
     Args:
         learner: the student.
     Attributes:
-        run: the run folder, None where none was requested.
-        epochs: the records so far, one an epoch.
+        run: the run folder, or None if none was requested.
+        epochs: the records so far, one per epoch.
         summary: the summary of a finished student, else None.
     """
 
@@ -66,12 +66,12 @@ class RunRecord:
         return self.summary is not None
 
     def open(self, folder: Path, resume: bool, environment: dict[str, Any]) -> None:
-        """Find the run in `folder`, which is new, unfinished or finished. The weights of a finished one are loaded.
+        """Find the run in `folder`, which is new, unfinished or finished, and load the weights of a finished one.
 
-        What differs between the environment of an existing run and the present one is printed, a line each.
+        Each difference between the environment of an existing run and the present one is printed in a line.
 
         Raises:
-            InputError: there is a run of other settings, or any run while `resume` is False.
+            InputError: there is a run with other settings, or any run while `resume` is False.
         """
         learner = self.learner
         self.run = runtime.Run.open(folder / learner.name, learner.settings, resume=resume)
@@ -99,6 +99,8 @@ class RunRecord:
         """Record the epoch that was just trained.
 
         Args:
+            state: the student, after the last step of the epoch.
+            splits, task, precision: the data, task and precision of the evaluation.
             evaluate: whether to evaluate the network on the validation and test images too.
         """
         meters = state.meters
@@ -135,8 +137,10 @@ class RunRecord:
         """Evaluate the trained network and write its weights and summary.
 
         Args:
-            teacher: the teacher's samples of the test images.
-            together: how many students were trained in the same pass.
+            state: the student, after the last epoch.
+            splits, task, precision: the data, task and precision of the evaluation.
+            teacher: the teacher's samples of the test images, or None.
+            together: number of students that were trained in the same pass.
         """
         network, settings, recipe = state.network.eval(), self.learner.settings, state.recipe
         self.network = network
@@ -166,7 +170,7 @@ class RunRecord:
             runtime.write_json(self.run.folder / "summary.json", self.summary)
 
     def history(self) -> History:
-        """The result of a finished student."""
+        """Return the result of a finished student."""
         assert self.summary is not None
         data = self.learner.settings["data"]
         self.network.classes = self.learner.network.classes
@@ -176,7 +180,7 @@ class RunRecord:
 
 
 def described(settings: dict[str, Any]) -> dict[str, Any]:
-    """The settings of a run as a summary and a table of runs show them."""
+    """Return the settings of a run in the form in which summaries and tables of runs contain them."""
     recipe, data, teacher = settings["recipe"], settings["data"], settings["teacher"] or {}
     found = {
         "task": settings.get("task", "classification"),
@@ -200,7 +204,7 @@ def described(settings: dict[str, Any]) -> dict[str, Any]:
 
 
 def save_weights(network: Network, path: Path) -> None:
-    """Write a network's weights as a safetensors file, whole or not at all."""
+    """Write a network's weights as a safetensors file, completely or not at all."""
     from safetensors.torch import save_file
 
     with runtime.replacing(path) as part:
@@ -208,7 +212,7 @@ def save_weights(network: Network, path: Path) -> None:
 
 
 def _rebuilt(state: TrainingState, splits: Splits, task: Task, precision: str) -> MemoryBank:
-    """A bank of some training images, computed by the present network."""
+    """Build a bank of some training images with the present network."""
     train = splits.train
     some = train.subset(torch.randperm(len(train), generator=runtime.generator(0))[:DRIFT_IMAGES])
     return MemoryBank.build(state.network, some, task=task, precision=precision)

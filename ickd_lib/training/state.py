@@ -1,4 +1,4 @@
-"""Where a student is in its training: epoch and step, optimiser, meters, and the bank that it fills."""
+"""The state of a student's training: epoch and step, optimiser, meters, and the student's own bank."""
 
 from __future__ import annotations
 
@@ -20,11 +20,12 @@ from ickd_lib.training.students import Learner
 
 @dataclass
 class Meters:
-    """What is counted in an epoch. All tensors are on the device; no step reads them.
+    """The losses and counts of an epoch. All tensors are on the device, and no step reads their values on the host.
 
     terms: names of the loss terms.
     losses: value of each term in each step, shape [steps, terms].
-    correct, seen: number of samples whose class was predicted, and of all samples.
+    correct: number of samples for which the label was predicted.
+    seen: number of all samples.
     agreed: number of samples for which a peer predicted the same class, averaged over the peers.
     """
 
@@ -41,10 +42,11 @@ class Meters:
 
         Args:
             terms: the loss terms.
-            samples: the student's.  peers: those of its peers.
+            samples: samples of the student.
+            peers: samples of its peers.
             step: number of the step in the epoch, shape [1], on the device.
             steps: number of steps of an epoch.
-            fresh: whether it is the first step of the epoch, in which the terms may be others than before.
+            fresh: whether it is the first step of the epoch, in which new terms may begin.
         """
         device = samples.logits.device
         if self.losses is None or (fresh and self.terms != list(terms)):
@@ -62,14 +64,14 @@ class Meters:
             self.agreed += (predicted == peer.logits.argmax(1)).sum() / len(peers)
 
     def clear(self) -> None:
-        """Start a new epoch. The tensors stay where they are, because a captured step writes there."""
+        """Start a new epoch. The tensors keep their addresses, because a captured step writes to these."""
         for kept in (self.losses, self.correct, self.seen, self.agreed):
             if kept is not None:
                 kept.zero_()
 
 
 class TrainingState:
-    """Where one student is in its training. Only the step function and the loop change it.
+    """The state of one student's training. Only the step function and the loop change it.
 
     Args:
         learner: the student.
@@ -77,12 +79,12 @@ class TrainingState:
         steps: number of steps of an epoch.
         size: height and width of the images in pixels.
     Attributes:
-        epoch, step: how many epochs and steps of the present epoch are done.
-        seconds: time that its training took.
-        phase: how many of the method's restarts have passed.
+        epoch, step: number of epochs that are done, and of steps that are done in the present epoch.
+        seconds: time that the training took so far.
+        phase: number of the method's restarts that have passed.
         retrieves: whether the coming step uses in-context samples from the teacher's bank.
-        memory: the student's own bank where its method or its peers retrieve from it, else None.
-        average: the moving average of its weights where the recipe has one, else None.
+        memory: the student's own bank if its method or a peer uses one, else None.
+        average: the moving average of its weights if the recipe has one, else None.
     """
 
     def __init__(self, learner: Learner, recipe: Recipe, steps: int, size: tuple[int, int]) -> None:
@@ -108,18 +110,18 @@ class TrainingState:
 
     @property
     def network(self) -> Network:
-        """The network that is evaluated and kept: the average of the weights where there is one."""
+        """The network that is evaluated and kept: the average of the weights if there is one."""
         return self.average.network if self.average else self.learner.network
 
     def keep_bank(self, task: Task, train: Images) -> None:
-        """Give the student an empty bank of the training samples, to be written as it trains."""
+        """Create the student's own bank, with an empty row for each training sample."""
         self.memory = MemoryBank.empty(train, self.learner.network.features_dim, task=task)
 
     def prepare(self) -> tuple[int, bool]:
-        """Set phase and learning rates of the coming step.
+        """Set the phase and the learning rates of the coming step.
 
         Returns:
-            What else decides which work the step is: its phase, and whether it uses in-context samples.
+            The phase, and whether the step uses in-context samples. Steps that differ in these do different work.
         """
         method = self.learner.method
         since, self.phase, lr = self._schedule(self.step)
@@ -132,24 +134,24 @@ class TrainingState:
         return self.phase, self.retrieves
 
     def lr(self, step: int) -> float:
-        """The learning rate of a step of the present epoch."""
+        """Return the learning rate of a step of the present epoch."""
         return self._schedule(step)[2]
 
     def _schedule(self, step: int) -> tuple[float, int, float]:
-        """For a step of the present epoch: epochs since its phase began, the phase, and the learning rate."""
+        """Return epochs since the phase began, the phase, and the learning rate of a step of the present epoch."""
         done = self.epoch + step / self.steps
         start, phase, recipe = [found for found in self._phases if found[0] <= self.epoch][-1]
         return done - start, phase, recipe.lr_at(done - start)
 
     def retrieval_started(self, start: float) -> bool:
-        """Whether the share `start` of the training is done."""
+        """Return whether the share `start` of the training is done."""
         return self.epoch + self.step / self.steps >= start * self.recipe.epochs
 
     def check_finite(self, kept: str = "") -> None:
-        """Raise Diverged when a loss of this epoch is NaN or infinite.
+        """Raise Diverged if a loss of this epoch is NaN or infinite.
 
         Args:
-            kept: end of the message: what is left of the student.
+            kept: end of the message, with the path of the last good checkpoint.
         """
         losses = self.meters.losses
         if losses is None or bool(losses[: self.step].isfinite().all()):
@@ -161,7 +163,7 @@ class TrainingState:
         )
 
     def check_weights(self, kept: str = "") -> None:
-        """Raise Diverged when a weight or a buffer of the network is NaN or infinite; arguments as `check_finite`."""
+        """Raise Diverged if a weight or a buffer of the network is NaN or infinite; `kept` is as in `check_finite`."""
         for name, tensor in self.learner.network.state_dict().items():
             if not bool(tensor.isfinite().all()):
                 raise Diverged(
@@ -175,7 +177,7 @@ class TrainingState:
         self.epoch, self.step = self.epoch + 1, 0
 
     def state_dict(self) -> dict[str, Any]:
-        """Everything from which training goes on exactly."""
+        """Return everything that is needed to continue the training exactly."""
         learner = self.learner
         return {
             "epoch": self.epoch,
@@ -190,7 +192,7 @@ class TrainingState:
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go back to where `state` was taken."""
+        """Return to a state, which `state_dict` returned."""
         self.epoch, self.step, self.seconds = state["epoch"], state["step"], state["seconds"]
         self.meters = Meters(**state["meters"])
         self.learner.network.load_state_dict(state["network"])

@@ -1,4 +1,4 @@
-"""The training step. Everything else in this package prepares its inputs, or wraps it."""
+"""The training step. Everything else in this package prepares its inputs or wraps it."""
 
 from __future__ import annotations
 
@@ -23,17 +23,17 @@ Targets = tuple[Samples | None, dict[TrainingState, tuple[InContext, InContext]]
 
 @dataclass(frozen=True)
 class StepInputs:
-    """What a step gives to every student.
+    """The inputs of a step that all students share.
 
-    task: which samples an image has.
+    task: defines the samples of an image.
     batch: the augmented images.
-    partner: other images of the same classes, where a method needs them.
-    teacher: computes the teacher's samples of the batch (at the places of the student's samples, where the task needs
-        that); None where no method needs them.
-    bank: the teacher's memory bank with the in-context samples of each student, where a method needs it.
-    precision: in which networks compute.
+    partner: other images of the same classes; None if no method needs them.
+    teacher: computes the teacher's samples of the batch (at the places of a student's samples, if the task needs that);
+        None if no method needs them.
+    bank: the teacher's memory bank with the in-context samples of each student; None if no method needs it.
+    precision: precision of the networks, "fp32" or "bf16".
     step: number of the step in the epoch, shape [1], on the device.
-    progress: the share of the training that is done, a scalar on the device.
+    progress: share of the training that is done, a scalar on the device.
     rng_device: the device whose generator is reseeded for each student.
     """
 
@@ -53,8 +53,8 @@ def train_step(group: PeerGroup, inputs: StepInputs, shared: Targets | None) -> 
 
     Args:
         group: the students.
-        inputs: the batch and what else the step needs.
-        shared: `teacher_targets` of the batch where they are the same for all students; None where they depend on the
+        inputs: the batch and everything else that the step needs.
+        shared: `teacher_targets` of the batch if they are the same for all students; None if they depend on the
             student's samples.
     """
     outputs = [student_samples(state, inputs) for state in group.states]
@@ -86,7 +86,7 @@ def method_context(
     peers: tuple[TargetSource, ...],
     earlier: TargetSource | None,
 ) -> Context:
-    """What the method of a student may use of the step: only what it declared in its `needs`."""
+    """Return what the method of a student may use of the step: only what it declared in its `needs`."""
     learner, needs, (teacher, retrieved) = state.learner, state.learner.method.needs, targets
     positives, negatives = retrieved.get(state, (None, None))
     return Context(
@@ -107,7 +107,7 @@ def method_context(
 
 
 def student_samples(state: TrainingState, inputs: StepInputs) -> tuple[Samples, Tensor]:
-    """The student's samples of the batch and its supervised loss, with gradient.
+    """Return the student's samples of the batch and its supervised loss, with gradient.
 
     Random operations in the network are a function of (seed, epoch, step).
     """
@@ -122,18 +122,20 @@ def student_samples(state: TrainingState, inputs: StepInputs) -> tuple[Samples, 
 
 @torch.no_grad()
 def partner_samples(network: Network, inputs: StepInputs) -> Samples:
-    """The student's samples of the partner images, without gradient."""
+    """Return the student's samples of the partner images, without gradient."""
     assert inputs.partner is not None
     return inputs.task.samples(network, inputs.partner, precision=inputs.precision)[0]
 
 
 @torch.no_grad()
 def teacher_targets(inputs: StepInputs, states: list[TrainingState], like: Samples | None) -> Targets:
-    """The teacher's samples of the batch, and the in-context samples from its bank for each student.
+    """Return the teacher's samples of the batch, and the in-context samples from its bank for each student.
 
     Args:
-        states: the students to retrieve for.
-        like: the samples of one student at whose places the teacher is evaluated; None where they are the same for all.
+        inputs: the batch, the teacher and its bank.
+        states: the students that need in-context samples.
+        like: the samples of a student, at the places of which the teacher is evaluated; None if the places are the same
+            for all students.
     """
     teacher = inputs.teacher(inputs.batch, like) if inputs.teacher else None
     if inputs.bank is None:

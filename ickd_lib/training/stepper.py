@@ -22,35 +22,35 @@ class TeacherPass:
     """Computes the teacher's samples of a batch by a forward pass.
 
     Args:
-        task: which samples an image has.
+        task: defines the samples of an image.
         teacher: a frozen network.
         maps: whether a method compares the outputs of its stages.
-        precision: in which it computes.
+        precision: precision of the network, "fp32" or "bf16".
     """
 
     def __init__(self, task: Task, teacher: Network, *, maps: bool, precision: str) -> None:
         self.task, self.teacher, self.maps, self.precision = task, teacher, maps, precision
 
     def __call__(self, batch: Batch, like: Samples | None = None) -> Samples:
-        """The teacher's samples, at the places of the samples `like` where the task needs that."""
+        """Return the teacher's samples, at the places of the samples `like` if the task needs that."""
         return self.task.samples(self.teacher, batch, like=like, maps=self.maps, precision=self.precision)[0]
 
 
 class Stepper:
     """Takes the steps of an epoch, in order, for all peer groups.
 
-    Whatever differs between the steps of an epoch lies on the device: the order of the images, their views, and the
-    number of the step. Therefore a GPU can capture a step as a CUDA graph, with different groups on different streams.
+    Everything that differs between the steps of an epoch is on the device: the order of the images, their views, and
+    the number of the step. A step can therefore be captured as a CUDA graph, with each group on a stream of its own.
 
     Args:
-        groups: whose students are trained.
-        train: the images.
-        task: which samples an image has.
-        teacher: computes the teacher's samples; None where no method needs them.
-        bank: the teacher's bank; None where no method needs it.
-        batch_size: of all batches but the last.
-        precision: in which networks compute, "fp32" or "bf16".
-        epochs: of the training.
+        groups: the peer groups.
+        train: the training images.
+        task: defines the samples of an image.
+        teacher: computes the teacher's samples; None if no method needs them.
+        bank: the teacher's bank; None if no method needs it.
+        batch_size: size of all batches but the last.
+        precision: precision of the networks, "fp32" or "bf16".
+        epochs: number of epochs of the training.
         capture: captures a step (`capture.cuda_graph`); None runs every step eagerly.
     """
 
@@ -74,13 +74,15 @@ class Stepper:
         device = train.labels.device
         self.order, self.view = torch.zeros(2, len(train), dtype=torch.long, device=device)
         self.step = torch.zeros(1, dtype=torch.long, device=device)  # number of the step in the epoch
-        self.before = torch.zeros((), dtype=torch.long, device=device)  # steps of earlier epochs
+        self.before = torch.zeros((), dtype=torch.long, device=device)  # number of steps of earlier epochs
         self.total = epochs * self.steps
         several = device.type == "cuda" and len(groups) > 1
         self.streams = [torch.cuda.Stream(device) for _ in groups] if several else []
-        capturable = train.augment == "crop" and not self.pairs  # other augmentation and pairs are drawn on the host
+        capturable = (
+            train.augment == "crop" and not self.pairs
+        )  # strong augmentation and partners are drawn on the host
         self.captured = CapturedSteps(capture if capturable else None)
-        # Where steps are captured, the GPU's generator is reseeded once a step for all students.
+        # If steps are captured, the GPU's generator is reseeded before each step, once for all students.
         self.rng_device = torch.device("cpu") if self.captured.capture else device
 
     def begin(self, data_seed: int, epoch: int, first: int) -> None:
@@ -95,7 +97,7 @@ class Stepper:
             self.bank.begin_epoch(epoch)
 
     def planned(self, step: int, steps: int = 1) -> tuple[Tensor, Tensor]:
-        """Positions and views of the images of up to `steps` steps, from `step` on."""
+        """Return positions and views of the images of up to `steps` steps, from `step` on."""
         end = (step + steps) * self.batch_size if step + steps < self.steps else self.images
         return self.order[step * self.batch_size : end], self.view[step * self.batch_size : end]
 
@@ -112,7 +114,7 @@ class Stepper:
             state.step += 1
 
     def _work(self, groups: Sequence[PeerGroup], size: int, step: int) -> None:
-        """All that the device computes in a step, from values on the device alone (`step` serves steps run eagerly)."""
+        """Compute a step from values on the device alone; only steps that run eagerly use the number `step`."""
         places = self.step * self.batch_size + torch.arange(size, device=self.step.device)
         batch = self.sampler.batch(self.order[places], self.view[places], *self.keys, step)
         partner = None
@@ -134,13 +136,13 @@ class Stepper:
         if self.task.shares_teacher:
             shared = teacher_targets(inputs, [state for group in groups for state in group.states], None)
         if self.streams:
-            here = torch.cuda.current_stream()
+            main = torch.cuda.current_stream()
             for stream, group in zip(self.streams, groups, strict=False):
-                stream.wait_stream(here)
+                stream.wait_stream(main)
                 with torch.cuda.stream(stream):
                     train_step(group, inputs, shared)
             for stream in self.streams[: len(groups)]:
-                here.wait_stream(stream)
+                main.wait_stream(stream)
         else:
             for group in groups:
                 train_step(group, inputs, shared)

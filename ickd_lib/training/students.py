@@ -1,4 +1,4 @@
-"""What a student is: its network, its method, and the settings that identify its run. Training changes none."""
+"""What a student is: its network, its method, and the settings that identify its run."""
 
 from __future__ import annotations
 
@@ -26,11 +26,11 @@ class Student:
 
     network: a model's name, initialised from `seed`; or a network, which is trained in place.
     method: a name that `methods.create` reads, or a Method.
-    seed: of the initialisation and of the method's random draws. The order of the data has its own seed.
+    seed: seed of the initialisation and of the method's random draws. The order of the data has its own seed.
     name: name of the run folder; by default network, method, seed and a fingerprint of all settings, so that other
-        settings are another run.
-    peer_group: students with the same peer group are each other's peers. Those that name none and whose method needs
-        peers form one group.
+        settings have another run folder.
+    peer_group: students with the same peer group are each other's peers. Students with the default "" form one group if
+        their methods need peers.
     """
 
     network: str | Network
@@ -44,9 +44,12 @@ class Student:
 class Learner:
     """One student, ready to be trained.
 
-    name: name of its run folder.  seed: see `Student`.  position: its place among the students that were given.
-    network, method: on the training device.
-    common: positions in the student's and the teacher's logits of the classes that both have; None where all agree.
+    name: name of its run folder.
+    position: position in the list of students that was given.
+    seed: see `Student`.
+    network, method: network and method on the training device.
+    common: positions in the student's and the teacher's logits of the classes that both have, shape [K] each; None if
+        their classes are the same.
     settings: everything that identifies the run.
     """
 
@@ -104,7 +107,7 @@ def learners(
     names = [learner.name for group in named for learner in group]
     for name in names:
         if names.count(name) > 1:
-            raise InputError(f"two students are named {name!r}; give each another name")
+            raise InputError(f"two students are named {name!r}; give each a different name")
     return named
 
 
@@ -118,7 +121,7 @@ def _learner(
     shared: dict[str, Any],
     device: torch.device,
 ) -> Learner:
-    """A student whose name is not known yet, because it depends on the peers."""
+    """Create a student that does not have its name yet, because the default name depends on the peers."""
     given = student.method
     method = methods.create(given) if isinstance(given, str) else copy.deepcopy(given)
     origin: dict[str, Any]
@@ -154,7 +157,7 @@ def _learner(
 
 
 def _named(learner: Learner, group: Sequence[Learner]) -> Learner:
-    """The student with its peers among its settings, and its name."""
+    """Return the student with its peers in its settings, and with its name."""
     settings = dict(learner.settings)
     given = settings.pop("peer_group")
     if len(group) > 1:
@@ -174,10 +177,10 @@ def _named(learner: Learner, group: Sequence[Learner]) -> Learner:
 
 
 def _check(network: Network, method: methods.Method, train: Images, task: Task, teacher: Network | None) -> None:
-    """Raise InputError where network and data, method and task, or method and teacher do not fit."""
+    """Raise InputError if network and data, method and task, or method and teacher do not fit."""
     name = method.config["name"]
     if network.num_classes != len(train.classes):
-        raise InputError(f"{network.name} has {network.num_classes} classes, {train.name} {len(train.classes)}")
+        raise InputError(f"{network.name} has {network.num_classes} classes, but {train.name} has {len(train.classes)}")
     if network.classes != train.classes[: len(network.classes)]:
         raise InputError(
             f"{network.name} has the classes {', '.join(network.classes[:5])}, … but {train.name} begins with "
@@ -194,26 +197,26 @@ def _check(network: Network, method: methods.Method, train: Images, task: Task, 
 def _common_classes(
     method: methods.Method, teacher: Network | None, classes: tuple[str, ...]
 ) -> tuple[Tensor, Tensor] | None:
-    """Positions of the common classes in the student's and the teacher's logits; None where all are the same.
+    """Return positions of the common classes in the student's and the teacher's logits; None if all are the same.
 
     Raises:
-        InputError: the method needs a teacher and there is none, or classes that the teacher does not have.
+        InputError: the method needs a teacher and there is none, or it needs classes that the teacher does not have.
     """
     name = method.config["name"]
     if teacher is None:
         if method.needs_teacher:
             raise InputError(f"method {name!r} needs a teacher ({', '.join(sorted(method.needs))}); name one")
         return None
-    theirs = teacher.classes
-    if classes == theirs or (not theirs and teacher.num_classes == len(classes)):
+    others = teacher.classes
+    if classes == others or (not others and teacher.num_classes == len(classes)):
         return None
-    common = [c for c in classes if c in theirs]
+    common = [c for c in classes if c in others]
     enough = {"same": False, "shared": len(common) > 1, "any": True}[method.label_space]
     if method.needs_teacher and not enough:
-        known = ", ".join(theirs[:3]) + (", …" if len(theirs) > 3 else "") if theirs else "of unknown names"
+        known = ", ".join(others[:3]) + (", …" if len(others) > 3 else "") if others else "of unknown names"
         raise InputError(
             f"method {name!r} compares logits class by class, but the teacher's {teacher.num_classes} classes "
             f"({known}) share {len(common)} with the student's {len(classes)}; use one that compares features, such "
             "as refilled, rkd, pkt or crd" + (", or kd, which acts on the shared ones" if len(common) > 1 else "")
         )
-    return torch.tensor([classes.index(c) for c in common]), torch.tensor([theirs.index(c) for c in common])
+    return torch.tensor([classes.index(c) for c in common]), torch.tensor([others.index(c) for c in common])

@@ -1,4 +1,4 @@
-"""A cache of the teacher's outputs for each view of each image, so that each is computed once."""
+"""A cache of the teacher's outputs for each view of each image, so that each output is computed once."""
 
 from __future__ import annotations
 
@@ -21,21 +21,21 @@ from ickd_lib.tasks import Samples
 class TeacherCache:
     """The teacher's logits, and its features where they are needed, for views of images, in half precision.
 
-    Crop and flip give few views of an image (162 on CIFAR), so that a long training meets each view several times, and
-    the next training meets the same views again. `fill` computes missing outputs in large batches; `take` gathers. The
-    outputs stay on the images' device. Where a folder is given they are also appended to a file in it, which later runs
-    with the same teacher and data read.
+    Crop and flip give few views of an image (162 on CIFAR), so that a long training uses each view several times, and
+    later trainings use the same views again. `fill` computes missing outputs in large batches; `take` returns those of
+    a batch. The outputs stay on the images' device. If a folder is given, they are also appended to files in it, which
+    later runs with the same teacher and data read.
 
     Args:
         teacher: a frozen network in evaluation mode, on the images' device.
         images: N images whose augmentation is "crop".
         features: whether to keep the features too.
-        precision: in which the teacher computes, "fp32" or "bf16".
-        folder: folder of the file; None keeps the outputs in memory only. While another process writes the file, this
-            one only reads it.
-        gigabytes: largest size of the cache (the logits of all views of CIFAR-100 take 1.6); outputs beyond it are
+        precision: precision of the teacher, "fp32" or "bf16".
+        folder: folder of the files; None keeps the outputs in memory only. While another process writes the files, this
+            one only reads them.
+        gigabytes: largest size of the cache (the logits of all views of CIFAR-100 take 1.6 GB); outputs beyond it are
             computed each time.
-        ahead: largest number of views that `fill` is given at once; None for as many as there are images.
+        ahead: largest number of views in one call of `fill`; None for the number of images.
     """
 
     def __init__(
@@ -56,7 +56,8 @@ class TeacherCache:
         device = images.labels.device
         self.known = 0
         self._place = torch.full((len(images), images.views), -1, dtype=torch.int32, device=device)
-        # Memory is used as it fills. Entries beyond the capacity are valid until the next `fill` only.
+        # The system provides memory only as entries are written. Entries beyond the capacity are valid until the next
+        # `fill` only.
         room = min(self.capacity + (ahead or len(images)), self._place.numel())
         self._kept = torch.empty(room, self.width, dtype=torch.half, device=device)
         self._position = torch.full((int(images.index.max()) + 1,), -1, device=device)
@@ -68,6 +69,7 @@ class TeacherCache:
             self._read()
 
     def _read(self) -> None:
+        """Read the outputs in the folder."""
         assert self._log is not None
         keys, records = self._log.read(self.capacity)
         keep = (keys >= 0) & (keys < self._place.numel())
@@ -113,30 +115,34 @@ class TeacherCache:
         return len(keys)
 
     def take(self, index: Tensor, view: Tensor) -> tuple[Tensor, Tensor]:
-        """The teacher's outputs for views that `fill` was given, in float32.
+        """Return the teacher's outputs for views that the last call of `fill` covered, in float32.
 
         Args:
-            index: rows in the data set, shape [B].  view: numbers of the views, shape [B].
+            index: rows of the images in the data set, shape [B].
+            view: view number of each image, shape [B].
         Returns:
-            Logits [B, C], and features [B, D], or [B, 0] where they are not kept.
+            Logits [B, C], and features [B, D], or [B, 0] if they are not kept.
         """
         kept = self._kept[self._place[self._position[index], view].long()].float()
         return kept[:, : self.classes], kept[:, self.classes :]
 
     def __call__(self, batch: Batch, like: Samples | None = None) -> Samples:
-        """The teacher's samples of a batch, in place of a forward pass."""
+        """Return the teacher's samples of a batch, instead of a forward pass."""
         logits, features = self.take(batch.index, batch.view)
         image = torch.arange(len(batch.labels), device=batch.labels.device)
         return Samples(logits, features, batch.labels, batch.index, image)
 
     def close(self) -> None:
-        """Allow other processes to write the file."""
+        """Close the files, so that other processes may write them."""
         if self._log:
             self._log.close()
 
 
 class _Log:
-    """Keys and outputs on disk, one file of each, appended together. After a kill, whole records are left."""
+    """The files of a cache: one for keys and one for outputs, which are appended to together.
+
+    After a crash, `read` removes records that are incomplete.
+    """
 
     def __init__(self, folder: Path, width: int) -> None:
         self.folder, self.width = folder, width
@@ -153,7 +159,7 @@ class _Log:
             self._give_up(error)
 
     def read(self, most: int) -> tuple[Tensor, Tensor]:
-        """Up to `most` keys [n] and records [n, width]. An incomplete record at the end is removed."""
+        """Read up to `most` keys [n] and records [n, width], and remove an incomplete record at the end."""
         sizes = [path.stat().st_size if path.is_file() else 0 for path in self._paths]
         whole = min(sizes[0] // (2 * self.width), sizes[1] // 8)
         for file, size in zip(self._files, (2 * self.width, 8), strict=False):
@@ -168,6 +174,7 @@ class _Log:
         return [self.folder / "records.f16", self.folder / "keys.i64"]
 
     def append(self, keys: Tensor, records: Tensor) -> None:
+        """Append keys [n] and records [n, width]; after an error, warn and write no more."""
         try:
             for file, tensor in zip(self._files, (records, keys), strict=False):
                 file.write(tensor.cpu().contiguous().numpy().tobytes())
@@ -186,7 +193,7 @@ class _Log:
 
 
 def _locked(file: Any) -> bool:
-    """Lock the file for this process until it closes it; False where another process has locked it."""
+    """Lock a file until this process closes it, and return True; return False if another process has locked it."""
     try:
         import fcntl
     except ImportError:  # a system without locks: do not write to a file that another process may be writing

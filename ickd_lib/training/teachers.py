@@ -1,4 +1,4 @@
-"""Teachers that are trained once and kept, and networks read back from run folders."""
+"""Teachers that are trained once and kept, and networks that are loaded from run folders."""
 
 from __future__ import annotations
 
@@ -6,6 +6,8 @@ import dataclasses
 import re
 from pathlib import Path
 from typing import Any
+
+import torch
 
 from ickd_lib import models, runtime
 from ickd_lib.data import Images, Splits
@@ -25,19 +27,19 @@ def pretrain(
     seed: int = 0,
     weights: str | Path = "",
     runs: str | Path = "runs",
-    device: str = "auto",
+    device: str | torch.device = "auto",
     **options: Any,
 ) -> Network:
-    """A teacher: trained with the task's own loss and kept in `runs`/teachers, or loaded from there the next time.
+    """Return a teacher, which is trained with the task's own loss and kept in `runs`/teachers, or loaded from there.
 
     Args:
         name: a model's name.
         splits: the data to train on; the network's `trained_on` records which data and how many labels.
         recipe: as for `distill`.
-        seed: of the initialisation and of the order of the data.
+        seed: seed of the initialisation and of the order of the data.
         weights: a checkpoint to load instead of training (see `models.load_weights`).
         runs: the folder of all runs.
-        device: where the network is trained, and returned.
+        device: the device on which the network is trained and returned.
         options: further arguments of `distill`.
     Returns:
         The network in evaluation mode.
@@ -62,16 +64,19 @@ def pretrain(
     )[title].network
 
 
-def load(folder: str | Path, *, device: str = "auto") -> Network:
-    """The trained network of a finished run, in evaluation mode.
+def load(folder: str | Path, *, device: str | torch.device = "auto") -> Network:
+    """Return the trained network of a finished run, in evaluation mode.
 
+    Args:
+        folder: the run folder.
+        device: the device of the network.
     Raises:
         InputError: there is no finished run, or its network is not one that `models.create` makes.
     """
     run = runtime.Run(folder)
     origin = run.settings["student"]
     if "mean" not in origin:
-        raise InputError(f"{folder} trained a network of your own; load {folder}/student.safetensors into it")
+        raise InputError(f"{folder} is the run of a network of your own; load {folder}/student.safetensors into it")
     spec = {key: origin[key] for key in ("num_classes", "mean", "std")}
     network = _loaded(origin["network"], spec, Path(folder) / "student.safetensors")
     data = run.settings["data"]
@@ -81,6 +86,7 @@ def load(folder: str | Path, *, device: str = "auto") -> Network:
 
 
 def _loaded(name: str, spec: dict[str, Any], weights: str | Path) -> Network:
+    """Create a network and load its weights."""
     with runtime.seeded():  # the initial weights are overwritten; torch's global generator stays as it was
         network = models.create(name, **spec)
     return models.load_weights(network, weights).eval()
@@ -94,8 +100,14 @@ def evaluate(
     task: Task | None = None,
     precision: str = "auto",
 ) -> dict[str, float]:
-    """The numbers of the task for a network on images, with its fidelity to a teacher where one is given.
+    """Return the task's metrics of a network on images, and its agreement with a teacher if one is given.
 
+    Args:
+        network: the network, on the images' device.
+        images: the images.
+        teacher: a network with the same classes, on the same device.
+        task: defines the metrics; by default classification.
+        precision: "auto", "fp32" or "bf16".
     Raises:
         InputError: a network has other classes than the images.
     """
@@ -107,10 +119,10 @@ def evaluate(
 
 
 def _same_classes(network: Network, classes: tuple[str, ...], name: str) -> None:
-    """Raise InputError when a network's logits are not those of the classes."""
+    """Raise InputError if a network's logits are not those of the classes."""
     if network.num_classes != len(classes) or network.classes not in ((), classes):
         known = ", ".join(network.classes[:5]) or "of unknown names"
         raise InputError(
-            f"{network.name} has {network.num_classes} classes ({known}, …), {name} has {len(classes)} "
-            f"({', '.join(classes[:5])}, …); evaluate it on its own"
+            f"{network.name} has {network.num_classes} classes ({known}, …), but {name} has {len(classes)} "
+            f"({', '.join(classes[:5])}, …); evaluate it on images of its own classes"
         )
