@@ -19,7 +19,8 @@ SCRATCH = 2**25  # largest number of float64 values that are used at once to com
 class Neighbours:
     """The rows of a bank that were retrieved for Q queries, k each, the most similar first.
 
-    rows: positions in the bank, shape [Q, k].  similarity: cosine to the query, shape [Q, k].
+    rows: positions in the bank, shape [Q, k].
+    similarity: cosine to the query, shape [Q, k].
     mask: False where a query has fewer than k neighbours, shape [Q, k]; the other two fields are meaningless there.
     """
 
@@ -37,8 +38,8 @@ class InContext:
 
     index: key of each sample in its data set, shape [B, k]; -1 where a sample is a class mean.
     similarity: cosine to the query, shape [B, k].
-    logits: the teacher's logits, shape [B, k, C].
-    features: the teacher's features at unit length, shape [B, k, D]; [B, k, 0] where they were not requested.
+    logits: logits in the bank, shape [B, k, C].
+    features: features in the bank, at unit length, shape [B, k, D]; [B, k, 0] if they were not requested.
     mask: False where a query has fewer than k samples, shape [B, k]; the other fields are meaningless there.
     unit: whether the logits are scaled to unit length, for a method that uses their cosines only.
     """

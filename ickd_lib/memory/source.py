@@ -29,7 +29,6 @@ def require_fit(
         images: the images, all of whose samples the bank must contain.
         teacher: the network; None accepts a bank of any network.
         task: defines the samples of an image; by default classification.
-
     Raises:
         InputError: the bank has other classes, lacks samples, has other labels, or was computed by another teacher.
     """

@@ -34,8 +34,8 @@ class Retrieval:
         class, as a control for retrieval. "class": the mean of the class, as a control for single samples.
     negatives_order: the choice of the negatives, by the same names, among the other classes.
     redraw: whether random samples are drawn anew in every epoch, instead of once for the training.
-    source: the owner of the bank that is searched: the "teacher", or the "peers" or the student itself ("self"), for
-        which banks are written during training.
+    source: the owner of the bank that is searched: the "teacher"; or the "peers" or the student itself ("self"), whose
+        banks are written during training.
     start: share of the training before which nothing is retrieved.
     features: whether the method uses the features of the in-context samples, and not only their logits.
     unit_negatives: whether the method uses the negatives' logits for cosines only. The teacher's bank then returns them

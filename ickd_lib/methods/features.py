@@ -121,9 +121,8 @@ class CRD(WithLabels):
     def setup(self, student_dim: int, teacher_dim: int, num_classes: int, rows: int) -> None:
         self.student_embedding = nn.Linear(student_dim, self.dim)
         self.teacher_embedding = nn.Linear(teacher_dim, self.dim)
-        self.register_buffer(
-            "log_normaliser", torch.tensor(math.nan)
-        )  # estimated in the first step and constant afterwards
+        # The normaliser is estimated in the first step and constant afterwards.
+        self.register_buffer("log_normaliser", torch.tensor(math.nan))
 
     def teach(self, context: Context) -> dict[str, Tensor]:
         bank, labels = context.bank, context.student.labels
@@ -153,8 +152,8 @@ class CRD(WithLabels):
 class REFILLED(WithLabels):
     """REFILLED: relationship matching, then local classifiers, Ye, Lu, Zhan 2022 (arXiv 2205.01915).
 
-    Phase 1 trains the embedding alone: for the semi-hard tuples of the batch, the student matches the teacher's
-    comparison of their distances. Phase 2 trains all layers with cross-entropy and with a classifier that the teacher's
+    Phase 1 trains the embedding alone: for the semi-hard tuples of the batch, the student's comparison of distances
+    is matched to the teacher's. Phase 2 trains all layers with cross-entropy and with a classifier that the teacher's
     class means induce among the classes of the batch. The paper trains 200 + 200 epochs.
 
     embedding, local: weights of the two terms (published: 1000 and 100 without τ², which are 62.5 and 25 with it).

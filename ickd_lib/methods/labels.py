@@ -83,8 +83,8 @@ class PSKD(Method):
 class TfKD(Method):
     """A virtual teacher with a fixed probability of the label, Yuan et al. 2020 (arXiv 1909.11723), Tf-KD_reg.
 
-    (1 - alpha) CE + alpha τ² KL(p^d_τ ‖ p^S_τ), with this project's τ². The paper's second method, where the teacher is
-    the same network trained before (Tf-KD_self), is `kd` with that teacher.
+    The loss is (1 - alpha) CE + alpha τ² KL(p^d_τ ‖ p^S_τ), with this project's τ². The paper's second method, in which
+    the teacher is the same network trained before (Tf-KD_self), is `kd` with that teacher.
 
     alpha: weight of the virtual teacher.
     temperature: τ.

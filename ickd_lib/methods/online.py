@@ -12,7 +12,7 @@ from ickd_lib.methods.registry import register
 
 @register("dml")
 class DML(WithLabels):
-    """Deep mutual learning, Zhang et al. 2018 (arXiv 1706.00384): each student matches each of its peers.
+    """Deep mutual learning, Zhang et al. 2018 (arXiv 1706.00384): peers are matched to each other.
 
     The loss is CE plus the mean over the peers of τ² KL(p_peer ‖ p), with τ = 1 by default. All students take a step at
     the same time, from outputs that were computed before it; in the paper they take turns.
@@ -35,7 +35,7 @@ class DML(WithLabels):
 
 @register("kdcl")
 class KDCL(WithLabels):
-    """Collaborative learning, Guo et al. 2020: each student matches the ensemble of all, itself included.
+    """Collaborative learning, Guo et al. 2020: each student is matched to the ensemble of all students.
 
     ce, kd: weights of the two terms.
     temperature: τ of the KL term.

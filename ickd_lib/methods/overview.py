@@ -15,7 +15,7 @@ def method_table(methods: Mapping[str, Method]) -> str:
     method that does not need a teacher.
 
     Args:
-        methods: name -> method.
+        methods: the methods by name.
     """
     lines = ["| method | what it does | needs | teacher's classes |", "|---|---|---|---|"]
     for name, method in methods.items():
@@ -31,10 +31,10 @@ def by_teacher(methods: Mapping[str, Method]) -> dict[str, list[str]]:
     """Group methods by what provides their targets.
 
     Args:
-        methods: name -> method.
+        methods: the methods by name.
     Returns:
-        "no teacher", "peers" and "pretrained teacher" -> names in the given order. A group without a method is left
-        out.
+        The names in the given order, under "no teacher", "peers" and "pretrained teacher". A group without a method is
+        left out.
     """
     groups: dict[str, list[str]] = {"no teacher": [], "peers": [], "pretrained teacher": []}
     for name, method in methods.items():

@@ -16,9 +16,8 @@ def diff(first: str | Path, second: str | Path) -> list[str]:
     Args:
         first, second: their folders.
     Returns:
-        One line for each setting, number that changes rounding, or entry of the environment that differs; then one line
-        with the first epoch at which the fingerprints of their weights differ, and one for the first epoch at which
-        their records do.
+        One line for each difference in the settings, the numerics and the environment; then one line with the first
+        epoch at which the fingerprints of the weights differ, and one with the first epoch at which the records differ.
     Raises:
         InputError: a folder is not a run.
     """

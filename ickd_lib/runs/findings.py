@@ -44,7 +44,7 @@ def versus(scores: Scores, reference: str) -> dict[str, dict[str, float]]:
         scores: accuracies, among them those of the reference.
         reference: name of a method.
     Returns:
-        An interval for each other method; nothing where there are fewer than two seeds.
+        An interval for each other method; empty if there are fewer than two seeds.
     """
     if len(scores[reference]) < 2:
         return {}

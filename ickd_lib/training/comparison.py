@@ -40,7 +40,7 @@ def compare(
     """Train one student for each method and seed. The methods of a seed share its batches and the teacher's pass.
 
     Args:
-        methods: names that `methods.create` reads.
+        methods: names that `methods.create` accepts.
         splits: the data.
         student: a model's name.
         teacher, bank, task: as for `distill`.
@@ -53,7 +53,7 @@ def compare(
     Raises:
         InputError: no method is given, or `distill` raises it.
         Diverged: a method diverged with some seed. All others are trained to the end first; the exception's `histories`
-            are the result, without the students that diverged.
+            are the histories of these, in the form of the result.
     """
     if not methods:
         raise InputError("no method to compare; name some, such as ce kd ickd")

@@ -255,6 +255,7 @@ def _needs_pass(waiting: Sequence[TrainingState]) -> bool:
 
 
 def _searches_by_view(spec: Retrieval | None) -> bool:
+    """Return whether a search in the teacher's bank with the features of the views is requested."""
     return spec is not None and spec.source == "teacher" and spec.query == "view"
 
 

@@ -47,7 +47,7 @@ def applicable(methods: Mapping[str, Method], classes: Sequence[Any], teacher_cl
     A method with the label space "shared" needs two common classes, because a softmax over a single one is constant.
 
     Args:
-        methods: name -> method.
+        methods: the methods by name.
         classes, teacher_classes: the classes of student and teacher, by name or by position.
     """
     spaces = {"same", "shared", "any"}
@@ -76,7 +76,7 @@ def learn_new_classes(
     labelled images of the new classes and on a few exemplars of each old one.
 
     Args:
-        methods: names that `methods.create` reads.
+        methods: names that `methods.create` accepts.
         splits: images of all classes, the teacher's first.
         teacher: a network of the old classes.
         labels: number of labelled images of the new classes together.

@@ -74,9 +74,10 @@ class Published(NamedTuple):
 def published(method: str, teacher: str, student: str) -> Published:
     """Return the published settings of a method for a pair of networks on CIFAR-100.
 
-    CKD: arXiv 2404.14109 (480 epochs, cosine).  REFILLED: arXiv 2205.01915 (200 + 200 epochs, batch 128; its dropout of
-    0.3 is left out).  MLKD: Jin et al. 2023 (480 epochs, strong augmentation).  DKD: the weights of its authors under
-    the common protocol of 240 epochs at batch 64, with ×0.1 at 150, 180 and 210, which all other methods have too.
+    The settings of CKD are those of arXiv 2404.14109 (480 epochs, cosine schedule), of REFILLED those of arXiv
+    2205.01915 (200 + 200 epochs at batch 128; its dropout of 0.3 is left out), and of MLKD those of Jin et al. 2023
+    (480 epochs, strong augmentation). All other methods have the common protocol: 240 epochs at batch 64, with ×0.1 at
+    epochs 150, 180 and 210. DKD has its authors' weights for the pair.
 
     Args:
         method: name of a method; arguments in the name take precedence over the published ones. Combined methods have

@@ -192,7 +192,7 @@ class TrainingState:
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Return to a state, which `state_dict` returned."""
+        """Restore a state that `state_dict` returned."""
         self.epoch, self.step, self.seconds = state["epoch"], state["step"], state["seconds"]
         self.meters = Meters(**state["meters"])
         self.learner.network.load_state_dict(state["network"])

@@ -25,7 +25,7 @@ class Student:
     """A request to train one student.
 
     network: a model's name, initialised from `seed`; or a network, which is trained in place.
-    method: a name that `methods.create` reads, or a Method.
+    method: a name that `methods.create` accepts, or a Method.
     seed: seed of the initialisation and of the method's random draws. The order of the data has its own seed.
     name: name of the run folder; by default network, method, seed and a fingerprint of all settings, so that other
         settings have another run folder.
