@@ -509,7 +509,10 @@ def test_a_circle_of_others_is_another_run(few, tmp_path, monkeypatch):
     named = [replace(student, peer_group="mine") for student in (a, b)]
     refused(r"/a contains a run with peer_group=.*, not 'mine' \(differing: peer_group\)", few, tmp_path, named)
     refused(
-        r"/a contains a run with .*\(differing: method, peer_group, peers\)", few, tmp_path, [replace(a, method="ce")]
+        r"/a contains a run with .*\(differing: in_context, method, peer_group, peers\)",
+        few,
+        tmp_path,
+        [replace(a, method="ce")],
     )
 
 

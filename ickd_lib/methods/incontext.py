@@ -85,7 +85,7 @@ class ICKD(Method):
             raise InputError("ce, kd, picd and nicd are all 0; give at least one of them a weight")
         if momentum and self.source == "teacher":
             raise InputError(
-                f"momentum={momentum} is for a bank that training writes; with source='teacher' leave it at 0"
+                f"momentum={momentum} is for a bank that is written during training; with source='teacher' leave it at 0"
             )
         aggregates = bool(picd or (nicd and anchor == "aggregate"))
         request = Retrieval(
@@ -180,7 +180,8 @@ def _check_orders(spec: Retrieval) -> None:
         raise InputError("query='view' searches for the nearest samples; leave order at 'nearest', or query at 'row'")
     if spec.source != "teacher" and (orders != {"random"}):
         raise InputError(
-            "a bank that training writes provides only nearest or only random samples; give order='nearest' or 'random'"
+            "a bank that is written during training has no class means, and positives and negatives share one order; "
+            "give order='nearest' or order='random', without negatives_order"
         )
 
 
