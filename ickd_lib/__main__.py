@@ -169,7 +169,9 @@ def parser() -> argparse.ArgumentParser:
         "--figure", default="", help="file for a figure of the accuracies beside published ones, or of the differences"
     )
     report.add_argument("--json", default="", help="file for the configuration, records and summary of each run")
-    report.add_argument("--without-epochs", action="store_true", help="leave the records of epochs out of that file")
+    report.add_argument(
+        "--without-epochs", action="store_true", help="leave the records of epochs out of the JSON file"
+    )
     difference = command("diff", "Compare two runs: settings, environment, and the first epoch at which they differ.")
     difference.add_argument("runs", nargs=2, metavar="RUN", help="a run folder")
     return top

@@ -95,7 +95,7 @@ def test_methods_are_listed_with_what_they_need():
     assert heading.count("|") == alone.count("|") == both.count("|") == 5
     assert alone.endswith("|  |  |")
     assert "In-context distillation" in both and "; Distillation of relations" in both
-    assert both.endswith("| teacher | same |")
+    assert both.endswith("| retrieval, teacher | same |")
 
 
 def test_methods_are_grouped_by_their_teacher():

@@ -85,7 +85,7 @@ class ICKD(Method):
             raise InputError("ce, kd, picd and nicd are all 0; give at least one of them a weight")
         if momentum and self.source == "teacher":
             raise InputError(
-                f"momentum={momentum} is for a bank that is written during training; with source='teacher' leave it at 0"
+                f"momentum={momentum} is for a bank that is written during training; with source='teacher' give 0"
             )
         aggregates = bool(picd or (nicd and anchor == "aggregate"))
         request = Retrieval(
