@@ -555,7 +555,7 @@ def test_a_run_from_another_environment_says_what_differs(finished, digits, tmp_
     distill(students, digits, None, runs=tmp_path)
     lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith("note: ")]
     assert len(lines) == 3 and all(str(tmp_path / "a") in line for line in lines)
-    assert "source of ickd_lib differs (commit 0123456789 there" in lines[0]
+    assert "source of ickd_lib differs (commit 0123456789 then" in lines[0]
     assert f"torch: 1.0 then, {torch.__version__} now" in lines[1] and "world size: 2 then, 1 now" in lines[2]
 
 
