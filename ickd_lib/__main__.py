@@ -273,7 +273,7 @@ def bank(given: argparse.Namespace) -> None:
     teacher = _teacher(given, True)
     assert teacher is not None
     images = _splits(given, given.labels).train
-    built = MemoryBank.build(teacher, images, precision=given.precision)
+    built = MemoryBank.build(teacher, images, task=tasks.create(given.task), precision=given.precision)
     name = re.sub(r"[^\w.-]+", "-", f"{images.name.split('/')[0]}-{teacher.name}")
     path = Path(given.out or Path(given.runs) / f"{name}.bank.safetensors")
     built.save(path)
@@ -284,7 +284,11 @@ def bank(given: argparse.Namespace) -> None:
 def evaluate(given: argparse.Namespace) -> None:
     """Evaluate the student of a finished run."""
     network, splits = training.load(given.run, device=given.device), _splits(given)
-    print(json.dumps(training.evaluate(network, splits.test, precision=given.precision), indent=2))
+    print(
+        json.dumps(
+            training.evaluate(network, splits.test, task=tasks.create(given.task), precision=given.precision), indent=2
+        )
+    )
 
 
 def report(given: argparse.Namespace) -> None:

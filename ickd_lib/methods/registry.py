@@ -10,6 +10,7 @@ from ickd_lib import runtime
 from ickd_lib.methods.base import LABEL_SPACES, NEEDS, Method, defaults
 from ickd_lib.methods.combined import Combined
 from ickd_lib.runtime import InputError
+from ickd_lib.runtime.registry import enter
 
 _REGISTRY: dict[str, type[Method]] = {}
 M = TypeVar("M", bound=type[Method])
@@ -23,16 +24,11 @@ def register(name: str) -> Callable[[M], M]:
     """
 
     def add(cls: M) -> M:
-        taken = _REGISTRY.get(name)
-        if taken and (taken.__module__, taken.__qualname__) != (cls.__module__, cls.__qualname__):
-            raise InputError(
-                f"method {name!r} is already registered: {taken.__module__}.{taken.__qualname__}; choose another name"
-            )
         for need in cls.needs:
             runtime.choose(need, NEEDS, "need")
         runtime.choose(cls.label_space, LABEL_SPACES, "label space")
         cls.registered_name = name
-        _REGISTRY[name] = cls
+        enter(_REGISTRY, name, cls, "method")
         return cls
 
     return add

@@ -20,7 +20,7 @@ def run_name(given: str) -> str:
         InputError: the name is not one path component of letters, digits and . _ = + -, is too long, or does not begin
             with a letter, a digit or _.
     """
-    if not re.fullmatch(r"\w[\w.=+-]*", given) or len(given) > LONGEST:
+    if not re.fullmatch(r"[^\W_][\w.=+-]*", given) or len(given) > LONGEST:
         raise InputError(
             f"name={given!r} cannot be the name of a run folder; use up to {LONGEST} letters, digits and . _ = + -, "
             "beginning with a letter or digit"

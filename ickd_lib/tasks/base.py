@@ -12,6 +12,7 @@ from torch import Tensor
 from ickd_lib.data import Batch, Images
 from ickd_lib.models import Network
 from ickd_lib.runtime import InputError, choose
+from ickd_lib.runtime.registry import enter
 
 
 @dataclass(frozen=True)
@@ -151,13 +152,8 @@ def register(name: str) -> Callable[[T], T]:
     """
 
     def add(cls: T) -> T:
-        taken = _REGISTRY.get(name)
-        if taken and (taken.__module__, taken.__qualname__) != (cls.__module__, cls.__qualname__):
-            raise InputError(
-                f"task {name!r} is already registered: {taken.__module__}.{taken.__qualname__}; choose another name"
-            )
         cls.name = name
-        _REGISTRY[name] = cls
+        enter(_REGISTRY, name, cls, "task")
         return cls
 
     return add

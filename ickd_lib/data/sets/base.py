@@ -12,6 +12,7 @@ from torch import Tensor
 from ickd_lib import runtime
 from ickd_lib.data.images import Images, Splits
 from ickd_lib.runtime import InputError
+from ickd_lib.runtime.registry import enter
 
 OPTIONS = frozenset({"path", "root", "image_size", "download"})
 
@@ -166,17 +167,12 @@ def register(name: str) -> Callable[[D], D]:
     """
 
     def add(cls: D) -> D:
-        taken = _REGISTRY.get(name)
-        if taken and (taken.__module__, taken.__qualname__) != (cls.__module__, cls.__qualname__):
-            raise InputError(
-                f"data set {name!r} is already registered: {taken.__module__}.{taken.__qualname__}; choose another name"
-            )
         if not name or set(name) & set(":/"):
             raise InputError(f"data set name {name!r} is empty or contains ':' or '/'; choose another name")
         for option in cls.options:
             runtime.choose(option, OPTIONS, "option of a data set")
         cls.registered_name = name
-        _REGISTRY[name] = cls
+        enter(_REGISTRY, name, cls, "data set")
         return cls
 
     return add

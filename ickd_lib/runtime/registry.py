@@ -1,0 +1,27 @@
+"""Classes that are registered by name: methods, tasks and data sets."""
+
+from __future__ import annotations
+
+from typing import TypeVar
+
+from ickd_lib.runtime.errors import InputError
+
+C = TypeVar("C", bound=type)
+
+
+def enter(registry: dict[str, C], name: str, cls: C, what: str) -> None:
+    """Add a class to a registry. Defining the same class again, as a notebook does, replaces it.
+
+    Args:
+        registry: the registered classes by name.
+        name: the name of the class.
+        cls: the class.
+        what: what the registry contains, for the error message ("method").
+    Raises:
+        InputError: another class has the name.
+    """
+    taken = registry.get(name)
+    if taken and (taken.__module__, taken.__qualname__) != (cls.__module__, cls.__qualname__):
+        place = f"{taken.__module__}.{taken.__qualname__}"
+        raise InputError(f"{what} {name!r} is already registered: {place}; choose another name")
+    registry[name] = cls
