@@ -36,15 +36,15 @@ def embed(
     """Compute a map of logits in the plane. The logits are scaled to unit length first, so angles are compared.
 
     Args:
-        logits: Finite, shape [N, C] with N at least 5 and C at least 2.
+        logits: finite, shape [N, C] with N at least 5 and C at least 2.
         how: "umap" (McInnes et al. 2018; cosine distance), "tsne" (van der Maaten and Hinton 2008) or "pca" (the first
             two principal components; the largest loading of each is positive). With few points, UMAP uses fewer
             neighbours and t-SNE a lower perplexity.
-        seed: Seed of UMAP and t-SNE. The map is a function of the seed and the logits; PCA needs no seed.
-        cache: A folder in which maps are stored, named by a fingerprint of the logits, the settings and the version of
+        seed: seed of UMAP and t-SNE. The map is a function of the seed and the logits; PCA needs no seed.
+        cache: a folder in which maps are stored, named by a fingerprint of the logits, the settings and the version of
             the computing package. None stores nothing. A damaged file is computed anew. If the folder cannot be
             written, a warning is issued and the map is returned all the same.
-        report: Called with a message before a computation that takes some time.
+        report: called with a message before a computation that takes some time.
     Returns:
         float32, shape [N, 2].
     Raises:

@@ -19,17 +19,17 @@ class Region:
     """Numbers of one network about a set of samples, the members of a region of its logit space.
 
     Args:
-        counts: Number of members of each class, shape [C].
-        accuracy: Fraction of the members that the network classifies correctly.
-        purity: Fraction of the members that belong to the most frequent class among them.
-        cohesion: Mean cosine of the members to their mean direction; 1 where all logits have the same direction.
-        within, margin, negative_margin: As in `metrics.separation`, averaged over the members; distances are to the
+        counts: number of members of each class, shape [C].
+        accuracy: fraction of the members that the network classifies correctly.
+        purity: fraction of the members that belong to the most frequent class among them.
+        cohesion: mean cosine of the members to their mean direction; 1 where all logits have the same direction.
+        within, margin, negative_margin: as in `metrics.separation`, averaged over the members; distances are to the
             means of all samples of each class. The margins are NaN where all samples are of one class.
         separation: `metrics.separation` of the members alone. None where it is undefined: with fewer than two classes
             of two members each, or where every member lies exactly on its class's mean.
-        nearest: Positions of the samples outside the region that are nearest to the members' mean direction, nearest
+        nearest: positions of the samples outside the region that are nearest to the members' mean direction, nearest
             first, shape [k].
-        cosine: Cosine of each of these to the mean direction, shape [k].
+        cosine: cosine of each of these to the mean direction, shape [k].
     """
 
     counts: Tensor
@@ -60,17 +60,17 @@ def region(
     N × M. The mean direction of a region in several separate parts lies between these parts.
 
     Args:
-        logits: The network's logits, shape [N, C].
-        labels: Class of each sample, shape [N].
-        members: Positions of the members, each once, shape [M] with M at least 1.
-        neighbours: Number of samples outside the region to return.
-        samples: The silhouette is computed on at most this many members. Where a random choice of them would be of a
+        logits: the network's logits, shape [N, C].
+        labels: class of each sample, shape [N].
+        members: positions of the members, each once, shape [M] with M at least 1.
+        neighbours: number of samples outside the region to return.
+        samples: the silhouette is computed on at most this many members. Where a random choice of them would be of a
             single class, all numbers of `separation` are computed on a choice that keeps the members of other classes.
         margins: `metrics.margins` of all samples, where they have been computed before.
     Returns:
         A Region with tensors on the CPU.
     Raises:
-        InputError: The shapes disagree, or `members` is empty, has duplicates, or has a position out of range.
+        InputError: the shapes disagree, or `members` is empty, has duplicates, or has a position out of range.
     """
     if logits.ndim != 2 or labels.shape != logits.shape[:1]:
         raise InputError(f"logits {list(logits.shape)} and labels {list(labels.shape)}; region takes [N, C] and [N]")

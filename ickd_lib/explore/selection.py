@@ -26,11 +26,11 @@ def search(
     data-set row, and `wrong` matches the samples that the student misclassifies.
 
     Args:
-        text: The search text. An empty one matches all samples.
+        text: the search text. An empty one matches all samples.
         images: N samples.
-        teacher_logits, student_logits: Shape [N, C]; needed for words about predictions.
+        teacher_logits, student_logits: shape [N, C]; needed for words about predictions.
     Raises:
-        InputError: No sample matches, a word cannot be read, or it needs logits that were not given.
+        InputError: no sample matches, a word cannot be read, or it needs logits that were not given.
     """
     samples = images if isinstance(images, SampleSet) else SampleSet(images)
     labels = samples.labels.cpu()
@@ -65,11 +65,11 @@ def positions(text: str, rows: Tensor, name: str) -> Tensor:
     """Return the positions of the data-set rows that a text such as "3 7 10-20" lists, ascending, each once.
 
     Args:
-        text: Row numbers and ranges, separated by spaces or commas.
-        rows: Data-set row of each sample, shape [N].
-        name: Name of the data, for error messages.
+        text: row numbers and ranges, separated by spaces or commas.
+        rows: data-set row of each sample, shape [N].
+        name: name of the data, for error messages.
     Raises:
-        InputError: A part of the text is neither a number nor a range, or no sample has such a row.
+        InputError: a part of the text is neither a number nor a range, or no sample has such a row.
     """
     chosen = torch.zeros(len(rows), dtype=torch.bool)
     for part in text.replace(",", " ").split():

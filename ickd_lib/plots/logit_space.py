@@ -41,10 +41,10 @@ def embeddings(
     ten highlighted classes among grey ones (see `class_colours`).
 
     Args:
-        panels: For each network the coordinates of the N samples, [N, 2].
-        labels: Class of each sample, [N].
-        classes, superclasses, superclass_of, highlight: As in `class_colours`.
-        how: Name of the map, such as "UMAP", for the axes.
+        panels: for each network the coordinates of the N samples, [N, 2].
+        labels: class of each sample, [N].
+        classes, superclasses, superclass_of, highlight: as in `class_colours`.
+        how: name of the map, such as "UMAP", for the axes.
     """
     names, group, looks = class_colours(classes, superclasses, superclass_of, highlight)
     labels = array(labels)
@@ -101,9 +101,9 @@ def class_correlation(
     samples of one class are. The titles contain the mean of the diagonal and of the other entries.
 
     Args:
-        matrices: For each network, a matrix of shape [C, C].
+        matrices: for each network, a matrix of shape [C, C].
         classes: C names. More than 20 classes are ordered and labelled by superclass.
-        superclasses, superclass_of: Names of the superclasses, and the superclass of each class; empty for none.
+        superclasses, superclass_of: names of the superclasses, and the superclass of each class; empty for none.
     """
     many = len(classes) > 20
     order, blocks = by_superclass(classes, superclasses, superclass_of) if many else by_superclass(classes)
@@ -152,7 +152,7 @@ def separation(table: Mapping[str, Mapping[str, Any]]) -> Figure:
     """Draw the numbers of `metrics.separation`: one panel for each measure, with one row for each network.
 
     Args:
-        table: For each network, for each measure, its value or its values over seeds. The values of several seeds are
+        table: for each network, for each measure, its value or its values over seeds. The values of several seeds are
             drawn as markers with a bar at mean ± standard deviation. Only measures in MEASURES are drawn.
     """
     shown = [key for key in MEASURES if all(key in row for row in table.values())]

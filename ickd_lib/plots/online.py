@@ -26,10 +26,10 @@ def banks(runs: Mapping[str, Records]) -> Figure:
     panel of neighbours shows whether retrieval is affected.
 
     Args:
-        runs: For each student, named "method, description", its records (`History.epochs`). Only records of evaluated
+        runs: for each student, named "method, description", its records (`History.epochs`). Only records of evaluated
             epochs contain "bank_drift", "bank_overlap" and "bank_agreement". Students of one method share its colour.
     Raises:
-        InputError: A student has no such records.
+        InputError: a student has no such records.
     """
     panels = (
         ("bank_age", 1, "Age of rows, steps (thin: oldest row)"),
@@ -69,10 +69,10 @@ def agreement(runs: Mapping[str, Sequence[Records]]) -> Figure:
     so the height above the diagonal is a lower bound of the mistakes on which they agree.
 
     Args:
-        runs: For each method, the records of each seed (`History.epochs`) with "peer_agreement" and "train_accuracy".
+        runs: for each method, the records of each seed (`History.epochs`) with "peer_agreement" and "train_accuracy".
             Epochs that a seed of the method lacks are left out.
     Raises:
-        InputError: A method has no such records, because its students have no peers.
+        InputError: a method has no such records, because its students have no peers.
     """
     paths = {name: _path(name, seeds) for name, seeds in runs.items()}
     figure, (left, right) = plt.subplots(1, 2, figsize=(WIDTH, 3.9), layout="constrained", sharey=True)
@@ -111,10 +111,10 @@ def paradigms(scores: Mapping[str, Mapping[str, Sequence[float]]], *, baseline: 
     """Draw test accuracies grouped by paradigm: one row for each method, with its seeds and mean ± standard deviation.
 
     Args:
-        scores: For each paradigm, such as "labels only" or "online", for each of its methods, one fraction per seed.
-        baseline: A method of one of the groups; a thin line marks its mean.
+        scores: for each paradigm, such as "labels only" or "online", for each of its methods, one fraction per seed.
+        baseline: a method of one of the groups; a thin line marks its mean.
     Raises:
-        InputError: No group contains the baseline.
+        InputError: no group contains the baseline.
     """
     means = {name: 100 * float(np.mean(seeds)) for group in scores.values() for name, seeds in group.items()}
     if baseline and baseline not in means:

@@ -31,12 +31,12 @@ def neighbours(
     """Draw a query beside its in-context samples, most similar first, each with its class and cosine to the query.
 
     Args:
-        query, query_row: Images that contain the query, and the query's data-set row (its `index`).
-        rows: Images that contain all in-context samples, by their data-set row.
-        positives, negatives: In-context samples that the bank returned for this one query, [1, k] each.
-        weights: Weight of each positive in the aggregate, [1, k]; written below the positives.
-        most: Largest number of positives and of negatives that are drawn.
-        title: Text above the picture.
+        query, query_row: images that contain the query, and the query's data-set row (its `index`).
+        rows: images that contain all in-context samples, by their data-set row.
+        positives, negatives: in-context samples that the bank returned for this one query, [1, k] each.
+        weights: weight of each positive in the aggregate, [1, k]; written below the positives.
+        most: largest number of positives and of negatives that are drawn.
+        title: text above the picture.
     """
     shares = None if weights is None else array(weights)[0]
     groups = [("same class", positives, SAME, "-", shares), ("other classes", negatives, OTHER, "--", None)]
@@ -80,9 +80,9 @@ def samples(images: Images, *, classes: int = 10, each: int = 12) -> Figure:
     """Draw the first images of the first classes, one row for each class.
 
     Args:
-        images: Images of C classes.
-        classes: Largest number of classes.
-        each: Largest number of images of each class.
+        images: images of C classes.
+        classes: largest number of classes.
+        each: largest number of images of each class.
     """
     labels = array(images.labels)
     lines = [(name, (labels == c).nonzero()[0][:each]) for c, name in enumerate(images.classes[:classes])]

@@ -18,11 +18,11 @@ def distributions(
     """Draw the probabilities that several predictors give to one query, side by side, on a common scale.
 
     Args:
-        predictions: Probabilities [C] of each predictor, such as "teacher", "aggregate" and "student".
+        predictions: probabilities [C] of each predictor, such as "teacher", "aggregate" and "student".
         classes: C names.
-        label: The true class. It is always shown, in bold and with a tick mark.
-        most: Number of classes shown: those with the highest probability from any predictor, in the order of `classes`.
-        title: Text above the panels.
+        label: the true class. It is always shown, in bold and with a tick mark.
+        most: number of classes shown: those with the highest probability from any predictor, in the order of `classes`.
+        title: text above the panels.
     """
     probabilities = {name: array(p) for name, p in predictions.items()}
     peak = np.max(list(probabilities.values()), 0)

@@ -18,8 +18,8 @@ def similarities(same: Any, other: Any, *, bins: int = 50) -> Figure:
     """Draw the cosine of each query to its nearest row of its own class and to its nearest row of another class.
 
     Args:
-        same, other: Cosine of each query to these two rows, [N] each.
-        bins: Number of bins of each histogram.
+        same, other: cosine of each query to these two rows, [N] each.
+        bins: number of bins of each histogram.
     """
     same, other = array(same), array(other)
     figure, (left, right) = plt.subplots(1, 2, figsize=(WIDTH, 3.6), layout="constrained")
@@ -45,9 +45,9 @@ def precision(ks: Sequence[int], curves: Mapping[str, Any], chance: Mapping[str,
     """Draw precision@k over k: the fraction of the k nearest rows, searched without labels, of the query's class.
 
     Args:
-        ks: Numbers of neighbours, [M].
-        curves: For each bank or kind of query, a fraction for each k, [M].
-        chance: Precision of randomly drawn neighbours, by kind ("same class", "same superclass").
+        ks: numbers of neighbours, [M].
+        curves: for each bank or kind of query, a fraction for each k, [M].
+        chance: precision of randomly drawn neighbours, by kind ("same class", "same superclass").
     """
     figure, axes = plt.subplots(1, 2, figsize=(WIDTH, 4.0), layout="constrained")
     for i, (name, values) in enumerate(curves.items()):
@@ -83,13 +83,13 @@ def by_class(
     to the ten highest and the ten lowest.
 
     Args:
-        values: Fractions, [C]; NaN for a class without a value.
+        values: fractions, [C]; NaN for a class without a value.
         classes: C names.
-        superclasses, superclass_of: Names of the superclasses, and the superclass of each class; empty for none.
-        chance: Fraction at which a line marks random retrieval.
-        xlabel: Label of the axis of fractions, which are drawn in percent.
+        superclasses, superclass_of: names of the superclasses, and the superclass of each class; empty for none.
+        chance: fraction at which a line marks random retrieval.
+        xlabel: label of the axis of fractions, which are drawn in percent.
     Raises:
-        InputError: Every value is NaN.
+        InputError: every value is NaN.
     """
     values = 100 * array(values).astype(float)
     known = np.flatnonzero(~np.isnan(values)).tolist()
@@ -130,10 +130,10 @@ def aggregation(temperatures: Any, k_eff: Any, weights: Mapping[float, Any], *, 
     """Draw how the aggregation temperature distributes the weight over the positives.
 
     Args:
-        temperatures: Aggregation temperatures, [M].
-        k_eff: Effective number of positives 1 / Σ w² of each query at each temperature, [M, N].
-        weights: For a few temperatures, the mean weight by rank, [k].
-        mark: The temperature in use, marked by a line.
+        temperatures: aggregation temperatures, [M].
+        k_eff: effective number of positives 1 / Σ w² of each query at each temperature, [M, N].
+        weights: for a few temperatures, the mean weight by rank, [k].
+        mark: the temperature in use, marked by a line.
     """
     temperatures, k_eff = array(temperatures), array(k_eff)
     k = len(next(iter(weights.values())))
@@ -165,8 +165,8 @@ def retrieval_time(rows: Sequence[int], seconds: Mapping[str, Any]) -> Figure:
     """Draw the time of a retrieval over the size of the bank, both on logarithmic scales.
 
     Args:
-        rows: Numbers of rows of the bank, [M].
-        seconds: For each kind of search, the seconds per query at each size, [M].
+        rows: numbers of rows of the bank, [M].
+        seconds: for each kind of search, the seconds per query at each size, [M].
     """
     figure, axis = plt.subplots(figsize=(WIDTH, 3.6), layout="constrained")
     for i, (name, values) in enumerate(seconds.items()):

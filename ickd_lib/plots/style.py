@@ -81,7 +81,7 @@ def method_style(name: str) -> dict[str, Any]:
     """Return colour, line style and marker of a method, the same in every figure.
 
     Args:
-        name: A method as `methods.create` takes it, or "teacher". A variant such as "ickd(nicd=0)" has the colour of
+        name: a method as `methods.create` takes it, or "teacher". A variant such as "ickd(nicd=0)" has the colour of
             its method, and another line style and marker.
     """
     base, bracket, arguments = name.lower().partition("(")
@@ -136,10 +136,10 @@ def class_colours(
 
     Args:
         classes: C names.
-        superclasses, superclass_of: Names of the superclasses, and the superclass of each class; empty for none.
-        highlight: At most ten classes that are coloured while all others are grey. By default the first ten, where
+        superclasses, superclass_of: names of the superclasses, and the superclass of each class; empty for none.
+        highlight: at most ten classes that are coloured while all others are grey. By default the first ten, where
             there are more than ten classes and no superclasses.
-        dark: Whether the background is dark.
+        dark: whether the background is dark.
     Returns:
         Names of the groups, group of each class [C], and colour and marker of each group. Twenty groups have different
         looks: groups 11 to 20 have another marker and the colours of the first ten in a darker shade (a lighter one on

@@ -25,11 +25,11 @@ def curves(runs: Mapping[str, Seeds], key: str = "test_accuracy") -> Figure:
     easier to see. The legend is in descending order of the last value, which it contains.
 
     Args:
-        runs: For each method, the records of each seed (`History.epochs`). Epochs for which a seed of the method has no
+        runs: for each method, the records of each seed (`History.epochs`). Epochs for which a seed of the method has no
             `key` are left out. Several entries of one method, such as "kd, seed 0" and "kd, seed 1", share its colour.
-        key: Name of the number. An accuracy is shown in percent.
+        key: name of the number. An accuracy is shown in percent.
     Raises:
-        InputError: A method has no epoch with this number.
+        InputError: a method has no epoch with this number.
     """
     scale, digits = (100, 1) if "accuracy" in key else (1, 3)
     figure, axes = plt.subplots(1, 2, figsize=(WIDTH, max(3.8, _legend_height(runs))), layout="constrained")
@@ -70,10 +70,10 @@ def losses(runs: Mapping[str, Seeds]) -> Figure:
     A term whose largest value is more than 30 times its smallest one has a logarithmic scale.
 
     Args:
-        runs: For each method, the records of each seed, with "loss" and terms such as "loss_kd" (`runs.records`). A
+        runs: for each method, the records of each seed, with "loss" and terms such as "loss_kd" (`runs.records`). A
             method without a term has no line in that term's panel.
     Raises:
-        InputError: No record contains a loss.
+        InputError: no record contains a loss.
     """
     keys = (key for seeds in runs.values() for seed in seeds for record in seed for key in record)
     terms = dict.fromkeys(["loss", *(key for key in keys if key.startswith("loss_"))])

@@ -31,14 +31,14 @@ def sample_tiles(
     """Return a block of tiles, which send the event "look" with the sample's position as their key.
 
     Args:
-        samples: The samples.
-        at: Positions of the displayed samples, shape [n].
-        colour: Colour of each class.
-        title: Text above the tiles.
-        shape: Shape of the images that are sent along.
-        start: Position of the first displayed sample among these images.
-        more: One more line of text for each tile.
-        options: Further entries of the block, such as `tone`.
+        samples: the samples.
+        at: positions of the displayed samples, shape [n].
+        colour: colour of each class.
+        title: text above the tiles.
+        shape: shape of the images that are sent along.
+        start: position of the first displayed sample among these images.
+        more: one more line of text for each tile.
+        options: further entries of the block, such as `tone`.
     """
     tiles = []
     for i, position in enumerate(at.tolist()):
@@ -53,9 +53,9 @@ def prediction_table(samples: SampleSet, at: int, logits: Mapping[str, Tensor]) 
     """Return a table with each network's prediction for one sample.
 
     Args:
-        samples: The samples.
-        at: Position of the sample.
-        logits: For each network its logits of all samples, shape [N, C].
+        samples: the samples.
+        at: position of the sample.
+        logits: for each network its logits of all samples, shape [N, C].
     """
     label, row, names = int(samples.labels[at]), int(samples.keys[at]), samples.classes
     rows = []
@@ -78,7 +78,7 @@ def region_table(found: Mapping[str, Region], classes: Sequence[str]) -> Block:
     """Return a table with each network's numbers about the selected samples.
 
     Args:
-        found: For each network its region with these members; at least one.
+        found: for each network its region with these members; at least one.
         classes: C names.
     """
     counts = next(iter(found.values())).counts

@@ -36,16 +36,16 @@ class LogitSpaceExplorer(Explorer):
     network separates them, and the nearest images outside the selection.
 
     Args:
-        networks: By name, a network, or its logits of the images, shape [N, C].
+        networks: by name, a network, or its logits of the images, shape [N, C].
         images: N images, on the networks' device.
-        how: The first kind of map: "umap", "pca" or "tsne" (see `explore.embed`).
-        seed: Seed of the maps.
-        cache: A folder in which maps are stored; None computes them anew in each session.
-        precision: Numerical precision of the networks: "auto", "fp32" or "bf16".
-        panels: Number of maps side by side, 1 to 3, or the names of the networks that they show at first.
-        task: Which samples an image has; classification by default.
+        how: the first kind of map: "umap", "pca" or "tsne" (see `explore.embed`).
+        seed: seed of the maps.
+        cache: a folder in which maps are stored; None computes them anew in each session.
+        precision: numerical precision of the networks: "auto", "fp32" or "bf16".
+        panels: number of maps side by side, 1 to 3, or the names of the networks that they show at first.
+        task: which samples an image has; classification by default.
     Raises:
-        InputError: There are no networks; logits have a wrong shape or are not finite; the kind of map is unknown; or
+        InputError: there are no networks; logits have a wrong shape or are not finite; the kind of map is unknown; or
             `panels` is out of range.
     """
 
@@ -99,8 +99,8 @@ class LogitSpaceExplorer(Explorer):
         """Create the controls and the places of the maps.
 
         Args:
-            how: The first kind of map.
-            first: The networks whose maps are displayed at first.
+            how: the first kind of map.
+            first: the networks whose maps are displayed at first.
         """
         images, names = self.images, list(self.logits)
         many = len(images.classes) > 10
@@ -123,8 +123,8 @@ class LogitSpaceExplorer(Explorer):
         """Select images, as a lasso does. Errors are displayed.
 
         Args:
-            members: Positions of the images in `images`, or one bool for each image.
-            by: The control or the map in which they were selected; it is left unchanged.
+            members: positions of the images in `images`, or one bool for each image.
+            by: the control or the map in which they were selected; it is left unchanged.
         """
         with self.guarded(), self._changing_controls():
             given = torch.as_tensor(members).cpu()

@@ -40,8 +40,8 @@ def displayed_classes(probabilities: Mapping[str, Tensor], label: int) -> list[i
     """Return the classes that have a bar: the true class and those with the highest probabilities from any predictor.
 
     Args:
-        probabilities: For each predictor, shape [C].
-        label: The true class.
+        probabilities: for each predictor, shape [C].
+        label: the true class.
     """
     peak = torch.stack(list(probabilities.values())).amax(0)
     peak[label] = torch.inf
@@ -67,12 +67,12 @@ def tiles(
     """Return three blocks of tiles: the query, its positives and its negatives.
 
     Args:
-        query: The query.
-        bank_samples: The samples of the bank.
-        found: The query's neighbourhood, with B = 1.
-        positives, negatives: Positions of the displayed in-context samples in `bank_samples`.
-        colour: Colour of each class.
-        shape: Shape of the images that are sent along: the query, then the positives, then the negatives.
+        query: the query.
+        bank_samples: the samples of the bank.
+        found: the query's neighbourhood, with B = 1.
+        positives, negatives: positions of the displayed in-context samples in `bank_samples`.
+        colour: colour of each class.
+        shape: shape of the images that are sent along: the query, then the positives, then the negatives.
     """
     samples, at = query
     label = label_of(query)
@@ -110,11 +110,11 @@ def bars(
     """Return the block with the probabilities of each predictor for the query.
 
     Args:
-        query: The query.
-        probabilities: For each predictor, shape [C].
-        displayed: Classes with a bar.
-        colour: Colour of each class.
-        temperature: Temperature of the probabilities.
+        query: the query.
+        probabilities: for each predictor, shape [C].
+        displayed: classes with a bar.
+        colour: colour of each class.
+        temperature: temperature of the probabilities.
     """
     classes, label = query[0].classes, label_of(query)
     rows = [
@@ -135,9 +135,9 @@ def term_table(terms: Mapping[str, tuple[float, float]], count: int, title: str)
     """Return the table of a query's loss terms.
 
     Args:
-        terms: For each weighted loss term its value for the query and its mean over `count` queries.
-        count: Number of queries of the mean.
-        title: Title of the table.
+        terms: for each weighted loss term its value for the query and its mean over `count` queries.
+        count: number of queries of the mean.
+        title: title of the table.
     """
     total = sum(value for value, _ in terms.values())
     rows = [

@@ -37,24 +37,24 @@ class NeighbourExplorer(Explorer):
     in-context sample makes it the query.
 
     Attributes:
-        number, of_class, search, positives, negatives, aggregation: The controls.
-        found: The neighbourhood of the current query (`explore.Neighbourhood`). Only its nearest samples are displayed.
-        current: The current query: whether it is in the bank, and its position among the bank's images or the queries.
+        number, of_class, search, positives, negatives, aggregation: the controls.
+        found: the neighbourhood of the current query (`explore.Neighbourhood`). Only its nearest samples are displayed.
+        current: the current query: whether it is in the bank, and its position among the bank's images or the queries.
 
     Args:
-        bank: A memory bank.
-        images: All images that the bank was built from, on the bank's device.
-        student: Adds the student's predictions, its mistakes, and the loss terms of a query.
-        queries: Images to choose queries from. By default `images`; a query is never retrieved as its own in-context
+        bank: a memory bank.
+        images: all images that the bank was built from, on the bank's device.
+        student: adds the student's predictions, its mistakes, and the loss terms of a query.
+        queries: images to choose queries from. By default `images`; a query is never retrieved as its own in-context
             sample.
-        teacher: The teacher from which the bank was built; needed for `queries` outside the bank.
-        method: An in-context distillation method, as `methods.create` takes it. The loss terms have its weights. The
+        teacher: the teacher from which the bank was built; needed for `queries` outside the bank.
+        method: an in-context distillation method, as `methods.create` takes it. The loss terms have its weights. The
             controls start at its numbers of in-context samples and its aggregation temperature.
-        temperature: Temperature of all displayed probabilities.
-        precision: Numerical precision of the networks: "auto", "fp32" or "bf16".
-        task: Which samples an image has; classification by default.
+        temperature: temperature of all displayed probabilities.
+        precision: numerical precision of the networks: "auto", "fp32" or "bf16".
+        task: which samples an image has; classification by default.
     Raises:
-        InputError: There are queries outside the bank but no teacher; images, classes, sizes or teacher do not fit the
+        InputError: there are queries outside the bank but no teacher; images, classes, sizes or teacher do not fit the
             bank; or the method is not in-context distillation with the nearest samples of a teacher's bank.
     """
 
@@ -126,7 +126,7 @@ class NeighbourExplorer(Explorer):
         """Create the controls.
 
         Args:
-            positives, negatives: The method's numbers of in-context samples, at which the sliders start; 0 for none.
+            positives, negatives: the method's numbers of in-context samples, at which the sliders start; 0 for none.
         """
         images = self.images
         largest_class = int(torch.bincount(self.bank_samples.labels).max())
@@ -179,7 +179,7 @@ class NeighbourExplorer(Explorer):
 
         Args:
             step: 0 for the first match, 1 for the next one after the current query, None for a random one.
-            also: More words for the search.
+            also: more words for the search.
         """
         with self.guarded():
             matches = self._matches(f"{self.search.value} {also}".strip())

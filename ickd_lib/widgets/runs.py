@@ -51,15 +51,15 @@ class RunExplorer(Explorer):
     are left out and named below the table.
 
     Attributes:
-        rows: All runs by name, as `runs.overview` returns them.
-        chosen: Names of the chosen runs.
-        kind, number, mean: The controls.
+        rows: all runs by name, as `runs.overview` returns them.
+        chosen: names of the chosen runs.
+        kind, number, mean: the controls.
 
     Args:
-        folder: Contains runs, finished or not.
-        chosen: Names of the runs that are chosen at first: their paths below `folder`.
+        folder: contains runs, finished or not.
+        chosen: names of the runs that are chosen at first: their paths below `folder`.
     Raises:
-        InputError: The folder or a run does not exist, or all runs are damaged.
+        InputError: the folder or a run does not exist, or all runs are damaged.
     """
 
     def __init__(self, folder: str | Path = "runs", *, chosen: Sequence[str] = ()) -> None:

@@ -30,9 +30,9 @@ class Colouring:
     A point's kind is its class c where the network classifies it correctly, and C + c where it does not.
 
     Args:
-        entries: The entries of the legend.
-        by_kind: The entry of each kind, length 2 C.
-        by_class: Colour of each class, length C, whatever the points are coloured by.
+        entries: the entries of the legend.
+        by_kind: the entry of each kind, length 2 C.
+        by_class: colour of each class, length C, whatever the points are coloured by.
     """
 
     entries: Sequence[Entry]
@@ -44,10 +44,10 @@ def colouring(images: Images, by: str, highlight: Sequence[int], dark: bool) -> 
     """Choose the colours of points.
 
     Args:
-        images: The data set, for its classes and superclasses.
+        images: the data set, for its classes and superclasses.
         by: "class", "superclass", "selected classes" or "right or wrong".
-        highlight: The coloured classes where `by` is "selected classes"; all others are grey.
-        dark: Whether the page has a dark theme.
+        highlight: the coloured classes where `by` is "selected classes"; all others are grey.
+        dark: whether the page has a dark theme.
     """
     upper = (images.superclasses, images.superclass_of) if by != "selected classes" else ((), ())
     names, group, looks = class_colours(images.classes, *upper, highlight, dark)
@@ -66,10 +66,10 @@ def points_of(plane: np.ndarray, labels: Tensor, wrong: Tensor, classes: int) ->
     """Convert a map to the points of a scatter plot, float32, shape [N, 4]: x, y, kind and 0.
 
     Args:
-        plane: The map, shape [N, 2]. It is shifted and scaled to the range from -0.95 to 0.95, equally in x and y.
-        labels: Class of each point, shape [N].
-        wrong: Whether the network misclassifies each point, shape [N].
-        classes: Number C of classes.
+        plane: the map, shape [N, 2]. It is shifted and scaled to the range from -0.95 to 0.95, equally in x and y.
+        labels: class of each point, shape [N].
+        wrong: whether the network misclassifies each point, shape [N].
+        classes: number C of classes.
     """
     low, high = plane.min(0), plane.max(0)
     plane = 1.9 * (plane - (low + high) / 2) / max(float((high - low).max()), 1e-9)
@@ -83,8 +83,8 @@ def make_scatter(points: np.ndarray, classes: int) -> Any:
     Every property is set before the page displays the plot, because the page misses changes during its start.
 
     Args:
-        points: From `points_of`, shape [N, 4].
-        classes: Number C of classes.
+        points: from `points_of`, shape [N, 4].
+        classes: number C of classes.
     """
     import jscatter
     import pandas as pd

@@ -50,9 +50,9 @@ class View(anywidget.AnyWidget):
     - picture: the bytes are a PNG, and `alt` describes it.
 
     Args:
-        on_event: Called with an event and its key, a text: after a click, with "ready" when a page displays the view,
+        on_event: called with an event and its key, a text: after a click, with "ready" when a page displays the view,
             and with "theme" when the page's theme changes. The attribute `dark` is updated before the call.
-        waiting: Text that is displayed until the first call of `show`.
+        waiting: text that is displayed until the first call of `show`.
     """
 
     _esm = HERE / "view.js"
