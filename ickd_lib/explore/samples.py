@@ -22,7 +22,7 @@ class SampleSet:
     """The N samples of one split, each addressed by its position, 0 to N - 1.
 
     Args:
-        images: the split.
+        images: the images of the split.
         task: which samples an image has; with classification, each image is one sample.
     """
 
@@ -57,7 +57,13 @@ class SampleSet:
         return self.task.keys(self.images)
 
     def positions(self, keys: Tensor) -> Tensor:
-        """Return the positions of the samples with these keys, shape [n]."""
+        """Return the positions of the samples with these keys.
+
+        Args:
+            keys: keys of samples of this set, shape [n] or [].
+        Returns:
+            The same shape.
+        """
         return self._position_of_key[keys]
 
     @cached_property
@@ -70,7 +76,7 @@ class SampleSet:
         """Compute a network's outputs for some samples, without augmentation, in evaluation mode.
 
         Args:
-            network: on the device of the images.
+            network: a network on the device of the images.
             at: positions of the samples, shape [n]; None for all N.
             precision: "auto", "fp32" or "bf16".
         Returns:
@@ -84,7 +90,7 @@ class SampleSet:
         """Return the teacher's outputs that a bank stores for some samples: logits [n, C] and features [n, D].
 
         Args:
-            bank: contains a row for each of these samples.
+            bank: a bank with a row for each of these samples.
             at: positions of the samples, shape [n]; None for all N.
         """
         rows = bank.rows(self.keys if at is None else self.keys[at])

@@ -39,7 +39,16 @@ def scores(scores: Mapping[str, Sequence[float]], *, xlabel: str = "test accurac
 def score_row(
     axis: Axes, row: float, name: str, seeds: np.ndarray, digits: int = 1, look: Mapping[str, Any] | None = None
 ) -> None:
-    """Draw one row of `scores`: a method's numbers over S seeds, shape [S], and their mean ± standard deviation."""
+    """Draw one row of `scores`: a method's numbers for each seed, and their mean ± standard deviation.
+
+    Args:
+        axis: the axis to draw on.
+        row: height of the row on the axis.
+        name: name of the method, which determines its style.
+        seeds: one number for each seed, shape [S].
+        digits: number of decimal places in the text.
+        look: a style from `looks`; by default that of `method_style`.
+    """
     mean, spread = map(float, mean_and_std(seeds))
     style = look or method_style(name)
     colour, marker = style["color"], style["marker"]
@@ -88,7 +97,7 @@ def differences(intervals: Mapping[str, Mapping[str, float]], *, baseline: str, 
     Args:
         intervals: for each method the fractions "mean", "low" and "high" (`runs.interval`).
         baseline: name of the baseline, for the axis.
-        of: name of the quantity, for the axis.
+        of: name of the compared quantity, for the axis.
     """
     figure, axis = plt.subplots(figsize=(WIDTH, 1.2 + 0.34 * len(intervals)), layout="constrained")
     axis.axvline(0, color="0.4", lw=1)
@@ -123,7 +132,7 @@ def differences(intervals: Mapping[str, Mapping[str, float]], *, baseline: str, 
 def published(panels: Mapping[str, tuple[Mapping[str, Sequence[float]], Mapping[str, float]]]) -> Figure:
     """Draw measured accuracies beside published ones: one panel for each setting, one row for each method, best on top.
 
-    Filled markers are measured seeds, with mean ± standard deviation; hollow diamonds are published accuracies.
+    Filled markers are measured seeds, drawn with mean ± standard deviation. Hollow diamonds are published accuracies.
 
     Args:
         panels: for each title the result of `runs.beside_published`: for each measured method one fraction per seed,
@@ -186,7 +195,8 @@ def bars(scores: Mapping[str, Mapping[str, Sequence[float]]], *, ylabel: str, ti
 
     Args:
         scores: for each method, for each part (such as old, new and all classes), one fraction per seed.
-        ylabel, title: label of the axis of fractions, which are drawn in percent, and title of the figure.
+        ylabel: label of the axis of fractions, which are drawn in percent.
+        title: title of the figure.
     """
     parts = list(next(iter(scores.values())))
     width = 0.8 / len(scores)

@@ -14,10 +14,10 @@ from torch import Tensor
 from ickd_lib.data import Images
 from ickd_lib.plots.style import PALETTE, class_colours
 
-HEIGHT = 380  # of a map, in pixels
-BACKGROUND = {False: "#ffffff", True: "#212121"}  # of JupyterLab's light and dark theme
-GREY = {False: "#d9d9d9", True: "#4d4d4d"}  # of classes that are not highlighted, by theme
-SIZES = (4, 7, 10, 13)  # of the points of groups 1 to 10, 11 to 20, …, because ten colours are repeated
+HEIGHT = 380  # height of a map in pixels
+BACKGROUND = {False: "#ffffff", True: "#212121"}  # in JupyterLab's light (False) and dark (True) theme
+GREY = {False: "#d9d9d9", True: "#4d4d4d"}  # colour of classes that are not highlighted, by theme
+SIZES = (4, 7, 10, 13)  # sizes of the points of groups 1 to 10, 11 to 20, …, which have the same ten colours
 RIGHT, WRONG = to_hex(PALETTE[0]), to_hex(PALETTE[1])
 
 Entry = tuple[str, str, int]  # name, colour, and size of a group of points
@@ -31,8 +31,8 @@ class Colouring:
 
     Args:
         entries: the entries of the legend.
-        by_kind: the entry of each kind, length 2 C.
-        by_class: colour of each class, length C, whatever the points are coloured by.
+        by_kind: the legend's entry for each kind of point, length 2 C.
+        by_class: colour of each class, length C, even where the points are not coloured by class.
     """
 
     entries: Sequence[Entry]
@@ -80,7 +80,7 @@ def points_of(plane: np.ndarray, labels: Tensor, wrong: Tensor, classes: int) ->
 def make_scatter(points: np.ndarray, classes: int) -> Any:
     """Create the scatter plot (a `jscatter.Scatter`) of some points; `paint` sets its colours.
 
-    Every property is set before the page displays the plot, because the page misses changes during its start.
+    Every property is set before the page displays the plot, because changes during the start of the page are lost.
 
     Args:
         points: from `points_of`, shape [N, 4].
@@ -107,7 +107,7 @@ def make_scatter(points: np.ndarray, classes: int) -> Any:
         mouse_mode="lasso",
         transition_points_duration=700,
     )
-    scatter.widget.points = points  # jscatter numbers only the kinds that occur, which would shift all colours
+    scatter.widget.points = points  # jscatter would number only the kinds that occur, and all colours would be shifted
     scatter.widget.toolbar_buttons = ["pan_zoom", "lasso", "divider", "full_screen", "reset"]
     scatter.widget.transition_points = True
     return scatter
@@ -125,7 +125,7 @@ def paint(scatter: Any, colours: Colouring, dark: bool) -> None:
 
 
 def legend(entries: Sequence[Entry]) -> str:
-    """Return a legend as HTML: each name beside a dot of its colour and size."""
+    """Return a legend as HTML, with a dot of its colour and size before each name."""
     dots = "".join(
         f'<span style="white-space:nowrap"><span style="display:inline-block;width:{size + 5}px;height:{size + 5}px;'
         f'border-radius:50%;background:{colour};margin-right:4px;vertical-align:middle"></span>{html.escape(name)}</span>'

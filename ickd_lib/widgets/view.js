@@ -1,4 +1,4 @@
-// Displays the blocks of a View, which view.py describes. Content arrives in messages and not in widget state, so that
+// Displays the blocks of a View; view.py describes them. They are sent in messages and not as widget state, so that
 // saved notebooks stay small. Each message replaces all blocks at once, so that the page does not flicker.
 
 function make(tag, properties = {}, ...children) {
@@ -75,8 +75,8 @@ const blocks = {
       make("tbody", {}, ...rows.map(([name, ...cells]) =>
         make("tr", {}, make("th", { scope: "row" }, name), ...cells.map((cell) => make("td", {}, cell)))))),
 
-  // Rows to choose from. The block holds which rows are chosen, the filter and the order. Python receives them shortly
-  // after the last interaction, so that several quick clicks cause one redrawing.
+  // A table of rows to choose from. The chosen rows, the filter and the order are stored in the block. They are sent to
+  // Python shortly after the last interaction, so that several quick clicks cause only one redrawing.
   choices: (block, { send }) => {
     const { title, columns, rows } = block;
     const chosen = (block.marked ??= new Set(block.chosen)); // shared by all views of the table
@@ -113,7 +113,7 @@ const blocks = {
       count.textContent = `${chosen.size} chosen` + (here < chosen.size ? ` (${chosen.size - here} not shown)` : "") +
         `, ${some.length} of ${rows.length} shown`;
     };
-    // Tab reaches one box at a time; the arrow keys move between boxes.
+    // Only one box can be reached with Tab; the arrow keys move between boxes.
     const reach = (line) => lines.forEach((one) => (one.box.tabIndex = one === line ? 0 : -1));
     const sift = () => {
       const words = block.filter.toLowerCase().split(/\s+/);
