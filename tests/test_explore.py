@@ -51,8 +51,13 @@ def around(small, k=(5, 7), temperature=0.05, student=True):
 def same(one, other):
     """Whether two sets of in-context samples are equal where the mask is true; other entries have no meaning."""
     mask = one.mask
-    pairs = [(getattr(one, field.name), getattr(other, field.name)) for field in fields(one)]
-    return torch.equal(mask, other.mask) and all(torch.equal(ours[mask], theirs[mask]) for ours, theirs in pairs)
+    values = [(getattr(one, field.name), getattr(other, field.name)) for field in fields(one)]
+    tensors = [pair for pair in values if isinstance(pair[0], torch.Tensor)]
+    return (
+        one.unit == other.unit
+        and torch.equal(mask, other.mask)
+        and all(torch.equal(first[mask], second[mask]) for first, second in tensors)
+    )
 
 
 @pytest.mark.parametrize("student", [True, False])

@@ -22,7 +22,7 @@ def banks(runs: Mapping[str, Records]) -> Figure:
     """Draw the state of banks that are updated during training: the age of rows and the distance to a rebuilt bank.
 
     Unless the augmentation mixes images, every row is updated once in each epoch, so the age of a full bank is almost
-    constant. A text in the first panel describes how full the banks are. The drift is low, too, where all features are
+    constant. A text in the first panel describes how full the banks are. The drift is also low where all features are
     alike; the panel of neighbours shows whether retrieval is affected.
 
     Args:

@@ -31,7 +31,7 @@ def shuffled(order: Tensor, *, generator: torch.Generator, labels: Tensor | None
     """Shuffle each row of `order`. With `labels`, only samples of the same class exchange their positions.
 
     With labels, the first k samples of a row are, for every k, a random set with the same number of samples of each
-    class as the first k of `order`. Compared with `order`, only the similarity is lost, and the labels are kept.
+    class as the first k of `order`. As a control, this removes the similarity and keeps the labels.
 
     Args:
         order: positions of samples, [Q, M].
