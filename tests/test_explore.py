@@ -11,6 +11,7 @@ from ickd_lib.memory import MemoryBank
 from ickd_lib.methods import Context
 from ickd_lib.models import Output
 from ickd_lib.runtime import InputError
+from ickd_lib.tasks import Samples
 
 SIZES = (12, 14, 3, 1)  # of the classes of the bank below: one is short of positives, one has a single image
 LABELS = torch.tensor([0, 1, 1, 2, 3, 2])
@@ -172,10 +173,11 @@ def test_terms_equal_a_loop_and_the_method(small, name):
     found = around(small, temperature=method.aggregation_temperature)
     terms, by_hand = explore.terms(method, found, LABELS), naive(method, found)
     assert terms == pytest.approx(by_hand, rel=1e-4, abs=1e-6) and min(terms.values()) > 0
-    none = torch.zeros(6, 0)
-    batch = Batch(none, LABELS, INDEX, torch.zeros(6).long())
-    student, teacher = Output(found.logits["student"], none), Output(found.logits["teacher"], none)
-    step = method(Context(batch, student, teacher, found.positives, found.negatives))
+    none, view = torch.zeros(6, 0), torch.zeros(6).long()
+    student, teacher = (Samples(found.logits[key], none, LABELS, INDEX, view) for key in ("student", "teacher"))
+    supervised = losses.cross_entropy(student.logits, LABELS)
+    sources = {"teacher": teacher, "positives": found.positives, "negatives": found.negatives}
+    step = method(Context(Batch(none, LABELS, INDEX, view), student, supervised, **sources))
     assert terms == {term: value.item() for term, value in step.items()}
     assert list(terms) == list(step)  # in order
 
