@@ -11,7 +11,6 @@ from ickd_lib.memory import MemoryBank
 from ickd_lib.methods import Context
 from ickd_lib.models import Output
 from ickd_lib.runtime import InputError
-from ickd_lib.tasks import Samples
 
 SIZES = (12, 14, 3, 1)  # of the classes of the bank below: one is short of positives, one has a single image
 LABELS = torch.tensor([0, 1, 1, 2, 3, 2])
@@ -52,13 +51,8 @@ def around(small, k=(5, 7), temperature=0.05, student=True):
 def same(one, other):
     """Whether two sets of in-context samples are equal where the mask is true; other entries have no meaning."""
     mask = one.mask
-    values = [(getattr(one, field.name), getattr(other, field.name)) for field in fields(one)]
-    tensors = [pair for pair in values if isinstance(pair[0], torch.Tensor)]
-    return (
-        one.unit == other.unit
-        and torch.equal(mask, other.mask)
-        and all(torch.equal(first[mask], second[mask]) for first, second in tensors)
-    )
+    pairs = [(getattr(one, field.name), getattr(other, field.name)) for field in fields(one)]
+    return torch.equal(mask, other.mask) and all(torch.equal(ours[mask], theirs[mask]) for ours, theirs in pairs)
 
 
 @pytest.mark.parametrize("student", [True, False])
@@ -173,11 +167,10 @@ def test_terms_equal_a_loop_and_the_method(small, name):
     found = around(small, temperature=method.aggregation_temperature)
     terms, by_hand = explore.terms(method, found, LABELS), naive(method, found)
     assert terms == pytest.approx(by_hand, rel=1e-4, abs=1e-6) and min(terms.values()) > 0
-    none, view = torch.zeros(6, 0), torch.zeros(6).long()
-    student, teacher = (Samples(found.logits[key], none, LABELS, INDEX, view) for key in ("student", "teacher"))
-    supervised = losses.cross_entropy(student.logits, LABELS)
-    sources = {"teacher": teacher, "positives": found.positives, "negatives": found.negatives}
-    step = method(Context(Batch(none, LABELS, INDEX, view), student, supervised, **sources))
+    none = torch.zeros(6, 0)
+    batch = Batch(none, LABELS, INDEX, torch.zeros(6).long())
+    student, teacher = Output(found.logits["student"], none), Output(found.logits["teacher"], none)
+    step = method(Context(batch, student, teacher, found.positives, found.negatives))
     assert terms == {term: value.item() for term, value in step.items()}
     assert list(terms) == list(step)  # in order
 

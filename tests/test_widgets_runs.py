@@ -205,8 +205,8 @@ def test_an_error_is_displayed_until_the_next_interaction(explorer, folder):
     assert explorer.error == "" and "nothing can be drawn yet: d-new" in explorer.view._last[0][0]["text"]
     choose(explorer, "d-new")
     assert 'role="alert"' in explorer.message.value and html.escape(explorer.error) in explorer.message.value
+    (folder / "b-kd-0" / "metrics.jsonl").write_bytes(b"\xff\xfe")
     explorer.again.click()
-    (folder / "b-kd-0" / "metrics.jsonl").write_bytes(b"\xff\xfe")  # after the reload, which would leave the run out
     choose(explorer, "b-kd-0")
     assert "b-kd-0/metrics.jsonl cannot be read" in explorer.error and plt.get_fignums() == before
     choose(explorer, "a-ce-0")
