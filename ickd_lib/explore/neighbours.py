@@ -104,7 +104,7 @@ def require_fit(
         student, teacher: networks that are evaluated on the images or the queries.
         task: which samples an image has; classification by default.
     Raises:
-        InputError: the bank was built from other images or with another teacher, or classes or image sizes differ.
+        InputError: the bank was built from other images or by another teacher, or classes or image sizes differ.
     """
     memory.require_fit(bank, images, teacher, task)
     count = len((task or Classification()).keys(images)[0])

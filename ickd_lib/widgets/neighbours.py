@@ -48,7 +48,7 @@ class NeighbourExplorer(Explorer):
         student: a network. If given, its predictions and mistakes and the loss terms of a query are displayed, too.
         queries: images to choose queries from. By default these are `images`, and no query is retrieved as its own
             in-context sample.
-        teacher: the teacher with which the bank was built; needed for `queries` outside the bank.
+        teacher: the teacher by which the bank was built; needed for `queries` outside the bank.
         method: an in-context distillation method, as `methods.create` takes it. The loss terms are computed with its
             weights. The controls start at its numbers of in-context samples and its aggregation temperature.
         temperature: temperature of all displayed probabilities.
@@ -167,6 +167,7 @@ class NeighbourExplorer(Explorer):
 
     @property
     def current(self) -> PathEntry:
+        """The current query, the last entry of the path."""
         return self.path[-1]
 
     # ------------------------------------------------------------------------------------------- choosing a query
