@@ -43,7 +43,7 @@ def ickd_lib_search(bank: MemoryBank) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 def faiss_constrained(bank: MemoryBank) -> tuple[torch.Tensor, torch.Tensor]:
-    """Search with faiss under the same class constraints; the result is as of `ickd_lib_search`, [N, 8] and [N, 128]."""
+    """Search with faiss under the same class constraints and return rows of shapes [N, 8] and [N, 128]."""
     import faiss
 
     features, labels = bank.features.numpy(), bank.labels.numpy()
