@@ -2,8 +2,8 @@
 
     python benchmarks/accuracy.py --data-root DIR [--images 5000] [--epochs 8] [--seeds 3] [--out FILE]
 
-The teacher is trained on all images first. The script keeps it and every finished training in --runs, and the next call
-with the same settings uses them.
+The teacher is first trained on all images. The teacher and every finished training are kept in --runs, and the next
+call with the same settings uses them.
 """
 
 from __future__ import annotations
@@ -21,7 +21,16 @@ from ickd_lib import data, runtime, training
 
 
 def usual(teacher: Any, student: str, splits: data.Splits, recipe: training.Recipe, seed: int, device: str) -> float:
-    """Train with the usual loop and return the test accuracy, a fraction."""
+    """Train a student with the usual loop and return its test accuracy, a fraction.
+
+    Args:
+        teacher: the teacher, a network.
+        student: name of the student's network.
+        splits: the data.
+        recipe: epochs, learning rates and optimiser.
+        seed: seed of the student's initial weights and of the order of the images.
+        device: "auto", "cpu", "cuda" or "cuda:N".
+    """
     chosen = runtime.device(device)
     loop = UsualLoop(teacher, student, splits.train, chosen, recipe, seed)
     for _ in range(recipe.epochs):
@@ -43,13 +52,13 @@ def measure(
     """Train KD students with the usual loop, with `distill`, and with `distill` and a teacher cache.
 
     Args:
-        root: folder of cifar-100-python.
+        root: folder that contains cifar-100-python.
         images: number of training images of the students, stratified; 0 for all.
-        epochs: of the students.
+        epochs: number of epochs of the students.
         seeds: number of students that each loop trains.
         pair: the teacher (a model's name or its run folder) and the student's network.
         device: "auto", "cpu", "cuda" or "cuda:N".
-        folder: where runs are kept.
+        folder: folder in which the runs are kept.
     Returns:
         The accuracies of each loop, one for each seed, with their mean and standard deviation in percent.
     """
@@ -63,15 +72,15 @@ def measure(
     if images:
         splits = splits._replace(train=splits.train.few(images))
     recipe = training.Recipe(epochs=epochs, schedule="cosine")
-    found: dict[str, list[float]] = {"usual": [], "ours": [], "ours, teacher cache": []}
+    found: dict[str, list[float]] = {"usual": [], "ickd_lib": [], "ickd_lib, teacher cache": []}
     for seed in range(seeds):
         kept = Path(folder, "usual", f"{runtime.fingerprint(pair, images, vars(recipe), teacher.identity)}-{seed}.json")
         if not kept.is_file():
             runtime.write_json(kept, {"accuracy": usual(teacher, pair[1], splits, recipe, seed, device)})
         found["usual"].append(json.loads(kept.read_text())["accuracy"])
         for way, given in (
-            ("ours", {}),
-            ("ours, teacher cache", {"teacher_cache": Path(folder, "teacher_cache")}),
+            ("ickd_lib", {}),
+            ("ickd_lib, teacher cache", {"teacher_cache": Path(folder, "teacher_cache")}),
         ):
             (history,) = training.distill(
                 [training.Student(pair[1], "kd", seed)],
@@ -95,9 +104,9 @@ def measure(
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data-root", required=True, help="folder of cifar-100-python")
-    parser.add_argument("--images", type=int, default=5000, help="training images of the students, stratified; 0: all")
-    parser.add_argument("--epochs", type=int, default=8, help="epochs of the students")
+    parser.add_argument("--data-root", required=True, help="folder that contains cifar-100-python")
+    parser.add_argument("--images", type=int, default=5000, help="number of training images of the students; 0: all")
+    parser.add_argument("--epochs", type=int, default=8, help="number of epochs of the students")
     parser.add_argument("--seeds", type=int, default=3, help="number of students that each loop trains")
     parser.add_argument(
         "--pair", default="resnet20,resnet8", help="teacher (a model's name or its run folder) and student"

@@ -2,20 +2,21 @@
 
     python benchmarks/cifar100.py --data-root DIR [--plan published|strong|small] [--stage table|tune]
 
-Stage `table` compares the methods on the test images. Stage `tune` changes IC-KD's choices one at a time and compares
-them on images held out of train, on which neither the students nor the teacher are trained. The defaults were chosen in
-this stage, and it is IC-KD's ablation.
+In stage `table`, the methods are compared on the test images. In stage `tune`, the choices of IC-KD are changed one at
+a time and compared on training images that are held out, on which neither the students nor the teacher are trained. The
+defaults were chosen in this stage, which is also the ablation of IC-KD.
 
-Plan `published` has the published protocol and pairs, for a GPU. Plan `strong` trains the first pair for twice as many
-epochs with RandAugment. Plan `small`, for a CPU, trains ResNet20→ResNet8 on a fixed, stratified subset of 10,000
-training images and evaluates on all test images.
+Plan `published`, for a GPU, has the published protocol and pairs. With plan `strong`, the first pair is trained for
+twice as many epochs with RandAugment. With plan `small`, for a CPU, ResNet20→ResNet8 is trained on a fixed, stratified
+subset of 10,000 training images and evaluated on all test images.
 
-Each finished run becomes a JSON file in OUT/STAGE with its configuration, commit, device, curves and summary, and a run
-that has one is not trained again. `ickd report OUT/table --figure FILE.png` makes the table, and a figure with the
-published numbers; `ickd report OUT/tune --baseline ickd` makes the ablation.
+For each finished run, a JSON file with its configuration, commit, device, curves and summary is written to OUT/STAGE. A
+run with such a file is not trained again. `ickd report OUT/table --figure FILE.png` writes the table and a figure with
+the published numbers, and `ickd report OUT/tune --baseline ickd` writes the ablation.
 
-With --minutes, the script stops after that time, with a checkpoint and exit status 75; the same call continues. When a
-student diverges, the others are trained to the end; the script names it at the end and exits with status 1.
+With --minutes, the script stops after that time: it writes a checkpoint and exits with status 75, and the same call
+continues the training. When a student diverges, the others are still trained to the end; then a message with the name
+of the diverged student is printed, and the exit status is 1.
 """
 
 from __future__ import annotations
@@ -39,8 +40,8 @@ from ickd_lib.training import Recipe, Student
 UNFINISHED = 75  # exit status of a call that --minutes or Ctrl-C stopped
 PROTOCOL = Recipe()
 SHORT = Recipe(epochs=60, schedule="cosine")
-# The choices of IC-KD that tuning changes, one at a time. With `order='random'` the in-context samples are drawn at
-# random from the same classes instead of retrieved.
+# The choices of IC-KD in stage `tune`. Each differs from the defaults in one respect. With `order='random'` the
+# in-context samples are drawn at random from the same classes instead of retrieved.
 CHOICES = (
     "ickd",
     "ickd(order='random')",
@@ -70,7 +71,8 @@ CHOICES = (
     "ickd(anchor='aggregate')",
     "nicd(nicd=5.0)",
 )
-# Weights of the other methods, which tuning compares too, because so short a training favours large ones.
+# Weights of the other methods, which are compared in stage `tune` too, because large weights have an advantage in so
+# short a training.
 SCALES = (
     "ce",
     "kd",
@@ -89,16 +91,17 @@ SCALES = (
 class Plan:
     """The networks, recipes, data and methods of a table.
 
-    pairs: teacher, student and number of seeds.
-    teacher: recipe of the teachers in stage `table`.
-    tuner: recipe of the teachers in stage `tune`.
-    student: recipe of the students in stage `table`; None for the one published for the pair.
-    short: recipe of the students in stage `tune`.
-    labels: number of training images of the students; 0 for all.
-    augment: augmentation of the students' training images.
-    others: the methods that IC-KD is compared with. Weights in brackets were the best in tuning.
-    best: the method to which IC-KD is added, and KD for comparison, because IC-KD contains KD.
-    seeds_of_choices: number of seeds in stage `tune`.
+    Args:
+        pairs: teacher, student and number of seeds of each pair.
+        teacher: recipe of the teachers in stage `table`.
+        tuner: recipe of the teachers in stage `tune`.
+        student: recipe of the students in stage `table`; None for the one published for the pair.
+        short: recipe of the students in stage `tune`.
+        labels: number of training images of the students; 0 for all.
+        augment: augmentation of the students' training images.
+        others: the methods with which IC-KD is compared. Weights in brackets were the best in stage `tune`.
+        best: the method that is also combined with IC-KD and, because IC-KD contains KD, with KD for comparison.
+        seeds_of_choices: number of seeds in stage `tune`.
     """
 
     pairs: tuple[tuple[str, str, int], ...]
@@ -149,7 +152,7 @@ PLANS = {
 
 
 def of_stage(stage: str, plan: Plan, pair: tuple[str, str]) -> list[str]:
-    """Return the methods that a stage trains for a pair, with the weights published for it."""
+    """Return the methods that are trained for a pair in a stage, with the weights published for the pair."""
     if stage == "table":
         named = [training.published(name, *pair).method for name in plan.others]
         best = training.published(plan.best, *pair).method
@@ -158,7 +161,7 @@ def of_stage(stage: str, plan: Plan, pair: tuple[str, str]) -> list[str]:
 
 
 def passes(every: list[str], together: int) -> list[list[str]]:
-    """Divide methods into groups of at most `together`, each of which is trained in one pass.
+    """Divide methods into groups of at most `together` methods. Each group is trained in one pass.
 
     A method with `query='view'` is a group of its own: on a GPU its steps cannot be captured, and then those of other
     students in the same pass cannot be captured either.
@@ -169,12 +172,12 @@ def passes(every: list[str], together: int) -> list[list[str]]:
 
 
 def write_finished(folder: Path, out: Path) -> list[dict[str, Any]]:
-    """Write each finished run below `folder` that has no JSON file in `out` yet as one.
+    """Write a JSON file in `out` for each finished run below `folder` that has none yet.
 
-    The class names, which are the same in every run, are left out.
+    The class names are the same in every run and are left out.
 
     Returns:
-        The summaries of these runs.
+        The summaries of the runs for which a file was written.
     """
     written = []
     for run in map(runtime.Run, sorted(path.parent for path in folder.glob("*/summary.json"))):
@@ -188,20 +191,20 @@ def write_finished(folder: Path, out: Path) -> list[dict[str, Any]]:
 
 
 def already_written(folder: Path) -> set[tuple[str, str, str, int]]:
-    """Return teacher, student, method and seed of each run that has a JSON file in the folder."""
+    """Return the teacher, student, method and seed of each run with a JSON file in the folder."""
     summaries = finished([folder]) if any(folder.glob("*.json")) else []
     return {(one["teacher"], one["network"], one["method"], one["data_seed"]) for one in summaries}
 
 
 def train(stage: str, plan: Plan, given: argparse.Namespace) -> list[str]:
-    """Train everything of a stage, pair after pair. Students of one pass share the batches and the teacher's outputs.
+    """Train all students of a stage, pair after pair. Students of one pass share the batches and the teacher's outputs.
 
     Args:
         stage: "table" or "tune".
         plan: what to train.
         given: the script's arguments.
     Returns:
-        A message for each pass in which students diverged; it names them.
+        A message for each pass in which students diverged, with their names.
     """
     tuning, failed = stage == "tune", []
     runs, out = Path(given.runs, given.plan, stage), Path(given.out, stage)
@@ -247,22 +250,22 @@ def train(stage: str, plan: Plan, given: argparse.Namespace) -> list[str]:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data-root", default="data", help="folder of cifar-100-python")
+    parser.add_argument("--data-root", default="data", help="folder that contains cifar-100-python")
     parser.add_argument("--download", action="store_true", help="download CIFAR-100 if the folder lacks it")
-    parser.add_argument("--plan", default="published", choices=PLANS, help="what is trained")
+    parser.add_argument("--plan", default="published", choices=PLANS, help="networks, recipes and data")
     parser.add_argument("--stage", default="table", choices=("table", "tune"), help="comparison or tuning")
-    parser.add_argument("--minutes", type=float, default=0, help="stop after this time, to continue later; 0: never")
+    parser.add_argument("--minutes", type=float, default=0, help="minutes after which to stop; 0: never")
     parser.add_argument("--methods", nargs="*", help="methods to train; by default those of the stage")
     parser.add_argument("--seeds", nargs="*", type=int, help="seeds to train; by default those of the plan")
-    parser.add_argument("--together", type=int, default=8, help="students that are trained in one pass")
+    parser.add_argument("--together", type=int, default=8, help="largest number of students in one pass")
     parser.add_argument("--runs", default="runs/cifar100", help="folder of runs, teachers and the teacher cache")
     parser.add_argument("--out", default="", help="folder of the JSON files; by default RUNS/PLAN/json")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N")
     given = parser.parse_args()
     given.out = given.out or Path(given.runs, given.plan, "json")
     if given.minutes:
-        # The alarm acts like Ctrl-C, so that training stops between two steps and writes a checkpoint. Python's handler
-        # is set first, because a process that a shell started in the background ignores Ctrl-C.
+        # The alarm has the effect of Ctrl-C: training stops between two steps, and a checkpoint is written. Python's
+        # handler is set first, because a process that a shell started in the background ignores Ctrl-C.
         signal.signal(signal.SIGINT, signal.default_int_handler)
         signal.signal(signal.SIGALRM, lambda *_: os.kill(os.getpid(), signal.SIGINT))
         signal.setitimer(signal.ITIMER_REAL, 60 * given.minutes)

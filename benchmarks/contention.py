@@ -1,4 +1,4 @@
-"""Measures how busy cores slow down training on a CPU, by the number of threads and OpenMP's wait policy.
+"""Measures how much busy cores slow down training on a CPU, for each number of threads and OpenMP wait policy.
 
     python benchmarks/contention.py [--threads 1 2] [--busy 0 1] [--seconds 10] [--out FILE]
 
@@ -6,9 +6,9 @@ A ResNet8 is distilled from a ResNet20 with KD in fp32, on random 32×32 images 
 of its own, because OpenMP reads OMP_WAIT_POLICY and OMP_NUM_THREADS once, when torch is loaded. In a case with busy
 cores, that many further processes run a loop of pure Python.
 
-Under the policy "active", an OpenMP thread that has finished its part waits for the others in a loop, which keeps its
-core busy; under "passive" it sleeps. Run this script on an otherwise idle machine. `busy_before` in the file is the
-number of cores that other processes kept busy before a case began.
+With the policy "active", an OpenMP thread that has finished its part waits for the others in a loop, which keeps its
+core busy; with "passive" it sleeps. Run this script on an otherwise idle machine. `busy_before` in the file is the
+number of cores that were busy with other processes before a case began.
 """
 
 from __future__ import annotations
@@ -32,24 +32,25 @@ from ickd_lib.runtime.threads import busy_cores
 
 PAIR = ("resnet20", "resnet8")
 POLICIES = ("active", "passive")
-WARM_UP = 3  # steps before the clock starts: libraries choose their kernels
-LONGEST = 600  # seconds after which a busy process ends, should this one be killed
+WARM_UP = 3  # first steps, which are not counted, because libraries choose their kernels in them
+LONGEST = 600  # seconds after which a busy process ends by itself, for the case that this process is killed
 
 
 class Finished(Exception):
-    """Ends a training when its time is over."""
+    """Raised to end a training when its time is over."""
 
 
 class Clock(training.Callback):
     """Keeps cores busy during a training, counts its steps for some seconds, and then raises `Finished`.
 
     Args:
-        threads: torch's number of threads. It is set here, because `distill` chooses fewer where cores are busy.
+        threads: torch's number of threads. It is set at the start of the training, because `distill` chooses fewer
+            threads where cores are busy.
         busy: number of cores to keep busy.
-        seconds: how long steps are counted after `WARM_UP` steps.
+        seconds: time for which steps are counted, after `WARM_UP` steps.
     Attributes:
-        steps: steps that were counted.
-        elapsed: how long they took, in seconds.
+        steps: number of counted steps.
+        elapsed: time of these steps in seconds.
     """
 
     def __init__(self, threads: int, busy: int, seconds: float) -> None:
@@ -76,7 +77,7 @@ class Clock(training.Callback):
 
 @contextlib.contextmanager
 def busy_processes(count: int) -> Iterator[None]:
-    """Inside the context, `count` processes keep a core busy each."""
+    """Keep `count` cores busy inside the context, each with a process of its own."""
     code = f"import time\nend = time.monotonic() + {LONGEST}\nwhile time.monotonic() < end: pass"
     processes = [subprocess.Popen([sys.executable, "-c", code]) for _ in range(count)]
     try:
@@ -88,8 +89,14 @@ def busy_processes(count: int) -> Iterator[None]:
 
 
 def images_per_second(threads: int, busy: int, seconds: float) -> float:
-    """Train in this process for some seconds and return the images per second."""
-    recipe = training.Recipe(epochs=1000, schedule="cosine")  # more than any machine trains in this time
+    """Train in this process for some seconds and return the number of images per second.
+
+    Args:
+        threads: number of threads.
+        busy: number of cores to keep busy.
+        seconds: time for which steps are counted.
+    """
+    recipe = training.Recipe(epochs=1000, schedule="cosine")  # so many that the training does not end by itself
     splits = random_splits(16 * recipe.batch_size, 16)
     teacher, _ = untrained(PAIR[0], splits, torch.device("cpu"))
     clock = Clock(threads, busy, seconds)
@@ -114,16 +121,16 @@ def measure(
     policies: Sequence[str] = POLICIES,
     seconds: float = 10,
 ) -> list[dict[str, Any]]:
-    """Measure every combination, each in a process of its own.
+    """Measure every combination of threads, busy cores and policy, each in a process of its own.
 
     Args:
         threads: numbers of OpenMP threads.
         busy: numbers of cores that other processes keep busy.
         policies: values of OMP_WAIT_POLICY.
-        seconds: how long the steps of a case are counted.
+        seconds: time for which the steps of a case are counted.
     Returns:
-        For each case its threads, wait policy and busy cores, the cores that were busy before it began, and its images
-        per second.
+        For each case its threads, wait policy and busy cores, the number of cores that were busy before it began, and
+        its images per second.
     """
     cases = []
     for count in threads:
@@ -146,7 +153,7 @@ def measure(
 
 
 def table(cases: Sequence[dict[str, Any]]) -> str:
-    """Format the cases as a text table, a line each, with the columns of their keys."""
+    """Format the cases as a text table, with one line for each case and one column for each key."""
     lines = [[key.replace("_", " ") for key in cases[0]], *([str(value) for value in case.values()] for case in cases)]
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
     return "\n".join("  ".join(map(str.rjust, line, widths)) for line in lines)
@@ -156,7 +163,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--threads", nargs="+", type=int, default=[1, 2], help="numbers of OpenMP threads")
     parser.add_argument("--busy", nargs="+", type=int, default=[0, 1], help="numbers of busy cores")
-    parser.add_argument("--seconds", type=float, default=10, help="how long the steps of a case are counted")
+    parser.add_argument("--seconds", type=float, default=10, help="time for which the steps of a case are counted")
     parser.add_argument("--out", default="benchmarks/results/contention.json", help="file of the results")
     parser.add_argument("--case", nargs=3, help=argparse.SUPPRESS)  # a process of one case: threads, busy, seconds
     given = parser.parse_args()

@@ -1,8 +1,8 @@
-"""Draw the README's first picture: CIFAR-100 photographs beside the in-context samples that a teacher retrieves.
+"""Draws the README's first picture: CIFAR-100 photographs beside the in-context samples from a teacher's memory bank.
 
-python benchmarks/lead_picture.py --data-root DIR --weights resnet56.pth [--out figures/neighbours_cifar100.png]
+    python benchmarks/lead_picture.py --data-root DIR --weights resnet56.pth [--out figures/neighbours_cifar100.png]
 
-The teacher is a ResNet56 from a checkpoint of RepDistiller or mdistiller, or a file of this library.
+The teacher is a ResNet56 from a checkpoint of RepDistiller or mdistiller, or from a file of this library.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from ickd_lib.data import Images
 from ickd_lib.memory import MemoryBank
 
 QUERIES = (36277, 26589, 35328)  # rows of the training images: a clock, a leopard, a dolphin
-SHOWN = 4  # in-context samples of each kind that are drawn
+SHOWN = 4  # number of in-context samples of each kind that are drawn
 SAME, OTHER, QUERY = "#0173b2", "#d55e00", "0.15"
 STEP, GAP, TEXT = 1.06, 0.32, 0.36  # in tiles: distance of neighbouring tiles, gap between groups, room below a tile
 
@@ -33,10 +33,10 @@ def draw(images: Images, bank: MemoryBank, queries: tuple[int, ...] = QUERIES, s
     """Draw one line for each query: the photograph, its nearest rows of its class, its nearest rows of other classes.
 
     Args:
-        images: the images that the bank was built from.
+        images: the images from which the bank was built.
         bank: the teacher's memory bank.
         queries: data-set rows of the queries.
-        shown: how many samples of each kind are drawn.
+        shown: number of in-context samples of each kind.
     """
     index = torch.tensor(queries)
     rows = bank.rows(index)
@@ -71,7 +71,10 @@ def draw(images: Images, bank: MemoryBank, queries: tuple[int, ...] = QUERIES, s
 
 
 def save(figure: Figure, path: str | Path) -> None:
-    """Write the figure as a PNG of 1,148 pixels' width, 64 levels a colour: smooth, and half as large as with 256."""
+    """Write the figure as a PNG that is 1,148 pixels wide, with 64 levels for each colour channel.
+
+    The file is half as large as with 256 levels, and the picture still looks smooth.
+    """
     with io.BytesIO() as drawn:
         figure.savefig(drawn, dpi=140, format="png")
         drawn.seek(0)

@@ -1,4 +1,4 @@
-"""The two training loops that are compared: the usual one of distillation code, and `training.distill`."""
+"""The two training loops that are compared: the usual loop of distillation code, and `training.distill`."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from ickd_lib import data, models, runtime, training
 from ickd_lib.memory import MemoryBank
 
 CORES = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-WORKERS = min(12, CORES)  # of the usual loop's DataLoader; fewer would slow it down on a machine with many cores
+WORKERS = min(12, CORES)  # of the usual loop's DataLoader; it would be slower with fewer
 
 
 class TransformedImages(Dataset):
@@ -39,12 +39,12 @@ class UsualLoop:
     """The usual KD loop: PIL transforms in a DataLoader with `WORKERS` workers, float32, the teacher in every step.
 
     Args:
-        teacher: a network. Its weights are copied into a new one with PyTorch's default memory format.
-        name: the student's network.
+        teacher: a network. Its weights are copied into a new network with PyTorch's default memory format.
+        name: name of the student's network.
         images: the training images.
-        device: where both networks are.
+        device: the device of both networks.
         recipe: batch size, learning rates and optimiser.
-        seed: of the student's initial weights, which equal those of `distill`, and of the order of the images.
+        seed: seed of the student's initial weights, which equal those of `distill`, and of the order of the images.
     Attributes:
         done: number of steps so far.
     """
@@ -65,7 +65,7 @@ class UsualLoop:
         with runtime.seeded(seed, "network"):
             self.student = models.create(name, **images.spec)
         self.student.to(device).train()
-        for network in (self.teacher, self.student):  # the transforms normalise already
+        for network in (self.teacher, self.student):  # the images are normalised by the transforms already
             network.set_normalisation((0.0,) * 3, (1.0,) * 3)
         self.optimizer = torch.optim.SGD(
             self.student.parameters(), lr=recipe.lr, momentum=recipe.momentum, weight_decay=recipe.weight_decay
@@ -94,7 +94,7 @@ class UsualLoop:
             self.optimizer.zero_grad()
             loss.backward()
             self.optimizer.step()
-            loss.item()  # usual loops read it in every step, for a running average
+            loss.item()  # usual loops read the loss in every step, for a running average
             self.done += 1
 
 
@@ -113,7 +113,9 @@ def step_seconds(students: list[training.Student], splits: data.Splits, **given:
 
 
 def random_splits(count: int, test: int, classes: int = 100) -> data.Splits:
-    """Return random images of CIFAR-100's shape, for timing without the data set: time does not depend on pixels.
+    """Return random images of CIFAR-100's shape.
+
+    They serve for timing without the data set, because the time of a step does not depend on the pixels.
 
     Args:
         count: number of training images.

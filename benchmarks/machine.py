@@ -1,4 +1,4 @@
-"""Measures the peak rates of a machine, the least work of a training step, and how a step's time divides."""
+"""The peak rates of a machine, the least work of a training step, and the division of its time among operations."""
 
 from __future__ import annotations
 
@@ -16,8 +16,9 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from ickd_lib import models
 
-# Kinds of operation, with parts of the names of their operators and kernels. The first kind that matches counts: the
-# names of cuDNN's kernels for batch normalisation contain "cudnn" too, and those of many kernels "elementwise".
+# Kinds of operation, with parts of the names of their operators and kernels. An operation belongs to the first kind
+# that matches, because the names of cuDNN's kernels for batch normalisation also contain "cudnn", and the names of many
+# kernels contain "elementwise".
 KINDS = {
     "batch normalisation": ("batch_norm", "bn_", "batchnorm"),
     "convolution": ("conv", "cudnn", "gemm", "addmm", "xmma", "cutlass", "implicit"),
@@ -36,7 +37,7 @@ def name(device: torch.device) -> str:
 
 
 def seconds(work: Callable[[], object], device: torch.device) -> float:
-    """Return how many seconds one call of `work` takes, until the device has finished everything that it launched."""
+    """Return the seconds of one call of `work`, until the device has finished everything that the call launched."""
     _synchronise(device)
     start = time.perf_counter()
     work()
@@ -59,7 +60,7 @@ def rates(device: torch.device, precision: str) -> dict[str, float]:
 
     Args:
         device: the device to measure.
-        precision: of the matrix product, "fp32" or "bf16".
+        precision: precision of the matrix product, "fp32" or "bf16".
     """
     side = 8192 if device.type == "cuda" else 2048
     kind = torch.bfloat16 if precision == "bf16" else torch.float32
@@ -75,9 +76,9 @@ def rates(device: torch.device, precision: str) -> dict[str, float]:
 def work(network: models.Network, size: tuple[int, int], *, training: bool, bytes_each: int) -> tuple[float, float]:
     """Count the operations and bytes that a network needs at least for one image.
 
-    Operations are those of convolutions and matrix products, forward, and backward in training. Bytes: the output of
-    each of these layers is written once and read once. In training it is written and read once more, and so is its
-    gradient.
+    The operations are those of convolutions and matrix products in the forward pass, and in training also in the
+    backward pass. The bytes are those of the outputs of these layers, each of which is written once and read once. In
+    training, each is written and read once more, and so is its gradient.
 
     Args:
         network: the network to count for.
@@ -113,9 +114,9 @@ def floor(
     rate: dict[str, float],
     precision: str,
 ) -> float:
-    """Return the least seconds that one image can take on this machine.
+    """Return the least time in seconds that one image can take on this machine.
 
-    This is the time of its operations or of its bytes (see `work`) at the peak rates, whichever is longer.
+    It is the larger of two times at the peak rates: that of the image's operations and that of its bytes (see `work`).
 
     Args:
         student: the network that is trained.
@@ -142,8 +143,8 @@ def shares(run: Callable[[], object], device: torch.device) -> dict[str, float]:
         run()
     spent: dict[str, float] = defaultdict(float)
     for event in profiled.key_averages():
-        # An operator on the CPU has the time of the kernels that it launched, and an annotation the time of all kernels
-        # inside it. Only the kernels themselves are summed, so that each counts once.
+        # The time of an operator on the CPU includes the kernels that it launched, and that of an annotation all
+        # kernels inside it. Only the kernels themselves are summed, so that each is counted once.
         if cuda and (event.device_type != DeviceType.CUDA or event.is_user_annotation):
             continue
         name = event.key.lower()

@@ -2,9 +2,9 @@
 
     python benchmarks/retrieval.py [--rows 50000] [--features 256] [--rounds 1] [--device auto]
 
-The features of each of 100 classes are its centre plus noise, rectified like those of a network that ends in a ReLU. On
-a CPU with faiss-cpu installed, its IndexFlatIP is measured too: under the same class constraints (an index of each
-class, and one of all other classes), and without constraints.
+The features of each of 100 classes are its centre plus noise, and are rectified as in a network that ends in a ReLU. On
+a CPU, if faiss-cpu is installed, its IndexFlatIP is measured too: with the same class constraints (one index of each
+class and one of all other classes), and without constraints.
 """
 
 from __future__ import annotations
@@ -35,15 +35,15 @@ def random_bank(rows: int, features: int, classes: int = 100) -> MemoryBank:
     return MemoryBank(values, torch.zeros(rows, classes), labels, torch.arange(rows), names)
 
 
-def ours(bank: MemoryBank) -> tuple[torch.Tensor, torch.Tensor]:
-    """Search with this library: rows of the positives [N, 8] and negatives [N, 128]."""
-    bank._tables.clear()  # otherwise a second search would return the first one's result
+def ickd_lib_search(bank: MemoryBank) -> tuple[torch.Tensor, torch.Tensor]:
+    """Search with ickd_lib and return the rows of the positives [N, 8] and negatives [N, 128]."""
+    bank._tables.clear()  # otherwise a second search would return the result of the first
     positives, negatives = bank.table(positives=POSITIVES, negatives=NEGATIVES)
     return positives.rows, negatives.rows
 
 
 def faiss_constrained(bank: MemoryBank) -> tuple[torch.Tensor, torch.Tensor]:
-    """Search with faiss under the same class constraints: rows of the positives [N, 8] and negatives [N, 128]."""
+    """Search with faiss under the same class constraints and return rows of shapes [N, 8] and [N, 128]."""
     import faiss
 
     features, labels = bank.features.numpy(), bank.labels.numpy()
@@ -64,7 +64,7 @@ def faiss_constrained(bank: MemoryBank) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 def faiss_free(bank: MemoryBank) -> None:
-    """Search as many rows with faiss without class constraints."""
+    """Search as many rows per query with faiss, without class constraints."""
     import faiss
 
     features = bank.features.numpy()
@@ -79,16 +79,16 @@ def measure(rows: int = 50_000, features: int = 256, rounds: int = 1, device: st
     Args:
         rows, features: size of the bank.
         rounds: how often each search is measured.
-        device: where the bank is and this library searches.
+        device: device of the bank and of the search with ickd_lib: "auto", "cpu", "cuda" or "cuda:N".
     Returns:
-        The seconds of each search and, where faiss was measured, the share of neighbours on which both exact searches
-        agree and the median ratio of the times.
+        The seconds of each search in each round and, where faiss was measured, the share of neighbours on which both
+        exact searches agree and the median ratio of the times.
     """
     chosen = runtime.device(device)
     bank = random_bank(rows, features).to(chosen)
-    ways: dict[str, Any] = {"ours": ours}
+    ways: dict[str, Any] = {"ickd_lib": ickd_lib_search}
     if chosen.type == "cuda":
-        ours(bank)  # the first search on a GPU loads its libraries
+        ickd_lib_search(bank)  # the first search on a GPU loads its libraries
     elif importlib.util.find_spec("faiss"):
         import faiss
 
@@ -107,12 +107,12 @@ def measure(rows: int = 50_000, features: int = 256, rounds: int = 1, device: st
     if len(ways) > 1:
         agreed = [
             (a.sort(1).values == b.sort(1).values).double().mean().item()
-            for a, b in zip(found["ours"], found["faiss, same constraints"], strict=True)
+            for a, b in zip(found["ickd_lib"], found["faiss, same constraints"], strict=True)
         ]
         result["agreement_with_faiss"] = [round(share, 5) for share in agreed]
         for way in list(ways)[1:]:
-            ratio = statistics.median(f / o for f, o in zip(seconds[way], seconds["ours"], strict=True))
-            result[f"times the seconds of ours: {way}"] = round(ratio, 2)
+            ratio = statistics.median(f / o for f, o in zip(seconds[way], seconds["ickd_lib"], strict=True))
+            result[f"times the seconds of ickd_lib: {way}"] = round(ratio, 2)
     return result
 
 

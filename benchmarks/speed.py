@@ -1,9 +1,9 @@
-"""Measures a distillation step against the usual loop and against the peak rates of the machine.
+"""Compares the time of a distillation step with that of the usual loop and with the least time on this machine.
 
     python benchmarks/speed.py [--data-root DIR] [--rounds 3] [--device auto] [--out benchmarks/results/speed-NAME.json]
 
-Each part is written as soon as it is measured, and parts that the file already contains are not measured again. Repeat
-the call if it was cut short. docs/speed.md explains what is measured.
+Each part is written as soon as it is measured, and parts that the file already contains are not measured again. An
+interrupted call can therefore be repeated. docs/speed.md explains the measurements.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from ickd_lib import data, models, runtime, training
 
 PAIRS = (("resnet56", "resnet20"), ("resnet32x4", "resnet8x4"))
 THREE = ("kd", "ickd", "ckd")  # methods that are trained in one pass, and one by one
-PROFILED = 1024  # images of a profile; one of more images takes long to read
+PROFILED = 1024  # number of images in a profile; the evaluation of a profile of more images takes long
 
 
 def ratio(above: list[float], below: list[float]) -> float:
@@ -44,7 +44,7 @@ def measure_pair(
     """Measure the steps of one teacher and student.
 
     Args:
-        pair: networks of the teacher and of the student.
+        pair: names of the teacher's and of the student's network.
         splits: the images.
         rate: the result of `machine.rates`.
         given: the script's arguments.
@@ -57,7 +57,7 @@ def measure_pair(
     recipe = training.Recipe(epochs=2, schedule="cosine")
     rounds: dict[str, list[float]] = {}
 
-    def ours(*methods: str, copies: int = 1, images: data.Splits = splits, **options: Any) -> float:
+    def distilled(*methods: str, copies: int = 1, images: data.Splits = splits, **options: Any) -> float:
         students = [training.Student(name, method, seed) for method in methods for seed in range(copies)]
         return step_seconds(students, images, teacher=teacher, bank=bank, device=given.device, **options)
 
@@ -67,25 +67,25 @@ def measure_pair(
         return machine.seconds(loop.epoch, device) / len(loop.loader)
 
     with tempfile.TemporaryDirectory() as cache:
-        ours("kd", teacher_cache=cache)  # computes the teacher's outputs for all views of this training
+        distilled("kd", teacher_cache=cache)  # computes the teacher's outputs for all views of this training
         ways = {
             "usual": usual,
-            "kd": lambda: ours("kd"),
-            "ickd": lambda: ours("ickd"),
-            "ckd": lambda: ours("ckd"),
-            "three in one pass": lambda: ours(*THREE),
-            "kd, full cache": lambda: ours("kd", teacher_cache=cache),
+            "kd": lambda: distilled("kd"),
+            "ickd": lambda: distilled("ickd"),
+            "ckd": lambda: distilled("ckd"),
+            "three in one pass": lambda: distilled(*THREE),
+            "kd, full cache": lambda: distilled("kd", teacher_cache=cache),
         }
         if given.together:
-            ways["many, full cache"] = lambda: ours("kd", teacher_cache=cache, copies=given.together)
+            ways["many, full cache"] = lambda: distilled("kd", teacher_cache=cache, copies=given.together)
         for _ in range(given.rounds):
             for way, measured in ways.items():
                 rounds.setdefault(way, []).append(round(measured(), 5))
         few = splits._replace(train=splits.train.few(min(PROFILED, len(splits.train))))
-        ours("kd", teacher_cache=cache, images=few)
+        distilled("kd", teacher_cache=cache, images=few)
         profiles = {
-            "kd": machine.shares(lambda: ours("kd", images=few), device),
-            "kd, full cache": machine.shares(lambda: ours("kd", teacher_cache=cache, images=few), device),
+            "kd": machine.shares(lambda: distilled("kd", images=few), device),
+            "kd, full cache": machine.shares(lambda: distilled("kd", teacher_cache=cache, images=few), device),
         }
     precision = runtime.precision("auto", device, min(splits.train.size))
     student, size, batch = models.create(name, **splits.train.spec).to(device), splits.train.size, recipe.batch_size
@@ -120,16 +120,21 @@ def measure_pair(
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data-root", default="", help="folder of cifar-100-python; without it, images are random")
+    parser.add_argument(
+        "--data-root", default="", help="folder that contains cifar-100-python; without it, images are random"
+    )
     parser.add_argument("--rounds", type=int, default=3, help="how often each kind of step is measured")
     parser.add_argument(
-        "--steps", type=int, default=0, help="steps of a measurement, at least 16; by default 16, on a GPU 400"
+        "--steps",
+        type=int,
+        default=0,
+        help="number of steps of a measurement, at least 16; by default 16, and 400 on a GPU",
     )
     parser.add_argument(
-        "--together", type=int, default=-1, help="students that are trained in one pass; by default 0, on a GPU 8"
+        "--together", type=int, default=-1, help="number of students in one pass; by default 0, and 8 on a GPU"
     )
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N")
-    parser.add_argument("--out", default="", help="file of the results; by default its name contains the device's")
+    parser.add_argument("--out", default="", help="file of the results; its default name contains that of the device")
     given = parser.parse_args()
     device = runtime.device(given.device)
     cuda = device.type == "cuda"

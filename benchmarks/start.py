@@ -22,7 +22,7 @@ def imported(names: str, before: str = "import torch; ") -> float:
 
     Args:
         names: the module to import.
-        before: statements that run first and are not timed.
+        before: statements that are executed first and not timed.
     """
     taken = [
         float(
@@ -37,9 +37,10 @@ def first_picture(number: str = "00") -> float:
     """Return the seconds from the start of a notebook's kernel to its first picture.
 
     Args:
-        number: the first two digits of the notebook's name. It runs with its default parameters, without earlier runs.
+        number: the first two digits of the notebook's name. The notebook is executed with its default parameters, in a
+            new folder without earlier runs.
     Raises:
-        RuntimeError: the notebook shows no picture.
+        RuntimeError: the notebook displays no picture.
     """
     from nbclient import NotebookClient
     from papermill.iorw import load_notebook_node
@@ -56,7 +57,7 @@ def first_picture(number: str = "00") -> float:
                 client.execute_cell(cell, i)
                 if any("image/png" in output.get("data", {}) for output in cell.get("outputs", [])):
                     return time.perf_counter() - start
-    raise RuntimeError(f"{path.name} shows no picture")
+    raise RuntimeError(f"{path.name} displays no picture")
 
 
 def measure() -> dict[str, float]:

@@ -132,8 +132,8 @@ def test_gpu_times_begin_and_end_with_a_synchronised_device(monkeypatch):
 def test_retrieval_is_timed_on_the_device_that_is_given(monkeypatch):
     monkeypatch.setattr(retrieval.importlib.util, "find_spec", lambda name: None)
     result = retrieval.measure(rows=3000, features=16, rounds=2, device="cpu")
-    assert result["device"] == "cpu" and list(result["seconds_of"]) == ["ours"]
-    assert len(result["seconds_of"]["ours"]) == 2 and min(result["seconds_of"]["ours"]) > 0
+    assert result["device"] == "cpu" and list(result["seconds_of"]) == ["ickd_lib"]
+    assert len(result["seconds_of"]["ickd_lib"]) == 2 and min(result["seconds_of"]["ickd_lib"]) > 0
     with pytest.raises(runtime.InputError, match="unknown device"):
         retrieval.measure(rows=3000, features=16, device="abacus")
 
@@ -141,7 +141,7 @@ def test_retrieval_is_timed_on_the_device_that_is_given(monkeypatch):
 def test_retrieval_is_compared_with_faiss_if_it_is_installed():
     pytest.importorskip("faiss", reason="pip install faiss-cpu for the comparison with faiss")
     result = retrieval.measure(rows=3000, features=16)
-    assert set(result["seconds_of"]) == {"ours", "faiss, same constraints", "faiss, no constraints"}
+    assert set(result["seconds_of"]) == {"ickd_lib", "faiss, same constraints", "faiss, no constraints"}
     assert min(result["agreement_with_faiss"]) > 0.999  # faiss orders near ties by its own rounding
 
 
@@ -293,7 +293,7 @@ def test_accuracy_compares_the_loops_and_trains_nothing_twice(cifar_root, monkey
     monkeypatch.setattr(accuracy.data, "load", few)
     options = {"images": 50, "epochs": 1, "seeds": 1, "pair": ("resnet8", "resnet8"), "device": "cpu"}
     first = accuracy.measure(str(cifar_root), folder=str(tmp_path), **options)
-    assert set(first["seeds"]) == {"usual", "ours", "ours, teacher cache"}
+    assert set(first["seeds"]) == {"usual", "ickd_lib", "ickd_lib, teacher cache"}
     assert all(0 <= values[0] <= 1 for values in first["seeds"].values())
     monkeypatch.setattr(accuracy, "UsualLoop", None)  # any training fails from here on
     monkeypatch.setattr(accuracy.training.distillation, "Stepper", None)

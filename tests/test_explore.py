@@ -280,7 +280,7 @@ def test_search_among_images_without_superclasses():
         ("row:3.0", True, "'row:3.0' is not a data-set row"),
         ("row:²", True, "'row:²' is not a data-set row"),  # a digit to str.isdigit, not to int
         ("row:9" + 30 * "0", True, "no image matches"),
-        ("wrong", False, "'wrong' needs a student, and none was given"),
+        ("wrong", False, "'wrong' needs a student; pass student=…"),
         ("tiger student:1", False, "'student:1' needs a student"),
         ("teacher:1", False, "'teacher:1' needs a teacher"),
     ],

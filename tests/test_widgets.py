@@ -529,7 +529,7 @@ def test_without_a_student_there_are_no_terms_and_no_mistakes(bank, digits):
     assert page(explorer).table == [] and explorer.mistake.disabled
     assert [name.split()[0] for name in page(explorer).bars["columns"]] == ["teacher", "aggregate"]
     explorer.search.value = "wrong"
-    assert explorer.error == "'wrong' needs a student, and none was given; pass student=…"
+    assert explorer.error == "'wrong' needs a student; pass student=…"
 
 
 @pytest.mark.parametrize("method", ["ickd", "picd(kd=0.5)", "ickd(average='probabilities', form='hinge')"])

@@ -131,7 +131,7 @@ def test_final_metrics_equal_the_summaries(explorer, monkeypatch):
     assert seen[-1] == {
         "ce": {"accuracy, %": [0.9, 0.91], "NLL": [0.25, 0.25], "ECE, %": [0.05, 0.05]},
     }  # the third is not finished
-    assert "nothing to draw yet: c-ickd-0" in explorer.view._last[0][0]["text"]
+    assert "nothing can be drawn yet: c-ickd-0" in explorer.view._last[0][0]["text"]
     assert explorer.error == ""
 
 
@@ -200,9 +200,9 @@ def test_an_error_is_displayed_until_the_next_interaction(explorer, folder):
     explorer.again.click()
     before = plt.get_fignums()
     choose(explorer, "d-new")
-    assert "no chosen run has anything to draw yet" in explorer.error
+    assert "nothing can be drawn for these runs yet" in explorer.error
     choose(explorer, "d-new", "a-ce-0")
-    assert explorer.error == "" and "nothing to draw yet: d-new" in explorer.view._last[0][0]["text"]
+    assert explorer.error == "" and "nothing can be drawn yet: d-new" in explorer.view._last[0][0]["text"]
     choose(explorer, "d-new")
     assert 'role="alert"' in explorer.message.value and html.escape(explorer.error) in explorer.message.value
     (folder / "b-kd-0" / "metrics.jsonl").write_bytes(b"\xff\xfe")

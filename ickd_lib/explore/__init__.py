@@ -1,4 +1,4 @@
-"""The data behind the explorers: one query and its in-context samples; maps and regions of the logit space."""
+"""Computations behind the explorers: in-context samples of queries, and maps and regions of the logit space."""
 
 from ickd_lib.explore.maps import embed
 from ickd_lib.explore.neighbours import Neighbourhood, in_context, neighbourhood, require_fit, terms

@@ -1,4 +1,4 @@
-"""Which classes are similar in a network's logit space."""
+"""Similarity of classes in a network's logit space."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ def class_correlation(logits: Tensor, labels: Tensor, classes: int) -> Tensor:
     ⟨m_c, m_d⟩. On the diagonal the pairs include each sample with itself.
 
     Args:
-        logits: shape [N, C'].
-        labels: shape [N], with at least one sample of each class.
+        logits: logits of the samples, shape [N, C']; C' may differ from C.
+        labels: class of each sample, shape [N], with at least one sample of each class.
         classes: number C of classes.
     Returns:
         float64, shape [C, C].
@@ -33,8 +33,8 @@ def correlation_numbers(matrices: Mapping[str, Tensor], *, reference: str = "tea
     """Summarise matrices of `class_correlation`.
 
     Args:
-        matrices: for each network, shape [C, C].
-        reference: one of the networks.
+        matrices: for each network, the result of `class_correlation`, shape [C, C].
+        reference: name of one of the networks.
     Returns:
         For each network the mean of the diagonal (`own`), the mean of the other entries (`others`), and the mean
         absolute difference of the other entries from those of the reference (`distance`).

@@ -33,22 +33,22 @@ def embed(
     cache: str | Path | None = None,
     report: Callable[[str], Any] | None = None,
 ) -> np.ndarray:
-    """Compute a map of logits in the plane. The logits are scaled to unit length first, so angles are compared.
+    """Compute a map of logits in the plane. The logits are first scaled to unit length, so only their directions count.
 
     Args:
-        logits: Finite, shape [N, C] with N at least 5 and C at least 2.
+        logits: finite logits, shape [N, C] with N at least 5 and C at least 2.
         how: "umap" (McInnes et al. 2018; cosine distance), "tsne" (van der Maaten and Hinton 2008) or "pca" (the first
             two principal components; the largest loading of each is positive). With few points, UMAP uses fewer
             neighbours and t-SNE a lower perplexity.
-        seed: Seed of UMAP and t-SNE. The map is a function of the seed and the logits; PCA needs no seed.
-        cache: A folder in which maps are stored, named by a fingerprint of the logits, the settings and the version of
-            the computing package. None stores nothing. A damaged file is computed anew. If the folder cannot be
-            written, a warning is issued and the map is returned all the same.
-        report: Called with a message before a computation that takes some time.
+        seed: seed of UMAP and t-SNE. The map is a function of the seed and the logits; PCA needs no seed.
+        cache: a folder in which maps are stored, named by a fingerprint of the logits, the settings and the version of
+            the computing package. None stores nothing. A damaged file is ignored, and the map is computed again. If the
+            folder cannot be written, a warning is issued and the map is returned all the same.
+        report: called with a message before a computation that takes some time.
     Returns:
-        float32, shape [N, 2].
+        Coordinates of the N points, float32, shape [N, 2].
     Raises:
-        InputError: `how` is unknown; the logits have a wrong shape, are too few or not finite, or have all the same
+        InputError: `how` is unknown; the logits have a wrong shape, are too few or not finite, or all have the same
             direction.
     """
     how = runtime.choose(how, MAPS, "map")
@@ -70,9 +70,15 @@ def embed(
 
 
 def waiting(how: str, count: int) -> str:
-    """Return a message about how long a map of `count` points takes; "" for a map that is computed at once.
+    """Return a message about how long a map takes, or "" for a kind of map that is computed at once.
 
     The times were measured on one core of a shared server, for logits of 100 classes.
+
+    Args:
+        how: "umap", "tsne" or "pca".
+        count: number of points.
+    Raises:
+        InputError: `how` is unknown.
     """
     how = runtime.choose(how, MAPS, "map")
     if how == "pca":
@@ -81,7 +87,7 @@ def waiting(how: str, count: int) -> str:
     duration = f"{5 * max(1, round(seconds / 5))} seconds" if seconds < 90 else f"{round(seconds / 60)} minutes"
     message = f"{MAPS[how][0]} of {count:,} points takes about {duration}"
     if how == "umap" and "umap" not in sys.modules:
-        # With more than 4,096 points UMAP searches neighbours approximately, which is more code to compile.
+        # With more than 4,096 points UMAP searches neighbours approximately, and this code takes longer to compile.
         first = "a minute and a half" if count > 4096 else "20 seconds"
         message += f"; before that, UMAP is compiled once in each session, which takes about {first}"
     return message + " …"
@@ -89,7 +95,7 @@ def waiting(how: str, count: int) -> str:
 
 def _unit(logits: Tensor) -> Tensor:
     if logits.ndim != 2 or logits.shape[1] < 2:
-        raise InputError(f"logits {list(logits.shape)}; a map takes [N, C] with two classes or more")
+        raise InputError(f"a map takes logits of shape [N, C] with two classes or more, not {list(logits.shape)}")
     if len(logits) < FEWEST:
         raise InputError(f"{len(logits)} points are too few for a map; pass {FEWEST} or more")
     logits = logits.detach().float().cpu()
@@ -130,12 +136,12 @@ def _compute(unit: np.ndarray, how: str, seed: int) -> np.ndarray:
     if how == "pca":
         centred = unit.astype(np.float64)
         centred -= centred.mean(0)
-        axes = np.linalg.eigh(centred.T @ centred).eigenvectors[:, :-3:-1]  # of the two largest eigenvalues
+        axes = np.linalg.eigh(centred.T @ centred).eigenvectors[:, :-3:-1]  # those of the two largest eigenvalues
         axes *= np.sign(np.take_along_axis(axes, abs(axes).argmax(0)[None], 0))
         return centred @ axes
     settings = _settings(how, len(unit), seed)
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # about unconnected parts or threads, which need no action from the user
+        warnings.simplefilter("ignore")  # about unconnected parts and threads; the user need not react to them
         if how == "tsne":
             from sklearn.manifold import TSNE
 

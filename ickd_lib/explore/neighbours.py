@@ -23,9 +23,9 @@ class Neighbourhood:
     """The in-context samples of B queries, and the logits of teacher, aggregate and student for these queries.
 
     Args:
-        positives: In-context samples of each query's own class, [B, k+]; masked where a class has fewer.
-        negatives: In-context samples of other classes, [B, k-]; masked where there are fewer.
-        weights: Weight of each positive in the aggregate, [B, k+].
+        positives: in-context samples of each query's own class, [B, k+]; masked where a class has fewer.
+        negatives: in-context samples of other classes, [B, k-]; masked where there are fewer.
+        weights: weight of each positive in the aggregate, [B, k+].
         logits: [B, C] each, under the keys "teacher", "aggregate" (the weighted mean of the positives' logits) and,
             where there is a student, "student".
     """
@@ -43,8 +43,8 @@ class Neighbourhood:
         """Keep the most similar in-context samples and compute their weights anew.
 
         Args:
-            positives, negatives: How many of each are kept.
-            aggregation_temperature: Temperature of the new weights; None for equal weights.
+            positives, negatives: numbers of positives and negatives that are kept.
+            aggregation_temperature: temperature of the new weights; None for equal weights.
         """
         near, far = self.positives.first(positives), self.negatives.first(negatives)
         return _weighted(near, far, self.logits["teacher"], self.logits.get("student"), aggregation_temperature)
@@ -64,14 +64,15 @@ def neighbourhood(
     """Retrieve the in-context samples of B queries and compute the weights of the positives.
 
     Args:
-        bank: The memory bank that is searched.
-        teacher: The teacher's features [B, D] and logits [B, C] of the queries.
-        labels: Class of each query, [B].
-        index: Key of each query in the bank, [B], where the queries are rows of the bank; a query is never retrieved as
-            its own in-context sample. None where the queries are not in the bank.
-        student_logits: The student's logits of the queries, [B, C].
-        positives, negatives: How many of each are retrieved. Where a class has fewer, the rest is masked.
-        aggregation_temperature: Temperature of the weights; None for equal weights.
+        bank: the memory bank that is searched.
+        teacher: the teacher's features [B, D] and logits [B, C] of the queries.
+        labels: class of each query, [B].
+        index: key of each query in the bank, [B], so that no query is retrieved as its own in-context sample. None
+            where the queries are not in the bank.
+        student_logits: the student's logits of the queries, [B, C].
+        positives, negatives: numbers of positives and negatives to retrieve. Where the bank has fewer, the rest is
+            masked.
+        aggregation_temperature: temperature of the weights; None for equal weights.
     """
     found = bank.retrieve(teacher.features, labels, index, positives=positives, negatives=negatives, allow_missing=True)
     return _weighted(*found, teacher.logits, student_logits, aggregation_temperature)
@@ -97,25 +98,25 @@ def require_fit(
     """Check that a bank, its images, queries and networks can be explored together.
 
     Args:
-        bank: A memory bank.
-        images: All images that the bank was built from.
-        queries: Other images whose in-context samples are retrieved.
-        student, teacher: Networks that are evaluated on the images or the queries.
-        task: Which samples an image has; classification by default.
+        bank: a memory bank.
+        images: all images that the bank was built from.
+        queries: other images, for which in-context samples are retrieved.
+        student, teacher: networks that are evaluated on the images or the queries.
+        task: which samples an image has; classification by default.
     Raises:
-        InputError: The bank was built from other images or by another teacher, or classes or image sizes differ.
+        InputError: the bank was built from other images or by another teacher, or classes or image sizes differ.
     """
     memory.require_fit(bank, images, teacher, task)
     count = len((task or Classification()).keys(images)[0])
     if count != len(bank):
         raise InputError(
-            f"the bank contains {len(bank)} samples and {images.name} {count}; pass all images it was built from"
+            f"the bank contains {len(bank)} samples, but {images.name} has {count}; pass all images it was built from"
         )
     if queries is not None and queries.classes != images.classes:
-        raise InputError(f"queries and images must have the same classes; given {queries.classes} and {images.classes}")
+        raise InputError(f"queries and images must have the same classes, not {queries.classes} and {images.classes}")
     if queries is not None and queries.size != images.size:
         raise InputError(
-            f"queries have {queries.size} pixels and the bank's images {images.size}; load both at the same size"
+            f"the queries have {queries.size} pixels, but the bank's images {images.size}; load both at the same size"
         )
     for role, network in (("student", student), ("teacher", teacher)):
         if network is not None and network.num_classes != len(images.classes):
@@ -126,20 +127,20 @@ def require_fit(
 
 
 def in_context(method: Method) -> TypeGuard[ICKD]:
-    """Return whether a method is in-context distillation from a teacher's bank and nothing else, such as "ickd"."""
+    """Return whether a method, such as "ickd", is in-context distillation from a teacher's bank and nothing else."""
     return isinstance(method, ICKD) and method.source == "teacher" and method.retrieval is not None
 
 
 def terms(method: Method, around: Neighbourhood, labels: Tensor) -> dict[str, float]:
-    """Compute a method's weighted loss terms for some queries without augmentation, each the mean over the queries.
+    """Compute a method's weighted loss terms for B queries without augmentation, each as the mean over the queries.
 
     Args:
-        method: A method for which `in_context` is true. The in-context samples are those of `around`, whatever number
+        method: a method for which `in_context` is true. The in-context samples are those of `around`, whatever number
             and order the method's own settings have.
-        around: The queries' neighbourhood, with the student's logits.
-        labels: Class of each query, [B].
+        around: the neighbourhood of the B queries, with the student's logits.
+        labels: class of each query, [B].
     Raises:
-        InputError: The method is of another kind, or `around` has no student's logits.
+        InputError: the method is of another kind, or `around` contains no logits of a student.
     """
     if "student" not in around.logits:
         raise InputError("loss terms need a student; pass student=…")

@@ -17,9 +17,9 @@ def predictor_scores(
     """Compute how well each predictor predicts the labels.
 
     Args:
-        logits: for each predictor, shape [N, C].
-        labels: shape [N].
-        temperature: of the softmax for the probabilities.
+        logits: logits of each predictor, shape [N, C].
+        labels: class of each sample, shape [N].
+        temperature: temperature of the softmax for the probabilities.
     Returns:
         For each predictor `accuracy`, and `true_class`, the mean probability of the true class.
     """
@@ -33,7 +33,15 @@ def predictor_scores(
 
 
 def true_class_probability(logits: Tensor, labels: Tensor, *, temperature: float) -> Tensor:
-    """Compute the probability of each sample's true class, shape [N], from logits [N, C] and labels [N]."""
+    """Compute the probability of each sample's true class.
+
+    Args:
+        logits: shape [N, C].
+        labels: class of each sample, shape [N].
+        temperature: temperature of the softmax.
+    Returns:
+        Shape [N].
+    """
     return (logits / temperature).softmax(1).gather(1, labels[:, None]).squeeze(1)
 
 
@@ -41,12 +49,13 @@ def changes(logits: Mapping[str, Tensor], labels: Tensor, *, reference: str = "t
     """Count on how many samples each predictor is right where a reference is wrong, and the reverse.
 
     Args:
-        logits: for each predictor, shape [N, C].
-        labels: shape [N].
-        reference: one of the predictors.
+        logits: logits of each predictor, shape [N, C].
+        labels: class of each sample, shape [N].
+        reference: name of one of the predictors.
     Returns:
-        `errors` and `correct`, how many samples the reference classifies wrongly and correctly; and for each other
-        predictor `corrected` (of the errors) and `broken` (of the correct ones).
+        `errors` and `correct`, the numbers of samples that the reference classifies wrongly and correctly; and for each
+        other predictor `corrected`, how many of the errors it classifies correctly, and `broken`, how many of the
+        correct ones it classifies wrongly.
     """
     right = {name: z.argmax(1) == labels for name, z in logits.items()}
     wrong = ~right[reference]
@@ -64,12 +73,12 @@ def notable_queries(
 
     Args:
         teacher, aggregate, student: logits, shape [N, C] each.
-        labels: shape [N].
-        temperature: of the softmax for all probabilities.
+        labels: class of each sample, shape [N].
+        temperature: temperature of the softmax for all probabilities.
     Returns:
-        Descriptions and positions of the samples on which the aggregate raises and lowers the probability of the true
-        class most, relative to the teacher; and of the error that the student makes with the highest probability, or,
-        where it makes no error, of its prediction with the lowest probability.
+        By description, the positions of three samples: those on which the aggregate raises and lowers the probability
+        of the true class most, relative to the teacher, and the student's error with the highest probability. Where
+        the student makes no error, the third is its prediction with the lowest probability.
     """
     gain = true_class_probability(aggregate, labels, temperature=temperature)
     gain = gain - true_class_probability(teacher, labels, temperature=temperature)
@@ -88,11 +97,11 @@ def notable_queries(
 
 
 def negative_classes(bank: MemoryBank, negatives: InContext, labels: Tensor) -> Tensor:
-    """Compute from which classes the negatives of each class's queries come.
+    """Compute how the negatives of each class's queries are distributed over the classes.
 
     Args:
-        bank: the bank from which they were retrieved, with C classes.
-        negatives: of B queries, k each.
+        bank: the bank from which the negatives were retrieved, with C classes.
+        negatives: negatives of B queries, [B, k].
         labels: class of each query, shape [B].
     Returns:
         Share of the negatives of class c's queries that are of class d, float64, shape [C, C]. A row sums to 1, or is 0
@@ -111,6 +120,8 @@ def own_superclass_share(bank: MemoryBank, negatives: InContext, labels: Tensor,
     Args:
         bank, negatives, labels: as in `negative_classes`.
         superclass_of: superclass of each of the C classes.
+    Returns:
+        A fraction of all valid negatives.
     """
     upper = torch.tensor(superclass_of, device=labels.device)
     same = upper[bank.labels[bank.rows(negatives.index)]] == upper[labels][:, None]

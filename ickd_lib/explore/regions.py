@@ -1,4 +1,4 @@
-"""Regions of the logit space: which classes they contain, how well these are separated, and which samples are near."""
+"""Regions of the logit space: their classes, the separation of these classes, and the samples nearby."""
 
 from __future__ import annotations
 
@@ -19,17 +19,17 @@ class Region:
     """Numbers of one network about a set of samples, the members of a region of its logit space.
 
     Args:
-        counts: Number of members of each class, shape [C].
-        accuracy: Fraction of the members that the network classifies correctly.
-        purity: Fraction of the members that belong to the most frequent class among them.
-        cohesion: Mean cosine of the members to their mean direction; 1 where all logits have the same direction.
-        within, margin, negative_margin: As in `metrics.separation`, averaged over the members; distances are to the
+        counts: number of members of each of the C classes, shape [C].
+        accuracy: fraction of the members that the network classifies correctly.
+        purity: fraction of the members that belong to the most frequent class among them.
+        cohesion: mean cosine of the members to their mean direction; 1 where all logits have the same direction.
+        within, margin, negative_margin: as in `metrics.separation`, averaged over the members; distances are to the
             means of all samples of each class. The margins are NaN where all samples are of one class.
         separation: `metrics.separation` of the members alone. None where it is undefined: with fewer than two classes
             of two members each, or where every member lies exactly on its class's mean.
-        nearest: Positions of the samples outside the region that are nearest to the members' mean direction, nearest
+        nearest: positions of the samples outside the region that are nearest to the members' mean direction, nearest
             first, shape [k].
-        cosine: Cosine of each of these to the mean direction, shape [k].
+        cosine: cosine of each of these to the mean direction, shape [k].
     """
 
     counts: Tensor
@@ -53,36 +53,44 @@ def region(
     samples: int = 1000,
     margins: tuple[Tensor, Tensor] | None = None,
 ) -> Region:
-    """Describe a region of one network's logit space by its members.
+    """Describe a region of one network's logit space by its M members.
 
     A sample is near the region when its logits have a high cosine to the members' mean direction, which is the mean of
-    their unit-length logits. This takes one product of N rows, where the distance to the nearest member would take
-    N × M. The mean direction of a region in several separate parts lies between these parts.
+    their unit-length logits. This needs one inner product for each of the N samples; the distances to the nearest
+    member would need N × M. If a region has several separate parts, its mean direction lies between them.
 
     Args:
-        logits: The network's logits, shape [N, C].
-        labels: Class of each sample, shape [N].
-        members: Positions of the members, each once, shape [M] with M at least 1.
-        neighbours: Number of samples outside the region to return.
-        samples: The silhouette is computed on at most this many members. Where a random choice of them would be of a
-            single class, all numbers of `separation` are computed on a choice that keeps the members of other classes.
-        margins: `metrics.margins` of all samples, where they have been computed before.
+        logits: the network's logits, shape [N, C].
+        labels: class of each sample, shape [N].
+        members: positions of the members, each once, shape [M] with M at least 1.
+        neighbours: number of samples outside the region to return.
+        samples: largest number of members on which the silhouette is computed. Where a random choice of them would be
+            of a single class, `separation` is computed on a choice that keeps the members of the other classes.
+        margins: the result of `metrics.margins` for all samples, [N] each, where it has been computed before.
     Returns:
         A Region with tensors on the CPU.
     Raises:
-        InputError: The shapes disagree, or `members` is empty, has duplicates, or has a position out of range.
+        InputError: the shapes disagree, or `members` is empty, has duplicates, or has a position out of range.
     """
     if logits.ndim != 2 or labels.shape != logits.shape[:1]:
-        raise InputError(f"logits {list(logits.shape)} and labels {list(labels.shape)}; region takes [N, C] and [N]")
+        raise InputError(
+            f"logits and labels must have shapes [N, C] and [N], not {list(logits.shape)} and {list(labels.shape)}"
+        )
     logits, labels, members = logits.detach().float().cpu(), labels.cpu(), members.cpu().long()
     if members.ndim != 1 or not len(members):
-        raise InputError(f"members of shape {list(members.shape)}; a region needs one or more members, shape [M]")
+        raise InputError(
+            f"a region needs one or more members, as positions of shape [M], not of shape {list(members.shape)}"
+        )
     if members.min() < 0 or members.max() >= len(logits):
-        raise InputError(f"members from {members.min()} to {members.max()}; positions go from 0 to {len(logits) - 1}")
+        raise InputError(
+            f"members must be positions from 0 to {len(logits) - 1}, not from {members.min()} to {members.max()}"
+        )
     inside = torch.zeros(len(logits), dtype=torch.bool)
     inside[members] = True
     if int(inside.sum()) < len(members):
-        raise InputError(f"{len(members)} members, but only {int(inside.sum())} different ones; pass each once")
+        raise InputError(
+            f"only {int(inside.sum())} of the {len(members)} members are different samples; pass each once"
+        )
 
     unit = F.normalize(logits, dim=1)
     own, classes = unit[members], labels[members]

@@ -22,8 +22,8 @@ class SampleSet:
     """The N samples of one split, each addressed by its position, 0 to N - 1.
 
     Args:
-        images: The split.
-        task: Which samples an image has; with classification, each image is one sample.
+        images: the images of the split.
+        task: which samples an image has; with classification, each image is one sample.
     """
 
     images: Images
@@ -57,7 +57,13 @@ class SampleSet:
         return self.task.keys(self.images)
 
     def positions(self, keys: Tensor) -> Tensor:
-        """Return the positions of the samples with these keys, shape [n]."""
+        """Return the positions of the samples with these keys.
+
+        Args:
+            keys: keys of samples of this set, shape [n] or [].
+        Returns:
+            The same shape.
+        """
         return self._position_of_key[keys]
 
     @cached_property
@@ -70,8 +76,8 @@ class SampleSet:
         """Compute a network's outputs for some samples, without augmentation, in evaluation mode.
 
         Args:
-            network: On the device of the images.
-            at: Positions of the samples, shape [n]; None for all N.
+            network: a network on the device of the images.
+            at: positions of the samples, shape [n]; None for all N.
             precision: "auto", "fp32" or "bf16".
         Returns:
             Logits [n, C] and features [n, D].
@@ -84,8 +90,8 @@ class SampleSet:
         """Return the teacher's outputs that a bank stores for some samples: logits [n, C] and features [n, D].
 
         Args:
-            bank: Contains a row for each of these samples.
-            at: Positions of the samples, shape [n]; None for all N.
+            bank: a bank with a row for each of these samples.
+            at: positions of the samples, shape [n]; None for all N.
         """
         rows = bank.rows(self.keys if at is None else self.keys[at])
         return Output(bank.logits[rows], bank.features[rows])
@@ -94,7 +100,7 @@ class SampleSet:
         """Return the pictures of some samples, uint8, shape [n, 3, h, w].
 
         Args:
-            at: Positions of the samples, shape [n].
+            at: positions of the samples, shape [n].
         """
         return self.task.pictures(self.images, self.keys[at.to(self.keys.device)])
 
@@ -102,7 +108,7 @@ class SampleSet:
         """Return thumbnails, labels and keys of some samples in the form that `plots.neighbours` draws.
 
         Args:
-            at: Positions of the samples, shape [n].
+            at: positions of the samples, shape [n].
         """
         at = at.to(self.labels.device)
         return replace(self.images, images=self.thumbnails(at), labels=self.labels[at], index=self.keys[at])

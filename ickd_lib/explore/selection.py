@@ -1,4 +1,4 @@
-"""Samples that a user selects by writing: by words about classes and predictions, or by row numbers."""
+"""Selection of samples by a text: words about classes and predictions, or row numbers."""
 
 from __future__ import annotations
 
@@ -26,11 +26,11 @@ def search(
     data-set row, and `wrong` matches the samples that the student misclassifies.
 
     Args:
-        text: The search text. An empty one matches all samples.
-        images: N samples.
-        teacher_logits, student_logits: Shape [N, C]; needed for words about predictions.
+        text: the search text. An empty one matches all samples.
+        images: the N samples.
+        teacher_logits, student_logits: logits of all samples, shape [N, C]; needed for words about predictions.
     Raises:
-        InputError: No sample matches, a word cannot be read, or it needs logits that were not given.
+        InputError: no sample matches, a row number is not a number, or a word needs logits that are not given.
     """
     samples = images if isinstance(images, SampleSet) else SampleSet(images)
     labels = samples.labels.cpu()
@@ -46,7 +46,7 @@ def search(
             network = "student" if word == "wrong" else prefix
             logits = logits_of[network]
             if logits is None:
-                raise InputError(f"{word!r} needs a {network}, and none was given; pass {network}=…")
+                raise InputError(f"{word!r} needs a {network}; pass {network}=…")
             predicted = logits.argmax(1).cpu()
             wrong = predicted != labels
             if word == "wrong" and not wrong.any():
@@ -62,14 +62,16 @@ def search(
 
 
 def positions(text: str, rows: Tensor, name: str) -> Tensor:
-    """Return the positions of the data-set rows that a text such as "3 7 10-20" lists, ascending, each once.
+    """Return the positions of the data-set rows that a text such as "3 7 10-20" lists, in ascending order.
 
     Args:
-        text: Row numbers and ranges, separated by spaces or commas.
-        rows: Data-set row of each sample, shape [N].
-        name: Name of the data, for error messages.
+        text: row numbers and ranges, separated by spaces or commas.
+        rows: data-set row of each sample, shape [N].
+        name: name of the data, for error messages.
+    Returns:
+        Each position once, shape [n].
     Raises:
-        InputError: A part of the text is neither a number nor a range, or no sample has such a row.
+        InputError: a part of the text is neither a number nor a range, or no sample has such a row.
     """
     chosen = torch.zeros(len(rows), dtype=torch.bool)
     for part in text.replace(",", " ").split():
@@ -87,7 +89,7 @@ def positions(text: str, rows: Tensor, name: str) -> Tensor:
 def _classes_with(word: str, images: Images) -> Tensor:
     """Return which classes have this word in their name or their superclass's name, bool, shape [C].
 
-    Where a class or superclass is called exactly like the word, only that one counts: "1" must not select "10".
+    Where the word equals the name of a class or superclass, only this name matches: "1" must not select "10".
     """
     uppers = [images.superclasses[s] for s in images.superclass_of] or [""] * len(images.classes)
     names = [(name.lower(), upper.lower()) for name, upper in zip(images.classes, uppers, strict=True)]

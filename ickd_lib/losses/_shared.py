@@ -14,7 +14,7 @@ def kl(student: Tensor, teacher: Tensor, temperature: float) -> Tensor:
         student, teacher: log-probabilities at the temperature, shape [B, C].
         temperature: τ.
     Returns:
-        Shape [B].
+        The divergence of each row, shape [B].
     """
     return temperature**2 * F.kl_div(student, teacher, reduction="none", log_target=True).sum(-1)
 
@@ -34,9 +34,14 @@ def masked_log_softmax(scores: Tensor, mask: Tensor) -> Tensor:
 
 
 def distances(features: Tensor) -> Tensor:
-    """Compute the Euclidean distances of all pairs of rows, from [B, D] to [B, B].
+    """Compute the Euclidean distances of all pairs of rows.
 
-    They are not computed by a matrix product, which would lose small distances to rounding. Where a distance is 0, its
-    gradient is 0.
+    A matrix product is not used, because small distances would be lost to rounding. Where a distance is 0, its gradient
+    is 0.
+
+    Args:
+        features: shape [B, D].
+    Returns:
+        Shape [B, B].
     """
     return torch.cdist(features, features, compute_mode="donot_use_mm_for_euclid_dist")

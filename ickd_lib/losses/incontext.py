@@ -1,6 +1,6 @@
 """The losses of in-context distillation, IC-KD (Zhu, Li, Wang 2025, arXiv 2501.07040).
 
-The paper's abstract gives the idea; the formulas here are this project's reading of it.
+The abstract of the paper describes the idea; the formulas here are this project's reading of it.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ def aggregation_weights(similarity: Tensor, mask: Tensor, *, temperature: float 
     Args:
         similarity: cosine similarity of each in-context sample to its query, shape [B, k].
         mask: true where the in-context sample is valid, shape [B, k].
-        temperature: τ_a; None gives all valid samples the same weight.
+        temperature: τ_a; with None all valid samples have the same weight.
     Returns:
         Weights, shape [B, k]. Each row sums to 1, or is 0 where it has no valid sample.
     """
@@ -64,8 +64,8 @@ def picd(
     Args:
         student_logits: shape [B, C].
         positive_logits: the teacher's logits of each query's positives, shape [B, k, C].
-        weights: from `aggregation_weights`, shape [B, k]. A row of zeros (a query without a valid positive) adds
-            nothing.
+        weights: from `aggregation_weights`, shape [B, k]. The loss of a query without a valid positive, a row of zeros,
+            is 0.
         temperature, average: as for `aggregate`.
     Returns:
         A scalar: the mean over all B samples.
@@ -88,8 +88,8 @@ def nicd(
 ) -> Tensor:
     """Compute the loss of negative in-context distillation.
 
-    It raises the cosine of the student's logits with the anchor, c_0 = cos(z^S, a), relative to their cosines with the
-    teacher's logits of the negatives, c_j = cos(z^S, z^T_j):
+    Its minimisation raises the cosine of the student's logits with the anchor, c_0 = cos(z^S, a), relative to their
+    cosines with the teacher's logits of the negatives, c_j = cos(z^S, z^T_j):
     "infonce" is -log e^{c_0/κ} / (e^{c_0/κ} + Σ_j e^{c_j/κ}), and
     "hinge" is the mean over j of max(0, c_j - c_0 + margin).
 
@@ -98,10 +98,10 @@ def nicd(
         anchor_logits: the teacher's logits of the sample itself, or the aggregate z̄ where the teacher does not run,
             shape [B, C].
         negative_logits: the teacher's logits of each sample's negatives, of different classes, shape [B, k, C].
-        mask: true where the negative is valid, shape [B, k]. A row without a valid negative adds nothing.
-        kappa: κ, for "infonce".
+        mask: true where the negative is valid, shape [B, k]. The loss of a row without a valid negative is 0.
+        kappa: κ, the temperature of "infonce".
         form: "infonce" or "hinge".
-        margin: for "hinge".
+        margin: the difference c_0 - c_j from which on a negative adds nothing to "hinge".
         normalised: whether `negative_logits` already have unit length, for instance because a bank stores them so. On a
             CPU the loss then takes half the time for 100 classes and a quarter for 1,000. The result agrees with that
             of the default up to rounding, not bit for bit.
@@ -111,7 +111,7 @@ def nicd(
     student = F.normalize(student_logits, dim=-1)
     positive = (student * F.normalize(anchor_logits.detach(), dim=-1)).sum(-1, keepdim=True)
     if normalised:
-        # A row vector times a matrix is faster on a CPU than a matrix times a column, in the backward pass above all.
+        # On a CPU, a row vector times a matrix is faster than a matrix times a column, mainly in the backward pass.
         negative = (student[:, None] @ negative_logits.detach().mT).squeeze(1)
     else:
         negative = (F.normalize(negative_logits.detach(), dim=-1) @ student[..., None]).squeeze(-1)

@@ -35,14 +35,14 @@ def label_smoothing(student_logits: Tensor, targets: Tensor, *, alpha: float = 0
 
 
 def virtual_teacher(labels: Tensor, num_classes: int, *, correct: float = 0.99) -> Tensor:
-    """Return the logits of a virtual teacher, whose prediction is always right (Yuan et al. 2020, equation 8).
+    """Return the logits of a virtual teacher that is always right (Yuan et al. 2020, equation 8).
 
-    The logits are the logarithms of its probabilities: `correct` for the label, and an equal part of the rest for each
-    other class.
+    The logits are the logarithms of its probabilities. The label has the probability `correct`, and each other class
+    has an equal part of the rest.
 
     Args:
         labels: class of each sample, shape [B].
-        num_classes: C.
+        num_classes: number C of classes, at least 2.
         correct: probability of the label, greater than 0 and less than 1.
     Returns:
         Shape [B, C].

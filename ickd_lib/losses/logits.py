@@ -69,7 +69,7 @@ def dkd(
     """Compute the two terms of decoupled KD, TCKD and NCKD (Zhao et al. 2022).
 
     With p_y the probability of the label at temperature τ, the KD loss of a sample is TCKD + (1 - p^T_y) NCKD.
-    Decoupled KD gives each of the two a weight of its own instead.
+    In decoupled KD, each of the two terms has a weight of its own instead.
 
     Args:
         student_logits, teacher_logits: shape [B, C], with C at least 2.

@@ -1,8 +1,9 @@
 """The two losses of REFILLED (Ye, Lu, Zhan 2022, arXiv 2205.01915).
 
 The teacher's classes may be the student's, overlap with them or be disjoint from them. The first stage trains the
-student's features to compare samples as the teacher's features do. The second stage trains the student's classifier to
-match the teacher's predictions over the classes that are present in the batch.
+student so that the distances between its features have the same relations as those between the teacher's features. The
+second stage trains the student's classifier to match the teacher's predictions over the classes that are present in the
+batch.
 """
 
 from __future__ import annotations
@@ -24,8 +25,9 @@ def refilled_embedding(
 ) -> Tensor:
     """Compute the loss of relationship matching, τ² KL(p^T ‖ p^S), with p = σ([-d_ap, -d_an, ...]/τ) over a tuple.
 
-    A tuple is an ordered (anchor, positive) pair of one label with the `semi_hard` negatives that the student's
-    distances select; the selection has no gradient. The distances d are Euclidean, between features of unit length.
+    A tuple is an ordered pair (anchor, positive) of samples with the same label, together with its `semi_hard`
+    negatives. These are selected by the student's distances; the selection has no gradient. The distances d are
+    Euclidean, between features of unit length.
 
     Args:
         student_features, teacher_features: shapes [B, D] and [B, D']; they are scaled to unit length here.
@@ -54,14 +56,14 @@ def refilled_embedding(
 def semi_hard(
     distances: Tensor, labels: Tensor, *, margin: float = 0.2, static: bool = False
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Find the semi-hard negatives of every ordered pair (anchor, positive) of one label.
+    """Find the semi-hard negatives of every ordered pair (anchor, positive) of samples with the same label.
 
-    These are the samples of another label with d_ap < d_an < d_ap + margin.
+    These are the samples with another label for which d_ap < d_an < d_ap + margin.
 
     Args:
         distances: distances of all pairs of samples, shape [B, B].
         labels: class of each sample, shape [B].
-        margin: in the unit of the distances.
+        margin: upper bound on d_an - d_ap, in the unit of the distances.
         static: whether to return all B² pairs, whatever the labels are, so that the shapes do not depend on the data;
             pairs of different labels, or of a sample with itself, then have no negatives.
     Returns:

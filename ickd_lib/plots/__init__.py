@@ -1,4 +1,4 @@
-"""Figures: each function takes data and returns a Figure. None trains, reads files or depends on Jupyter."""
+"""Figures: each function takes data and returns a Figure. No function trains, reads files or depends on Jupyter."""
 
 from ickd_lib.plots import theory
 from ickd_lib.plots.comparison import bars, cost, differences, few_shot, finals, published, scores

@@ -20,8 +20,8 @@ def scores(scores: Mapping[str, Sequence[float]], *, xlabel: str = "test accurac
     """Draw one row for each method: a dot for each seed, and mean ± standard deviation as a bar and as text.
 
     Args:
-        scores: For each method one number per seed. The rows are in this order.
-        xlabel: Name of the number. If it contains "%", the numbers are fractions and are shown in percent.
+        scores: for each method one number per seed. The rows are in this order.
+        xlabel: name of the number. If it contains "%", the numbers are fractions and are shown in percent.
     """
     scale, digits = (100, 1) if "%" in xlabel else (1, 3)
     figure, axis = plt.subplots(figsize=(WIDTH, 1.2 + 0.42 * len(scores)), layout="constrained")
@@ -39,7 +39,16 @@ def scores(scores: Mapping[str, Sequence[float]], *, xlabel: str = "test accurac
 def score_row(
     axis: Axes, row: float, name: str, seeds: np.ndarray, digits: int = 1, look: Mapping[str, Any] | None = None
 ) -> None:
-    """Draw one row of `scores`: a method's numbers over S seeds, shape [S], and their mean ± standard deviation."""
+    """Draw one row of `scores`: a method's numbers for each seed, and their mean ± standard deviation.
+
+    Args:
+        axis: the axis to draw on.
+        row: height of the row on the axis.
+        name: name of the method, which determines its style.
+        seeds: one number for each seed, shape [S].
+        digits: number of decimal places in the text.
+        look: a style from `looks`; by default that of `method_style`.
+    """
     mean, spread = map(float, mean_and_std(seeds))
     style = look or method_style(name)
     colour, marker = style["color"], style["marker"]
@@ -55,10 +64,10 @@ def finals(found: Mapping[str, Mapping[str, Sequence[float]]]) -> Figure:
     """Draw several final numbers side by side: one panel for each number, with one row for each method as in `scores`.
 
     Args:
-        found: For each method, for each number, one value per seed. Numbers with a "%" in their name are fractions and
+        found: for each method, for each number, one value per seed. Numbers with a "%" in their name are fractions and
             are shown in percent. A method without a number has an empty row in its panel.
     Raises:
-        InputError: There are no numbers.
+        InputError: there are no numbers.
     """
     names = list(dict.fromkeys(number for numbers in found.values() for number in numbers))
     if not names:
@@ -86,9 +95,9 @@ def differences(intervals: Mapping[str, Mapping[str, float]], *, baseline: str, 
     much wider than the differences is cut off at the edge of the axis; its ends are written beside the row.
 
     Args:
-        intervals: For each method the fractions "mean", "low" and "high" (`runs.interval`).
-        baseline: Name of the baseline, for the axis.
-        of: Name of the quantity, for the axis.
+        intervals: for each method the fractions "mean", "low" and "high" (`runs.interval`).
+        baseline: name of the baseline, for the axis.
+        of: name of the compared quantity, for the axis.
     """
     figure, axis = plt.subplots(figsize=(WIDTH, 1.2 + 0.34 * len(intervals)), layout="constrained")
     axis.axvline(0, color="0.4", lw=1)
@@ -123,10 +132,10 @@ def differences(intervals: Mapping[str, Mapping[str, float]], *, baseline: str, 
 def published(panels: Mapping[str, tuple[Mapping[str, Sequence[float]], Mapping[str, float]]]) -> Figure:
     """Draw measured accuracies beside published ones: one panel for each setting, one row for each method, best on top.
 
-    Filled markers are measured seeds, with mean ± standard deviation; hollow diamonds are published accuracies.
+    Filled markers are measured seeds, drawn with mean ± standard deviation. Hollow diamonds are published accuracies.
 
     Args:
-        panels: For each title the result of `runs.beside_published`: for each measured method one fraction per seed,
+        panels: for each title the result of `runs.beside_published`: for each measured method one fraction per seed,
             and for each published method one fraction.
     """
     rows = {title: _in_descending_order(*both) for title, both in panels.items()}
@@ -162,8 +171,8 @@ def cost(scores: Mapping[str, Sequence[float]], seconds: Mapping[str, float]) ->
     """Draw each method's mean accuracy over the time of its training step, with one marker for each method.
 
     Args:
-        scores: For each method one test accuracy per seed, as a fraction.
-        seconds: For each method the seconds of a training step (`training.step_seconds`).
+        scores: for each method one test accuracy per seed, as a fraction.
+        seconds: for each method the seconds of a training step (`training.step_seconds`).
     """
     figure, axis = plt.subplots(figsize=(WIDTH, 4.8), layout="constrained")
     short = [name.partition("(")[0] for name in scores]
@@ -185,8 +194,9 @@ def bars(scores: Mapping[str, Mapping[str, Sequence[float]]], *, ylabel: str, ti
     """Draw groups of bars: one group for each part of the data, one bar for each method's mean ± standard deviation.
 
     Args:
-        scores: For each method, for each part (such as old, new and all classes), one fraction per seed.
-        ylabel, title: Label of the axis of fractions, which are drawn in percent, and title of the figure.
+        scores: for each method, for each part (such as old, new and all classes), one fraction per seed.
+        ylabel: label of the axis of fractions, which are drawn in percent.
+        title: title of the figure.
     """
     parts = list(next(iter(scores.values())))
     width = 0.8 / len(scores)
@@ -221,7 +231,7 @@ def few_shot(found: Mapping[str, Mapping[int, Mapping[str, float]]]) -> Figure:
     """Draw few-shot accuracy over the number of labelled images per class, for two classifiers on top of the features.
 
     Args:
-        found: For each network, for each number of labelled images per class, the result of `metrics.few_shot`.
+        found: for each network, for each number of labelled images per class, the result of `metrics.few_shot`.
     """
     figure, axes = plt.subplots(1, 2, figsize=(WIDTH, 4), layout="constrained", sharey=True)
     for axis, key, title in zip(axes, ("ncm", "linear"), ("Nearest class mean", "Linear classifier"), strict=True):

@@ -1,4 +1,4 @@
-"""Figures of the logit space: maps of samples, correlation of classes, and numbers of class separation."""
+"""Figures of the logit space: maps of samples, correlations of classes, and measures of class separation."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from matplotlib.ticker import MaxNLocator
 
 from ickd_lib.plots.style import WIDTH, array, by_superclass, class_colours, mean_and_std, mean_std_text, method_style
 
-# The numbers of `metrics.separation` that are drawn, and the direction that means a better separation.
+# The measures of `metrics.separation` that are drawn, and the direction that means a better separation.
 MEASURES = {
     "within": "distance to own mean (lower is tighter)",
     "between": "distance of class means (higher is wider)",
@@ -37,14 +37,14 @@ def embeddings(
 ) -> Figure:
     """Draw maps of the same samples in the logit spaces of several networks, one panel for each network.
 
-    Up to ten classes are coloured and labelled next to their points. With more classes, superclasses are coloured, or
-    ten highlighted classes among grey ones (see `class_colours`).
+    Up to ten classes are coloured and labelled next to their points. With more classes, each superclass has a colour,
+    or ten highlighted classes are coloured and all others are grey (see `class_colours`).
 
     Args:
-        panels: For each network the coordinates of the N samples, [N, 2].
-        labels: Class of each sample, [N].
-        classes, superclasses, superclass_of, highlight: As in `class_colours`.
-        how: Name of the map, such as "UMAP", for the axes.
+        panels: for each network the coordinates of the N samples, [N, 2].
+        labels: class of each sample, [N].
+        classes, superclasses, superclass_of, highlight: as in `class_colours`.
+        how: name of the map, such as "UMAP", for the axes.
     """
     names, group, looks = class_colours(classes, superclasses, superclass_of, highlight)
     labels = array(labels)
@@ -62,7 +62,7 @@ def embeddings(
     edge = 0.2 if size > 6 else 0.0  # an outline makes pale colours visible, but covers small dots
     for axis, (title, points) in zip(axes.flat, panels.items(), strict=False):
         points = array(points)
-        for g in sorted(range(len(names)), key=lambda g: names[g] != "others"):  # grey points are drawn first, so below
+        for g in sorted(range(len(names)), key=lambda g: names[g] != "others"):  # grey points first, below the others
             chosen = groups == g
             axis.scatter(
                 *points[chosen].T, s=size, alpha=0.8, edgecolors="0.35", linewidths=edge, label=names[g], **looks[g]
@@ -101,9 +101,9 @@ def class_correlation(
     samples of one class are. The titles contain the mean of the diagonal and of the other entries.
 
     Args:
-        matrices: For each network, a matrix of shape [C, C].
-        classes: C names. More than 20 classes are ordered and labelled by superclass.
-        superclasses, superclass_of: Names of the superclasses, and the superclass of each class; empty for none.
+        matrices: for each network, a matrix of shape [C, C].
+        classes: names of the C classes. More than 20 classes are ordered and labelled by superclass.
+        superclasses, superclass_of: names of the superclasses, and the superclass of each class; empty for none.
     """
     many = len(classes) > 20
     order, blocks = by_superclass(classes, superclasses, superclass_of) if many else by_superclass(classes)
@@ -136,7 +136,7 @@ def class_correlation(
         names = [block for block, _ in blocks]
         long = max(map(len, names)) > 2
         axis.set_yticks(centres, names, fontsize=8 if many else 9)
-        if many:  # the names stand at the rows only, where there is room for twenty of them
+        if many:  # only the rows are labelled, because the columns have no room for twenty names
             axis.set_xticks([])
             axis.set_xlabel("classes, in the order of the rows")
         else:
@@ -149,10 +149,10 @@ def class_correlation(
 
 
 def separation(table: Mapping[str, Mapping[str, Any]]) -> Figure:
-    """Draw the numbers of `metrics.separation`: one panel for each measure, with one row for each network.
+    """Draw the measures of `metrics.separation`: one panel for each measure, with one row for each network.
 
     Args:
-        table: For each network, for each measure, its value or its values over seeds. The values of several seeds are
+        table: for each network, for each measure, its value or its values over seeds. The values of several seeds are
             drawn as markers with a bar at mean ± standard deviation. Only measures in MEASURES are drawn.
     """
     shown = [key for key in MEASURES if all(key in row for row in table.values())]
@@ -166,7 +166,7 @@ def separation(table: Mapping[str, Mapping[str, Any]]) -> Figure:
         layout="constrained",
         sharey=True,
         squeeze=False,
-        gridspec_kw={"wspace": 0.08},  # close to the panel on their left, to which the values belong
+        gridspec_kw={"wspace": 0.08},  # a gap between the values and the next panel, to which they do not belong
     )
     for axis in axes.flat[len(shown) :]:
         axis.set_visible(False)

@@ -1,4 +1,4 @@
-"""Figures of peers that train together, of students that teach themselves, and of paradigms compared."""
+"""Figures of online distillation, of self-distillation, and of the comparison of paradigms."""
 
 from __future__ import annotations
 
@@ -22,14 +22,14 @@ def banks(runs: Mapping[str, Records]) -> Figure:
     """Draw the state of banks that are updated during training: the age of rows and the distance to a rebuilt bank.
 
     Unless the augmentation mixes images, every row is updated once in each epoch, so the age of a full bank is almost
-    constant. The first panel states how full the banks are. A low drift can mean that all features are alike; the
-    panel of neighbours shows whether retrieval is affected.
+    constant. A text in the first panel describes how full the banks are. The drift is also low where all features are
+    alike; the panel of neighbours shows whether retrieval is affected.
 
     Args:
-        runs: For each student, named "method, description", its records (`History.epochs`). Only records of evaluated
+        runs: for each student, named "method, description", its records (`History.epochs`). Only records of evaluated
             epochs contain "bank_drift", "bank_overlap" and "bank_agreement". Students of one method share its colour.
     Raises:
-        InputError: A student has no such records.
+        InputError: a student has no such records.
     """
     panels = (
         ("bank_age", 1, "Age of rows, steps (thin: oldest row)"),
@@ -64,15 +64,15 @@ def banks(runs: Mapping[str, Records]) -> Figure:
 def agreement(runs: Mapping[str, Sequence[Records]]) -> Figure:
     """Draw how often peers predict the same class, over the epochs and against their accuracy.
 
-    The left panel shows the mean over seeds in a band of ± one standard deviation. The right panel shows one path for
-    each method, with a dot at its last epoch. Peers cannot agree on more correct predictions than one student makes,
-    so the height above the diagonal is a lower bound of the mistakes on which they agree.
+    The left panel shows the mean over seeds in a band of ± one standard deviation. The right panel shows one line for
+    each method, with a marker at its last epoch. The correct predictions on which peers agree are at most those of one
+    student, so the height above the diagonal is a lower bound on the wrong predictions on which they agree.
 
     Args:
-        runs: For each method, the records of each seed (`History.epochs`) with "peer_agreement" and "train_accuracy".
-            Epochs that a seed of the method lacks are left out.
+        runs: for each method, the records of each seed (`History.epochs`) with "peer_agreement" and "train_accuracy".
+            Epochs that are missing for a seed of the method are left out.
     Raises:
-        InputError: A method has no such records, because its students have no peers.
+        InputError: a method has no such records, because its students have no peers.
     """
     paths = {name: _path(name, seeds) for name, seeds in runs.items()}
     figure, (left, right) = plt.subplots(1, 2, figsize=(WIDTH, 3.9), layout="constrained", sharey=True)
@@ -111,10 +111,10 @@ def paradigms(scores: Mapping[str, Mapping[str, Sequence[float]]], *, baseline: 
     """Draw test accuracies grouped by paradigm: one row for each method, with its seeds and mean ± standard deviation.
 
     Args:
-        scores: For each paradigm, such as "labels only" or "online", for each of its methods, one fraction per seed.
-        baseline: A method of one of the groups; a thin line marks its mean.
+        scores: for each paradigm, such as "labels only" or "online", for each of its methods, one fraction per seed.
+        baseline: a method of one of the groups; a thin line marks its mean.
     Raises:
-        InputError: No group contains the baseline.
+        InputError: no group contains the baseline.
     """
     means = {name: 100 * float(np.mean(seeds)) for group in scores.values() for name, seeds in group.items()}
     if baseline and baseline not in means:
@@ -141,16 +141,18 @@ def paradigms(scores: Mapping[str, Mapping[str, Sequence[float]]], *, baseline: 
 
 
 def _series(name: str, records: Records, key: str) -> tuple[np.ndarray, np.ndarray]:
-    """Return the epochs whose records contain `key`, and its values."""
+    """Return the epochs of the records that contain `key`, and the values of `key`, both of shape [E]."""
     found = [(record["epoch"], record[key]) for record in records if key in record]
     if not found:
-        raise InputError(f"the records of {name!r} contain no {key!r}; only evaluated runs that update a bank have it")
+        raise InputError(
+            f"the records of {name!r} contain no {key!r}; it is recorded only for evaluated epochs with an updated bank"
+        )
     epochs, values = zip(*found, strict=True)
     return np.array(epochs), np.array(values, dtype=float)
 
 
 def _filled(fills: Sequence[tuple[np.ndarray, np.ndarray]]) -> str:
-    """Describe how full the emptiest bank was at first and last, and from which epoch on all banks are full."""
+    """Describe the fill of the emptiest bank after the first epoch, and after the last one or when all are full."""
     lowest: dict[int, float] = {}
     for epoch, value in (pair for fill in fills for pair in zip(*fill, strict=True)):
         lowest[int(epoch)] = min(value, lowest.get(int(epoch), 1.0))
@@ -163,10 +165,10 @@ def _filled(fills: Sequence[tuple[np.ndarray, np.ndarray]]) -> str:
 
 
 def _path(name: str, seeds: Sequence[Records]) -> tuple[list[int], np.ndarray, np.ndarray]:
-    """Return the epochs [E] that all seeds have, and mean and standard deviation of agreement and accuracy [E, 2]."""
+    """Return the epochs [E] of all seeds, and the mean and standard deviation of agreement and accuracy [E, 2]."""
     pair = ("peer_agreement", "train_accuracy")
     found = [{r["epoch"]: [r[key] for key in pair] for r in records if pair[0] in r} for records in seeds]
     epochs = sorted(set.intersection(*map(set, found))) if found else []
     if not epochs:
-        raise InputError(f"the records of {name!r} contain no {pair[0]!r}; only students with peers have it")
+        raise InputError(f"the records of {name!r} contain no {pair[0]!r}; it is recorded only for students with peers")
     return epochs, *mean_and_std([[seed[epoch] for epoch in epochs] for seed in found])

@@ -31,12 +31,13 @@ def neighbours(
     """Draw a query beside its in-context samples, most similar first, each with its class and cosine to the query.
 
     Args:
-        query, query_row: Images that contain the query, and the query's data-set row (its `index`).
-        rows: Images that contain all in-context samples, by their data-set row.
-        positives, negatives: In-context samples that the bank returned for this one query, [1, k] each.
-        weights: Weight of each positive in the aggregate, [1, k]; written below the positives.
-        most: Largest number of positives and of negatives that are drawn.
-        title: Text above the picture.
+        query: images that contain the query.
+        query_row: data-set row of the query (its `index`).
+        rows: images that contain all in-context samples. They are found by their data-set row.
+        positives, negatives: in-context samples that were retrieved for this one query, [1, k] each.
+        weights: weight of each positive in the aggregate, [1, k]; written below the positives.
+        most: largest number of positives and of negatives that are drawn.
+        title: text above the picture.
     """
     shares = None if weights is None else array(weights)[0]
     groups = [("same class", positives, SAME, "-", shares), ("other classes", negatives, OTHER, "--", None)]
@@ -46,7 +47,8 @@ def neighbours(
     first, step, below, gap = 2.5, 1.14, 0.54 if shares is None else 0.72, 0.38
     width, height = first + COLUMNS * step, max(sum(lines) * (1 + below) + 2 * gap, 3.2)
     above = 0.35 if title else 0.05
-    # A layout engine and 40 pictures are slow, so tiles and texts have fixed places and all tiles form one picture.
+    # A layout engine and 40 pictures would be slow, so all tiles form one picture, and they and the texts have fixed
+    # positions.
     figure = plt.figure(figsize=(WIDTH, WIDTH * (height + above) / (width + 0.05)))
     axis = figure.add_axes((0, 0, 1, 1))
     axis.text(width / 2, -0.1, title, ha="center", fontsize=11)
@@ -80,9 +82,9 @@ def samples(images: Images, *, classes: int = 10, each: int = 12) -> Figure:
     """Draw the first images of the first classes, one row for each class.
 
     Args:
-        images: Images of C classes.
-        classes: Largest number of classes.
-        each: Largest number of images of each class.
+        images: the images to choose from.
+        classes: largest number of classes.
+        each: largest number of images of each class.
     """
     labels = array(images.labels)
     lines = [(name, (labels == c).nonzero()[0][:each]) for c, name in enumerate(images.classes[:classes])]
@@ -103,7 +105,7 @@ def samples(images: Images, *, classes: int = 10, each: int = 12) -> Figure:
 
 
 def _paste(canvas: np.ndarray, images: Images, at: int, x: float, y: float, zoom: int) -> None:
-    """Copy an image to a place on the canvas, each of its pixels `zoom` pixels wide."""
+    """Copy an image to the position (x, y) of the canvas, enlarged by the factor `zoom`."""
     picture = array(images.images[at].permute(1, 2, 0)).repeat(zoom, 0).repeat(zoom, 1)
     left, top = round(x), round(y)
     canvas[top : top + picture.shape[0], left : left + picture.shape[1]] = picture

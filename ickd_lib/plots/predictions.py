@@ -15,14 +15,14 @@ from ickd_lib.plots.style import HATCHES, PALETTE, WIDTH, array
 def distributions(
     predictions: Mapping[str, Any], classes: Sequence[str], *, label: int | None = None, most: int = 10, title: str = ""
 ) -> Figure:
-    """Draw the probabilities that several predictors give to one query, side by side, on a common scale.
+    """Draw the probabilities that several predictors output for one query, side by side, on a common scale.
 
     Args:
-        predictions: Probabilities [C] of each predictor, such as "teacher", "aggregate" and "student".
-        classes: C names.
-        label: The true class. It is always shown, in bold and with a tick mark.
-        most: Number of classes shown: those with the highest probability from any predictor, in the order of `classes`.
-        title: Text above the panels.
+        predictions: probabilities [C] of each predictor, such as "teacher", "aggregate" and "student".
+        classes: names of the C classes.
+        label: the true class. It is always shown, in bold and with a tick mark.
+        most: number of classes shown: those with the highest probability from any predictor, in the order of `classes`.
+        title: text above the panels.
     """
     probabilities = {name: array(p) for name, p in predictions.items()}
     peak = np.max(list(probabilities.values()), 0)
@@ -31,7 +31,8 @@ def distributions(
     shown = np.sort(np.argsort(-peak, kind="stable")[:most])
     longest = max(len(classes[c]) for c in shown)
     long = longest > 3
-    # Margins follow from the length of the names: an explorer draws this often, and a layout engine is slow.
+    # The margins are computed from the length of the names, because explorers draw this figure often and a layout
+    # engine is slow.
     under = 0.5 + (0.065 * min(longest, 20) + 0.1 if long else 0.17)
     height = 2.8 + under + 0.3 * bool(title)
     figure, axes = plt.subplots(1, len(probabilities), figsize=(WIDTH, height), sharey=True, squeeze=False)

@@ -15,11 +15,11 @@ from ickd_lib.runtime import InputError
 
 
 def similarities(same: Any, other: Any, *, bins: int = 50) -> Figure:
-    """Draw the cosine of each query to its nearest row of its own class and to its nearest row of another class.
+    """Draw the distribution of each query's cosine to its nearest row of its own class and of another class.
 
     Args:
-        same, other: Cosine of each query to these two rows, [N] each.
-        bins: Number of bins of each histogram.
+        same, other: cosine of each query to the nearest row of its own class and of another class, [N] each.
+        bins: number of bins of each histogram.
     """
     same, other = array(same), array(other)
     figure, (left, right) = plt.subplots(1, 2, figsize=(WIDTH, 3.6), layout="constrained")
@@ -42,12 +42,12 @@ def similarities(same: Any, other: Any, *, bins: int = 50) -> Figure:
 
 
 def precision(ks: Sequence[int], curves: Mapping[str, Any], chance: Mapping[str, float]) -> Figure:
-    """Draw precision@k over k: the fraction of the k nearest rows, searched without labels, of the query's class.
+    """Draw precision@k over k: which fraction of the k nearest rows, searched without labels, has the query's class.
 
     Args:
-        ks: Numbers of neighbours, [M].
-        curves: For each bank or kind of query, a fraction for each k, [M].
-        chance: Precision of randomly drawn neighbours, by kind ("same class", "same superclass").
+        ks: numbers of neighbours, [M].
+        curves: for each bank or kind of query, the precision for each k, a fraction, [M].
+        chance: precision of randomly drawn neighbours, by kind ("same class", "same superclass").
     """
     figure, axes = plt.subplots(1, 2, figsize=(WIDTH, 4.0), layout="constrained")
     for i, (name, values) in enumerate(curves.items()):
@@ -83,23 +83,23 @@ def by_class(
     to the ten highest and the ten lowest.
 
     Args:
-        values: Fractions, [C]; NaN for a class without a value.
-        classes: C names.
-        superclasses, superclass_of: Names of the superclasses, and the superclass of each class; empty for none.
-        chance: Fraction at which a line marks random retrieval.
-        xlabel: Label of the axis of fractions, which are drawn in percent.
+        values: fractions, [C]; NaN for a class without a value.
+        classes: names of the C classes.
+        superclasses, superclass_of: names of the superclasses, and the superclass of each class; empty for none.
+        chance: the fraction for random retrieval, marked by a line.
+        xlabel: label of the axis of fractions, which are drawn in percent.
     Raises:
-        InputError: Every value is NaN.
+        InputError: every value is NaN.
     """
     values = 100 * array(values).astype(float)
-    known = np.flatnonzero(~np.isnan(values)).tolist()
-    if not known:
+    valid = np.flatnonzero(~np.isnan(values)).tolist()
+    if not valid:
         raise InputError("there is nothing to draw, because the value of every class is NaN")
     if superclasses and len(classes) > 20:
-        members = {name: [c for c in known if superclass_of[c] == s] for s, name in enumerate(superclasses)}
+        members = {name: [c for c in valid if superclass_of[c] == s] for s, name in enumerate(superclasses)}
         members = {name: group for name, group in members.items() if group}
     else:
-        ranked = sorted(known, key=lambda c: -values[c])
+        ranked = sorted(valid, key=lambda c: -values[c])
         kept = ranked if len(ranked) <= 20 else ranked[:10] + ranked[-10:]
         members = {classes[c]: [c] for c in kept}
     order = sorted(members, key=lambda name: -values[members[name]].mean())
@@ -116,7 +116,7 @@ def by_class(
         axis.legend(loc="lower right", bbox_to_anchor=(1, 1), borderpad=0.1)
     axis.set_yticks(range(len(order)), order)
     kind = "superclass (bar: mean; dots: its classes)" if superclasses and len(classes) > 20 else "class"
-    axis.set(xlabel=xlabel, xlim=(0, _top(values[known].max() / 100)), ylim=(len(order) - 0.4, -0.6))
+    axis.set(xlabel=xlabel, xlim=(0, _top(values[valid].max() / 100)), ylim=(len(order) - 0.4, -0.6))
     axis.set_title(f"By {kind}, highest on top", loc="left")
     return figure
 
@@ -127,13 +127,13 @@ def _top(largest: float) -> float:
 
 
 def aggregation(temperatures: Any, k_eff: Any, weights: Mapping[float, Any], *, mark: float | None = None) -> Figure:
-    """Draw how the aggregation temperature distributes the weight over the positives.
+    """Draw how the weights of the positives depend on the aggregation temperature.
 
     Args:
-        temperatures: Aggregation temperatures, [M].
-        k_eff: Effective number of positives 1 / Σ w² of each query at each temperature, [M, N].
-        weights: For a few temperatures, the mean weight by rank, [k].
-        mark: The temperature in use, marked by a line.
+        temperatures: aggregation temperatures, [M].
+        k_eff: effective number of positives 1 / Σ w² of each query at each temperature, [M, N].
+        weights: for a few temperatures, the mean weight of the positive at each rank, [k].
+        mark: the temperature in use, marked by a line.
     """
     temperatures, k_eff = array(temperatures), array(k_eff)
     k = len(next(iter(weights.values())))
@@ -165,8 +165,8 @@ def retrieval_time(rows: Sequence[int], seconds: Mapping[str, Any]) -> Figure:
     """Draw the time of a retrieval over the size of the bank, both on logarithmic scales.
 
     Args:
-        rows: Numbers of rows of the bank, [M].
-        seconds: For each kind of search, the seconds per query at each size, [M].
+        rows: numbers of rows of the bank, [M].
+        seconds: for each kind of search, the seconds per query at each size, [M].
     """
     figure, axis = plt.subplots(figsize=(WIDTH, 3.6), layout="constrained")
     for i, (name, values) in enumerate(seconds.items()):

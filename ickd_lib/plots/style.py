@@ -21,8 +21,8 @@ MARKERS = ("o", "s", "^", "D", "v", "P", "X", "<", ">", "p")
 HATCHES = ("", "///", "...", "xxx", "---")
 SAME, OTHER = PALETTE[0], PALETTE[3]  # in-context samples of the query's class, and of other classes
 
-# Colour (index into PALETTE), line style and marker of the methods that most figures show. Line style and marker remain
-# in a greyscale figure. Any other name gets a combination that is computed from it.
+# Colour (index into PALETTE), line style and marker of the methods that most figures contain. Line style and marker
+# remain distinct in a greyscale figure. For any other method, the three are computed from its name.
 _KNOWN = {
     "ce": (7, ":", "v"),
     "ls": (5, "-.", "<"),
@@ -81,7 +81,7 @@ def method_style(name: str) -> dict[str, Any]:
     """Return colour, line style and marker of a method, the same in every figure.
 
     Args:
-        name: A method as `methods.create` takes it, or "teacher". A variant such as "ickd(nicd=0)" has the colour of
+        name: a method as `methods.create` takes it, or "teacher". A variant such as "ickd(nicd=0)" has the colour of
             its method, and another line style and marker.
     """
     base, bracket, arguments = name.lower().partition("(")
@@ -100,7 +100,7 @@ def method_style(name: str) -> dict[str, Any]:
 def looks(names: Iterable[str]) -> list[dict[str, Any]]:
     """Return one style for each name, such as "kd, seed 0": that of the method with which the name begins.
 
-    Further names that begin with the same method get darker shades of its colour, and other line styles and markers.
+    Further names that begin with the same method have darker shades of its colour, and other line styles and markers.
     """
     found: list[dict[str, Any]] = []
     before: dict[str, int] = {}
@@ -135,11 +135,11 @@ def class_colours(
     have a group each and all others are grey.
 
     Args:
-        classes: C names.
-        superclasses, superclass_of: Names of the superclasses, and the superclass of each class; empty for none.
-        highlight: At most ten classes that are coloured while all others are grey. By default the first ten, where
-            there are more than ten classes and no superclasses.
-        dark: Whether the background is dark.
+        classes: names of the C classes.
+        superclasses, superclass_of: names of the superclasses, and the superclass of each class; empty for none.
+        highlight: at most ten classes that are coloured while all others are grey. If empty, and there are more than
+            ten classes and no superclasses, these are the first ten classes.
+        dark: whether the background is dark.
     Returns:
         Names of the groups, group of each class [C], and colour and marker of each group. Twenty groups have different
         looks: groups 11 to 20 have another marker and the colours of the first ten in a darker shade (a lighter one on
@@ -168,7 +168,7 @@ def class_colours(
 def by_superclass(
     classes: Sequence[str], superclasses: Sequence[str] = (), superclass_of: Sequence[int] = ()
 ) -> tuple[list[int], list[tuple[str, int]]]:
-    """Return an order of the classes in which each superclass is one block, and name and length of each block."""
+    """Return an order of the C classes in which each superclass is one block, and the name and length of each block."""
     if not superclasses:
         return list(range(len(classes))), [(name, 1) for name in classes]
     order = sorted(range(len(classes)), key=lambda c: (superclass_of[c], c))

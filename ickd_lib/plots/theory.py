@@ -40,11 +40,12 @@ def learned_smoothing(
     """Draw an image, its targets, and the distance of distillation's gradient from that of logit matching.
 
     Args:
-        image: [H,W,3], in [0, 1].
+        image: the image, [H, W, 3], with values from 0 to 1.
         label: name of its class.
         targets: at most four distributions over the classes, [C] each, by name.
-        classes: the C names of the classes.
-        temperatures, gaps: temperatures and the relative distances of the gradient from its limit, [M] each.
+        classes: names of the C classes.
+        temperatures: temperatures τ, [M].
+        gaps: relative distance of the gradient from its limit at each temperature, [M].
         most: number of classes to show. Those with the largest probability in the last target are shown, in the order
             of `classes`.
     """
@@ -90,9 +91,10 @@ def first_order(
     """Draw the error of the first-order prediction, and the share of one sample over its rank by similarity.
 
     Args:
-        steps, errors: learning rates and relative errors of the predicted change, [M] each.
-        share: shares of each query's other samples, the most similar first, [Q,N−1].
-        same_class: true where such a sample has the query's class, [Q,N−1].
+        steps: learning rates, [M].
+        errors: relative error of the predicted change at each learning rate, [M].
+        share: shares of each query's other samples, the most similar first, [Q, N−1].
+        same_class: true where this other sample has the query's class, [Q, N−1].
         bins: number of equal parts into which a query's samples of the same class, and those of other classes, are
             divided by rank.
     """
@@ -101,17 +103,17 @@ def first_order(
     left.loglog(steps, errors[0] * steps / steps[0], color="0.4", linestyle="--", label="slope 1")
     left.set(
         xlabel="learning rate η of the step",
-        ylabel="‖predicted − real‖ / ‖real‖",
+        ylabel="‖predicted − actual‖ / ‖actual‖",
         title="First-order change of the logits",
     )
     left.minorticks_off()  # minor ticks take most of the time to draw a figure
     left.legend(fontsize="small")
     for i, (name, chosen) in enumerate({"same class": same_class, "another class": ~same_class}.items()):
         most = min(bins, chosen.sum(1).min())
-        if most == 0:  # a query has no other sample of its class
+        if most == 0:  # at least one query has no such sample
             continue
-        # Ranks are within each query. Otherwise a query whose samples are all similar and have large shares would look
-        # like an effect of similarity.
+        # Ranks are within each query. Otherwise a query with similar samples and large shares only would look like an
+        # effect of similarity.
         parts = [
             [part.mean() for part in np.array_split(row[keep], most)] for row, keep in zip(share, chosen, strict=True)
         ]
@@ -131,7 +133,7 @@ def first_order(
 
 
 def context_shares(panels: Mapping[str, Mapping[str, tuple[np.ndarray, np.ndarray]]], *, k: int) -> Figure:
-    """Draw the shares of the nearest and of random samples, relative to the number of samples in the set.
+    """Draw the shares of sets of nearest and of random samples, divided by the fraction of all samples in the set.
 
     Args:
         panels: from `theory.share_panels`: for each residual and choice of a set, the mean share and the half-width
@@ -160,7 +162,7 @@ def toy_teachers(x: np.ndarray, panels: Mapping[str, np.ndarray]) -> Figure:
     """Draw points in the plane, coloured by the probability of one class, in one panel for each teacher.
 
     Args:
-        x: points, [n,2].
+        x: points, [n, 2].
         panels: the probability of class 0 at each point, [n], by the title of the panel.
     """
     figure, axes = plt.subplots(
@@ -175,11 +177,11 @@ def toy_teachers(x: np.ndarray, panels: Mapping[str, np.ndarray]) -> Figure:
 
 
 def aggregation_error(rows: Sequence[Mapping[str, Any]]) -> Figure:
-    """Draw the measured and predicted error of the aggregated target over k, relative to that of the teacher's own.
+    """Draw the measured and predicted error of the aggregate over k, relative to that of the teacher's own target.
 
     Args:
-        rows: from `theory.aggregation_errors`, with the keys teacher (a column of panels), weighting (a row of panels),
-            neighbours (a line), k, measured and predicted (None where no prediction is made).
+        rows: from `theory.aggregation_errors`. Each teacher has a column of panels, each weighting a row of panels, and
+            each choice of neighbours a line. Where `predicted` is None, only the measured error is drawn.
     """
     teachers, weightings, lines = (
         list(dict.fromkeys(row[key] for row in rows)) for key in ("teacher", "weighting", "neighbours")
@@ -219,7 +221,7 @@ def aggregation_error(rows: Sequence[Mapping[str, Any]]) -> Figure:
     for axis in axes[-1]:
         axis.set_xlabel("neighbours k")
     for axis in axes[:, 0]:
-        axis.set_ylabel("squared error ÷ own target's")
+        axis.set_ylabel("squared error ÷ that of own target")
     handles, names = axes[0, 0].get_legend_handles_labels()
     figure.legend(handles, names, loc="outside lower center", ncols=len(names), fontsize="small")
     return figure

@@ -22,14 +22,15 @@ def curves(runs: Mapping[str, Seeds], key: str = "test_accuracy") -> Figure:
     """Draw one number over the epochs: for each method the mean over its seeds, in a band of ± one standard deviation.
 
     The left panel shows all epochs. The right panel enlarges the last third, in which differences between methods are
-    easier to see. The legend is in descending order of the last value, which it contains.
+    easier to see. The legend contains the last value of each method and is in descending order of it.
 
     Args:
-        runs: For each method, the records of each seed (`History.epochs`). Epochs for which a seed of the method has no
-            `key` are left out. Several entries of one method, such as "kd, seed 0" and "kd, seed 1", share its colour.
-        key: Name of the number. An accuracy is shown in percent.
+        runs: for each method, the records of each seed (`History.epochs`). Epochs in which the record of a seed of the
+            method has no `key` are left out. Several entries of one method, such as "kd, seed 0" and "kd, seed 1",
+            share its colour.
+        key: name of the number. An accuracy is shown in percent.
     Raises:
-        InputError: A method has no epoch with this number.
+        InputError: a method has no epoch with this number in all seeds.
     """
     scale, digits = (100, 1) if "accuracy" in key else (1, 3)
     figure, axes = plt.subplots(1, 2, figsize=(WIDTH, max(3.8, _legend_height(runs))), layout="constrained")
@@ -67,13 +68,13 @@ def curves(runs: Mapping[str, Seeds], key: str = "test_accuracy") -> Figure:
 def losses(runs: Mapping[str, Seeds]) -> Figure:
     """Draw the loss and its terms over the epochs: one panel for each, with one line for each method as in `curves`.
 
-    A term whose largest value is more than 30 times its smallest one has a logarithmic scale.
+    A panel has a logarithmic scale where its largest value is more than 30 times its smallest one.
 
     Args:
-        runs: For each method, the records of each seed, with "loss" and terms such as "loss_kd" (`runs.records`). A
+        runs: for each method, the records of each seed, with "loss" and terms such as "loss_kd" (`runs.records`). A
             method without a term has no line in that term's panel.
     Raises:
-        InputError: No record contains a loss.
+        InputError: no record contains a loss.
     """
     keys = (key for seeds in runs.values() for seed in seeds for record in seed for key in record)
     terms = dict.fromkeys(["loss", *(key for key in keys if key.startswith("loss_"))])
@@ -83,7 +84,7 @@ def losses(runs: Mapping[str, Seeds]) -> Figure:
             if len((line := _over_seeds(seeds, term))[0]):
                 drawn.setdefault(term, []).append((look, line))
     if not drawn:
-        raise InputError(f"the records of {', '.join(runs)} contain no loss; a run has one after its first epoch")
+        raise InputError(f"the records of {', '.join(runs)} contain no loss; it is recorded at the end of each epoch")
     columns = min(3, len(drawn))
     rows = math.ceil(len(drawn) / columns)
     size = (WIDTH, max(0.6 + 2.4 * rows + (rows == 1), _legend_height(runs)))
@@ -98,7 +99,7 @@ def losses(runs: Mapping[str, Seeds]) -> Figure:
         axis.set(
             title=term.removeprefix("loss_") + (" (log scale)" if steep else ""), yscale="log" if steep else "linear"
         )
-        axis.minorticks_off()  # they take half of the drawing time
+        axis.minorticks_off()  # minor ticks take half of the drawing time
         axis.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=5))
         axis.grid(axis="y")
     for at, axis in enumerate(axes.flat):

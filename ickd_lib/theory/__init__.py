@@ -3,11 +3,12 @@
     smoothing    KD at temperature 1 is label smoothing with a learned smoothing distribution (Yuan et al. 2020,
                  "Revisiting Knowledge Distillation via Label Smoothing Regularization"); as the temperature grows, its
                  gradient tends to that of logit matching (Hinton et al. 2015)
-    tangent      to first order, the student's tangent kernel (Jacot et al. 2018) gives the effect of each sample's soft
-                 label on the logits of every other sample
-    contexts     the part of that effect that comes from the nearest samples, beside random samples
-    aggregation  the weighted mean of the neighbours' targets is a kernel regression (Nadaraya 1964, Watson 1964), whose
-                 error has a variance, which correlated errors keep up, and a bias
+    tangent      the student's tangent kernel (Jacot et al. 2018), which determines to first order the effect of each
+                 sample's soft label on the logits of every other sample
+    contexts     the part of that effect that comes from the nearest samples, compared with random samples
+    aggregation  the weighted mean of the neighbours' targets is a kernel regression (Nadaraya 1964, Watson 1964). Its
+                 squared error is a variance plus a squared bias, and averaging reduces the variance less where the
+                 neighbours' errors are correlated
     toy          data with a known posterior and three kinds of teachers, for which that error can be measured
     reports      tables and sentences about these results
 

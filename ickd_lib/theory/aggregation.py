@@ -18,12 +18,12 @@ def neighbour_weights(
     """Find the k most similar other samples of each sample, and their weights softmax(s_ij / τ_a).
 
     Args:
-        similarity: s, [n,n].
+        similarity: s, [n, n].
         k: number of neighbours; at most n − 1, and with `labels` at most the size of the smallest class less 1.
-        temperature: τ_a; infinity gives equal weights.
+        temperature: τ_a; with infinity all weights are equal.
         labels: class of each sample, [n]. If given, only samples of the same label are neighbours.
     Returns:
-        The positions of the neighbours [n,k] and their weights [n,k]. Each row of weights sums to 1; its effective
+        The positions of the neighbours [n, k] and their weights [n, k]. Each row of weights sums to 1; its effective
         number of neighbours k_eff is 1 / Σ_j w_ij².
     Raises:
         InputError: k is less than 1, or a sample has fewer than k neighbours.
@@ -42,12 +42,12 @@ def aggregate(values: Tensor, index: Tensor, weights: Tensor) -> Tensor:
     """Compute the weighted mean of the neighbours' values, Σ_j w_ij v_j.
 
     Args:
-        values: v, [n,C].
-        index, weights: [n,k] each, from `neighbour_weights`.
+        values: v, [n, C].
+        index, weights: [n, k] each, from `neighbour_weights`.
     Returns:
-        [n,C].
+        [n, C].
     """
-    # One n×n product takes less memory than gathering the values as [n,k,C].
+    # One n×n product takes less memory than gathering the values as [n, k, C].
     return values.new_zeros(len(values), len(values)).scatter_(1, index, weights) @ values
 
 
@@ -58,22 +58,22 @@ def predicted_error(
 
     With errors e_j of variance σ² and correlation ρ between neighbours, the variance of Σ_j w_ij e_j is
     σ² (ρ + (1 − ρ)/k_eff), where 1/k_eff = Σ_j w_ij². The bias is that of kernel regression, Σ_j w_ij v_j − v_i for the
-    true values v. So the aggregate is better than the teacher's own target, whose error is σ², where
+    true values v. The teacher's own target has the error σ², so the aggregate is better where
     bias² < σ² (1 − ρ)(1 − 1/k_eff). This assumes that the errors do not depend on how the neighbours are chosen. A
     teacher that has memorised labels makes the same error on all neighbours of the same label, and averaging over more
     of them does not reduce it.
 
     Args:
-        truth: v, [n,C].
-        index, weights: [n,k] each, from `neighbour_weights`.
+        truth: v, [n, C].
+        index, weights: [n, k] each, from `neighbour_weights`.
         variance: σ², one number or one for each sample, [n].
-        correlation: ρ.
+        correlation: ρ, between the errors of neighbours.
     Returns:
         The variance and the squared bias, each the mean over samples and classes.
     """
-    left = variance * (correlation + (1 - correlation) * weights.square().sum(1))
+    remaining = variance * (correlation + (1 - correlation) * weights.square().sum(1))
     bias = aggregate(truth, index, weights) - truth
-    return left.mean().item(), bias.square().mean().item()
+    return remaining.mean().item(), bias.square().mean().item()
 
 
 def aggregation_errors(
@@ -84,11 +84,11 @@ def aggregation_errors(
     sizes: Sequence[int],
     temperatures: Mapping[str, float],
 ) -> list[dict[str, Any]]:
-    """Measure the error of aggregated targets beside `predicted_error`, over k, weights and choice of neighbours.
+    """Measure the error of aggregated targets, and compute `predicted_error`, for each k and each choice of neighbours.
 
     Args:
-        teachers: from `toy_teachers`.
-        similarity: s, [n,n].
+        teachers: from `toy_teachers`, for n points.
+        similarity: s, [n, n].
         labels: class of each sample, [n].
         sizes: values of k.
         temperatures: τ_a of each weighting by its name.
@@ -106,12 +106,12 @@ def aggregation_errors(
                     truth = teacher.truth.repeat(1, teacher.values.shape[1] // teacher.truth.shape[1])
                     measured = (aggregate(teacher.values, *near) - truth).square().mean()
                     variance, correlation = teacher.variance, teacher.correlation
-                    left, bias = predicted_error(teacher.truth, *near, variance=variance, correlation=correlation)
+                    spread, bias = predicted_error(teacher.truth, *near, variance=variance, correlation=correlation)
                     scale = variance if isinstance(variance, float) else variance.mean().item()
                     holds = not teacher.errs_by_label or given is None
                     row = {"teacher": name, "weighting": weighting, "neighbours": neighbours, "k": k}
                     row |= {"measured": (measured / (teacher.values - truth).square().mean()).item()}
-                    rows.append(row | {"bias": bias / scale, "predicted": (left + bias) / scale if holds else None})
+                    rows.append(row | {"bias": bias / scale, "predicted": (spread + bias) / scale if holds else None})
     return rows
 
 
@@ -123,11 +123,11 @@ def divergences(
     Logits are aggregated, as in IC-KD.
 
     Args:
-        teachers: from `toy_teachers`.
-        near: results of `neighbour_weights`, by the name of the choice of neighbours.
-        log_posterior: [n,C].
+        teachers: from `toy_teachers`, for n points.
+        near: results of `neighbour_weights`, [n, k] each, by the name of the choice of neighbours.
+        log_posterior: log p(y | x), [n, C].
     Returns:
-        For each teacher the mean over samples and draws of "own target" and of each entry of `near`.
+        For each teacher, the divergence of "own target" and of each entry of `near`, as means over samples and draws.
     """
     found: dict[str, dict[str, float]] = {}
     for name, teacher in teachers.items():
@@ -144,12 +144,12 @@ def divergences(
 def break_even(truth: Tensor, index: Tensor, weights: Tensor, *, correlation: float) -> float:
     """Compute the error σ below which a teacher's own target is better than the aggregate.
 
-    It solves bias² = σ² (1 − ρ)(1 − 1/k_eff), see `predicted_error`.
+    It is the solution of bias² = σ² (1 − ρ)(1 − 1/k_eff) for σ (see `predicted_error`).
 
     Args:
-        truth: the true logits, [n,C].
-        index, weights: [n,k] each, from `neighbour_weights`.
-        correlation: ρ, less than 1.
+        truth: the true logits, [n, C].
+        index, weights: [n, k] each, from `neighbour_weights`.
+        correlation: ρ, between the errors of neighbours, less than 1.
     Returns:
         σ, in the unit of the logits.
     """

@@ -1,4 +1,4 @@
-"""The part of the effect on a query that comes from the samples most similar to it, beside random samples."""
+"""The part of the effect on a query that comes from its most similar samples, compared with random samples."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ def by_similarity(features: Tensor, rows: Tensor) -> Tensor:
     """Order all samples except the query by the cosine of their features with the query's, the most similar first.
 
     Args:
-        features: features of the samples, [N,D].
+        features: features of the samples, [N, D].
         rows: position of each query among the samples, [Q].
     Returns:
-        Positions of samples, [Q,N−1]. Of samples with equal similarity, the one at the lower position is first.
+        Positions of samples, [Q, N−1]. Of samples with equal similarity, the one at the lower position is first.
     """
     unit = F.normalize(features, dim=1)
     similarity = unit[rows] @ unit.T
@@ -28,17 +28,17 @@ def by_similarity(features: Tensor, rows: Tensor) -> Tensor:
 
 
 def shuffled(order: Tensor, *, generator: torch.Generator, labels: Tensor | None = None) -> Tensor:
-    """Shuffle each row of `order`; with `labels`, exchange samples of the same class only.
+    """Shuffle each row of `order`. With `labels`, only samples of the same class exchange their positions.
 
     With labels, the first k samples of a row are, for every k, a random set with the same number of samples of each
-    class as the first k of `order`. This control removes similarity and keeps the labels.
+    class as the first k of `order`. As a control, this removes the similarity and keeps the labels.
 
     Args:
-        order: positions of samples, [Q,M].
+        order: positions of samples, [Q, M].
         generator: a CPU generator.
         labels: class of each sample, [N].
     Returns:
-        [Q,M].
+        [Q, M].
     """
     draw = torch.rand(order.shape, generator=generator).to(order.device)
     if labels is None:
@@ -53,15 +53,15 @@ def shuffled(order: Tensor, *, generator: torch.Generator, labels: Tensor | None
 def residuals(probabilities: Tensor, labels: Tensor) -> dict[str, Tensor]:
     """Compute the difference between the teacher's soft labels and three targets that use less of the teacher.
 
-    "uniform", p^T − 1/C, is what distillation adds to label smoothing; most of it is the label. "label", p^T − onehot,
-    is what distillation adds to the label. "class mean", p^T less the mean p^T over the label's class, is what the
-    sample's own soft label adds to one soft label for each class.
+    "uniform", p^T − 1/C, is what distillation adds to label smoothing; its largest part is the label's entry. "label",
+    p^T − onehot, is what distillation adds to the label. "class mean", p^T less the mean p^T over the label's class, is
+    what the sample's own soft label adds to one soft label for each class.
 
     Args:
-        probabilities: p^T, [N,C].
+        probabilities: p^T, [N, C].
         labels: class of each sample, [N].
     Returns:
-        Three residuals of shape [N,C], whose rows sum to 0.
+        Three residuals of shape [N, C]; each row sums to 0.
     """
     hard = F.one_hot(labels, probabilities.shape[1]).to(probabilities.dtype)
     by_class = (hard.T @ probabilities) / hard.sum(0).clamp(min=1)[:, None]
@@ -78,14 +78,14 @@ def cumulative_shares(
     """Compute the share of the k nearest samples and of k random samples, for every k.
 
     Args:
-        share: the share of each sample, [Q,N], from `shares`.
-        order: [Q,N−1], from `by_similarity`.
+        share: the share of each sample, [Q, N], from `shares`.
+        order: positions of the samples by similarity, [Q, N−1], from `by_similarity`.
         labels: class of each sample, [N].
         draws: number of random sets for each query and k, over which the shares are averaged.
         generator: a CPU generator.
     Returns:
-        Three tensors [Q,N−1], whose column k − 1 is for k samples: "nearest"; "same classes", random samples with the
-        same number from each class as the nearest; and "any", random samples.
+        Three tensors [Q, N−1], in which column k − 1 is for k samples: "nearest"; "same classes", random samples with
+        the same number from each class as the nearest; and "any", random samples.
     """
 
     def running(*orders: Tensor) -> Tensor:
@@ -102,7 +102,7 @@ class ContextShares(NamedTuple):
     """How the effect of one residual is divided among the samples.
 
     Attributes:
-        share: the share of each sample, [Q,N].
+        share: the share of each sample, [Q, N].
         own: the share of the query itself, the mean over the queries.
         length: ‖R_i‖, the mean over the queries.
         running: the result of `cumulative_shares`.
@@ -129,11 +129,11 @@ def context_shares(
 
     Args:
         network: the student, as for `shares`.
-        images: the samples, [N,3,H,W].
+        images: the samples, [N, 3, H, W].
         rows: position of each query among the samples, [Q].
-        order: [Q,N−1], from `by_similarity`.
+        order: positions of the samples by similarity, [Q, N−1], from `by_similarity`.
         labels: class of each sample, [N].
-        probabilities: the teacher's soft labels p^T, [N,C].
+        probabilities: the teacher's soft labels p^T, [N, C].
         draws: number of random sets for each query and number of samples.
         generator: a CPU generator. All residuals use the same random sets.
     Returns:
@@ -153,5 +153,11 @@ def context_shares(
 
 
 def mean_interval(values: Tensor) -> tuple[Tensor, Tensor]:
-    """Compute the mean over the first dimension and the half-width of its 95% interval, 1.96 standard errors."""
+    """Compute the mean over queries and the half-width of its 95% interval, 1.96 standard errors.
+
+    Args:
+        values: one row for each of Q ≥ 2 queries, [Q, ...].
+    Returns:
+        The mean and the half-width, [...] each.
+    """
     return values.mean(0), 1.96 * values.std(0) / math.sqrt(len(values))

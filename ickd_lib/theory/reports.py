@@ -35,7 +35,7 @@ def share_rows(view: str, found: Mapping[str, ContextShares], *, k: int) -> list
     """Summarise the results of `context_shares` at one number of samples.
 
     Args:
-        view: name of the student and the temperature.
+        view: name of the row's student and temperature.
         found: `ContextShares` of each residual, among them "uniform".
         k: number of samples in a set.
     Returns:
@@ -120,7 +120,8 @@ def smallest_errors(rows: Sequence[Mapping[str, Any]]) -> dict[str, float]:
     Args:
         rows: from `aggregation_errors`.
     Returns:
-        "teacher, neighbours" -> error relative to the teacher's own target; below 1 the aggregate is better.
+        By "teacher, neighbours", the error relative to that of the teacher's own target. Below 1, the aggregate is
+        better.
     """
     smallest: dict[str, float] = {}
     for row in rows:

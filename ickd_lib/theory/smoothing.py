@@ -14,10 +14,10 @@ def smoothed_targets(labels: Tensor, smoothing: Tensor, *, alpha: float) -> Tens
 
     Args:
         labels: y, class of each sample, [N].
-        smoothing: q, [N,C] or [C], with rows that sum to 1.
+        smoothing: q, [N, C] or [C], with rows that sum to 1.
         alpha: α, the weight of q.
     Returns:
-        [N,C], in the type of `smoothing`.
+        [N, C], in the type of `smoothing`.
     """
     hard = F.one_hot(labels, smoothing.shape[-1]).to(smoothing.dtype)
     return (1 - alpha) * hard + alpha * smoothing
@@ -30,8 +30,8 @@ def soft_cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:
     (1−α) CE(y) + α KL(p^T ‖ p^S) = soft_cross_entropy(z^S, smoothed_targets(y, p^T)) − α H(p^T).
 
     Args:
-        logits: z, [N,C].
-        targets: q, [N,C].
+        logits: z, [N, C].
+        targets: q, [N, C].
     Returns:
         [N].
     """
@@ -45,10 +45,10 @@ def kd_gradient(student: Tensor, teacher: Tensor, *, temperature: float) -> Tens
     equation 2).
 
     Args:
-        student, teacher: logits z^S and z^T, [N,C].
+        student, teacher: logits z^S and z^T, [N, C].
         temperature: τ.
     Returns:
-        [N,C]: the gradient of each sample's own loss. Divide it by N for the mean over the batch.
+        [N, C]: the gradient of each sample's own loss. Divide it by N for the mean over the batch.
     """
     return temperature * ((student / temperature).softmax(-1) - (teacher / temperature).softmax(-1))
 
@@ -61,9 +61,9 @@ def matching_gradient(student: Tensor, teacher: Tensor) -> Tensor:
     logits of zero mean; without that assumption the means have to be subtracted.
 
     Args:
-        student, teacher: logits z^S and z^T, [N,C].
+        student, teacher: logits z^S and z^T, [N, C].
     Returns:
-        [N,C].
+        [N, C].
     """
     gap = student - teacher
     return (gap - gap.mean(-1, keepdim=True)) / gap.shape[-1]
@@ -72,10 +72,12 @@ def matching_gradient(student: Tensor, teacher: Tensor) -> Tensor:
 def identity_gaps(
     student: Tensor, teacher: Tensor, labels: Tensor, *, alpha: float, temperature: float
 ) -> dict[str, float]:
-    """Compare KD with learned label smoothing, and `kd_gradient` with autograd; all differences should be rounding.
+    """Compare KD with learned label smoothing, and `kd_gradient` with autograd.
+
+    All differences should be rounding errors.
 
     Args:
-        student, teacher: logits, [N,C], best in float64.
+        student, teacher: logits, [N, C]; float64 keeps the rounding errors small.
         labels: class of each sample, [N].
         alpha: weight of the teacher's prediction.
         temperature: τ, for the third difference only; the first two are for τ = 1.
@@ -105,10 +107,10 @@ def matching_gaps(student: Tensor, teacher: Tensor, temperatures: Tensor) -> Ten
     """Compute the relative distance ‖kd_gradient − limit‖ / ‖limit‖ of KD's gradient from its limit.
 
     Args:
-        student, teacher: logits, [N,C].
+        student, teacher: logits, [N, C].
         temperatures: values of τ, [M].
     Returns:
-        [M], on the CPU.
+        The distance at each temperature, [M], on the CPU.
     """
     limit = matching_gradient(student, teacher)
     gaps = [(kd_gradient(student, teacher, temperature=t) - limit).norm() / limit.norm() for t in temperatures.tolist()]

@@ -16,8 +16,8 @@ from ickd_lib.theory.smoothing import soft_cross_entropy
 def _functional(network: nn.Module) -> tuple[Callable[..., Tensor], dict[str, Tensor]]:
     """Return a copy of the network as a function of its trainable parameters, and these parameters.
 
-    The function maps (parameters, images [n,3,H,W]) to logits [n,C]. The copy is in eval mode, in which the logits of a
-    sample depend on no other sample of the batch, so that all results of this module are exact.
+    The function maps (parameters, images [n, 3, H, W]) to logits [n, C]. The copy is in eval mode, in which the logits
+    of a sample depend on no other sample of the batch, so that all results of this module are exact.
     """
     frozen = copy.deepcopy(network).eval()
     parameters = {name: p.detach() for name, p in frozen.named_parameters() if p.requires_grad}
@@ -40,20 +40,20 @@ def _flat(values: dict[str, Tensor], batch_dims: int) -> Tensor:
 def tangent_kernel(network: nn.Module, queries: Tensor, samples: Tensor, *, chunk: int = 16) -> Tensor:
     """Compute the C×C tangent kernels K_ij = (dz_i/dθ)(dz_j/dθ)ᵀ at the network's present weights, in eval mode.
 
-    This follows the definition (Jacot et al. 2018) and suits a few images. `influence` and `shares` give their results
-    without forming the kernel.
+    This follows the definition (Jacot et al. 2018) and suits a few images. `influence` and `shares` compute their
+    results without forming the kernel.
 
     Args:
         network: a module from images to logits, or to an object with an attribute `logits`.
-        queries: images, [Q,3,H,W].
-        samples: images, [N,3,H,W].
-        chunk: samples evaluated at once; (Q + chunk)·C·P numbers are held for P trainable parameters.
+        queries: images, [Q, 3, H, W].
+        samples: images, [N, 3, H, W].
+        chunk: number of samples evaluated at once; (Q + chunk)·C·P numbers are held for P trainable parameters.
     Returns:
-        [Q,N,C,C].
+        [Q, N, C, C].
     """
     f, parameters = _functional(network)
 
-    def jacobians(images: Tensor) -> Tensor:  # [n,C,P]
+    def jacobians(images: Tensor) -> Tensor:  # [n, C, P]
         one = torch.func.jacrev(lambda values, image: f(values, image[None])[0])
         return _flat(torch.func.vmap(one, (None, 0))(parameters, images), 2)
 
@@ -71,13 +71,13 @@ def influence(network: nn.Module, queries: Tensor, samples: Tensor, residuals: T
 
     Args:
         network: a module from images to logits, or to an object with an attribute `logits`; evaluated in eval mode.
-        queries: images, [Q,3,H,W].
-        samples: images, [N,3,H,W].
-        residuals: r, [N,C]. For a cross-entropy to q_j, q_j − p_j is the negative gradient with respect to
+        queries: images, [Q, 3, H, W].
+        samples: images, [N, 3, H, W].
+        residuals: r, [N, C]. For a cross-entropy to q_j, q_j − p_j is the negative gradient with respect to
             the logits.
-        chunk: samples evaluated at once; all queries are evaluated at once.
+        chunk: number of samples evaluated at once; the queries are always evaluated all at once.
     Returns:
-        [Q,C].
+        [Q, C].
     """
     f, parameters = _functional(network)
     direction = {name: torch.zeros_like(p) for name, p in parameters.items()}
@@ -85,8 +85,8 @@ def influence(network: nn.Module, queries: Tensor, samples: Tensor, residuals: T
         pulled = torch.func.vjp(partial(f, images=images), parameters)[1](r)[0]
         direction = {name: direction[name] + pulled[name] for name in direction}
     logits, pull = torch.func.vjp(partial(f, images=queries), parameters)[:2]
-    # The pullback is linear, and the pullback of the pullback pushes forward. It needs reverse mode only, which every
-    # layer supports.
+    # The pullback is linear, so its own pullback is the push-forward. This needs only reverse mode, which every layer
+    # supports.
     return torch.func.vjp(lambda u: pull(u)[0], torch.zeros_like(logits))[1](direction)[0]
 
 
@@ -101,16 +101,16 @@ def shares(
 
     Args:
         network, queries, samples, residuals: as for `influence`.
-        chunk: samples evaluated at once; Q·P + chunk·P numbers are held for P trainable parameters.
+        chunk: number of samples evaluated at once; Q·P + chunk·P numbers are held for P trainable parameters.
     Returns:
-        The shares [Q,N] and R [Q,C].
+        The shares [Q, N] and R [Q, C].
     """
     f, parameters = _functional(network)
 
     def pull(image: Tensor, r: Tensor) -> dict[str, Tensor]:
         return torch.func.vjp(lambda values: f(values, image[None])[0], parameters)[1](r)[0]
 
-    def pulled(images: Tensor, r: Tensor) -> Iterator[Tensor]:  # [chunk,P] each
+    def pulled(images: Tensor, r: Tensor) -> Iterator[Tensor]:  # [chunk, P] each
         for pair in zip(images.split(chunk), r.split(chunk), strict=True):
             yield _flat(torch.func.vmap(pull)(*pair), 1)
 
@@ -127,12 +127,12 @@ def predicted_change(network: nn.Module, queries: Tensor, samples: Tensor, targe
 
     Args:
         network: as for `influence`.
-        queries: images, [Q,3,H,W].
-        samples: the batch, [N,3,H,W].
-        targets: q, [N,C].
+        queries: images, [Q, 3, H, W].
+        samples: the batch, [N, 3, H, W].
+        targets: q, [N, C].
         lr: learning rate η.
     Returns:
-        [Q,C].
+        [Q, C].
     """
     with torch.no_grad():
         student = _logits(copy.deepcopy(network).eval()(samples)).softmax(-1)
@@ -145,7 +145,7 @@ def actual_change(network: nn.Module, queries: Tensor, samples: Tensor, targets:
     Args:
         network, queries, samples, targets, lr: as for `predicted_change`.
     Returns:
-        [Q,C].
+        The change, [Q, C].
     """
     stepped = copy.deepcopy(network).eval()
     parameters = [p for p in stepped.parameters() if p.requires_grad]
@@ -159,7 +159,7 @@ def actual_change(network: nn.Module, queries: Tensor, samples: Tensor, targets:
 
 
 def first_order_errors(network: nn.Module, queries: Tensor, samples: Tensor, targets: Tensor, steps: Tensor) -> Tensor:
-    """Compute the relative error ‖predicted − real‖ / ‖real‖ of `predicted_change` for several learning rates.
+    """Compute the relative error ‖predicted − actual‖ / ‖actual‖ of `predicted_change` for several learning rates.
 
     Everything is computed on a copy of the network in float64.
 
@@ -167,24 +167,24 @@ def first_order_errors(network: nn.Module, queries: Tensor, samples: Tensor, tar
         network, queries, samples, targets: as for `predicted_change`, of any floating-point type.
         steps: learning rates, [M].
     Returns:
-        [M], on the CPU.
+        The error at each learning rate, [M], on the CPU.
     """
     double = copy.deepcopy(network).double()
     queries, samples, targets = queries.double(), samples.double(), targets.double()
     unit = predicted_change(double, queries, samples, targets, lr=1.0)  # the prediction is linear in the learning rate
     errors = []
     for step in steps.tolist():
-        real = actual_change(double, queries, samples, targets, lr=step)
-        errors.append((step * unit - real).norm() / real.norm())
+        actual = actual_change(double, queries, samples, targets, lr=step)
+        errors.append((step * unit - actual).norm() / actual.norm())
     return torch.stack(errors).cpu()
 
 
 def largest_step(steps: Tensor, errors: Tensor, *, tolerance: float = 0.1) -> float:
-    """Return the largest learning rate whose error is below the tolerance, or NaN if there is none.
+    """Return the largest learning rate with an error below the tolerance, or NaN if there is none.
 
     Args:
         steps, errors: [M] each, as given to and returned by `first_order_errors`.
-        tolerance: on the relative error.
+        tolerance: upper bound on the relative error.
     """
     good = steps[errors < tolerance]
     return good.max().item() if len(good) else float("nan")

@@ -1,4 +1,4 @@
-"""Data with a known Bayes posterior, and teachers that err on it in three different ways."""
+"""Data with a known Bayes posterior, and teachers with three different kinds of errors."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ def mixture(
     Args:
         points: number of points n.
         classes: number of Gaussians C.
-        radius: of the circle; a smaller one gives more overlap.
+        radius: radius of the circle; the smaller it is, the more the Gaussians overlap.
         generator: a CPU generator.
     Returns:
-        x [n,2]; the labels [n], which follow the posterior; and the log posterior log p(y | x) [n,C]. x and the log
+        x [n, 2]; the labels [n], which follow the posterior; and the log posterior log p(y | x) [n, C]. x and the log
         posterior are float64.
     """
     angle = 2 * math.pi * torch.arange(classes, dtype=torch.float64) / classes
@@ -40,10 +40,10 @@ def gaussian_similarity(x: Tensor, *, width: float) -> Tensor:
     It is an inner product of features of unit length, like the cosine similarity of a memory bank.
 
     Args:
-        x: points, [n,d].
-        width: in the unit of x.
+        x: points, [n, d].
+        width: the distance at which the similarity is e^(-1/2), in the unit of x.
     Returns:
-        [n,n].
+        [n, n].
     """
     return (-0.5 * torch.cdist(x, x).square() / width**2).exp()
 
@@ -51,20 +51,20 @@ def gaussian_similarity(x: Tensor, *, width: float) -> Tensor:
 def correlated_errors(
     x: Tensor, channels: int, *, correlation: float, length: float, generator: torch.Generator
 ) -> Tensor:
-    """Draw errors of unit variance that neighbours share in part.
+    """Draw errors of unit variance that are correlated between neighbouring points.
 
-    They are √ρ · field(x) + √(1−ρ) · independent noise. The field is a smooth Gaussian field with covariance
+    The errors are √ρ · field(x) + √(1−ρ) · independent noise. The field is a smooth Gaussian field with covariance
     exp(−‖x − x'‖² / 2 length²), drawn from its random Fourier features (Rahimi and Recht 2007). Hence the errors of
     points that are much closer than `length` have correlation ρ.
 
     Args:
-        x: points, [n,d].
+        x: points, [n, d].
         channels: number of independent errors of each point, C.
         correlation: ρ, from 0 (independent errors) to 1.
         length: correlation length of the field, in the unit of x.
         generator: a generator on the device of x.
     Returns:
-        [n,C].
+        [n, C].
     """
     waves = 256
     normal = partial(torch.randn, generator=generator, dtype=x.dtype, device=x.device)
@@ -77,11 +77,11 @@ class ToyTeacher(NamedTuple):
     """A teacher's outputs for all points, in one or several draws of its errors, and the properties of these errors.
 
     Attributes:
-        values: the outputs whose error is measured, logits or probabilities, [n,C·draws].
-        truth: what `values` would be without an error, [n,C].
+        values: the outputs of which the error is measured, logits or probabilities, [n, C·draws].
+        truth: what `values` would be without an error, [n, C].
         variance: σ² of the errors, one number or one for each point, [n].
         correlation: ρ between the errors of neighbours.
-        logits: the teacher's logits, [n,C·draws].
+        logits: the teacher's logits, [n, C·draws].
         errs_by_label: whether its errors depend on the labels of the points.
     """
 
@@ -107,16 +107,16 @@ def toy_teachers(
 ) -> dict[str, ToyTeacher]:
     """Make three teachers for the points of `mixture`.
 
-    "independent errors" and "correlated errors" add errors of standard deviation σ to the log posterior. "memorised
-    labels" predicts probabilities, a part of which is on the label with which the teacher was trained.
+    The logits of "independent errors" and "correlated errors" are the log posterior plus errors of standard deviation
+    σ. The probabilities of "memorised labels" are a weighted mean of the posterior and the one-hot training label.
 
     Args:
-        x, labels, log_posterior: from `mixture`, [n,2], [n] and [n,C].
+        x, labels, log_posterior: from `mixture`, [n, 2], [n] and [n, C].
         draws: number of draws of the errors for the first two teachers; the third has one.
         sigma: σ, on the logits.
         correlation: ρ of the teacher with correlated errors.
         length: correlation length of its errors, in the unit of x.
-        memory: probability that the third teacher puts on the label; the rest follows the posterior.
+        memory: weight of the one-hot label in the third teacher's probabilities, from 0 to 1.
         generator: a generator on the device of x.
     Returns:
         The three teachers by name.

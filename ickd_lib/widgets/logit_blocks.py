@@ -1,4 +1,4 @@
-"""The blocks that the logit-space explorer displays: tiles of samples, predictions, and numbers about a region."""
+"""The blocks that the logit-space explorer displays: tiles of samples, predictions, and measures of a region."""
 
 from __future__ import annotations
 
@@ -28,17 +28,19 @@ def sample_tiles(
     more: Sequence[str] = (),
     **options: Any,
 ) -> Block:
-    """Return a block of tiles, which send the event "look" with the sample's position as their key.
+    """Return a block with one tile for each sample.
+
+    A click on a tile sends the event "look" with the sample's position as its key.
 
     Args:
-        samples: The samples.
-        at: Positions of the displayed samples, shape [n].
-        colour: Colour of each class.
-        title: Text above the tiles.
-        shape: Shape of the images that are sent along.
-        start: Position of the first displayed sample among these images.
-        more: One more line of text for each tile.
-        options: Further entries of the block, such as `tone`.
+        samples: the samples.
+        at: positions of the displayed samples, shape [n].
+        colour: colour of each class.
+        title: text above the tiles.
+        shape: shape (N, height, width) of the images in the message.
+        start: position of the first displayed sample among these images.
+        more: one more line of text for each tile.
+        options: further entries of the block, such as `tone`.
     """
     tiles = []
     for i, position in enumerate(at.tolist()):
@@ -53,9 +55,9 @@ def prediction_table(samples: SampleSet, at: int, logits: Mapping[str, Tensor]) 
     """Return a table with each network's prediction for one sample.
 
     Args:
-        samples: The samples.
-        at: Position of the sample.
-        logits: For each network its logits of all samples, shape [N, C].
+        samples: the N samples.
+        at: position of the sample.
+        logits: each network's logits of all samples, shape [N, C].
     """
     label, row, names = int(samples.labels[at]), int(samples.keys[at]), samples.classes
     rows = []
@@ -75,11 +77,11 @@ def prediction_table(samples: SampleSet, at: int, logits: Mapping[str, Tensor]) 
 
 
 def region_table(found: Mapping[str, Region], classes: Sequence[str]) -> Block:
-    """Return a table with each network's numbers about the selected samples.
+    """Return a table with each network's measures of the selected samples.
 
     Args:
-        found: For each network its region with these members; at least one.
-        classes: C names.
+        found: the region of the selected samples in each network's logit space; at least one network.
+        classes: names of the C classes.
     """
     counts = next(iter(found.values())).counts
     most = counts.topk(min(3, len(classes)))
@@ -93,7 +95,7 @@ def region_table(found: Mapping[str, Region], classes: Sequence[str]) -> Block:
 
 
 def _numbers(region: Region) -> dict[str, str]:
-    """Return the texts of one row: numbers relative to the classes of all images, then numbers of the members alone."""
+    """Return the texts of one row: measures relative to the classes of all images, then of the members alone."""
     alone = region.separation or {}
     numbers = {
         "accuracy, %": 100 * region.accuracy,

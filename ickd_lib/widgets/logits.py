@@ -31,21 +31,21 @@ MEMBERS, NEIGHBOURS = 24, 8  # largest number of tiles of each kind
 class LogitSpaceExplorer(Explorer):
     """Display linked maps of the logit spaces of several networks, such as a teacher and its students.
 
-    When the pointer is on an image in one map, all maps mark it and a table lists the networks' predictions. Images are
-    selected with a lasso, a click, a class or row numbers. The explorer then displays them, numbers about how well each
-    network separates them, and the nearest images outside the selection.
+    While the pointer is on an image in one map, the image is marked in all maps and a table lists the networks'
+    predictions. Images are selected with a lasso, a click, a class or row numbers. The explorer then displays the
+    selected images, measures of how well each network separates them, and the nearest images outside the selection.
 
     Args:
-        networks: By name, a network, or its logits of the images, shape [N, C].
-        images: N images, on the networks' device.
-        how: The first kind of map: "umap", "pca" or "tsne" (see `explore.embed`).
-        seed: Seed of the maps.
-        cache: A folder in which maps are stored; None computes them anew in each session.
-        precision: Numerical precision of the networks: "auto", "fp32" or "bf16".
-        panels: Number of maps side by side, 1 to 3, or the names of the networks that they show at first.
-        task: Which samples an image has; classification by default.
+        networks: by name, a network, or its logits of the images, shape [N, C].
+        images: the images, on the networks' device.
+        how: the first kind of map: "umap", "pca" or "tsne" (see `explore.embed`).
+        seed: seed of the maps.
+        cache: a folder in which maps are stored; None computes them anew in each session.
+        precision: numerical precision of the networks: "auto", "fp32" or "bf16".
+        panels: number of maps side by side, 1 to 3, or the names of the networks that they display at first.
+        task: which samples an image has; classification by default, where each image is one of the N samples.
     Raises:
-        InputError: There are no networks; logits have a wrong shape or are not finite; the kind of map is unknown; or
+        InputError: there are no networks; logits have a wrong shape or are not finite; the kind of map is unknown; or
             `panels` is out of range.
     """
 
@@ -75,7 +75,7 @@ class LogitSpaceExplorer(Explorer):
         self.seed, self.cache = seed, cache
         self.logits = {name: self._logits(name, of, precision) for name, of in networks.items()}
         self.members = torch.zeros(0, dtype=torch.long)
-        # The scatter plots are created when a page is there, because each holds 2 MB of script and all points.
+        # Each scatter plot contains 2 MB of script and all points, so they are created only when a page displays them.
         self.scatters: list[Any] = []
         self._maps: dict[tuple[str, str], np.ndarray] = {}
         self._margins: dict[str, tuple[Tensor, Tensor]] = {}
@@ -96,11 +96,11 @@ class LogitSpaceExplorer(Explorer):
         self._paint()
 
     def _make_controls(self, how: str, first: Sequence[str]) -> None:
-        """Create the controls and the places of the maps.
+        """Create the controls and the empty panels of the maps.
 
         Args:
-            how: The first kind of map.
-            first: The networks whose maps are displayed at first.
+            how: the kind of map that is displayed first.
+            first: names of the networks with the maps that are displayed first.
         """
         images, names = self.images, list(self.logits)
         many = len(images.classes) > 10
@@ -123,14 +123,14 @@ class LogitSpaceExplorer(Explorer):
         """Select images, as a lasso does. Errors are displayed.
 
         Args:
-            members: Positions of the images in `images`, or one bool for each image.
-            by: The control or the map in which they were selected; it is left unchanged.
+            members: positions of the images, shape [n], or a mask of the images, bool, shape [N].
+            by: the control or the map in which they were selected. It is left unchanged.
         """
         with self.guarded(), self._changing_controls():
             given = torch.as_tensor(members).cpu()
             at = given.nonzero().squeeze(1) if given.dtype == torch.bool else given.long().unique()  # ascending
             if len(at) and not 0 <= int(at[0]) <= int(at[-1]) < len(self.labels):
-                raise InputError(f"positions from {at[0]} to {at[-1]}; there are {len(self.labels)} images")
+                raise InputError(f"positions must be from 0 to {len(self.labels) - 1}, not from {at[0]} to {at[-1]}")
             self.members = at
             for control, nothing in ((self.class_, -1), (self.written, "")):
                 if control is not by and control.value != nothing:
@@ -215,7 +215,7 @@ class LogitSpaceExplorer(Explorer):
 
     def _open(self) -> None:
         """Create the scatter plots and connect them."""
-        from sklearn import metrics as _  # noqa: F401  imported here, because the first lasso would wait seconds for it
+        from sklearn import metrics as _  # noqa: F401  imported early, because it would delay the first lasso by seconds
 
         self.show_message("Preparing the maps …")
         self.scatters = [make_scatter(self._points(one.value), len(self.images.classes)) for one in self.shows]
@@ -238,7 +238,7 @@ class LogitSpaceExplorer(Explorer):
         self.hovered.show({"kind": "row", "blocks": [tile, table]}, data=data)
 
     def _describe(self) -> None:
-        """Display the selected images, how each network separates them, and the nearest images outside."""
+        """Display the selected images, measures of their separation, and the nearest images outside the selection."""
         count = len(self.members)
         if not count:
             return self.view.show({"kind": "text", "text": blocks.HINT})
@@ -267,7 +267,7 @@ class LogitSpaceExplorer(Explorer):
             self._display_one(int(self.members[0]))
 
     def _highlight(self) -> list[int]:
-        """Return the ten most frequent classes of the selection where points are coloured by these, else none."""
+        """Return the ten most frequent classes of the selection if points are coloured by them, and otherwise none."""
         if self.colour.value != "selected classes" or not len(self.members):
             return []
         counts = torch.bincount(self.labels[self.members], minlength=len(self.images.classes))
@@ -287,16 +287,18 @@ class LogitSpaceExplorer(Explorer):
         logits = of if isinstance(of, Tensor) else self.samples.outputs(of, precision=precision).logits
         expected = [len(self.samples), len(self.samples.classes)]
         if list(logits.shape) != expected:
-            raise InputError(f"logits of {name!r} are {list(logits.shape)}; {self.samples.name} needs {expected}")
+            raise InputError(
+                f"the logits of {name!r} are {list(logits.shape)}, but {self.samples.name} needs shape {expected}"
+            )
         if not logits.isfinite().all():
             raise InputError(f"some logits of {name!r} are nan or infinite; check the network's training")
         return logits.detach().float().cpu()
 
     def _map(self, name: str) -> np.ndarray:
-        """Return a network's map of the chosen kind, [N, 2]; it is computed once."""
+        """Return a network's map of the chosen kind, [N, 2]. Each map is computed once."""
         how = self.how.value
         if (how, name) not in self._maps:
-            show = self.show_message if self._has_page else print  # without a page, the cell's output has the message
+            show = self.show_message if self._has_page else print  # without a page, print to the cell's output
             self._maps[how, name] = embed(
                 self.logits[name], how, seed=self.seed, cache=self.cache, report=lambda text: show(f"{name}: {text}")
             )

@@ -13,20 +13,20 @@ from ickd_lib.data import Images
 from ickd_lib.explore import Neighbourhood, SampleSet
 from ickd_lib.widgets.view import Block
 
-CRUMBS = 8  # of a long path, the last ones are displayed
+CRUMBS = 8  # largest number of displayed entries of the path; these are the last ones
 CLASSES = 10  # classes with a bar
 
-Place = tuple[SampleSet, int]  # a sample: the set that contains it, and its position there
+Location = tuple[SampleSet, int]  # of a sample: the set that contains it, and its position there
 
 
-def label_of(place: Place) -> int:
+def label_of(location: Location) -> int:
     """Return the class of a sample."""
-    samples, at = place
+    samples, at = location
     return int(samples.labels[at])
 
 
-def crumbs(path: Sequence[Place]) -> Block:
-    """Return the block with the path of queries; the key of each is its position in the path."""
+def crumbs(path: Sequence[Location]) -> Block:
+    """Return the block with the path of queries. The key of each query is its position in the path."""
     items = []
     for i, (samples, at) in enumerate(path):
         name = samples.name.partition("/")[2] or samples.name
@@ -40,8 +40,8 @@ def displayed_classes(probabilities: Mapping[str, Tensor], label: int) -> list[i
     """Return the classes that have a bar: the true class and those with the highest probabilities from any predictor.
 
     Args:
-        probabilities: For each predictor, shape [C].
-        label: The true class.
+        probabilities: probabilities from each predictor, shape [C].
+        label: the true class.
     """
     peak = torch.stack(list(probabilities.values())).amax(0)
     peak[label] = torch.inf
@@ -49,14 +49,17 @@ def displayed_classes(probabilities: Mapping[str, Tensor], label: int) -> list[i
 
 
 def colours(images: Images, displayed: Sequence[int], dark: bool) -> list[str]:
-    """Return the colour of each class, as in figures. Many classes without superclasses are grey unless `displayed`."""
+    """Return the colour of each class, as in figures.
+
+    Where there are more than ten classes and no superclasses, all classes but the `displayed` ones are grey.
+    """
     highlight = () if len(images.classes) <= 10 or images.superclasses else displayed
     _, group, looks = plots.class_colours(images.classes, images.superclasses, images.superclass_of, highlight, dark)
     return [to_hex(looks[g]["color"]) for g in group]
 
 
 def tiles(
-    query: Place,
+    query: Location,
     bank_samples: SampleSet,
     found: Neighbourhood,
     positives: Tensor,
@@ -67,12 +70,12 @@ def tiles(
     """Return three blocks of tiles: the query, its positives and its negatives.
 
     Args:
-        query: The query.
-        bank_samples: The samples of the bank.
-        found: The query's neighbourhood, with B = 1.
-        positives, negatives: Positions of the displayed in-context samples in `bank_samples`.
-        colour: Colour of each class.
-        shape: Shape of the images that are sent along: the query, then the positives, then the negatives.
+        query: location of the query.
+        bank_samples: the samples of the bank.
+        found: the query's neighbourhood, with B = 1.
+        positives, negatives: positions of the displayed in-context samples in `bank_samples`, shape [n] each.
+        colour: colour of each class.
+        shape: shape (N, height, width) of the images in the message: the query, then the positives, then the negatives.
     """
     samples, at = query
     label = label_of(query)
@@ -101,20 +104,20 @@ def tiles(
 
 
 def bars(
-    query: Place,
+    query: Location,
     probabilities: Mapping[str, Tensor],
     displayed: Sequence[int],
     colour: Sequence[str],
     temperature: float,
 ) -> Block:
-    """Return the block with the probabilities of each predictor for the query.
+    """Return the block with the probabilities from each predictor for the query.
 
     Args:
-        query: The query.
-        probabilities: For each predictor, shape [C].
-        displayed: Classes with a bar.
-        colour: Colour of each class.
-        temperature: Temperature of the probabilities.
+        query: location of the query.
+        probabilities: probabilities from each predictor, shape [C].
+        displayed: classes with a bar.
+        colour: colour of each class.
+        temperature: temperature of the probabilities.
     """
     classes, label = query[0].classes, label_of(query)
     rows = [
@@ -135,9 +138,9 @@ def term_table(terms: Mapping[str, tuple[float, float]], count: int, title: str)
     """Return the table of a query's loss terms.
 
     Args:
-        terms: For each weighted loss term its value for the query and its mean over `count` queries.
-        count: Number of queries of the mean.
-        title: Title of the table.
+        terms: for each weighted loss term, its value for the query and its mean over `count` queries.
+        count: number of queries in the mean.
+        title: title of the table.
     """
     total = sum(value for value, _ in terms.values())
     rows = [

@@ -25,9 +25,10 @@ from ickd_lib.widgets.view import Explorer, View, strip
 
 MOST = 128  # largest number of positives and of negatives that can be requested
 SHOWN = 20  # the most similar of these are displayed, in up to four rows of tiles
-SAMPLE = 200  # number of queries whose mean loss terms are compared with those of one query
+SAMPLE = 200  # number of queries in the mean loss terms, with which those of one query are compared
 
-Place = tuple[bool, int]  # whether a sample is in the bank, and its position among the bank's images or the queries
+# A query on the path: whether it is in the bank, and its position among the bank's samples or the other queries.
+PathEntry = tuple[bool, int]
 
 
 class NeighbourExplorer(Explorer):
@@ -37,24 +38,24 @@ class NeighbourExplorer(Explorer):
     in-context sample makes it the query.
 
     Attributes:
-        number, of_class, search, positives, negatives, aggregation: The controls.
-        found: The neighbourhood of the current query (`explore.Neighbourhood`). Only its nearest samples are displayed.
-        current: The current query: whether it is in the bank, and its position among the bank's images or the queries.
+        number, of_class, search, positives, negatives, aggregation: the controls.
+        found: the neighbourhood of the current query (`explore.Neighbourhood`). Only its nearest samples are displayed.
+        current: the current query, as whether it is in the bank and its position among the bank's samples or `queries`.
 
     Args:
-        bank: A memory bank.
-        images: All images that the bank was built from, on the bank's device.
-        student: Adds the student's predictions, its mistakes, and the loss terms of a query.
-        queries: Images to choose queries from. By default `images`; a query is never retrieved as its own in-context
-            sample.
-        teacher: The teacher from which the bank was built; needed for `queries` outside the bank.
-        method: An in-context distillation method, as `methods.create` takes it. The loss terms have its weights. The
-            controls start at its numbers of in-context samples and its aggregation temperature.
-        temperature: Temperature of all displayed probabilities.
-        precision: Numerical precision of the networks: "auto", "fp32" or "bf16".
-        task: Which samples an image has; classification by default.
+        bank: a memory bank.
+        images: all images that the bank was built from, on the bank's device.
+        student: a network. If given, its predictions and mistakes and the loss terms of a query are displayed, too.
+        queries: images to choose queries from. By default these are `images`, and no query is retrieved as its own
+            in-context sample.
+        teacher: the teacher by which the bank was built; needed for `queries` outside the bank.
+        method: an in-context distillation method, as `methods.create` takes it. The loss terms are computed with its
+            weights. The controls start at its numbers of in-context samples and its aggregation temperature.
+        temperature: temperature of all displayed probabilities.
+        precision: numerical precision of the networks: "auto", "fp32" or "bf16".
+        task: which samples an image has; classification by default.
     Raises:
-        InputError: There are queries outside the bank but no teacher; images, classes, sizes or teacher do not fit the
+        InputError: there are queries outside the bank but no teacher; images, classes, sizes or teacher do not fit the
             bank; or the method is not in-context distillation with the nearest samples of a teacher's bank.
     """
 
@@ -87,7 +88,7 @@ class NeighbourExplorer(Explorer):
         assert retrieval is not None
         if retrieval.per_class or retrieval.order != "nearest":
             raise InputError(
-                f"method={method!r} does not use the nearest samples, which the explorer shows; "
+                f"method={method!r} does not use the nearest samples, and the explorer displays only these; "
                 "leave order and per_class at their defaults"
             )
         self.bank, self.images, self.student, self.teacher = bank, images, student, teacher
@@ -97,9 +98,9 @@ class NeighbourExplorer(Explorer):
         self.query_samples = self.bank_samples if queries is None else SampleSet(queries, task)
         self.temperature, self.precision = temperature, precision
         self.generator = runtime.generator("explorer")
-        self.path: list[Place] = [(self.in_bank, 0)]
+        self.path: list[PathEntry] = [(self.in_bank, 0)]
         self.found: explore.Neighbourhood
-        self._predictions: dict[str, Tensor] = {}  # logits of all queries, once a search has needed them
+        self._predictions: dict[str, Tensor] = {}  # each network's logits of all queries, computed for the first search
 
         self._make_controls(retrieval.positives, retrieval.negatives)
         wrap = {"layout": {"flex_flow": "row wrap"}}
@@ -126,7 +127,7 @@ class NeighbourExplorer(Explorer):
         """Create the controls.
 
         Args:
-            positives, negatives: The method's numbers of in-context samples, at which the sliders start; 0 for none.
+            positives, negatives: the method's numbers of in-context samples, at which the sliders start; 0 for none.
         """
         images = self.images
         largest_class = int(torch.bincount(self.bank_samples.labels).max())
@@ -152,7 +153,7 @@ class NeighbourExplorer(Explorer):
             ipw.IntSlider(min(start or 8, end), 1, end, description=name, **style)
             for start, end, name in zip((positives, negatives), most, ("positives k⁺", "negatives k⁻"), strict=True)
         )
-        tau = self.method.aggregation_temperature or 1.0  # without a temperature all weights are equal and stay so
+        tau = self.method.aggregation_temperature or 1.0  # without a temperature the slider is disabled
         self.aggregation = ipw.FloatLogSlider(
             tau,
             min=min(-3, math.log10(tau)),
@@ -165,7 +166,8 @@ class NeighbourExplorer(Explorer):
         )
 
     @property
-    def current(self) -> Place:
+    def current(self) -> PathEntry:
+        """The current query, the last entry of the path."""
         return self.path[-1]
 
     # ------------------------------------------------------------------------------------------- choosing a query
@@ -175,11 +177,11 @@ class NeighbourExplorer(Explorer):
             self._visit([(self.in_bank, self.number.value)])
 
     def _go_to(self, step: int | None, also: str = "") -> None:
-        """Go to a query that matches the class, the search text and `also`.
+        """Display a query that matches the chosen class, the search text and `also`.
 
         Args:
-            step: 0 for the first match, 1 for the next one after the current query, None for a random one.
-            also: More words for the search.
+            step: 0 for the first match, 1 for the first match after the current query, None for a random one.
+            also: further words that are added to the search text.
         """
         with self.guarded():
             matches = self._matches(f"{self.search.value} {also}".strip())
@@ -221,8 +223,8 @@ class NeighbourExplorer(Explorer):
             self._predictions[role] = samples.outputs(network, precision=self.precision).logits
         return self._predictions.get(role)
 
-    def _visit(self, path: list[Place]) -> None:
-        """Make the last place of a path the current query."""
+    def _visit(self, path: list[PathEntry]) -> None:
+        """Make the last entry of a path the current query."""
         self.path = path
         self.number.value = path[0][1]  # equal to the path, so the observer does nothing
         self._show()
@@ -231,8 +233,8 @@ class NeighbourExplorer(Explorer):
         with self.guarded():
             if event == "open":
                 position = self.bank_samples.positions(torch.tensor(int(key), device=self.bank_samples.keys.device))
-                if (place := (True, int(position))) != self.current:  # a double click opens the sample once
-                    self._visit([*self.path, place])
+                if (entry := (True, int(position))) != self.current:  # a double click opens the sample once
+                    self._visit([*self.path, entry])
             elif event == "crumb":
                 self._visit(self.path[: int(key) + 1])
             elif event == "theme" or (event == "ready" and self.view.dark):
@@ -254,11 +256,11 @@ class NeighbourExplorer(Explorer):
             shown = (self._positions(self.found.positives)[:SHOWN], self._positions(self.found.negatives)[:SHOWN])
             thumbnails = [samples.thumbnails(query), *(self.bank_samples.thumbnails(at) for at in shown)]
             data, shape = strip(torch.cat(thumbnails))
-            place, probabilities = (samples, at), self._probabilities()
-            displayed = blocks.displayed_classes(probabilities, blocks.label_of(place))
+            location, probabilities = (samples, at), self._probabilities()
+            displayed = blocks.displayed_classes(probabilities, blocks.label_of(location))
             colour = blocks.colours(self.images, displayed, self.view.dark)
-            tiles = blocks.tiles(place, self.bank_samples, self.found, *shown, colour, shape)
-            bars = blocks.bars(place, probabilities, displayed, colour, self.temperature)
+            tiles = blocks.tiles(location, self.bank_samples, self.found, *shown, colour, shape)
+            bars = blocks.bars(location, probabilities, displayed, colour, self.temperature)
             self.view.show(
                 blocks.crumbs([(self._samples(in_bank), at) for in_bank, at in self.path]),
                 {"kind": "row", "blocks": tiles},
@@ -270,7 +272,7 @@ class NeighbourExplorer(Explorer):
         return self.bank_samples if in_bank else self.query_samples
 
     def _neighbourhood(self, in_bank: bool, at: Tensor, positives: int, negatives: int) -> explore.Neighbourhood:
-        """Return the neighbourhood of the samples at some positions, shape [B]."""
+        """Return the neighbourhood of the samples at the positions `at`, shape [B]."""
         samples = self._samples(in_bank)
         if in_bank:
             teacher = samples.stored_outputs(self.bank, at)
@@ -294,7 +296,7 @@ class NeighbourExplorer(Explorer):
         return self.bank_samples.positions(retrieved.index[0][retrieved.mask[0]])
 
     def _probabilities(self) -> dict[str, Tensor]:
-        """Return the probabilities that each predictor gives to the current query, [C] each."""
+        """Return the probabilities that each predictor outputs for the current query, [C] each."""
         return {name: p[0] for name, p in self.found.probabilities(self.temperature).items()}
 
     @property
@@ -305,13 +307,13 @@ class NeighbourExplorer(Explorer):
 
     @cached_property
     def _reference(self) -> tuple[explore.Neighbourhood, Tensor]:
-        """Neighbourhood and classes of a random sample of the queries, with which one query is compared."""
+        """Neighbourhood and classes of randomly drawn queries, with which the current query is compared."""
         labels = self.query_samples.labels
         at = torch.randperm(len(labels), generator=runtime.generator("sample"))[:SAMPLE].to(labels.device)
         return self._neighbourhood(self.in_bank, at, self.positives.max, self.negatives.max), labels[at]
 
     def terms(self) -> dict[str, tuple[float, float]]:
-        """Return each weighted loss term of the current query, and its mean over a random sample of the queries."""
+        """Return each weighted loss term of the current query, and its mean over randomly drawn queries."""
         in_bank, at = self.current
         label = self._samples(in_bank).labels[at : at + 1]
         self.method.aggregation_temperature = tau = self._tau

@@ -48,18 +48,18 @@ class RunExplorer(Explorer):
     """Display a table of runs and a figure of the chosen ones: curves, loss terms or final metrics.
 
     The table and the figure can be downloaded. While no run is chosen, the first few methods are drawn. Damaged runs
-    are left out and named below the table.
+    are left out, with a note below the table.
 
     Attributes:
-        rows: All runs by name, as `runs.overview` returns them.
-        chosen: Names of the chosen runs.
-        kind, number, mean: The controls.
+        rows: all runs by name, as `runs.overview` returns them.
+        chosen: names of the chosen runs.
+        kind, number, mean: the controls.
 
     Args:
-        folder: Contains runs, finished or not.
-        chosen: Names of the runs that are chosen at first: their paths below `folder`.
+        folder: a folder of runs, finished or not.
+        chosen: names of the runs that are chosen at first: their paths below `folder`.
     Raises:
-        InputError: The folder or a run does not exist, or all runs are damaged.
+        InputError: the folder or a run does not exist, or all runs are damaged.
     """
 
     def __init__(self, folder: str | Path = "runs", *, chosen: Sequence[str] = ()) -> None:
@@ -69,7 +69,7 @@ class RunExplorer(Explorer):
         self._read()
         self.chosen = [runtime.choose(name, self.rows, "run") for name in chosen]
         self._kept: dict[str, Any] = {"filter": "", "sort": [0, False]}  # state of the table, received from the page
-        self._records: dict[str, list[dict[str, float]]] = {}  # each run's records are read once, until a reload
+        self._records: dict[str, list[dict[str, float]]] = {}  # of each run, kept until a reload
         self._drawing = False
 
         style = {"style": {"description_width": "initial"}}
@@ -110,7 +110,7 @@ class RunExplorer(Explorer):
             self.saves[name].on_click(lambda _, act=act: self._save(act))
 
     def drawn(self) -> dict[str, list[list[dict[str, Any]]]]:
-        """Return the runs in the figure: for each name, for each seed, the runs that are averaged (`runs.named`)."""
+        """Return the runs in the figure: for each name and each seed, the runs that are averaged (`runs.named`)."""
         return dict(list(self._requested().items())[:MOST])
 
     def figures(self) -> list[Figure]:
@@ -131,18 +131,18 @@ class RunExplorer(Explorer):
             rows = [row for row in rows if row["run"] in names]
         if not rows:
             raise InputError(
-                "no chosen run has anything to draw yet: curves need a finished epoch, final metrics a finished run"
+                "nothing can be drawn for these runs yet; curves need a finished epoch, final metrics a finished run"
             )
         return runs.named(rows, by_run=not self.mean.value)
 
     @property
     def _early(self) -> list[str]:
-        """Names of the runs that have nothing to draw yet."""
+        """Names of the runs for which nothing can be drawn yet."""
         finals = self.kind.value == "final metrics"
         return [name for name, row in self.rows.items() if not row["epoch"] or (finals and row["state"] != "finished")]
 
     def _curves(self) -> dict[str, list[list[dict[str, float]]]]:
-        """Return the records of the drawn runs; runs that count as one seed are averaged."""
+        """Return the records of the drawn runs. Runs that count as one seed are averaged."""
 
         def read(row: dict[str, Any]) -> list[dict[str, float]]:
             if row["run"] not in self._records:
@@ -177,7 +177,7 @@ class RunExplorer(Explorer):
 
     def _draw(self) -> None:
         """Display the figure, and a note about the runs that it leaves out."""
-        if self._drawing:  # `_offer` changes the control, whose observer must not draw again
+        if self._drawing:  # `_offer` changes a control, and its observer must not draw again
             return
         self._drawing = True
         try:
@@ -187,7 +187,9 @@ class RunExplorer(Explorer):
                 self._offer()
             note = "" if self.chosen else f"No run is chosen, so the first {FEW} methods are shown. "
             if early := [name for name in self._early if name in (self.chosen or self.rows)]:
-                note += f"Left out, with nothing to draw yet: {', '.join(early[:3])}{', …' * (len(early) > 3)}. "
+                note += (
+                    f"Left out, because nothing can be drawn yet: {', '.join(early[:3])}{', …' * (len(early) > 3)}. "
+                )
             if len(requested) > MOST:
                 note += f"Only {MOST} of {len(requested)} lines are drawn. Choose fewer runs, or the mean over seeds."
             names = ", ".join(list(requested)[:MOST])
@@ -198,7 +200,7 @@ class RunExplorer(Explorer):
             self._drawing = False
 
     def _offer(self) -> None:
-        """Offer the numbers that all drawn runs have in common, and select one of them."""
+        """Set the options of the control `number` to the numbers common to all drawn runs, and select one of them."""
         every = [{key for seed in seeds for record in seed for key in record} for seeds in self._curves().values()]
         common = set.intersection(*every) - {"epoch"}
         if not common:
@@ -269,7 +271,7 @@ class RunExplorer(Explorer):
         finished = [row for row in rows if row["state"] == "finished"]
         if not finished:
             raise InputError(
-                "a table contains final numbers, and no chosen run is finished; choose other runs, or reload"
+                "a table contains final numbers, but no chosen run is finished; choose other runs, or reload"
             )
         self.view.save(f"table.{ending}", form(finished).encode(), "text/plain")
         left_out = f", {len(rows) - len(finished)} unfinished left out" if len(finished) < len(rows) else ""
@@ -277,6 +279,6 @@ class RunExplorer(Explorer):
 
 
 def _finals(seeds: list[list[dict[str, Any]]]) -> dict[str, list[float]]:
-    """Return for each of FINALS one value per seed; runs that count as one seed are averaged."""
+    """Return one value per seed for each name in FINALS. Runs that count as one seed are averaged."""
     found = {name: [[row[key] for row in alike if key in row] for alike in seeds] for name, key in FINALS.items()}
     return {name: [statistics.fmean(some) for some in values if some] for name, values in found.items() if any(values)}

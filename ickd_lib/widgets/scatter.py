@@ -14,10 +14,10 @@ from torch import Tensor
 from ickd_lib.data import Images
 from ickd_lib.plots.style import PALETTE, class_colours
 
-HEIGHT = 380  # of a map, in pixels
-BACKGROUND = {False: "#ffffff", True: "#212121"}  # of JupyterLab's light and dark theme
-GREY = {False: "#d9d9d9", True: "#4d4d4d"}  # of classes that are not highlighted, by theme
-SIZES = (4, 7, 10, 13)  # of the points of groups 1 to 10, 11 to 20, …, because ten colours are repeated
+HEIGHT = 380  # height of a map in pixels
+BACKGROUND = {False: "#ffffff", True: "#212121"}  # in JupyterLab's light (False) and dark (True) theme
+GREY = {False: "#d9d9d9", True: "#4d4d4d"}  # colour of classes that are not highlighted, by theme
+SIZES = (4, 7, 10, 13)  # sizes of the points of groups 1 to 10, 11 to 20, …, which have the same ten colours
 RIGHT, WRONG = to_hex(PALETTE[0]), to_hex(PALETTE[1])
 
 Entry = tuple[str, str, int]  # name, colour, and size of a group of points
@@ -30,9 +30,9 @@ class Colouring:
     A point's kind is its class c where the network classifies it correctly, and C + c where it does not.
 
     Args:
-        entries: The entries of the legend.
-        by_kind: The entry of each kind, length 2 C.
-        by_class: Colour of each class, length C, whatever the points are coloured by.
+        entries: the entries of the legend.
+        by_kind: the legend's entry for each kind of point, length 2 C.
+        by_class: colour of each class, length C, even where the points are not coloured by class.
     """
 
     entries: Sequence[Entry]
@@ -44,10 +44,10 @@ def colouring(images: Images, by: str, highlight: Sequence[int], dark: bool) -> 
     """Choose the colours of points.
 
     Args:
-        images: The data set, for its classes and superclasses.
+        images: the data set, for its classes and superclasses.
         by: "class", "superclass", "selected classes" or "right or wrong".
-        highlight: The coloured classes where `by` is "selected classes"; all others are grey.
-        dark: Whether the page has a dark theme.
+        highlight: the coloured classes where `by` is "selected classes"; all others are grey.
+        dark: whether the page has a dark theme.
     """
     upper = (images.superclasses, images.superclass_of) if by != "selected classes" else ((), ())
     names, group, looks = class_colours(images.classes, *upper, highlight, dark)
@@ -66,10 +66,10 @@ def points_of(plane: np.ndarray, labels: Tensor, wrong: Tensor, classes: int) ->
     """Convert a map to the points of a scatter plot, float32, shape [N, 4]: x, y, kind and 0.
 
     Args:
-        plane: The map, shape [N, 2]. It is shifted and scaled to the range from -0.95 to 0.95, equally in x and y.
-        labels: Class of each point, shape [N].
-        wrong: Whether the network misclassifies each point, shape [N].
-        classes: Number C of classes.
+        plane: the map, shape [N, 2]. It is shifted and scaled to the range from -0.95 to 0.95, equally in x and y.
+        labels: class of each point, shape [N].
+        wrong: whether the network misclassifies each point, shape [N].
+        classes: number C of classes.
     """
     low, high = plane.min(0), plane.max(0)
     plane = 1.9 * (plane - (low + high) / 2) / max(float((high - low).max()), 1e-9)
@@ -80,11 +80,11 @@ def points_of(plane: np.ndarray, labels: Tensor, wrong: Tensor, classes: int) ->
 def make_scatter(points: np.ndarray, classes: int) -> Any:
     """Create the scatter plot (a `jscatter.Scatter`) of some points; `paint` sets its colours.
 
-    Every property is set before the page displays the plot, because the page misses changes during its start.
+    Every property is set before the page displays the plot, because changes during the start of the page are lost.
 
     Args:
-        points: From `points_of`, shape [N, 4].
-        classes: Number C of classes.
+        points: from `points_of`, shape [N, 4].
+        classes: number C of classes.
     """
     import jscatter
     import pandas as pd
@@ -107,7 +107,7 @@ def make_scatter(points: np.ndarray, classes: int) -> Any:
         mouse_mode="lasso",
         transition_points_duration=700,
     )
-    scatter.widget.points = points  # jscatter numbers only the kinds that occur, which would shift all colours
+    scatter.widget.points = points  # jscatter would number only the kinds that occur, and all colours would be shifted
     scatter.widget.toolbar_buttons = ["pan_zoom", "lasso", "divider", "full_screen", "reset"]
     scatter.widget.transition_points = True
     return scatter
@@ -125,7 +125,7 @@ def paint(scatter: Any, colours: Colouring, dark: bool) -> None:
 
 
 def legend(entries: Sequence[Entry]) -> str:
-    """Return a legend as HTML: each name beside a dot of its colour and size."""
+    """Return a legend as HTML, with a dot of its colour and size before each name."""
     dots = "".join(
         f'<span style="white-space:nowrap"><span style="display:inline-block;width:{size + 5}px;height:{size + 5}px;'
         f'border-radius:50%;background:{colour};margin-right:4px;vertical-align:middle"></span>{html.escape(name)}</span>'

@@ -1,11 +1,13 @@
-// Displays the blocks of a View, which view.py describes. Content arrives in messages and not in widget state, so that
+// Displays the blocks of a View; view.py describes them. They are sent in messages and not as widget state, so that
 // saved notebooks stay small. Each message replaces all blocks at once, so that the page does not flicker.
 
 function make(tag, properties = {}, ...children) {
   const { data = {}, aria = {}, style = {}, ...rest } = properties;
   const element = Object.assign(document.createElement(tag), rest);
   Object.assign(element.dataset, data);
-  for (const [name, value] of Object.entries(aria)) element.setAttribute(name === "role" ? name : `aria-${name}`, value);
+  for (const [name, value] of Object.entries(aria)) {
+    element.setAttribute(name === "role" ? name : `aria-${name}`, value);
+  }
   for (const [name, value] of Object.entries(style)) element.style.setProperty(name, value);
   element.append(...children.filter((child) => child !== undefined && child !== null));
   return element;
@@ -75,8 +77,8 @@ const blocks = {
       make("tbody", {}, ...rows.map(([name, ...cells]) =>
         make("tr", {}, make("th", { scope: "row" }, name), ...cells.map((cell) => make("td", {}, cell)))))),
 
-  // Rows to choose from. The block holds which rows are chosen, the filter and the order. Python receives them shortly
-  // after the last interaction, so that several quick clicks cause one redrawing.
+  // A table of rows to choose from. The chosen rows, the filter and the order are stored in the block. They are sent to
+  // Python shortly after the last interaction, so that several quick clicks cause only one redrawing.
   choices: (block, { send }) => {
     const { title, columns, rows } = block;
     const chosen = (block.marked ??= new Set(block.chosen)); // shared by all views of the table
@@ -89,20 +91,25 @@ const blocks = {
       }, 250);
     };
     const lines = rows.map(({ key, cells }) => {
-      const box = make("input", { type: "checkbox", data: { focus: key }, checked: chosen.has(key), tabIndex: -1, aria: { label: `choose ${key}` } });
+      const box = make("input", { type: "checkbox", data: { focus: key }, checked: chosen.has(key), tabIndex: -1,
+        aria: { label: `choose ${key}` } });
       const [first, ...others] = cells;
       const row = make("tr", {}, make("td", {}, box), make("th", { scope: "row" }, first),
         ...others.map((cell, i) => make("td", { className: columns[i + 1].number ? "ickd-numeric" : "" }, cell)));
       return { key, cells, box, row, text: cells.join(" ").toLowerCase() };
     });
     const all = make("input", { type: "checkbox", aria: { label: "choose all shown" } });
-    const filter = make("input", { type: "search", data: { focus: "filter" }, value: block.filter, placeholder: "words that a row must contain" });
+    const filter = make("input", { type: "search", data: { focus: "filter" }, value: block.filter,
+      placeholder: "words that a row must contain" });
     const count = make("span", { className: "ickd-note", aria: { role: "status" } });
-    const heads = columns.map(({ name }, at) => make("th", { scope: "col" }, make("button", { type: "button", onclick: () => {
-      block.sort = [at, block.sort[0] === at && !block.sort[1]];
-      arrange();
-      report();
-    } }, name)));
+    const heads = columns.map(({ name }, at) => {
+      const onclick = () => {
+        block.sort = [at, block.sort[0] === at && !block.sort[1]];
+        arrange();
+        report();
+      };
+      return make("th", { scope: "col" }, make("button", { type: "button", onclick }, name));
+    });
     const body = make("tbody");
     const shown = () => lines.filter(({ row }) => !row.hidden);
     const mark = () => {
@@ -113,7 +120,7 @@ const blocks = {
       count.textContent = `${chosen.size} chosen` + (here < chosen.size ? ` (${chosen.size - here} not shown)` : "") +
         `, ${some.length} of ${rows.length} shown`;
     };
-    // Tab reaches one box at a time; the arrow keys move between boxes.
+    // Only one box can be reached with Tab; the arrow keys move between boxes.
     const reach = (line) => lines.forEach((one) => (one.box.tabIndex = one === line ? 0 : -1));
     const sift = () => {
       const words = block.filter.toLowerCase().split(/\s+/);
@@ -126,8 +133,10 @@ const blocks = {
       const value = ({ cells }) => (columns[at].number ? parseFloat(cells[at].replace(/,/g, "")) : cells[at]);
       lines.sort((one, other) => {
         const [a, b] = [value(one), value(other)];
-        const empty = (Number.isNaN(a) || a === "") - (Number.isNaN(b) || b === ""); // empty cells are last in both directions
-        return empty || (down ? -1 : 1) * (columns[at].number ? a - b || 0 : a.localeCompare(b, undefined, { numeric: true }));
+        // Empty cells are last in both directions.
+        const empty = (Number.isNaN(a) || a === "") - (Number.isNaN(b) || b === "");
+        const order = columns[at].number ? a - b || 0 : a.localeCompare(b, undefined, { numeric: true });
+        return empty || (down ? -1 : 1) * order;
       });
       heads.forEach((head, i) => head.setAttribute("aria-sort", i !== at ? "none" : down ? "descending" : "ascending"));
       body.append(...lines.map(({ row }) => row));
@@ -164,7 +173,8 @@ const blocks = {
       reach(line);
       line.box.focus();
     };
-    const root = make("section", { className: "ickd-choices", data: { lmSuppressShortcuts: "true" }, aria: { label: title } },
+    const properties = { className: "ickd-choices", data: { lmSuppressShortcuts: "true" }, aria: { label: title } };
+    const root = make("section", properties,
       make("div", { className: "ickd-row" }, make("label", {}, "filter ", filter), count),
       make("div", { className: "ickd-scroll" }, make("table", {},
         make("thead", {}, make("tr", {}, make("th", {}, all), ...heads)), body)));
@@ -187,7 +197,8 @@ function save(name, type, bytes) {
   setTimeout(() => URL.revokeObjectURL(url), 10000);
 }
 
-const isDark = () => document.body.dataset.jpThemeLight === "false" || /dark/.test(document.body.dataset.vscodeThemeKind ?? "");
+const isDark = () => document.body.dataset.jpThemeLight === "false" ||
+  /dark/.test(document.body.dataset.vscodeThemeKind ?? "");
 
 export default () => {
   let latest; // the last message, for views that open later
@@ -195,7 +206,8 @@ export default () => {
   return {
     initialize({ model }) {
       model.on("msg:custom", (content, buffers) => {
-        const bytes = buffers?.[0] && new Uint8Array(buffers[0].buffer ?? buffers[0], buffers[0].byteOffset ?? 0, buffers[0].byteLength);
+        const part = buffers?.[0];
+        const bytes = part && new Uint8Array(part.buffer ?? part, part.byteOffset ?? 0, part.byteLength);
         if (content.save) return save(content.save, content.type, bytes);
         latest = { blocks: content.blocks, bytes };
         views.forEach((view) => view());
@@ -220,9 +232,13 @@ export default () => {
         if (old) return;
         const { event, key, focus } = el.contains(document.activeElement) ? document.activeElement.dataset : {};
         el.replaceChildren(...drawn);
-        const again = (name, value) => [...el.querySelectorAll(`[data-${name}]`)].filter((one) => one.dataset[name] === value);
+        const again = (name, value) =>
+          [...el.querySelectorAll(`[data-${name}]`)].filter((one) => one.dataset[name] === value);
         if (focus) again("focus", focus)[0]?.focus();
-        if (event) (again("event", event).find((one) => one.dataset.key === key) ?? again("event", event)[0] ?? el.querySelector("button"))?.focus();
+        if (event) {
+          const same = again("event", event);
+          (same.find((one) => one.dataset.key === key) ?? same[0] ?? el.querySelector("button"))?.focus();
+        }
       };
       const clicked = ({ target }) => {
         const { event, key } = target.closest("[data-event]")?.dataset ?? {};
@@ -230,7 +246,8 @@ export default () => {
       };
       const themed = () => model.send({ event: "theme", dark: isDark() });
       const watch = new MutationObserver(themed);
-      watch.observe(document.body, { attributes: true, attributeFilter: ["data-jp-theme-light", "data-vscode-theme-kind"] });
+      const attributeFilter = ["data-jp-theme-light", "data-vscode-theme-kind"];
+      watch.observe(document.body, { attributes: true, attributeFilter });
       el.addEventListener("click", clicked);
       views.add(refresh);
       refresh();

@@ -30,7 +30,7 @@ Block = dict[str, Any]
 
 
 class View(anywidget.AnyWidget):
-    """A part of a page that displays blocks and reports clicks. It has no state that would be saved in a notebook.
+    """Display blocks on a page and report clicks. The blocks are not part of the state that a notebook saves.
 
     A block is a dictionary with a "kind":
 
@@ -44,15 +44,16 @@ class View(anywidget.AnyWidget):
     - bars: one row for each of `rows` (`name`, `colour`, `marked`, `values`), with one bar and one number for each of
       `columns`. The lengths are proportional to the values; the largest value of the block has the full length.
     - table: `columns` and `rows` of texts.
-    - choices: a table to filter, sort and choose from, with `columns` (`name`, `number`) and `rows` (`key`, `cells` of
-      text). `chosen` (keys), `filter` and `sort` (column, whether descending) are its current state. The key
-      of its event "choices" is this state as JSON.
+    - choices: a table to filter, sort and choose from, with `columns` (`name`, and `number`: whether it is numeric) and
+      `rows` (`key`, `cells` of text). `chosen` (keys), `filter` and `sort` (column, whether descending) are its current
+      state. The key of its event "choices" is this state as JSON.
     - picture: the bytes are a PNG, and `alt` describes it.
 
     Args:
-        on_event: Called with an event and its key, a text: after a click, with "ready" when a page displays the view,
-            and with "theme" when the page's theme changes. The attribute `dark` is updated before the call.
-        waiting: Text that is displayed until the first call of `show`.
+        on_event: called with the name of an event and its key, two texts: after a click, with "ready" when a page
+            displays the view, and with "theme" when the page's theme changes. The attribute `dark` (whether the theme
+            is dark) is updated before the call.
+        waiting: text that is displayed until the first call of `show`.
     """
 
     _esm = HERE / "view.js"
@@ -66,7 +67,12 @@ class View(anywidget.AnyWidget):
         self.on_msg(self._receive)
 
     def show(self, *blocks: Block, data: bytes = b"") -> None:
-        """Replace the displayed blocks; `data` contains the images of tiles or a picture."""
+        """Replace the displayed blocks.
+
+        Args:
+            blocks: the new blocks.
+            data: bytes of the images of tiles (see `strip`) or of a picture.
+        """
         self._last = list(blocks), data
         self._send_last()
 
@@ -89,7 +95,7 @@ class View(anywidget.AnyWidget):
 
 
 class Explorer(ipw.VBox):
-    """Controls above a view. An error in a callback is displayed between them until the next interaction.
+    """Display controls above a view. An error in a callback is displayed between them until the next interaction.
 
     Without a live page (papermill, a file on GitHub, a page without a kernel), a picture is displayed instead.
     Subclasses define `figures`.
@@ -101,7 +107,7 @@ class Explorer(ipw.VBox):
         super().__init__([*controls, self.message, view])
 
     def close(self) -> None:
-        """Remove the explorer from all pages, and release its widgets and the networks and images they refer to."""
+        """Remove the explorer from all pages, and release its widgets with the networks and images that they hold."""
         below: list[ipw.Widget] = [self]
         for widget in below:
             below += getattr(widget, "children", ())
@@ -144,8 +150,8 @@ class Explorer(ipw.VBox):
         self.message.value = f'<div role="{role}" style="color: {colour}">{html.escape(text)}</div>' if text else ""
 
     def _ipython_display_(self) -> None:
-        # Two outputs: notebooks without a kernel and other viewers display the picture. Where the explorer is live,
-        # view.css hides the picture.
+        # There are two outputs. Notebooks without a kernel and other viewers display the picture; where the explorer is
+        # live, view.css hides it.
         try:
             picture = {"image/png": base64.b64encode(self.png()).decode()}
             display(picture, metadata={"image/png": {"needs_background": "light"}}, raw=True)
@@ -184,7 +190,13 @@ def stacked(figures: list[Figure]) -> bytes:
 
 
 def strip(images: Tensor) -> tuple[bytes, tuple[int, int, int]]:
-    """Convert uint8 images [N, 3, H, W] to bytes and shape (N, h, w) of a block of tiles, no side longer than TILE."""
+    """Convert images to the bytes and the shape of a block of tiles.
+
+    Args:
+        images: uint8, shape [N, 3, H, W]. They are scaled down where a side is longer than TILE.
+    Returns:
+        The bytes of the images in the order [N, h, w, 3], and (N, h, w).
+    """
     height, width = images.shape[2:]
     if max(height, width) > TILE:
         scale = TILE / max(height, width)
