@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from typing import TypeVar
+from typing import Any
 
 from ickd_lib.runtime.errors import InputError
 
-C = TypeVar("C", bound=type)
 
-
-def enter(registry: dict[str, C], name: str, cls: C, what: str) -> None:
+def enter(registry: dict[str, Any], name: str, cls: type, what: str) -> None:
     """Add a class to a registry. Defining the same class again, as a notebook does, replaces it.
 
     Args:
