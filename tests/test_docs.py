@@ -216,6 +216,16 @@ def test_the_readme_gives_the_numbers_of_the_committed_runs(tmp_path):
         assert {**row, "method": method}.items() <= reported[method].items(), method
 
 
+def test_the_table_of_own_images_is_that_of_the_committed_runs(tmp_path):
+    page = tmp_path / "report.md"
+    page.write_text(runs.table(runs.finished([RESULTS / "own_images.json"]), best_first=True))
+    (reported,) = tables(page)
+    (rows,) = tables(ROOT / "docs/data.md")
+    assert list(rows) == list(reported)
+    for method, row in rows.items():
+        assert {**row, "method": method}.items() <= reported[method].items(), method
+
+
 def committed(path):
     """The records of the runs in a JSON file, or in the JSON files of a folder."""
     files = sorted(path.glob("*.json")) if path.is_dir() else [path]
