@@ -220,7 +220,7 @@ def test_the_table_of_own_images_is_that_of_the_committed_runs(tmp_path):
     page = tmp_path / "report.md"
     page.write_text(runs.table(runs.finished([RESULTS / "own_images.json"]), best_first=True))
     (reported,) = tables(page)
-    (rows,) = tables(ROOT / "docs/data.md")
+    (rows,) = [table for table in tables(ROOT / "docs/data.md") if "ickd(nicd=0)" in table]
     assert list(rows) == list(reported)
     for method, row in rows.items():
         assert {**row, "method": method}.items() <= reported[method].items(), method
