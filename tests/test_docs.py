@@ -20,7 +20,7 @@ ROOT = Path(__file__).resolve().parents[1]
 README = ROOT / "README.md"
 PAGES = [README, ROOT / "benchmarks/README.md", *sorted((ROOT / "docs").glob("*.md"))]
 RESULTS = ROOT / "benchmarks/results"
-QUANTILE = {2: 12.706205, 3: 4.302653}  # 97.5% of the t distribution, by number of seeds
+QUANTILE = {2: 12.706205, 3: 4.302653, 5: 2.776445}  # 97.5% of the t distribution, by number of seeds
 
 
 def page_id(path):
@@ -332,6 +332,34 @@ def test_the_other_cifar_tables_are_those_of_the_committed_runs():
         names["ickd(nicd=0.5, negatives=32)"] = ("ickd", "")
     assert len(accuracies) == len(paradigms)
     check_rows(paradigms, accuracies, names)
+
+
+def test_the_digits_tables_are_those_of_the_committed_runs():
+    online, offline = tables(ROOT / "docs/results.md")[5:7]
+    records = committed(RESULTS / "digits.json")
+
+    def of(batch_size):
+        """The accuracies of the students, without teachers and without pairs of different networks."""
+
+        def counts(record):
+            summary = record["summary"]
+            alike = set(summary.get("peers", ())) <= {"resnet8"}
+            right = (summary["batch_size"], summary["network"]) == (batch_size, "resnet8")
+            return record.get("role") != "teacher" and right and alike
+
+        return by_seed(records, counts)
+
+    accuracies = of(64)
+    accuracies["kd", ""] = accuracies.pop(("kd", "resnet20"))
+    assert {key for key, _ in accuracies} == set(offline)
+    check_rows(offline, accuracies, {})
+    for method, row in offline.items():
+        if method != "kd":
+            expected = interval(accuracies[method, ""], accuracies["kd", ""])
+            assert shown(row["difference to kd, points"]) == pytest.approx(expected, abs=0.006), method
+    accuracies = of(50)
+    names = {"kd": ("kd", "resnet8"), ("kd", "pretrained, 1,000 labels"): ("kd", "resnet20")}
+    check_rows(online, accuracies, names)
 
 
 def test_the_speed_table_is_that_of_the_committed_file():
