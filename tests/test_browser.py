@@ -453,7 +453,7 @@ def test_logit_space_by_keyboard(spaces):
     explorer, keys = spaces.explorer("canvas:not([aria-hidden])"), spaces.page.keyboard
     explorer.get_by_role("combobox", name="select class").select_option("4")
     expect(explorer.get_by_text(re.compile(r"^\d+ selected"))).to_be_visible()
-    assert spaces.evaluate("explorer.labels[explorer.members].unique().tolist()") == [4]
+    assert until(lambda: spaces.evaluate("explorer.labels[explorer.members].unique().tolist()") == [4])
     written = explorer.get_by_role("textbox", name="select rows")
     first, *_, last = sorted(spaces.evaluate("explorer.rows.tolist()"))
     written.fill(f"{first} {first}-{(first + last) // 2}")

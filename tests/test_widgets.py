@@ -807,7 +807,7 @@ def test_arguments_that_do_not_fit_the_bank_are_refused_in_one_line(digits, bank
         wide = models.create("resnet8", num_classes=12).eval()
     some = images.subset(torch.arange(0, 120, 3))
     for given, reason in (
-        ({"images": some}, "the bank contains 120 samples .* 40"),
+        ({"images": some}, "the bank contains 120 samples, but digits/train has 40"),
         ({"images": digits.test.subset(torch.arange(120))}, "of another data set"),
         ({"student": wide}, "the student outputs logits of 12 classes"),
         ({"queries": digits.test, "teacher": wide}, "by another teacher"),

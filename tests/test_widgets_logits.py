@@ -333,7 +333,7 @@ def test_masks_select_and_positions_out_of_range_change_nothing(parts):
     assert explorer.members.tolist() == (images.labels == 3).nonzero().squeeze(1).tolist()
     before = explorer.members.tolist()
     explorer.select([10**6])
-    assert "there are 200 images" in explorer.error and explorer.members.tolist() == before
+    assert "positions must be from 0 to 199" in explorer.error and explorer.members.tolist() == before
 
 
 def test_a_page_that_opens_in_the_dark_is_dark(parts):
