@@ -339,12 +339,16 @@ def test_the_digits_tables_are_those_of_the_committed_runs():
     records = committed(RESULTS / "digits.json")
 
     def of(batch_size):
-        """The accuracies of the students, without teachers and without pairs of different networks."""
+        """The accuracies of the students, without teachers, their peers, and pairs of different networks."""
 
         def counts(record):
             summary = record["summary"]
             alike = set(summary.get("peers", ())) <= {"resnet8"}
-            right = (summary["batch_size"], summary["network"]) == (batch_size, "resnet8")
+            right = (summary["batch_size"], summary["network"], summary["seed"]) == (
+                batch_size,
+                "resnet8",
+                summary["data_seed"],
+            )
             return record.get("role") != "teacher" and right and alike
 
         return by_seed(records, counts)
@@ -360,6 +364,16 @@ def test_the_digits_tables_are_those_of_the_committed_runs():
     accuracies = of(50)
     names = {"kd": ("kd", "resnet8"), ("kd", "pretrained, 1,000 labels"): ("kd", "resnet20")}
     check_rows(online, accuracies, names)
+
+
+def test_the_table_of_contention_is_that_of_the_committed_file():
+    file = json.loads((RESULTS / "contention-cpu-2.json").read_text())
+    rates = {(c["threads"], c["wait_policy"], c["busy_cores"]): c["images_per_second"] for c in file["cases"]}
+    page = (ROOT / "docs/speed.md").read_text()
+    rows = re.findall(r"^\| (\d) \| (active|passive)[^|]* \| (\d+) \| (\d+) \|$", page, flags=re.M)
+    assert len(rows) == 4 == len(rates) / 2
+    for threads, policy, free, busy in rows:
+        assert (int(free), int(busy)) == tuple(round(rates[int(threads), policy, n]) for n in (0, 1))
 
 
 def test_the_speed_table_is_that_of_the_committed_file():
