@@ -22,7 +22,7 @@ from ickd_lib.training import Recipe
 
 DESCRIPTION = """In-context knowledge distillation.
 
-  ickd compare --methods ce kd ickd --teacher resnet20 --labels 200 --epochs 40
+  ickd compare --methods ce kd "ickd(nicd=2.0)" --teacher resnet20 --labels 200 --epochs 40 --schedule onecycle
   ickd train --dataset cifar100 --download --teacher resnet32x4 --student resnet8x4 --method ickd
 """
 
