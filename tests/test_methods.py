@@ -4,27 +4,59 @@ import pytest
 import torch
 from torch import nn
 
-from ickd_lib import losses, methods
+from ickd_lib import losses, methods, models
 from ickd_lib.data import Batch
 from ickd_lib.memory import InContext, MemoryBank
-from ickd_lib.methods import Context, Method, TargetSource, registry
+from ickd_lib.methods import Context, Method, StrongView, TargetSource, registry
 from ickd_lib.runtime import InputError
 from ickd_lib.tasks import Samples
 
 B, C, D = 6, 10, 4
 
 
-def context(method, seed=0, phase=0):
+class Tiny(models.Network):
+    """Two stages of maps, [B, 3, 8, 8] and [B, D, 4, 4]."""
+
+    stages = ("first", "second")
+
+    def __init__(self):
+        super().__init__(C, D)
+        self.first = nn.Conv2d(3, 3, 3, padding=1)
+        self.second = nn.Conv2d(3, D, 3, stride=2, padding=1)
+        self.classifier = nn.Linear(D, C)
+
+    def forward_normalised(self, x):
+        features = self.second(self.first(x).relu()).mean((2, 3))
+        return models.Output(self.classifier(features), features)
+
+
+def prepared(method, seed=0):
+    """Student and teacher, once the method has made what it needs of them."""
+    torch.manual_seed(seed)
+    student, teacher = Tiny(), Tiny().eval().requires_grad_(False)
+    student = method.adapt(student, teacher, (8, 8))
+    method.setup(student.features_dim, D, C, 100)
+    return student, teacher
+
+
+def context(method, seed=0, phase=0, networks=None):
     """What the loop would supply: only what the method declares."""
     g = torch.Generator().manual_seed(seed)
 
     def normal(*shape):
         return torch.randn(*shape, generator=g)
 
-    def output():
-        maps = tuple(normal(B, c, s, s).requires_grad_() for c, s in ((3, 8), (D, 4)) if "maps" in method.needs)
+    def output(network=None):
         every = torch.arange(B)
-        return Samples(normal(B, C).requires_grad_(), normal(B, D).requires_grad_(), labels, every, every, maps)
+        given = (Tiny() if network is None else network)(normal(B, 3, 8, 8), maps="maps" in method.needs)
+        maps = given.maps
+        if network is None:  # leaves, so that a gradient that reaches them is seen
+            given = models.Output(normal(B, C).requires_grad_(), normal(B, D).requires_grad_())
+            maps = tuple(normal(*one.shape).requires_grad_() for one in maps)
+        else:
+            for one in (given.logits, given.features, *maps):
+                one.retain_grad()
+        return Samples(given.logits, given.features, labels, every, every, maps)
 
     def samples(k):
         return InContext(
@@ -35,32 +67,41 @@ def context(method, seed=0, phase=0):
             torch.ones(B, k, dtype=torch.bool),
         )
 
+    def retrieved(name):
+        requests = [spec for spec in method.retrievals if spec.source == name]
+        return {spec: (samples(spec.positives), samples(spec.negatives)) for spec in requests}
+
     def target_source(name):
-        spec = method.retrieval
-        counts = (spec.positives, spec.negatives) if spec and spec.source == name else ()
-        return TargetSource(output(), *map(samples, counts))
+        return TargetSource(output(), retrieved=retrieved(name))
 
     labels = torch.arange(B) % 3
     batch = Batch(torch.rand(B, 3, 8, 8, generator=g), labels, torch.arange(B), torch.zeros(B).long())
-    student, teacher, partner = output(), target_source("teacher"), output()
-    shown = teacher.output
+    network, teacher = networks or (Tiny(), Tiny().eval().requires_grad_(False))
+    student, shown, partner = output(network), output(), output()
+    strong = output(network)
     if "features" not in method.needs:
         shown = dataclasses.replace(shown, features=torch.empty(B, 0))
     bank = MemoryBank(normal(B, D), normal(B, C), labels, torch.arange(B), tuple("abcdefghij"))
-    return Context(
+    given = Context(
         batch,
         student,
         losses.cross_entropy(student.logits, labels),
         shown if "teacher" in method.needs else None,
-        teacher.positives,
-        teacher.negatives,
-        bank if "bank" in method.needs else None,
-        partner if "partner" in method.needs else None,
-        (target_source("peers"), target_source("peers")) if "peers" in method.needs else (),
-        target_source("self") if "earlier" in method.needs else None,
+        retrieved=retrieved("teacher"),
+        bank=bank if "bank" in method.needs else None,
+        partner=partner if "partner" in method.needs else None,
+        peers=(target_source("peers"), target_source("peers")) if "peers" in method.needs else (),
+        earlier=target_source("self") if "earlier" in method.needs else None,
+        strong=StrongView(batch, strong, losses.cross_entropy(strong.logits, labels), output())
+        if "strong" in method.needs
+        else None,
+        classifiers=(models.classifier(network)[1], models.classifier(teacher)[1])
+        if "classifiers" in method.needs
+        else None,
         phase=phase,
         progress=0.5,
     )
+    return given.seen_by(method)
 
 
 def gradients(output):
@@ -70,22 +111,22 @@ def gradients(output):
 
 def others(context):
     """All targets beside the student's own samples, and their in-context samples."""
-    teacher = TargetSource(context.teacher, context.positives, context.negatives)
+    teacher = TargetSource(context.teacher, retrieved=context.retrieved)
     sources = [source for source in (teacher, *context.peers, context.earlier) if source]
-    parts = [part for source in sources for part in (source.output, source.positives, source.negatives)]
-    return [part for part in (*parts, context.partner) if part]
+    near = [part for source in sources for pair in source.retrieved.values() for part in pair]
+    strong = [context.strong.teacher] if context.strong else []
+    return [part for part in (*(source.output for source in sources), *near, context.partner, *strong) if part]
 
 
 @pytest.mark.parametrize("phase", [0, 1])
 @pytest.mark.parametrize("name", [*methods.names(), "ickd+dist", "refilled+kd"])
 def test_every_method_teaches_the_student_and_nobody_else(name, phase):
     method = methods.create(name)
-    torch.manual_seed(0)
-    method.setup(D, D, C, 100)
-    seen = context(method, phase=phase)
+    networks = prepared(method)
+    seen = context(method, phase=phase, networks=networks)
     torch.manual_seed(1)
     with torch.no_grad():
-        again = method(context(method, phase=phase))
+        again = method(seen)
     torch.manual_seed(1)
     terms = method(seen)
     assert terms and all(t.shape == () and t.isfinite() for t in terms.values())
@@ -102,8 +143,7 @@ def test_a_needless_method_asks_for_nothing(name):
     assert method.needs <= methods.NEEDS
     if "ce" in method.config and name != "ce":
         alone = methods.create(name, ce=0)
-        alone.setup(D, D, C, 100)
-        assert "ce" not in alone(context(alone, phase=1))
+        assert "ce" not in alone(context(alone, phase=1, networks=prepared(alone)))
 
 
 def test_cskd_and_dkd_are_their_losses():
@@ -161,15 +201,27 @@ def test_crd_keeps_the_normaliser_of_its_first_step():
 
 def test_two_methods_at_once_share_one_cross_entropy():
     both, first, second = (methods.create(name) for name in ("ickd+dist(inter=3)", "ickd", "dist(inter=3, ce=0)"))
-    assert both.needs == {"teacher"} and both.retrieval == first.retrieval
+    assert both.needs == {"teacher"} and both.retrievals == (first.retrieval,)
     seen = context(both)
-    terms = {name: value.item() for name, value in (first(seen) | second(seen)).items()}
+    terms = {name: value.item() for name, value in (first(seen.seen_by(first)) | second(seen)).items()}
     assert {name: value.item() for name, value in both(seen).items()} == pytest.approx(terms)
     assert both.config["parts"] == [first.config, second.config]
     assert methods.describe(both) == "ickd+dist(inter=3)"
     thrice = methods.create("kd+kd(kd=1e+1)+kd(temperature=1)")
     assert list(thrice(context(thrice))) == ["ce", "kd", "kd kd", "kd kd kd"]
     assert methods.create("refilled+kd").label_space == "shared" and methods.create("rkd+pkt").label_space == "any"
+
+
+def test_each_of_two_methods_gets_the_in_context_samples_that_it_requested():
+    both = methods.create("picd+nicd(order='random', negatives=3)")
+    picd, nicd = both.parts
+    assert both.retrievals == (picd.retrieval, nicd.retrieval)
+    seen = context(both)
+    assert seen.positives is None and seen.negatives is None
+    own = [seen.seen_by(part) for part in (picd, nicd)]
+    assert own[0].positives.logits.shape[1] == 8 and own[1].negatives.logits.shape[1] == 3
+    expected = picd(own[0]) | nicd(own[1])
+    assert {k: v.item() for k, v in both(seen).items()} == pytest.approx({k: v.item() for k, v in expected.items()})
 
 
 def test_logits_of_the_classes_that_both_know():
@@ -264,7 +316,7 @@ def test_the_aggregate_can_be_the_anchor():
         ("crd(negatives=0.5)", "negatives=0 must be above 0"),
         ("ickd+dits", "unknown method 'dits'; did you mean 'dist'"),
         ("ickd+ce", "'ce' adds nothing to 'ickd'"),
-        ("ickd+nicd(positives=4, negatives=4)", "requests different in-context samples"),
+        ("refilled+refilled", "has several methods with phases"),
     ],
 )
 def test_impossible_methods_are_one_line(name, message):
@@ -319,4 +371,4 @@ def test_projectors_are_parameters():
 def test_negatives_are_at_most_a_third_of_the_images(name, rows, expected):
     method = methods.create(name)
     method.setup(8, 8, 10, rows)
-    assert method.retrieval.negatives == expected
+    assert [spec.negatives for spec in method.retrievals] == [expected]

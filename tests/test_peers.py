@@ -296,7 +296,7 @@ def test_of_two_methods_at_once_only_one_is_shown_samples(one, other, few):
     distill([Student("dropping", both, i, peer_group="one") for i in range(2)], few, teacher, recipe=RECIPE)
     for context in seen[-2:]:
         guides = {"teacher": [context], "peers": context.peers, "self": filter(None, [context.earlier])}
-        assert {who for who, those in guides.items() if any(x.positives for x in those)} == {both.retrieval.source}
+        assert {who for who, those in guides.items() if any(x.retrieved for x in those)} == {both.retrievals[0].source}
 
 
 def test_random_samples_are_drawn_anew_in_each_step_and_alike_in_each_run(few):

@@ -67,7 +67,7 @@ ALLOWED = {
     "metrics": {"runtime", "data"},
     "tasks": {"runtime", "losses", "data", "models", "metrics"},
     "memory": {"runtime", "data", "models", "tasks"},
-    "methods": {"runtime", "losses", "data", "memory", "tasks"},
+    "methods": {"runtime", "losses", "data", "models", "memory", "tasks"},
     "training": {"runtime", "data", "models", "metrics", "tasks", "memory", "methods"},
     "runs": {"runtime", "methods", "tasks", "training"},
     "plots": {"runtime", "data", "memory"},

@@ -83,6 +83,21 @@ class Sampler:
             rows = rows[shares.argmax(1)]
         return Batch(pixels, images.labels[rows], images.index[rows], torch.full_like(view, -1), soft)
 
+    def strong_view(self, rows: Tensor, *, data_seed: int, epoch: int, step: int) -> Batch:
+        """Return a strongly augmented view of some images; see `strong.distorted`.
+
+        Crop and flip are drawn anew. The draws are a function of (data_seed, epoch, step).
+
+        Args:
+            rows: positions of the images in the split, shape [B].
+            data_seed, epoch, step: select the random numbers.
+        """
+        images = self.images
+        generator = runtime.generator(data_seed, "second view", epoch, step)
+        view = torch.randint(images.views, (len(rows),), generator=generator).to(rows.device)
+        pixels = strong.distorted(images.cropped(rows, view), data_seed, epoch, step)
+        return Batch(pixels, images.labels[rows], images.index[rows], torch.full_like(view, -1))
+
     def partners(self, batch: Batch, *, data_seed: int, epoch: int, step: int) -> Batch:
         """Draw, for each image of a batch, another image of the same class in a random view.
 

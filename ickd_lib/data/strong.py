@@ -1,4 +1,4 @@
-"""Strong augmentation, applied after crop and flip: RandAugment, Mixup and CutMix as torchvision implements them."""
+"""Strong augmentation after crop and flip: RandAugment, Mixup and CutMix as torchvision implements them, and Cutout."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from ickd_lib.runtime import InputError
 
 AUGMENTATIONS = ("crop", "randaugment", "mixup", "cutmix")
 MIXUP_ALPHA = 1.0  # Zhang et al. 2018 (arXiv 1710.09412) for CIFAR; they use 0.2 for ImageNet.
+STRENGTHS = 31  # number of magnitudes of torchvision's RandAugment
 CUTMIX_ALPHA = 1.0  # Yun et al. 2019 (arXiv 1905.04899) for ImageNet and CIFAR.
 
 
@@ -27,6 +28,36 @@ def augmentation(name: str) -> str:
     if {"mixup", "cutmix"} <= set(parts):
         raise InputError(f"augment={name!r} mixes images in two ways; choose mixup or cutmix")
     return "+".join(sorted(parts, key=AUGMENTATIONS.index))
+
+
+def distorted(pixels: Tensor, *keys: object) -> Tensor:
+    """Apply two operations of RandAugment at random magnitudes, and then Cutout, to each image.
+
+    This is the strong view of multi-level logit distillation and of semi-supervised learning (Sohn et al. 2020, arXiv
+    2001.07685). The square of Cutout is grey, its side is drawn between 0 and half the width of the image, and its
+    centre is drawn over the image. The result is a function of the arguments.
+
+    Args:
+        pixels: cropped and flipped images, uint8, shape [B, 3, H, W].
+        keys: the random numbers are a function of these values.
+    Returns:
+        Images, float in [0, 1], shape [B, 3, H, W], in channels-last memory format.
+    """
+    from torchvision.transforms import v2
+
+    count, _, height, width = pixels.shape
+    with runtime.seeded("strong view", *keys):
+        operations = [v2.RandAugment(num_ops=1, magnitude=strength) for strength in range(STRENGTHS)]
+        strengths = torch.randint(STRENGTHS, (count, 2)).tolist()
+        images = torch.stack(
+            [operations[second](operations[first](one)) for one, (first, second) in zip(pixels, strengths, strict=True)]
+        )
+        side, down, right = torch.rand(3, count, 1, device="cpu").to(pixels.device)
+    half = side * width / 4
+    rows = (torch.arange(height, device=pixels.device) + 0.5 - down * height).abs() < half
+    columns = (torch.arange(width, device=pixels.device) + 0.5 - right * width).abs() < half
+    images = images.masked_fill((rows[:, :, None] & columns[:, None, :])[:, None], 127)
+    return images.float().div_(255).contiguous(memory_format=torch.channels_last)
 
 
 def augmented(pixels: Tensor, augment: str, *keys: object) -> tuple[Tensor, Tensor | None]:

@@ -1,7 +1,17 @@
 """Distillation methods: what each requires of a training step, and its loss terms. All are registered here."""
 
 from ickd_lib.methods import features, incontext, labels, logits, online
-from ickd_lib.methods.base import NEEDS, Context, Method, Retrieval, TargetSource, WithLabels, defaults
+from ickd_lib.methods.base import (
+    NEEDS,
+    Context,
+    InContextPair,
+    Method,
+    Retrieval,
+    StrongView,
+    TargetSource,
+    WithLabels,
+    defaults,
+)
 from ickd_lib.methods.combined import Combined, describe
 from ickd_lib.methods.incontext import ICKD
 from ickd_lib.methods.registry import create, names, parse, register
@@ -11,8 +21,10 @@ __all__ = [
     "NEEDS",
     "Combined",
     "Context",
+    "InContextPair",
     "Method",
     "Retrieval",
+    "StrongView",
     "TargetSource",
     "WithLabels",
     "create",

@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any, TypeVar
 
 from torch import Tensor, nn
 
 from ickd_lib.data import Batch
 from ickd_lib.memory import InContext, MemoryBank
+from ickd_lib.models import Network
 from ickd_lib.runtime import InputError
 from ickd_lib.tasks import Samples
 
-NEEDS = frozenset({"teacher", "features", "bank", "maps", "partner", "peers", "earlier"})
+NEEDS = frozenset({"teacher", "features", "bank", "maps", "classifiers", "strong", "partner", "peers", "earlier"})
 SOURCES = ("teacher", "peers", "self")
 ORDERS = ("nearest", "random", "class")
 LABEL_SPACES = ("same", "shared", "any")
@@ -55,6 +56,9 @@ class Retrieval:
     unit_negatives: bool = False
 
 
+InContextPair = tuple[InContext, InContext]  # positives and negatives
+
+
 @dataclass(frozen=True)
 class TargetSource:
     """One source of targets for a batch: the teacher, a peer, or the student's own earlier output.
@@ -63,11 +67,29 @@ class TargetSource:
         over earlier steps); for a sample without a written row it is the present output.
     positives, negatives: the in-context samples from the source's bank; None if they were not requested or retrieval
         has not started. In those from a bank that is written during training, `mask` is False where rows are missing.
+    retrieved: positives and negatives for every request of the student's method; see `Context.seen_by`.
     """
 
     output: Samples
     positives: InContext | None = None
     negatives: InContext | None = None
+    retrieved: Mapping[Retrieval, InContextPair] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class StrongView:
+    """A second, strongly augmented view of the images of a batch: crop and flip, RandAugment, then Cutout.
+
+    batch: the B augmented images, in the order of the first view.
+    student: the student's samples of it, with gradient, from a pass of its own.
+    supervised: the task's own loss of these samples, a scalar with gradient.
+    teacher: the teacher's samples of it, without gradient; None if the method does not need the teacher.
+    """
+
+    batch: Batch
+    student: Samples
+    supervised: Tensor
+    teacher: Samples | None
 
 
 @dataclass(frozen=True)
@@ -90,6 +112,11 @@ class Context:
     phase: number of the method's `restarts` that have passed.
     progress: share of the training that is done, 0 to 1; during training a scalar tensor, so that a captured step reads
         its present value. (A step in which Python code branches on it cannot be captured.)
+    retrieved: in-context samples from the teacher's bank for every request of the method; a combination of methods may
+        have several requests (see `seen_by`).
+    strong: a second, strongly augmented view of the batch.
+    classifiers: the layers that compute the logits of the student and of the teacher (`models.classifier`). The
+        student's is trained, the teacher's is frozen; None instead of the teacher's without a teacher.
     """
 
     batch: Batch
@@ -105,6 +132,9 @@ class Context:
     common: tuple[Tensor, Tensor] | None = None
     phase: int = 0
     progress: Tensor | float = 0.0
+    retrieved: Mapping[Retrieval, InContextPair] = field(default_factory=dict)
+    strong: StrongView | None = None
+    classifiers: tuple[nn.Module, nn.Module | None] | None = None
 
     def sources(self, name: str) -> Sequence[TargetSource]:
         """Return the sources of targets that `name`, one of SOURCES, stands for.
@@ -117,6 +147,20 @@ class Context:
             assert self.earlier is not None
             return [self.earlier]
         return [TargetSource(self.teacher, self.positives, self.negatives)]  # type: ignore[arg-type]  # None if undeclared
+
+    def seen_by(self, method: Method) -> Context:
+        """Return the context in which `positives` and `negatives` are those that the method requested."""
+        spec = method.retrieval
+        if spec is None:
+            return self
+        near, far = self.retrieved.get(spec, (None, None))
+        return replace(
+            self,
+            positives=near,
+            negatives=far,
+            peers=tuple(_searched(peer, spec) for peer in self.peers),
+            earlier=self.earlier and _searched(self.earlier, spec),
+        )
 
     def shared_logits(self) -> tuple[Tensor, Tensor]:
         """Return the student's and the teacher's logits of the classes that both have, [S, K] each."""
@@ -140,6 +184,9 @@ class Method(nn.Module):
             classifier's; the last entry holds for all later phases.
         momentum: weight of the old content when a row of the student's own bank is written again.
         config: the name and every argument, defaults included, which a run folder records.
+        paper: authors, year and arXiv number of the source.
+        code: the official code ("owner/repository" on GitHub) with which the values of the method were compared in the
+            tests; "" if there is none, so that the method was built from the paper.
     """
 
     needs: frozenset[str] = frozenset()
@@ -148,6 +195,8 @@ class Method(nn.Module):
     restarts: tuple[float, ...] = ()
     embedding_rates: tuple[float, ...] = (1.0,)
     momentum = 0.0
+    paper = ""
+    code = ""
     registered_name = ""
     config: dict[str, Any]
 
@@ -166,7 +215,25 @@ class Method(nn.Module):
     @property
     def needs_bank(self) -> bool:
         """Whether the teacher's memory bank is used."""
-        return "bank" in self.needs or (self.retrieval is not None and self.retrieval.source == "teacher")
+        return "bank" in self.needs or any(spec.source == "teacher" for spec in self.retrievals)
+
+    @property
+    def retrievals(self) -> tuple[Retrieval, ...]:
+        """All requests for in-context samples; a combination of methods may have several."""
+        return (self.retrieval,) if self.retrieval else ()
+
+    def adapt(self, student: Network, teacher: Network | None, size: tuple[int, int]) -> Network:
+        """Return the network that is trained; most methods return the student as it is.
+
+        A method may create here what depends on the networks themselves, such as regressors between their maps
+        (`models.map_shapes`), or return a network that contains the student. It is called before `setup`, once.
+
+        Args:
+            student: the student, initialised.
+            teacher: the frozen teacher. A method must not keep it as a submodule; None if there is none.
+            size: height and width of the training images.
+        """
+        return student
 
     def setup(self, student_dim: int, teacher_dim: int, num_classes: int, rows: int) -> None:
         """Create what depends on sizes, such as projectors with parameters, before the optimiser exists.
@@ -199,6 +266,12 @@ class WithLabels(Method):
     def teach(self, context: Context) -> dict[str, Tensor]:
         """Return the weighted terms that are added to the task's own loss."""
         raise TypeError(f"{type(self).__name__} must define teach(context) -> {{term: scalar}}")
+
+
+def _searched(source: TargetSource, spec: Retrieval) -> TargetSource:
+    """Return the source of targets with the in-context samples of one request."""
+    near, far = source.retrieved.get(spec, (None, None))
+    return replace(source, positives=near, negatives=far)
 
 
 def defaults(cls: type[Method]) -> dict[str, Any]:

@@ -7,7 +7,8 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from ickd_lib.methods.base import LABEL_SPACES, Context, Method, defaults
+from ickd_lib.methods.base import LABEL_SPACES, Context, Method, Retrieval, defaults
+from ickd_lib.models import Network
 from ickd_lib.runtime import InputError
 
 
@@ -17,8 +18,10 @@ class Combined(Method):
     Args:
         parts: the methods, two or more.
     Raises:
-        InputError: two methods request different in-context samples, or more than one has `restarts`.
+        InputError: more than one method has `restarts`.
     """
+
+    parts: Any  # nn.ModuleList of methods
 
     def __init__(self, *, parts: Sequence[Method]) -> None:
         super().__init__()
@@ -26,28 +29,35 @@ class Combined(Method):
         name = "+".join([describe(parts[0]), *(describe(part, ce=0.0) for part in parts[1:])])
         object.__setattr__(self, "config", {"name": name, "parts": [part.config for part in parts]})
         self.needs = frozenset().union(*(part.needs for part in parts))
-        requested = {part.retrieval for part in parts if part.retrieval}
         phased = [part for part in parts if part.restarts]
-        if len(requested) > 1 or len(phased) > 1:
-            what = "requests different in-context samples" if len(requested) > 1 else "has several methods with phases"
-            raise InputError(f"{self.config['name']} {what}; combine methods of which only one does")
-        self.retrieval = next(iter(requested), None)
+        if len(phased) > 1:
+            raise InputError(
+                f"{self.config['name']} has several methods with phases; combine methods of which one does"
+            )
         self.momentum = max(part.momentum for part in parts)
         if phased:
             self.restarts, self.embedding_rates = phased[0].restarts, phased[0].embedding_rates
         spaces = [part.label_space for part in parts if part.needs_teacher]
         self.label_space = min(spaces, key=LABEL_SPACES.index, default="same")
 
+    @property
+    def retrievals(self) -> tuple[Retrieval, ...]:
+        """The requests of all parts, each once."""
+        return tuple(dict.fromkeys(spec for part in self.parts for spec in part.retrievals))
+
+    def adapt(self, student: Network, teacher: Network | None, size: tuple[int, int]) -> Network:
+        for part in self.parts:
+            student = part.adapt(student, teacher, size)
+        return student
+
     def setup(self, student_dim: int, teacher_dim: int, num_classes: int, rows: int) -> None:
         for part in self.parts:
-            part.setup(student_dim, teacher_dim, num_classes, rows)  # type: ignore[operator]
-        requested: list[Any] = [part.retrieval for part in self.parts if part.retrieval]
-        self.retrieval = next(iter(requested), None)
+            part.setup(student_dim, teacher_dim, num_classes, rows)
 
     def forward(self, context: Context) -> dict[str, Tensor]:
         terms: dict[str, Tensor] = {}
         for part in self.parts:
-            for name, value in part(context).items():
+            for name, value in part(context.seen_by(part)).items():
                 while name in terms:
                     name = f"{part.registered_name} {name}"
                 terms[name] = value

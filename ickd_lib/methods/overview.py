@@ -22,7 +22,7 @@ def method_table(methods: Mapping[str, Method]) -> str:
         parts = method.parts if isinstance(method, Combined) else [method]
         summaries = [(type(part).__doc__ or "").strip().partition("\n")[0].rstrip(".:") for part in parts]
         space = method.label_space if method.needs_teacher else ""
-        needs = method.needs | ({"retrieval"} if method.retrieval else set())
+        needs = method.needs | ({"retrieval"} if method.retrievals else set())
         lines.append(f"| `{name}` | {'; '.join(summaries)} | {', '.join(sorted(needs))} | {space} |")
     return "\n".join(lines)
 

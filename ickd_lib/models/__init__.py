@@ -12,7 +12,7 @@ from . import mobilenet_v2, resnet, resnet_imagenet, shufflenet_v1, shufflenet_v
 from .extension import extend
 from .external import LIBRARIES
 from .inference import predict
-from .inspection import classifier
+from .inspection import classifier, map_shapes
 from .network import Network, Output, frozen
 from .weights import load_weights
 from .wrapped import wrap
@@ -25,6 +25,7 @@ __all__ = [
     "extend",
     "frozen",
     "load_weights",
+    "map_shapes",
     "names",
     "predict",
     "wrap",

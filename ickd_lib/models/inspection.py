@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from ..runtime import InputError
+from .network import Network
 
 SIZES = (32, 32), (224, 224)  # image sizes (H, W) that are tried where none is given
 
@@ -31,6 +32,20 @@ def classifier(network: nn.Module, *, size: tuple[int, int] | None = None) -> tu
     """
     _, name = run_on_black_images(network, getattr(network, "name", type(network).__name__), size)
     return ("", nn.Identity()) if name is None else (name, network.get_submodule(name))
+
+
+def map_shapes(network: Network, size: tuple[int, int]) -> list[tuple[int, int, int]]:
+    """Return (channels, height, width) of the network's maps, shallow to deep, for images of `size` (H, W).
+
+    The network's modes, its batch-norm statistics and the random state stay as they are.
+
+    Raises:
+        InputError: the network names no stages.
+    """
+    like = _example(network)
+    with undisturbed(network):
+        maps = network(torch.zeros(2, 3, *size, device=like.device, dtype=like.dtype), maps=True).maps
+    return [(one.shape[1], one.shape[2], one.shape[3]) for one in maps]
 
 
 def run_on_black_images(module: nn.Module, name: str, size: tuple[int, int] | None) -> tuple[Tensor, str | None]:

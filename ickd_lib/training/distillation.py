@@ -13,7 +13,7 @@ import torch
 from ickd_lib import models, runtime
 from ickd_lib.data import Images, Sampler, Splits
 from ickd_lib.memory import MemoryBank, require_fit
-from ickd_lib.methods import Retrieval
+from ickd_lib.methods import Method
 from ickd_lib.models import Network
 from ickd_lib.runtime import Diverged, InputError
 from ickd_lib.tasks import Classification, Task
@@ -243,20 +243,20 @@ def _numerics(
 
 
 def _cacheable(waiting: Sequence[TrainingState], train: Images) -> bool:
-    """Return whether a teacher cache is possible: all views are numbered, and no student compares maps."""
+    """Return whether a teacher cache is possible: no student compares maps, and all views are numbered."""
     needs = frozenset().union(*(state.learner.method.needs for state in waiting))
-    return _needs_pass(waiting) and "maps" not in needs and train.augment == "crop"
+    return _needs_pass(waiting) and not needs & {"maps", "strong"} and train.augment == "crop"
 
 
 def _needs_pass(waiting: Sequence[TrainingState]) -> bool:
     """Return whether some student needs the teacher's outputs for the views of a batch."""
     found = [state.learner.method for state in waiting]
-    return any("teacher" in method.needs or _searches_by_view(method.retrieval) for method in found)
+    return any("teacher" in method.needs or _searches_by_view(method) for method in found)
 
 
-def _searches_by_view(spec: Retrieval | None) -> bool:
+def _searches_by_view(method: Method) -> bool:
     """Return whether a search in the teacher's bank with the features of the views is requested."""
-    return spec is not None and spec.source == "teacher" and spec.query == "view"
+    return any(spec.source == "teacher" and spec.query == "view" for spec in method.retrievals)
 
 
 def _teacher_source(
@@ -280,7 +280,7 @@ def _teacher_source(
     return TeacherCache(
         teacher,
         train,
-        features="features" in needs or any(_searches_by_view(method.retrieval) for method in found),
+        features="features" in needs or any(_searches_by_view(method) for method in found),
         precision=precision,
         folder=folder,
         gigabytes=gigabytes,

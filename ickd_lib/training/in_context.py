@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from ickd_lib.memory import InContext, MemoryBank, Neighbours
-from ickd_lib.methods import Retrieval
+from ickd_lib.methods import InContextPair, Retrieval
 from ickd_lib.tasks import Samples
 from ickd_lib.training.state import TrainingState
 
@@ -27,7 +27,8 @@ class TeacherBank:
 
     def __init__(self, bank: MemoryBank, states: Sequence[TrainingState]) -> None:
         self.bank = bank
-        self._keys = {state: key for state in states if (key := _key(state)) is not None}
+        requested = [(state, spec) for state in states for spec in state.learner.method.retrievals]
+        self._keys = {(state, spec): _key(state, spec) for state, spec in requested if spec.source == "teacher"}
         self._tables: dict[Key, tuple[Neighbours, Neighbours]] = {}
         for spec, seed in self._keys.values():
             if spec.query == "row":
@@ -62,8 +63,8 @@ class TeacherBank:
     @torch.no_grad()
     def retrieve(
         self, states: Sequence[TrainingState], keys: Tensor, labels: Tensor, teacher: Samples | None
-    ) -> dict[TrainingState, tuple[InContext, InContext]]:
-        """Return the in-context samples of each student that uses some in this step.
+    ) -> dict[TrainingState, dict[Retrieval, InContextPair]]:
+        """Return the in-context samples of each student for each of its requests that this step uses.
 
         Args:
             states: the students that take the step.
@@ -71,7 +72,7 @@ class TeacherBank:
             teacher: the teacher's samples, whose features are the queries of a search in every step.
         """
         found: dict[Key, tuple[InContext, InContext]] = {}
-        for key in dict.fromkeys(self._keys[state] for state in states if state in self._keys and state.retrieves):
+        for key in dict.fromkeys(self._keys[state, spec] for state in states for spec in state.retrieves):
             spec = key[0]
             if key in self._tables:
                 found[key] = self._from_tables(spec, self._tables[key], keys, labels)
@@ -85,7 +86,7 @@ class TeacherBank:
                     negatives=spec.negatives,
                     per_class=spec.per_class,
                 )
-        return {state: found[self._keys[state]] for state in states if self._keys.get(state) in found}
+        return {state: {spec: found[self._keys[state, spec]] for spec in state.retrieves} for state in states}
 
     def _from_tables(
         self, spec: Retrieval, tables: tuple[Neighbours, Neighbours], keys: Tensor, labels: Tensor
@@ -100,9 +101,6 @@ class TeacherBank:
         return near, far
 
 
-def _key(state: TrainingState) -> Key | None:
-    """Return what a student requests from the teacher's bank, or None."""
-    spec = state.learner.method.retrieval
-    if spec is None or spec.source != "teacher":
-        return None
+def _key(state: TrainingState, spec: Retrieval) -> Key:
+    """Return a request of a student with the seed of its random samples, by which students share tables."""
     return spec, state.learner.seed if "random" in (spec.order, spec.negatives_order) else 0

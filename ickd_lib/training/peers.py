@@ -8,12 +8,10 @@ import torch
 
 from ickd_lib import runtime
 from ickd_lib.data import Images
-from ickd_lib.memory import InContext
-from ickd_lib.methods import Retrieval, TargetSource
+from ickd_lib.methods import InContextPair, Retrieval, TargetSource
 from ickd_lib.tasks import Samples, Task
 from ickd_lib.training.state import TrainingState
 
-Found = tuple[InContext, InContext] | tuple[None, None]
 Exchanged = tuple[tuple[TargetSource, ...], TargetSource | None]
 
 
@@ -34,7 +32,7 @@ class PeerGroup:
         self.states = sorted(states, key=lambda state: state.learner.name)
         self.failed = ""
         for state in self.states:
-            searched = any(_searches(other, state) for other in self.states)
+            searched = any(_requests(other, state) for other in self.states)
             if searched or "earlier" in state.learner.method.needs:
                 state.keep_bank(task, train)
 
@@ -53,23 +51,22 @@ class PeerGroup:
             For each student, its peers as sources of targets, and its own earlier output if its method needs it.
         """
         outputs = [one.detach() for one in samples]
-        found: dict[tuple[int, Retrieval], Found] = {}
+        found: dict[tuple[int, Retrieval], InContextPair] = {}
         for searching in self.states:
             for i, state in enumerate(self.states):
-                spec = searching.learner.method.retrieval
-                if spec and _searches(searching, state) and (i, spec) not in found:
-                    found[i, spec] = _retrieve(spec, state, outputs[i])
+                for spec in _requests(searching, state):
+                    if (i, spec) not in found and state.retrieval_started(spec.start):
+                        found[i, spec] = _retrieve(spec, state, outputs[i])
         exchanged: list[Exchanged] = []
         for own, state in enumerate(self.states):
-            spec = state.learner.method.retrieval
             near = [
-                found[i, spec] if spec and _searches(state, other) else (None, None)
+                {spec: found[i, spec] for spec in _requests(state, other) if (i, spec) in found}
                 for i, other in enumerate(self.states)
             ]
-            peers = tuple(TargetSource(outputs[i], *near[i]) for i in range(len(self.states)) if i != own)
+            peers = tuple(TargetSource(outputs[i], retrieved=near[i]) for i in range(len(self.states)) if i != own)
             earlier = None
             if "earlier" in state.learner.method.needs:
-                earlier = TargetSource(_earlier_output(state, outputs[own]), *near[own])
+                earlier = TargetSource(_earlier_output(state, outputs[own]), retrieved=near[own])
             exchanged.append((peers, earlier))
         return exchanged
 
@@ -86,18 +83,16 @@ class PeerGroup:
                 state.memory.update(output.key, output.features, output.logits, momentum=momentum, step=now)
 
 
-def _searches(searching: TrainingState, searched: TrainingState) -> bool:
-    """Return whether the method of one student retrieves from the bank of another (or from its own)."""
-    spec = searching.learner.method.retrieval
-    return spec is not None and spec.source == ("self" if searching is searched else "peers")
+def _requests(searching: TrainingState, searched: TrainingState) -> list[Retrieval]:
+    """Return what the method of one student retrieves from the bank of another, or from its own."""
+    source = "self" if searching is searched else "peers"
+    return [spec for spec in searching.learner.method.retrievals if spec.source == source]
 
 
-def _retrieve(spec: Retrieval, state: TrainingState, output: Samples) -> Found:
+def _retrieve(spec: Retrieval, state: TrainingState, output: Samples) -> InContextPair:
     """Return the in-context samples of a batch in a student's bank, with its own features of the views as queries."""
     bank, learner = state.memory, state.learner
     assert bank is not None
-    if not state.retrieval_started(spec.start):
-        return None, None
     query = output.features, output.labels, output.key
     if spec.order == "random":
         keys = learner.seed, state.epoch, state.step, "random neighbours"

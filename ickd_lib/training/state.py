@@ -10,6 +10,7 @@ from torch import Tensor
 
 from ickd_lib.data import Images
 from ickd_lib.memory import MemoryBank
+from ickd_lib.methods import Retrieval
 from ickd_lib.models import Network
 from ickd_lib.runtime import Diverged
 from ickd_lib.tasks import Samples, Task
@@ -82,7 +83,7 @@ class TrainingState:
         epoch, step: number of epochs that are done, and of steps that are done in the present epoch.
         seconds: time that the training took so far.
         phase: number of the method's restarts that have passed.
-        retrieves: whether the coming step uses in-context samples from the teacher's bank.
+        retrieves: the in-context samples from the teacher's bank that the coming step uses.
         memory: the student's own bank if its method or a peer uses one, else None.
         average: the moving average of its weights if the recipe has one, else None.
     """
@@ -91,7 +92,7 @@ class TrainingState:
         self.learner, self.recipe, self.steps = learner, recipe, steps
         self.epoch = self.step = self.phase = 0
         self.seconds = 0.0
-        self.retrieves = False
+        self.retrieves: tuple[Retrieval, ...] = ()
         self.meters = Meters()
         self.optimizer = Optimizer(learner.network, learner.method, recipe, size)
         self.average = Average(learner.network, recipe.ema) if recipe.ema else None
@@ -117,11 +118,11 @@ class TrainingState:
         """Create the student's own bank, with an empty row for each training sample."""
         self.memory = MemoryBank.empty(train, self.learner.network.features_dim, task=task)
 
-    def prepare(self) -> tuple[int, bool]:
+    def prepare(self) -> tuple[int, tuple[Retrieval, ...]]:
         """Set the phase and the learning rates of the coming step.
 
         Returns:
-            The phase, and whether the step uses in-context samples. Steps that differ in these do different work.
+            The phase, and the in-context samples that the step uses. Steps that differ in these do different work.
         """
         method = self.learner.method
         since, self.phase, lr = self._schedule(self.step)
@@ -129,8 +130,9 @@ class TrainingState:
             self.optimizer.forget()
         relative = method.embedding_rates
         self.optimizer.set_rates(relative[min(self.phase, len(relative) - 1)] * lr, lr)
-        spec, done = method.retrieval, self.epoch + self.step / self.steps
-        self.retrieves = bool(spec and spec.source == "teacher" and spec.start * self.recipe.epochs <= done)
+        self.retrieves = tuple(
+            spec for spec in method.retrievals if spec.source == "teacher" and self.retrieval_started(spec.start)
+        )
         return self.phase, self.retrieves
 
     def lr(self, step: int) -> float:

@@ -2,23 +2,34 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
 from ickd_lib import runtime
 from ickd_lib.data import Batch
-from ickd_lib.memory import InContext
-from ickd_lib.methods import Context, TargetSource
+from ickd_lib.methods import Context, InContextPair, Retrieval, StrongView, TargetSource
 from ickd_lib.models import Network
 from ickd_lib.tasks import Samples, Task
 from ickd_lib.training.in_context import TeacherBank
 from ickd_lib.training.peers import PeerGroup
 from ickd_lib.training.state import TrainingState
 
-Targets = tuple[Samples | None, dict[TrainingState, tuple[InContext, InContext]]]
+
+@dataclass(frozen=True)
+class Targets:
+    """What the teacher gives for a batch.
+
+    teacher: the teacher's samples; None if no student needs them.
+    retrieved: for each student, the in-context samples from the teacher's bank that it requested.
+    strong: the teacher's samples of the strong view; None if no student needs them.
+    """
+
+    teacher: Samples | None
+    retrieved: Mapping[TrainingState, Mapping[Retrieval, InContextPair]] = field(default_factory=dict)
+    strong: Samples | None = None
 
 
 @dataclass(frozen=True)
@@ -27,6 +38,7 @@ class StepInputs:
 
     task: defines the samples of an image.
     batch: the augmented images.
+    strong: a second, strongly augmented view of the images; None if no method needs it.
     partner: other images of the same classes; None if no method needs them.
     teacher: computes the teacher's samples of the batch (at the places of a student's samples, if the task needs that);
         None if no method needs them.
@@ -39,6 +51,7 @@ class StepInputs:
 
     task: Task
     batch: Batch
+    strong: Batch | None
     partner: Batch | None
     teacher: Callable[[Batch, Samples | None], Samples] | None
     bank: TeacherBank | None
@@ -87,15 +100,15 @@ def method_context(
     earlier: TargetSource | None,
 ) -> Context:
     """Return what the method of a student may use of the step: only what it declared in its `needs`."""
-    learner, needs, (teacher, retrieved) = state.learner, state.learner.method.needs, targets
-    positives, negatives = retrieved.get(state, (None, None))
-    return Context(
+    learner, needs = state.learner, state.learner.method.needs
+    context = Context(
         inputs.batch,
         samples,
         supervised,
-        teacher=teacher if "teacher" in needs else None,
-        positives=positives,
-        negatives=negatives,
+        teacher=targets.teacher if "teacher" in needs else None,
+        retrieved=targets.retrieved.get(state, {}),
+        strong=strong_view(state, inputs, targets) if "strong" in needs else None,
+        classifiers=learner.classifiers if "classifiers" in needs else None,
         bank=inputs.bank.bank if inputs.bank and "bank" in needs else None,
         partner=partner_samples(learner.network, inputs) if "partner" in needs else None,
         peers=peers if "peers" in needs else (),
@@ -104,6 +117,17 @@ def method_context(
         phase=state.phase,
         progress=inputs.progress,
     )
+    return context.seen_by(learner.method)
+
+
+def strong_view(state: TrainingState, inputs: StepInputs, targets: Targets) -> StrongView:
+    """Return the strong view of the batch with the student's samples of it, which a second pass computes."""
+    assert inputs.strong is not None
+    maps = "maps" in state.learner.method.needs
+    samples, loss = inputs.task.samples(state.learner.network, inputs.strong, maps=maps, precision=inputs.precision)
+    assert loss is not None
+    teacher = targets.strong if "teacher" in state.learner.method.needs else None
+    return StrongView(inputs.strong, samples, loss, teacher)
 
 
 def student_samples(state: TrainingState, inputs: StepInputs) -> tuple[Samples, Tensor]:
@@ -138,7 +162,8 @@ def teacher_targets(inputs: StepInputs, states: list[TrainingState], like: Sampl
             for all students.
     """
     teacher = inputs.teacher(inputs.batch, like) if inputs.teacher else None
+    strong = inputs.teacher(inputs.strong, None) if inputs.teacher and inputs.strong else None
     if inputs.bank is None:
-        return teacher, {}
+        return Targets(teacher, strong=strong)
     keys, labels = (like.key, like.labels) if like else inputs.task.places(inputs.batch)
-    return teacher, inputs.bank.retrieve(states, keys, labels, teacher)
+    return Targets(teacher, inputs.bank.retrieve(states, keys, labels, teacher), strong)

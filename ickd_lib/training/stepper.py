@@ -70,7 +70,8 @@ class Stepper:
         self.sampler, self.task, self.teacher, self.bank = Sampler(train), task, teacher, bank
         self.batch_size, self.precision, self.images = batch_size, precision, len(train)
         self.steps = self.sampler.steps(batch_size)
-        self.pairs = any("partner" in s.learner.method.needs for group in groups for s in group.states)
+        needs = frozenset().union(*(state.learner.method.needs for group in groups for state in group.states))
+        self.pairs, self.two_views = "partner" in needs, "strong" in needs
         device = train.labels.device
         self.order, self.view = torch.zeros(2, len(train), dtype=torch.long, device=device)
         self.step = torch.zeros(1, dtype=torch.long, device=device)  # number of the step in the epoch
@@ -79,7 +80,7 @@ class Stepper:
         several = device.type == "cuda" and len(groups) > 1
         self.streams = [torch.cuda.Stream(device) for _ in groups] if several else []
         capturable = (
-            train.augment == "crop" and not self.pairs
+            train.augment == "crop" and not self.pairs and not self.two_views
         )  # strong augmentation and partners are drawn on the host
         self.captured = CapturedSteps(capture if capturable else None)
         # If steps are captured, the GPU's generator is reseeded before each step, once for all students.
@@ -117,13 +118,16 @@ class Stepper:
         """Compute a step from values on the device alone; only steps that run eagerly use the number `step`."""
         places = self.step * self.batch_size + torch.arange(size, device=self.step.device)
         batch = self.sampler.batch(self.order[places], self.view[places], *self.keys, step)
-        partner = None
+        data_seed, epoch = self.keys if self.pairs or self.two_views else (0, 0)
+        strong = partner = None
+        if self.two_views:
+            strong = self.sampler.strong_view(self.order[places], data_seed=data_seed, epoch=epoch, step=step)
         if self.pairs:
-            data_seed, epoch = self.keys
             partner = self.sampler.partners(batch, data_seed=data_seed, epoch=epoch, step=step)
         inputs = StepInputs(
             task=self.task,
             batch=batch,
+            strong=strong,
             partner=partner,
             teacher=self.teacher,
             bank=self.bank,

@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ickd_lib import methods, models, runtime
 from ickd_lib.data import Images
@@ -50,6 +50,8 @@ class Learner:
     network, method: network and method on the training device.
     common: positions in the student's and the teacher's logits of the classes that both have, shape [K] each; None if
         their classes are the same.
+    classifiers: the layers that compute the logits of the student and of the teacher (None without a teacher); None if
+        the method does not use them.
     settings: everything that identifies the run.
     """
 
@@ -59,6 +61,7 @@ class Learner:
     network: Network
     method: methods.Method
     common: tuple[Tensor, Tensor] | None
+    classifiers: tuple[nn.Module, nn.Module | None] | None
     settings: dict[str, Any]
 
     def __repr__(self) -> str:
@@ -137,23 +140,33 @@ def _learner(
     network.classes = train.classes
     rows = len(task.keys(train)[0])
     with runtime.seeded(student.seed, "method"):
+        network = method.adapt(network, teacher, train.size)
         method.setup(network.features_dim, teacher.features_dim if teacher else 0, network.num_classes, rows)
     settings = {"student": origin, "method": method.config, "seed": student.seed, **shared}
-    if method.retrieval:
-        settings["in_context"] = {k: getattr(method.retrieval, k) for k in ("positives", "negatives")}
+    if asked := [{k: getattr(spec, k) for k in ("positives", "negatives")} for spec in method.retrievals]:
+        settings["in_context"] = asked[0] if len(asked) == 1 else asked
     if bank and method.needs_bank and bank.source != source_of(train, teacher):
         settings["bank"] = runtime.fingerprint(bank.features, bank.logits, bank.index)
     if student.name:
         runtime.run_name(student.name)
+    network = network.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     return Learner(
         student.name,
         position,
         student.seed,
-        network.to(device, memory_format=torch.channels_last),  # type: ignore[call-overload]
+        network,
         method.to(device),
         common and (common[0].to(device), common[1].to(device)),
+        _classifiers(network, teacher, train.size) if "classifiers" in method.needs else None,
         settings | {"peer_group": student.peer_group},
     )
+
+
+def _classifiers(
+    network: Network, teacher: Network | None, size: tuple[int, int]
+) -> tuple[nn.Module, nn.Module | None]:
+    """Return the layers that compute the logits of the student and of the teacher, if there is one."""
+    return models.classifier(network, size=size)[1], models.classifier(teacher, size=size)[1] if teacher else None
 
 
 def _named(learner: Learner, group: Sequence[Learner]) -> Learner:
