@@ -8,7 +8,7 @@ import torch
 from ickd_lib import methods, training
 from ickd_lib.runtime import Diverged
 from ickd_lib.training import Callback, ProgressBar, Recipe, Student
-from ickd_lib.training.capture import reason_against
+from ickd_lib.training.capture import drawn_on_host, reason_against
 
 RECIPE = Recipe(epochs=2, lr=0.05, schedule="cosine", batch_size=40)  # 3 steps an epoch
 
@@ -104,6 +104,11 @@ def test_what_a_captured_step_cannot_serve_is_named():
     assert reason_against([Recording(), Inside()], [network]) == "the callback Inside observes the inside of a step"
     network[0].register_forward_hook(lambda *_: None)
     assert reason_against([], [network]) == "Sequential has forward hooks"
+    named = [methods.create("cskd")]
+    assert drawn_on_host(named, "crop") == "cskd needs other images of the same class, drawn on the host"
+    assert drawn_on_host([], "mixup") == "the augmentation 'mixup' is drawn on the host" and not drawn_on_host(
+        [], "crop"
+    )
 
 
 class Breaks(methods.Method):

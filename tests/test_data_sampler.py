@@ -8,6 +8,7 @@ import torch.nn.functional as F
 
 from ickd_lib import data, runtime
 from ickd_lib.data import Sampler
+from ickd_lib.data import strong as strong_module
 
 # ------------------------------------------------------------------------------------------- batches
 
@@ -131,6 +132,33 @@ def test_a_mixed_image_and_its_soft_label_have_the_same_shares(digits, augment):
             assert torch.allclose(batch.images, share * first + (1 - share) * second, atol=1e-6)
         else:
             assert ((batch.images == first) | (batch.images == second)).all()
+
+
+# ------------------------------------------------------------------------------------- the strong view
+
+
+@pytest.mark.usefixtures("untouched_generator")
+def test_a_strong_view_is_a_function_of_seed_epoch_and_step(digits):
+    sampler, rows = Sampler(digits.train), torch.arange(40)
+    keys = {"data_seed": 1, "epoch": 2, "step": 3}
+    view = sampler.strong_view(rows, **keys)
+    assert same(view, sampler.strong_view(rows, **keys))
+    assert torch.equal(view.labels, digits.train.labels[:40]) and torch.equal(view.index, digits.train.index[:40])
+    assert view.images.shape == (40, 3, 8, 8) and view.images.min() >= 0 and view.images.max() <= 1
+    assert view.view.tolist() == [-1] * 40 and view.soft is None
+    for changed in ({"data_seed": 2}, {"epoch": 0}, {"step": 0}):
+        assert not torch.equal(view.images, sampler.strong_view(rows, **keys | changed).images)
+
+
+def test_each_strong_view_has_operations_of_its_own_and_a_grey_square(digits):
+    alike = replace(digits.train.subset(torch.zeros(64, dtype=torch.int64)), pad=0, flip=False)
+    images = Sampler(alike).strong_view(torch.arange(64), data_seed=0, epoch=0, step=0).images
+    assert len(images.flatten(1).unique(dim=0)) > 48
+    white = torch.full((200, 3, 16, 12), 255, dtype=torch.uint8)
+    grey = (strong_module.distorted(white, "grey") == 127 / 255).all(1)
+    rows, columns = grey.any(2).sum(1), grey.any(1).sum(1)
+    assert torch.equal(grey.sum((1, 2)), rows * columns)  # one square, cut off at the border
+    assert rows.max() <= 7 and columns.max() <= 7 and 0.5 < (rows > 0).float().mean() < 1
 
 
 # ------------------------------------------------------------------------------------------- partners

@@ -11,6 +11,8 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from ickd_lib.methods import Method
+
 WARM_UP = 3  # eager steps before the capture, in which buffers are allocated and libraries choose their kernels
 Capture = Callable[[Callable[[], None]], Callable[[], None]]
 
@@ -93,6 +95,14 @@ def reason_against(callbacks: Sequence[Any], networks: Sequence[torch.nn.Module]
         if any(part._forward_hooks or part._forward_pre_hooks for part in network.modules()):
             return f"{getattr(network, 'name', type(network).__name__)} has forward hooks"
     return ""
+
+
+def drawn_on_host(methods: Sequence[Method], augment: str) -> str:
+    """Return why the images of a step are drawn on the host, where a captured step cannot be; or ""."""
+    for need, what in (("strong", "a strong view"), ("partner", "other images of the same class")):
+        if names := [method.config["name"] for method in methods if need in method.needs]:
+            return f"{names[0]} needs {what}, drawn on the host"
+    return "" if augment == "crop" else f"the augmentation {augment!r} is drawn on the host"
 
 
 class HostReads(TorchDispatchMode):

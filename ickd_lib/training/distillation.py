@@ -19,7 +19,7 @@ from ickd_lib.runtime import Diverged, InputError
 from ickd_lib.tasks import Classification, Task
 from ickd_lib.training import precision_benchmark
 from ickd_lib.training.callbacks import Callback, ProgressBar
-from ickd_lib.training.capture import Capture, cuda_graph, reason_against
+from ickd_lib.training.capture import Capture, cuda_graph, drawn_on_host, reason_against
 from ickd_lib.training.checkpoints import Checkpoint, Records
 from ickd_lib.training.in_context import TeacherBank
 from ickd_lib.training.loop import AHEAD, Loop, stoppable, stopped
@@ -137,7 +137,7 @@ def distill(
                     batch_size=recipe.batch_size,
                     precision=numerics["precision"],
                     epochs=recipe.epochs,
-                    capture=_capture(capture and numerics["captured"], callbacks, waiting),
+                    capture=_capture(capture and numerics["captured"], callbacks, waiting, splits.train.augment),
                 ),
                 recipe=recipe,
                 data_seed=data_seed,
@@ -314,11 +314,14 @@ def _create_runs(
         records[state].create(numerics, group, environment)
 
 
-def _capture(requested: bool, callbacks: Sequence[Callback], waiting: Sequence[TrainingState]) -> Capture | None:
+def _capture(
+    requested: bool, callbacks: Sequence[Callback], waiting: Sequence[TrainingState], augment: str
+) -> Capture | None:
     """Return the function that captures steps; None if capture is not requested, or steps must run eagerly."""
     if not requested:
         return None
     why = reason_against(callbacks, [state.learner.network for state in waiting])
+    why = why or drawn_on_host([state.learner.method for state in waiting], augment)
     if not why and not all(state.optimizer.fused for state in waiting):
         why = f"the optimiser {waiting[0].recipe.optimizer} has no fused form"
     if why:

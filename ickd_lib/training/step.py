@@ -126,7 +126,10 @@ def strong_view(state: TrainingState, inputs: StepInputs, targets: Targets) -> S
     maps = "maps" in state.learner.method.needs
     samples, loss = inputs.task.samples(state.learner.network, inputs.strong, maps=maps, precision=inputs.precision)
     assert loss is not None
-    teacher = targets.strong if "teacher" in state.learner.method.needs else None
+    teacher = targets.strong
+    if teacher is None and inputs.teacher:  # the samples, and so the teacher's, depend on the student
+        with torch.no_grad():
+            teacher = inputs.teacher(inputs.strong, samples.detach())
     return StrongView(inputs.strong, samples, loss, teacher)
 
 
@@ -162,7 +165,7 @@ def teacher_targets(inputs: StepInputs, states: list[TrainingState], like: Sampl
             for all students.
     """
     teacher = inputs.teacher(inputs.batch, like) if inputs.teacher else None
-    strong = inputs.teacher(inputs.strong, None) if inputs.teacher and inputs.strong else None
+    strong = inputs.teacher(inputs.strong, None) if inputs.teacher and inputs.strong and like is None else None
     if inputs.bank is None:
         return Targets(teacher, strong=strong)
     keys, labels = (like.key, like.labels) if like else inputs.task.places(inputs.batch)

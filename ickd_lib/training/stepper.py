@@ -11,7 +11,7 @@ from ickd_lib import runtime
 from ickd_lib.data import Batch, Images, Sampler
 from ickd_lib.models import Network
 from ickd_lib.tasks import Samples, Task
-from ickd_lib.training.capture import Capture, CapturedSteps
+from ickd_lib.training.capture import Capture, CapturedSteps, drawn_on_host
 from ickd_lib.training.in_context import TeacherBank
 from ickd_lib.training.peers import PeerGroup
 from ickd_lib.training.step import StepInputs, teacher_targets, train_step
@@ -70,7 +70,8 @@ class Stepper:
         self.sampler, self.task, self.teacher, self.bank = Sampler(train), task, teacher, bank
         self.batch_size, self.precision, self.images = batch_size, precision, len(train)
         self.steps = self.sampler.steps(batch_size)
-        needs = frozenset().union(*(state.learner.method.needs for group in groups for state in group.states))
+        methods = [state.learner.method for group in groups for state in group.states]
+        needs = frozenset().union(*(method.needs for method in methods))
         self.pairs, self.two_views = "partner" in needs, "strong" in needs
         device = train.labels.device
         self.order, self.view = torch.zeros(2, len(train), dtype=torch.long, device=device)
@@ -79,10 +80,7 @@ class Stepper:
         self.total = epochs * self.steps
         several = device.type == "cuda" and len(groups) > 1
         self.streams = [torch.cuda.Stream(device) for _ in groups] if several else []
-        capturable = (
-            train.augment == "crop" and not self.pairs and not self.two_views
-        )  # strong augmentation and partners are drawn on the host
-        self.captured = CapturedSteps(capture if capturable else None)
+        self.captured = CapturedSteps(None if drawn_on_host(methods, train.augment) else capture)
         # If steps are captured, the GPU's generator is reseeded before each step, once for all students.
         self.rng_device = torch.device("cpu") if self.captured.capture else device
 
