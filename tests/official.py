@@ -80,3 +80,37 @@ def error(case: dict[str, Any], check: Check) -> float:
 
 def _listed(value: Any) -> list[Any]:
     return value if isinstance(value, list) else [value]
+
+# The official functions with which each method is compared.
+METHODS = {
+    "at": ("at",),
+    "catkd": ("catkd",),
+    "ckd": ("ckd",),
+    "crd": ("crd",),
+    "cskd": ("cskd",),
+    "ctkd": ("ctkd",),
+    "dist": ("dist",),
+    "dkd": ("dkd", "lskd_dkd"),
+    "dml": ("dml",),
+    "fitnet": ("fitnet",),
+    "kd": ("kd",),
+    "kdcl": ("kdcl_mean",),
+    "lskd": ("lskd",),
+    "lwf": ("lwf", "lwf_kd"),
+    "mlkd": ("mlkd_bc", "mlkd_cc", "mlkd_kd", "mlkd_two_views", "mlkd_whole")
+    + ("mlkd_ls_bc", "mlkd_ls_cc", "mlkd_ls_kd", "mlkd_ls_two_views", "mlkd_ls_whole"),
+    "nkd": ("nkd",),
+    "pkt": ("pkt",),
+    "pskd": ("pskd",),
+    "refilled": ("refilled_stage1", "refilled_stage2"),
+    "reviewkd": ("reviewkd",),
+    "rkd": ("rkd",),
+    "skd": ("skd", "skd_gram"),
+    "sp": ("sp",),
+    "tfkd": ("tfkd",),
+    "ttm": ("ttm",),
+    "uskd": ("uskd",),
+    "vid": ("vid",),
+    "wkd_l": ("wkd_l",),
+    "wttm": ("wttm",),
+}
