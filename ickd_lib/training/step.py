@@ -119,6 +119,7 @@ def method_context(
         phase=state.phase,
         progress=inputs.progress,
         epoch=inputs.epoch,
+        epochs=state.recipe.epochs,
     )
     return context.seen_by(learner.method)
 
