@@ -100,6 +100,8 @@ def context(method, seed=0, phase=0, networks=None):
         else None,
         phase=phase,
         progress=0.5,
+        epoch=2,
+        epochs=4,
     )
     return given.seen_by(method)
 

@@ -316,6 +316,7 @@ def test_a_method_sees_what_it_declares_and_nothing_else(digits, teacher):
         }
         assert given == {name: name in want for name in given}
         assert 0 <= context.progress < 1
+        assert context.epoch == RECIPE.epochs - 1 and context.epoch.shape == () and context.epochs == RECIPE.epochs
 
 
 def test_a_given_bank_is_the_bank_that_is_used(digits, teacher):

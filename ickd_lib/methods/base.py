@@ -112,6 +112,9 @@ class Context:
     phase: number of the method's `restarts` that have passed.
     progress: share of the training that is done, 0 to 1; during training a scalar tensor, so that a captured step reads
         its present value. (A step in which Python code branches on it cannot be captured.)
+    epoch: number of the present epoch, from 0; during training a scalar tensor, like `progress`. Published warm-ups
+        count epochs and keep their length when the training is longer.
+    epochs: number of epochs of the training.
     retrieved: in-context samples from the teacher's bank for every request of the method; a combination of methods may
         have several requests (see `seen_by`).
     strong: a second, strongly augmented view of the batch.
@@ -132,6 +135,8 @@ class Context:
     common: tuple[Tensor, Tensor] | None = None
     phase: int = 0
     progress: Tensor | float = 0.0
+    epoch: Tensor | int = 0
+    epochs: int = 1
     retrieved: Mapping[Retrieval, InContextPair] = field(default_factory=dict)
     strong: StrongView | None = None
     classifiers: tuple[nn.Module, nn.Module | None] | None = None

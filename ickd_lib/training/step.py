@@ -46,6 +46,7 @@ class StepInputs:
     precision: precision of the networks, "fp32" or "bf16".
     step: number of the step in the epoch, shape [1], on the device.
     progress: share of the training that is done, a scalar on the device.
+    epoch: number of the epoch, from 0, a scalar on the device.
     rng_device: the device whose generator is reseeded for each student.
     """
 
@@ -58,6 +59,7 @@ class StepInputs:
     precision: str
     step: Tensor
     progress: Tensor
+    epoch: Tensor
     rng_device: torch.device
 
 
@@ -116,6 +118,8 @@ def method_context(
         common=learner.common,
         phase=state.phase,
         progress=inputs.progress,
+        epoch=inputs.epoch,
+        epochs=state.recipe.epochs,
     )
     return context.seen_by(learner.method)
 

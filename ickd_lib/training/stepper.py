@@ -132,6 +132,7 @@ class Stepper:
             precision=self.precision,
             step=self.step,
             progress=(self.before + self.step[0]) / self.total,
+            epoch=self.before // self.steps,
             rng_device=self.rng_device,
         )
         shared = None
