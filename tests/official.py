@@ -81,6 +81,7 @@ def error(case: dict[str, Any], check: Check) -> float:
 def _listed(value: Any) -> list[Any]:
     return value if isinstance(value, list) else [value]
 
+
 # The official functions with which each method is compared.
 METHODS = {
     "at": ("at",),

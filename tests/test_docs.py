@@ -165,7 +165,9 @@ def tables(path):
 
 
 def test_the_tables_of_methods_are_those_of_the_library():
-    found = subprocess.run([sys.executable, "benchmarks/methods.py", "--check"], cwd=ROOT, capture_output=True, text=True)
+    found = subprocess.run(
+        [sys.executable, "benchmarks/methods.py", "--check"], cwd=ROOT, capture_output=True, text=True
+    )
     assert found.returncode == 0, f"run python benchmarks/methods.py; {found.stderr}"
     assert f"All {len(methods.names())} methods" in README.read_text()
 

@@ -303,3 +303,14 @@ def test_what_differs_between_two_runs(folder):
 def test_a_table_names_methods_that_diverged(folder):
     text = runs.table(runs.finished([folder]), diverged={"ickd(nicd=1000)": 2})
     assert text.endswith("| method | diverged, seeds |\n|---|---|\n| ickd(nicd=1000) | 2 |\n")
+
+
+def test_a_run_of_an_earlier_definition_of_a_method_is_named_as_such(tmp_path, monkeypatch):
+    make_run(tmp_path / "old", "tfkd(alpha=0.2)")
+    kind = type(methods.create("tfkd"))
+    monkeypatch.setattr(kind, "version", kind.version + 1)
+    make_run(tmp_path / "new", "tfkd(alpha=0.2)")
+    make_run(tmp_path / "labels", "ce")
+    names = {row["run"]: row["method"] for row in runs.overview(tmp_path)}
+    assert names == {"old": f"tfkd(alpha=0.2) (version {kind.version - 1})", "new": "tfkd(alpha=0.2)", "labels": "ce"}
+    assert {one["method"] for one in runs.finished([tmp_path])} == set(names.values())

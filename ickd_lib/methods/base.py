@@ -188,7 +188,8 @@ class Method(nn.Module):
         embedding_rates: for each phase, the learning rate of all layers but the classifier, relative to the
             classifier's; the last entry holds for all later phases.
         momentum: weight of the old content when a row of the student's own bank is written again.
-        config: the name and every argument, defaults included, which a run folder records.
+        version: number of the definition of the method, which is increased when its loss changes for equal arguments.
+        config: the name, a version above 1, and every argument, defaults included, which a run folder records.
         paper: authors, year and arXiv number of the source.
         code: the official code ("owner/repository" on GitHub) with which the values of the method were compared in the
             tests; "" if there is none, so that the method was built from the paper.
@@ -202,6 +203,7 @@ class Method(nn.Module):
     momentum = 0.0
     paper = ""
     code = ""
+    version = 1
     registered_name = ""
     config: dict[str, Any]
 
@@ -209,7 +211,8 @@ class Method(nn.Module):
         if args:
             raise TypeError(f"{cls.__name__} takes keyword arguments only")
         self = super().__new__(cls)
-        object.__setattr__(self, "config", {"name": cls.registered_name, **defaults(cls), **given})
+        version = {"version": cls.version} if cls.version > 1 else {}
+        object.__setattr__(self, "config", {"name": cls.registered_name, **version, **defaults(cls), **given})
         return self
 
     @property
@@ -254,7 +257,7 @@ class Method(nn.Module):
         raise TypeError(f"{type(self).__name__} must define forward(context) -> {{term: scalar}}")
 
     def extra_repr(self) -> str:
-        return ", ".join(f"{key}={value!r}" for key, value in self.config.items() if key != "name")
+        return ", ".join(f"{key}={value!r}" for key, value in self.config.items() if key not in ("name", "version"))
 
 
 class WithLabels(Method):

@@ -75,5 +75,5 @@ def describe(method: Method, **assumed: Any) -> str:
     if isinstance(method, Combined):
         return name
     known = defaults(type(method)) | assumed
-    changed = [f"{k}={v!r}" for k, v in method.config.items() if k != "name" and v != known[k]]
+    changed = [f"{k}={v!r}" for k, v in method.config.items() if k in known and v != known[k]]
     return f"{name}({', '.join(changed)})" if changed else name

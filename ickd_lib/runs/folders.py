@@ -108,16 +108,33 @@ def _row(run: runtime.Run, top: Path) -> dict[str, Any]:
 
 
 def _described(config: dict[str, Any], otherwise: str) -> str:
-    """Return the name of a method from its configuration, or `otherwise` if this version has no such method."""
+    """Return the name of a method from its configuration.
 
-    def made(one: dict[str, Any]) -> methods.Method:
-        return methods.create(one["name"], **{key: value for key, value in one.items() if key != "name"})
-
+    If the method is defined otherwise now, the name ends with the version of its definition; if there is no such method
+    any more, it is `otherwise`.
+    """
+    older = {
+        part.get("version", 1) for part in config.get("parts", (config,)) if _version(part) != part.get("version", 1)
+    }
+    if older:
+        return f"{otherwise} (version {min(older)})"
     try:
-        parts = [made(part) for part in config.get("parts", ())]
-        return methods.describe(methods.Combined(parts=parts) if parts else made(config))
+        parts = [_made(part) for part in config.get("parts", ())]
+        return methods.describe(methods.Combined(parts=parts) if parts else _made(config))
     except (InputError, TypeError):
         return otherwise
+
+
+def _made(config: dict[str, Any]) -> methods.Method:
+    return methods.create(config["name"], **{k: v for k, v in config.items() if k not in ("name", "version")})
+
+
+def _version(config: dict[str, Any]) -> int:
+    """Return the present version of the method in a configuration; the recorded one if there is no such method."""
+    try:
+        return type(methods.create(config["name"])).version
+    except InputError:
+        return config.get("version", 1)
 
 
 def records(row: dict[str, Any]) -> list[dict[str, float]]:
