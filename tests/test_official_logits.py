@@ -100,7 +100,7 @@ CHECKS = {
     "dkd": dkd,
     "lskd_dkd": dkd,
     "dist": lambda i, h: loss(f"dist(ce=0, {arguments(h, inter='beta', intra='gamma', temperature='temperature')})", i),
-    "ckd": lambda i, h: losses.ckd(i.student, i.teacher, temperature=h["temperature"]),
+    "ckd": lambda i, h: loss(f"ckd(ce=0, ckd=1, {arguments(h, temperature='temperature')})", i),
     "lwf": lwf,
     "lwf_kd": lwf_kd,
     "mlkd_kd": kd,

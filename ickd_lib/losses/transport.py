@@ -35,7 +35,7 @@ def wkd_l(
     Returns:
         Two scalars, each the mean over B: `target_term`, and the distance.
     """
-    label = F.one_hot(labels, student_logits.shape[1]).bool()
+    label = torch.zeros_like(student_logits, dtype=torch.bool).scatter(1, labels[:, None], True)
 
     def others(logits: Tensor) -> Tensor:
         return F.softmax((logits / temperature).masked_fill(label, -torch.inf), -1)

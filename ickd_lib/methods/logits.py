@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from ickd_lib import losses
-from ickd_lib.methods.base import Context, WithLabels, positive, within
+from ickd_lib.methods.base import Context, WithLabels, positive
 from ickd_lib.methods.registry import register
 from ickd_lib.runtime import InputError
 
@@ -125,7 +125,9 @@ class DKD(WithLabels):
     ) -> None:
         super().__init__(ce=ce)
         self.tckd, self.nckd, self.temperature = tckd, nckd, positive("temperature", temperature)
-        self.warmup, self.standardised = within("warmup", warmup, 0, math.inf), standardised
+        if warmup and not 1 <= warmup < math.inf:
+            raise InputError(f"warmup={warmup} is a number of epochs, so it must be 0 or at least 1")
+        self.warmup, self.standardised = warmup, standardised
 
     def teach(self, context: Context) -> dict[str, Tensor]:
         assert context.teacher is not None
