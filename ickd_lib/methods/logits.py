@@ -112,6 +112,7 @@ class DKD(WithLabels):
     needs = frozenset({"teacher"})
     paper = "Zhao et al. 2022, arXiv 2203.08679"
     code = "megvii-research/mdistiller"
+    version = 2
 
     def __init__(
         self,
@@ -154,6 +155,7 @@ class DIST(WithLabels):
     label_space = "shared"
     paper = "Huang et al. 2022, arXiv 2205.10536"
     code = "hunto/image_classification_sota"
+    version = 2
 
     def __init__(self, *, ce: float = 1.0, inter: float = 2.0, intra: float = 2.0, temperature: float = 4.0) -> None:
         super().__init__(ce=ce)

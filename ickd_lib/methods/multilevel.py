@@ -29,6 +29,7 @@ class MLKD(WithLabels):
     label_space = "shared"
     paper = "Jin, Wang & Lin 2023, CVPR"
     code = "Jin-Ying/Multi-Level-Logit-Distillation"
+    version = 2
 
     def __init__(
         self,
