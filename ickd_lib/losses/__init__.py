@@ -1,11 +1,12 @@
 """The losses of all methods, as pure functions of tensors.
 
-    labels      cross-entropy, label smoothing, the logits of a virtual teacher
+    labels      cross-entropy, label smoothing, Tf-KD, USKD: losses without a teacher network
     logits      losses between logits of the same classes: KD, CKD, DKD, DIST, MLKD, logit standardisation
     incontext   PICD and NICD, the losses of in-context distillation
     features    losses that need no shared classes: RKD, SP, PKT, CRD, attention transfer
     refilled    REFILLED: relationship matching and local classification
     online      the ensemble of students that train together
+    incremental LwF: new classes beside those of a teacher
 
 Conventions. The student's tensor is the first argument, and every loss is the mean over the batch. In the shapes, B is
 the number of samples, C of classes, D of features (the teacher's may differ from the student's, then written D') and k
@@ -18,7 +19,8 @@ Gradients stay finite where samples coincide.
 
 from ickd_lib.losses.features import attention_transfer, crd, pkt, rkd_angle, rkd_distance, sp
 from ickd_lib.losses.incontext import aggregate, aggregation_weights, nicd, picd
-from ickd_lib.losses.labels import cross_entropy, label_smoothing, virtual_teacher
+from ickd_lib.losses.incremental import lwf
+from ickd_lib.losses.labels import cross_entropy, label_smoothing, tfkd, uskd
 from ickd_lib.losses.logits import ckd, dist, dkd, kd, mlkd, standardise
 from ickd_lib.losses.online import ensemble
 from ickd_lib.losses.refilled import refilled_embedding, refilled_local, semi_hard
@@ -35,6 +37,7 @@ __all__ = [
     "ensemble",
     "kd",
     "label_smoothing",
+    "lwf",
     "mlkd",
     "nicd",
     "picd",
@@ -46,5 +49,6 @@ __all__ = [
     "semi_hard",
     "sp",
     "standardise",
-    "virtual_teacher",
+    "tfkd",
+    "uskd",
 ]

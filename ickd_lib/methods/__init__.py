@@ -1,6 +1,6 @@
 """Distillation methods: what each requires of a training step, and its loss terms. All are registered here."""
 
-from ickd_lib.methods import features, incontext, labels, logits, online
+from ickd_lib.methods import features, incontext, incremental, labels, logits, online, refilled
 from ickd_lib.methods.base import (
     NEEDS,
     Context,
@@ -32,10 +32,12 @@ __all__ = [
     "describe",
     "features",
     "incontext",
+    "incremental",
     "labels",
     "logits",
     "names",
     "online",
     "parse",
+    "refilled",
     "register",
 ]

@@ -8,7 +8,6 @@ from torch import Tensor
 from ickd_lib import losses
 from ickd_lib.methods.base import Context, WithLabels, positive, within
 from ickd_lib.methods.registry import register
-from ickd_lib.runtime import InputError
 
 
 @register("kd")
@@ -35,32 +34,6 @@ class KD(WithLabels):
         student, teacher = context.shared_logits()
         same = losses.kd(student, teacher, temperature=self.temperature, standardised=self.standardised)
         return {"kd": self.kd * same}
-
-
-@register("lwf")
-class LwF(KD):
-    """Learning without forgetting, Li & Hoiem 2016 (arXiv 1606.09282): new classes beside those of a teacher.
-
-    Cross-entropy is computed among the new classes only for a sample of a new class, and among the teacher's classes
-    only for a sample of one of these, so that new classes do not lower the logits of the old ones. Soft labels from the
-    teacher preserve the old classes. The arguments are those of KD.
-    """
-
-    def __init__(
-        self, *, ce: float = 1.0, kd: float = 1.0, temperature: float = 2.0, standardised: bool = False
-    ) -> None:
-        super().__init__(ce=ce, kd=kd, temperature=temperature, standardised=standardised)
-
-    def forward(self, context: Context) -> dict[str, Tensor]:
-        student, labels = context.student, context.student.labels
-        if context.common is not None:
-            if student.soft is not None:
-                raise InputError("lwf needs images of one class each; leave mixup and cutmix out")
-            old = torch.zeros_like(student.logits[0], dtype=torch.bool).index_fill(0, context.common[0], True)
-            apart = student.logits.masked_fill(old != old[labels, None], -torch.inf)
-            ce = {"ce": self.ce * losses.cross_entropy(apart, labels)} if self.ce else {}
-            return ce | self.teach(context)
-        return super().forward(context)
 
 
 @register("lskd")
