@@ -204,12 +204,6 @@ def test_the_weak_logits_of_uskd_are_of_the_stage_before_the_last_for_each_sampl
     expected = losses.label_smoothing(logits, seen.student.labels, alpha=0.1)
     assert sum(method(twice).values()).item() == pytest.approx(expected.item())
 
-    class Short(Tiny):
-        stages = ("second",)
-
-    with pytest.raises(InputError, match="'uskd' uses the stage before the last, but Short names one stage only"):
-        method.adapt(Short(), None, (8, 8))
-
 
 def test_the_two_phases_of_refilled():
     method = methods.create("refilled(share=0.25)")

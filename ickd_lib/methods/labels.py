@@ -8,7 +8,6 @@ from ickd_lib import losses, models
 from ickd_lib.methods.base import Context, Method, WithLabels, positive, within
 from ickd_lib.methods.registry import register
 from ickd_lib.models import Network
-from ickd_lib.runtime import InputError
 
 
 @register("ce")
@@ -130,8 +129,9 @@ class USKD(WithLabels):
 
     The soft label of the sample's class follows from the student's confidence. Those of the other classes follow Zipf's
     law, in an order that the student's logits determine together with weak logits. The latter are a trained linear
-    layer on the mean over the positions of the maps before the last stage; see `losses.uskd`. With mixup and cutmix the
-    class of an image is the one with the larger share; the authors' code uses both.
+    layer on the mean over the positions of the maps of the stage before the last (of the only stage, if there is one);
+    see `losses.uskd`. With mixup and cutmix the class of an image is the one with the larger share; the authors' code
+    uses both.
 
     alpha, beta: weights of the terms of the sample's class and of the other classes.
     mu: weight of the weak logits' cross-entropy. (Published for ImageNet: alpha 1, beta 0.1, mu 0.005.)
@@ -146,14 +146,12 @@ class USKD(WithLabels):
         self.alpha, self.beta, self.mu = alpha, beta, mu
 
     def adapt(self, student: Network, teacher: Network | None, size: tuple[int, int]) -> Network:
-        shapes = models.map_shapes(student, size)
-        if len(shapes) < 2:
-            raise InputError(f"method 'uskd' uses the stage before the last, but {student.name} names one stage only")
-        self.weak = nn.Linear(shapes[-2][0], student.num_classes)
+        channels, *_ = models.map_shapes(student, size)[-2:][0]
+        self.weak = nn.Linear(channels, student.num_classes)
         return student
 
     def teach(self, context: Context) -> dict[str, Tensor]:
         student = context.student
-        weak = self.weak(student.maps[-2].mean((2, 3)))[student.image]
+        weak = self.weak(student.maps[-2:][0].mean((2, 3)))[student.image]
         target, others, supervision = losses.uskd(student.logits, weak, student.labels)
         return {"target": self.alpha * target, "others": self.beta * others, "weak": self.mu * supervision}
