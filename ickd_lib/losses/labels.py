@@ -35,7 +35,7 @@ def label_smoothing(student_logits: Tensor, targets: Tensor, *, alpha: float = 0
 
 
 def tfkd(student_logits: Tensor, labels: Tensor, *, temperature: float = 20.0, correct: float = 0.99) -> Tensor:
-    """Compute the regulariser of Tf-KD with a virtual teacher that is always right (Yuan et al. 2020, arXiv 1909.11723).
+    """Compute the regulariser of Tf-KD with a virtual teacher that is always right (Yuan et al. 2020).
 
     The virtual teacher gives the label the probability `correct` and each other class an equal part of the rest. As in
     the authors' code, the target is the softmax of these probabilities divided by τ (not of their logarithms), so that
