@@ -18,9 +18,15 @@ LOSSES = {
     "ckd": (losses.ckd, False),
     "dkd": (lambda s, t: losses.dkd(s, t, LABELS[: len(s)]), True),
     "dkd standardised": (lambda s, t: losses.dkd(s, t, LABELS[: len(s)], standardised=True), True),
-    "dist": (losses.dist, True),
-    "mlkd": (losses.mlkd, True),
-    "mlkd standardised": (lambda s, t: losses.mlkd(s, t, standardised=True), True),
+    "dist": (losses.dist, False),  # but for the constant in the denominator
+    "nkd": (lambda s, t: losses.nkd(s, t, LABELS[: len(s)]), False),
+    "ttm": (losses.ttm, False),
+    "wttm": (lambda s, t: losses.ttm(s, t, weighted=True), False),
+    "lwf": (losses.lwf, False),
+    "mlkd": (lambda s, t: losses.mlkd(s, t, s.flip(1), t.flip(1)), True),
+    "mlkd standardised": (lambda s, t: losses.mlkd(s, t, s.flip(1), t.flip(1), standardised=True), True),
+    "skd_gram": (losses.skd_gram, True),
+    "wkd_l": (lambda s, t: losses.wkd_l(s, t, LABELS[: len(s)], 1 - torch.eye(C).double()), False),
 }
 
 
@@ -138,21 +144,137 @@ def test_dist(student, teacher):
 
 def test_dist_is_invariant_to_an_affine_change_of_the_probabilities(teacher):
     mixed = 0.3 * (teacher / 4).softmax(1) + 0.7 / C  # sums to 1
-    assert [x.item() for x in losses.dist(4 * mixed.log(), teacher)] == pytest.approx([0, 0], abs=1e-12)
+    assert [x.item() for x in losses.dist(4 * mixed.log(), teacher)] == pytest.approx([0, 0], abs=1e-4)
+
+
+def test_dist_of_confident_networks_is_shrunk_by_the_constant_in_the_denominator():
+    sure = torch.tensor([[40.0, 0.0, 1.0], [40.0, 1.0, 0.0]], dtype=torch.float64, requires_grad=True)
+    got = losses.dist(sure, sure.flip(1), temperature=1.0)
+    for term, dim in zip(got, (1, 0), strict=True):
+        p, q = sure.softmax(1).detach(), sure.flip(1).softmax(1).detach()
+        expected = []
+        for one, other in zip(p.unbind(1 - dim), q.unbind(1 - dim), strict=True):
+            one, other = one - one.mean(), other - other.mean()
+            expected.append(1 - (one @ other) / (one.norm() * other.norm() + 1e-8))
+        assert term.item() == pytest.approx(statistics.mean(x.item() for x in expected), rel=1e-9)
+    assert got[1].item() == pytest.approx(1, abs=1e-6)  # the columns are constant to within e^-39
+    assert torch.autograd.grad(sum(got), sure)[0].isfinite().all()
+
+
+@pytest.mark.parametrize("temperature", [1.0, 3.0])
+def test_nkd(student, teacher, temperature):
+    expected = [0.0, 0.0]
+    s, t = (probabilities(z, 1.0) for z in (student, teacher))
+    soft_s, soft_t = (probabilities(z, temperature) for z in (student, teacher))
+    for i, y in enumerate(LABELS.tolist()):
+        expected[0] -= t[i][y] * math.log(s[i][y]) / B
+        for c in set(range(C)) - {y}:
+            p, q = (soft[i][c] / (1 - soft[i][y]) for soft in (soft_s, soft_t))
+            expected[1] -= temperature**2 * q * math.log(p) / B
+    got = losses.nkd(student, teacher, LABELS, temperature=temperature)
+    assert [x.item() for x in got] == pytest.approx(expected)
+
+
+@pytest.mark.parametrize("weighted", [False, True])
+def test_ttm(student, teacher, weighted):
+    expected = 0.0
+    for p, q in zip(probabilities(student, 1.0), probabilities(teacher, 1.0), strict=True):
+        powers = [v**0.3 for v in q]
+        expected += kl([v / sum(powers) for v in powers], p) * (sum(powers) if weighted else 1) / B
+    assert losses.ttm(student, teacher, exponent=0.3, weighted=weighted).item() == pytest.approx(expected)
+
+
+def test_lwf(student, teacher):
+    expected = 0.0
+    for p, q in zip(probabilities(student, 2.0), probabilities(teacher, 2.0), strict=True):
+        raised = [v + 1e-5 / C for v in p]
+        expected -= sum(v * math.log(u / sum(raised)) for u, v in zip(raised, q, strict=True)) / B
+    assert losses.lwf(student, teacher).item() == pytest.approx(expected)
 
 
 @pytest.mark.parametrize("standardised", [False, True])
 def test_mlkd(student, teacher, standardised):
-    temperatures, expected = (1.0, 4.0), [0.0, 0.0, 0.0]
-    for temperature in temperatures:
-        s, t = (probabilities(z, temperature, standardised) for z in (student, teacher))
-        expected[0] += sum(temperature**2 * kl(t[i], s[i]) / B for i in range(B))
-        s, t = (probabilities(z, temperature, False) for z in (student, teacher))
+    strong = [(3 * draw(B, C, seed=seed)).detach() for seed in (3, 4)]
+    samples, classes = shares(teacher)
+    expected = [0.0, 0.0, 0.0]
+    for temperature in (1.5, 3.0, 5.0, 2.0, 6.0):
+
+        def instance(one, other, temperature=temperature):
+            s, t = (probabilities(z, temperature, standardised) for z in (one, other))
+            return sum(temperature**2 * kl(t[i], s[i]) / B for i in range(B))
+
+        again = (student, teacher) if temperature in (2.0, 6.0) else strong
+        expected[0] += samples * instance(student, teacher) + instance(*again)
+        s, t = (probabilities(z, temperature) for z in (student, teacher))
         for i in range(B):
             for j in range(B):
-                expected[1] += sum(p * q - u * v for p, q, u, v in zip(s[i], s[j], t[i], t[j], strict=True)) ** 2 / B
+                difference = sum(p * q - u * v for p, q, u, v in zip(s[i], s[j], t[i], t[j], strict=True))
+                expected[1] += samples * difference**2 / B
         for c in range(C):
             for d in range(C):
-                expected[2] += sum(p[c] * p[d] - q[c] * q[d] for p, q in zip(s, t, strict=True)) ** 2 / C
-    got = losses.mlkd(student, teacher, temperatures=temperatures, standardised=standardised)
-    assert [x.item() for x in got] == pytest.approx([e / len(temperatures) for e in expected])
+                difference = sum(p[c] * p[d] - q[c] * q[d] for p, q in zip(s, t, strict=True))
+                expected[2] += classes * difference**2 / C
+    got = losses.mlkd(student, teacher, *strong, temperature=1.5, standardised=standardised)
+    assert [x.item() for x in got] == pytest.approx(expected)
+
+
+def shares(teacher):
+    rows = probabilities(teacher, 1.0)
+    sure, of_class = [max(row) for row in rows], [sum(column) for column in zip(*rows, strict=True)]
+    return [statistics.mean(v <= statistics.median(values) for v in values) for values in (sure, of_class)]
+
+
+def test_uncertain(teacher):
+    assert [x.item() for x in losses.uncertain(teacher)] == shares(teacher) == [0.5, 0.6]
+    assert [x.item() for x in losses.uncertain(torch.zeros(4, 3))] == [1, 1]
+
+
+def test_skd_gram(student, teacher):
+    s, t = ([unit(z) for z in logits.tolist()] for logits in (student, teacher))
+    gram = [[sum(a * b for a, b in zip(z[i], z[j], strict=True)) for i in range(B) for j in range(B)] for z in (s, t)]
+    difference = [(a - b) / C for a, b in zip(*gram, strict=True)]
+    rows = [difference[i * B : (i + 1) * B] for i in range(B)]
+    columns = list(zip(*rows, strict=True))
+    spread = [[statistics.covariance(a, b) + 0.2 * (a == b) for b in columns] for a in columns]
+    inverse = torch.tensor(spread, dtype=torch.float64).inverse().tolist()
+    expected = 0.0
+    for row in rows:
+        expected += math.sqrt(sum(row[i] * inverse[i][j] * row[j] for i in range(B) for j in range(B))) / B
+    assert losses.skd_gram(student, teacher, tikhonov=0.2).item() == pytest.approx(expected)
+
+
+def test_skd_gram_of_one_sample_is_0_with_a_finite_gradient(student, teacher):
+    loss = losses.skd_gram(student[:1], teacher[:1])
+    assert loss.item() == pytest.approx(0, abs=1e-12)
+    assert torch.autograd.grad(loss, student)[0].isfinite().all()
+
+
+def test_wkd_l(student, teacher):
+    prototypes, sharpness = [unit(z) for z in draw(C, 3, seed=5).tolist()], 2.0
+    cost = [
+        [1 - math.exp(-sharpness * (1 - sum(a * b for a, b in zip(p, q, strict=True)))) for q in prototypes]
+        for p in prototypes
+    ]
+    given = losses.prototype_cost(draw(C, 3, seed=5), sharpness=sharpness)
+    assert given.tolist() == [pytest.approx(row, abs=1e-9) for row in cost]
+    expected = 0.0
+    for i, y in enumerate(LABELS.tolist()):
+        others = [c for c in range(C) if c != y]
+        s, t = (softmax([logits[i, c].item() for c in others], 2.0) for logits in (student, teacher))
+        paid = [[max(cost[c][d], 0) + 1e-8 for d in others] for c in others]
+        kernel = [[math.exp(-v / 0.1) for v in row] for row in paid]
+        n = C - 1
+        u = [1 / n] * n
+        for _ in range(7):
+            v = [t[d] / (sum(kernel[c][d] * u[c] for c in range(n)) + 1e-8) for d in range(n)]
+            u = [s[c] / (sum(kernel[c][d] * v[d] for d in range(n)) + 1e-8) for c in range(n)]
+        expected += sum(u[c] * kernel[c][d] * v[d] * paid[c][d] for c in range(n) for d in range(n)) / B
+    target, got = losses.wkd_l(student, teacher, LABELS, given, temperature=2.0, regularisation=0.1, iterations=7)
+    assert got.item() == pytest.approx(expected)
+    assert target.item() == pytest.approx(losses.nkd(student, teacher, LABELS)[0].item())
+
+
+def test_transport_costs_nothing_between_equal_predictions(teacher):
+    student = teacher.detach().clone().requires_grad_()
+    _, distance = losses.wkd_l(student, teacher, LABELS, 1 - torch.eye(C).double(), iterations=100)
+    assert distance.item() == pytest.approx(0, abs=1e-5)

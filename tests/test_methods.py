@@ -153,10 +153,15 @@ def test_cskd_and_dkd_are_their_losses():
     seen = context(method)
     expected = 2 * losses.kd(seen.student.logits, seen.partner.logits, temperature=3)
     assert method(seen) == {"kd": expected}
-    method = methods.create("dkd(ce=0, tckd=2, nckd=3, warmup=1)")
+    method = methods.create("dkd(ce=0, tckd=2, nckd=3, warmup=6)")
     seen = context(method)
     target, others = losses.dkd(seen.student.logits, seen.teacher.logits, seen.student.labels)
     assert method(seen) == {"tckd": 0.5 * 2 * target, "nckd": 0.5 * 3 * others}
+    for epoch, rise in ((0, 1 / 6), (4, 5 / 6), (5, 1), (60, 1)):  # progress plays no part
+        later = method(dataclasses.replace(seen, epoch=torch.tensor(epoch)))
+        assert later["nckd"].item() == pytest.approx(rise * 3 * others.item())
+    constant = methods.create("dkd(ce=0, warmup=0)")
+    assert constant(dataclasses.replace(seen, epoch=0))["tckd"] == target
 
 
 def test_lwf_learns_new_classes_among_themselves():
@@ -169,7 +174,7 @@ def test_lwf_learns_new_classes_among_themselves():
         group = ours.tolist() if label in ours else [c for c in range(C) if c not in ours]
         expected += 2 * (row[group].logsumexp(0) - row[label]) / B
     assert terms["ce"].item() == pytest.approx(expected.item())
-    soft = losses.lwf(logits[:, ours], seen.teacher.logits[:, theirs], temperature=2)
+    soft = losses.lwf(logits[:, ours], seen.teacher.logits[:, theirs])
     assert terms["kd"].item() == pytest.approx(3 * soft.item())
     among_all = 2 * losses.cross_entropy(logits, seen.student.labels).item()
     assert method(seen)["ce"].item() == pytest.approx(among_all)
@@ -347,6 +352,10 @@ def test_the_aggregate_can_be_the_anchor():
         ("refilled(share=2)", "share=2 must lie between 0 and 1"),
         ("kd(standardised='False')", "expected True or False"),
         ("crd(negatives=0.5)", "negatives=0 must be above 0"),
+        ("ctkd(of='ce')", "'ce' has no temperature that ctkd could learn"),
+        ("ctkd(of='kdd')", "unknown method 'kdd'; did you mean 'kd'"),
+        ("ctkd(epochs=0)", "epochs=0 must be above 0"),
+        ("dkd(warmup=0.1)", "warmup=0.1 is a number of epochs, so it must be 0 or at least 1"),
         ("ickd+dits", "unknown method 'dits'; did you mean 'dist'"),
         ("ickd+ce", "'ce' adds nothing to 'ickd'"),
         ("refilled+refilled", "has several methods with phases"),

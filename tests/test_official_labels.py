@@ -1,4 +1,4 @@
-"""Methods without a teacher or of several students, LwF and REFILLED, held to the values of the official codes."""
+"""Methods without a teacher or of several students, and REFILLED, held to the values of the official codes."""
 
 from types import SimpleNamespace
 
@@ -61,18 +61,6 @@ def kdcl_mean(i, h):
     return whole(methods.create("kdcl", ensemble="mean", **weights), samples(i.student, i.labels), peers=peers)
 
 
-def lwf(i, h, **weights):
-    """All samples are of new classes, which follow the old ones."""
-    old = torch.arange(h["old"])
-    method = methods.create("lwf", temperature=h["temperature"], **{"kd": h["lamb"]} | weights)
-    teacher = samples(i.teacher, i.labels)
-    return whole(method, samples(i.student, i.labels + h["old"]), teacher=teacher, common=(old, old))
-
-
-def lwf_kd(i, h):
-    return lwf(i, h, ce=0.0, kd=1.0)
-
-
 def refilled_stage1(i, h, **settings):
     tau = h["temperature"]
     weights = {"embedding": h["weight"] / tau**2, "embedding_temperature": tau, "margin": h["margin"]} | settings
@@ -97,8 +85,6 @@ CHECKS = {
     "cskd": cskd,
     "dml": dml,
     "kdcl_mean": kdcl_mean,
-    "lwf": lwf,
-    "lwf_kd": lwf_kd,
     "pskd": pskd,
     "refilled_stage1": refilled_stage1,
     "refilled_stage1_unmerged": refilled_stage1_unmerged,

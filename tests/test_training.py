@@ -319,6 +319,12 @@ def test_a_method_sees_what_it_declares_and_nothing_else(digits, teacher):
         assert context.epoch == RECIPE.epochs - 1 and context.epoch.shape == () and context.epochs == RECIPE.epochs
 
 
+def test_the_temperature_of_ctkd_is_trained_and_can_be_read_afterwards(digits, teacher):
+    (history,) = distill([Student("dropping", "ctkd", 0)], digits, teacher).values()
+    first = methods.create("ctkd").learnt_temperature
+    assert history.method.learnt_temperature.item() != pytest.approx(first.item(), abs=1e-6)
+
+
 def test_a_given_bank_is_the_bank_that_is_used(digits, teacher):
     bank = MemoryBank.build(teacher, digits.train, precision="fp32")
     (a,) = distill([Student("dropping", "ickd", 0)], digits, teacher).values()

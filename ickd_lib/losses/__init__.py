@@ -1,35 +1,39 @@
 """The losses of all methods, as pure functions of tensors.
 
     labels      cross-entropy, label smoothing, Tf-KD, USKD: losses without a teacher network
-    logits      losses between logits of the same classes: KD, CKD, DKD, DIST, MLKD, logit standardisation
+    logits      losses between logits of the same classes: KD, CKD, DKD, DIST, NKD, TTM, LwF, logit standardisation
+    multilevel  losses between logits, and between similarities of samples or classes: MLKD, SKD
+    transport   WKD-L: transport of probability between classes
     incontext   PICD and NICD, the losses of in-context distillation
     features    losses that need no shared classes: RKD, SP, PKT, CRD, attention transfer
     refilled    REFILLED: relationship matching and local classification
     online      the ensemble of students that train together
-    incremental LwF: new classes beside those of a teacher
 
 Conventions. The student's tensor is the first argument, and every loss is the mean over the batch. In the shapes, B is
 the number of samples, C of classes, D of features (the teacher's may differ from the student's, then written D') and k
 of in-context samples of each sample. Every KL loss is multiplied by the square of its temperature, which keeps the size
-of its gradient when the temperature changes; the contrastive losses are not. The teacher's tensors are detached, so
-that gradients reach the student alone; the exception is `crd`, where the teacher's side may come from a projector that
-is trained. A loss that its paper defines as a weighted sum of terms returns these terms separately and unweighted.
-Gradients stay finite where samples coincide.
+of its gradient when the temperature changes; the contrastive losses, `ttm`, `lwf` and `tfkd` are not. The teacher's
+tensors are detached, so that gradients reach the student alone; the exception is `crd`, where the teacher's side may
+come from a projector that is trained. A loss that its paper defines as a weighted sum of terms returns these terms
+separately and unweighted. Gradients stay finite where samples coincide.
 """
 
 from ickd_lib.losses.features import attention_transfer, crd, pkt, rkd_angle, rkd_distance, sp
 from ickd_lib.losses.incontext import aggregate, aggregation_weights, nicd, picd
-from ickd_lib.losses.incremental import lwf
 from ickd_lib.losses.labels import cross_entropy, label_smoothing, tfkd, uskd
-from ickd_lib.losses.logits import ckd, dist, dkd, kd, mlkd, standardise
+from ickd_lib.losses.logits import ckd, dist, dkd, kd, lwf, nkd, standardise, target_term, ttm
+from ickd_lib.losses.multilevel import batch_correlation, class_correlation, mlkd, skd_gram, uncertain
 from ickd_lib.losses.online import ensemble
 from ickd_lib.losses.refilled import refilled_embedding, refilled_local, semi_hard
+from ickd_lib.losses.transport import prototype_cost, wkd_l
 
 __all__ = [
     "aggregate",
     "aggregation_weights",
     "attention_transfer",
+    "batch_correlation",
     "ckd",
+    "class_correlation",
     "crd",
     "cross_entropy",
     "dist",
@@ -40,15 +44,22 @@ __all__ = [
     "lwf",
     "mlkd",
     "nicd",
+    "nkd",
     "picd",
     "pkt",
+    "prototype_cost",
     "refilled_embedding",
     "refilled_local",
     "rkd_angle",
     "rkd_distance",
     "semi_hard",
+    "skd_gram",
     "sp",
     "standardise",
+    "target_term",
     "tfkd",
+    "ttm",
+    "uncertain",
     "uskd",
+    "wkd_l",
 ]

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -105,47 +103,89 @@ def dist(student_logits: Tensor, teacher_logits: Tensor, *, temperature: float =
     Returns:
         Two scalars. The inter-class term correlates the classes of each sample and is the mean over B. The intra-class
         term correlates the samples in each class and is the mean over C. The correlation of a constant row or column
-        is 0.
+        is 0; 1e-8 in the denominator lowers those of nearly constant ones.
     """
     student = F.softmax(student_logits / temperature, -1)
     teacher = F.softmax(teacher_logits.detach() / temperature, -1)
 
     def decorrelation(dim: int) -> Tensor:
         one, other = student - student.mean(dim, keepdim=True), teacher - teacher.mean(dim, keepdim=True)
-        return temperature**2 * (1 - F.cosine_similarity(one, other, dim=dim, eps=1e-8).mean())
+        # Probabilities of 0 and 1 in a column make the norms tiny. 1e-8 is added to their product, as in the official
+        # code; `F.cosine_similarity` would bound the product from below instead.
+        norms = one.norm(dim=dim) * other.norm(dim=dim)
+        return temperature**2 * (1 - ((one * other).sum(dim) / (norms + 1e-8)).mean())
 
     return decorrelation(1), decorrelation(0)
 
 
-def mlkd(
-    student_logits: Tensor,
-    teacher_logits: Tensor,
-    *,
-    temperatures: Sequence[float] = (2.0, 3.0, 4.0, 5.0, 6.0),
-    standardised: bool = False,
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Compute the three terms of multi-level logit distillation (Jin et al. 2023).
+def nkd(
+    student_logits: Tensor, teacher_logits: Tensor, labels: Tensor, *, temperature: float = 3.0
+) -> tuple[Tensor, Tensor]:
+    """Compute the two terms of normalised KD (Yang et al. 2023, arXiv 2303.13005, eq. 6).
 
-    Below, p = σ(z/τ) is the matrix [B, C] of softened probabilities and |·| is the Frobenius norm.
+    Args:
+        student_logits, teacher_logits: shape [B, C], with C at least 2.
+        labels: class of each sample, shape [B].
+        temperature: τ of the second term.
+    Returns:
+        Two scalars, each the mean over B. The first is `target_term`. The second is τ² times the cross-entropy between
+        the teacher's and the student's probabilities of the other classes at τ, rescaled to sum to 1.
+    """
+    student, teacher = student_logits, teacher_logits.detach()
+    others = torch.ones_like(student, dtype=torch.bool).scatter(1, labels[:, None], False)
+    predicted, soft = (masked_log_softmax(logits / temperature, others) for logits in (student, teacher))
+    cross_entropy = -(soft.exp() * predicted).sum(1).mean()  # `predicted` is 0 at the label
+    return target_term(student, teacher, labels), temperature**2 * cross_entropy
+
+
+def target_term(student_logits: Tensor, teacher_logits: Tensor, labels: Tensor) -> Tensor:
+    """Compute the mean of -p^T_y log p^S_y, the cross-entropy of the label weighted by the teacher's probability of it.
+
+    It is the first term of `nkd` and of `wkd_l`.
 
     Args:
         student_logits, teacher_logits: shape [B, C].
-        temperatures: values of τ over which each term is averaged.
-        standardised: whether to `standardise` both networks' logits in the KL term (Sun et al. 2024).
+        labels: class of each sample, shape [B].
     Returns:
-        Three scalars: the instance term τ² KL(p^T ‖ p^S), the mean over B; the batch term |p^S p^Sᵀ - p^T p^Tᵀ|² / B;
-        and the class term |p^Sᵀ p^S - p^Tᵀ p^T|² / C.
+        A scalar: the mean over B.
     """
-    samples, classes = student_logits.shape
-    levels = []
-    for temperature in temperatures:
-        s, t = (F.softmax(z / temperature, -1) for z in (student_logits, teacher_logits.detach()))
-        instance = kd(student_logits, teacher_logits, temperature=temperature, standardised=standardised)
-        between_samples = (s @ s.T - t @ t.T).square().sum() / samples
-        between_classes = (s.T @ s - t.T @ t).square().sum() / classes
-        levels.append(torch.stack([instance, between_samples, between_classes]))
-    instance, batch, class_ = torch.stack(levels).mean(0).unbind()
-    return instance, batch, class_
+    confidence = F.softmax(teacher_logits.detach(), -1).gather(1, labels[:, None])
+    return -(confidence * F.log_softmax(student_logits, -1).gather(1, labels[:, None])).mean()
+
+
+def ttm(student_logits: Tensor, teacher_logits: Tensor, *, exponent: float = 0.1, weighted: bool = False) -> Tensor:
+    """Compute the loss of transformed teacher matching (Zheng & Yang 2024, arXiv 2402.11148).
+
+    The teacher's probabilities are raised to the power γ and rescaled to sum to 1, q = p^γ / Σ p^γ, which equals a
+    softmax at temperature 1/γ. The student's softmax has no temperature. The loss is KL(q ‖ p^S), without a factor τ².
+
+    Args:
+        student_logits, teacher_logits: shape [B, C].
+        exponent: γ.
+        weighted: whether each sample has the weight Σ p^γ, which is large where the teacher is uncertain (WTTM).
+    Returns:
+        A scalar: the mean over B.
+    """
+    powers = exponent * F.log_softmax(teacher_logits.detach(), -1)
+    divergence = kl(F.log_softmax(student_logits, -1), F.log_softmax(powers, -1), 1.0)
+    return (divergence * powers.exp().sum(-1)).mean() if weighted else divergence.mean()
+
+
+def lwf(student_logits: Tensor, teacher_logits: Tensor, *, temperature: float = 2.0) -> Tensor:
+    """Compute the loss of learning without forgetting (Li & Hoiem 2016, arXiv 1606.09282, eq. 2).
+
+    It is the cross-entropy between the teacher's and the student's softened probabilities, without a factor τ². As in
+    the code of FACIL, 1e-5 / C is added to the student's probabilities, which are then rescaled to sum to 1.
+
+    Args:
+        student_logits, teacher_logits: shape [B, C], of the classes of the teacher.
+        temperature: τ.
+    Returns:
+        A scalar: the mean over B.
+    """
+    student, teacher = (F.softmax(logits / temperature, -1) for logits in (student_logits, teacher_logits.detach()))
+    floor = 1e-5 / student.shape[-1]
+    return -(teacher * ((student + floor) / (1 + 1e-5)).log()).sum(-1).mean()
 
 
 def _prepare(student_logits: Tensor, teacher_logits: Tensor, standardised: bool) -> tuple[Tensor, Tensor]:

@@ -1,6 +1,17 @@
 """Distillation methods: what each requires of a training step, and its loss terms. All are registered here."""
 
-from ickd_lib.methods import features, incontext, incremental, labels, logits, online, refilled
+from ickd_lib.methods import (
+    features,
+    incontext,
+    incremental,
+    labels,
+    logits,
+    multilevel,
+    online,
+    refilled,
+    temperature,
+    transport,
+)
 from ickd_lib.methods.base import (
     NEEDS,
     Context,
@@ -35,9 +46,12 @@ __all__ = [
     "incremental",
     "labels",
     "logits",
+    "multilevel",
     "names",
     "online",
     "parse",
     "refilled",
     "register",
+    "temperature",
+    "transport",
 ]

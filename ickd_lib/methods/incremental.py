@@ -30,6 +30,7 @@ class LwF(WithLabels):
     label_space = "shared"
     paper = "Li & Hoiem 2016, arXiv 1606.09282"
     code = "mmasana/FACIL"
+    version = 2
 
     def __init__(self, *, ce: float = 1.0, kd: float = 1.0, temperature: float = 2.0, separate: bool = True) -> None:
         super().__init__(ce=ce)

@@ -49,6 +49,7 @@ class CSKD(WithLabels):
     needs = frozenset({"partner"})
     paper = "Yun et al. 2020, arXiv 2003.13964"
     code = "alinlab/cs-kd"
+    version = 2
 
     def __init__(self, *, ce: float = 1.0, kd: float = 1.0, temperature: float = 4.0) -> None:
         super().__init__(ce=ce)
@@ -74,6 +75,7 @@ class PSKD(Method):
     needs = frozenset({"earlier"})
     paper = "Kim et al. 2021, arXiv 2006.12000"
     code = "lgcnsai/PS-KD-Pytorch"
+    version = 2
 
     def __init__(self, *, alpha: float = 0.8) -> None:
         super().__init__()
@@ -105,6 +107,7 @@ class TfKD(Method):
 
     paper = "Yuan et al. 2020, arXiv 1909.11723"
     code = "yuanli2333/Teacher-free-Knowledge-Distillation"
+    version = 2
 
     def __init__(
         self, *, alpha: float = 0.1, temperature: float = 20.0, multiplier: float = 100.0, correct: float = 0.99

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 
 from ickd_lib import losses
-from ickd_lib.methods.base import Context, WithLabels, positive, within
+from ickd_lib.methods.base import Context, WithLabels, positive
 from ickd_lib.methods.registry import register
+from ickd_lib.runtime import InputError
 
 
 @register("kd")
 class KD(WithLabels):
-    """Distillation of the teacher's softened logits, Hinton et al. 2015, beside cross-entropy.
+    """Distillation of the teacher's softened logits, Hinton et al. 2015 (arXiv 1503.02531), beside cross-entropy.
 
     If teacher and student share only some classes, the logits of these are compared.
 
@@ -23,6 +26,8 @@ class KD(WithLabels):
 
     needs = frozenset({"teacher"})
     label_space = "shared"
+    paper = "Hinton, Vinyals & Dean 2015, arXiv 1503.02531"
+    code = "megvii-research/mdistiller"
 
     def __init__(
         self, *, ce: float = 0.1, kd: float = 0.9, temperature: float = 4.0, standardised: bool = False
@@ -38,7 +43,13 @@ class KD(WithLabels):
 
 @register("lskd")
 class LSKD(KD):
-    """KD with logit standardisation at its published weights, Sun et al. 2024 (arXiv 2403.01427); see KD."""
+    """KD with logit standardisation at its published weights, Sun et al. 2024 (arXiv 2403.01427).
+
+    The arguments are those of KD. For DKD and MLKD with logit standardisation, see their argument `standardised`.
+    """
+
+    paper = "Sun et al. 2024, arXiv 2403.01427"
+    code = "sunshangquan/logit-standardization-KD"
 
     def __init__(
         self, *, ce: float = 0.1, kd: float = 9.0, temperature: float = 2.0, standardised: bool = True
@@ -50,14 +61,20 @@ class LSKD(KD):
 class DKD(WithLabels):
     """Decoupled distillation, Zhao et al. 2022 (arXiv 2203.08679, eq. 7).
 
+    With logit standardisation (Sun et al. 2024), both weights were published multiplied by the weight of the pair, at
+    temperature 2: "dkd(tckd=9, nckd=72, temperature=2, standardised=True)" for ResNet32x4 and ResNet8x4.
+
     tckd, nckd: weights of the term for the target class against the rest, and of the term for the other classes among
         themselves (α and β in the paper; β was published as 2 to 8, depending on the pair: `training.published`).
     temperature: τ of both terms.
-    warmup: share of the training over which both weights rise from 0 (published: 20 of 240 epochs).
+    warmup: number of epochs over which both weights rise; in epoch e, counted from 1, they are multiplied by
+        min(e / warmup, 1). With 0 they are constant.
     standardised: as for KD.
     """
 
     needs = frozenset({"teacher"})
+    paper = "Zhao et al. 2022, arXiv 2203.08679"
+    code = "megvii-research/mdistiller"
 
     def __init__(
         self,
@@ -66,12 +83,14 @@ class DKD(WithLabels):
         tckd: float = 1.0,
         nckd: float = 8.0,
         temperature: float = 4.0,
-        warmup: float = 1 / 12,
+        warmup: int = 20,
         standardised: bool = False,
     ) -> None:
         super().__init__(ce=ce)
         self.tckd, self.nckd, self.temperature = tckd, nckd, positive("temperature", temperature)
-        self.warmup, self.standardised = within("warmup", warmup, 0, 1), standardised
+        if warmup and not 1 <= warmup < math.inf:
+            raise InputError(f"warmup={warmup} is a number of epochs, so it must be 0 or at least 1")
+        self.warmup, self.standardised = warmup, standardised
 
     def teach(self, context: Context) -> dict[str, Tensor]:
         assert context.teacher is not None
@@ -82,7 +101,7 @@ class DKD(WithLabels):
             temperature=self.temperature,
             standardised=self.standardised,
         )
-        rise = torch.as_tensor(context.progress / self.warmup).clamp(max=1) if self.warmup else 1.0
+        rise = torch.as_tensor((context.epoch + 1) / self.warmup).clamp(max=1) if self.warmup else 1.0
         return {"tckd": rise * self.tckd * target, "nckd": rise * self.nckd * others}
 
 
@@ -96,6 +115,8 @@ class DIST(WithLabels):
 
     needs = frozenset({"teacher"})
     label_space = "shared"
+    paper = "Huang et al. 2022, arXiv 2205.10536"
+    code = "hunto/image_classification_sota"
 
     def __init__(self, *, ce: float = 1.0, inter: float = 2.0, intra: float = 2.0, temperature: float = 4.0) -> None:
         super().__init__(ce=ce)
@@ -104,34 +125,6 @@ class DIST(WithLabels):
     def teach(self, context: Context) -> dict[str, Tensor]:
         inter, intra = losses.dist(*context.shared_logits(), temperature=self.temperature)
         return {"inter": self.inter * inter, "intra": self.intra * intra}
-
-
-@register("mlkd")
-class MLKD(WithLabels):
-    """Multi-level logit distillation, Jin et al. 2023: alignment of each sample, of the batch and of the classes.
-
-    instance, batch, classes: weights of the three terms; each term is a mean over five temperatures.
-    standardised: as for KD.
-    """
-
-    needs = frozenset({"teacher"})
-    label_space = "shared"
-
-    def __init__(
-        self,
-        *,
-        ce: float = 1.0,
-        instance: float = 1.0,
-        batch: float = 1.0,
-        classes: float = 1.0,
-        standardised: bool = False,
-    ) -> None:
-        super().__init__(ce=ce)
-        self.weights, self.standardised = {"instance": instance, "batch": batch, "classes": classes}, standardised
-
-    def teach(self, context: Context) -> dict[str, Tensor]:
-        levels = losses.mlkd(*context.shared_logits(), standardised=self.standardised)
-        return {name: w * level for (name, w), level in zip(self.weights.items(), levels, strict=True)}
 
 
 @register("ckd")
@@ -147,6 +140,8 @@ class CKD(WithLabels):
 
     needs = frozenset({"teacher"})
     label_space = "shared"
+    paper = "Zhu et al. 2024, arXiv 2404.14109"
+    code = "ZhouXinzzzzz/CKD"
 
     def __init__(self, *, ce: float = 1.0, ckd: float = 100.0, temperature: float = 1.0) -> None:
         super().__init__(ce=ce)
@@ -154,3 +149,77 @@ class CKD(WithLabels):
 
     def teach(self, context: Context) -> dict[str, Tensor]:
         return {"ckd": self.ckd * losses.ckd(*context.shared_logits(), temperature=self.temperature)}
+
+
+@register("nkd")
+class NKD(WithLabels):
+    """Normalised distillation, Yang et al. 2023 (arXiv 2303.13005): label and other classes apart.
+
+    The defaults were published for ResNet34 and ResNet18 on CIFAR-100; on ImageNet, they are gamma 1.5, temperature 1.
+
+    gamma: γ, the weight of the term of the other classes; the term of the label has weight 1.
+    temperature: τ of the term of the other classes.
+    """
+
+    needs = frozenset({"teacher"})
+    paper = "Yang et al. 2023, arXiv 2303.13005"
+    code = "yzd-v/cls_KD"
+
+    def __init__(self, *, ce: float = 1.0, gamma: float = 3.5, temperature: float = 3.0) -> None:
+        super().__init__(ce=ce)
+        self.gamma, self.temperature = gamma, positive("temperature", temperature)
+
+    def teach(self, context: Context) -> dict[str, Tensor]:
+        assert context.teacher is not None
+        target, others = losses.nkd(
+            context.student.logits, context.teacher.logits, context.student.labels, temperature=self.temperature
+        )
+        return {"target": target, "others": self.gamma * others}
+
+
+@register("ttm")
+class TTM(WithLabels):
+    """Transformed teacher matching, Zheng & Yang 2024 (arXiv 2402.11148): a temperature for the teacher only.
+
+    The defaults were published for VGG13 and VGG8.
+
+    ttm: weight of the term.
+    exponent: γ, the power of the teacher's probabilities; equal to a temperature 1/γ.
+    """
+
+    needs = frozenset({"teacher"})
+    label_space = "shared"
+    paper = "Zheng & Yang 2024, arXiv 2402.11148"
+    code = "zkxufo/TTM"
+
+    def __init__(self, *, ce: float = 1.0, ttm: float = 45.0, exponent: float = 0.1) -> None:
+        super().__init__(ce=ce)
+        self.ttm, self.exponent = ttm, positive("exponent", exponent)
+
+    def teach(self, context: Context) -> dict[str, Tensor]:
+        return {"ttm": self.ttm * losses.ttm(*context.shared_logits(), exponent=self.exponent)}
+
+
+@register("wttm")
+class WTTM(WithLabels):
+    """Transformed teacher matching with more weight where the teacher is uncertain, Zheng & Yang 2024.
+
+    From the paper of TTM (arXiv 2402.11148). The defaults were published for VGG13 and VGG8 beside CRD, as
+    "wttm+crd(crd=0.8)".
+
+    wttm: weight of the term.
+    exponent: γ, as for TTM; the weight of a sample is the sum of the teacher's probabilities raised to γ.
+    """
+
+    needs = frozenset({"teacher"})
+    label_space = "shared"
+    paper = "Zheng & Yang 2024, arXiv 2402.11148"
+    code = "zkxufo/TTM"
+
+    def __init__(self, *, ce: float = 1.0, wttm: float = 4.0, exponent: float = 0.2) -> None:
+        super().__init__(ce=ce)
+        self.wttm, self.exponent = wttm, positive("exponent", exponent)
+
+    def teach(self, context: Context) -> dict[str, Tensor]:
+        matched = losses.ttm(*context.shared_logits(), exponent=self.exponent, weighted=True)
+        return {"wttm": self.wttm * matched}

@@ -26,6 +26,7 @@ class DML(WithLabels):
     needs = frozenset({"peers"})
     paper = "Zhang et al. 2018, arXiv 1706.00384"
     code = "AberHu/Knowledge-Distillation-Zoo"  # not the authors', which is in TensorFlow
+    version = 2
 
     def __init__(self, *, ce: float = 1.0, kd: float = 1.0, temperature: float = 1.0, average: bool = False) -> None:
         super().__init__(ce=ce)

@@ -1,0 +1,93 @@
+"""Methods that compare logits on several levels: each sample, the batch, the classes."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from torch import Tensor
+
+from ickd_lib import losses
+from ickd_lib.methods.base import Context, WithLabels, positive
+from ickd_lib.methods.registry import register
+
+
+@register("mlkd")
+class MLKD(WithLabels):
+    """Multi-level logit distillation of two views of each image, Jin et al. 2023 (CVPR).
+
+    The second view is strongly augmented. Each term is a sum over five temperatures; as in the official code, only
+    cross-entropy and the term of each sample use both views (`losses.mlkd`). With logit standardisation (Sun et al.
+    2024), the published settings are "mlkd(instance=9, batch=9, classes=9, temperature=2, standardised=True)".
+
+    ce: weight of cross-entropy, of which the term is the sum over both views.
+    instance, batch, classes: weights of the terms of each sample, of the batch and of the classes.
+    temperature: first of the five temperatures; the others are 3, 5, 2 and 6.
+    standardised: whether the logits in the term of each sample are standardised (z-score) first.
+    """
+
+    needs = frozenset({"teacher", "strong"})
+    label_space = "shared"
+    paper = "Jin, Wang & Lin 2023, CVPR"
+    code = "Jin-Ying/Multi-Level-Logit-Distillation"
+
+    def __init__(
+        self,
+        *,
+        ce: float = 0.1,
+        instance: float = 0.9,
+        batch: float = 0.9,
+        classes: float = 0.9,
+        temperature: float = 4.0,
+        standardised: bool = False,
+    ) -> None:
+        super().__init__(ce=ce)
+        self.weights = {"instance": instance, "batch": batch, "classes": classes}
+        self.temperature, self.standardised = positive("temperature", temperature), standardised
+
+    def forward(self, context: Context) -> dict[str, Tensor]:
+        assert context.strong is not None
+        return super().forward(replace(context, supervised=context.supervised + context.strong.supervised))
+
+    def teach(self, context: Context) -> dict[str, Tensor]:
+        assert context.strong is not None
+        second = replace(context, student=context.strong.student, teacher=context.strong.teacher)
+        levels = losses.mlkd(
+            *context.shared_logits(),
+            *second.shared_logits(),
+            temperature=self.temperature,
+            standardised=self.standardised,
+        )
+        return {name: w * level for (name, w), level in zip(self.weights.items(), levels, strict=True)}
+
+
+@register("skd")
+class SKD(WithLabels):
+    """Streamlined distillation: KD, and a whitened distance of the similarities in the batch (SKD, CVPR 2026).
+
+    The formulas are those of the official code, in which both terms are multiplied by the share of samples (kd) or
+    classes (gram) for which the teacher is no surer than the median (`losses.uncertain`).
+
+    kd, gram: weights of the two terms; published as equal, and as 0.5 beside ce=0.5 for ResNet32x4 and ResNet8x4.
+    temperature: τ of the KD term; 1 on ImageNet.
+    tikhonov: λ, added to the variances before the distance is whitened.
+    """
+
+    needs = frozenset({"teacher"})
+    label_space = "shared"
+    paper = "Streamlined Knowledge Distillation 2026, CVPR"
+    code = "HyunJunSik/StreamLined"
+
+    def __init__(
+        self, *, ce: float = 0.1, kd: float = 0.9, gram: float = 0.9, temperature: float = 4.0, tikhonov: float = 0.1
+    ) -> None:
+        super().__init__(ce=ce)
+        self.kd, self.gram = kd, gram
+        self.temperature, self.tikhonov = positive("temperature", temperature), positive("tikhonov", tikhonov)
+
+    def teach(self, context: Context) -> dict[str, Tensor]:
+        student, teacher = context.shared_logits()
+        samples, classes = losses.uncertain(teacher)
+        return {
+            "kd": self.kd * samples * losses.kd(student, teacher, temperature=self.temperature),
+            "gram": self.gram * classes * losses.skd_gram(student, teacher, tikhonov=self.tikhonov),
+        }

@@ -1,0 +1,69 @@
+"""Methods that learn the temperature of another method."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ickd_lib.methods.base import Context, Method, Retrieval, positive
+from ickd_lib.methods.registry import create, register
+from ickd_lib.models import Network
+from ickd_lib.runtime import InputError
+
+
+@register("ctkd")
+class CTKD(Method):
+    """Another method with a learnt temperature, curriculum temperature, Li et al. 2023 (arXiv 2211.16231).
+
+    The temperature is τ = 1 + 20 σ(θ), one for all samples ("global" in the paper). θ ascends the loss: its gradient is
+    multiplied by a number that falls from 0 to -1 over the first epochs, so that the student's task becomes harder.
+    `learnt_temperature` is the present value.
+
+    of: the method whose temperature is learnt, with its arguments, as in "ctkd(of='dkd(nckd=2)')".
+    ce: weight of the cross-entropy; with None, that of the method.
+    epochs: number of epochs over which the factor of the gradient falls to -1, by a cosine.
+    """
+
+    paper = "Li et al. 2023, arXiv 2211.16231"
+    code = "zhengli97/CTKD"
+    of: Any  # the method
+
+    def __init__(self, *, of: str = "kd", ce: float | None = None, epochs: int = 10) -> None:
+        super().__init__()
+        method = create(of) if ce is None else create(of, ce=ce)
+        if not hasattr(method, "temperature"):
+            raise InputError(f"{of!r} has no temperature that ctkd could learn; choose a method with one, such as kd")
+        self.of, self.epochs = method, positive("epochs", epochs)
+        self.theta = nn.Parameter(torch.ones(()))
+        self.needs, self.label_space = method.needs, method.label_space
+        self.restarts, self.embedding_rates, self.momentum = method.restarts, method.embedding_rates, method.momentum
+
+    @property
+    def learnt_temperature(self) -> Tensor:
+        """τ, a scalar with gradient."""
+        return 1 + 20 * self.theta.sigmoid()
+
+    @property
+    def retrievals(self) -> tuple[Retrieval, ...]:
+        return self.of.retrievals
+
+    def adapt(self, student: Network, teacher: Network | None, size: tuple[int, int]) -> Network:
+        return self.of.adapt(student, teacher, size)
+
+    def setup(self, student_dim: int, teacher_dim: int, num_classes: int, rows: int) -> None:
+        self.of.setup(student_dim, teacher_dim, num_classes, rows)
+
+    def forward(self, context: Context) -> dict[str, Tensor]:
+        done = torch.as_tensor((context.epoch + 1) / self.epochs).clamp(max=1)
+        factor = (torch.cos(math.pi * done) - 1) / 2
+        # The value is τ, and its gradient is that of factor · τ.
+        temperature = factor * self.learnt_temperature
+        temperature = temperature + (self.learnt_temperature - temperature).detach()
+        constant, self.of.temperature = self.of.temperature, temperature
+        try:
+            return self.of(context.seen_by(self.of))
+        finally:
+            self.of.temperature = constant  # a method with a tensor of this step could not be copied

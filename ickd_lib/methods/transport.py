@@ -1,0 +1,87 @@
+"""Methods that transport probability between classes."""
+
+from __future__ import annotations
+
+import math
+from typing import cast
+
+import torch
+from torch import Tensor, nn
+
+from ickd_lib import losses, models
+from ickd_lib.methods.base import Context, WithLabels, positive, within
+from ickd_lib.methods.registry import register
+from ickd_lib.models import Network
+from ickd_lib.runtime import InputError
+
+
+@register("wkd_l")
+class WKDL(WithLabels):
+    """Optimal transport between the classes that are not the label, WKD-L, Lv et al. 2024 (arXiv 2412.08139).
+
+    Transport between two classes is cheap if the weights of the teacher's classifier for them are similar. The defaults
+    were published for ResNet32x4 and ResNet8x4; for WRN-40-2 and ShuffleNetV1, they are gamma 200, temperature 6.
+
+    gamma: γ, the weight of the transport term; the term of the label has weight 1.
+    temperature: τ of the transport term.
+    sharpness: s of the cost of transport, 1 - e^{-s (1 - cos)}.
+    regularisation, iterations: λ and the number of Sinkhorn's iterations.
+    decay: share of the epochs after which γ falls to 0 by a cosine, by the epoch (published: 150 of 240); with 1 it is
+        constant.
+    """
+
+    needs = frozenset({"teacher", "classifiers"})
+    paper = "Lv et al. 2024, arXiv 2412.08139"
+    code = "JiamingLv/WKD"
+
+    def __init__(
+        self,
+        *,
+        ce: float = 1.0,
+        gamma: float = 600.0,
+        temperature: float = 8.0,
+        sharpness: float = 1.0,
+        regularisation: float = 0.05,
+        iterations: int = 10,
+        decay: float = 0.625,
+    ) -> None:
+        super().__init__(ce=ce)
+        self.gamma, self.temperature = gamma, positive("temperature", temperature)
+        self.sharpness, self.regularisation = sharpness, positive("regularisation", regularisation)
+        self.iterations, self.decay = positive("iterations", iterations), within("decay", decay, 0, 1)
+
+    def adapt(self, student: Network, teacher: Network | None, size: tuple[int, int]) -> Network:
+        """Check that the teacher has prototypes, and return the student.
+
+        Raises:
+            InputError: the layer that computes the teacher's logits is not a linear layer with a row for each class.
+        """
+        assert teacher is not None
+        layer = models.classifier(teacher, size=size)[1]
+        if not isinstance(layer, nn.Linear) or layer.out_features != teacher.num_classes:
+            raise InputError(
+                f"wkd_l needs the weights of the teacher's linear classifier, but its last layer is {layer}; "
+                "choose a teacher that ends with a linear layer"
+            )
+        return student
+
+    def teach(self, context: Context) -> dict[str, Tensor]:
+        assert context.teacher is not None and context.classifiers is not None
+        prototypes = cast(nn.Linear, context.classifiers[1]).weight
+        target, distance = losses.wkd_l(
+            context.student.logits,
+            context.teacher.logits,
+            context.student.labels,
+            losses.prototype_cost(prototypes, sharpness=self.sharpness),
+            temperature=self.temperature,
+            regularisation=self.regularisation,
+            iterations=self.iterations,
+        )
+        return {"target": target, "transport": self._fall(context) * self.gamma * distance}
+
+    def _fall(self, context: Context) -> Tensor | float:
+        """Return the factor of γ in the present epoch."""
+        if self.decay == 1:
+            return 1.0
+        share = ((context.epoch + 1) / context.epochs - self.decay) / (1 - self.decay)
+        return 0.5 + 0.5 * torch.cos(math.pi * torch.as_tensor(share).clamp(0, 1))
