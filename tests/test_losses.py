@@ -160,12 +160,14 @@ def test_picd(case, average, aggregation):
     assert case["student"].grad[1].abs().sum() > 0 and (case["student"].grad[0] == 0).all()
 
 
-def test_the_virtual_teacher_gives_the_label_the_stated_probability():
-    labels = torch.tensor([2, 0, 4, 2])
-    for correct in (0.99, 0.3):
-        predicted = losses.virtual_teacher(labels, C, correct=correct).double().softmax(1)
-        expected = [[correct if c == y else (1 - correct) / (C - 1) for c in range(C)] for y in labels.tolist()]
-        assert predicted.flatten().tolist() == pytest.approx([p for row in expected for p in row], rel=1e-6)
+@pytest.mark.parametrize(("temperature", "correct"), [(20.0, 0.99), (1.0, 0.3)])
+def test_tfkd(case, temperature, correct):
+    student, labels, expected = case["student"].tolist(), case["labels"].tolist(), 0.0
+    for z, y in zip(student, labels, strict=True):
+        virtual = softmax([correct if c == y else (1 - correct) / (C - 1) for c in range(C)], temperature)
+        expected += kl(virtual, softmax(z, 1.0)) / (B * C)
+    got = losses.tfkd(case["student"], case["labels"], temperature=temperature, correct=correct)
+    assert got.item() == pytest.approx(expected, rel=1e-10)
 
 
 def test_one_neighbour_that_is_the_sample_itself_makes_picd_kd(case):

@@ -82,8 +82,9 @@ def test_the_loss_is_0_where_the_students_distances_equal_the_teachers(labels, t
 
 
 @pytest.mark.parametrize("labels", [torch.arange(B), torch.zeros(B, dtype=torch.long)])
-def test_a_batch_without_tuples_gives_a_zero_that_can_be_trained_on(labels, student, teacher):
-    loss = losses.refilled_embedding(student, teacher, labels)
+@pytest.mark.parametrize("merged", [True, False])
+def test_a_batch_without_tuples_gives_a_zero_that_can_be_trained_on(labels, student, teacher, merged):
+    loss = losses.refilled_embedding(student, teacher, labels, merged=merged)
     loss.backward()
     assert loss.item() == 0 and (student.grad == 0).all()
 
@@ -142,7 +143,8 @@ def test_matching_costs_little_beside_a_training_step():
     assert statistics.median(matches) < 0.05 * statistics.median(steps)
 
 
-def test_a_fixed_number_of_tuples_gives_the_same_loss_and_gradient(monkeypatch):
+@pytest.mark.parametrize("merged", [True, False])
+def test_a_fixed_number_of_tuples_gives_the_same_loss_and_gradient(monkeypatch, merged):
     generator = torch.Generator().manual_seed(5)
     teacher = torch.randn(12, 7, generator=generator, dtype=torch.double)
     labels = torch.tensor([0, 0, 1, 1, 2, 2, 0, 1, 3, 4, 4, 0])
@@ -152,7 +154,7 @@ def test_a_fixed_number_of_tuples_gives_the_same_loss_and_gradient(monkeypatch):
         monkeypatch.setattr(refilled, "semi_hard", lambda *a, static=static, **k: given(*a, **{**k, "static": static}))
         generator.manual_seed(6)
         student = torch.randn(12, 5, generator=generator, dtype=torch.double, requires_grad=True)
-        loss = refilled.refilled_embedding(student, teacher, labels, margin=0.5)
+        loss = refilled.refilled_embedding(student, teacher, labels, margin=0.5, merged=merged)
         loss.backward()
         found.append((loss.detach(), student.grad))
     assert found[0][0] > 0 and torch.allclose(found[0][0], found[1][0], rtol=1e-12)

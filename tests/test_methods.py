@@ -176,7 +176,38 @@ def test_lwf_learns_new_classes_among_themselves():
     assert terms["ce"].item() == pytest.approx(expected.item())
     soft = losses.lwf(logits[:, ours], seen.teacher.logits[:, theirs])
     assert terms["kd"].item() == pytest.approx(3 * soft.item())
-    assert method(seen)["ce"].item() == pytest.approx(2 * losses.cross_entropy(logits, seen.student.labels).item())
+    among_all = 2 * losses.cross_entropy(logits, seen.student.labels).item()
+    assert method(seen)["ce"].item() == pytest.approx(among_all)
+    together = methods.create("lwf(ce=2, kd=3, separate=False)")(dataclasses.replace(seen, common=(ours, theirs)))
+    assert together["ce"].item() == pytest.approx(among_all) and together["kd"] == terms["kd"]
+
+
+def test_the_terms_of_all_peers_are_added_up_in_dml():
+    method, mean = methods.create("dml"), methods.create("dml(average=True)")
+    seen = context(method)
+    assert method(seen)["kd"].item() == pytest.approx(2 * mean(seen)["kd"].item())
+
+
+@pytest.mark.parametrize(("epoch", "alpha"), [(0, 0.0), (1, 0.4), (2, 0.6), (3, 0.8)])
+def test_the_weight_of_pskd_rises_by_the_epoch_from_the_second_one_on(epoch, alpha):
+    method = methods.create("pskd")
+    seen = dataclasses.replace(context(method), epoch=torch.tensor(epoch), epochs=4)
+    terms = method(seen)
+    soft = losses.cross_entropy(seen.student.logits, seen.earlier.output.logits.softmax(1))
+    assert terms["ce"].item() == pytest.approx((1 - alpha) * seen.supervised.item())
+    assert terms["earlier"].item() == pytest.approx(alpha * soft.item())
+
+
+def test_the_weak_logits_of_uskd_are_of_the_stage_before_the_last_for_each_sample():
+    method = methods.create("uskd(ce=0, alpha=0, beta=0, mu=1)")
+    networks = prepared(method)
+    seen = context(method, networks=networks)
+    assert method.weak.weight.shape == (C, 3)  # the first of the two stages has three channels
+    image = torch.tensor([5, 5, 0, 1, 2, 2])
+    twice = dataclasses.replace(seen, student=dataclasses.replace(seen.student, image=image))
+    logits = method.weak(seen.student.maps[0].mean((2, 3)))[image]
+    expected = losses.label_smoothing(logits, seen.student.labels, alpha=0.1)
+    assert sum(method(twice).values()).item() == pytest.approx(expected.item())
 
 
 def test_the_two_phases_of_refilled():
@@ -284,7 +315,7 @@ def test_a_sample_without_a_positive_is_not_separated_from_its_negatives():
     assert nicd(positives=near & False, negatives=far) == 0
 
 
-@pytest.mark.parametrize("name", ["dml", "ickd_online", "ickd(source='peers', anchor='aggregate')"])
+@pytest.mark.parametrize("name", ["dml(average=True)", "ickd_online", "ickd(source='peers', anchor='aggregate')"])
 def test_peers_teach_in_equal_parts(name):
     method = methods.create(name)
     seen = context(method)

@@ -239,6 +239,14 @@ def test_maps_and_strong_augmentation_pass_through_the_teacher_and_are_recorded_
             assert numerics["teacher_cache"] is False  # so that kd, resumed alone, has none either
 
 
+def test_a_method_that_uses_the_maps_of_the_student_alone_keeps_the_cache(digits, teacher, tmp_path):
+    unnamed = copy.deepcopy(teacher)
+    unnamed.stages = ()
+    found = train(["uskd", "kd"], digits, unnamed, teacher_cache=tmp_path / "cache", runs=tmp_path / "runs")
+    for history in found.values():
+        assert runtime.Run(history.folder).config["numerics"]["teacher_cache"] is True
+
+
 def test_two_processes_do_not_mix_their_records(digits, frozen, tmp_path):
     """One writes; the other, which came second, reads what was there and keeps its own to itself."""
     cache = TeacherCache(frozen, digits.train, folder=tmp_path)

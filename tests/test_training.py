@@ -440,7 +440,7 @@ def test_what_a_teacher_says_and_means_is_part_of_a_run(digits, teacher):
     names = {next(iter(distill([Student("dropping", "at", 0)], digits, one))) for one in (teacher, named, other)}
     assert len(names) == 2
     named.stages = ()
-    with pytest.raises(InputError, match="'at' compares maps, but resnet8 names no stages"):
+    with pytest.raises(InputError, match="'at' uses maps, but resnet8 names no stages"):
         distill([Student("dropping", "at", 0)], digits, named)
 
 

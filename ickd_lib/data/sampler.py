@@ -99,42 +99,33 @@ class Sampler:
         return Batch(pixels, images.labels[rows], images.index[rows], torch.full_like(view, -1))
 
     def partners(self, batch: Batch, *, data_seed: int, epoch: int, step: int) -> Batch:
-        """Draw, for each image of a batch, another image of the same class in a random view.
+        """Draw, for each image of a batch, a random image of its class, which may be itself, in a random view.
 
-        The draws are a function of (data_seed, epoch, step). An image that is the only one of its class is its own
-        partner.
+        The draws are a function of (data_seed, epoch, step).
 
         Args:
-            batch: B images of this split, which are identified by their `index`.
+            batch: B images of this split.
             data_seed, epoch, step: select the random numbers.
         Returns:
             B images, cropped and flipped, with the labels of `batch`.
         """
         images = self.images
-        members, starts, sizes, places = self._by_class
+        members, starts, sizes = self._by_class
         generator = runtime.generator(data_seed, "partner", epoch, step)
         drawn = torch.randint(2**40, (len(batch.index),), generator=generator).to(members.device)
         view = torch.randint(images.views, (len(batch.index),), generator=generator).to(members.device)
-        place = places[batch.index]
-        label = images.labels[members[place]]
-        start, size = starts[label], sizes[label]
-        # 1 to size - 1 places further round the class there is another image.
-        ahead = 1 + drawn % (size - 1).clamp(min=1)
-        rows = members[start + (place - start + ahead) % size]
+        rows = members[starts[batch.labels] + drawn % sizes[batch.labels]]
         return Batch(images.augmented(rows, view), images.labels[rows], images.index[rows], view)
 
     @cached_property
-    def _by_class(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    def _by_class(self) -> tuple[Tensor, Tensor, Tensor]:
         """The images in the order of their classes.
 
         Returns:
             members: positions of the images, sorted by class, shape [N].
             starts, sizes: first place in `members` and number of images of each class, shape [C].
-            places: place in `members` of each row of the data set, shape [largest row + 1].
         """
         images = self.images
         members = images.labels.argsort(stable=True)
         sizes = torch.bincount(images.labels, minlength=len(images.classes))
-        places = torch.zeros(int(images.index.max()) + 1, dtype=torch.int64, device=members.device)
-        places[images.index[members]] = torch.arange(len(members), device=members.device)
-        return members, sizes.cumsum(0) - sizes, sizes, places
+        return members, sizes.cumsum(0) - sizes, sizes

@@ -1,6 +1,6 @@
 """The losses of all methods, as pure functions of tensors.
 
-    labels      cross-entropy, label smoothing, the logits of a virtual teacher
+    labels      cross-entropy, label smoothing, Tf-KD, USKD: losses without a teacher network
     logits      losses between logits of the same classes: KD, CKD, DKD, DIST, NKD, TTM, LwF, logit standardisation
     multilevel  losses between logits, and between similarities of samples or classes: MLKD, SKD
     transport   WKD-L: transport of probability between classes
@@ -12,15 +12,15 @@
 Conventions. The student's tensor is the first argument, and every loss is the mean over the batch. In the shapes, B is
 the number of samples, C of classes, D of features (the teacher's may differ from the student's, then written D') and k
 of in-context samples of each sample. Every KL loss is multiplied by the square of its temperature, which keeps the size
-of its gradient when the temperature changes; the contrastive losses, `ttm` and `lwf` are not. The teacher's tensors are
-detached, so that gradients reach the student alone; the exception is `crd`, where the teacher's side may come from a
-projector that is trained. A loss that its paper defines as a weighted sum of terms returns these terms separately and
-unweighted. Gradients stay finite where samples coincide.
+of its gradient when the temperature changes; the contrastive losses, `ttm`, `lwf` and `tfkd` are not. The teacher's
+tensors are detached, so that gradients reach the student alone; the exception is `crd`, where the teacher's side may
+come from a projector that is trained. A loss that its paper defines as a weighted sum of terms returns these terms
+separately and unweighted. Gradients stay finite where samples coincide.
 """
 
 from ickd_lib.losses.features import attention_transfer, crd, pkt, rkd_angle, rkd_distance, sp
 from ickd_lib.losses.incontext import aggregate, aggregation_weights, nicd, picd
-from ickd_lib.losses.labels import cross_entropy, label_smoothing, virtual_teacher
+from ickd_lib.losses.labels import cross_entropy, label_smoothing, tfkd, uskd
 from ickd_lib.losses.logits import ckd, dist, dkd, kd, lwf, nkd, standardise, target_term, ttm
 from ickd_lib.losses.multilevel import batch_correlation, class_correlation, mlkd, skd_gram, uncertain
 from ickd_lib.losses.online import ensemble
@@ -57,8 +57,9 @@ __all__ = [
     "sp",
     "standardise",
     "target_term",
+    "tfkd",
     "ttm",
     "uncertain",
-    "virtual_teacher",
+    "uskd",
     "wkd_l",
 ]

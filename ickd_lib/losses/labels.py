@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import math
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+from ickd_lib.losses._shared import kl, masked_log_softmax
 
 
 def cross_entropy(student_logits: Tensor, targets: Tensor) -> Tensor:
@@ -34,18 +34,56 @@ def label_smoothing(student_logits: Tensor, targets: Tensor, *, alpha: float = 0
     return F.cross_entropy(student_logits, targets, label_smoothing=alpha)
 
 
-def virtual_teacher(labels: Tensor, num_classes: int, *, correct: float = 0.99) -> Tensor:
-    """Return the logits of a virtual teacher that is always right (Yuan et al. 2020, equation 8).
+def tfkd(student_logits: Tensor, labels: Tensor, *, temperature: float = 20.0, correct: float = 0.99) -> Tensor:
+    """Compute the regulariser of Tf-KD with a virtual teacher that is always right (Yuan et al. 2020).
 
-    The logits are the logarithms of its probabilities. The label has the probability `correct`, and each other class
-    has an equal part of the rest.
+    The virtual teacher gives the label the probability `correct` and each other class an equal part of the rest. As in
+    the authors' code, the target is the softmax of these probabilities divided by τ (not of their logarithms), so that
+    it is close to uniform. The student's temperature is 1, and there is no factor τ².
 
     Args:
+        student_logits: shape [B, C], with C at least 2.
         labels: class of each sample, shape [B].
-        num_classes: number C of classes, at least 2.
-        correct: probability of the label, greater than 0 and less than 1.
+        temperature: τ, of the virtual teacher alone.
+        correct: the virtual teacher's probability of the label.
     Returns:
-        Shape [B, C].
+        A scalar: KL(target ‖ student) / C, the mean over B.
     """
-    right = labels[:, None] == torch.arange(num_classes, device=labels.device)
-    return torch.where(right, math.log(correct), math.log((1 - correct) / (num_classes - 1)))
+    classes = student_logits.shape[1]
+    right = labels[:, None] == torch.arange(classes, device=labels.device)
+    virtual = torch.full_like(student_logits, (1 - correct) / (classes - 1)).masked_fill(right, correct)
+    divergence = kl(F.log_softmax(student_logits, 1), F.log_softmax(virtual / temperature, 1), 1.0)
+    return divergence.mean() / classes
+
+
+def uskd(student_logits: Tensor, weak_logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Compute the three terms of universal self-distillation, USKD (Yang et al. 2023, arXiv 2303.13005).
+
+    With p the student's and w the weak logits' probabilities and y the label, the soft labels of a sample are
+    1 + p_y² - (the batch's mean of p_y²) for the label, and Zipf's law 1/rank, normalised, for the other classes. Their
+    ranks follow from a weak and a strong score. As in the authors' code, these are w_c / (1 - w_y) and
+    log p_c / (1 - log p_y); the paper has p in the place of log p. The soft labels have no gradient.
+
+    Args:
+        student_logits: shape [B, C], with C at least 2.
+        weak_logits: the logits of a classifier on an earlier stage's features, shape [B, C].
+        labels: class of each sample, shape [B].
+    Returns:
+        Three scalars, each the mean over B: the cross-entropy of the label; the cross-entropy of the other classes,
+        among themselves; and the cross-entropy of the weak logits to the smoothed label, 0.9 · one-hot + 0.1 / C.
+    """
+    own = labels[:, None]
+    log_p = F.log_softmax(student_logits, 1)
+    confidence = log_p.detach().gather(1, own).exp().square()
+    target = -((1 + confidence - confidence.mean()) * log_p.gather(1, own)).mean()
+
+    def relative(score: Tensor) -> Tensor:
+        return score / (1 - score.gather(1, own) + 1e-6)
+
+    score = relative(F.softmax(weak_logits.detach(), 1)) + relative(log_p.detach())
+    rank = 1 + score.argsort(1, descending=True).argsort(1)  # of the label, too: it leaves a gap in the others' ranks
+    zipf = rank.to(score.dtype).reciprocal().scatter(1, own, 0)
+    others = torch.ones_like(rank, dtype=torch.bool).scatter(1, own, False)
+    log_others = masked_log_softmax(student_logits, others)
+    non_target = -(zipf / zipf.sum(1, keepdim=True) * log_others).sum(1).mean()
+    return target, non_target, F.cross_entropy(weak_logits, labels, label_smoothing=0.1)

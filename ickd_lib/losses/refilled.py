@@ -22,6 +22,7 @@ def refilled_embedding(
     *,
     temperature: float = 4.0,
     margin: float = 0.2,
+    merged: bool = True,
 ) -> Tensor:
     """Compute the loss of relationship matching, τ² KL(p^T ‖ p^S), with p = σ([-d_ap, -d_an, ...]/τ) over a tuple.
 
@@ -34,6 +35,7 @@ def refilled_embedding(
         labels: class of each sample, shape [B].
         temperature: τ.
         margin: upper bound on d_an - d_ap for a semi-hard negative.
+        merged: whether the negatives of a pair form one tuple, as in the paper, or each a tuple of its own (a triplet).
     Returns:
         A scalar: the mean over the tuples with at least one negative. It is 0, with gradient 0, for a batch without
         such a tuple.
@@ -42,15 +44,18 @@ def refilled_embedding(
     teacher = distances(F.normalize(teacher_features.detach(), dim=-1))
     static = labels.device.type != "cpu"  # on a GPU, reading the number of tuples would wait for all queued kernels
     anchors, positives, negatives = semi_hard(student.detach(), labels, margin=margin, static=static)
+    if not merged:
+        negatives = negatives[..., None]
     mask = F.pad(negatives, (1, 0), value=True)
 
     def log_prediction(distance: Tensor) -> Tensor:
-        tuples = torch.cat([distance[anchors, positives][:, None], distance[anchors]], 1)
-        return masked_log_softmax(-tuples / temperature, mask)
+        ahead = distance[anchors, positives][:, None] - distance[anchors]  # d_ap - d_an; the positive's own is 0
+        scores = F.pad(ahead if merged else ahead[..., None], (1, 0))
+        return masked_log_softmax(scores / temperature, mask)
 
     # A tuple without negatives has a single entry, so that its divergence is 0.
     divergence = kl(log_prediction(student), log_prediction(teacher), temperature)
-    return divergence.sum() / negatives.any(1).sum().clamp(min=1)
+    return divergence.sum() / negatives.any(-1).sum().clamp(min=1)
 
 
 def semi_hard(

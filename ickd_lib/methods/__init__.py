@@ -1,6 +1,17 @@
 """Distillation methods: what each requires of a training step, and its loss terms. All are registered here."""
 
-from ickd_lib.methods import features, incontext, labels, logits, multilevel, online, temperature, transport
+from ickd_lib.methods import (
+    features,
+    incontext,
+    incremental,
+    labels,
+    logits,
+    multilevel,
+    online,
+    refilled,
+    temperature,
+    transport,
+)
 from ickd_lib.methods.base import (
     NEEDS,
     Context,
@@ -32,12 +43,14 @@ __all__ = [
     "describe",
     "features",
     "incontext",
+    "incremental",
     "labels",
     "logits",
     "multilevel",
     "names",
     "online",
     "parse",
+    "refilled",
     "register",
     "temperature",
     "transport",

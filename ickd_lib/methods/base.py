@@ -103,7 +103,7 @@ class Context:
         [S, 0], if they were not declared.
     positives, negatives: in-context samples of each sample, from the teacher's bank.
     bank: the teacher's memory bank.
-    partner: the student's own samples, without gradient, for another image of the class of each image.
+    partner: the student's own samples, without gradient, for a random image of the class of each image.
     peers: the other students of the peer group, each with its samples for the same views and, if retrieval from peers
         was declared, in-context samples from its bank.
     earlier: the student's own earlier output for each sample, with in-context samples from its own bank.

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from torch import Tensor
+from torch import Tensor, nn
 
-from ickd_lib import losses
+from ickd_lib import losses, models
 from ickd_lib.methods.base import Context, Method, WithLabels, positive, within
 from ickd_lib.methods.registry import register
+from ickd_lib.models import Network
 
 
 @register("ce")
@@ -24,6 +25,8 @@ class LabelSmoothing(Method):
     alpha: weight of the uniform distribution in the targets.
     """
 
+    paper = "Szegedy et al. 2016, arXiv 1512.00567"
+
     def __init__(self, *, alpha: float = 0.1) -> None:
         super().__init__()
         self.alpha = within("alpha", alpha, 0, 1)
@@ -36,13 +39,17 @@ class LabelSmoothing(Method):
 class CSKD(WithLabels):
     """Class-wise self-distillation, Yun et al. 2020 (arXiv 2003.13964).
 
-    The student's softened prediction for an image is matched to its own prediction for another image of the same class.
+    The student's softened prediction for an image is matched to its own prediction for a random image of the same
+    class. As in the authors' code, that may be another view of the image itself.
 
     ce, kd: weights of the two terms.
     temperature: temperature of the predictions.
     """
 
     needs = frozenset({"partner"})
+    paper = "Yun et al. 2020, arXiv 2003.13964"
+    code = "alinlab/cs-kd"
+    version = 2
 
     def __init__(self, *, ce: float = 1.0, kd: float = 1.0, temperature: float = 4.0) -> None:
         super().__init__(ce=ce)
@@ -58,12 +65,17 @@ class CSKD(WithLabels):
 class PSKD(Method):
     """Progressive self-distillation, Kim et al. 2021 (arXiv 2006.12000).
 
-    The targets mix the labels with the student's own prediction for each sample in the epoch before.
+    The targets mix the labels with the student's own prediction for each sample in the epoch before. In epoch e of n,
+    counted from 1, the weight of that prediction is alpha · e / n. In the first epoch, which has no epoch before, the
+    targets are the labels.
 
-    alpha: weight of that prediction at the end of the training, to which it rises linearly from 0.
+    alpha: weight of that prediction in the last epoch.
     """
 
     needs = frozenset({"earlier"})
+    paper = "Kim et al. 2021, arXiv 2006.12000"
+    code = "lgcnsai/PS-KD-Pytorch"
+    version = 2
 
     def __init__(self, *, alpha: float = 0.8) -> None:
         super().__init__()
@@ -71,8 +83,8 @@ class PSKD(Method):
 
     def forward(self, context: Context) -> dict[str, Tensor]:
         assert context.earlier is not None
-        logits, alpha = context.student.logits, self.alpha * context.progress
-        soft = losses.cross_entropy(logits, context.earlier.output.logits.detach().softmax(1))
+        alpha = self.alpha * (context.epoch + 1) / context.epochs * (context.epoch > 0)
+        soft = losses.cross_entropy(context.student.logits, context.earlier.output.logits.detach().softmax(1))
         return {
             "ce": (1 - alpha) * context.supervised,
             "earlier": alpha * soft,
@@ -83,23 +95,66 @@ class PSKD(Method):
 class TfKD(Method):
     """A virtual teacher with a fixed probability of the label, Yuan et al. 2020 (arXiv 1909.11723), Tf-KD_reg.
 
-    The loss is (1 - alpha) CE + alpha τ² KL(p^d_τ ‖ p^S_τ), with this project's τ². The paper's second method, in which
-    the teacher is the same network trained before (Tf-KD_self), is `kd` with that teacher.
+    The loss is (1 - alpha) CE + alpha · multiplier · KL / C, with C classes; the KL term has no τ² (`losses.tfkd`). The
+    defaults are the authors' for ResNet18 on CIFAR-100. The paper's second method, in which the teacher is the same
+    network trained before (Tf-KD_self), is `kd` with that teacher.
 
     alpha: weight of the virtual teacher.
-    temperature: τ.
+    temperature: τ, by which the virtual teacher's probabilities are divided before a softmax.
+    multiplier: further factor of the virtual teacher's term.
     correct: the virtual teacher's probability of the label; the other classes share the rest equally.
     """
 
-    def __init__(self, *, alpha: float = 0.1, temperature: float = 20.0, correct: float = 0.99) -> None:
+    paper = "Yuan et al. 2020, arXiv 1909.11723"
+    code = "yuanli2333/Teacher-free-Knowledge-Distillation"
+    version = 2
+
+    def __init__(
+        self, *, alpha: float = 0.1, temperature: float = 20.0, multiplier: float = 100.0, correct: float = 0.99
+    ) -> None:
         super().__init__()
         self.alpha, self.temperature = within("alpha", alpha, 0, 1), positive("temperature", temperature)
-        self.correct = within("correct", correct, 0.001, 0.999999)
+        self.multiplier, self.correct = multiplier, within("correct", correct, 0.001, 0.999999)
 
     def forward(self, context: Context) -> dict[str, Tensor]:
-        logits = context.student.logits
-        teacher = losses.virtual_teacher(context.student.labels, logits.shape[1], correct=self.correct)
+        virtual = losses.tfkd(
+            context.student.logits, context.student.labels, temperature=self.temperature, correct=self.correct
+        )
         return {
             "ce": (1 - self.alpha) * context.supervised,
-            "virtual": self.alpha * losses.kd(logits, teacher, temperature=self.temperature),
+            "virtual": self.alpha * self.multiplier * virtual,
         }
+
+
+@register("uskd")
+class USKD(WithLabels):
+    """Universal self-distillation with soft labels of its own, Yang et al. 2023 (arXiv 2303.13005).
+
+    The soft label of the sample's class follows from the student's confidence. Those of the other classes follow Zipf's
+    law, in an order that the student's logits determine together with weak logits. The latter are a trained linear
+    layer on the mean over the positions of the maps of the stage before the last (of the only stage, if there is one);
+    see `losses.uskd`. With mixup and cutmix the class of an image is the one with the larger share; the authors' code
+    uses both.
+
+    alpha, beta: weights of the terms of the sample's class and of the other classes.
+    mu: weight of the weak logits' cross-entropy. (Published for ImageNet: alpha 1, beta 0.1, mu 0.005.)
+    """
+
+    needs = frozenset({"maps"})
+    paper = "Yang et al. 2023, arXiv 2303.13005"
+    code = "yzd-v/cls_KD"
+
+    def __init__(self, *, ce: float = 1.0, alpha: float = 0.1, beta: float = 0.1, mu: float = 0.1) -> None:
+        super().__init__(ce=ce)
+        self.alpha, self.beta, self.mu = alpha, beta, mu
+
+    def adapt(self, student: Network, teacher: Network | None, size: tuple[int, int]) -> Network:
+        channels, *_ = models.map_shapes(student, size)[-2:][0]
+        self.weak = nn.Linear(channels, student.num_classes)
+        return student
+
+    def teach(self, context: Context) -> dict[str, Tensor]:
+        student = context.student
+        weak = self.weak(student.maps[-2:][0].mean((2, 3)))[student.image]
+        target, others, supervision = losses.uskd(student.logits, weak, student.labels)
+        return {"target": self.alpha * target, "others": self.beta * others, "weak": self.mu * supervision}

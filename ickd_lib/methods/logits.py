@@ -41,43 +41,6 @@ class KD(WithLabels):
         return {"kd": self.kd * same}
 
 
-@register("lwf")
-class LwF(WithLabels):
-    """Learning without forgetting, Li & Hoiem 2016 (arXiv 1606.09282): new classes beside those of a teacher.
-
-    Cross-entropy is computed among the new classes only for a sample of a new class, and among the teacher's classes
-    only for a sample of one of these, so that new classes do not lower the logits of the old ones. Soft labels from the
-    teacher preserve the old classes. The values are those of FACIL, a code base for incremental learning, in which the
-    term of the soft labels has no factor τ².
-
-    kd: weight of the soft labels.
-    temperature: τ of the soft labels.
-    """
-
-    needs = frozenset({"teacher"})
-    label_space = "shared"
-    paper = "Li & Hoiem 2016, arXiv 1606.09282"
-    code = "mmasana/FACIL"
-
-    def __init__(self, *, ce: float = 1.0, kd: float = 1.0, temperature: float = 2.0) -> None:
-        super().__init__(ce=ce)
-        self.kd, self.temperature = kd, positive("temperature", temperature)
-
-    def forward(self, context: Context) -> dict[str, Tensor]:
-        student, labels = context.student, context.student.labels
-        if context.common is not None:
-            if student.soft is not None:
-                raise InputError("lwf needs images of one class each; leave mixup and cutmix out")
-            old = torch.zeros_like(student.logits[0], dtype=torch.bool).index_fill(0, context.common[0], True)
-            apart = student.logits.masked_fill(old != old[labels, None], -torch.inf)
-            ce = {"ce": self.ce * losses.cross_entropy(apart, labels)} if self.ce else {}
-            return ce | self.teach(context)
-        return super().forward(context)
-
-    def teach(self, context: Context) -> dict[str, Tensor]:
-        return {"kd": self.kd * losses.lwf(*context.shared_logits(), temperature=self.temperature)}
-
-
 @register("lskd")
 class LSKD(KD):
     """KD with logit standardisation at its published weights, Sun et al. 2024 (arXiv 2403.01427).

@@ -14,28 +14,39 @@ from ickd_lib.methods.registry import register
 class DML(WithLabels):
     """Deep mutual learning, Zhang et al. 2018 (arXiv 1706.00384): peers are matched to each other.
 
-    The loss is CE plus the mean over the peers of τ² KL(p_peer ‖ p), with τ = 1 by default. All students take a step at
-    the same time, from outputs that were computed before it; in the paper they take turns.
+    The loss is CE plus τ² KL(p_peer ‖ p) of each peer, with τ = 1 by default. With more than one peer, the authors'
+    code (YingZhangDUT/Deep-Mutual-Learning) adds up the KL terms; the paper's equation takes their mean. All students
+    take a step at the same time, from outputs that were computed before it; in the paper they take turns.
 
     ce, kd: weights of the two terms.
     temperature: τ.
+    average: whether the KL term is the mean over the peers instead of the sum.
     """
 
     needs = frozenset({"peers"})
+    paper = "Zhang et al. 2018, arXiv 1706.00384"
+    code = "AberHu/Knowledge-Distillation-Zoo"  # not the authors', which is in TensorFlow
+    version = 2
 
-    def __init__(self, *, ce: float = 1.0, kd: float = 1.0, temperature: float = 1.0) -> None:
+    def __init__(self, *, ce: float = 1.0, kd: float = 1.0, temperature: float = 1.0, average: bool = False) -> None:
         super().__init__(ce=ce)
-        self.kd, self.temperature = kd, positive("temperature", temperature)
+        self.kd, self.temperature, self.average = kd, positive("temperature", temperature), average
 
     def teach(self, context: Context) -> dict[str, Tensor]:
         logits = context.student.logits
         each = [losses.kd(logits, p.output.logits, temperature=self.temperature) for p in context.peers]
-        return {"kd": self.kd * torch.stack(each).mean()}
+        together = torch.stack(each)
+        return {"kd": self.kd * (together.mean() if self.average else together.sum())}
 
 
 @register("kdcl")
 class KDCL(WithLabels):
     """Collaborative learning, Guo et al. 2020: each student is matched to the ensemble of all students.
+
+    The loss is CE plus τ² KL to the ensemble. The authors published no code, so "minimum" was built from the paper. The
+    code of others, with which the values of "mean" agree, has the settings
+    `kdcl(ce=0.5, kd=0.5, temperature=4, ensemble='mean')`. In the paper each student has an augmentation of its own;
+    here all have the same.
 
     ce, kd: weights of the two terms.
     temperature: τ of the KL term.
@@ -43,6 +54,8 @@ class KDCL(WithLabels):
     """
 
     needs = frozenset({"peers"})
+    paper = "Guo et al. 2020, CVPR"
+    code = "shaoeric/Online-Knowledge-Distillation-via-Collaborative-Learning"
 
     def __init__(
         self, *, ce: float = 1.0, kd: float = 1.0, temperature: float = 2.0, ensemble: str = "minimum"

@@ -244,8 +244,14 @@ def _numerics(
 
 def _cacheable(waiting: Sequence[TrainingState], train: Images) -> bool:
     """Return whether a teacher cache is possible: no student compares maps, and all views are numbered."""
-    needs = frozenset().union(*(state.learner.method.needs for state in waiting))
-    return _needs_pass(waiting) and not needs & {"maps", "strong"} and train.augment == "crop"
+    found = [state.learner.method for state in waiting]
+    strong = any("strong" in method.needs for method in found)
+    return _needs_pass(waiting) and not strong and not _compares_maps(found) and train.augment == "crop"
+
+
+def _compares_maps(found: Sequence[Method]) -> bool:
+    """Return whether some method uses maps of the teacher, and not only of the student."""
+    return any({"maps", "teacher"} <= method.needs for method in found)
 
 
 def _needs_pass(waiting: Sequence[TrainingState]) -> bool:
@@ -275,7 +281,7 @@ def _teacher_source(
     needs = frozenset().union(*(method.needs for method in found))
     precision = numerics["precision"]
     if not numerics["teacher_cache"]:
-        return TeacherPass(task, teacher, maps="maps" in needs, precision=precision)
+        return TeacherPass(task, teacher, maps=_compares_maps(found), precision=precision)
     device, batch_size = train.labels.device, waiting[0].recipe.batch_size
     return TeacherCache(
         teacher,

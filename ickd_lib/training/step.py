@@ -39,7 +39,7 @@ class StepInputs:
     task: defines the samples of an image.
     batch: the augmented images.
     strong: a second, strongly augmented view of the images; None if no method needs it.
-    partner: other images of the same classes; None if no method needs them.
+    partner: random images of the same classes; None if no method needs them.
     teacher: computes the teacher's samples of the batch (at the places of a student's samples, if the task needs that);
         None if no method needs them.
     bank: the teacher's memory bank with the in-context samples of each student; None if no method needs it.

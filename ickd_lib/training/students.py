@@ -202,9 +202,10 @@ def _check(network: Network, method: methods.Method, train: Images, task: Task, 
     needs = method.needs | ({"bank"} if method.needs_bank else set())
     if missing := needs & task.unsupported:
         raise InputError(f"method {name!r} needs {', '.join(sorted(missing))}, which {task.name} does not have")
-    for one in (network, teacher) if "maps" in method.needs else ():
+    compared = teacher if "teacher" in method.needs else None  # a method may use the maps of the student alone
+    for one in (network, compared) if "maps" in method.needs else ():
         if one is not None and not one.stages:
-            raise InputError(f"method {name!r} compares maps, but {one.name} names no stages; wrap it with maps=(...)")
+            raise InputError(f"method {name!r} uses maps, but {one.name} names no stages; wrap it with maps=(...)")
 
 
 def _common_classes(
