@@ -98,8 +98,7 @@ METHODS = {
     "kdcl": ("kdcl_mean",),
     "lskd": ("lskd",),
     "lwf": ("lwf", "lwf_kd"),
-    "mlkd": ("mlkd_bc", "mlkd_cc", "mlkd_kd", "mlkd_two_views", "mlkd_whole")
-    + ("mlkd_ls_bc", "mlkd_ls_cc", "mlkd_ls_kd", "mlkd_ls_two_views", "mlkd_ls_whole"),
+    "mlkd": tuple(f"mlkd_{part}" for part in ("bc", "cc", "kd", "two_views", "whole", "ls_two_views", "ls_whole")),
     "nkd": ("nkd",),
     "pkt": ("pkt",),
     "pskd": ("pskd",),
