@@ -1,6 +1,6 @@
 """Distillation methods: what each requires of a training step, and its loss terms. All are registered here."""
 
-from ickd_lib.methods import features, incontext, labels, logits, online
+from ickd_lib.methods import contrastive, features, incontext, labels, logits, online
 from ickd_lib.methods.base import (
     NEEDS,
     Context,
@@ -27,6 +27,7 @@ __all__ = [
     "StrongView",
     "TargetSource",
     "WithLabels",
+    "contrastive",
     "create",
     "defaults",
     "describe",
