@@ -17,7 +17,7 @@ from ickd_lib.training.stepper import Stepper
 RECIPE = Recipe(epochs=3, batch_size=16, lr=0.05, schedule="cosine")  # 8 steps an epoch, the last of 8 images
 # Their steps read on the host which rows of a bank in training are filled, or draw partners or second views there.
 UNFIT = {"ickd_online", "ickd_self", "pskd", "cskd", "mlkd"}
-DRAWN = {"crd"}  # at random in each step, on a GPU from another place of the generator
+DRAWN = {"crd", "crd_bank"}  # at random in each step, on a GPU from another place of the generator
 
 
 class Tape(TorchDispatchMode):

@@ -180,7 +180,7 @@ def test_terms_equal_a_loop_and_the_method(small, name):
 
 
 @pytest.mark.parametrize(
-    "name", ["ce", "kd", "crd", "ickd_online", "ickd_self", "ickd(kd=0, picd=0, nicd=0)", "ickd+rkd"]
+    "name", ["ce", "kd", "crd_bank", "ickd_online", "ickd_self", "ickd(kd=0, picd=0, nicd=0)", "ickd+rkd"]
 )
 def test_terms_of_methods_without_a_bank_of_the_teacher_are_refused(small, name):
     with pytest.raises(

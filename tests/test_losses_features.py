@@ -94,44 +94,6 @@ def test_pkt(student, teacher):
     assert scaled.item() == pytest.approx(expected)
 
 
-class TestCRD:
-    ROWS, NEGATIVES, E = 50, 9, 4
-
-    @pytest.fixture
-    def given(self):
-        sides = [draw(n, self.E, seed=n) for n in (B, B + 1, self.NEGATIVES)]
-        student, positives, negatives = (
-            torch.nn.functional.normalize(x[:n], dim=1).detach().requires_grad_()
-            for x, n in zip(sides, (B, B, self.NEGATIVES), strict=True)
-        )
-        mask = draw(B, self.NEGATIVES) > -0.5
-        mask[0] = False
-        return student, positives, negatives, mask
-
-    def loss(self, given, **options):
-        return losses.crd(*given, rows=self.ROWS, log_normaliser=torch.tensor(2.0).double(), **options)
-
-    def test_loop(self, given):
-        student, positives, negatives, mask = (x.tolist() for x in given)
-        noise, expected = self.NEGATIVES / self.ROWS, 0.0
-
-        def posterior(a, b):
-            u = math.exp(sum(x * y for x, y in zip(a, b, strict=True)) / 0.5) / math.exp(2.0)
-            return u / (u + noise)
-
-        for i in range(B):
-            expected -= math.log(posterior(student[i], positives[i])) / B
-            for j in range(self.NEGATIVES):
-                expected -= mask[i][j] * math.log(1 - posterior(student[i], negatives[j])) / B
-        assert self.loss(given, temperature=0.5).item() == pytest.approx(expected)
-
-    def test_gradients_reach_the_projectors_of_both_sides(self, given):
-        self.loss(given, temperature=1e-3).backward()  # a temperature at which exp(<s, t> / τ) would overflow
-        for side in given[:3]:
-            assert side.grad.isfinite().all() and side.grad.abs().sum() > 0
-        assert torch.autograd.gradcheck(lambda s: self.loss((s, *given[1:])), given[0])
-
-
 class TestAttentionTransfer:
     @pytest.fixture
     def student(self):

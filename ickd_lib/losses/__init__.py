@@ -5,7 +5,8 @@
     multilevel  losses between logits, and between similarities of samples or classes: MLKD, SKD
     transport   WKD-L: transport of probability between classes
     incontext   PICD and NICD, the losses of in-context distillation
-    features    losses that need no shared classes: RKD, SP, PKT, CRD, attention transfer
+    features    losses that need no shared classes: RKD, SP, PKT, attention transfer
+    contrastive losses between embeddings and the rows of a memory: CRD, SEED
     refilled    REFILLED: relationship matching and local classification
     online      the ensemble of students that train together
 
@@ -13,12 +14,13 @@ Conventions. The student's tensor is the first argument, and every loss is the m
 the number of samples, C of classes, D of features (the teacher's may differ from the student's, then written D') and k
 of in-context samples of each sample. Every KL loss is multiplied by the square of its temperature, which keeps the size
 of its gradient when the temperature changes; the contrastive losses, `ttm`, `lwf` and `tfkd` are not. The teacher's
-tensors are detached, so that gradients reach the student alone; the exception is `crd`, where the teacher's side may
-come from a projector that is trained. A loss that its paper defines as a weighted sum of terms returns these terms
-separately and unweighted. Gradients stay finite where samples coincide.
+tensors are detached, so that gradients reach the student alone; the exceptions are `crd` and `crd_bank`, where the
+teacher's side may come from a projector that is trained. A loss that its paper defines as a weighted sum of terms
+returns these terms separately and unweighted. Gradients stay finite where samples coincide.
 """
 
-from ickd_lib.losses.features import attention_transfer, crd, pkt, rkd_angle, rkd_distance, sp
+from ickd_lib.losses.contrastive import crd, crd_bank, seed
+from ickd_lib.losses.features import attention_transfer, pkt, rkd_angle, rkd_distance, sp
 from ickd_lib.losses.incontext import aggregate, aggregation_weights, nicd, picd
 from ickd_lib.losses.labels import cross_entropy, label_smoothing, tfkd, uskd
 from ickd_lib.losses.logits import ckd, dist, dkd, kd, lwf, nkd, standardise, target_term, ttm
@@ -35,6 +37,7 @@ __all__ = [
     "ckd",
     "class_correlation",
     "crd",
+    "crd_bank",
     "cross_entropy",
     "dist",
     "dkd",
@@ -52,6 +55,7 @@ __all__ = [
     "refilled_local",
     "rkd_angle",
     "rkd_distance",
+    "seed",
     "semi_hard",
     "skd_gram",
     "sp",

@@ -1,11 +1,10 @@
 """Losses between features or feature maps.
 
-The classes of teacher and student may differ in all of them, and so may the number of features, except in `crd`.
+The classes of teacher and student may differ in all of them, and so may the number of features.
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 
 import torch
@@ -72,41 +71,6 @@ def pkt(student_features: Tensor, teacher_features: Tensor) -> Tensor:
     """
     student, teacher = _affinities(student_features), _affinities(teacher_features.detach())
     return (teacher * ((teacher + 1e-7) / (student + 1e-7)).log()).mean()
-
-
-def crd(
-    student: Tensor,
-    positives: Tensor,
-    negatives: Tensor,
-    mask: Tensor,
-    *,
-    rows: int,
-    log_normaliser: Tensor,
-    temperature: float = 0.07,
-) -> Tensor:
-    """Compute one direction of contrastive representation distillation (Tian et al. 2020, eq. 18).
-
-    It is noise-contrastive estimation against rows of a memory bank. With log u = <s, t>/τ - log Z, the posterior
-    probability that a pair is the positive one is u / (u + N/M). The loss is
-    -log posterior(positive) - Σ_valid log(1 - posterior(negative)), scaled as in the authors' code.
-    `positives` and `negatives` are not detached: they may carry the gradient of the projector on the teacher's side.
-
-    Args:
-        student: projected features of unit length, shape [B, E].
-        positives: the teacher's projected features of the same samples, of unit length, shape [B, E].
-        negatives: N ≥ 1 rows of the bank, of unit length, which all samples of the batch share, shape [N, E].
-        mask: true where a row of `negatives` is a valid negative of the sample, shape [B, N].
-        rows: M, the number of rows of the bank from which the negatives are drawn.
-        log_normaliser: log Z, a constant that the caller estimates once; shape [].
-        temperature: τ.
-    Returns:
-        A scalar: the mean over B.
-    """
-    # log u minus the log of the noise density N/M is the logit of the posterior.
-    offset = log_normaliser.detach() + math.log(len(negatives) / rows)
-    positive = (student * positives).sum(1) / temperature - offset
-    negative = student @ negatives.T / temperature - offset
-    return (F.softplus(-positive) + F.softplus(negative).masked_fill(~mask, 0).sum(1)).mean()
 
 
 def attention_transfer(student_maps: Sequence[Tensor], teacher_maps: Sequence[Tensor]) -> Tensor:

@@ -1,6 +1,7 @@
 """Distillation methods: what each requires of a training step, and its loss terms. All are registered here."""
 
 from ickd_lib.methods import (
+    contrastive,
     features,
     incontext,
     incremental,
@@ -38,6 +39,7 @@ __all__ = [
     "StrongView",
     "TargetSource",
     "WithLabels",
+    "contrastive",
     "create",
     "defaults",
     "describe",
