@@ -151,11 +151,19 @@ PLANS = {
 }
 
 
+def weighted(method: str, pair: tuple[str, str]) -> str:
+    """Return a method with the weights published for a pair; with its defaults if none are published for the pair."""
+    try:
+        return training.published(method, *pair).method
+    except runtime.InputError:
+        return methods.describe(methods.create(method))
+
+
 def of_stage(stage: str, plan: Plan, pair: tuple[str, str]) -> list[str]:
     """Return the methods that are trained for a pair in a stage, with the weights published for the pair."""
     if stage == "table":
-        named = [training.published(name, *pair).method for name in plan.others]
-        best = training.published(plan.best, *pair).method
+        named = [weighted(name, pair) for name in plan.others]
+        best = weighted(plan.best, pair)
         return [*named, "ickd", "ickd(order='random')", f"{best}+kd", f"{best}+ickd"]
     return [*CHOICES, *SCALES]
 
@@ -212,8 +220,7 @@ def train(stage: str, plan: Plan, given: argparse.Namespace) -> list[str]:
     options = {"device": given.device, "progress": sys.stderr.isatty()}
     for teacher_name, name, seeds in plan.pairs[:1] if tuning else plan.pairs:
         pair, done = (teacher_name, name), already_written(out)
-        named = [training.published(method, *pair).method for method in given.methods or of_stage(stage, plan, pair)]
-        every = [methods.describe(methods.create(method)) for method in named]
+        every = [weighted(method, pair) for method in given.methods or of_stage(stage, plan, pair)]
         queue = [
             (seed, some)
             for seed in given.seeds or range(plan.seeds_of_choices if tuning else seeds)

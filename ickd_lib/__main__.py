@@ -124,7 +124,13 @@ def parser() -> argparse.ArgumentParser:
     train.add_argument("--seed", type=int, default=0, help="seed of the initialisation")
     train.add_argument("--data-seed", type=int, default=0, help="seed of the order and the augmentation of the images")
     train.add_argument(
-        "--published", action="store_true", help="use the settings published for this method and pair on CIFAR-100"
+        "--published",
+        nargs="?",
+        const="cifar100",
+        default="",
+        metavar="DATA",
+        help="take weights, recipe and augmentation from the method's authors: those published for this pair on "
+        "CIFAR-100, or with --published imagenet on ImageNet; an error if there are none",
     )
     train.add_argument(
         "--name",
@@ -229,15 +235,17 @@ def train(given: argparse.Namespace) -> None:
             raise InputError(f"--published sets {', '.join(changed) or 'augment'} itself; leave one of the two out")
         folder = Path(given.teacher, "config.json")
         network = runtime.Run(folder.parent).settings["student"]["network"] if folder.is_file() else given.teacher
-        given.method, recipe, given.augment = training.published(given.method, network, given.student)
+        found = training.published(given.method, network, given.student, given.published)
+        given.method, recipe, given.augment = found.method, found.recipe, found.augment
+        print(f"{'published' if found.official else 'not published'} settings: {found.source}", file=sys.stderr)
     method, splits = methods.create(given.method), _splits(given, given.labels)
     teacher = _teacher(given, method.needs_teacher)
     students = training.peer_group(given.student, given.method, given.seed, given.peers)
     students[0] = dataclasses.replace(students[0], name=given.name)
-    found = training.distill(
+    histories = training.distill(
         students, splits, teacher=teacher, recipe=recipe, data_seed=given.data_seed, **_options(given)
     )
-    for history in found.values():
+    for history in histories.values():
         print(json.dumps(history.summary, indent=2))
         print(f"run folder: {history.folder}")
 

@@ -96,10 +96,15 @@ def test_published_settings_are_taken(run, monkeypatch):
 
     monkeypatch.setattr(training, "distill", distill)
     monkeypatch.setattr(training, "pretrain", lambda *_, **__: None)
-    line = "train --published --method mlkd --teacher wrn_40_2 --student ShuffleV1"
-    assert run(line)[2] == "error: enough\n"
-    assert seen["recipe"] == Recipe(epochs=480, lr=0.01) and seen["augment"] == "randaugment"
+    line = "train --published --method ckd --teacher wrn_40_2 --student ShuffleV1"
+    assert run(line)[2] == "published settings: configurations of ZhouXinzzzzz/CKD\nerror: enough\n"
+    assert seen["recipe"] == Recipe(epochs=480, batch_size=32, lr=0.01, schedule="cosine")
+    assert seen["augment"] == "crop" and seen["student"].method == "ckd"
     assert "--published sets epochs itself" in run(f"{line} --epochs 3")[2]
+    line = "train --method dkd --teacher torchvision/resnet34 --student torchvision/resnet18 --published"
+    assert "error: dkd is published on CIFAR-100 for resnet56 -> resnet20, " in run(line)[2]
+    assert run(f"{line} imagenet")[2].endswith("error: enough\n") and seen["recipe"].epochs == 100
+    assert run("train --published --method ickd --teacher resnet20")[2].startswith("not published settings: ")
 
 
 def test_bank_is_saved_and_measured(run, tmp_path):

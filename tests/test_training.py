@@ -456,31 +456,6 @@ def test_phases_must_fit_the_schedule(digits, teacher):
         distill([Student("dropping", "ce", 0)], digits, None, recipe=Recipe(epochs=2, schedule="tenth+fifths"))
 
 
-def test_published_accuracies_are_named_as_they_would_be_trained():
-    found = training.published_accuracy("resnet56", "resnet20")
-    assert found["kd", 240] == 70.66 and found["dkd(nckd=2.0)", 240] == 71.97 and found["mlkd", 480] == 72.19
-    assert found["teacher", 240] == 72.34 and ("WKD-L", 240) not in found
-    assert training.published_accuracy("resnet20", "resnet8") == {}
-
-
-def test_published_settings():
-    found = training.published("ckd", "resnet32x4", "ShuffleV1")
-    assert found.method == "ckd" and found.augment == "crop"
-    assert found.recipe == Recipe(epochs=480, batch_size=32, lr=0.01, schedule="cosine")
-    assert training.published("ckd", "vgg13", "MobileNetV2").method == "ckd(ckd=50.0, temperature=2.0)"
-    assert training.published("ckd(ckd=3)", "resnet56", "resnet20").method == "ckd(ckd=3)"
-    assert training.published("dkd", "resnet56", "resnet20").method == "dkd(nckd=2.0)"
-    assert training.published("ickd", "resnet32x4", "resnet8x4") == ("ickd", Recipe(), "crop")
-    assert training.published("CKD", "resnet56", "resnet20").method == "ckd(ckd=10.0)"
-    assert training.published("mlkd", "resnet56", "resnet20").augment == "randaugment"
-    assert training.published("ickd(nicd=0)+dist", "vgg13", "MobileNetV2").recipe == Recipe(lr=0.01)
-    refilled = training.published("refilled", "wrn_40_2", "wrn_16_2").recipe
-    (_, _, embedding), (start, _, classifier) = refilled.phases([0.5])
-    assert start == 200 and [embedding.lr_at(e) for e in (0, 200)] == pytest.approx([0.1, 0.01])
-    rates = [classifier.lr_at(e) for e in (99, 100, 140, 180)]
-    assert rates == pytest.approx([0.1, 0.02, 0.004, 0.0008])
-
-
 def test_what_a_step_costs(digits, teacher):
     found = training.step_seconds(
         ["ce", "ickd", "refilled", "dml"], digits, student="dropping", teacher=teacher, steps=2, rounds=1, device="cpu"

@@ -12,6 +12,7 @@ from ickd_lib.tasks import Column
 from ickd_lib.training.presets import published_accuracy
 
 SPEED = Column("images/s", "images_per_second", 1, ".0f")
+IMAGENET = 1_281_167  # number of training images, by which a folder is recognised
 _LATEX = {letter: f"\\{letter}" for letter in "&%$#_{}"} | {
     "\\": r"\textbackslash{}",
     "~": r"\textasciitilde{}",
@@ -106,14 +107,15 @@ def beside_published(
 ) -> dict[str, tuple[dict[str, list[float]], dict[str, float]]]:
     """Return, for each setting by its caption, the accuracies of each method, and those published for the pair.
 
-    Published numbers are returned only for trainings on all of CIFAR-100. The name of one for another number of epochs
-    contains that number: "mlkd, 480 epochs". All accuracies are fractions.
+    Published numbers are returned only for trainings on all of CIFAR-100 or ImageNet. The name of one for another
+    number of epochs contains that number: "mlkd, 480 epochs". All accuracies are fractions.
     """
     found = {}
     for setting, by_method in grouped(summaries).items():
         dataset, images, teacher, network, epochs, *_ = setting
         ours = {method: [score(alike) for alike in seeds] for method, seeds in by_method.items()}
-        known = published_accuracy(teacher, network) if (dataset, images) == ("cifar100", 50_000) else {}
+        data = "imagenet" if images == IMAGENET else "cifar100" if (dataset, images) == ("cifar100", 50_000) else ""
+        known = published_accuracy(teacher, network, data) if data else {}
         others = {
             method if trained == epochs else f"{method}, {trained} epochs": accuracy / 100
             for (method, trained), accuracy in known.items()
