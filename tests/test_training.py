@@ -164,7 +164,7 @@ def test_stopped_at_any_step_and_resumed_the_weights_are_the_same(count, digits,
 @pytest.mark.parametrize("count", [2, 3, 4])
 def test_a_method_of_two_phases_restarts_its_schedule_and_resumes(count, digits, teacher, tmp_path, monkeypatch):
     recipe = Recipe(epochs=4, lr=0.05, schedule="tenth+fifths", batch_size=50)
-    students = [Student("dropping", "refilled", 3, "a"), Student("dropping", "refilled+crd", 3, "b")]
+    students = [Student("dropping", "refilled", 3, "a"), Student("dropping", "refilled+crd+seed", 3, "b")]
     whole = distill(students, digits, teacher, recipe=recipe)
     assert [list(r["terms"]) for r in whole["a"].epochs] == 2 * [["embedding"]] + 2 * [["ce", "local"]]
     (_, _, first), (_, _, second) = recipe.phases([0.5])

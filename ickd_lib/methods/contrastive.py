@@ -205,7 +205,8 @@ class SEED(WithLabels):
 
     seed: weight of the term.
     queue: number of rows of the queue, at most that of the training samples; a note is printed if that is smaller.
-    student_temperature, teacher_temperature: temperatures of the two distributions, as in the paper.
+    student_temperature, teacher_temperature: temperatures of the two distributions. The defaults are the paper's;
+        the default for the teacher in the authors' code is 1e-4.
 
     The student's features pass through a trained projection to the number of the teacher's features: two linear layers
     with a ReLU between them, as in the authors' code.
