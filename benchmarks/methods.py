@@ -46,9 +46,8 @@ def uses() -> str:
         needs = method.needs | ({"retrieval"} if method.retrievals else set())
         possible = [task for task in tasks.names() if not needs & tasks.create(task).unsupported]
         space = method.label_space if method.needs_teacher else ""
-        lines.append(
-            f"| `{name}` | {summary} | {', '.join(sorted(needs))} | {space or kind} | {_all_or(possible, tasks.names())} |"
-        )
+        shown = "all" if possible == tasks.names() else ", ".join(possible)
+        lines.append(f"| `{name}` | {summary} | {', '.join(sorted(needs))} | {space or kind} | {shown} |")
     return "\n".join(lines)
 
 
@@ -64,7 +63,7 @@ def sources() -> str:
         found = [errors[one] for one in official.METHODS.get(name, ()) if one in errors]
         code = f"[{method.code}](https://github.com/{method.code})" if method.code else ""
         agrees = f"10<sup>{math.ceil(math.log10(max(*found, 1e-15)))}</sup>" if found else "from the paper"
-        captured = "no" if capture.drawn_on_host([method], "crop") else "yes"
+        captured = "no" if capture.works_on_host([method], "crop") else "yes"
         lines.append(
             f"| `{name}` | {_linked(method.paper)} | {code} | {agrees if method.paper else ''} "
             f"| {presets.available(name)} | {captured} |"
@@ -76,10 +75,6 @@ def _ordered() -> list[tuple[str, str]]:
     """Return (where the targets come from, name) of all methods, in groups."""
     groups = by_teacher({name: methods.create(name) for name in methods.names()})
     return [(kind, name) for kind, names in groups.items() for name in names]
-
-
-def _all_or(some: list[str], every: list[str]) -> str:
-    return "all" if some == every else ", ".join(some)
 
 
 def _linked(paper: str) -> str:

@@ -8,7 +8,7 @@ import torch
 from ickd_lib import methods, training
 from ickd_lib.runtime import Diverged
 from ickd_lib.training import Callback, ProgressBar, Recipe, Student
-from ickd_lib.training.capture import drawn_on_host, reason_against
+from ickd_lib.training.capture import reason_against, works_on_host
 
 RECIPE = Recipe(epochs=2, lr=0.05, schedule="cosine", batch_size=40)  # 3 steps an epoch
 
@@ -105,8 +105,8 @@ def test_what_a_captured_step_cannot_serve_is_named():
     network[0].register_forward_hook(lambda *_: None)
     assert reason_against([], [network]) == "Sequential has forward hooks"
     named = [methods.create("cskd")]
-    assert drawn_on_host(named, "crop") == "cskd needs other images of the same class, drawn on the host"
-    assert drawn_on_host([], "mixup") == "the augmentation 'mixup' is drawn on the host" and not drawn_on_host(
+    assert works_on_host(named, "crop") == "cskd needs other images of the same class, drawn on the host"
+    assert works_on_host([], "mixup") == "the augmentation 'mixup' is drawn on the host" and not works_on_host(
         [], "crop"
     )
 

@@ -97,11 +97,15 @@ def reason_against(callbacks: Sequence[Any], networks: Sequence[torch.nn.Module]
     return ""
 
 
-def drawn_on_host(methods: Sequence[Method], augment: str) -> str:
-    """Return why the images of a step are drawn on the host, where a captured step cannot be; or ""."""
-    for need, what in (("strong", "a strong view"), ("partner", "other images of the same class")):
-        if names := [method.config["name"] for method in methods if need in method.needs]:
-            return f"{names[0]} needs {what}, drawn on the host"
+def works_on_host(methods: Sequence[Method], augment: str) -> str:
+    """Return why a part of a step is computed on the host, so that the step cannot be captured; or ""."""
+    for method in methods:
+        name = method.config["name"]
+        for need, what in (("strong", "a strong view"), ("partner", "other images of the same class")):
+            if need in method.needs:
+                return f"{name} needs {what}, drawn on the host"
+        if "earlier" in method.needs or any(spec.source != "teacher" for spec in method.retrievals):
+            return f"{name} reads on the host which rows of a bank are filled"
     return "" if augment == "crop" else f"the augmentation {augment!r} is drawn on the host"
 
 

@@ -19,7 +19,7 @@ from ickd_lib.runtime import Diverged, InputError
 from ickd_lib.tasks import Classification, Task
 from ickd_lib.training import precision_benchmark
 from ickd_lib.training.callbacks import Callback, ProgressBar
-from ickd_lib.training.capture import Capture, cuda_graph, drawn_on_host, reason_against
+from ickd_lib.training.capture import Capture, cuda_graph, reason_against, works_on_host
 from ickd_lib.training.checkpoints import Checkpoint, Records
 from ickd_lib.training.in_context import TeacherBank
 from ickd_lib.training.loop import AHEAD, Loop, stoppable, stopped
@@ -327,7 +327,7 @@ def _capture(
     if not requested:
         return None
     why = reason_against(callbacks, [state.learner.network for state in waiting])
-    why = why or drawn_on_host([state.learner.method for state in waiting], augment)
+    why = why or works_on_host([state.learner.method for state in waiting], augment)
     if not why and not all(state.optimizer.fused for state in waiting):
         why = f"the optimiser {waiting[0].recipe.optimizer} has no fused form"
     if why:

@@ -11,7 +11,7 @@ from ickd_lib import runtime
 from ickd_lib.data import Batch, Images, Sampler
 from ickd_lib.models import Network
 from ickd_lib.tasks import Samples, Task
-from ickd_lib.training.capture import Capture, CapturedSteps, drawn_on_host
+from ickd_lib.training.capture import Capture, CapturedSteps, works_on_host
 from ickd_lib.training.in_context import TeacherBank
 from ickd_lib.training.peers import PeerGroup
 from ickd_lib.training.step import StepInputs, teacher_targets, train_step
@@ -80,7 +80,7 @@ class Stepper:
         self.total = epochs * self.steps
         several = device.type == "cuda" and len(groups) > 1
         self.streams = [torch.cuda.Stream(device) for _ in groups] if several else []
-        self.captured = CapturedSteps(None if drawn_on_host(methods, train.augment) else capture)
+        self.captured = CapturedSteps(None if works_on_host(methods, train.augment) else capture)
         # If steps are captured, the GPU's generator is reseeded before each step, once for all students.
         self.rng_device = torch.device("cpu") if self.captured.capture else device
 
