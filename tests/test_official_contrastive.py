@@ -1,7 +1,7 @@
 """CRD and SEED, held to the values and gradients of the official codes.
 
 `official_contrastive.json` holds what `official_losses.json` has no case of: several steps of CRD in both directions
-with their memories, and SEED.
+with their memories, and SEED. Its numbers are from a transcription of the official arithmetic.
 """
 
 import json

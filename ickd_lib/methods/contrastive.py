@@ -198,7 +198,8 @@ class SEED(WithLabels):
     SEED, Fang et al. 2021 (arXiv 2101.04731). A network's similarity distribution is a softmax over the cosines of its
     features with the teacher's features of the same sample and of the samples in the queue. The queue is first in,
     first out: the batch replaces the oldest rows after the loss. Rows that were never written are left out, where the
-    authors' code begins with random rows. Built from the paper; the loss is compared with the authors' code.
+    authors' code begins with random rows. Built from the paper; the tests compare the loss with
+    a transcription of the authors' code.
 
     The paper pretrains the student without labels (ce = 0) with a self-supervised teacher. Here the labels train the
     classifier at the same time.
