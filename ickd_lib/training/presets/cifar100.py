@@ -206,6 +206,11 @@ SETTINGS: dict[str, Settings] = {
             W40_2_SN1: {"gamma": 200.0, "temperature": 6.0},
         },
     ),
+    "wkd_f": _common(
+        "the copy of a configuration of JiamingLv/WKD in Changhy26/WKL, which could not be compared with the original",
+        pairs={R32X4_R8X4: {"wkd_f": 0.08, "mean": 4.0}},
+        official=False,
+    ),
     "skd": _common(
         "weights of HyunJunSik/StreamLined; its training on two copies of the images, one of them with RandAugment and "
         "Cutout, for 250 epochs cannot be expressed, so the protocol is that of kd",
