@@ -3,7 +3,8 @@
     labels      cross-entropy, label smoothing, the logits of a virtual teacher
     logits      losses between logits of the same classes: KD, CKD, DKD, DIST, MLKD, logit standardisation
     incontext   PICD and NICD, the losses of in-context distillation
-    features    losses that need no shared classes: RKD, SP, PKT, CRD, attention transfer
+    features    losses between features, which need no shared classes: RKD, PKT, CRD
+    maps        losses between feature maps: attention transfer, SP, FitNet, VID, knowledge review, CAT-KD, WKD-F
     refilled    REFILLED: relationship matching and local classification
     online      the ensemble of students that train together
 
@@ -16,10 +17,20 @@ is trained. A loss that its paper defines as a weighted sum of terms returns the
 Gradients stay finite where samples coincide.
 """
 
-from ickd_lib.losses.features import attention_transfer, crd, pkt, rkd_angle, rkd_distance, sp
+from ickd_lib.losses.features import crd, pkt, rkd_angle, rkd_distance
 from ickd_lib.losses.incontext import aggregate, aggregation_weights, nicd, picd
 from ickd_lib.losses.labels import cross_entropy, label_smoothing, virtual_teacher
 from ickd_lib.losses.logits import ckd, dist, dkd, kd, mlkd, standardise
+from ickd_lib.losses.maps import (
+    attention_transfer,
+    class_activation,
+    gaussian_wasserstein,
+    hierarchical_context,
+    hint,
+    same_size,
+    sp,
+    vid,
+)
 from ickd_lib.losses.online import ensemble
 from ickd_lib.losses.refilled import refilled_embedding, refilled_local, semi_hard
 
@@ -28,11 +39,15 @@ __all__ = [
     "aggregation_weights",
     "attention_transfer",
     "ckd",
+    "class_activation",
     "crd",
     "cross_entropy",
     "dist",
     "dkd",
     "ensemble",
+    "gaussian_wasserstein",
+    "hierarchical_context",
+    "hint",
     "kd",
     "label_smoothing",
     "mlkd",
@@ -43,8 +58,10 @@ __all__ = [
     "refilled_local",
     "rkd_angle",
     "rkd_distance",
+    "same_size",
     "semi_hard",
     "sp",
     "standardise",
+    "vid",
     "virtual_teacher",
 ]

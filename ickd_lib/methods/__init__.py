@@ -1,6 +1,6 @@
 """Distillation methods: what each requires of a training step, and its loss terms. All are registered here."""
 
-from ickd_lib.methods import features, incontext, labels, logits, online
+from ickd_lib.methods import features, incontext, labels, logits, maps, online, reuse, review
 from ickd_lib.methods.base import (
     NEEDS,
     Context,
@@ -34,8 +34,11 @@ __all__ = [
     "incontext",
     "labels",
     "logits",
+    "maps",
     "names",
     "online",
     "parse",
     "register",
+    "reuse",
+    "review",
 ]
