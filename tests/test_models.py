@@ -94,7 +94,7 @@ def test_outputs_equal_the_published_code(name):
     fill_by_recipe(network)
     images = np.random.RandomState(12345).standard_normal((2, 3, 32, 32)).astype(np.float32)
     with torch.no_grad():
-        logits, features, _ = network(torch.from_numpy(images))
+        logits, features, *_ = network(torch.from_numpy(images))
     torch.testing.assert_close(logits[:, :5], torch.tensor(FACTS[name]["logits"]), atol=1e-4, rtol=0)
     norms = torch.tensor(FACTS[name]["features_norm"])
     torch.testing.assert_close(features.norm(dim=1), norms, atol=1e-4, rtol=0)
@@ -103,7 +103,7 @@ def test_outputs_equal_the_published_code(name):
 @pytest.mark.parametrize("name", FACTS)
 def test_any_image_size_one_image_and_gradients(name):
     network = models.create(name, num_classes=7)
-    logits, features, _ = network(torch.rand(4, 3, 8, 8))
+    logits, features, *_ = network(torch.rand(4, 3, 8, 8))
     F.cross_entropy(logits, torch.arange(4)).backward()
     for key, parameter in network.named_parameters():
         assert parameter.grad is not None and parameter.grad.isfinite().all(), key
@@ -113,7 +113,7 @@ def test_any_image_size_one_image_and_gradients(name):
     head = last_linear(network)
     for size in ((8, 8), (64, 64), (40, 24)):
         with torch.no_grad():
-            logits, features, _ = network(torch.rand(1, 3, *size))
+            logits, features, *_ = network(torch.rand(1, 3, *size))
         assert logits.shape == (1, 7) and features.shape == (1, network.features_dim)
         assert logits.isfinite().all()
         torch.testing.assert_close(logits, F.linear(features, head.weight, head.bias))

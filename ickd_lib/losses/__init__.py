@@ -5,8 +5,9 @@
     multilevel  losses between logits, and between similarities of samples or classes: MLKD, SKD
     transport   WKD-L: transport of probability between classes
     incontext   PICD and NICD, the losses of in-context distillation
-    features    losses that need no shared classes: RKD, SP, PKT, attention transfer
+    features    losses between features, which need no shared classes: RKD, PKT
     contrastive losses between embeddings and the rows of a memory: CRD, SEED
+    maps        losses between feature maps: attention transfer, SP, FitNet, VID, knowledge review, CAT-KD, WKD-F
     refilled    REFILLED: relationship matching and local classification
     online      the ensemble of students that train together
 
@@ -20,10 +21,20 @@ returns these terms separately and unweighted. Gradients stay finite where sampl
 """
 
 from ickd_lib.losses.contrastive import crd, crd_bank, seed
-from ickd_lib.losses.features import attention_transfer, pkt, rkd_angle, rkd_distance, sp
+from ickd_lib.losses.features import pkt, rkd_angle, rkd_distance
 from ickd_lib.losses.incontext import aggregate, aggregation_weights, nicd, picd
 from ickd_lib.losses.labels import cross_entropy, label_smoothing, tfkd, uskd
 from ickd_lib.losses.logits import ckd, dist, dkd, kd, lwf, nkd, standardise, target_term, ttm
+from ickd_lib.losses.maps import (
+    attention_transfer,
+    class_activation,
+    gaussian_wasserstein,
+    hierarchical_context,
+    hint,
+    same_size,
+    sp,
+    vid,
+)
 from ickd_lib.losses.multilevel import batch_correlation, class_correlation, mlkd, skd_gram, uncertain
 from ickd_lib.losses.online import ensemble
 from ickd_lib.losses.refilled import refilled_embedding, refilled_local, semi_hard
@@ -35,6 +46,7 @@ __all__ = [
     "attention_transfer",
     "batch_correlation",
     "ckd",
+    "class_activation",
     "class_correlation",
     "crd",
     "crd_bank",
@@ -42,6 +54,9 @@ __all__ = [
     "dist",
     "dkd",
     "ensemble",
+    "gaussian_wasserstein",
+    "hierarchical_context",
+    "hint",
     "kd",
     "label_smoothing",
     "lwf",
@@ -55,6 +70,7 @@ __all__ = [
     "refilled_local",
     "rkd_angle",
     "rkd_distance",
+    "same_size",
     "seed",
     "semi_hard",
     "skd_gram",
@@ -65,5 +81,6 @@ __all__ = [
     "ttm",
     "uncertain",
     "uskd",
+    "vid",
     "wkd_l",
 ]

@@ -1,11 +1,9 @@
-"""Losses between features or feature maps.
+"""Losses between features.
 
 The classes of teacher and student may differ in all of them, and so may the number of features.
 """
 
 from __future__ import annotations
-
-from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
@@ -44,20 +42,6 @@ def rkd_angle(student_features: Tensor, teacher_features: Tensor) -> Tensor:
     return F.smooth_l1_loss(student @ student.mT, teacher @ teacher.mT)
 
 
-def sp(student_maps: Tensor, teacher_maps: Tensor) -> Tensor:
-    """Compute the loss of similarity-preserving KD, |G^S - G^T|² / B² (Tung & Mori 2019).
-
-    G is A Aᵀ with its rows scaled to unit length, where A [B, ...] holds the flattened maps of the batch.
-
-    Args:
-        student_maps, teacher_maps: shapes [B, ...]; the dimensions after the first may differ.
-    Returns:
-        A scalar.
-    """
-    student, teacher = student_maps.flatten(1), teacher_maps.detach().flatten(1)
-    return F.mse_loss(F.normalize(student @ student.T, dim=1), F.normalize(teacher @ teacher.T, dim=1))
-
-
 def pkt(student_features: Tensor, teacher_features: Tensor) -> Tensor:
     """Compute the loss of probabilistic knowledge transfer (Passalis & Tefas 2018).
 
@@ -71,26 +55,6 @@ def pkt(student_features: Tensor, teacher_features: Tensor) -> Tensor:
     """
     student, teacher = _affinities(student_features), _affinities(teacher_features.detach())
     return (teacher * ((teacher + 1e-7) / (student + 1e-7)).log()).mean()
-
-
-def attention_transfer(student_maps: Sequence[Tensor], teacher_maps: Sequence[Tensor]) -> Tensor:
-    """Compute the loss of attention transfer, the mean of (a^S - a^T)² summed over the stages of the networks.
-
-    The attention a of a feature map is the mean over the channels of its square, flattened and scaled to unit length
-    (Zagoruyko & Komodakis 2017, eq. 2 with squared differences, as in the authors' code). Where the sizes of two maps
-    differ, the larger map is first averaged down to the size of the smaller.
-
-    Args:
-        student_maps, teacher_maps: one map of each stage, shape [B, channels, H, W], the shallowest stage first. Maps
-            are paired from the deepest stage on; the shallowest maps of the longer sequence are not used.
-    Returns:
-        A scalar: the mean over the batch and the positions, summed over the stages.
-    """
-    stages = []
-    for student, teacher in zip(reversed(student_maps), reversed(teacher_maps), strict=False):
-        size = (min(student.shape[2], teacher.shape[2]), min(student.shape[3], teacher.shape[3]))
-        stages.append(F.mse_loss(_attention(student, size), _attention(teacher.detach(), size)))
-    return torch.stack(stages).sum()
 
 
 def _relative(distance: Tensor) -> Tensor:
@@ -111,10 +75,3 @@ def _affinities(features: Tensor) -> Tensor:
     unit = F.normalize(features, dim=-1)
     affinity = (1 + unit @ unit.T) / 2
     return affinity / affinity.sum(1, keepdim=True)
-
-
-def _attention(maps: Tensor, size: tuple[int, int]) -> Tensor:
-    """Compute the attention of maps [B, channels, H, W], averaged down to `size`, as [B, height · width]."""
-    if maps.shape[2:] != size:
-        maps = F.adaptive_avg_pool2d(maps, size)
-    return F.normalize(maps.square().mean(1).flatten(1), dim=1)

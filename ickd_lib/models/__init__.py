@@ -8,18 +8,20 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 from ..runtime import InputError, choose
-from . import mobilenet_v2, resnet, resnet_imagenet, shufflenet_v1, shufflenet_v2, vgg, wrn
+from . import mobilenet_v2, projectors, resnet, resnet_imagenet, shufflenet_v1, shufflenet_v2, vgg, wrn
 from .extension import extend
 from .external import LIBRARIES
 from .inference import predict
-from .inspection import classifier, map_shapes
+from .inspection import classifier, map_shapes, unpooled_size
 from .network import Network, Output, frozen
+from .reused import Reused
 from .weights import load_weights
 from .wrapped import wrap
 
 __all__ = [
     "Network",
     "Output",
+    "Reused",
     "classifier",
     "create",
     "extend",
@@ -28,6 +30,8 @@ __all__ = [
     "map_shapes",
     "names",
     "predict",
+    "projectors",
+    "unpooled_size",
     "wrap",
 ]
 

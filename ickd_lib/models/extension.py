@@ -54,7 +54,7 @@ def extend(network: Network, num_classes: int) -> Network:
         setattr(network.get_submodule(parent), child, new)
         network.num_classes = num_classes
         try:
-            logits, features, _ = network(images)
+            logits, features, *_ = network(images)
             fits = logits.shape[1] == num_classes
         except Exception:  # a user's module may rely on its number of classes elsewhere too
             fits = False

@@ -52,6 +52,7 @@ def from_torchvision(
         name=f"torchvision/{name}",
         maps=_stages(module),
     )
+    _name_maps(network)
     if network.num_classes != num_classes:
         _replace_classifier(network, num_classes)
     return network
@@ -72,7 +73,7 @@ def from_timm(
     config = module.pretrained_cfg
     own_mean, own_std = (config["mean"], config["std"]) if pretrained else IDENTITY
     fixed = config["input_size"][1:] if config.get("fixed_input_size") else None
-    return wrap(
+    network = wrap(
         module,
         num_classes=num_classes,
         mean=own_mean if mean is None else mean,
@@ -81,6 +82,8 @@ def from_timm(
         name=f"timm/{name}",
         maps=_stages(module),
     )
+    _name_maps(network)
+    return network
 
 
 LIBRARIES = {"torchvision": from_torchvision, "timm": from_timm}
@@ -90,6 +93,20 @@ def _stages(module: nn.Module) -> tuple[str, ...]:
     """Return the names of a ResNet's four stages, or none if the module has no layers of these names."""
     children = dict(module.named_children())
     return RESNET_STAGES if all(stage in children for stage in RESNET_STAGES) else ()
+
+
+def _name_maps(network: Network) -> None:
+    """Name the activations of a ResNet's stages, and the map that it averages to its features."""
+    if not network.stages:
+        return
+    network.pooled = network.stages[-1]
+    # torchvision's blocks use one ReLU for all activations, and the last of its inputs counts; timm numbers them.
+    activations = []
+    for stage in network.stages:
+        position, block = list(network.get_submodule(stage).named_children())[-1]
+        name = next((name for name in ("act3", "act2", "relu") if hasattr(block, name)), None)
+        activations += [f"{stage}.{position}.{name}"] if name else []
+    network.activations = tuple(activations) if len(activations) == len(network.stages) else ()
 
 
 def _import(package: str, module: str) -> Any:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from ..runtime import InputError
-from .network import Network
+from .network import Network, Output
 
 SIZES = (32, 32), (224, 224)  # image sizes (H, W) that are tried where none is given
 
@@ -42,10 +42,21 @@ def map_shapes(network: Network, size: tuple[int, int]) -> list[tuple[int, int, 
     Raises:
         InputError: the network names no stages.
     """
+    return [(one.shape[1], one.shape[2], one.shape[3]) for one in _with_maps(network, size).maps]
+
+
+def unpooled_size(network: Network, size: tuple[int, int]) -> tuple[int, int]:
+    """Return (height, width) of the map that a network averages to its features, as `map_shapes` does for maps."""
+    unpooled = _with_maps(network, size).unpooled
+    assert unpooled is not None
+    return unpooled.shape[2], unpooled.shape[3]
+
+
+def _with_maps(network: Network, size: tuple[int, int]) -> Output:
+    """Evaluate a network on two black images, with its maps."""
     like = _example(network)
     with undisturbed(network):
-        maps = network(torch.zeros(2, 3, *size, device=like.device, dtype=like.dtype), maps=True).maps
-    return [(one.shape[1], one.shape[2], one.shape[3]) for one in maps]
+        return network(torch.zeros(2, 3, *size, device=like.device, dtype=like.dtype), maps=True)
 
 
 def run_on_black_images(module: nn.Module, name: str, size: tuple[int, int] | None) -> tuple[Tensor, str | None]:

@@ -54,6 +54,7 @@ class MobileNetV2(Network):
     """
 
     stages = ("blocks.1", "blocks.2", "blocks.4", "blocks.6")  # the last stage of each resolution; no ReLU follows it
+    pooled = "conv2"
 
     def __init__(self, width: float, num_classes: int) -> None:
         super().__init__(num_classes, features_dim=1280)

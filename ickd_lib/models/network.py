@@ -23,11 +23,15 @@ class Output(NamedTuple):
         logits: [B, C], before the softmax.
         features: [B, D], the pooled input of the classifier, not normalised.
         maps: the outputs [B, C_i, H_i, W_i] of the network's stages, shallow to deep; empty unless requested.
+        preactivations: the same maps before their activation function; empty unless maps are requested.
+        unpooled: the map [B, D, H, W] whose mean over the positions is `features`; None unless maps are requested.
     """
 
     logits: Tensor
     features: Tensor
     maps: tuple[Tensor, ...] = ()
+    preactivations: tuple[Tensor, ...] = ()
+    unpooled: Tensor | None = None
 
 
 class Network(nn.Module):
@@ -43,7 +47,14 @@ class Network(nn.Module):
         features_dim: D.
     Attributes:
         stages: names of the submodules, shallow to deep, whose outputs [B, C_i, H_i, W_i] are the maps. The next
-            layer must not change such an output in place.
+            layer must not change such an output in place. They are the maps that most methods compare: the values
+            that the next stage takes, which are those after the ReLU, except in networks that begin a stage with
+            batch norm and ReLU.
+        activations: names of the ReLUs, one for each stage, whose inputs are the maps before activation, which a few
+            methods take from the teacher; empty if no ReLU follows a map, which then is its own pre-activation.
+        pooled: name of the submodule whose output [B, D, H, W] is averaged to the features; empty if the features are
+            not the mean of a map.
+        added: what a method has added to a network that `models.create` made, as run folders record it; see `Reused`.
         classes: names of the classes, in the order of the logits; empty if unknown.
         trained_on: what is known of its training (data, number of labels, weights file), for the run folders.
     Raises:
@@ -51,6 +62,8 @@ class Network(nn.Module):
     """
 
     stages: tuple[str, ...] = ()
+    activations: tuple[str, ...] = ()
+    pooled = ""
     mean: Tensor
     std: Tensor
 
@@ -63,6 +76,7 @@ class Network(nn.Module):
         self.features_dim = features_dim
         self.classes: tuple[str, ...] = ()
         self.trained_on: dict[str, Any] = {}
+        self.added: dict[str, Any] = {}
         self._stored_identity: tuple[str, Any] | None = None  # the identity and the state it belongs to; see `frozen`
         self.register_buffer("mean", torch.zeros(1, 3, 1, 1), persistent=False)
         self.register_buffer("std", torch.ones(1, 3, 1, 1), persistent=False)
@@ -126,7 +140,7 @@ class Network(nn.Module):
 
         Args:
             images: floats in [0, 1], shape [B, 3, H, W].
-            maps: also return the outputs of `stages`, with gradient.
+            maps: also return the outputs of `stages`, their pre-activations and the unpooled features, with gradient.
         Returns:
             Logits [B, C], features [B, D] and, if requested, maps [B, C_i, H_i, W_i].
         Raises:
@@ -146,7 +160,7 @@ class Network(nn.Module):
         raise TypeError(f"{type(self).__name__} must define forward_normalised(x) -> Output")
 
     def _forward_with_maps(self, x: Tensor) -> Output:
-        """Run `forward_normalised` and collect the outputs of `stages`.
+        """Run `forward_normalised` and collect the outputs of `stages`, their pre-activations and the unpooled map.
 
         The hooks are removed after the pass, so that a network keeps no tensors and a copy of it collects its own maps.
         """
@@ -155,25 +169,38 @@ class Network(nn.Module):
                 f"{self.name} names no stages whose outputs could be its maps; name them in its class, "
                 "stages = ('layer1', …), or in models.wrap(module, maps=('layer1', …))"
             )
-        collected: dict[str, Tensor] = {}
+        after: dict[str, Tensor] = {}
+        before: dict[str, Tensor] = {}
 
-        def collect(stage: str, part: nn.Module, inputs: Any, output: Any) -> None:
-            collected[stage] = self._as_map(stage, output)
+        def collect_output(layer: str, part: nn.Module, inputs: Any, output: Any) -> None:
+            after[layer] = self._as_map(layer, output)
+
+        def collect_input(layer: str, part: nn.Module, inputs: Any) -> None:
+            before[layer] = self._as_map(layer, inputs[0])
 
         with contextlib.ExitStack() as hooks:
-            for stage in self.stages:
-                try:
-                    part = self.get_submodule(stage)
-                except AttributeError:
-                    raise InputError(
-                        f"{self.name} has no layer {stage!r}; stages must name layers that named_modules() lists"
-                    ) from None
-                hooks.callback(part.register_forward_hook(partial(collect, stage)).remove)
+            for layer in {*self.stages, self.pooled} - {""}:
+                hooks.callback(self._layer(layer).register_forward_hook(partial(collect_output, layer)).remove)
+            for layer in self.activations:
+                hooks.callback(self._layer(layer).register_forward_pre_hook(partial(collect_input, layer)).remove)
             output = self.forward_normalised(x)
-        for stage in self.stages:
-            if stage not in collected:
-                raise InputError(f"layer {stage!r} of {self.name} does not run in a forward pass; name another")
-        return output._replace(maps=tuple(collected[stage] for stage in self.stages))
+        idle = [layer for layer in (*self.stages, self.pooled) if layer and layer not in after]
+        idle += [layer for layer in self.activations if layer not in before]
+        if idle:
+            raise InputError(f"layer {idle[0]!r} of {self.name} does not run in a forward pass; name another")
+        maps = tuple(after[layer] for layer in self.stages)
+        preactivations = tuple(before[layer] for layer in self.activations) or maps
+        unpooled = after[self.pooled] if self.pooled else output.features[:, :, None, None]
+        return output._replace(maps=maps, preactivations=preactivations, unpooled=unpooled)
+
+    def _layer(self, name: str) -> nn.Module:
+        """Return the submodule of a name in `stages`, `activations` or `pooled`."""
+        try:
+            return self.get_submodule(name)
+        except AttributeError:
+            raise InputError(
+                f"{self.name} has no layer {name!r}; stages must name layers that named_modules() lists"
+            ) from None
 
     def _as_map(self, stage: str, value: Any) -> Tensor:
         """Check that the output of a stage is a map [B, C, H, W], and return it."""

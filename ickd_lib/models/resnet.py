@@ -26,11 +26,12 @@ class Block(nn.Module):
         self.downsample: nn.Sequential | None = None
         if stride != 1 or inputs != outputs:
             self.downsample = nn.Sequential(nn.Conv2d(inputs, outputs, 1, stride, bias=False), nn.BatchNorm2d(outputs))
+        self.relu = nn.ReLU()  # a layer, so that the map before it has a name
 
     def forward(self, x: Tensor) -> Tensor:
         shortcut = x if self.downsample is None else self.downsample(x)
         x = F.relu(self.bn1(self.conv1(x)))
-        return F.relu(self.bn2(self.conv2(x)) + shortcut)
+        return self.relu(self.bn2(self.conv2(x)) + shortcut)
 
 
 class ResNet(Network):
@@ -43,10 +44,12 @@ class ResNet(Network):
     """
 
     stages = ("layer1", "layer2", "layer3")
+    pooled = "layer3"
 
     def __init__(self, depth: int, widths: tuple[int, int, int, int], num_classes: int) -> None:
         super().__init__(num_classes, features_dim=widths[3])
         blocks = (depth - 2) // 6
+        self.activations = tuple(f"{stage}.{blocks - 1}.relu" for stage in self.stages)
         self.conv1 = nn.Conv2d(3, widths[0], 3, padding=1, bias=False)
         self.bn1 = nn.BatchNorm2d(widths[0])
         self.layer1 = _stage(widths[0], widths[1], blocks, stride=1)

@@ -26,10 +26,11 @@ class BasicBlock(nn.Module):
         self.conv2 = nn.Conv2d(width, width, 3, padding=1, bias=False)
         self.bn2 = nn.BatchNorm2d(width)
         self.shortcut = _shortcut(inputs, width, stride)
+        self.relu = nn.ReLU()  # a layer, so that the map before it has a name
 
     def forward(self, x: Tensor) -> Tensor:
         out = F.relu(self.bn1(self.conv1(x)))
-        return F.relu(self.bn2(self.conv2(out)) + self.shortcut(x))
+        return self.relu(self.bn2(self.conv2(out)) + self.shortcut(x))
 
 
 class Bottleneck(nn.Module):
@@ -46,11 +47,12 @@ class Bottleneck(nn.Module):
         self.conv3 = nn.Conv2d(width, 4 * width, 1, bias=False)
         self.bn3 = nn.BatchNorm2d(4 * width)
         self.shortcut = _shortcut(inputs, 4 * width, stride)
+        self.relu = nn.ReLU()
 
     def forward(self, x: Tensor) -> Tensor:
         out = F.relu(self.bn1(self.conv1(x)))
         out = F.relu(self.bn2(self.conv2(out)))
-        return F.relu(self.bn3(self.conv3(out)) + self.shortcut(x))
+        return self.relu(self.bn3(self.conv3(out)) + self.shortcut(x))
 
 
 def _shortcut(inputs: int, outputs: int, stride: int) -> nn.Sequential:
@@ -70,6 +72,7 @@ class ImageNetResNet(Network):
     """
 
     stages = ("layer1", "layer2", "layer3", "layer4")
+    pooled = "layer4"
 
     def __init__(
         self, block: type[BasicBlock] | type[Bottleneck], depths: tuple[int, int, int, int], num_classes: int
@@ -85,6 +88,7 @@ class ImageNetResNet(Network):
                 inputs = width * block.expansion
             stages.append(nn.Sequential(*blocks))
         self.layer1, self.layer2, self.layer3, self.layer4 = stages
+        self.activations = tuple(f"{stage}.{depth - 1}.relu" for stage, depth in zip(self.stages, depths, strict=True))
         self.linear = nn.Linear(inputs, num_classes)
         initialise_convolutions(self)
 

@@ -36,6 +36,7 @@ class Block(nn.Module):
         self.bn2 = nn.BatchNorm2d(hidden)
         self.conv3 = nn.Conv2d(hidden, computed, 1, groups=GROUPS, bias=False)
         self.bn3 = nn.BatchNorm2d(computed)
+        self.relu = nn.ReLU()  # a layer, so that the map before it has a name
 
     def forward(self, x: Tensor) -> Tensor:
         out = F.relu(self.bn1(self.conv1(x)))
@@ -43,8 +44,8 @@ class Block(nn.Module):
         out = F.relu(self.bn2(self.conv2(out)))
         out = self.bn3(self.conv3(out))
         if self.stride == 1:
-            return F.relu(out + x)
-        return F.relu(torch.cat([out, F.avg_pool2d(x, 3, stride=2, padding=1)], 1))
+            return self.relu(out + x)
+        return self.relu(torch.cat([out, F.avg_pool2d(x, 3, stride=2, padding=1)], 1))
 
 
 class ShuffleNetV1(Network):
@@ -57,9 +58,11 @@ class ShuffleNetV1(Network):
     """
 
     stages = ("layer1", "layer2", "layer3")
+    pooled = "layer3"
 
     def __init__(self, widths: tuple[int, int, int], depths: tuple[int, int, int], num_classes: int) -> None:
         super().__init__(num_classes, features_dim=widths[2])
+        self.activations = tuple(f"{stage}.{depth - 1}.relu" for stage, depth in zip(self.stages, depths, strict=True))
         self.conv1 = nn.Conv2d(3, STEM, 1, bias=False)
         self.bn1 = nn.BatchNorm2d(STEM)
         self.layer1 = _stage(STEM, widths[0], depths[0])

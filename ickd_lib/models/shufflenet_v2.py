@@ -79,7 +79,8 @@ class ShuffleNetV2(Network):
         num_classes: C.
     """
 
-    stages = ("layer1", "layer2", "layer3")
+    stages = ("layer1", "layer2", "layer3")  # no ReLU takes all channels of a map
+    pooled = "relu"
 
     def __init__(self, widths: tuple[int, int, int, int], depths: tuple[int, int, int], num_classes: int) -> None:
         super().__init__(num_classes, features_dim=widths[3])
@@ -90,12 +91,13 @@ class ShuffleNetV2(Network):
         self.layer3 = _stage(widths[1], widths[2], depths[2])
         self.conv2 = nn.Conv2d(widths[2], widths[3], 1, bias=False)
         self.bn2 = nn.BatchNorm2d(widths[3])
+        self.relu = nn.ReLU()
         self.linear = nn.Linear(widths[3], num_classes)
 
     def forward_normalised(self, x: Tensor) -> Output:
         x = F.relu(self.bn1(self.conv1(x)))
         x = self.layer3(self.layer2(self.layer1(x)))
-        x = F.relu(self.bn2(self.conv2(x)))
+        x = self.relu(self.bn2(self.conv2(x)))
         features = x.mean((2, 3))
         return Output(self.linear(features), features)
 

@@ -24,21 +24,26 @@ class VGG(Network):
         num_classes: C.
     """
 
-    stages = ("block0", "block1", "block2", "block3", "block4")  # the maps are the values before ReLU and pooling
+    stages = ("relu1", "relu2", "relu3", "relu4")  # the maps are the values after ReLU and before pooling
+    activations = stages
+    pooled = "relu4"
 
     def __init__(self, depths: tuple[int, int, int, int, int], num_classes: int) -> None:
         super().__init__(num_classes, features_dim=WIDTHS[-1])
         inputs = (3, *WIDTHS[:-1])
         blocks = [_block(*shape) for shape in zip(inputs, WIDTHS, depths, strict=True)]
         self.block0, self.block1, self.block2, self.block3, self.block4 = blocks
+        self.relu0, self.relu1, self.relu2, self.relu3, self.relu4 = (nn.ReLU() for _ in blocks)
         self.classifier = nn.Linear(WIDTHS[-1], num_classes)
         initialise_convolutions(self)
         initialise_classifier(self.classifier)
 
     def forward_normalised(self, x: Tensor) -> Output:
         pools = 4 if x.shape[2] >= 64 else 3  # as in the published code, the fourth pooling is for larger images only
-        for index, block in enumerate((self.block0, self.block1, self.block2, self.block3, self.block4)):
-            x = F.relu(block(x))
+        blocks = (self.block0, self.block1, self.block2, self.block3, self.block4)
+        relus = (self.relu0, self.relu1, self.relu2, self.relu3, self.relu4)
+        for index, (block, relu) in enumerate(zip(blocks, relus, strict=True)):
+            x = relu(block(x))
             if index < pools and min(x.shape[2:]) > 1:
                 x = F.max_pool2d(x, 2)
         features = x.mean((2, 3))

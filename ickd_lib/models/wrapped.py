@@ -105,7 +105,7 @@ def wrap(
     if layer is None:
         raise InputError(f"{name} has no linear layer whose input could be its features; name a layer in features=…")
     with undisturbed(module):
-        logits, found, _ = _logits_and_features(module, layer, features is None, images)
+        logits, found, *_ = _logits_and_features(module, layer, features is None, images)
         if num_classes not in (None, logits.shape[1]):
             raise InputError(f"{name} has {logits.shape[1]} classes, not num_classes={num_classes}")
         network = Wrapped(module, layer, features is None, pixels, logits.shape[1], found.shape[1], maps)

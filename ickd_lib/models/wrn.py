@@ -23,6 +23,7 @@ class Block(nn.Module):
     def __init__(self, inputs: int, outputs: int, stride: int) -> None:
         super().__init__()
         self.bn1 = nn.BatchNorm2d(inputs)
+        self.relu = nn.ReLU()  # a layer, so that the map before it has a name
         self.conv1 = nn.Conv2d(inputs, outputs, 3, stride, padding=1, bias=False)
         self.bn2 = nn.BatchNorm2d(outputs)
         self.conv2 = nn.Conv2d(outputs, outputs, 3, padding=1, bias=False)
@@ -31,7 +32,7 @@ class Block(nn.Module):
             self.convShortcut = nn.Conv2d(inputs, outputs, 1, stride, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
-        active = F.relu(self.bn1(x))
+        active = self.relu(self.bn1(x))
         shortcut = x if self.convShortcut is None else self.convShortcut(active)
         return self.conv2(F.relu(self.bn2(self.conv1(active)))) + shortcut
 
@@ -61,6 +62,8 @@ class WideResNet(Network):
     """
 
     stages = ("block1", "block2", "block3")  # the maps are the values before batch norm and ReLU
+    activations = ("block2.layer.0.relu", "block3.layer.0.relu", "relu")  # the next stage begins with batch norm
+    pooled = "relu"
 
     def __init__(self, depth: int, widen: int, num_classes: int) -> None:
         super().__init__(num_classes, features_dim=64 * widen)
@@ -70,13 +73,14 @@ class WideResNet(Network):
         self.block2 = Stage(16 * widen, 32 * widen, blocks, stride=2)
         self.block3 = Stage(32 * widen, 64 * widen, blocks, stride=2)
         self.bn1 = nn.BatchNorm2d(64 * widen)
+        self.relu = nn.ReLU()
         self.fc = nn.Linear(64 * widen, num_classes)
         initialise_convolutions(self)
         nn.init.zeros_(self.fc.bias)
 
     def forward_normalised(self, x: Tensor) -> Output:
         x = self.block3(self.block2(self.block1(self.conv1(x))))
-        features = F.relu(self.bn1(x)).mean((2, 3))
+        features = self.relu(self.bn1(x)).mean((2, 3))
         return Output(self.fc(features), features)
 
 

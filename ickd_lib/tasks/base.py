@@ -26,6 +26,8 @@ class Samples:
     image: position in the batch of the image that the sample is from, shape [S].
     maps: outputs [B, C_i, H_i, W_i] of the stages of the network; empty if they were not requested.
     soft: probabilities of the classes if images are mixed, shape [S, C], else None.
+    preactivations: the maps before their activation function, like `maps`; empty if they are not known.
+    unpooled: map [B, D, H, W] whose mean over the positions is the features; None if it is not known.
     """
 
     logits: Tensor
@@ -35,6 +37,8 @@ class Samples:
     image: Tensor
     maps: tuple[Tensor, ...] = ()
     soft: Tensor | None = None
+    preactivations: tuple[Tensor, ...] = ()
+    unpooled: Tensor | None = None
 
     @property
     def targets(self) -> Tensor:

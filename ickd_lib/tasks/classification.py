@@ -47,6 +47,8 @@ class Classification(Task):
             torch.arange(len(batch.labels), device=batch.labels.device),
             tuple(one.float() for one in output.maps),
             batch.soft,
+            tuple(one.float() for one in output.preactivations),
+            None if output.unpooled is None else output.unpooled.float(),
         )
         return samples, losses.cross_entropy(samples.logits, samples.targets) if network.training else None
 

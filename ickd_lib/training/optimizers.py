@@ -30,9 +30,10 @@ class Optimizer:
     def __init__(self, network: Network, method: nn.Module, recipe: Recipe, size: tuple[int, int]) -> None:
         self.recipe = recipe
         device = next(network.parameters()).device
+        trained = [p for p in network.parameters() if p.requires_grad]  # a method may add a frozen layer
         classifier = {id(p) for p in models.classifier(network, size=size)[1].parameters()}
-        embedding = [p for p in network.parameters() if id(p) not in classifier]
-        others = [p for p in network.parameters() if id(p) in classifier]
+        embedding = [p for p in trained if id(p) not in classifier]
+        others = [p for p in trained if id(p) in classifier]
         self.rates = torch.full((2,), recipe.lr, device=device).unbind()
         self._lr = (recipe.lr, recipe.lr)
         groups: list[dict[str, Any]] = []

@@ -161,6 +161,7 @@ class RunRecord:
             self.summary[f"val_{task.primary}"] = evaluated[-1][f"val_{task.primary}"]
         images = recipe.epochs * len(splits.train)
         self.summary |= {
+            "parameters": sum(parameter.numel() for parameter in network.parameters()),
             "seconds": round(state.seconds, 3),
             "images_per_second": round(images / max(state.seconds, 1e-9), 1),
             "trained_together": together,
@@ -195,6 +196,8 @@ def described(settings: dict[str, Any]) -> dict[str, Any]:
         "teacher": teacher.get("name"),
         "teacher_saw": settings["teacher_saw"],
     }
+    if "reused" in settings["student"]:
+        found["classifier_of"] = settings["student"]["reused"]["teacher"]
     if "in_context" in settings:
         found["in_context"] = settings["in_context"]
     if "peers" in settings:

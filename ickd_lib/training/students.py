@@ -141,6 +141,8 @@ def _learner(
     rows = len(task.keys(train)[0])
     with runtime.seeded(student.seed, "method"):
         network = method.adapt(network, teacher, train.size)
+        if network.added:
+            origin = {**origin, **network.added}
         method.setup(network.features_dim, teacher.features_dim if teacher else 0, network.num_classes, rows)
     settings = {"student": origin, "method": method.config, "seed": student.seed, **shared}
     if asked := [{k: getattr(spec, k) for k in ("positives", "negatives")} for spec in method.retrievals]:

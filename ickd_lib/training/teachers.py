@@ -78,17 +78,19 @@ def load(folder: str | Path, *, device: str | torch.device = "auto") -> Network:
     if "mean" not in origin:
         raise InputError(f"{folder} is the run of a network of your own; load {folder}/student.safetensors into it")
     spec = {key: origin[key] for key in ("num_classes", "mean", "std")}
-    network = _loaded(origin["network"], spec, Path(folder) / "student.safetensors")
+    network = _loaded(origin["network"], spec, Path(folder) / "student.safetensors", origin.get("reused"))
     data = run.settings["data"]
     network.classes = tuple(data.get("classes", ()))
     network.trained_on = {"data": data["name"], "labels": data["images"]}
     return network.to(runtime.device(device))
 
 
-def _loaded(name: str, spec: dict[str, Any], weights: str | Path) -> Network:
-    """Create a network and load its weights."""
+def _loaded(name: str, spec: dict[str, Any], weights: str | Path, reused: dict[str, Any] | None = None) -> Network:
+    """Create a network, with another one's classifier if it has that (`models.Reused`), and load its weights."""
     with runtime.seeded():  # the initial weights are overwritten; torch's global generator stays as it was
         network = models.create(name, **spec)
+        if reused:
+            network = models.Reused(network, **reused)
     return models.load_weights(network, weights).eval()
 
 
