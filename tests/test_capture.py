@@ -197,7 +197,7 @@ def test_a_step_that_cannot_be_captured_runs_eagerly_and_the_cause_is_named(digi
 def test_what_students_share_is_made_before_they_step_side_by_side(digits, teacher):
     bank = MemoryBank.build(teacher, digits.train, precision="fp32")
     assert bank._means is None
-    TeacherBank(bank, [])
+    TeacherBank(bank, [], bank.index)
     assert bank._means is not None and bank._sums is not None
 
 

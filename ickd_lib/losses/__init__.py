@@ -2,7 +2,7 @@
 
     labels      cross-entropy, label smoothing, the logits of a virtual teacher
     logits      losses between logits of the same classes: KD, CKD, DKD, DIST, MLKD, logit standardisation
-    incontext   PICD and NICD, the losses of in-context distillation
+    incontext   PICD and NICD, the losses of in-context distillation, with their variants
     features    losses that need no shared classes: RKD, SP, PKT, CRD, attention transfer
     refilled    REFILLED: relationship matching and local classification
     online      the ensemble of students that train together
@@ -17,7 +17,15 @@ Gradients stay finite where samples coincide.
 """
 
 from ickd_lib.losses.features import attention_transfer, crd, pkt, rkd_angle, rkd_distance, sp
-from ickd_lib.losses.incontext import aggregate, aggregation_weights, nicd, picd
+from ickd_lib.losses.incontext import (
+    aggregate,
+    aggregation_weights,
+    entropy_gate,
+    nicd,
+    picd,
+    relational_nicd,
+    residual_target,
+)
 from ickd_lib.losses.labels import cross_entropy, label_smoothing, virtual_teacher
 from ickd_lib.losses.logits import ckd, dist, dkd, kd, mlkd, standardise
 from ickd_lib.losses.online import ensemble
@@ -33,6 +41,7 @@ __all__ = [
     "dist",
     "dkd",
     "ensemble",
+    "entropy_gate",
     "kd",
     "label_smoothing",
     "mlkd",
@@ -41,6 +50,8 @@ __all__ = [
     "pkt",
     "refilled_embedding",
     "refilled_local",
+    "relational_nicd",
+    "residual_target",
     "rkd_angle",
     "rkd_distance",
     "semi_hard",
