@@ -92,7 +92,7 @@ def require_fit(
 
 def _agree(bank: MemoryBank, images: Images, teacher: models.Network, task: Task, keys: Tensor) -> bool:
     """Return whether the bank's features of a few samples are those that the teacher computes, up to rounding."""
-    some = keys.unique()[:: max(1, len(keys) // CHECKED)][:CHECKED]
+    some = keys.unique()[:: max(1, len(keys) // CHECKED)][:CHECKED].contiguous()
     found, rows = task.bank_samples(teacher, images, keys=some), bank.rows(some)
     stored = bank.features[rows] * bank.norms[rows, None]
     every = slice(None, None, max(1, len(bank) // SPREAD))
