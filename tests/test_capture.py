@@ -18,6 +18,11 @@ RECIPE = Recipe(epochs=3, batch_size=16, lr=0.05, schedule="cosine")  # 8 steps 
 # Their steps read on the host which rows of a bank in training are filled, or draw partners there.
 UNFIT = {"ickd_online", "ickd_self", "pskd", "cskd"}
 DRAWN = {"crd"}  # at random in each step, on a GPU from another place of the generator
+WRITTEN = [  # the teacher's rows are written in each step
+    "ickd(dynamic=True, residual=0.5, gate=0.5, form='relational')",
+    "ickd(dynamic=True, order='class')",
+    "ickd(dynamic=True, order='random', redraw=True)+nicd",
+]
 
 
 class Tape(TorchDispatchMode):
@@ -106,7 +111,7 @@ def two(method):
     return [Student("resnet8", method, seed, name=str(seed)) for seed in range(1 + peers)]
 
 
-@pytest.mark.parametrize("method", sorted(set(methods.names()) - DRAWN))
+@pytest.mark.parametrize("method", [*sorted(set(methods.names()) - DRAWN), *WRITTEN])
 def test_a_replayed_step_trains_as_one_that_is_run(method, digits, teacher, bank, replaying):
     plain = train(two(method), digits, teacher, bank)
     replaying()
