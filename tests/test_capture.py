@@ -18,6 +18,11 @@ RECIPE = Recipe(epochs=3, batch_size=16, lr=0.05, schedule="cosine")  # 8 steps 
 # Their steps read on the host which rows of a bank in training are filled, or draw partners or second views there.
 UNFIT = {"ickd_online", "ickd_self", "pskd", "cskd", "mlkd"}
 DRAWN = {"crd", "crd_bank"}  # at random in each step, on a GPU from another place of the generator
+WRITTEN = [  # the teacher's rows are written in each step
+    "ickd(dynamic=True, residual=0.5, gate=0.5, form='relational')",
+    "ickd(dynamic=True, order='class')",
+    "ickd(dynamic=True, order='random', redraw=True)+nicd",
+]
 
 
 class Tape(TorchDispatchMode):
@@ -106,7 +111,7 @@ def two(method):
     return [Student("resnet8", method, seed, name=str(seed)) for seed in range(1 + peers)]
 
 
-@pytest.mark.parametrize("method", sorted(set(methods.names()) - DRAWN))
+@pytest.mark.parametrize("method", [*sorted(set(methods.names()) - DRAWN), *WRITTEN])
 def test_a_replayed_step_trains_as_one_that_is_run(method, digits, teacher, bank, replaying):
     plain = train(two(method), digits, teacher, bank)
     replaying()
@@ -197,7 +202,7 @@ def test_a_step_that_cannot_be_captured_runs_eagerly_and_the_cause_is_named(digi
 def test_what_students_share_is_made_before_they_step_side_by_side(digits, teacher):
     bank = MemoryBank.build(teacher, digits.train, precision="fp32")
     assert bank._means is None
-    TeacherBank(bank, [])
+    TeacherBank(bank, [], bank.index)
     assert bank._means is not None and bank._sums is not None
 
 

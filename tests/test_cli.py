@@ -107,6 +107,25 @@ def test_published_settings_are_taken(run, monkeypatch):
     assert run("train --published --method ickd --teacher resnet20")[2].startswith("not published settings: ")
 
 
+def test_a_bank_of_more_images_than_the_students(run):
+    def trained(more):
+        line = f"train --method ickd(positives=3,negatives=5) {QUICK} {SHORT} {more}"
+        status, out, _ = run(line)
+        summary = json.loads(out[: out.index("run folder")])
+        assert status == 0 and summary["train_images"] == 60
+        return summary.get("bank_rows"), json.loads(Path("runs", summary["name"], "config.json").read_text())
+
+    (rows, config), (fewer, _), (none, _) = (
+        trained(more) for more in ("--bank-images all", "--bank-images 200 --bank-labels given", "")
+    )
+    assert (rows, fewer, none) == (1000, 200, None)
+    assert config["settings"]["bank"]["labels"].startswith("60 given")
+    (table,) = [line for line in run("report runs")[1].splitlines() if "bank of 1,000 rows" in line]
+    assert table.startswith("| ickd(positives=3, negatives=5) with a bank of 1,000 rows | 1 |")
+    status, out, _ = run(f"compare --methods ce picd(positives=3) --seeds 1 --bank-images all {QUICK} {SHORT}")
+    assert status == 0 and "| picd(positives=3) with a bank of 1,000 rows |" in out and "| ce | 1 |" in out
+
+
 def test_bank_is_saved_and_measured(run, tmp_path):
     status, out, _ = run(f"bank {QUICK} {SHORT} --k 3")
     numbers = json.loads(out)
@@ -142,6 +161,7 @@ def test_a_run_serves_as_teacher(run):
         ("train --method ce --name . --runs new", "name='.' cannot be the name of a run folder"),
         ("train --method ce --name a/b", "name='a/b' cannot be the name of a run folder"),
         ("train --method ce --task clasification", "unknown task 'clasification'; did you mean 'classification'?"),
+        ("train --method ce --bank-images all", "--bank-images needs a method with a memory bank"),
         ("train --method ce --optimizer adm", "unknown optimizer 'adm'; did you mean 'Adam'?"),
         ("diff nowhere elsewhere", "nowhere/config.json does not exist"),
     ],
@@ -150,6 +170,14 @@ def test_mistakes_are_one_line(run, line, message):
     status, out, err = run(line)
     assert status == 2 and out == ""
     assert message in err and err.startswith("error: ") and err.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("images", "message"), [("many", "neither a number nor all"), ("59", "to 59; give a number from 60")]
+)
+def test_a_bank_of_no_such_number_is_refused(run, images, message):
+    status, _, err = run(f"train --method picd --bank-images {images} {QUICK} {SHORT}")
+    assert status == 2 and message in err and err.splitlines()[-1].startswith("error: ")
 
 
 def test_a_run_of_other_settings_is_refused(run):

@@ -179,6 +179,26 @@ def test_terms_equal_a_loop_and_the_method(small, name):
     assert list(terms) == list(step)  # in order
 
 
+def test_terms_of_the_variants_of_ickd(small):
+    """The own row of a query is the teacher's output for it, as is its output for the view."""
+    method = methods.create("ickd(residual=0.5, gate=0.8, form='relational', dynamic=True)")
+    found = around(small, temperature=method.aggregation_temperature)
+    near, far, logits = found.positives, found.negatives, found.logits
+    lacking = ~near.mask.any(1, keepdim=True)
+    target = logits["teacher"] + 0.5 * (logits["aggregate"] - logits["teacher"]).masked_fill(lacking, 0)
+    student, teacher, gate = logits["student"], logits["teacher"], losses.entropy_gate(logits["teacher"], strength=0.8)
+    pool = {"positive_logits": near.logits, "positive_mask": near.mask}
+    expected = {
+        "ce": 0.1 * losses.cross_entropy(student, LABELS),
+        "kd": 0.9 * losses.kd(student, target),
+        "picd": 0.3 * losses.picd(student, near.logits, found.weights, gate=gate),
+        "nicd": 5 * losses.relational_nicd(student, teacher, far.logits, far.mask, **pool),
+    }
+    assert lacking.any() and not lacking.all()
+    terms = explore.terms(method, found, LABELS)
+    assert terms == pytest.approx({name: term.item() for name, term in expected.items()}, rel=1e-5)
+
+
 @pytest.mark.parametrize(
     "name", ["ce", "kd", "crd_bank", "ickd_online", "ickd_self", "ickd(kd=0, picd=0, nicd=0)", "ickd+rkd"]
 )

@@ -13,6 +13,7 @@ from ickd_lib.runtime import InputError
 from ickd_lib.tasks import Samples
 
 B, C, D = 6, 10, 4
+VARIANTS = ["ickd(form='relational')", "ickd(residual=0.5)", "ickd(gate=1.0)", "ickd(dynamic=True)"]
 
 
 class Tiny(models.Network):
@@ -59,18 +60,19 @@ def context(method, seed=0, phase=0, networks=None):
                 one.retain_grad()
         return Samples(given.logits, given.features, labels, every, every, maps)
 
-    def samples(k):
+    def samples(k, own=False):
         return InContext(
             torch.zeros(B, k).long(),
             torch.rand(B, k, generator=g),
             normal(B, k, C).requires_grad_(),
             normal(B, k, D).requires_grad_(),
             torch.ones(B, k, dtype=torch.bool),
+            own=normal(B, C).requires_grad_() if own else None,
         )
 
     def retrieved(name):
         requests = [spec for spec in method.retrievals if spec.source == name]
-        return {spec: (samples(spec.positives), samples(spec.negatives)) for spec in requests}
+        return {spec: (samples(spec.positives, spec.own), samples(spec.negatives)) for spec in requests}
 
     def target_source(name):
         return TargetSource(output(), retrieved=retrieved(name))
@@ -109,7 +111,8 @@ def context(method, seed=0, phase=0, networks=None):
 
 def gradients(output):
     """Of samples, or of in-context samples."""
-    return [tensor.grad for tensor in (output.logits, output.features, *getattr(output, "maps", ()))]
+    own = [output.own] if getattr(output, "own", None) is not None else []
+    return [tensor.grad for tensor in (output.logits, output.features, *own, *getattr(output, "maps", ()))]
 
 
 def others(context):
@@ -122,7 +125,7 @@ def others(context):
 
 
 @pytest.mark.parametrize("phase", [0, 1])
-@pytest.mark.parametrize("name", [*methods.names(), "ickd+dist", "refilled+kd"])
+@pytest.mark.parametrize("name", [*methods.names(), *VARIANTS, "ickd+dist", "refilled+kd"])
 def test_every_method_teaches_the_student_and_nobody_else(name, phase):
     method = methods.create(name)
     networks = prepared(method)
@@ -139,7 +142,7 @@ def test_every_method_teaches_the_student_and_nobody_else(name, phase):
     torch.stack(list(terms.values())).sum().backward()
     assert sum(float(g.abs().sum()) for g in gradients(seen.student) if g is not None) > 0
     assert all(g is None for other in others(seen) for g in gradients(other))
-    assert method.config["name"] == name and methods.describe(method) == name
+    assert methods.describe(method) == name
 
 
 @pytest.mark.parametrize("name", methods.names())
@@ -289,6 +292,49 @@ def test_ickd_is_the_weighted_sum_of_its_parts():
     assert {k: v.item() for k, v in terms.items()} == pytest.approx({k: v.item() for k, v in expected.items()})
 
 
+def test_the_variants_of_ickd_are_their_losses():
+    arguments = "temperature=2, form='relational', kappa=0.2, kappa_teacher=0.05, residual=0.5, gate=0.6"
+    method = methods.create(f"ickd(ce=2, kd=3, picd=5, nicd=7, {arguments})")
+    seen = context(method)
+    terms, logits, near, far = method(seen), seen.student.logits, seen.positives, seen.negatives
+    weights = losses.aggregation_weights(near.similarity, near.mask, temperature=0.05)
+    target = seen.teacher.logits + 0.5 * ((weights[..., None] * near.logits).sum(1) - near.own)
+    gate = losses.entropy_gate(seen.teacher.logits, strength=0.6)
+    pool = {"positive_logits": near.logits, "positive_mask": near.mask}
+    relations = losses.relational_nicd(
+        logits, seen.teacher.logits, far.logits, far.mask, **pool, kappa=0.2, kappa_teacher=0.05
+    )
+    expected = {
+        "ce": 2 * losses.cross_entropy(logits, seen.student.labels),
+        "kd": 3 * losses.kd(logits, target, temperature=2),
+        "picd": 5 * losses.picd(logits, near.logits, weights, temperature=2, gate=gate),
+        "nicd": 7 * relations,
+    }
+    assert {k: v.item() for k, v in terms.items()} == pytest.approx({k: v.item() for k, v in expected.items()})
+
+
+def test_without_a_residual_the_target_is_that_of_kd_bit_for_bit():
+    method = methods.create("ickd(residual=0.0, picd=0, nicd=0)")
+    assert method.retrieval is None
+    seen = context(method)
+    assert torch.equal(method(seen)["kd"], methods.create("kd")(seen)["kd"])
+    other = methods.create("ickd(residual=0.5)")
+    assert torch.equal(
+        other._kd(seen.student.logits, seen.sources("teacher")[0]), losses.kd(seen.student.logits, seen.teacher.logits)
+    ), "before retrieval has started"
+
+
+def test_which_samples_are_in_the_pool_does_not_depend_on_the_weight_of_picd():
+    with_picd, without = methods.create("ickd(form='relational')"), methods.create("ickd(form='relational', picd=0)")
+    assert with_picd.retrieval == without.retrieval and with_picd.retrieval.positives == 8
+    seen = context(with_picd)
+    assert torch.equal(with_picd(seen)["nicd"], without(seen)["nicd"])
+    alone = methods.create("nicd(form='relational', positives=0, nicd=5)")
+    assert alone.retrieval.positives == 0 and not torch.equal(alone(seen)["nicd"], without(seen)["nicd"])
+    cold = methods.create("nicd(form='relational', positives=0, kappa_teacher=1e-6)")
+    assert cold(seen)["nicd"].item() == pytest.approx(methods.create("nicd")(seen)["nicd"].item(), rel=1e-5)
+
+
 def test_what_no_term_needs_is_not_asked_for():
     assert methods.create("ickd(picd=0, nicd=0)").needs == {"teacher"}
     assert methods.create("picd").needs == set()
@@ -296,7 +342,9 @@ def test_what_no_term_needs_is_not_asked_for():
     assert methods.create("nicd").retrieval.positives == 0
     assert methods.create("nicd(anchor='aggregate')").needs == set()
     assert methods.create("nicd(anchor='aggregate')").retrieval.positives == 8
-    assert methods.create("picd(query='view')").needs == {"teacher"}
+    for name in ("picd(query='view')", "picd(dynamic=True)", "picd(gate=1)", "nicd(form='relational')"):
+        assert methods.create(name).needs == {"teacher"}
+    assert methods.create("ickd(residual=1)").retrieval.own and not methods.create("ickd").retrieval.own
 
 
 def test_a_sample_without_a_positive_is_not_separated_from_its_negatives():
@@ -351,6 +399,16 @@ def test_the_aggregate_can_be_the_anchor():
         ("ickd(positives=0)", "positives=0 must be above 0"),
         ("ickd(form='info')", "unknown form 'info'; did you mean 'infonce'"),
         ("ickd(ce=0, kd=0, picd=0, nicd=0)", "give at least one of them a weight"),
+        ("ickd(form='relational', positives=0)", "positives=0 must be above 0"),
+        ("ickd(form='relational', anchor='aggregate')", "give anchor='teacher'"),
+        ("ickd_self(form='relational')", "give anchor='teacher'"),
+        ("ickd(kappa_teacher=0)", "kappa_teacher=0 must be above 0"),
+        ("picd(residual=0.5)", "changes the target of KD"),
+        ("ickd_online(residual=0.5)", "changes the target of KD from a teacher"),
+        ("nicd(gate=1)", "is a factor of PICD"),
+        ("ickd(gate=2)", "gate=2 must lie between 0 and 1"),
+        ("ickd_self(dynamic=True)", "for in-context samples from a teacher's bank"),
+        ("ickd(dynamic=True, picd=0, nicd=0)", "give picd, nicd or residual a weight"),
         ("ickd(order='random', query='view')", "searches for the nearest samples"),
         ("refilled(share=2)", "share=2 must lie between 0 and 1"),
         ("kd(standardised='False')", "expected True or False"),
@@ -417,3 +475,14 @@ def test_negatives_are_at_most_a_third_of_the_images(name, rows, expected):
     method = methods.create(name)
     method.setup(8, 8, 10, rows)
     assert [spec.negatives for spec in method.retrievals] == [expected]
+
+
+def test_a_third_is_that_of_a_larger_bank():
+    method = methods.create("ickd")
+    method.bank_rows = 300
+    method.setup(8, 8, 10, 90)
+    assert method.retrieval.negatives == 100
+    method = methods.create("ickd_self")
+    method.bank_rows = 300
+    method.setup(8, 8, 10, 60)
+    assert method.retrieval.negatives == 20

@@ -73,7 +73,21 @@ ALLOWED = {
     "plots": {"runtime", "data", "memory"},
     "explore": {"runtime", "losses", "data", "models", "metrics", "tasks", "memory", "methods"},
     "widgets": {"runtime", "data", "models", "metrics", "tasks", "memory", "methods", "runs", "plots", "explore"},
-    "__main__": {"", "runtime", "data", "models", "metrics", "tasks", "memory", "methods", "training", "runs", "plots"},
+    "options": {"", "data", "tasks", "methods", "training"},
+    "__main__": {
+        "",
+        "options",
+        "runtime",
+        "data",
+        "models",
+        "metrics",
+        "tasks",
+        "memory",
+        "methods",
+        "training",
+        "runs",
+        "plots",
+    },
 }
 
 

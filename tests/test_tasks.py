@@ -121,6 +121,29 @@ def test_methods_see_samples_and_their_keys(few, expert):
         )
 
 
+def test_a_dynamic_bank_of_the_samples_of_more_images(few, expert):
+    seen = []
+
+    class Watching(methods.ICKD):
+        def forward(self, context):
+            seen.append(context)
+            return super().forward(context)
+
+    images = data.selection.extended(few.train, data.load("digits").train, 150)
+    known = Halves().keys(few.train)[0]
+    bank = MemoryBank.build(expert, images, labels=known, task=Halves(), precision="fp32")
+    assert len(bank) == 300 and bank.source["labels"].startswith("120 given")
+    hand = MemoryBank.build(expert, images, labels=known, task=Halves(), precision="fp32")
+    method = Watching(positives=2, negatives=3, dynamic=True, residual=0.5)
+    distill([Student("resnet8", method, name="a")], few, expert, bank=bank)
+    for context in seen:
+        keys, near = context.student.key, context.positives
+        assert torch.equal(near.own, hand.logits[hand.rows(keys)])
+        assert torch.equal(near.logits, hand.logits[hand.rows(near.index)])
+        hand.update(keys, context.student.features.new_zeros(len(keys), hand.features.shape[1]), context.teacher.logits)
+    assert any((~torch.isin(context.positives.index, known)).any() for context in seen)
+
+
 def test_a_run_of_another_task_stops_resumes_and_is_reported(few, expert, tmp_path, monkeypatch):
     whole = distill([Student("resnet8", "ickd_self(positives=2, negatives=3)", name="a")], few)["a"]
     step, taken = training.optimizers.Optimizer.step, []

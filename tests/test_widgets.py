@@ -532,7 +532,10 @@ def test_without_a_student_there_are_no_terms_and_no_mistakes(bank, digits):
     assert explorer.error == "'wrong' needs a student; pass student=…"
 
 
-@pytest.mark.parametrize("method", ["ickd", "picd(kd=0.5)", "ickd(average='probabilities', form='hinge')"])
+VARIANTS = ["ickd(residual=0.5, gate=1, dynamic=True)", "nicd(positives=0, form='relational')"]
+
+
+@pytest.mark.parametrize("method", ["ickd", "picd(kd=0.5)", "ickd(average='probabilities', form='hinge')", *VARIANTS])
 def test_the_table_compares_a_query_with_the_mean_of_many(bank, digits, student, method):
     explorer = NeighbourExplorer(bank, digits.train, student=student, method=method)
     explorer.number.value, explorer.positives.value, explorer.negatives.value = 41, 4, 6

@@ -52,6 +52,28 @@ def stratified(labels: Tensor, count: int, classes: tuple[str, ...], seed: int) 
     return torch.cat(drawn).sort().values
 
 
+def extended(subset: Images, everything: Images, count: int, seed: int = 0) -> Images:
+    """Return a subset together with other images, which are drawn at random whatever their classes.
+
+    Args:
+        subset: images of `everything`.
+        everything: the images from which the others are drawn.
+        count: number of all images that are returned; they are in the order of `everything`.
+        seed: the draw is a function of `seed` and `count`.
+    Raises:
+        InputError: `count` is smaller than the subset, or larger than `everything`.
+    """
+    if not len(subset) <= count <= len(everything):
+        raise InputError(
+            f"cannot extend {len(subset)} images to {count}; give a number from {len(subset)} to {len(everything)}"
+        )
+    chosen = torch.isin(everything.index, subset.index).cpu()
+    others = (~chosen).nonzero().squeeze(1)
+    drawn = torch.randperm(len(others), generator=runtime.generator(seed, "extended", count))
+    chosen[others[drawn[: count - len(subset)]]] = True
+    return everything.subset(chosen.nonzero().squeeze(1))
+
+
 def only(images: Images, classes: Sequence[str | int]) -> Images:
     """Return the images of the given classes; the labels and the list of classes do not change.
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TypeGuard
 
 import torch
@@ -81,6 +81,7 @@ def neighbourhood(
 def _weighted(
     near: InContext, far: InContext, teacher: Tensor, student: Tensor | None, temperature: float | None
 ) -> Neighbourhood:
+    near = replace(near, own=teacher)  # a query without augmentation, as its row in the bank
     weights = losses.aggregation_weights(near.similarity, near.mask, temperature=temperature)
     logits = {"teacher": teacher, "aggregate": losses.aggregate(near.logits, weights)[0]}
     return Neighbourhood(near, far, weights, logits if student is None else {**logits, "student": student})

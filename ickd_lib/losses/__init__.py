@@ -4,7 +4,7 @@
     logits      losses between logits of the same classes: KD, CKD, DKD, DIST, NKD, TTM, LwF, logit standardisation
     multilevel  losses between logits, and between similarities of samples or classes: MLKD, SKD
     transport   WKD-L: transport of probability between classes
-    incontext   PICD and NICD, the losses of in-context distillation
+    incontext   PICD and NICD, the losses of in-context distillation, with their variants
     features    losses between features, which need no shared classes: RKD, PKT
     contrastive losses between embeddings and the rows of a memory: CRD, SEED
     maps        losses between feature maps: attention transfer, SP, FitNet, VID, knowledge review, CAT-KD, WKD-F
@@ -22,7 +22,15 @@ returns these terms separately and unweighted. Gradients stay finite where sampl
 
 from ickd_lib.losses.contrastive import crd, crd_bank, seed
 from ickd_lib.losses.features import pkt, rkd_angle, rkd_distance
-from ickd_lib.losses.incontext import aggregate, aggregation_weights, nicd, picd
+from ickd_lib.losses.incontext import (
+    aggregate,
+    aggregation_weights,
+    entropy_gate,
+    nicd,
+    picd,
+    relational_nicd,
+    residual_target,
+)
 from ickd_lib.losses.labels import cross_entropy, label_smoothing, tfkd, uskd
 from ickd_lib.losses.logits import ckd, dist, dkd, kd, lwf, nkd, standardise, target_term, ttm
 from ickd_lib.losses.maps import (
@@ -54,6 +62,7 @@ __all__ = [
     "dist",
     "dkd",
     "ensemble",
+    "entropy_gate",
     "gaussian_wasserstein",
     "hierarchical_context",
     "hint",
@@ -68,6 +77,8 @@ __all__ = [
     "prototype_cost",
     "refilled_embedding",
     "refilled_local",
+    "relational_nicd",
+    "residual_target",
     "rkd_angle",
     "rkd_distance",
     "same_size",

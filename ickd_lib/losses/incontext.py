@@ -5,11 +5,13 @@ The abstract of the paper describes the idea; the formulas here are this project
 
 from __future__ import annotations
 
+import math
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ickd_lib.losses._shared import kl
+from ickd_lib.losses._shared import kl, masked_log_softmax
 
 
 def aggregation_weights(similarity: Tensor, mask: Tensor, *, temperature: float | None = 0.1) -> Tensor:
@@ -56,6 +58,7 @@ def picd(
     *,
     temperature: float = 4.0,
     average: str = "logits",
+    gate: Tensor | None = None,
 ) -> Tensor:
     """Compute the loss of positive in-context distillation, τ² KL(σ(z̄/τ) ‖ σ(z^S/τ)).
 
@@ -67,12 +70,51 @@ def picd(
         weights: from `aggregation_weights`, shape [B, k]. The loss of a query without a valid positive, a row of zeros,
             is 0.
         temperature, average: as for `aggregate`.
+        gate: a factor for each sample's divergence, as `entropy_gate` returns it, shape [B]; None for 1.
     Returns:
-        A scalar: the mean over all B samples.
+        A scalar: the mean over all B samples, whatever the gate.
     """
     _, target = aggregate(positive_logits, weights, temperature=temperature, average=average)
     divergence = kl(F.log_softmax(student_logits / temperature, -1), target, temperature)
-    return divergence.masked_fill(weights.sum(1) == 0, 0).mean()
+    divergence = divergence.masked_fill(weights.sum(1) == 0, 0)
+    return (divergence if gate is None else divergence * gate.detach()).mean()
+
+
+def entropy_gate(teacher_logits: Tensor, *, strength: float = 1.0) -> Tensor:
+    """Compute a factor for each sample that falls with the teacher's certainty: 1 - g + g H(σ(z^T)) / log C.
+
+    H is the entropy. The factor is 1 where the teacher's prediction is uniform, and 1 - g where it is certain.
+
+    Args:
+        teacher_logits: the teacher's logits of each sample, z^T, shape [B, C].
+        strength: g, from 0 (all factors are 1) to 1.
+    Returns:
+        Shape [B].
+    """
+    log_probabilities = F.log_softmax(teacher_logits.detach(), -1)
+    entropy = -(log_probabilities.exp() * log_probabilities).sum(-1)
+    return 1 - strength + strength * entropy / math.log(teacher_logits.shape[1])
+
+
+def residual_target(
+    teacher_logits: Tensor, aggregated: Tensor, own_logits: Tensor, mask: Tensor, *, residual: float
+) -> Tensor:
+    """Compute a target of KD that adds what in-context samples change: z^T + λ (z̄ - z^T_row).
+
+    The difference between the aggregate and the sample's own row, which are both of images without augmentation, is
+    added to the logits of the augmented image, so that the target still depends on the augmentation.
+
+    Args:
+        teacher_logits: the teacher's logits of the augmented image, z^T, shape [B, C].
+        aggregated: the aggregate of the positives, z̄, from `aggregate`, shape [B, C].
+        own_logits: logits in the sample's own row of the bank, z^T_row, shape [B, C].
+        mask: true where a sample has a valid positive; elsewhere the target is z^T, shape [B].
+        residual: λ; with 0 the target is z^T.
+    Returns:
+        Shape [B, C], without gradient.
+    """
+    difference = (aggregated - own_logits).masked_fill(~mask[:, None], 0)
+    return (teacher_logits + residual * difference).detach()
 
 
 def nicd(
@@ -110,13 +152,65 @@ def nicd(
     """
     student = F.normalize(student_logits, dim=-1)
     positive = (student * F.normalize(anchor_logits.detach(), dim=-1)).sum(-1, keepdim=True)
-    if normalised:
-        # On a CPU, a row vector times a matrix is faster than a matrix times a column, mainly in the backward pass.
-        negative = (student[:, None] @ negative_logits.detach().mT).squeeze(1)
-    else:
-        negative = (F.normalize(negative_logits.detach(), dim=-1) @ student[..., None]).squeeze(-1)
+    negative = _cosines(student, negative_logits.detach(), normalised)
     if form == "hinge":
         excess = (negative - positive + margin).clamp(min=0).masked_fill(~mask, 0)
         return (excess.sum(1) / mask.sum(1).clamp(min=1)).mean()
     scores = torch.cat([positive, negative.masked_fill(~mask, -torch.inf)], 1) / kappa
     return -F.log_softmax(scores, dim=1)[:, 0].mean()
+
+
+def relational_nicd(
+    student_logits: Tensor,
+    teacher_logits: Tensor,
+    negative_logits: Tensor,
+    mask: Tensor,
+    *,
+    positive_logits: Tensor | None = None,
+    positive_mask: Tensor | None = None,
+    kappa: float = 0.1,
+    kappa_teacher: float = 0.03,
+    normalised: bool = False,
+) -> Tensor:
+    """Compute the relational form of negative in-context distillation, whose target is soft.
+
+    The pool R of a sample i contains i itself, its positives (where given) and its negatives. The loss is
+    KL( softmax_{j∈R} cos(z^T_i, z^T_j) / κ_T ‖ softmax_{j∈R} cos(z^S_i, z^T_j) / κ ), where z^T_i is the teacher's
+    output for i and all other z^T_j are rows of the bank. For κ_T → 0, the target is i alone and the loss is that of
+    `nicd` over the same pool.
+
+    Args:
+        student_logits: z^S_i, shape [B, C].
+        teacher_logits: z^T_i, the teacher's logits of the sample itself, shape [B, C].
+        negative_logits, mask, normalised: as for `nicd`. The loss of a row whose pool is i alone is 0.
+        positive_logits: the teacher's logits of each sample's positives, of any length, shape [B, k, C]; None leaves
+            them out of the pool.
+        positive_mask: true where the positive is valid, shape [B, k].
+        kappa: κ, the temperature of the student.
+        kappa_teacher: κ_T, the temperature of the teacher.
+    Returns:
+        A scalar: the mean over all B samples.
+    """
+    student, teacher = F.normalize(student_logits, dim=-1), F.normalize(teacher_logits.detach(), dim=-1)
+    scores = [(student * teacher).sum(-1, keepdim=True)]
+    targets = [(teacher * teacher).sum(-1, keepdim=True)]
+    valid = [mask.new_ones(len(mask), 1)]
+    pool = [(negative_logits, mask, normalised)]
+    if positive_logits is not None and positive_mask is not None:
+        pool.append((positive_logits, positive_mask, False))
+    for logits, allowed, unit in pool:
+        logits = logits.detach() if unit else F.normalize(logits.detach(), dim=-1)
+        scores.append(_cosines(student, logits, True))
+        targets.append(_cosines(teacher, logits, True))
+        valid.append(allowed)
+    allowed = torch.cat(valid, 1)
+    target = masked_log_softmax(torch.cat(targets, 1) / kappa_teacher, allowed)
+    return kl(masked_log_softmax(torch.cat(scores, 1) / kappa, allowed), target, 1.0).mean()
+
+
+def _cosines(queries: Tensor, logits: Tensor, normalised: bool) -> Tensor:
+    """Compute the cosine of each query, of unit length, [B, C], with its own k vectors of logits, [B, k, C]: [B, k]."""
+    if normalised:
+        # On a CPU, a row vector times a matrix is faster than a matrix times a column, mainly in the backward pass.
+        return (queries[:, None] @ logits.mT).squeeze(1)
+    return (F.normalize(logits, dim=-1) @ queries[..., None]).squeeze(-1)

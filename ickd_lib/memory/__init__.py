@@ -1,7 +1,17 @@
 """The memory bank: a network's features and logits for a data set, and exact retrieval of in-context samples."""
 
 from ickd_lib.memory.bank import MemoryBank
+from ickd_lib.memory.dynamic import DynamicBank
 from ickd_lib.memory.search import NEGATIVES, POSITIVES, InContext, Neighbours
 from ickd_lib.memory.source import require_fit, source_of
 
-__all__ = ["NEGATIVES", "POSITIVES", "InContext", "MemoryBank", "Neighbours", "require_fit", "source_of"]
+__all__ = [
+    "NEGATIVES",
+    "POSITIVES",
+    "DynamicBank",
+    "InContext",
+    "MemoryBank",
+    "Neighbours",
+    "require_fit",
+    "source_of",
+]

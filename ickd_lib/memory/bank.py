@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -12,9 +11,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ickd_lib import models, runtime
-from ickd_lib.memory import retrieval
+from ickd_lib.memory import files, retrieval
 from ickd_lib.memory.search import NEGATIVES, POSITIVES, InContext, Neighbours
-from ickd_lib.memory.source import source_of
+from ickd_lib.memory.source import labelled, source_of
 from ickd_lib.runtime import InputError
 from ickd_lib.tasks import Classification, Task
 
@@ -92,29 +91,40 @@ class MemoryBank:
 
     @classmethod
     def build(
-        cls, teacher: models.Network, images: Images, *, task: Task | None = None, precision: str = "auto"
+        cls,
+        teacher: models.Network,
+        images: Images,
+        *,
+        labels: str | Tensor = "given",
+        task: Task | None = None,
+        precision: str = "auto",
     ) -> MemoryBank:
         """Compute a bank with a row for every sample of the images, which are not augmented.
 
         Args:
             teacher: a network on the images' device, which is not changed.
-            images: the images; the keys of their samples become the bank's index.
+            images: the images; the keys of their samples become the bank's index. They may be more than those that
+                students are trained on.
+            labels: the class of each row. "given": that of the images. "teacher": the class that the teacher predicts.
+                A tensor of keys [n]: that of the images for these samples, and the teacher's prediction for all others,
+                whose labels are taken as unknown.
             task: defines the samples of an image; by default classification, where an image is one sample.
             precision: "auto", "fp32" or "bf16".
         Raises:
-            InputError: there is no image.
+            InputError: there is no image, or the teacher predicts other classes than those of the images.
         """
         if len(images) == 0:
             raise InputError(f"{images.name} has no image to build a bank from")
         samples = (task or Classification()).bank_samples(teacher, images, precision=precision)
+        known, mark = labelled(samples, images, teacher, labels)
         order = samples.key.argsort()
         return cls(
             samples.features[order],
             samples.logits[order],
-            samples.labels[order],
+            known[order],
             samples.key[order],
             images.classes,
-            source=source_of(images, teacher),
+            source=source_of(images, teacher) | mark,
         )
 
     @classmethod
@@ -206,7 +216,8 @@ class MemoryBank:
         if self._sums is None:
             both = torch.cat([self.logits, self.features], 1) * self.filled[:, None]
             sums = both.new_zeros(len(self.classes), both.shape[1]).index_add_(0, self.labels, both)
-            self._sums = sums, torch.bincount(self.labels[self.filled], minlength=len(self.classes))
+            counts = torch.zeros(len(self.classes), dtype=torch.long, device=self.labels.device)
+            self._sums = sums, counts.index_add_(0, self.labels, self.filled.long())
         return self._sums
 
     def class_means(self) -> Tensor:
@@ -266,20 +277,31 @@ class MemoryBank:
         negatives: int = NEGATIVES,
         per_class: bool = False,
         allow_missing: bool = False,
+        rows: Tensor | None = None,
     ) -> tuple[Neighbours, Neighbours]:
-        """Return the neighbours of every row of the bank itself, [N, positives] and [N, negatives].
+        """Return the neighbours of rows of the bank itself, [M, positives] and [M, negatives].
 
-        They are computed once; `gather` copies the content of those of a batch. Arguments and errors are those of
-        `retrieve`.
+        Those of all rows are computed once; `gather` copies the content of those of a batch. The other arguments and
+        the errors are those of `retrieve`.
+
+        Args:
+            rows: positions of the M rows; None for all rows of the bank.
         """
         key = positives, negatives, per_class, allow_missing
+        if rows is not None:
+            return retrieval.search(self, self.features[rows], self.labels[rows], rows, *key)
         if key not in self._tables:
-            rows = torch.arange(len(self), device=self.labels.device)
-            self._tables[key] = retrieval.search(self, self.features, self.labels, rows, *key)
+            every = torch.arange(len(self), device=self.labels.device)
+            self._tables[key] = retrieval.search(self, self.features, self.labels, every, *key)
         return self._tables[key]
 
     def random_table(
-        self, *, positives: int = POSITIVES, negatives: int = NEGATIVES, seed: object = 0
+        self,
+        *,
+        positives: int = POSITIVES,
+        negatives: int = NEGATIVES,
+        seed: object = 0,
+        rows: Tensor | None = None,
     ) -> tuple[Neighbours, Neighbours]:
         """Return a table like `table`, but with rows drawn at random from the same classes, as a control for retrieval.
 
@@ -288,8 +310,8 @@ class MemoryBank:
         Raises:
             InputError: there are too few rows; see `require`.
         """
-        self.require(positives=positives, negatives=negatives)
-        return retrieval.random_neighbours(self, positives, negatives, seed)
+        self.require(positives=positives, negatives=negatives, rows=rows)
+        return retrieval.random_neighbours(self, positives, negatives, seed, rows)
 
     def random(
         self,
@@ -335,20 +357,21 @@ class MemoryBank:
         logits = F.embedding(rows, self.unit_logits() if unit else self.logits)
         return InContext(self.index[rows], neighbours.similarity, logits, copied, neighbours.mask, unit)
 
-    def require(self, *, positives: int, negatives: int, per_class: bool = False) -> None:
-        """Raise InputError if some row of the bank has too few other rows for this number of in-context samples."""
-        rows = torch.arange(len(self), device=self.labels.device)
-        retrieval.require(self, self.labels.unique().tolist(), self.labels, rows, positives, negatives, per_class)
+    def require(self, *, positives: int, negatives: int, per_class: bool = False, rows: Tensor | None = None) -> None:
+        """Raise InputError if some row has too few other rows for this number of in-context samples.
+
+        Args:
+            rows: positions of the rows that are checked; None for all rows of the bank.
+        """
+        rows = torch.arange(len(self), device=self.labels.device) if rows is None else rows
+        labels = self.labels[rows]
+        retrieval.require(self, labels.unique().tolist(), labels, rows, positives, negatives, per_class)
 
     # --------------------------------------------------------------------------------------------- files
 
     def save(self, path: str | Path) -> None:
         """Write the bank as a safetensors file, completely or not at all."""
-        from safetensors.torch import save_file
-
-        tensors = {name: tensor.contiguous() for name, tensor in self.tensors.items()}
-        with runtime.replacing(path) as part:
-            save_file(tensors, part, metadata={"classes": json.dumps(self.classes), "source": json.dumps(self.source)})
+        files.save(self, path)
 
     @classmethod
     def load(
@@ -368,21 +391,8 @@ class MemoryBank:
         Raises:
             InputError: the file is missing, damaged, or built from other data or by another teacher.
         """
-        from safetensors import SafetensorError, safe_open
-
-        if not Path(path).is_file():
-            raise InputError(f"no bank at {path}; build it first (ickd bank)")
-        try:
-            with safe_open(path, "pt", device=str(device)) as file:
-                meta = {key: json.loads(value) for key, value in file.metadata().items()}
-                tensors = {key: file.get_tensor(key) for key in file.keys()}
-            bank = cls(
-                **{name: tensors[name] for name in TENSORS}, classes=tuple(meta["classes"]), source=meta["source"]
-            )
-        except (SafetensorError, KeyError, TypeError, AttributeError, ValueError) as error:
-            raise InputError(f"{path} is not a memory bank, or is damaged ({error}); build it again") from None
-        expected = source_of(images, teacher)
-        for what, mark in expected.items():
+        bank = cls(**files.read(path, TENSORS, device))
+        for what, mark in source_of(images, teacher).items():
             if bank.source.get(what) != mark:
                 raise InputError(f"{path} was built with {what} {bank.source.get(what)}, not {mark}; build it again")
         return bank

@@ -94,10 +94,15 @@ def nearest(bank: MemoryBank, features: Tensor, rows: Tensor, k: int) -> Neighbo
 
 
 @torch.no_grad()
-def random_neighbours(bank: MemoryBank, positives: int, negatives: int, seed: object) -> tuple[Neighbours, Neighbours]:
+def random_neighbours(
+    bank: MemoryBank, positives: int, negatives: int, seed: object, rows: Tensor | None = None
+) -> tuple[Neighbours, Neighbours]:
     """Draw rows for every row of the bank at random, without replacement: of its class and of the other classes.
 
     All rows must have been written, and no class may be too small (see `require`).
+
+    Args:
+        rows: positions of the rows for which others are drawn; None for all.
     """
     device = bank.labels.device
     generator = runtime.generator(seed, "random neighbours", device=device)
@@ -105,12 +110,15 @@ def random_neighbours(bank: MemoryBank, positives: int, negatives: int, seed: ob
     place = torch.empty_like(members)
     place[members] = torch.arange(len(members), device=device)  # place of each row in `members`
     sizes = torch.bincount(bank.labels, minlength=len(bank.classes))
-    size, start = sizes[bank.labels], (sizes.cumsum(0) - sizes)[bank.labels]
+    queries = slice(None) if rows is None else rows
+    labels = bank.labels[queries]
+    size, start = sizes[labels], (sizes.cumsum(0) - sizes)[labels]
     own = _distinct(size - 1, positives, generator) + start[:, None]
-    own = own + (own >= place[:, None])  # step over the row itself
+    own = own + (own >= place[queries, None])  # step over the row itself
     other = _distinct(len(bank) - size, negatives, generator)
     other = other + size[:, None] * (other >= start[:, None])  # step over the row's own class
-    return _neighbours(bank, members[own]), _neighbours(bank, members[other])
+    features = bank.features[queries]
+    return _neighbours(bank, members[own], features), _neighbours(bank, members[other], features)
 
 
 def _distinct(limits: Tensor, k: int, generator: torch.Generator) -> Tensor:
@@ -127,11 +135,11 @@ def _distinct(limits: Tensor, k: int, generator: torch.Generator) -> Tensor:
     return drawn
 
 
-def _neighbours(bank: MemoryBank, rows: Tensor) -> Neighbours:
-    """Return the rows at positions `rows` [N, k] as neighbours of the N rows of the bank, with their similarities."""
+def _neighbours(bank: MemoryBank, rows: Tensor, features: Tensor) -> Neighbours:
+    """Return the rows at positions `rows` [M, k] as neighbours of M queries with these features, [M, D]."""
     parts = [
         (bank.features[some] * own[:, None]).sum(-1)
-        for some, own in zip(rows.split(CHUNK), bank.features.split(CHUNK), strict=True)
+        for some, own in zip(rows.split(CHUNK), features.split(CHUNK), strict=True)
     ]
     return Neighbours(rows, torch.cat(parts), torch.ones_like(rows, dtype=torch.bool))
 

@@ -42,6 +42,7 @@ class InContext:
     features: features in the bank, at unit length, shape [B, k, D]; [B, k, 0] if they were not requested.
     mask: False where a query has fewer than k samples, shape [B, k]; the other fields are meaningless there.
     unit: whether the logits are scaled to unit length, for a method that uses their cosines only.
+    own: logits in each query's own row, shape [B, C]; None if they were not requested.
     """
 
     index: Tensor
@@ -50,11 +51,12 @@ class InContext:
     features: Tensor
     mask: Tensor
     unit: bool = False
+    own: Tensor | None = None
 
     def first(self, k: int) -> InContext:
         """Return the k most similar samples of each query."""
         index, similarity, logits, features, mask = (getattr(self, name)[:, :k] for name in FIELDS)
-        return InContext(index, similarity, logits, features, mask, self.unit)
+        return InContext(index, similarity, logits, features, mask, self.unit, self.own)
 
 
 def fields(neighbours: Neighbours) -> tuple[Tensor, Tensor, Tensor]:

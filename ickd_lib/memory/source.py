@@ -1,16 +1,23 @@
-"""The source of a bank: the data and the teacher that it was computed from."""
+"""The source of a bank: the data and the teacher that it was computed from, and where its labels are from."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from ickd_lib import models
-from ickd_lib.runtime import InputError
-from ickd_lib.tasks import Classification, Task
+import torch
+from torch import Tensor
+
+from ickd_lib import models, runtime
+from ickd_lib.runtime import InputError, choose
+from ickd_lib.tasks import Classification, Samples, Task
 
 if TYPE_CHECKING:
     from ickd_lib.data import Images
     from ickd_lib.memory.bank import MemoryBank
+
+CHECKED = 16  # number of samples whose features are compared with those of a bank of other images
+SPREAD = 1000  # number of rows from which the spread of a bank's features is estimated
+TOLERANCE = 0.1  # largest mean square difference of the features, as a share of their variance
 
 
 def source_of(images: Images | None, teacher: models.Network | None) -> dict[str, str]:
@@ -19,25 +26,75 @@ def source_of(images: Images | None, teacher: models.Network | None) -> dict[str
     return source if teacher is None else source | {"teacher": teacher.identity}
 
 
+def labelled(
+    samples: Samples, images: Images, teacher: models.Network, labels: str | Tensor
+) -> tuple[Tensor, dict[str, str]]:
+    """Return the label of each row of a bank, [N], and what its `source` says of labels that were predicted.
+
+    Args:
+        samples: the teacher's N samples of the images.
+        images, teacher: what the bank is built from.
+        labels: see `MemoryBank.build`.
+    Raises:
+        InputError: labels are predicted, and the teacher's classes are not those of the images.
+    """
+    if isinstance(labels, str):
+        if choose(labels, ("given", "teacher"), "labels") == "given":
+            return samples.labels, {}
+        labels = samples.key[:0]
+    if samples.logits.shape[1] != len(images.classes) or (teacher.classes or images.classes) != images.classes:
+        raise InputError(f"{teacher.name} predicts other classes than those of {images.name}; give labels='given'")
+    keys = labels.to(samples.key.device).unique()
+    given = torch.isin(samples.key, keys)
+    mark = {"labels": f"{int(given.sum())} given ({runtime.fingerprint(keys)}), the others predicted by the teacher"}
+    return torch.where(given, samples.labels, samples.logits.argmax(1)), mark
+
+
 def require_fit(
     bank: MemoryBank, images: Images, teacher: models.Network | None = None, task: Task | None = None
 ) -> None:
     """Check that a bank contains the samples of some images and was computed by a teacher.
 
+    A bank may have rows of more images. Since its fingerprint of the data is then another one, the features of a few of
+    the images are computed again, and compared with their rows.
+
     Args:
         bank: the memory bank.
         images: the images, all of whose samples the bank must contain.
-        teacher: the network; None accepts a bank of any network.
+        teacher: the network; None accepts a bank of any network, and of other images with the same keys and labels.
         task: defines the samples of an image; by default classification.
     Raises:
-        InputError: the bank has other classes, lacks samples, has other labels, or was computed by another teacher.
+        InputError: the bank has other classes, lacks samples, has other labels, or was computed by another teacher or
+            from other images.
     """
-    keys, labels = (task or Classification()).keys(images)
+    task = task or Classification()
+    keys, labels = task.keys(images)
     rows = bank.rows(keys)
-    if bank.classes != images.classes or bool((rows < 0).any()) or bool((bank.labels[rows] != labels).any()):
-        raise InputError(f"the bank is of another data set than {images.name}; build it from this one")
+    other = f"the bank is of another data set than {images.name}; build it from this one"
+    if bank.classes != images.classes or bool((rows < 0).any()):
+        raise InputError(other)
+    if wrong := int((bank.labels[rows] != labels).sum()):
+        if "labels" in bank.source:
+            raise InputError(
+                f"{wrong} samples of {images.name} have another label in the bank, where it was predicted; build it "
+                "with labels=KEYS, the keys of all samples whose labels are known"
+            )
+        raise InputError(other)
     if teacher is None:
         return
     mark = bank.source.get("teacher", teacher.identity)
     if bank.features.shape[1] != teacher.features_dim or mark != teacher.identity:
         raise InputError(f"the bank was computed by another teacher than this {teacher.name}; build it with this one")
+    same = bank.source.get("data", images.fingerprint if len(bank) == len(keys) else "") == images.fingerprint
+    if not same and not _agree(bank, images, teacher, task, keys):
+        raise InputError(other)
+
+
+def _agree(bank: MemoryBank, images: Images, teacher: models.Network, task: Task, keys: Tensor) -> bool:
+    """Return whether the bank's features of a few samples are those that the teacher computes, up to rounding."""
+    some = keys.unique()[:: max(1, len(keys) // CHECKED)][:CHECKED].contiguous()
+    found, rows = task.bank_samples(teacher, images, keys=some), bank.rows(some)
+    stored = bank.features[rows] * bank.norms[rows, None]
+    every = slice(None, None, max(1, len(bank) // SPREAD))
+    variance = (bank.features[every] * bank.norms[every, None]).var(0).sum()
+    return bool((found.features.float() - stored).square().sum(1).mean() <= TOLERANCE * variance)

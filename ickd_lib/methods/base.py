@@ -41,6 +41,12 @@ class Retrieval:
     features: whether the method uses the features of the in-context samples, and not only their logits.
     unit_negatives: whether the method uses the negatives' logits for cosines only. The teacher's bank then returns them
         at unit length (`InContext.unit`).
+    own: whether the method uses the logits in each sample's own row of the teacher's bank (`InContext.own` of the
+        positives).
+    dynamic: whether the teacher's bank is written in training: after each step, the rows of the batch get the teacher's
+        logits of the views, and its features of them if these are used (query "view", or `features`). A student has a
+        copy of the bank of its own for this. Neighbours of the query "row" stay those of the images without
+        augmentation. The method must declare the need "teacher", and "features" for `features`.
     """
 
     positives: int
@@ -54,6 +60,13 @@ class Retrieval:
     start: float = 0.0
     features: bool = False
     unit_negatives: bool = False
+    own: bool = False
+    dynamic: bool = False
+
+    @property
+    def view_features(self) -> bool:
+        """Whether the teacher's features of the views are used, to search or to be written into its bank."""
+        return self.source == "teacher" and (self.query == "view" or (self.dynamic and self.features))
 
 
 InContextPair = tuple[InContext, InContext]  # positives and negatives
@@ -102,7 +115,7 @@ class Context:
     teacher: the teacher's samples for the same views at the same places, without gradient. Its features may be empty,
         [S, 0], if they were not declared.
     positives, negatives: in-context samples of each sample, from the teacher's bank.
-    bank: the teacher's memory bank.
+    bank: the rows of the student's training samples in the teacher's memory bank, as they were built.
     partner: the student's own samples, without gradient, for a random image of the class of each image.
     peers: the other students of the peer group, each with its samples for the same views and, if retrieval from peers
         was declared, in-context samples from its bank.
@@ -188,6 +201,8 @@ class Method(nn.Module):
         embedding_rates: for each phase, the learning rate of all layers but the classifier, relative to the
             classifier's; the last entry holds for all later phases.
         momentum: weight of the old content when a row of the student's own bank is written again.
+        bank_rows: number of rows of the teacher's bank if a larger one than that of the training samples is given, else
+            0; it is set before `setup` is called.
         version: number of the definition of the method, which is increased when its loss changes for equal arguments.
         config: the name, a version above 1, and every argument, defaults included, which a run folder records.
         paper: authors, year and arXiv number of the source.
@@ -201,6 +216,7 @@ class Method(nn.Module):
     restarts: tuple[float, ...] = ()
     embedding_rates: tuple[float, ...] = (1.0,)
     momentum = 0.0
+    bank_rows = 0
     paper = ""
     code = ""
     version = 1

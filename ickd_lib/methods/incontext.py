@@ -26,15 +26,18 @@ class ICKD(Method):
 
     ce, kd, picd, nicd: weights of the terms. A term of weight 0 is not computed, nor is what only that term needs.
     temperature: temperature of both KL terms.
-    positives, negatives: number of in-context samples of each kind. At most a third of the training samples become
+    positives, negatives: number of in-context samples of each kind. At most a third of the rows of the bank become
         negatives, so that these are near the query in a small data set too; with per_class, at most one sample of each
         other class. A note is printed if the number is smaller than requested.
     aggregation_temperature: temperature of the softmax over similarities that weights the positives; None gives equal
         weights.
     average: whether to aggregate "logits" or "probabilities".
     kappa: temperature of NICD.
-    form: "infonce" or "hinge".
+    form: "infonce" or "hinge"; or "relational", whose target is the teacher's softmax over the cosines with the pool of
+        the sample itself, its positives and its negatives (`losses.relational_nicd`). All `positives` are in this pool,
+        also if no other term uses them; positives=0 leaves them out, which only NICD without PICD allows.
     margin: margin of the hinge form.
+    kappa_teacher: temperature of the teacher's softmax in the relational form.
     anchor: the positive of NICD: "teacher" for the target source's logits of the same view, or "aggregate" for the
         aggregate of the positives.
     query, per_class, order, redraw: see `Retrieval`.
@@ -44,7 +47,17 @@ class ICKD(Method):
         outputs (teacher-free).
     warmup: share of the training before PICD and NICD start.
     momentum: weight of the old content when a row in the bank of a student with this method is written again.
+    residual: λ of KD's target z^T + λ (z̄ - z^T_row): the teacher's logits of the view, plus the difference between the
+        aggregate of the positives and the sample's own row in the bank (`losses.residual_target`). With 0 it is the
+        usual target z^T.
+    gate: strength, from 0 to 1, of a gate on PICD: the term of a sample is multiplied by 1 - gate + gate H / log C,
+        where H is the entropy of the source's prediction for the view (`losses.entropy_gate`). Certain predictions,
+        which are most of those of an accurate teacher, then count less, so that PICD may need a larger weight.
+    dynamic: whether the teacher's rows are written again in training, each with the teacher's output for the view of
+        the last visit; see `Retrieval`. With images that are mixed, the rows then contain outputs for mixed images.
     """
+
+    paper = "Zhu, Li & Wang 2025, arXiv 2501.07040"
 
     def __init__(
         self,
@@ -70,6 +83,10 @@ class ICKD(Method):
         source: str = "teacher",
         warmup: float = 0.0,
         momentum: float = 0.0,
+        kappa_teacher: float = 0.03,
+        residual: float = 0.0,
+        gate: float = 0.0,
+        dynamic: bool = False,
     ) -> None:
         super().__init__()
         self.ce, self.kd, self.picd, self.nicd = ce, kd, picd, nicd
@@ -78,7 +95,9 @@ class ICKD(Method):
             positive("aggregation_temperature", aggregation_temperature)
         self.aggregation_temperature, self.margin = aggregation_temperature, margin
         self.average = choose(average, ("logits", "probabilities"), "average")
-        self.form = choose(form, ("infonce", "hinge"), "form")
+        self.form = choose(form, ("infonce", "hinge", "relational"), "form")
+        self.kappa_teacher = positive("kappa_teacher", kappa_teacher)
+        self.residual, self.gate = residual, within("gate", gate, 0, 1)
         self.anchor = choose(anchor, ("teacher", "aggregate"), "anchor")
         self.source, self.momentum = choose(source, SOURCES, "source"), within("momentum", momentum, 0, 1)
         if not (ce or kd or picd or nicd):
@@ -87,9 +106,11 @@ class ICKD(Method):
             raise InputError(
                 f"momentum={momentum} is for a bank that is written during training; with source='teacher' give 0"
             )
-        aggregates = bool(picd or (nicd and anchor == "aggregate"))
+        aggregates = bool(picd or residual or (nicd and anchor == "aggregate"))
+        pooled = bool(nicd) and form == "relational"  # the positives are in NICD's pool
+        least = 0 if pooled and not aggregates and positives == 0 else positive("positives", positives)
         request = Retrieval(
-            int(positive("positives", positives)) * aggregates,
+            int(least) * (aggregates or pooled),
             int(positive("negatives", negatives)) * bool(nicd),
             choose(query, ("row", "view"), "query") if self.source == "teacher" else "view",
             per_class,
@@ -99,20 +120,44 @@ class ICKD(Method):
             self.source,
             within("warmup", warmup, 0, 1),
             unit_negatives=True,
+            own=bool(residual),
+            dynamic=dynamic,
         )
         _check_orders(request)
+        self._check_variants(bool(aggregates or nicd), dynamic)
         self.retrieval = request if aggregates or nicd else None
         needs = set()
         if self.source != "teacher":
             needs.add({"peers": "peers", "self": "earlier"}[self.source])
-        elif kd or (nicd and anchor == "teacher") or (self.retrieval and query == "view"):
+        elif kd or gate or dynamic or (nicd and anchor == "teacher") or (self.retrieval and query == "view"):
             needs.add("teacher")
         self.needs = frozenset(needs)
+
+    def _check_variants(self, retrieves: bool, dynamic: bool) -> None:
+        """Raise InputError if an argument would have no effect, or has no meaning beside another one."""
+        if self.residual and (not self.kd or self.source != "teacher"):
+            raise InputError(
+                f"residual={self.residual} changes the target of KD from a teacher; give kd a weight, and leave source "
+                "at 'teacher'"
+            )
+        if self.gate and not self.picd:
+            raise InputError(f"gate={self.gate} is a factor of PICD; give picd a weight")
+        if self.form == "relational" and self.anchor != "teacher":
+            raise InputError(
+                "form='relational' compares the samples with the target source's own logits; give anchor='teacher'"
+            )
+        if dynamic and (self.source != "teacher" or not retrieves):
+            raise InputError(
+                "dynamic=True is for in-context samples from a teacher's bank (those of students are always written in "
+                "training); leave source at 'teacher', and give picd, nicd or residual a weight"
+            )
 
     def setup(self, student_dim: int, teacher_dim: int, num_classes: int, rows: int) -> None:
         spec = self.retrieval
         if not spec or spec.negatives_order == "class":
             return
+        if spec.source == "teacher":
+            rows = self.bank_rows or rows
         most = num_classes - 1 if spec.per_class else max(1, rows // 3)
         if spec.negatives > most:
             limit = f"one of each of the {most} other classes" if spec.per_class else f"a third of the {rows} samples"
@@ -130,18 +175,32 @@ class ICKD(Method):
         return terms
 
     def _kd(self, logits: Tensor, source: TargetSource) -> Tensor:
-        return losses.kd(logits, source.output.logits, temperature=self.temperature)
+        target, near = source.output.logits, source.positives
+        if self.residual and near is not None:
+            assert near.own is not None
+            valid = near.mask.any(1)
+            target = losses.residual_target(target, self._aggregate(near), near.own, valid, residual=self.residual)
+        return losses.kd(logits, target, temperature=self.temperature)
 
     def _picd(self, logits: Tensor, source: TargetSource) -> Tensor:
         near = source.positives
         if near is None:
             return 0 * logits.sum()
-        return losses.picd(logits, near.logits, self._weights(near), temperature=self.temperature, average=self.average)
+        return losses.picd(
+            logits,
+            near.logits,
+            self._weights(near),
+            temperature=self.temperature,
+            average=self.average,
+            gate=losses.entropy_gate(source.output.logits, strength=self.gate) if self.gate else None,
+        )
 
     def _nicd(self, logits: Tensor, source: TargetSource) -> Tensor:
         near, far = source.positives, source.negatives
         if far is None:
             return 0 * logits.sum()
+        if self.form == "relational":
+            return self._relational(logits, source.output.logits, near, far)
         if self.anchor == "teacher":
             anchor, mask = source.output.logits, far.mask
         else:
@@ -156,6 +215,20 @@ class ICKD(Method):
             kappa=self.kappa,
             form=self.form,
             margin=self.margin,
+            normalised=far.unit,
+        )
+
+    def _relational(self, logits: Tensor, own: Tensor, near: InContext | None, far: InContext) -> Tensor:
+        pooled = near if self.retrieval and self.retrieval.positives else None
+        return losses.relational_nicd(
+            logits,
+            own,
+            far.logits,
+            far.mask,
+            positive_logits=pooled.logits if pooled else None,
+            positive_mask=pooled.mask if pooled else None,
+            kappa=self.kappa,
+            kappa_teacher=self.kappa_teacher,
             normalised=far.unit,
         )
 

@@ -61,7 +61,9 @@ def distill(
         splits: the data. Validation and test images are used for evaluation only.
         teacher: a network, for the methods that need one, which is copied and not changed. Its classes are those of the
             data, or others if the methods' `label_space` allows them.
-        bank: the teacher's memory bank of the training images; by default it is built if a method needs it.
+        bank: the teacher's memory bank of the training images, or of more images of the data set, which then serve as
+            in-context samples too (labels that are not known can be the teacher's predictions, see `MemoryBank.build`).
+            By default it is built from the training images if a method needs it.
         task: defines the samples of an image; by default classification, where an image is one sample.
         recipe: epochs, learning rates, optimiser; by default the 240 epochs of the CIFAR-100 protocol.
         data_seed: the order of the batches and the views of the images are a function of it.
@@ -257,12 +259,12 @@ def _compares_maps(found: Sequence[Method]) -> bool:
 def _needs_pass(waiting: Sequence[TrainingState]) -> bool:
     """Return whether some student needs the teacher's outputs for the views of a batch."""
     found = [state.learner.method for state in waiting]
-    return any("teacher" in method.needs or _searches_by_view(method) for method in found)
+    return any("teacher" in method.needs or _uses_view_features(method) for method in found)
 
 
-def _searches_by_view(method: Method) -> bool:
-    """Return whether a search in the teacher's bank with the features of the views is requested."""
-    return any(spec.source == "teacher" and spec.query == "view" for spec in method.retrievals)
+def _uses_view_features(method: Method) -> bool:
+    """Return whether in-context samples are requested that depend on the teacher's features of the views."""
+    return any(spec.view_features for spec in method.retrievals)
 
 
 def _teacher_source(
@@ -286,7 +288,7 @@ def _teacher_source(
     return TeacherCache(
         teacher,
         train,
-        features="features" in needs or any(_searches_by_view(method) for method in found),
+        features="features" in needs or any(_uses_view_features(method) for method in found),
         precision=precision,
         folder=folder,
         gigabytes=gigabytes,
@@ -308,7 +310,7 @@ def _teacher_bank(
     assert teacher is not None
     bank = bank.to(train.labels.device) if bank else MemoryBank.build(teacher, train, task=task, precision=precision)
     require_fit(bank, train, teacher, task)
-    return TeacherBank(bank, waiting)
+    return TeacherBank(bank, waiting, task.keys(train)[0])
 
 
 def _create_runs(

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import torch
 from torch import Tensor
 
-from ickd_lib.memory import InContext, MemoryBank, Neighbours
+from ickd_lib.memory import MemoryBank, Neighbours
 from ickd_lib.methods import InContextPair, Retrieval
 from ickd_lib.tasks import Samples
 from ickd_lib.training.state import TrainingState
@@ -18,15 +19,26 @@ Key = tuple[Retrieval, int]  # the requested samples, and the seed of random one
 class TeacherBank:
     """The teacher's bank with the in-context samples that the methods of some students request from it.
 
-    Students with equal requests share them. Random samples depend on the student's seed too.
+    Students with equal requests share them. Random samples depend on the student's seed too. A student whose method
+    requests a dynamic bank has its own copy of the bank (`TrainingState.teacher_rows`), which `write` changes.
 
     Args:
-        bank: the teacher's bank, on the training device.
+        bank: the teacher's bank, on the training device. It may have rows of more samples than the training samples.
         states: the students.
+        keys: keys of the training samples.
+    Attributes:
+        own: the rows of the training samples: the bank itself if it has no others.
     """
 
-    def __init__(self, bank: MemoryBank, states: Sequence[TrainingState]) -> None:
-        self.bank = bank
+    def __init__(self, bank: MemoryBank, states: Sequence[TrainingState], keys: Tensor) -> None:
+        self.bank = self.own = bank
+        self._queries: Tensor | None = None  # positions of the training samples in a larger bank
+        self._place = torch.arange(len(bank), device=bank.labels.device)  # of each row of the bank in the tables
+        queries = bank.rows(keys).unique()
+        if len(queries) < len(bank):
+            self.own, self._queries = bank.subset(queries), queries
+            self._place = torch.full_like(self._place, -1)
+            self._place[queries] = torch.arange(len(queries), device=queries.device)
         requested = [(state, spec) for state in states for spec in state.learner.method.retrievals]
         self._keys = {(state, spec): _key(state, spec) for state, spec in requested if spec.source == "teacher"}
         self._tables: dict[Key, tuple[Neighbours, Neighbours]] = {}
@@ -34,9 +46,14 @@ class TeacherBank:
             if spec.query == "row":
                 self._tables[spec, seed] = self._table(spec, (seed, 0) if spec.redraw else seed)
             else:
-                bank.require(positives=spec.positives, negatives=spec.negatives, per_class=spec.per_class)
+                counts = {"positives": spec.positives, "negatives": spec.negatives}
+                bank.require(**counts, per_class=spec.per_class, rows=self._queries)
         # Computed here once, because students on different streams must not compute them at the same time.
-        bank.class_means(), bank.class_sums(), bank.unit_logits()
+        for one in (self.bank, self.own):
+            one.class_means(), one.class_sums(), one.unit_logits()
+        for state in states:
+            if changing := [spec for spec in state.learner.method.retrievals if spec.dynamic]:
+                state.keep_teacher_rows(bank, features=any(spec.view_features for spec in changing))
 
     def begin_epoch(self, epoch: int) -> None:
         """Draw random samples anew if a method requests that. The tables keep their addresses, for captured steps."""
@@ -55,9 +72,13 @@ class TeacherBank:
             if order in found:
                 continue
             if order == "random":
-                found[order] = self.bank.random_table(positives=positives, negatives=negatives, seed=seed)
+                found[order] = self.bank.random_table(
+                    positives=positives, negatives=negatives, seed=seed, rows=self._queries
+                )
             else:
-                found[order] = self.bank.table(positives=positives, negatives=negatives, per_class=spec.per_class)
+                found[order] = self.bank.table(
+                    positives=positives, negatives=negatives, per_class=spec.per_class, rows=self._queries
+                )
         return found[spec.order][0], found[spec.negatives_order][1]
 
     @torch.no_grad()
@@ -71,34 +92,62 @@ class TeacherBank:
             keys, labels: keys and labels of the samples of the batch, shape [S] each.
             teacher: the teacher's samples, whose features are the queries of a search in every step.
         """
-        found: dict[Key, tuple[InContext, InContext]] = {}
-        for key in dict.fromkeys(self._keys[state, spec] for state in states for spec in state.retrieves):
-            spec = key[0]
-            if key in self._tables:
-                found[key] = self._from_tables(spec, self._tables[key], keys, labels)
-            else:
-                assert teacher is not None
-                found[key] = self.bank.retrieve(
-                    teacher.features,
-                    labels,
-                    keys,
-                    positives=spec.positives,
-                    negatives=spec.negatives,
-                    per_class=spec.per_class,
-                )
-        return {state: {spec: found[self._keys[state, spec]] for spec in state.retrieves} for state in states}
+        found: dict[tuple[Key, MemoryBank], InContextPair] = {}
+        each: dict[TrainingState, dict[Retrieval, InContextPair]] = {state: {} for state in states}
+        for state, some in each.items():
+            for spec in state.retrieves:
+                key = self._keys[state, spec], self._searched(state, spec)
+                if key not in found:
+                    found[key] = self._retrieve(*key, keys, labels, teacher)
+                some[spec] = found[key]
+        return each
+
+    def _searched(self, state: TrainingState, spec: Retrieval) -> MemoryBank:
+        """Return the bank that contains a student's in-context samples."""
+        return state.teacher_rows if spec.dynamic and state.teacher_rows else self.bank
+
+    def _retrieve(
+        self, key: Key, bank: MemoryBank, keys: Tensor, labels: Tensor, teacher: Samples | None
+    ) -> InContextPair:
+        """Return the in-context samples of one request from a bank; the other arguments are those of `retrieve`."""
+        spec, rows = key[0], bank.rows(keys)
+        if key in self._tables:
+            near, far = self._from_tables(spec, self._tables[key], bank, rows, keys, labels)
+        else:
+            assert teacher is not None
+            near, far = bank.retrieve(
+                teacher.features,
+                labels,
+                keys,
+                positives=spec.positives,
+                negatives=spec.negatives,
+                per_class=spec.per_class,
+            )
+        return (replace(near, own=bank.logits[rows]) if spec.own else near), far
 
     def _from_tables(
-        self, spec: Retrieval, tables: tuple[Neighbours, Neighbours], keys: Tensor, labels: Tensor
-    ) -> tuple[InContext, InContext]:
+        self,
+        spec: Retrieval,
+        tables: tuple[Neighbours, Neighbours],
+        bank: MemoryBank,
+        rows: Tensor,
+        keys: Tensor,
+        labels: Tensor,
+    ) -> InContextPair:
         """Return the present content of the in-context samples in two tables, or class means instead."""
-        rows = self.bank.rows(keys)
-        near = self.bank.gather(tables[0][rows], features=spec.features)
-        far = self.bank.gather(tables[1][rows], features=spec.features, unit=spec.unit_negatives)
+        places = self._place[rows]
+        near = bank.gather(tables[0][places], features=spec.features)
+        far = bank.gather(tables[1][places], features=spec.features, unit=spec.unit_negatives)
         if "class" in (spec.order, spec.negatives_order):
-            own, others = self.bank.class_samples(keys, labels)
+            own, others = bank.class_samples(keys, labels)
             near, far = own if spec.order == "class" else near, others if spec.negatives_order == "class" else far
         return near, far
+
+    def write(self, state: TrainingState, teacher: Samples | None) -> None:
+        """Write the teacher's samples of a step into a student's copy of the bank, if it has one."""
+        if state.teacher_rows:
+            assert teacher is not None
+            state.teacher_rows.write(teacher.key, teacher.logits, teacher.features)
 
 
 def _key(state: TrainingState, spec: Retrieval) -> Key:

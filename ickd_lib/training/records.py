@@ -200,6 +200,8 @@ def described(settings: dict[str, Any]) -> dict[str, Any]:
         found["classifier_of"] = settings["student"]["reused"]["teacher"]
     if "in_context" in settings:
         found["in_context"] = settings["in_context"]
+    if isinstance(bank := settings.get("bank"), dict):
+        found["bank_rows"] = bank["rows"]
     if "peers" in settings:
         found["peers"] = [peer["student"]["network"] for peer in settings["peers"]]
         found["peer_group"] = settings.get("peer_group", settings.get("circle"))

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ickd_lib.data import Images
-from ickd_lib.memory import MemoryBank
+from ickd_lib.memory import DynamicBank, MemoryBank
 from ickd_lib.methods import Retrieval
 from ickd_lib.models import Network
 from ickd_lib.runtime import Diverged
@@ -85,6 +85,7 @@ class TrainingState:
         phase: number of the method's restarts that have passed.
         retrieves: the in-context samples from the teacher's bank that the coming step uses.
         memory: the student's own bank if its method or a peer uses one, else None.
+        teacher_rows: the student's copy of the teacher's bank if its method has it written in training, else None.
         average: the moving average of its weights if the recipe has one, else None.
     """
 
@@ -97,6 +98,8 @@ class TrainingState:
         self.optimizer = Optimizer(learner.network, learner.method, recipe, size)
         self.average = Average(learner.network, recipe.ema) if recipe.ema else None
         self.memory: MemoryBank | None = None
+        self.teacher_rows: DynamicBank | None = None
+        self._restored_rows: dict[str, Tensor] = {}
         self._phases = recipe.phases(learner.method.restarts)
 
     @property
@@ -117,6 +120,17 @@ class TrainingState:
     def keep_bank(self, task: Task, train: Images) -> None:
         """Create the student's own bank, with an empty row for each training sample."""
         self.memory = MemoryBank.empty(train, self.learner.network.features_dim, task=task)
+
+    def keep_teacher_rows(self, bank: MemoryBank, *, features: bool) -> None:
+        """Create the student's copy of the teacher's bank, with the content of the checkpoint if there was one.
+
+        Args:
+            bank: the teacher's bank.
+            features: whether features are written too.
+        """
+        self.teacher_rows = DynamicBank(bank, features=features)
+        self.teacher_rows.restore(self._restored_rows)
+        self._restored_rows = {}
 
     def prepare(self) -> tuple[int, tuple[Retrieval, ...]]:
         """Set the phase and the learning rates of the coming step.
@@ -190,6 +204,7 @@ class TrainingState:
             "method": learner.method.state_dict(),
             "optimizer": self.optimizer.state_dict(),
             "memory": self.memory.tensors if self.memory else {},
+            "teacher_rows": self.teacher_rows.content if self.teacher_rows else {},
             "average": self.average.network.state_dict() if self.average else {},
         }
 
@@ -202,5 +217,6 @@ class TrainingState:
         self.optimizer.load_state_dict(state["optimizer"])
         if self.memory:
             self.memory.restore(state["memory"])
+        self._restored_rows = state.get("teacher_rows", {})  # until the teacher's bank exists
         if self.average:
             self.average.network.load_state_dict(state["average"])

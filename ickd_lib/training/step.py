@@ -90,6 +90,9 @@ def train_step(group: PeerGroup, inputs: StepInputs, shared: Targets | None) -> 
             state.average.update()
         state.meters.add(terms, own, [peer.output for peer in peers], inputs.step, state.steps, state.step == 0)
     group.write_banks(samples)
+    if inputs.bank:
+        for state, target in zip(group.states, targets, strict=True):
+            inputs.bank.write(state, target.teacher)
 
 
 def method_context(
@@ -111,7 +114,7 @@ def method_context(
         retrieved=targets.retrieved.get(state, {}),
         strong=strong_view(state, inputs, targets) if "strong" in needs else None,
         classifiers=learner.classifiers if "classifiers" in needs else None,
-        bank=inputs.bank.bank if inputs.bank and "bank" in needs else None,
+        bank=inputs.bank.own if inputs.bank and "bank" in needs else None,
         partner=partner_samples(learner.network, inputs) if "partner" in needs else None,
         peers=peers if "peers" in needs else (),
         earlier=earlier,

@@ -139,6 +139,9 @@ def _learner(
     common = _common_classes(method, teacher, train.classes)
     network.classes = train.classes
     rows = len(task.keys(train)[0])
+    for part in method.modules():
+        if isinstance(part, methods.Method):
+            part.bank_rows = len(bank) if bank else 0
     with runtime.seeded(student.seed, "method"):
         network = method.adapt(network, teacher, train.size)
         if network.added:
@@ -148,7 +151,7 @@ def _learner(
     if asked := [{k: getattr(spec, k) for k in ("positives", "negatives")} for spec in method.retrievals]:
         settings["in_context"] = asked[0] if len(asked) == 1 else asked
     if bank and method.needs_bank and bank.source != source_of(train, teacher):
-        settings["bank"] = runtime.fingerprint(bank.features, bank.logits, bank.index)
+        settings["bank"] = _described(bank)
     if student.name:
         runtime.run_name(student.name)
     network = network.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
@@ -162,6 +165,17 @@ def _learner(
         _classifiers(network, teacher, train.size) if "classifiers" in method.needs else None,
         settings | {"peer_group": student.peer_group},
     )
+
+
+def _described(bank: MemoryBank) -> dict[str, Any]:
+    """Return what identifies a bank that is not simply the teacher's bank of the training samples.
+
+    A bank whose source is known is identified by it, because its values depend on rounding when it is built again.
+    """
+    found = {"rows": len(bank), "index": runtime.fingerprint(bank.index)}
+    if {"data", "teacher"} <= bank.source.keys():
+        return found | bank.source
+    return found | {"content": runtime.fingerprint(bank.features, bank.logits, bank.labels)}
 
 
 def _classifiers(
