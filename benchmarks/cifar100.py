@@ -7,8 +7,8 @@ a time and compared on training images that are held out, on which neither the s
 defaults were chosen in this stage, which is also the ablation of IC-KD.
 
 Plan `published`, for a GPU, has the published protocol and pairs. With plan `strong`, the first pair is trained for
-twice as many epochs with RandAugment. With plan `small`, for a CPU, ResNet20→ResNet8 is trained on a fixed, stratified
-subset of 10,000 training images and evaluated on all test images.
+twice as many epochs with the recipe of MLKD. With plan `small`, for a CPU, ResNet20→ResNet8 is trained on a fixed,
+stratified subset of 10,000 training images and evaluated on all test images.
 
 For each finished run, a JSON file with its configuration, commit, device, curves and summary is written to OUT/STAGE. A
 run with such a file is not trained again. `ickd report OUT/table --figure FILE.png` writes the table and a figure with
@@ -35,7 +35,7 @@ os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
 from ickd_lib import data, methods, runtime, training
 from ickd_lib.runs import finished
-from ickd_lib.training import Recipe, Student
+from ickd_lib.training import Recipe, Student, capture
 
 UNFINISHED = 75  # exit status of a call that --minutes or Ctrl-C stopped
 PROTOCOL = Recipe()
@@ -98,7 +98,6 @@ class Plan:
         student: recipe of the students in stage `table`; None for the one published for the pair.
         short: recipe of the students in stage `tune`.
         labels: number of training images of the students; 0 for all.
-        augment: augmentation of the students' training images.
         others: the methods with which IC-KD is compared. Weights in brackets were the best in stage `tune`.
         best: the method that is also combined with IC-KD and, because IC-KD contains KD, with KD for comparison.
         seeds_of_choices: number of seeds in stage `tune`.
@@ -110,7 +109,6 @@ class Plan:
     student: Recipe | None = None
     short: Recipe = SHORT
     labels: int = 0
-    augment: str = "crop"
     others: tuple[str, ...] = ("ce", "kd", "kd(kd=9.0)", "dkd", "ckd", "refilled")
     best: str = "dkd"
     seeds_of_choices: int = 3
@@ -133,8 +131,7 @@ PLANS = {
     ),
     "strong": Plan(
         pairs=(("resnet32x4", "resnet8x4", 3),),
-        student=Recipe(epochs=480),
-        augment="randaugment",
+        student=training.published("mlkd", "resnet32x4", "resnet8x4").recipe,
         others=("kd", "mlkd", "mlkd(standardised=True)"),
         best="mlkd(standardised=True)",
     ),
@@ -171,10 +168,14 @@ def of_stage(stage: str, plan: Plan, pair: tuple[str, str]) -> list[str]:
 def passes(every: list[str], together: int) -> list[list[str]]:
     """Divide methods into groups of at most `together` methods. Each group is trained in one pass.
 
-    A method with `query='view'` is a group of its own: on a GPU its steps cannot be captured, and then those of other
-    students in the same pass cannot be captured either.
+    A method whose steps cannot be captured on a GPU is a group of its own, because those of other students in the same
+    pass could not be captured either: one with `query='view'`, or one that works on the host, such as MLKD.
     """
-    alone = [[method] for method in every if "query='view'" in method]
+
+    def fits(method: str) -> bool:
+        return "query='view'" not in method and not capture.works_on_host([methods.create(method)], "crop")
+
+    alone = [[method] for method in every if not fits(method)]
     rest = [method for method in every if [method] not in alone]
     return [rest[i : i + together] for i in range(0, len(rest), together)] + alone
 
@@ -231,7 +232,7 @@ def train(stage: str, plan: Plan, given: argparse.Namespace) -> list[str]:
         to_teacher = plan.tuner if tuning else plan.teacher
         teacher = training.pretrain(teacher_name, load(), recipe=to_teacher, runs=given.runs, **options)
         write_finished(Path(given.runs, "teachers"), Path(given.out, "teachers"))
-        splits = load(labels=plan.labels, augment=plan.augment)
+        splits = load(labels=plan.labels)
         recipe = plan.short if tuning else plan.student or training.published("kd", *pair).recipe
         for seed, some in queue:
             try:
