@@ -22,7 +22,7 @@ MAPS = {
     "ResNet18": [(64, 32), (128, 16), (256, 8), (512, 4)],
     "ResNet50": [(256, 32), (512, 16), (1024, 8), (2048, 4)],
     "wrn_16_2": [(32, 32), (64, 16), (128, 8)],
-    "vgg8": [(64, 32), (128, 16), (256, 8), (512, 4), (512, 4)],
+    "vgg8": [(128, 16), (256, 8), (512, 4), (512, 4)],
     "MobileNetV2": [(12, 16), (16, 8), (48, 4), (160, 2)],
     "ShuffleV1": [(240, 16), (480, 8), (960, 4)],
     "ShuffleV2": [(116, 16), (232, 8), (464, 4)],
@@ -94,6 +94,28 @@ def test_maps_equal_the_stages_run_by_hand_and_carry_gradient():
     assert all(p.grad is None for p in network.layer2.parameters())
     with torch.inference_mode():
         assert torch.equal(network(images, maps=True).maps[1], out.maps[1])
+
+
+@pytest.mark.parametrize("name", [*MAPS, "torchvision/resnet18", "torchvision/resnet50"])
+def test_maps_before_activation_and_before_pooling(name):
+    if "/" in name:
+        pytest.importorskip("torchvision")
+    network = models.create(name, 5)
+    with (
+        torch.no_grad()
+    ):  # in training mode, since batch norm of fresh running statistics may leave all values positive
+        out = network(torch.rand(2, 3, 40, 40), maps=True)
+        assert torch.allclose(out.unpooled.mean((2, 3)), out.features, atol=1e-5)
+        assert [x.shape for x in out.preactivations] == [x.shape for x in out.maps]
+        if not network.activations:
+            assert name in ("MobileNetV2", "ShuffleV2") and out.preactivations is out.maps
+        elif name.startswith("wrn"):  # its maps are the values before batch norm
+            assert torch.equal(out.unpooled, out.preactivations[-1].relu())
+            norm = copy.deepcopy(network.block2.layer[0].bn1)
+            assert torch.equal(norm(out.maps[0]), out.preactivations[0])
+        else:
+            for before, after in zip(out.preactivations, out.maps, strict=True):
+                assert before.min() < 0 and torch.equal(before.relu(), after)
 
 
 def test_no_hooks_and_maps_remain_after_a_pass_or_an_error(monkeypatch):
