@@ -29,6 +29,7 @@ class SP(WithLabels):
     label_space = "any"
     paper = "Tung & Mori 2019, arXiv 1907.09682"
     code = "megvii-research/mdistiller"
+    version = 2  # with the maps after ReLU of VGGs
 
     def __init__(self, *, ce: float = 1.0, sp: float = 3000.0) -> None:
         super().__init__(ce=ce)
@@ -50,6 +51,7 @@ class AT(WithLabels):
     label_space = "any"
     paper = "Zagoruyko & Komodakis 2017, arXiv 1612.03928"
     code = "megvii-research/mdistiller"
+    version = 2  # with the maps after ReLU of VGGs, and pairs of stages from the shallowest on
 
     def __init__(self, *, ce: float = 1.0, at: float = 1000.0) -> None:
         super().__init__(ce=ce)
