@@ -29,6 +29,7 @@ class SP(WithLabels):
     label_space = "any"
     paper = "Tung & Mori 2019, arXiv 1907.09682"
     code = "megvii-research/mdistiller"
+    version = 2  # with the maps after ReLU of VGGs
 
     def __init__(self, *, ce: float = 1.0, sp: float = 3000.0) -> None:
         super().__init__(ce=ce)
@@ -50,6 +51,7 @@ class AT(WithLabels):
     label_space = "any"
     paper = "Zagoruyko & Komodakis 2017, arXiv 1612.03928"
     code = "megvii-research/mdistiller"
+    version = 2  # with the maps after ReLU of VGGs, and pairs of stages from the shallowest on
 
     def __init__(self, *, ce: float = 1.0, at: float = 1000.0) -> None:
         super().__init__(ce=ce)
@@ -147,7 +149,7 @@ class VID(WithLabels):
 
 @register("catkd")
 class CATKD(WithLabels):
-    """Class attention transfer: the maps of all classes' activations, CAT-KD, Guo et al. 2023.
+    """Class attention transfer: the maps of all classes' activations, CAT-KD, Guo et al. 2023 (arXiv 2304.12777).
 
     The class activation maps are the network's classifier applied at each position of the map that is averaged to the
     features, so that the average of a class's map is its logit. (The authors convert their networks to have a 1x1
@@ -160,7 +162,7 @@ class CATKD(WithLabels):
     """
 
     needs = frozenset({"teacher", "features", "maps", "classifiers"})
-    paper = "Guo et al. 2023"
+    paper = "Guo et al. 2023, arXiv 2304.12777"
     code = "GzyAftermath/CAT-KD"
 
     def __init__(self, *, ce: float = 1.0, catkd: float = 15.0, resolution: int = 2, normalised: bool = False) -> None:
