@@ -332,7 +332,7 @@ def test_the_other_cifar_tables_are_those_of_the_committed_runs():
 
 
 def test_the_digits_tables_are_those_of_the_committed_runs():
-    online, offline = tables(ROOT / "docs/results.md")[5:7]
+    online, offline = tables(ROOT / "docs/results.md")[5:8:2]
     records = committed(RESULTS / "digits.json")
 
     def of(batch_size):
@@ -361,6 +361,17 @@ def test_the_digits_tables_are_those_of_the_committed_runs():
     accuracies = of(50)
     names = {"kd": ("kd", "resnet8"), ("kd", "pretrained, 1,000 labels"): ("kd", "resnet20")}
     check_rows(online, accuracies, names)
+
+
+def test_the_table_of_every_method_is_that_of_the_committed_runs(tmp_path):
+    found = runs.finished([RESULTS / "digits_methods.json"])
+    page = tmp_path / "report.md"
+    page.write_text(runs.table(found, baseline="kd", best_first=True))
+    (reported,) = tables(page)
+    rows = tables(ROOT / "docs/results.md")[6]
+    assert list(rows) == list(reported) and set(methods.names()) <= set(rows)
+    for method, row in rows.items():
+        assert {**row, "method": method}.items() <= reported[method].items(), method
 
 
 def test_the_table_of_contention_is_that_of_the_committed_file():
