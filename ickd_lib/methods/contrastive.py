@@ -20,7 +20,7 @@ class CRD(WithLabels):
     """Contrast of each network's embedding of a sample with a memory of the other network's embeddings.
 
     Contrastive representation distillation, Tian et al. 2020 (arXiv 1910.10699), in both directions. Embeddings are
-    learned linear maps of the features, scaled to unit length. Each network has a memory with the embedding of every
+    trained linear maps of the features, scaled to unit length. Each network has a memory with the embedding of every
     training sample, random at first, which is updated after the loss of each step. The positive of a sample is its own
     row in the other network's memory; its negatives are rows of samples of other classes, drawn for each sample without
     replacement. The normaliser of each direction is estimated in the first step and constant afterwards. The teacher's
@@ -193,13 +193,13 @@ class CRDBank(WithLabels):
 
 @register("seed")
 class SEED(WithLabels):
-    """The teacher's similarities between a sample and a queue of earlier samples, matched by the student.
+    """Matching of the similarities between a sample and a queue of the teacher's earlier samples, Fang et al. 2021.
 
-    SEED, Fang et al. 2021 (arXiv 2101.04731). A network's similarity distribution is a softmax over the cosines of its
+    Source: SEED, arXiv 2101.04731. A network's similarity distribution is a softmax over the cosines of its
     features with the teacher's features of the same sample and of the samples in the queue. The queue is first in,
-    first out: the batch replaces the oldest rows after the loss. Rows that were never written are left out, where the
-    authors' code begins with random rows. Built from the paper; the tests compare the loss with
-    a transcription of the authors' code.
+    first out: the batch replaces the oldest rows after the loss. Rows that were never written are left out, whereas the
+    authors' code begins with random rows. The method was built from the paper; the tests compare the loss with a
+    transcription of the authors' code.
 
     The paper pretrains the student without labels (ce = 0) with a self-supervised teacher. Here the labels train the
     classifier at the same time.
@@ -236,7 +236,7 @@ class SEED(WithLabels):
 
     def setup(self, student_dim: int, teacher_dim: int, num_classes: int, rows: int) -> None:
         if self.size > rows:
-            notice(f"{self.config['name']} uses a queue of {rows} instead of {self.size}: one row a training sample")
+            notice(f"{self.config['name']} uses a queue of {rows} instead of {self.size}: one row per training sample")
         self.projection = nn.Sequential(
             nn.Linear(student_dim, student_dim), nn.ReLU(), nn.Linear(student_dim, teacher_dim)
         )

@@ -17,12 +17,12 @@ from ickd_lib.runtime import InputError, choose, notice
 
 @register("ickd")
 class ICKD(Method):
-    """In-context distillation: w_ce CE + w_kd KD + w_p PICD + w_n NICD.
+    """In-context distillation: cross-entropy, KD, and PICD and NICD on retrieved samples, Zhu, Li, Wang 2025.
 
-    Zhu, Li, Wang 2025, arXiv 2501.07040. The abstract of the paper states the idea: in-context samples are retrieved
-    from a memory bank of the teacher's features; PICD matches the student's logits to the aggregate of the samples of
-    the same class, and NICD separates them from samples of other classes. Everything else is this project's
-    interpretation, and each choice is an argument:
+    Source: arXiv 2501.07040. The loss is w_ce CE + w_kd KD + w_p PICD + w_n NICD. The abstract of the paper states the
+    idea: in-context samples are retrieved from a memory bank of the teacher's features; PICD matches the student's
+    logits to the aggregate of the samples of the same class, and NICD separates them from samples of other classes.
+    Everything else is this project's interpretation, and each choice is an argument:
 
     ce, kd, picd, nicd: weights of the terms. A term of weight 0 is not computed, nor is what only that term needs.
     temperature: temperature of both KL terms.
@@ -47,9 +47,9 @@ class ICKD(Method):
         outputs (teacher-free).
     warmup: share of the training before PICD and NICD start.
     momentum: weight of the old content when a row in the bank of a student with this method is written again.
-    residual: λ of KD's target z^T + λ (z̄ - z^T_row): the teacher's logits of the view, plus the difference between the
-        aggregate of the positives and the sample's own row in the bank (`losses.residual_target`). With 0 it is the
-        usual target z^T.
+    residual: λ of KD's target z^T + λ (z̄ - z^T_row): the teacher's logits of the view, plus λ times the difference
+        between the aggregate of the positives and the sample's own row in the bank (`losses.residual_target`). With 0
+        it is the usual target z^T.
     gate: strength, from 0 to 1, of a gate on PICD: the term of a sample is multiplied by 1 - gate + gate H / log C,
         where H is the entropy of the source's prediction for the view (`losses.entropy_gate`). Certain predictions,
         which are most of those of an accurate teacher, then count less, so that PICD may need a larger weight.
@@ -260,7 +260,7 @@ def _check_orders(spec: Retrieval) -> None:
 
 @register("picd")
 class PICD(ICKD):
-    """The positive half of in-context distillation beside cross-entropy; see ICKD for the arguments."""
+    """In-context distillation with the positives alone (PICD), beside cross-entropy; arguments as for `ickd`."""
 
     def __init__(self, *, ce: float = 0.1, kd: float = 0.0, picd: float = 0.9, nicd: float = 0.0, **choices: Any):
         super().__init__(ce=ce, kd=kd, picd=picd, nicd=nicd, **choices)
@@ -268,7 +268,7 @@ class PICD(ICKD):
 
 @register("nicd")
 class NICD(ICKD):
-    """The negative half of in-context distillation beside cross-entropy; see ICKD for the arguments."""
+    """In-context distillation with the negatives alone (NICD), beside cross-entropy; arguments as for `ickd`."""
 
     def __init__(self, *, ce: float = 1.0, kd: float = 0.0, picd: float = 0.0, nicd: float = 1.0, **choices: Any):
         super().__init__(ce=ce, kd=kd, picd=picd, nicd=nicd, **choices)
@@ -276,7 +276,7 @@ class NICD(ICKD):
 
 @register("ickd_online")
 class OnlineICKD(ICKD):
-    """In-context distillation between students of a peer group that train from scratch; see ICKD."""
+    """In-context distillation between students of a peer group that train from scratch; see `ickd`."""
 
     def __init__(
         self,
@@ -308,7 +308,7 @@ class OnlineICKD(ICKD):
 
 @register("ickd_self")
 class SelfICKD(OnlineICKD):
-    """In-context distillation without a teacher, from the student's own earlier features and logits; see ICKD."""
+    """In-context distillation without a teacher, from the student's own earlier features and logits; see `ickd`."""
 
     def __init__(self, *, kd: float = 0.0, anchor: str = "aggregate", source: str = "self", **choices: Any) -> None:
         super().__init__(kd=kd, anchor=anchor, source=source, **choices)

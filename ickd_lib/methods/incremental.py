@@ -13,13 +13,13 @@ from ickd_lib.runtime import InputError
 
 @register("lwf")
 class LwF(WithLabels):
-    """Learning without forgetting, Li & Hoiem 2016 (arXiv 1606.09282): new classes beside those of a teacher.
+    """Learning without forgetting: new classes are added to those of the teacher, Li & Hoiem 2016 (arXiv 1606.09282).
 
     Cross-entropy of an image of a new class is computed among the new classes only, so that it does not lower the
-    logits of the old ones, which the teacher's soft labels preserve. The values are those of FACIL, the code of a
-    survey of incremental learning: a cross-entropy with the soft labels, without τ² (`losses.lwf`). The cross-entropy
-    of an image of an old class is computed among the old classes only. In FACIL, once images of old classes are kept,
-    that of every image is computed among all classes (`separate=False`).
+    logits of the old ones, which the teacher's soft labels preserve. That of an image of an old class is computed among
+    the old classes only. The term of the soft labels is a cross-entropy without τ² (`losses.lwf`), as in FACIL, the
+    code of a survey of incremental learning. If images of old classes are kept, FACIL computes the cross-entropy of
+    every image among all classes (`separate=False`).
 
     ce, kd: weights of the two terms.
     temperature: τ of the soft labels.

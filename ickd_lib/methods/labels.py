@@ -37,10 +37,11 @@ class LabelSmoothing(Method):
 
 @register("cskd")
 class CSKD(WithLabels):
-    """Class-wise self-distillation, Yun et al. 2020 (arXiv 2003.13964).
+    """Self-distillation from the student's prediction for a random image of the same class, Yun et al. 2020.
 
-    The student's softened prediction for an image is matched to its own prediction for a random image of the same
-    class. As in the authors' code, that may be another view of the image itself.
+    The paper (arXiv 2003.13964) calls this class-wise self-distillation. The student's softened prediction for an image
+    is matched to its own prediction for a random image of the same class. As in the authors' code, that may be another
+    view of the image itself.
 
     ce, kd: weights of the two terms.
     temperature: temperature of the predictions.
@@ -63,11 +64,11 @@ class CSKD(WithLabels):
 
 @register("pskd")
 class PSKD(Method):
-    """Progressive self-distillation, Kim et al. 2021 (arXiv 2006.12000).
+    """Self-distillation from the student's prediction for the image in the epoch before, Kim et al. 2021.
 
-    The targets mix the labels with the student's own prediction for each sample in the epoch before. In epoch e of n,
-    counted from 1, the weight of that prediction is alpha · e / n. In the first epoch, which has no epoch before, the
-    targets are the labels.
+    The paper (arXiv 2006.12000) calls this progressive self-distillation. The targets mix the labels with the student's
+    own prediction for each sample in the epoch before. In epoch e of n, counted from 1, the weight of that prediction
+    is alpha · e / n. In the first epoch, which has no epoch before, the targets are the labels.
 
     alpha: weight of that prediction in the last epoch.
     """
@@ -93,11 +94,11 @@ class PSKD(Method):
 
 @register("tfkd")
 class TfKD(Method):
-    """A virtual teacher with a fixed probability of the label, Yuan et al. 2020 (arXiv 1909.11723), Tf-KD_reg.
+    """Regularisation by a virtual teacher with a fixed probability of the label, Tf-KD_reg, Yuan et al. 2020.
 
-    The loss is (1 - alpha) CE + alpha · multiplier · KL / C, with C classes; the KL term has no τ² (`losses.tfkd`). The
-    defaults are the authors' for ResNet18 on CIFAR-100. The paper's second method, in which the teacher is the same
-    network trained before (Tf-KD_self), is `kd` with that teacher.
+    Source: arXiv 1909.11723. The loss is (1 - alpha) CE + alpha · multiplier · KL / C, with C classes; the KL term has
+    no τ² (`losses.tfkd`). The defaults are the authors' for ResNet18 on CIFAR-100. The paper's second method, in which
+    the teacher is the same network trained before (Tf-KD_self), is `kd` with that teacher.
 
     alpha: weight of the virtual teacher.
     temperature: τ, by which the virtual teacher's probabilities are divided before a softmax.
@@ -128,13 +129,13 @@ class TfKD(Method):
 
 @register("uskd")
 class USKD(WithLabels):
-    """Universal self-distillation with soft labels of its own, Yang et al. 2023 (arXiv 2303.13005).
+    """Self-distillation with soft labels that follow from the student's own outputs, USKD, Yang et al. 2023.
 
-    The soft label of the sample's class follows from the student's confidence. Those of the other classes follow Zipf's
-    law, in an order that the student's logits determine together with weak logits. The latter are a trained linear
-    layer on the mean over the positions of the maps of the stage before the last (of the only stage, if there is one);
-    see `losses.uskd`. With mixup and cutmix the class of an image is the one with the larger share; the authors' code
-    uses both.
+    The paper (arXiv 2303.13005) calls this universal self-distillation. The soft label of the sample's class follows
+    from the student's confidence. Those of the other classes follow Zipf's law, in an order that the student's logits
+    determine together with weak logits. The latter are a trained linear layer on the maps of the stage before the last,
+    averaged over the positions (in a network with one stage, on the maps of that stage); see `losses.uskd`. With mixup
+    and cutmix the class of an image is the one with the larger share; the authors' code uses both.
 
     alpha, beta: weights of the terms of the sample's class and of the other classes.
     mu: weight of the weak logits' cross-entropy. (Published for ImageNet: alpha 1, beta 0.1, mu 0.005.)

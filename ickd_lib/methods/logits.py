@@ -59,10 +59,11 @@ class LSKD(KD):
 
 @register("dkd")
 class DKD(WithLabels):
-    """Decoupled distillation, Zhao et al. 2022 (arXiv 2203.08679, eq. 7).
+    """Decoupled distillation: separate weights for the target class and for the other classes, Zhao et al. 2022.
 
-    With logit standardisation (Sun et al. 2024), both weights were published multiplied by the weight of the pair, at
-    temperature 2: "dkd(tckd=9, nckd=72, temperature=2, standardised=True)" for ResNet32x4 and ResNet8x4.
+    Source: arXiv 2203.08679, eq. 7. With logit standardisation (Sun et al. 2024), both published weights are multiplied
+    by another weight for the pair of networks, and the temperature is lower: "dkd(tckd=9, nckd=72, temperature=2,
+    standardised=True)" for ResNet32x4 and ResNet8x4.
 
     tckd, nckd: weights of the term for the target class against the rest, and of the term for the other classes among
         themselves (α and β in the paper; β was published as 2 to 8, depending on the pair: `training.published`).
@@ -108,7 +109,9 @@ class DKD(WithLabels):
 
 @register("dist")
 class DIST(WithLabels):
-    """Distillation of relations within and between classes, Huang et al. 2022 (arXiv 2205.10536).
+    """Correlation with the teacher's probabilities in each sample and in each class, Huang et al. 2022.
+
+    Source: DIST, arXiv 2205.10536.
 
     inter, intra: weights of the correlation over the classes of a sample, and over the samples for a class.
     temperature: divides the logits before the softmax.
@@ -131,10 +134,10 @@ class DIST(WithLabels):
 
 @register("ckd")
 class CKD(WithLabels):
-    """Sample-wise contrastive distillation, Zhu et al. 2024 (arXiv 2404.14109).
+    """Contrast of the two networks' logits between the samples of a batch, Zhu et al. 2024 (arXiv 2404.14109).
 
-    InfoNCE between the logits of teacher and student: the two outputs for the same sample are a positive pair, and the
-    student's outputs for all other samples of the batch are the negatives.
+    The loss is InfoNCE between the logits of teacher and student: the two outputs for the same sample are a positive
+    pair, and the student's outputs for all other samples of the batch are the negatives.
 
     ckd: weight of the term; published as 100, with other values for some pairs (`training.published`).
     temperature: divides the similarities of the logits.
@@ -155,7 +158,7 @@ class CKD(WithLabels):
 
 @register("nkd")
 class NKD(WithLabels):
-    """Normalised distillation, Yang et al. 2023 (arXiv 2303.13005): label and other classes apart.
+    """Normalised distillation: separate terms for the label and the other classes, Yang et al. 2023 (arXiv 2303.13005).
 
     The defaults were published for ResNet34 and ResNet18 on CIFAR-100; on ImageNet, they are gamma 1.5, temperature 1.
 
@@ -181,7 +184,7 @@ class NKD(WithLabels):
 
 @register("ttm")
 class TTM(WithLabels):
-    """Transformed teacher matching, Zheng & Yang 2024 (arXiv 2402.11148): a temperature for the teacher only.
+    """Transformed teacher matching: KD with a temperature for the teacher only, Zheng & Yang 2024 (arXiv 2402.11148).
 
     The defaults were published for VGG13 and VGG8.
 

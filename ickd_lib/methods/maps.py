@@ -42,7 +42,9 @@ class SP(WithLabels):
 
 @register("at")
 class AT(WithLabels):
-    """Attention transfer: the spatial attention maps of all stages, Zagoruyko & Komodakis 2017 (arXiv 1612.03928).
+    """Attention transfer: the spatial attention maps of all stages are matched, Zagoruyko & Komodakis 2017.
+
+    Source: arXiv 1612.03928; see `losses.attention_transfer`.
 
     at: weight of the term.
     """
@@ -106,14 +108,15 @@ class FitNet(WithLabels):
 
 @register("vid")
 class VID(WithLabels):
-    """Variational information distillation: Gaussians of the teacher's maps, Ahn et al. 2019 (arXiv 1904.05835).
+    """Variational information distillation: likelihood of the teacher's maps given the student's, Ahn et al. 2019.
 
-    The mean of each Gaussian is regressed from the student's map of the same stage by three 1x1 convolutions, and its
-    variance is learned for each channel. As in the paper and in RepDistiller the variances are trained; mdistiller does
-    not give them to its optimiser.
+    Source: arXiv 1904.05835. The likelihood is that of a Gaussian for each value of the teacher's maps. The mean of
+    each Gaussian is regressed from the student's map of the same stage by three 1x1 convolutions, and there is one
+    variance for each channel. As in the paper and in RepDistiller, the variances are trained; mdistiller leaves them as
+    they were at the start.
 
     vid: weight of the term.
-    variance: all variances at the start.
+    variance: the variance of every channel at the start.
     epsilon: lower bound of the variances.
     """
 
@@ -149,11 +152,11 @@ class VID(WithLabels):
 
 @register("catkd")
 class CATKD(WithLabels):
-    """Class attention transfer: the maps of all classes' activations, CAT-KD, Guo et al. 2023 (arXiv 2304.12777).
+    """Class attention transfer: the class activation maps are matched, CAT-KD, Guo et al. 2023 (arXiv 2304.12777).
 
-    The class activation maps are the network's classifier applied at each position of the map that is averaged to the
-    features, so that the average of a class's map is its logit. (The authors convert their networks to have a 1x1
-    convolution without bias as the classifier; here it is the linear layer with its bias.) The default weight was
+    The class activation maps are the outputs of the network's classifier at each position of the map that is averaged
+    to the features, so that the average of a class's map is its logit. (The authors convert their networks to have a
+    1x1 convolution without bias as the classifier; here it is the linear layer with its bias.) The default weight was
     published for ResNet32x4 and ResNet8x4; it is 0.7 for ResNet56 and ResNet20.
 
     catkd: weight of the term.
@@ -193,15 +196,17 @@ class CATKD(WithLabels):
 
 @register("wkd_f")
 class WKDF(WithLabels):
-    """Wasserstein distance of Gaussians of the last stage's maps, WKD-F, Lv et al. 2024 (arXiv 2412.08139).
+    """Wasserstein distance between Gaussians of the networks' last maps, WKD-F, Lv et al. 2024 (arXiv 2412.08139).
 
     A Gaussian with a diagonal covariance describes the features at the positions of a map. The student's map first goes
-    through the regressor of FitNet. It was built from the paper and tested against naive loops. The defaults are those
-    for ResNet32x4 and ResNet8x4, from a copy of the authors' configuration.
+    through the regressor of FitNet. The method was built from the paper and is tested against naive loops. The defaults
+    of `mean` and `decay` are those for ResNet32x4 and ResNet8x4, from a copy of the authors' configuration. The weight
+    in that copy is 0.08 (`training.published`).
 
     wkd_f: weight of the term.
     mean: weight of the difference of the means, relative to that of the standard deviations.
-    decay: share of the epochs after which the weight falls to 0 by a cosine, by the epoch; with 1 it is constant.
+    decay: share of the epochs after which the weight begins to fall, as a half cosine that reaches 0 in the last epoch;
+        with 1 it is constant.
     """
 
     needs = frozenset({"teacher", "maps"})

@@ -13,7 +13,7 @@ from ickd_lib.methods.registry import register
 
 @register("mlkd")
 class MLKD(WithLabels):
-    """Multi-level logit distillation of two views of each image, Jin et al. 2023 (CVPR).
+    """Multi-level logit distillation: samples, batch and classes, with two views of each image, Jin et al. 2023 (CVPR).
 
     The second view is strongly augmented. Each term is a sum over five temperatures; as in the official code, only
     cross-entropy and the term of each sample use both views (`losses.mlkd`). With logit standardisation (Sun et al.
@@ -63,12 +63,13 @@ class MLKD(WithLabels):
 
 @register("skd")
 class SKD(WithLabels):
-    """Streamlined distillation: KD, and a whitened distance of the similarities in the batch (SKD, CVPR 2026).
+    """Streamlined distillation: KD and a whitened distance between similarities in the batch (SKD, CVPR 2026).
 
     The formulas are those of the official code, in which both terms are multiplied by the share of samples (kd) or
-    classes (gram) for which the teacher is no surer than the median (`losses.uncertain`).
+    classes (gram) for which the teacher's confidence is at most the median (`losses.uncertain`).
 
-    kd, gram: weights of the two terms; published as equal, and as 0.5 beside ce=0.5 for ResNet32x4 and ResNet8x4.
+    kd, gram: weights of the two terms. The published ones are equal; for ResNet32x4 and ResNet8x4 they are 0.5, beside
+        ce=0.5.
     temperature: τ of the KD term; 1 on ImageNet.
     tikhonov: λ, added to the variances before the distance is whitened.
     """

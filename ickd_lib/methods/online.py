@@ -12,7 +12,7 @@ from ickd_lib.methods.registry import register
 
 @register("dml")
 class DML(WithLabels):
-    """Deep mutual learning, Zhang et al. 2018 (arXiv 1706.00384): peers are matched to each other.
+    """Deep mutual learning: each student matches the predictions of its peers, Zhang et al. 2018 (arXiv 1706.00384).
 
     The loss is CE plus τ² KL(p_peer ‖ p) of each peer, with τ = 1 by default. With more than one peer, the authors'
     code (YingZhangDUT/Deep-Mutual-Learning) adds up the KL terms; the paper's equation takes their mean. All students

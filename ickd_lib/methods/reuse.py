@@ -13,16 +13,17 @@ from ickd_lib.models import Network
 
 @register("simkd")
 class SimKD(WithLabels):
-    """The teacher's classifier behind a projector of the student's last map, Chen et al. 2022 (arXiv 2203.14001).
+    """The teacher's classifier on the student's projected map, which is matched to the teacher's map, Chen et al. 2022.
 
-    The projected map is compared with the map that the teacher averages to its features, and the teacher's classifier,
-    which is frozen, computes the logits. The network that is trained, evaluated and stored therefore consists of the
-    student, the projector and this classifier (`models.Reused`), and is larger than the student. Where a teacher has
-    layers between its last stage and its average (WRN, MobileNetV2, ShuffleNetV2), the map after these layers is
-    compared, because that is what the classifier takes; the authors use no such teachers.
+    Source: arXiv 2203.14001. The projected map is compared with the map that the teacher averages to its features, and
+    the teacher's classifier, which is frozen, computes the logits. The network that is trained, evaluated and stored
+    therefore consists of the student, the projector and this classifier (`models.Reused`), and is larger than the
+    student. Where a teacher has layers between its last stage and its average (WRN, MobileNetV2, ShuffleNetV2), the map
+    after these layers is compared, because that is what the classifier takes; the authors' scripts have no such
+    teachers.
 
     simkd: weight of the mean squared difference of the maps.
-    factor: the projector has 1 / factor of the teacher's features as hidden channels.
+    factor: the projector has D / factor hidden channels, where D is the teacher's number of features.
     """
 
     needs = frozenset({"teacher", "features", "maps"})

@@ -14,7 +14,7 @@ from ickd_lib.tasks import Samples
 
 @register("reviewkd")
 class ReviewKD(WithLabels):
-    """Knowledge review: the teacher's maps from deeper ones of the student, Chen et al. 2021 (arXiv 2104.09044).
+    """Knowledge review: fused maps of the student match each map of the teacher, Chen et al. 2021 (arXiv 2104.09044).
 
     From the deepest stage on, each map of the student is fused with the result of the deeper stages by an attention
     (ABF), brought to the shape of the teacher's map, and compared with it by the hierarchical context loss (HCL). The
@@ -23,7 +23,8 @@ class ReviewKD(WithLabels):
     ResNet8x4; it is 0.6 for ResNet56 and ResNet20.
 
     reviewkd: weight of the term.
-    warmup: number of epochs over which the weight rises from 0, the present one counted from 1.
+    warmup: number of epochs over which the weight rises; in epoch e, counted from 1, it is multiplied by
+        min(e / warmup, 1). With 0 it is constant.
     """
 
     needs = frozenset({"teacher", "features", "maps"})

@@ -1,4 +1,4 @@
-"""Methods that learn the temperature of another method."""
+"""Methods that train the temperature of another method."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ from ickd_lib.runtime import InputError
 
 @register("ctkd")
 class CTKD(Method):
-    """Another method with a learnt temperature, curriculum temperature, Li et al. 2023 (arXiv 2211.16231).
+    """Another method, by default KD, with a temperature that is trained (curriculum temperature), Li et al. 2023.
 
-    The temperature is τ = 1 + 20 σ(θ), one for all samples ("global" in the paper). θ ascends the loss: its gradient is
-    multiplied by a number that falls from 0 to -1 over the first epochs, so that the student's task becomes harder.
-    `learnt_temperature` is the present value.
+    Source: arXiv 2211.16231. The temperature is τ = 1 + 20 σ(θ), one for all samples ("global" in the paper). θ ascends
+    the loss: its gradient is multiplied by a number that falls from 0 to -1 over the first epochs, so that the
+    student's task becomes harder. `learnt_temperature` is the present value.
 
-    of: the method whose temperature is learnt, with its arguments, as in "ctkd(of='dkd(nckd=2)')".
+    of: the method whose temperature is trained, with its arguments, as in "ctkd(of='dkd(nckd=2)')".
     ce: weight of the cross-entropy; with None, that of the method.
     epochs: number of epochs over which the factor of the gradient falls to -1, by a cosine.
     """

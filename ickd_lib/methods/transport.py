@@ -17,17 +17,18 @@ from ickd_lib.runtime import InputError
 
 @register("wkd_l")
 class WKDL(WithLabels):
-    """Optimal transport between the classes that are not the label, WKD-L, Lv et al. 2024 (arXiv 2412.08139).
+    """Optimal transport between the networks' probabilities of the classes other than the label, WKD-L, Lv et al. 2024.
 
-    Transport between two classes is cheap if the weights of the teacher's classifier for them are similar. The defaults
-    were published for ResNet32x4 and ResNet8x4; for WRN-40-2 and ShuffleNetV1, they are gamma 200, temperature 6.
+    Source: arXiv 2412.08139. The term of the label is `losses.target_term`. Transport between two classes is cheap if
+    the weights of the teacher's classifier for them are similar. The defaults were published for ResNet32x4 and
+    ResNet8x4; for WRN-40-2 and ShuffleNetV1, they are gamma 200, temperature 6.
 
     gamma: γ, the weight of the transport term; the term of the label has weight 1.
     temperature: τ of the transport term.
     sharpness: s of the cost of transport, 1 - e^{-s (1 - cos)}.
-    regularisation, iterations: λ and the number of Sinkhorn's iterations.
-    decay: share of the epochs after which γ falls to 0 by a cosine, by the epoch (published: 150 of 240); with 1 it is
-        constant.
+    regularisation, iterations: λ of the Sinkhorn iterations, and their number.
+    decay: share of the epochs after which γ begins to fall (published: 150 of 240), as a half cosine that reaches 0 in
+        the last epoch; with 1 it is constant.
     """
 
     needs = frozenset({"teacher", "classifiers"})
