@@ -66,8 +66,8 @@ def _bank_options(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--bank-images",
         default="",
-        help="number of training images in the teacher's memory bank, or all; by default those of the student, which "
-        "are always in it, and nothing is drawn from the others",
+        help="number of training images in the teacher's memory bank, or all: those of the student, and others that "
+        "are drawn at random; by default those of the student alone",
     )
     group.add_argument(
         "--bank-labels",
@@ -133,8 +133,8 @@ def parser() -> argparse.ArgumentParser:
         const="cifar100",
         default="",
         metavar="DATA",
-        help="take weights, recipe and augmentation from the method's authors: those published for this pair on "
-        "CIFAR-100, or with --published imagenet on ImageNet; an error if there are none",
+        help="take weights, recipe and augmentation as published for the method and this pair of networks on "
+        "CIFAR-100, or on ImageNet with --published imagenet; an error if none are published",
     )
     train.add_argument(
         "--name",

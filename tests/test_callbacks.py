@@ -105,7 +105,7 @@ def test_what_a_captured_step_cannot_serve_is_named():
     network[0].register_forward_hook(lambda *_: None)
     assert reason_against([], [network]) == "Sequential has forward hooks"
     named = [methods.create("cskd")]
-    assert works_on_host(named, "crop") == "cskd needs other images of the same class, drawn on the host"
+    assert works_on_host(named, "crop") == "cskd needs random images of the same class, drawn on the host"
     assert works_on_host([], "mixup") == "the augmentation 'mixup' is drawn on the host" and not works_on_host(
         [], "crop"
     )

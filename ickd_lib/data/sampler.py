@@ -91,6 +91,8 @@ class Sampler:
         Args:
             rows: positions of the images in the split, shape [B].
             data_seed, epoch, step: select the random numbers.
+        Returns:
+            B images with the labels and indices of the rows; their `view` is -1.
         """
         images = self.images
         generator = runtime.generator(data_seed, "second view", epoch, step)

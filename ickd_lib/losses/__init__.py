@@ -6,7 +6,7 @@
     transport   WKD-L: transport of probability between classes
     incontext   PICD and NICD, the losses of in-context distillation, with their variants
     features    losses between features, which need no shared classes: RKD, PKT
-    contrastive losses between embeddings and the rows of a memory: CRD, SEED
+    contrastive losses between embeddings and the rows of a memory: CRD, its form with a memory bank, SEED
     maps        losses between feature maps: attention transfer, SP, FitNet, VID, knowledge review, CAT-KD, WKD-F
     refilled    REFILLED: relationship matching and local classification
     online      the ensemble of students that train together

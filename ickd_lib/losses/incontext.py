@@ -99,7 +99,7 @@ def entropy_gate(teacher_logits: Tensor, *, strength: float = 1.0) -> Tensor:
 def residual_target(
     teacher_logits: Tensor, aggregated: Tensor, own_logits: Tensor, mask: Tensor, *, residual: float
 ) -> Tensor:
-    """Compute a target of KD that adds what in-context samples change: z^T + λ (z̄ - z^T_row).
+    """Compute a target of KD that contains the effect of the in-context samples: z^T + λ (z̄ - z^T_row).
 
     The difference between the aggregate and the sample's own row, which are both of images without augmentation, is
     added to the logits of the augmented image, so that the target still depends on the augmentation.

@@ -37,7 +37,7 @@ def label_smoothing(student_logits: Tensor, targets: Tensor, *, alpha: float = 0
 def tfkd(student_logits: Tensor, labels: Tensor, *, temperature: float = 20.0, correct: float = 0.99) -> Tensor:
     """Compute the regulariser of Tf-KD with a virtual teacher that is always right (Yuan et al. 2020).
 
-    The virtual teacher gives the label the probability `correct` and each other class an equal part of the rest. As in
+    The label has the probability `correct`, and each other class an equal part of the rest. As in
     the authors' code, the target is the softmax of these probabilities divided by τ (not of their logarithms), so that
     it is close to uniform. The student's temperature is 1, and there is no factor τ².
 
@@ -60,8 +60,8 @@ def uskd(student_logits: Tensor, weak_logits: Tensor, labels: Tensor) -> tuple[T
     """Compute the three terms of universal self-distillation, USKD (Yang et al. 2023, arXiv 2303.13005).
 
     With p the student's and w the weak logits' probabilities and y the label, the soft labels of a sample are
-    1 + p_y² - (the batch's mean of p_y²) for the label, and Zipf's law 1/rank, normalised, for the other classes. Their
-    ranks follow from a weak and a strong score. As in the authors' code, these are w_c / (1 - w_y) and
+    1 + p_y² - (the batch's mean of p_y²) for the label, and Zipf's law 1/rank, normalised, for the other classes. The
+    ranks are those of the sum of a weak and a strong score. As in the authors' code, these are w_c / (1 - w_y) and
     log p_c / (1 - log p_y); the paper has p in the place of log p. The soft labels have no gradient.
 
     Args:

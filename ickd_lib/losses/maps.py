@@ -61,7 +61,8 @@ def vid(predicted: Tensor, teacher_map: Tensor, log_scale: Tensor, *, epsilon: f
     is regressed from the student's map and whose variances, one for each channel, are σ² = log(1 + e^α) + ε.
 
     Args:
-        predicted, teacher_map: μ and t, shapes [B, channels, H, W]; where the sizes differ, the larger is averaged.
+        predicted, teacher_map: μ and t, shapes [B, channels, H, W]; where the sizes differ, the larger map is
+            averaged down.
         log_scale: α, shape [channels].
         epsilon: ε.
     Returns:
@@ -75,9 +76,9 @@ def vid(predicted: Tensor, teacher_map: Tensor, log_scale: Tensor, *, epsilon: f
 def hierarchical_context(student_maps: Sequence[Tensor], teacher_maps: Sequence[Tensor]) -> Tensor:
     """Compute the hierarchical context loss (HCL) of knowledge review (Chen et al. 2021, section 3.3).
 
-    For each pair of maps it is the weighted mean of squared differences: of the maps themselves with weight 1, and of
-    their averages over grids of 4x4, 2x2 and 1x1 cells, of those that are smaller than the maps, with weights that
-    halve from one grid to the next, from ½ on.
+    For each pair of maps it is a weighted mean of mean squared differences: of the maps themselves, with weight 1, and
+    of the maps averaged to 4x4, 2x2 and 1x1 cells, with weights that halve from one size to the next, from ½ on. Sizes
+    that are not smaller than the maps are left out.
 
     Args:
         student_maps, teacher_maps: pairs of maps of equal shapes [B, channels, H, W].

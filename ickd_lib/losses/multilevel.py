@@ -20,9 +20,9 @@ def mlkd(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Compute the three terms of multi-level logit distillation (Jin et al. 2023, "Multi-Level Logit Distillation").
 
-    Each term is a sum over the temperatures τ, 3, 5, 2 and 6. As in the official code, the shares of `uncertain`
-    samples and classes multiply the terms of the first view, and the instance term of the second view is computed at
-    τ, 3 and 5 only: at 2 and 6 it is that of the first view again, without the factor.
+    Each term is a sum over the temperatures τ, 3, 5, 2 and 6. As in the official code, the terms of the first view are
+    multiplied by the shares of `uncertain` samples and classes, and the instance term of the second view is computed at
+    τ, 3 and 5 only. At 2 and 6, that of the first view is added a second time instead, without the factor.
 
     Args:
         student_logits, teacher_logits: logits of the first view, shape [B, C].
@@ -48,7 +48,7 @@ def mlkd(
 
 
 def uncertain(teacher_logits: Tensor) -> tuple[Tensor, Tensor]:
-    """Return the share of the samples and of the classes for which the teacher is no surer than the median.
+    """Return the share of the samples and of the classes for which the teacher's confidence is at most the median.
 
     The confidence in a sample is the largest probability of the sample, that in a class is the sum of its probabilities
     over the samples. Both shares are about one half, and above it where confidences are equal. The official codes of

@@ -22,8 +22,8 @@ def wkd_l(
     """Compute the two terms of Wasserstein distillation of logits, WKD-L (Lv et al. 2024, arXiv 2412.08139).
 
     The second term is the distance of optimal transport between the softened probabilities of the classes other than
-    the label, rescaled to sum to 1. Transport is computed by Sinkhorn's iterations with the kernel e^{-cost/λ}, and
-    gradients are those of all iterations.
+    the label, rescaled to sum to 1. Transport is computed by Sinkhorn's iterations with the kernel e^{-cost/λ}; the
+    gradient passes through all iterations.
 
     Args:
         student_logits, teacher_logits: shape [B, C], with C at least 2.

@@ -281,8 +281,8 @@ class MemoryBank:
     ) -> tuple[Neighbours, Neighbours]:
         """Return the neighbours of rows of the bank itself, [M, positives] and [M, negatives].
 
-        Those of all rows are computed once; `gather` copies the content of those of a batch. The other arguments and
-        the errors are those of `retrieve`.
+        The neighbours of all rows are computed once; `gather` copies the content of the neighbours of a batch. The
+        other arguments and the errors are those of `retrieve`.
 
         Args:
             rows: positions of the M rows; None for all rows of the bank.

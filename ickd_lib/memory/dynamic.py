@@ -10,14 +10,14 @@ from ickd_lib.memory.bank import MemoryBank
 
 
 class DynamicBank(MemoryBank):
-    """A copy of a complete memory bank, whose rows get the outputs for the view of each visit.
+    """A copy of a complete memory bank, whose rows are overwritten with the teacher's outputs for augmented images.
 
-    Keys, labels and neighbours that were computed before stay those of the bank. The content is written in place, and
-    without reading values on the host, so that a captured step can write and read it.
+    Keys and labels stay those of the bank, and so do neighbours that were computed before. The content is written in
+    place, and without reading values on the host, so that a captured step can write and read it.
 
     Args:
         bank: the bank, all of whose rows were written; it is not changed.
-        features: whether features are written too; otherwise only logits are.
+        features: whether features are written too, not only logits.
     """
 
     def __init__(self, bank: MemoryBank, *, features: bool) -> None:
@@ -40,7 +40,7 @@ class DynamicBank(MemoryBank):
         Args:
             index: keys, each once and each in the bank, shape [B].
             logits: shape [B, C].
-            features: shape [B, D]; not used if features are not written, and may then be empty.
+            features: shape [B, D]. They are not used, and may be empty, if only logits are written.
         """
         rows = self.rows(index)
         logits = logits.detach().float()

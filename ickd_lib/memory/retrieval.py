@@ -97,7 +97,7 @@ def nearest(bank: MemoryBank, features: Tensor, rows: Tensor, k: int) -> Neighbo
 def random_neighbours(
     bank: MemoryBank, positives: int, negatives: int, seed: object, rows: Tensor | None = None
 ) -> tuple[Neighbours, Neighbours]:
-    """Draw rows for every row of the bank at random, without replacement: of its class and of the other classes.
+    """Draw rows for rows of the bank at random, without replacement: of the same class and of the other classes.
 
     All rows must have been written, and no class may be too small (see `require`).
 

@@ -29,7 +29,7 @@ def source_of(images: Images | None, teacher: models.Network | None) -> dict[str
 def labelled(
     samples: Samples, images: Images, teacher: models.Network, labels: str | Tensor
 ) -> tuple[Tensor, dict[str, str]]:
-    """Return the label of each row of a bank, [N], and what its `source` says of labels that were predicted.
+    """Return the label of each row of a bank, [N], and an entry for its `source` if labels were predicted.
 
     Args:
         samples: the teacher's N samples of the images.
@@ -55,8 +55,8 @@ def require_fit(
 ) -> None:
     """Check that a bank contains the samples of some images and was computed by a teacher.
 
-    A bank may have rows of more images. Since its fingerprint of the data is then another one, the features of a few of
-    the images are computed again, and compared with their rows.
+    A bank may also have rows of other images. Its fingerprint of the data then differs, so instead the features of a
+    few of the images are computed again and compared with their rows.
 
     Args:
         bank: the memory bank.

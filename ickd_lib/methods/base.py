@@ -44,8 +44,8 @@ class Retrieval:
     own: whether the method uses the logits in each sample's own row of the teacher's bank (`InContext.own` of the
         positives).
     dynamic: whether the teacher's bank is written in training: after each step, the rows of the batch get the teacher's
-        logits of the views, and its features of them if these are used (query "view", or `features`). A student has a
-        copy of the bank of its own for this. Neighbours of the query "row" stay those of the images without
+        logits of the views, and its features of them if these are used (query "view", or `features`). Each
+        student has its own copy of the bank for this. Neighbours of the query "row" stay those of the images without
         augmentation. The method must declare the need "teacher", and "features" for `features`.
     """
 
@@ -115,7 +115,8 @@ class Context:
     teacher: the teacher's samples for the same views at the same places, without gradient. Its features may be empty,
         [S, 0], if they were not declared.
     positives, negatives: in-context samples of each sample, from the teacher's bank.
-    bank: the rows of the student's training samples in the teacher's memory bank, as they were built.
+    bank: the rows of the student's training samples in the teacher's memory bank, with the content that was built, also
+        if the method has a copy of the bank that is written in training.
     partner: the student's own samples, without gradient, for a random image of the class of each image.
     peers: the other students of the peer group, each with its samples for the same views and, if retrieval from peers
         was declared, in-context samples from its bank.
@@ -206,8 +207,9 @@ class Method(nn.Module):
         version: number of the definition of the method, which is increased when its loss changes for equal arguments.
         config: the name, a version above 1, and every argument, defaults included, which a run folder records.
         paper: authors, year and arXiv number of the source.
-        code: the official code ("owner/repository" on GitHub) with which the values of the method were compared in the
-            tests; "" if there is none, so that the method was built from the paper.
+        code: the official code ("owner/repository" on GitHub), or another implementation if the authors published none;
+            the table in docs/methods.md shows how far the method agrees with it. "" if there is none, so that the
+            method was built from the paper alone.
     """
 
     needs: frozenset[str] = frozenset()
@@ -254,7 +256,7 @@ class Method(nn.Module):
 
         Args:
             student: the student, initialised.
-            teacher: the frozen teacher. A method must not keep it as a submodule; None if there is none.
+            teacher: the frozen teacher; None if there is none. A method must not keep it as a submodule.
             size: height and width of the training images.
         """
         return student

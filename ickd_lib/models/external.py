@@ -100,7 +100,7 @@ def _name_maps(network: Network) -> None:
     if not network.stages:
         return
     network.pooled = network.stages[-1]
-    # torchvision's blocks use one ReLU for all activations, and the last of its inputs counts; timm numbers them.
+    # torchvision's blocks use one ReLU for all activations, of which the last input is kept; timm numbers them.
     activations = []
     for stage in network.stages:
         position, block = list(network.get_submodule(stage).named_children())[-1]

@@ -47,11 +47,11 @@ class Network(nn.Module):
         features_dim: D.
     Attributes:
         stages: names of the submodules, shallow to deep, whose outputs [B, C_i, H_i, W_i] are the maps. The next
-            layer must not change such an output in place. They are the maps that most methods compare: the values
-            that the next stage takes, which are those after the ReLU, except in networks that begin a stage with
-            batch norm and ReLU.
-        activations: names of the ReLUs, one for each stage, whose inputs are the maps before activation, which a few
-            methods take from the teacher; empty if no ReLU follows a map, which then is its own pre-activation.
+            layer must not change such an output in place. Most methods compare these maps. They are the inputs of the
+            next stage: the values after the ReLU, except in networks whose stages begin with batch norm and ReLU or
+            have no ReLU at their end.
+        activations: names of the ReLUs, one for each stage, whose inputs are the maps before activation. `reviewkd`
+            uses those of the teacher. Empty if no ReLU follows the maps; the pre-activations are then the maps.
         pooled: name of the submodule whose output [B, D, H, W] is averaged to the features; empty if the features are
             not the mean of a map.
         added: what a method has added to a network that `models.create` made, as run folders record it; see `Reused`.

@@ -17,7 +17,7 @@ Shape = tuple[int, int, int]
 class BatchNorm(nn.BatchNorm2d):
     """Batch norm that uses its running statistics for a batch with one value per channel, which has no variance.
 
-    Such a batch is one image, the last of an epoch, with maps of a single position.
+    This happens when the last batch of an epoch has one image, and the map a single position.
     """
 
     def forward(self, input: Tensor) -> Tensor:
@@ -29,8 +29,9 @@ class BatchNorm(nn.BatchNorm2d):
 def regressor(student: Shape, teacher: Shape) -> nn.Sequential:
     """Return a convolution from the shape of the student's map to that of the teacher's, with batch norm and ReLU.
 
-    Twice the teacher's size takes stride 2, half its size a transposed convolution, and any larger size a kernel that
-    is as much larger. In all other cases the sizes stay different, and the larger map must be averaged down
+    A map of twice the teacher's size has a convolution with stride 2, and a map of half its size a transposed
+    convolution. Any other map that is at least as large has a convolution whose kernel is so large that the size
+    becomes the teacher's. In all other cases the sizes stay different, and the larger map must be averaged down
     (`losses.hint`). Source: the regressor that RepDistiller and mdistiller use for FitNet.
     """
     (inputs, *size), (outputs, *target) = student, teacher

@@ -110,8 +110,8 @@ def _row(run: runtime.Run, top: Path) -> dict[str, Any]:
 def _described(config: dict[str, Any], otherwise: str) -> str:
     """Return the name of a method from its configuration.
 
-    If the method is defined otherwise now, the name ends with the version of its definition; if there is no such method
-    any more, it is `otherwise`.
+    If the definition of the method has changed since, the name is `otherwise` with the recorded version, as in "dkd
+    (version 1)". If there is no such method any more, it is `otherwise`.
     """
     older = {
         part.get("version", 1) for part in config.get("parts", (config,)) if _version(part) != part.get("version", 1)

@@ -101,7 +101,7 @@ def works_on_host(methods: Sequence[Method], augment: str) -> str:
     """Return why a part of a step is computed on the host, so that the step cannot be captured; or ""."""
     for method in methods:
         name = method.config["name"]
-        for need, what in (("strong", "a strong view"), ("partner", "other images of the same class")):
+        for need, what in (("strong", "a strong view"), ("partner", "random images of the same class")):
             if need in method.needs:
                 return f"{name} needs {what}, drawn on the host"
         if "earlier" in method.needs or any(spec.source != "teacher" for spec in method.retrievals):

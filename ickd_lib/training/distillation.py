@@ -80,8 +80,8 @@ def distill(
         callbacks: see `Callback`.
         teacher_cache: folder of a cache of the teacher's outputs for each view of each image, in half precision, which
             later trainings with the same teacher and data use too (`TeacherCache`). With None the teacher runs in every
-            step. The cache is also skipped when the augmentation goes beyond crop and flip, or when any student
-            compares feature maps.
+            step. The cache is also skipped when the augmentation goes beyond crop and flip, or when any method
+            needs the teacher's feature maps or a second, strongly augmented view.
         teacher_cache_gigabytes: largest size of the cache.
         capture: on a GPU, whether to capture a step as a CUDA graph and replay it, which makes small networks fast.
             With False every step runs eagerly, for debugging inside a method. On a CPU it has no effect.
@@ -245,7 +245,7 @@ def _numerics(
 
 
 def _cacheable(waiting: Sequence[TrainingState], train: Images) -> bool:
-    """Return whether a teacher cache is possible: no student compares maps, and all views are numbered."""
+    """Return whether a teacher cache is possible: all views are numbered, and no method needs the teacher's maps."""
     found = [state.learner.method for state in waiting]
     strong = any("strong" in method.needs for method in found)
     return _needs_pass(waiting) and not strong and not _compares_maps(found) and train.augment == "crop"

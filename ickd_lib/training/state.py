@@ -85,7 +85,7 @@ class TrainingState:
         phase: number of the method's restarts that have passed.
         retrieves: the in-context samples from the teacher's bank that the coming step uses.
         memory: the student's own bank if its method or a peer uses one, else None.
-        teacher_rows: the student's copy of the teacher's bank if its method has it written in training, else None.
+        teacher_rows: the student's copy of the teacher's bank if its method requests a dynamic bank, else None.
         average: the moving average of its weights if the recipe has one, else None.
     """
 
@@ -122,7 +122,7 @@ class TrainingState:
         self.memory = MemoryBank.empty(train, self.learner.network.features_dim, task=task)
 
     def keep_teacher_rows(self, bank: MemoryBank, *, features: bool) -> None:
-        """Create the student's copy of the teacher's bank, with the content of the checkpoint if there was one.
+        """Create the student's copy of the teacher's bank, with the content in the checkpoint if there is one.
 
         Args:
             bank: the teacher's bank.

@@ -20,7 +20,7 @@ from ickd_lib.training.state import TrainingState
 
 @dataclass(frozen=True)
 class Targets:
-    """What the teacher gives for a batch.
+    """The teacher's outputs for a batch, and the in-context samples from its bank.
 
     teacher: the teacher's samples; None if no student needs them.
     retrieved: for each student, the in-context samples from the teacher's bank that it requested.
@@ -134,7 +134,7 @@ def strong_view(state: TrainingState, inputs: StepInputs, targets: Targets) -> S
     samples, loss = inputs.task.samples(state.learner.network, inputs.strong, maps=maps, precision=inputs.precision)
     assert loss is not None
     teacher = targets.strong
-    if teacher is None and inputs.teacher:  # the samples, and so the teacher's, depend on the student
+    if teacher is None and inputs.teacher:  # the places of the samples depend on the student
         with torch.no_grad():
             teacher = inputs.teacher(inputs.strong, samples.detach())
     return StrongView(inputs.strong, samples, loss, teacher)

@@ -18,7 +18,7 @@ _TITLES = {"cifar100": "CIFAR-100", "imagenet": "ImageNet"}
 class Published(NamedTuple):
     """The settings of a method: its name with its weights, the recipe, and the `augment` of the data.
 
-    source: where the settings come from, one short sentence without its full stop.
+    source: where the settings come from, a short phrase without a full stop.
     official: whether the method's authors published them. If not, `source` says what stands in for them.
     """
 

@@ -263,7 +263,7 @@ SETTINGS: dict[str, Settings] = {
 }
 
 REFUSED = {
-    "kdcl": "the authors of kdcl published no code, and their students see different augmentations of an image",
+    "kdcl": "the authors of kdcl published no code, and they train each student with an augmentation of its own",
     "ls": "no settings of ls are published for CIFAR-100; its paper trains on ImageNet",
     "lwf": "the settings of lwf are published for class-incremental training, not for a pair of networks",
     "wttm": "the settings of wttm are published together with CRD only; write wttm+crd",

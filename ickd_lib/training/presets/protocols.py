@@ -16,13 +16,13 @@ SMALL = ("MobileNetV2", "ShuffleV1", "ShuffleV2")  # their learning rate is lowe
 class Settings:
     """The settings of a method on a data set, as its authors published them.
 
-    source: where they come from, one short sentence without its full stop.
+    source: where they come from, a short phrase without a full stop.
     recipe: the recipe.
     weights: arguments of the method for all pairs of networks.
-    pairs: arguments by pair, which are added to `weights`; None if the same settings are for all pairs.
-    recipes: changes of the recipe by pair.
+    pairs: arguments by pair, which are added to `weights`; None if the settings are the same for all pairs.
+    recipes: changes to the recipe by pair.
     small: learning rate of the networks in SMALL; 0 for that of the recipe.
-    written: a combination of methods with its published arguments.
+    written: for a combination of methods, its name with the published arguments.
     augment: augmentation of the data.
     official: whether the settings are the authors' own. If these are unknown or cannot be expressed, `source` says so.
     """
