@@ -55,7 +55,7 @@ def sources() -> str:
     """Return the table of where each method is from, and of how far it agrees with its official code."""
     errors = agreement()
     lines = [
-        "| method | paper | official code | values agree to | official settings | captured step |",
+        "| method | paper | code compared with | values agree to | official settings | captured step |",
         "|---|---|---|---|---|---|",
     ]
     for _, name in _ordered():

@@ -200,8 +200,7 @@ class WKDF(WithLabels):
 
     A Gaussian with a diagonal covariance describes the features at the positions of a map. The student's map first goes
     through the regressor of FitNet. The method was built from the paper and is tested against naive loops. The defaults
-    of `mean` and `decay` are those for ResNet32x4 and ResNet8x4, from a copy of the authors' configuration. The weight
-    in that copy is 0.08 (`training.published`).
+    are those for ResNet32x4 and ResNet8x4 in a copy of the authors' configuration. (Another copy has the weight 0.006.)
 
     wkd_f: weight of the term.
     mean: weight of the difference of the means, relative to that of the standard deviations.
@@ -213,7 +212,7 @@ class WKDF(WithLabels):
     label_space = "any"
     paper = "Lv et al. 2024, arXiv 2412.08139"
 
-    def __init__(self, *, ce: float = 1.0, wkd_f: float = 0.006, mean: float = 4.0, decay: float = 0.625) -> None:
+    def __init__(self, *, ce: float = 1.0, wkd_f: float = 0.08, mean: float = 4.0, decay: float = 0.625) -> None:
         super().__init__(ce=ce)
         self.wkd_f, self.mean, self.decay = wkd_f, mean, within("decay", decay, 0, 1)
 
