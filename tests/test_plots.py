@@ -236,7 +236,9 @@ def test_published_accuracies_stand_beside_measured_ones_best_on_top():
 
 def test_cost_draws_each_method_at_its_time_and_accuracy():
     (axis,) = plots.cost({"ce": [0.9, 0.92], "kd": [0.95, 0.97]}, {"ce": 0.01, "kd": 0.025}).axes
-    assert [(t.get_text(), *t.xy) for t in axis.texts] == [("ce", 10, pytest.approx(91)), ("kd", 25, pytest.approx(96))]
+    drawn = [(bar.get_label(), *(float(value[0]) for value in bar.lines[0].get_data())) for bar in axis.containers]
+    assert drawn == [("ce", 10, pytest.approx(91)), ("kd", 25, pytest.approx(96))]
+    assert [text.get_text() for text in axis.get_legend().texts] == ["ce", "kd"]
 
 
 def test_bars_and_few_shot_hold_every_number():

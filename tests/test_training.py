@@ -196,9 +196,14 @@ def test_a_killed_process_resumes_to_the_same_weights(tmp_path):
         options = "--student resnet8 --method ce --labels 60 --epochs 30 --batch-size 20 --schedule cosine --device cpu"
         return [sys.executable, "-m", "ickd_lib", "train", *options.split(), "--name", "a", "--runs", str(runs), *more]
 
-    subprocess.run(command(tmp_path / "whole"), check=True, capture_output=True)
+    # Otherwise both would use as many threads as other programs leave free, which may change between them.
+    env = os.environ | {"OMP_NUM_THREADS": "1"}
+    subprocess.run(command(tmp_path / "whole"), check=True, capture_output=True, env=env)
     child = subprocess.Popen(
-        command(tmp_path / "cut", "--checkpoint-seconds", "0"), stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL
+        command(tmp_path / "cut", "--checkpoint-seconds", "0"),
+        stderr=subprocess.DEVNULL,
+        stdout=subprocess.DEVNULL,
+        env=env,
     )
     cut = tmp_path / "cut" / "a"
     deadline = time.monotonic() + 60
@@ -207,7 +212,7 @@ def test_a_killed_process_resumes_to_the_same_weights(tmp_path):
     child.kill()
     child.wait()
     assert (cut / "checkpoint.pt").exists() and not (cut / "summary.json").exists(), "the kill came too late"
-    subprocess.run(command(tmp_path / "cut"), check=True, capture_output=True)
+    subprocess.run(command(tmp_path / "cut"), check=True, capture_output=True, env=env)
     whole = tmp_path / "whole" / "a"
     assert (cut / "student.safetensors").read_bytes() == (whole / "student.safetensors").read_bytes()
 

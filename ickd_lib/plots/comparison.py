@@ -174,19 +174,20 @@ def cost(scores: Mapping[str, Sequence[float]], seconds: Mapping[str, float]) ->
         scores: for each method one test accuracy per seed, as a fraction.
         seconds: for each method the seconds of a training step (`training.step_seconds`).
     """
-    figure, axis = plt.subplots(figsize=(WIDTH, 4.8), layout="constrained")
+    figure, axis = plt.subplots(figsize=(WIDTH, max(4.8, 0.3 * len(scores))), layout="constrained")
     short = [name.partition("(")[0] for name in scores]
     for name, base, numbers in zip(scores, short, scores.values(), strict=True):
         mean, spread = mean_and_std(100 * np.asarray(numbers, dtype=float))
         style = method_style(name)
         x = 1000 * seconds[name]
         error = float(spread) if len(numbers) > 1 else None
-        axis.errorbar(x, mean, yerr=error, color=style["color"], marker=style["marker"], ms=7, lw=1, ls="none")
         label = base if short.count(base) == 1 else name  # a method's arguments only where two methods share a name
-        axis.annotate(label, (x, float(mean)), xytext=(6, 4), textcoords="offset points", fontsize=9)
+        look = {"color": style["color"], "marker": style["marker"], "ms": 7, "lw": 1, "ls": "none"}
+        axis.errorbar(x, mean, yerr=error, label=label, **look)
     axis.set(xlabel="time of a training step, ms", ylabel="test accuracy, %", title="Accuracy and training cost")
     axis.grid()
     axis.margins(x=0.12, y=0.1)
+    axis.legend(loc="center left", bbox_to_anchor=(1, 0.5))  # beside the axis: labels of many methods would overlap
     return figure
 
 
