@@ -374,6 +374,16 @@ def test_the_table_of_every_method_is_that_of_the_committed_runs(tmp_path):
         assert {**row, "method": method}.items() <= reported[method].items(), method
 
 
+def test_the_numbers_of_the_present_versions_are_those_of_the_committed_runs():
+    page = (ROOT / "docs/results.md").read_text()
+    found = defaultdict(list)
+    for record in json.loads((RESULTS / "cifar100_versions.json").read_text()):
+        found[record["summary"]["method"]].append(100 * record["summary"]["accuracy"])
+    for method, numbers in found.items():
+        shown = f"{statistics.mean(numbers):.2f} ± {statistics.stdev(numbers):.2f}%"
+        assert len(numbers) == 2 and f"`{method}` {'reaches ' * (method == 'ce')}{shown}" in page
+
+
 def test_the_table_of_contention_is_that_of_the_committed_file():
     file = json.loads((RESULTS / "contention-cpu-2.json").read_text())
     rates = {(c["threads"], c["wait_policy"], c["busy_cores"]): c["images_per_second"] for c in file["cases"]}
