@@ -19,7 +19,7 @@ class Published(NamedTuple):
     """The settings of a method: its name with its weights, the recipe, and the `augment` of the data.
 
     source: where the settings come from, a short phrase without a full stop.
-    official: whether the method's authors published them. If not, `source` says what stands in for them.
+    official: whether the method's authors published them. If not, `source` names what stands in for them.
     """
 
     method: str

@@ -24,7 +24,8 @@ class Settings:
     small: learning rate of the networks in SMALL; 0 for that of the recipe.
     written: for a combination of methods, its name with the published arguments.
     augment: augmentation of the data.
-    official: whether the settings are the authors' own. If these are unknown or cannot be expressed, `source` says so.
+    official: whether the settings are the authors' own. If these are unknown or cannot be expressed, `source` contains
+        the reason.
     """
 
     source: str
