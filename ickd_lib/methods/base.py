@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import inspect
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, TypeVar
 
+import torch
 from torch import Tensor, nn
 
 from ickd_lib.data import Batch
@@ -180,6 +182,17 @@ class Context:
             peers=tuple(_searched(peer, spec) for peer in self.peers),
             earlier=self.earlier and _searched(self.earlier, spec),
         )
+
+    def rise(self, epochs: float) -> Tensor | float:
+        """Return the factor of a weight that rises over some epochs to 1, with the present epoch counted from 1."""
+        return torch.as_tensor((self.epoch + 1) / epochs).clamp(max=1) if epochs else 1.0
+
+    def fall(self, share: float) -> Tensor | float:
+        """Return the factor of a weight that falls to 0 by a half cosine after a share of the epochs; 1 for share=1."""
+        if share == 1:
+            return 1.0
+        done = ((self.epoch + 1) / self.epochs - share) / (1 - share)
+        return 0.5 + 0.5 * torch.cos(math.pi * torch.as_tensor(done).clamp(0, 1))
 
     def shared_logits(self) -> tuple[Tensor, Tensor]:
         """Return the student's and the teacher's logits of the classes that both have, [S, K] each."""

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 
-import torch
 from torch import Tensor
 
 from ickd_lib import losses
@@ -103,7 +102,7 @@ class DKD(WithLabels):
             temperature=self.temperature,
             standardised=self.standardised,
         )
-        rise = torch.as_tensor((context.epoch + 1) / self.warmup).clamp(max=1) if self.warmup else 1.0
+        rise = context.rise(self.warmup)
         return {"tckd": rise * self.tckd * target, "nckd": rise * self.nckd * others}
 
 

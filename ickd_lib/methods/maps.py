@@ -226,14 +226,7 @@ class WKDF(WithLabels):
         assert context.teacher is not None
         regressed = self.regressor(context.student.maps[-1])
         mean, deviation = losses.gaussian_wasserstein(regressed, context.teacher.maps[-1])
-        return {"wkd_f": self._fall(context) * self.wkd_f * (self.mean * mean + deviation)}
-
-    def _fall(self, context: Context) -> Tensor | float:
-        """Return the factor of the weight in the present epoch."""
-        if self.decay == 1:
-            return 1.0
-        share = ((context.epoch + 1) / context.epochs - self.decay) / (1 - self.decay)
-        return 0.5 + 0.5 * torch.cos(math.pi * torch.as_tensor(share).clamp(0, 1))
+        return {"wkd_f": context.fall(self.decay) * self.wkd_f * (self.mean * mean + deviation)}
 
 
 def unpooled(samples: Samples) -> Tensor:

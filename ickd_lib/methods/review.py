@@ -54,7 +54,7 @@ class ReviewKD(WithLabels):
         assert context.teacher is not None
         student = self._levels(context.student, context.student.maps)
         teacher = self._levels(context.teacher, context.teacher.preactivations or context.teacher.maps)
-        rise = torch.as_tensor((context.epoch + 1) / self.warmup).clamp(max=1) if self.warmup else 1.0
+        rise = context.rise(self.warmup)
         return {"reviewkd": rise * self.reviewkd * losses.hierarchical_context(self.fused(student, teacher), teacher)}
 
     def fused(self, student: list[Tensor], teacher: list[Tensor]) -> list[Tensor]:

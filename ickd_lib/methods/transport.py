@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import math
 from typing import cast
 
-import torch
 from torch import Tensor, nn
 
 from ickd_lib import losses, models
@@ -78,11 +76,4 @@ class WKDL(WithLabels):
             regularisation=self.regularisation,
             iterations=self.iterations,
         )
-        return {"target": target, "transport": self._fall(context) * self.gamma * distance}
-
-    def _fall(self, context: Context) -> Tensor | float:
-        """Return the factor of γ in the present epoch."""
-        if self.decay == 1:
-            return 1.0
-        share = ((context.epoch + 1) / context.epochs - self.decay) / (1 - self.decay)
-        return 0.5 + 0.5 * torch.cos(math.pi * torch.as_tensor(share).clamp(0, 1))
+        return {"target": target, "transport": context.fall(self.decay) * self.gamma * distance}
