@@ -35,7 +35,7 @@ def scene(digits: np.ndarray, random: Random) -> tuple[np.ndarray, np.ndarray, l
         digits: grey levels from 0 to 16, int32, shape [N, 8, 8].
         random: source of the random numbers.
     Returns:
-        The pixels, uint8 [SIDE, SIDE, 3]; the object that is visible at each pixel, uint8 [SIDE, SIDE], where 0 is the
+        The pixels, uint8 [3, SIDE, SIDE]; the object that is visible at each pixel, uint8 [SIDE, SIDE], where 0 is the
         background and objects are numbered from 1 on; and the position in `digits` of each object.
     """
     canvas = _background(random)
@@ -63,19 +63,19 @@ def scene(digits: np.ndarray, random: Random) -> tuple[np.ndarray, np.ndarray, l
 
 
 def _resized(values: np.ndarray, height: int, width: int) -> np.ndarray:
-    """Resize whole numbers [h, w, ...] bilinearly to [height, width, ...]; the result is multiplied by UNIT²."""
-    for size in (height, width):
-        length = values.shape[0]
-        place = (2 * np.arange(size, dtype=np.int32) + 1) * length * UNIT // (2 * size) - UNIT // 2
-        place = place.clip(0, (length - 1) * UNIT)
-        low, share = place // UNIT, (place % UNIT).reshape(-1, *[1] * (values.ndim - 1))
-        values = values[low] * (UNIT - share) + values[np.minimum(low + 1, length - 1)] * share
-        values = values.swapaxes(0, 1)  # the second axis next; after both, the order is restored
-    return values
+    """Resize whole numbers [..., h, w] bilinearly to [..., height, width]; the result is multiplied by UNIT²."""
+    return _weights(values.shape[-2], height) @ values @ _weights(values.shape[-1], width).T
+
+
+def _weights(length: int, size: int) -> np.ndarray:
+    """Return the share of each of `length` values in each of `size` interpolated ones, in 1/UNIT, [size, length]."""
+    place = (2 * np.arange(size, dtype=np.int32) + 1) * length * UNIT // (2 * size) - UNIT // 2
+    distance = abs(place.clip(0, (length - 1) * UNIT)[:, None] - UNIT * np.arange(length, dtype=np.int32))
+    return (UNIT - distance).clip(0)
 
 
 def _glyph(digit: np.ndarray, random: Random) -> np.ndarray:
-    """Return the opacity, from 0 to 255, of an enlarged, stretched and sheared digit, int32 [h, w]."""
+    """Return the opacity, from 0 to 255, of an enlarged, stretched and slanted digit, int32 [h, w]."""
     height = random.one(HEIGHTS[0], HEIGHTS[1] + 1)
     width = height * random.one(75, 106) // 100
     levels = _resized(np.pad(digit, 1), height, width)
@@ -83,43 +83,46 @@ def _glyph(digit: np.ndarray, random: Random) -> np.ndarray:
     lean = random.one(-25, 26)
     shift = lean * (np.arange(height, dtype=np.int32) - height // 2) // 100
     columns = np.arange(width, dtype=np.int32) + shift[:, None]
-    sheared = np.take_along_axis(alpha, columns.clip(0, width - 1), axis=1)
-    return np.where((columns >= 0) & (columns < width), sheared, 0)
+    alpha = np.take_along_axis(alpha, columns.clip(0, width - 1), axis=1)
+    alpha[(columns < 0) | (columns >= width)] = 0
+    y, x = alpha.nonzero()
+    return alpha[y.min() : y.max() + 1, x.min() : x.max() + 1]
 
 
 def _background(random: Random) -> np.ndarray:
-    """Return soft clouds of colour with translucent discs and stripes and some noise, int32 [SIDE, SIDE, 3]."""
+    """Return soft clouds of colour with translucent discs and stripes and some noise, int32 [3, SIDE, SIDE]."""
     cells = random.one(2, 6)
-    base, spread = random.many(40, 216, 3), random.one(15, 50)
-    clouds = (base + random.many(-spread, spread + 1, cells, cells, 3)).clip(0, 255)
+    base, spread = random.many(40, 216, 3, 1, 1), random.one(15, 50)
+    clouds = (base + random.many(-spread, spread + 1, 3, cells, cells)).clip(0, 255)
     canvas = _resized(clouds, SIDE, SIDE) // UNIT**2
     y, x = np.ogrid[:SIDE, :SIDE]
     for _ in range(random.one(0, 5)):
-        colour, (down, right) = random.many(0, 256, 3), random.many(0, SIDE, 2)
+        colour, (down, right) = random.many(0, 256, 3, 1), random.many(0, SIDE, 2)
         size, (across, along) = random.one(4, 20), random.many(-8, 9, 2)
         if random.one(0, 2):
             shape = (y - down) ** 2 + (x - right) ** 2 <= size**2
         else:
             shape = abs(across * (y - down) + along * (x - right)) <= size * 2
-        canvas[shape] = (canvas[shape] * 3 + colour) // 4
-    return (canvas + random.many(-7, 8, SIDE, SIDE, 1)).clip(0, 255)
+        canvas[:, shape] = (canvas[:, shape] * 3 + colour) // 4
+    return (canvas + random.many(-7, 8, SIDE, SIDE)).clip(0, 255)
 
 
 def _paint(canvas: np.ndarray, alpha: np.ndarray, top: int, left: int, random: Random) -> None:
     """Paint a digit, whose colour changes from its top to its bottom, with a soft shadow on what lies below."""
     height, width = alpha.shape
-    area = canvas[top : top + height, left : left + width]
-    behind = _brightness(area[alpha >= 128].sum(axis=0) // np.count_nonzero(alpha >= 128))
+    area = canvas[:, top : top + height, left : left + width]
+    inside = alpha >= 128
+    behind = _brightness(area[:, inside].sum(axis=1) // np.count_nonzero(inside))
     colour = random.many(0, 256, 3)
     while abs(_brightness(colour) - behind) < CONTRAST:
         colour = random.many(0, 256, 3)
-    other = (colour + random.many(-45, 46, 3)).clip(0, 255)
+    change = random.many(-45, 46, 3)
     down, right = random.one(1, 3), random.one(1, 3)
-    shaded = canvas[top + down : top + down + height, left + right : left + right + width]
-    shaded -= shaded * alpha[: shaded.shape[0], : shaded.shape[1], None] // (255 * 3)
-    share = np.arange(height, dtype=np.int32)[:, None, None]
-    fill = (colour * (height - share) + other * share) // height
-    area[...] = (area * (255 - alpha[..., None]) + fill * alpha[..., None]) // 255
+    shaded = canvas[:, top + down : top + down + height, left + right : left + right + width]
+    shaded -= shaded * alpha[: shaded.shape[1], : shaded.shape[2]] // (255 * 3)
+    share = np.arange(height, dtype=np.int32)
+    fill = (colour[:, None] + change[:, None] * share // height).clip(0, 255)[..., None]
+    area += (fill - area) * alpha // 255
 
 
 def _brightness(colour: np.ndarray) -> int:

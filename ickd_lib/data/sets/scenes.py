@@ -20,6 +20,7 @@ from ickd_lib.data.sets.drawing import SIDE, Random, scene
 
 SCENES = {"train": 800, "val": 100, "test": 200}
 HELD_OUT = 120  # training digits that only the validation scenes use
+SCALE = (0.7, 1.4)  # of the training views; digits are not mirrored
 
 
 @register("scenes")
@@ -52,7 +53,7 @@ class Scenes(DenseDataSet):
                 SplitObjects(objects, counts, Decoded(_object_masks, drawn.owners)),
             )
         if masks:
-            return self.dense(parts, ("background", *digits.train.classes), RandomCrop((SIDE, SIDE), flip=False))
+            return self.dense(parts, ("background", *digits.train.classes), RandomCrop((SIDE, SIDE), SCALE, flip=False))
         return self.dense(parts, digits.train.classes, RandomResize((80, 96, 112, 128), 128, flip=False))
 
 
@@ -82,7 +83,7 @@ def _draw(digits: Images, count: int, seed: int) -> _Drawn:
     images, owners, chosen, boxes = [], [], [], []
     for i in range(count):
         pixels, owner, positions = scene(levels, Random(seed + i))
-        images.append(torch.from_numpy(pixels).permute(2, 0, 1).contiguous())
+        images.append(torch.from_numpy(pixels))
         owners.append(torch.from_numpy(owner))
         chosen += positions
         for number in range(1, len(positions) + 1):
