@@ -63,7 +63,9 @@ def load(
     if isinstance(splits.train, DenseImages):
         for option, given, default in (("classes", list(classes), []), ("augment", augment, "crop")):
             if given != default:
-                raise InputError(f"{option}={given} is not an option of {name}: its images have masks or objects")
+                raise InputError(
+                    f"{option}={given} is not an option of {name}, whose images have masks or objects; leave it out"
+                )
     else:
         if len(classes):
             splits = Splits(*(images.restricted(classes) for images in splits))

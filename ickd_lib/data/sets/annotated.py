@@ -192,10 +192,10 @@ def check_apart(paths: Mapping[str, Sequence[Path]], *, published: bool = False)
 
     Args:
         paths: the image files of each split.
-        published: whether the splits are published ones, which are used as they are; a note then takes the place of
-            the error.
+        published: whether the splits may be published ones, which are used as they are; of two files with the same
+            content there is then a note instead of an error.
     Raises:
-        InputError: files of two splits have the same content.
+        InputError: a file is in two splits, or files of two splits have the same content.
     """
     names: dict[str, tuple[str, Path]] = {}
     shared = []
@@ -218,6 +218,6 @@ def check_apart(paths: Mapping[str, Sequence[Path]], *, published: bool = False)
             first_split, first = seen.setdefault(fingerprint_of_file(path), (split, path))
             if first_split != split:
                 text = f"{path} in {split} is the same image as {first} in {first_split}"
-                if not published:
+                if path == first or not published:
                     raise InputError(f"{text}; remove it from one of the splits")
                 runtime.notice(text)

@@ -50,12 +50,12 @@ class MaskDataSet(DenseDataSet):
             images, masks: the image files of each split, and the masks of the same images.
             names: names of the classes; empty for those in `usual` or the numbers of the classes that are found.
             ignore: value of the pixels that are ignored, beside 255.
-            usual: names of the classes if that many are found.
+            usual: names of the classes of a published data set, used if that many are found.
         Raises:
             InputError: a mask cannot be read, has another size than its image or a class that has no name, or an image
                 is in two splits.
         """
-        check_apart(images)
+        check_apart(images, published=bool(usual))
         sizes = {split: sizes_of(paths, split) for split, paths in images.items()}
         keep = is_small(list(sizes.values()))
         found: dict[str, list[Tensor]] = {}

@@ -45,7 +45,7 @@ class Voc(MaskDataSet):
             folder = self.path / "SegmentationClass"
             paths = {split: [folder / f"{name}.png" for name in names] for split, (_, names) in lists.items()}
             return self.segmented(images, paths, class_names(self.path), usual=CLASSES)
-        check_apart(images)
+        check_apart(images, published=True)
         paths = {split: [self.path / "Annotations" / f"{x}.xml" for x in names] for split, (_, names) in lists.items()}
         found = {split: [_objects(path) for path in files] for split, files in paths.items()}
         names = {one.name for per_image in found.values() for objects in per_image for one in objects}
