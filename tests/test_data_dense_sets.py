@@ -124,6 +124,7 @@ DAMAGE = {
     "no test": r"lacks train/, or both test/ and val/",
     "no folder": r"train/masks does not exist",
     "all ignored": r"has no pixel of a class",
+    "no files": r"test contains no image; expected at least one",
 }
 
 
@@ -158,6 +159,9 @@ def test_an_error_names_what_is_wrong_with_masks(segmented, damage):
         test.rename(segmented / "rest")
     elif damage == "no folder":
         (train / "masks").rename(train / "labels")
+    elif damage == "no files":
+        for path in test.rglob("*.*"):
+            path.unlink()
     else:
         for path in segmented.rglob("masks/*.png"):
             index_png(path, np.full_like(np.asarray(Image.open(path)), 3))

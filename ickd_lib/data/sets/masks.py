@@ -55,6 +55,9 @@ class MaskDataSet(DenseDataSet):
             InputError: a mask cannot be read, has another size than its image or a class that has no name, or an image
                 is in two splits.
         """
+        for split, paths in images.items():
+            if not paths:
+                raise InputError(f"{self.title}/{split} contains no image; expected at least one")
         check_apart(images, published=bool(usual))
         sizes = {split: sizes_of(paths, split) for split, paths in images.items()}
         keep = is_small(list(sizes.values()))
