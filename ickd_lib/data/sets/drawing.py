@@ -6,9 +6,10 @@ import numpy as np
 
 SIDE = 96
 MOST = 6  # digits in a scene
-HEIGHTS = (20, 54)  # smallest and largest height of a digit with its margin; the digit itself takes eight tenths
-VISIBLE = 60  # percent of a digit's pixels that the digits drawn over it leave visible, at least
-CONTRAST = 70  # least difference in brightness between a digit and what it is drawn on, of 255
+HEIGHTS = (26, 54)  # smallest and largest height of a digit with its margin; the digit itself takes eight tenths
+VISIBLE = 70  # percent of a digit's pixels that the digits drawn over it leave visible, at least
+BRIGHT = 140  # least brightness of a digit's colour, of 255; most backgrounds are darker
+CONTRAST = 40  # least difference in brightness between a digit and what it is drawn on
 ATTEMPTS = 10  # places that are tried for a digit
 UNIT = 64  # fixed-point numbers have a unit of 64
 
@@ -92,12 +93,12 @@ def _glyph(digit: np.ndarray, random: Random) -> np.ndarray:
 def _background(random: Random) -> np.ndarray:
     """Return soft clouds of colour with translucent discs and stripes and some noise, int32 [3, SIDE, SIDE]."""
     cells = random.one(2, 6)
-    base, spread = random.many(40, 216, 3, 1, 1), random.one(15, 50)
+    base, spread = random.many(20, 110, 3, 1, 1), random.one(15, 50)
     clouds = (base + random.many(-spread, spread + 1, 3, cells, cells)).clip(0, 255)
     canvas = _resized(clouds, SIDE, SIDE) // UNIT**2
     y, x = np.ogrid[:SIDE, :SIDE]
     for _ in range(random.one(0, 5)):
-        colour, (down, right) = random.many(0, 256, 3, 1), random.many(0, SIDE, 2)
+        colour, (down, right) = random.many(0, 192, 3, 1), random.many(0, SIDE, 2)
         size, (across, along) = random.one(4, 20), random.many(-8, 9, 2)
         if random.one(0, 2):
             shape = (y - down) ** 2 + (x - right) ** 2 <= size**2
@@ -114,9 +115,9 @@ def _paint(canvas: np.ndarray, alpha: np.ndarray, top: int, left: int, random: R
     inside = alpha >= 128
     behind = _brightness(area[:, inside].sum(axis=1) // np.count_nonzero(inside))
     colour = random.many(0, 256, 3)
-    while abs(_brightness(colour) - behind) < CONTRAST:
+    while _brightness(colour) < BRIGHT or abs(_brightness(colour) - behind) < CONTRAST:
         colour = random.many(0, 256, 3)
-    change = random.many(-45, 46, 3)
+    change = random.many(-40, 41, 3)
     down, right = random.one(1, 3), random.one(1, 3)
     shaded = canvas[:, top + down : top + down + height, left + right : left + right + width]
     shaded -= shaded * alpha[: shaded.shape[1], : shaded.shape[2]] // (255 * 3)
