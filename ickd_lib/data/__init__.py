@@ -1,7 +1,13 @@
-"""Data sets whose images stay in memory as tensors: `load` one by name, then draw batches with a `Sampler`."""
+"""Data sets: `load` one by name, then draw batches with a `Sampler`.
 
+`Images` have one label each; `DenseImages` have class masks or objects.
+"""
+
+from ickd_lib.data.dense import DenseBatch, DenseImages
 from ickd_lib.data.images import Batch, Images, Splits
+from ickd_lib.data.joint import RandomCrop, RandomResize
 from ickd_lib.data.loading import load
+from ickd_lib.data.objects import Objects, SplitObjects
 from ickd_lib.data.sampler import Sampler
 from ickd_lib.data.selection import stratified
 from ickd_lib.data.sets import DataSet, names, register
@@ -11,8 +17,14 @@ __all__ = [
     "AUGMENTATIONS",
     "Batch",
     "DataSet",
+    "DenseBatch",
+    "DenseImages",
     "Images",
+    "Objects",
+    "RandomCrop",
+    "RandomResize",
     "Sampler",
+    "SplitObjects",
     "Splits",
     "load",
     "names",

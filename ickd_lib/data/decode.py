@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from ickd_lib import runtime
 from ickd_lib.runtime import InputError
 
 if TYPE_CHECKING:
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
 
 SIXTEEN_BITS = "16 bits a channel, divided by 257"
 FLOATING_POINT = "floating-point values, multiplied by 255"
+ORIENTATION = 0x0112  # EXIF tag; from 5 on its values exchange height and width
 TRANSPARENCY = "transparent pixels, composited on white"
 
 
@@ -78,6 +80,36 @@ def decode(files: Mapping[str, Sequence[Path]], image_size: int = 0) -> dict[str
         parts = [f"{len(paths)} with {conversion} (first: {paths[0]})" for conversion, paths in converted.items()]
         warnings.warn(f"converted images to 8-bit RGB: {'; '.join(parts)}", stacklevel=2)
     return pixels
+
+
+def pixels_of(path: Path) -> Tensor:
+    """Read one image file at its own size: uint8, shape [3, H, W].
+
+    A note says once for each kind of conversion that files are converted.
+
+    Raises:
+        InputError: as for `decode`.
+    """
+    array, conversions = _read(path, 0)
+    for conversion in conversions:
+        runtime.notice(f"images are converted to 8-bit RGB: {conversion}")
+    return torch.from_numpy(array.copy()).permute(2, 0, 1).contiguous()
+
+
+def size_of(path: Path) -> tuple[int, int]:
+    """Return height and width of an image file in pixels, upright, from its header.
+
+    Raises:
+        InputError: the file is not an image.
+    """
+    from PIL import Image
+
+    try:
+        with Image.open(path) as file:
+            turned = "exif" in file.info and file.getexif().get(ORIENTATION, 1) >= 5
+            return (file.width, file.height) if turned else (file.height, file.width)
+    except Exception as error:
+        raise InputError(f"{path} cannot be read ({error}); repair or remove it") from None
 
 
 def _read(path: Path, image_size: int) -> tuple[np.ndarray, list[str]]:

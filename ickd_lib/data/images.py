@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 
 from ickd_lib import runtime
-from ickd_lib.data import selection, views
-from ickd_lib.data.strong import augmentation
+from ickd_lib.data import selection, strong, views
+from ickd_lib.data.decoded import extent
 
 
 @dataclass(frozen=True, repr=False)
@@ -38,8 +38,9 @@ class Batch:
         return self.labels if self.soft is None else self.soft
 
     def __repr__(self) -> str:
+        sizes = torch.tensor([self.images.shape[2:]])
         targets = "labels" if self.soft is None else "soft labels"
-        return f"Batch({_extent(self.images)}, {targets}, {self.images.device})"
+        return f"Batch({len(self.images)} {extent(sizes)}, {targets}, {self.images.device})"
 
 
 @dataclass(frozen=True, repr=False)
@@ -77,14 +78,14 @@ class Images:
     def __post_init__(self) -> None:
         # In channels-last memory format a crop copies whole pixels, and convolutions are faster.
         object.__setattr__(self, "images", self.images.contiguous(memory_format=torch.channels_last))
-        object.__setattr__(self, "augment", augmentation(self.augment))
+        object.__setattr__(self, "augment", strong.augmentation(self.augment))
 
     def __len__(self) -> int:
         return len(self.labels)
 
     def __repr__(self) -> str:
         return (
-            f"Images({self.name!r}, {_extent(self.images)}, {len(self.classes)} classes, augment={self.augment!r}, "
+            f"Images({self.name!r}, {len(self)} {self.extent}, {len(self.classes)} classes, augment={self.augment!r}, "
             f"{self.images.device})"
         )
 
@@ -97,6 +98,11 @@ class Images:
     def size(self) -> tuple[int, int]:
         """Height and width of an image in pixels."""
         return self.images.shape[2], self.images.shape[3]
+
+    @property
+    def extent(self) -> str:
+        """The size of the images as text."""
+        return extent(torch.tensor([self.size]))
 
     @property
     def views(self) -> int:
@@ -113,9 +119,13 @@ class Images:
         rows = rows.to(self.labels.device)
         return replace(self, images=self.images[rows], labels=self.labels[rows], index=self.index[rows])
 
+    def draw(self, count: int, seed: int = 0) -> Tensor:
+        """Return the positions of `count` images, stratified; see `selection.stratified`."""
+        return selection.stratified(self.labels, count, self.classes, seed)
+
     def few(self, count: int, seed: int = 0) -> Images:
         """Return a stratified subset of `count` images; see `selection.stratified`."""
-        return self.subset(selection.stratified(self.labels, count, self.classes, seed))
+        return self.subset(self.draw(count, seed))
 
     def only(self, classes: Sequence[str | int]) -> Images:
         """Return the images of the given classes with unchanged labels; see `selection.only`."""
@@ -144,11 +154,30 @@ class Images:
         """Return what `cropped` returns as float in [0, 1], shape [B, 3, H, W]."""
         return self.cropped(rows, view).float().div_(255)
 
+    def batch(self, rows: Tensor, view: Tensor, *keys: int) -> Batch:
+        """Return one augmented batch.
+
+        Args:
+            rows: positions of the images in the split, shape [B].
+            view: view number of each image, shape [B].
+            keys: integers; the random numbers of strong augmentation are a function of them.
+        """
+        if self.augment == "crop":
+            return Batch(self.augmented(rows, view), self.labels[rows], self.index[rows], view)
+        pixels, shares = strong.augmented(self.cropped(rows, view), self.augment, *keys)
+        soft = None
+        if shares is not None:
+            # A matrix product with one-hot labels would be rounded under reduced precision; a sum is not.
+            soft = shares.new_zeros(len(rows), len(self.classes)).index_add_(1, self.labels[rows], shares)
+            rows = rows[shares.argmax(1)]
+        return Batch(pixels, self.labels[rows], self.index[rows], torch.full_like(view, -1), soft)
+
 
 class Splits(NamedTuple):
     """The training, validation and test images of a data set.
 
-    The validation split is empty unless one was requested or the data set has its own.
+    The validation split is empty unless one was requested or the data set has its own. Data sets with class masks or
+    objects have `DenseImages` here, and tasks for them use these.
     """
 
     train: Images
@@ -161,12 +190,5 @@ class Splits(NamedTuple):
 
     def __repr__(self) -> str:
         sizes = ", ".join(f"{split}={len(images)}" for split, images in zip(self._fields, self, strict=True))
-        height, width = self.train.size
         title = self.train.name.split("/")[0]
-        return f"Splits({title!r}, {sizes} images of {height}×{width} pixels, {len(self.train.classes)} classes)"
-
-
-def _extent(images: Tensor) -> str:
-    """Return the number of images and their size as text."""
-    count, _, height, width = images.shape
-    return f"{count} images of {height}×{width} pixels"
+        return f"Splits({title!r}, {sizes} {self.train.extent}, {len(self.train.classes)} classes)"

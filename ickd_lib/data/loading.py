@@ -9,8 +9,8 @@ from pathlib import Path
 import torch
 
 from ickd_lib.data import sets
+from ickd_lib.data.dense import DenseImages
 from ickd_lib.data.images import Splits
-from ickd_lib.data.selection import stratified
 from ickd_lib.data.strong import augmentation
 from ickd_lib.runtime import InputError
 
@@ -26,6 +26,8 @@ def load(
     augment: str = "crop",
     seed: int = 0,
     download: bool = False,
+    annotations: str = "",
+    ignore: int | None = None,
     device: torch.device | str = "cpu",
 ) -> Splits:
     """Load a data set.
@@ -33,17 +35,21 @@ def load(
     Args:
         name: one of `data.names()`: "digits" (1,797 handwritten digits of 8×8 pixels, part of scikit-learn), "cifar100"
             (the published folder `cifar-100-python` in `root`), "folder:PATH" (class folders of images in PATH/train
-            and in PATH/test or PATH/val), or a data set that you registered (see `data.register`).
+            and in PATH/test or PATH/val), or a data set that you registered (see `data.register`). With class masks or
+            objects: "scenes" (drawn from the digits), "masks:PATH", "voc:PATH" and "coco:PATH".
         root: the folder that contains downloaded data sets.
         classes: keep these classes only (see `data.selection.restricted`). An empty sequence keeps all classes.
         labels: number of training images to keep, stratified by class; 0 keeps all.
         val: fraction of the training images that become the validation split, stratified (0.1 of CIFAR-100 is 5,000).
+            Of images with masks or objects, `labels` and `val` are plain random draws.
         image_size: height and width in pixels to which the images of a folder are resized. With 0 they are not resized
             and must have one size.
         augment: augmentation of the training batches: "crop" (crop and flip), or "randaugment", "mixup", "cutmix",
             "randaugment+cutmix" or "randaugment+mixup" after crop and flip (see `data.strong`).
         seed: the images that are drawn for `labels` and `val` are a function of it.
         download: download the files of CIFAR-100 with torchvision where they are missing.
+        annotations: "masks" or "boxes" for "scenes" and "voc:PATH", "boxes" or "instances" for "coco:PATH".
+        ignore: value of the ignored pixels in the files of "masks:PATH".
         device: the device that holds the images.
     Raises:
         InputError: the name is unknown, files are missing or damaged, or a number does not fit the data.
@@ -51,14 +57,24 @@ def load(
     augment = augmentation(augment)
     if not 0 <= val < 1:
         raise InputError(f"val={val} is not a fraction of the training images; give 0 or more and less than 1")
-    splits = sets.create(name, root=root, image_size=image_size, download=download).read()
-    if len(classes):
-        splits = Splits(*(images.restricted(classes) for images in splits))
-    train, held_out, test = (replace(images, augment=augment) for images in splits)
+    splits = sets.create(
+        name, root=root, image_size=image_size, download=download, annotations=annotations, ignore=ignore
+    ).read()
+    if isinstance(splits.train, DenseImages):
+        for option, given, default in (("classes", list(classes), []), ("augment", augment, "crop")):
+            if given != default:
+                raise InputError(
+                    f"{option}={given} is not an option of {name}, whose images have masks or objects; leave it out"
+                )
+    else:
+        if len(classes):
+            splits = Splits(*(images.restricted(classes) for images in splits))
+        splits = Splits(*(replace(images, augment=augment) for images in splits))
+    train, held_out, test = splits
     if val:
         if len(held_out):
             raise InputError(f"{name} already has a validation split of {len(held_out)} images; leave val at 0")
-        drawn = stratified(train.labels, round(val * len(train)), train.classes, seed)
+        drawn = train.draw(round(val * len(train)), seed)
         rest = torch.ones(len(train), dtype=torch.bool)
         rest[drawn] = False
         held_out = replace(train.subset(drawn), name=held_out.name)

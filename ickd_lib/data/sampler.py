@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from functools import cached_property
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from ickd_lib import runtime
 from ickd_lib.data import strong
+from ickd_lib.data.dense import DenseImages
 from ickd_lib.data.images import Batch, Images
 
 
@@ -21,11 +23,12 @@ class Sampler:
     an epoch can start at any step.
 
     Args:
-        images: the split to draw from; its `augment` selects the augmentation.
+        images: the split to draw from; its `augment` selects the augmentation. The batches of `DenseImages` are
+            `DenseBatch`es, and neither strong views nor partners are defined for these.
     """
 
-    def __init__(self, images: Images) -> None:
-        self.images = images
+    def __init__(self, images: Images | DenseImages) -> None:
+        self.images: Any = images
 
     def __repr__(self) -> str:
         return f"Sampler({self.images!r})"
@@ -57,7 +60,7 @@ class Sampler:
     def plan(self, *, data_seed: int, epoch: int) -> tuple[Tensor, Tensor]:
         """Return the positions of all images in the order of an epoch, shape [N], and the view of each, shape [N]."""
         images = self.images
-        device = images.labels.device
+        device = images.index.device
         order = torch.randperm(len(images), generator=runtime.generator(data_seed, "order", epoch)).to(device)
         # A view is drawn for every row up to the largest one, so that an image has the same view in every subset.
         rows = int(images.index.max()) + 1
@@ -72,16 +75,7 @@ class Sampler:
             view: view number of each image, shape [B].
             keys: integers; the random numbers of strong augmentation are a function of them.
         """
-        images = self.images
-        if images.augment == "crop":
-            return Batch(images.augmented(rows, view), images.labels[rows], images.index[rows], view)
-        pixels, shares = strong.augmented(images.cropped(rows, view), images.augment, *keys)
-        soft = None
-        if shares is not None:
-            # A matrix product with one-hot labels would be rounded under reduced precision; a sum is not.
-            soft = shares.new_zeros(len(rows), len(images.classes)).index_add_(1, images.labels[rows], shares)
-            rows = rows[shares.argmax(1)]
-        return Batch(pixels, images.labels[rows], images.index[rows], torch.full_like(view, -1), soft)
+        return self.images.batch(rows, view, *keys)
 
     def strong_view(self, rows: Tensor, *, data_seed: int, epoch: int, step: int) -> Batch:
         """Return a strongly augmented view of some images; see `strong.distorted`.

@@ -10,11 +10,12 @@ import torch
 from torch import Tensor
 
 from ickd_lib import runtime
+from ickd_lib.data.decoded import channel_statistics
 from ickd_lib.data.images import Images, Splits
 from ickd_lib.runtime import InputError
 from ickd_lib.runtime.registry import enter
 
-OPTIONS = frozenset({"path", "root", "image_size", "download"})
+OPTIONS = frozenset({"path", "root", "image_size", "download", "annotations", "ignore"})
 
 
 class DataSet:
@@ -25,20 +26,31 @@ class DataSet:
         root: the folder that contains downloaded data sets.
         image_size: height and width in pixels to which images are resized; 0 keeps their size.
         download: whether files that are missing may be downloaded.
+        annotations: the kind of annotation that is read, one of `kinds`; by default the first.
+        ignore: value of the pixels of a class mask that are ignored; None for the data set's own.
 
-    `options` declares which of these a subclass uses. A data set with the option "path" is named "NAME:PATH". An
-    `image_size` or a path for a data set without that option is an error; `root` and `download` have no effect on data
-    sets that do not declare them.
+    `options` declares which of these a subclass uses. A data set with the option "path" is named "NAME:PATH". A path,
+    an `image_size`, `annotations` or `ignore` for a data set without that option is an error; `root` and `download`
+    have no effect on data sets that do not declare them.
     """
 
     options: frozenset[str] = frozenset()
+    kinds: tuple[str, ...] = ()
     registered_name = ""
 
     def __init__(
-        self, *, path: str | Path = "", root: str | Path = "data", image_size: int = 0, download: bool = False
+        self,
+        *,
+        path: str | Path = "",
+        root: str | Path = "data",
+        image_size: int = 0,
+        download: bool = False,
+        annotations: str = "",
+        ignore: int | None = None,
     ) -> None:
         self.path, self.root = Path(path), Path(root)
         self.image_size, self.download = image_size, download
+        self.annotations, self.ignore = annotations or next(iter(self.kinds), ""), ignore
 
     @property
     def title(self) -> str:
@@ -77,7 +89,7 @@ class DataSet:
             InputError: a split is missing, or its pixels or labels have another shape, type or range.
         """
         self._check(pixels, labels, len(classes))
-        mean, std = _channel_statistics(pixels["train"])
+        mean, std = channel_statistics([pixels["train"]])
 
         def split(name: str) -> Images:
             # A data set without a validation split has an empty one.
@@ -121,18 +133,6 @@ class DataSet:
                 )
         if not len(pixels["train"]):
             raise InputError(f"{self.title}/train contains no image; expected at least one")
-
-
-def _channel_statistics(pixels: Tensor) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Return mean and standard deviation of each channel of uint8 images [N, 3, H, W], scaled to [0, 1].
-
-    They are computed in float64 from the counts of the 256 levels, which needs no copy of the images as floats.
-    """
-    counts = torch.stack([torch.bincount(pixels[:, c].flatten(), minlength=256) for c in range(3)]).double()
-    level = torch.arange(256, dtype=torch.float64) / 255
-    mean = (counts @ level) / counts.sum(1)
-    std = ((counts @ level**2) / counts.sum(1) - mean**2).sqrt().clamp(min=1 / 255)
-    return tuple(mean.tolist()), tuple(std.tolist())
 
 
 _REGISTRY: dict[str, type[DataSet]] = {}
@@ -183,12 +183,20 @@ def names() -> list[str]:
     return sorted(f"{name}:PATH" if "path" in cls.options else name for name, cls in _REGISTRY.items())
 
 
-def create(name: str, *, root: str | Path = "data", image_size: int = 0, download: bool = False) -> DataSet:
+def create(
+    name: str,
+    *,
+    root: str | Path = "data",
+    image_size: int = 0,
+    download: bool = False,
+    annotations: str = "",
+    ignore: int | None = None,
+) -> DataSet:
     """Create a data set by name without reading it.
 
     Args:
         name: one of `names()`, with a path in the place of PATH.
-        root, image_size, download: as in `DataSet`.
+        root, image_size, download, annotations, ignore: as in `DataSet`.
     Raises:
         InputError: the name is unknown, the path is missing, or the data set does not have an option that is given.
     """
@@ -204,7 +212,10 @@ def create(name: str, *, root: str | Path = "data", image_size: int = 0, downloa
     cls = _REGISTRY[chosen]
     if image_size < 0:
         raise InputError(f"image_size={image_size} is negative; give a number of pixels, or 0 to keep the images' size")
-    if image_size and "image_size" not in cls.options:
-        able = ", ".join(n for n in names() if "image_size" in _REGISTRY[n.partition(":")[0]].options)
-        raise InputError(f"image_size={image_size} is not an option of {chosen}, only of {able}; leave it out")
-    return cls(path=path, root=root, image_size=image_size, download=download)
+    for option, value in (("image_size", image_size or None), ("annotations", annotations or None), ("ignore", ignore)):
+        if value is not None and option not in cls.options:
+            able = ", ".join(n for n in names() if option in _REGISTRY[n.partition(":")[0]].options)
+            raise InputError(f"{option}={value} is not an option of {chosen}, only of {able}; leave it out")
+    if annotations:
+        annotations = runtime.choose(annotations, cls.kinds, f"kind of annotations of {chosen}")
+    return cls(path=path, root=root, image_size=image_size, download=download, annotations=annotations, ignore=ignore)

@@ -1,0 +1,98 @@
+"""Objects: boxes, classes and numbers of the annotations of an image, and of all images of a split."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ickd_lib.data.decoded import Decoded, select
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Objects:
+    """The n objects of one image.
+
+    boxes: left, top, right and bottom edge in pixels, float32, shape [n, 4]; right and bottom lie outside the object,
+        so that a box that covers an image of W×H pixels is (0, 0, W, H).
+    labels: class of each object, a position in the list of classes, int64, shape [n].
+    key: number of each annotation, unique and ascending within the split, int64, shape [n].
+    crowd: whether a box is to be ignored in training and evaluation: COCO's crowds, Pascal VOC's difficult objects;
+        bool, shape [n].
+    masks: pixels of each object, bool, shape [n, h, w]; None where there are none.
+    """
+
+    boxes: Tensor
+    labels: Tensor
+    key: Tensor
+    crowd: Tensor
+    masks: Tensor | None = None
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def __repr__(self) -> str:
+        return f"Objects({len(self)}{', with masks' if self.masks is not None else ''})"
+
+    def select(self, chosen: Tensor | slice) -> Objects:
+        """Return the objects at the positions, or with True in the mask, `chosen`."""
+        masks = None if self.masks is None else self.masks[chosen]
+        return Objects(self.boxes[chosen], self.labels[chosen], self.key[chosen], self.crowd[chosen], masks)
+
+    def to(self, device: torch.device | str) -> Objects:
+        """Return the same objects on another device."""
+        masks = None if self.masks is None else self.masks.to(device)
+        boxes, labels, key, crowd = (x.to(device) for x in (self.boxes, self.labels, self.key, self.crowd))
+        return Objects(boxes, labels, key, crowd, masks)
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class SplitObjects:
+    """The objects of the N images of a split. `objects[i]` are those of image i.
+
+    flat: all M objects, image after image, without masks.
+    counts: number of objects of each image, int64 on the CPU, shape [N].
+    masks: the masks of each image's objects, N tensors of shape [n, h, w]; None where there are none.
+    """
+
+    flat: Objects
+    counts: Tensor
+    masks: tuple[Tensor, ...] | Decoded | None = None
+
+    def __len__(self) -> int:
+        return len(self.counts)
+
+    def __getitem__(self, i: int) -> Objects:
+        end = self._ends[i]
+        objects = self.flat.select(slice(end - int(self.counts[i]), end))
+        return objects if self.masks is None else replace(objects, masks=self.masks[i].to(objects.boxes.device))
+
+    def __repr__(self) -> str:
+        return f"SplitObjects({len(self.flat)} objects in {len(self)} images)"
+
+    @cached_property
+    def _ends(self) -> list[int]:
+        return self.counts.cumsum(0).tolist()
+
+    def subset(self, rows: Tensor) -> SplitObjects:
+        """Return the objects of the images at the positions `rows`."""
+        rows = rows.cpu()
+        counts = self.counts[rows]
+        first = (self.counts.cumsum(0) - self.counts)[rows]
+        inside = torch.arange(int(counts.sum())) - (counts.cumsum(0) - counts).repeat_interleave(counts)
+        chosen = first.repeat_interleave(counts) + inside
+        masks = None if self.masks is None else select(self.masks, rows.tolist())
+        return SplitObjects(self.flat.select(chosen.to(self.flat.labels.device)), counts, masks)
+
+    def to(self, device: torch.device | str) -> SplitObjects:
+        """Return the same objects on another device."""
+        masks = tuple(x.to(device) for x in self.masks) if isinstance(self.masks, tuple) else self.masks
+        return SplitObjects(self.flat.to(device), self.counts, masks)
+
+    @property
+    def values(self) -> tuple[Any, ...]:
+        """All tensors, for a fingerprint."""
+        return self.flat.boxes, self.flat.labels, self.flat.key, self.flat.crowd, self.counts

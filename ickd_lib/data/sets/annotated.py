@@ -1,0 +1,223 @@
+"""What the data sets with class masks or objects share: their splits, and the checks of files and annotations."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import NamedTuple, cast
+
+import torch
+from torch import Tensor
+
+from ickd_lib import runtime
+from ickd_lib.data.decode import pixels_of, size_of
+from ickd_lib.data.decoded import Decoded, channel_statistics, fingerprint_of_file, threaded
+from ickd_lib.data.dense import IGNORED, DenseImages
+from ickd_lib.data.images import Images, Splits
+from ickd_lib.data.joint import RandomCrop, RandomResize
+from ickd_lib.data.objects import Objects, SplitObjects
+from ickd_lib.data.sets.base import DataSet
+from ickd_lib.runtime import InputError
+
+RESIDENT = 2**30  # bytes of pixels up to which images are decoded once and kept in memory
+MEASURED = 256  # images from which the mean colour is computed where they are not kept in memory
+LISTED = 20  # annotations that one note names
+
+
+@dataclass(frozen=True, eq=False)
+class Part:
+    """One split as a data set reads it: see `DenseImages`."""
+
+    images: tuple[Tensor, ...] | Decoded
+    sizes: Tensor
+    masks: tuple[Tensor, ...] | Decoded | None = None
+    objects: SplitObjects | None = None
+
+
+class Annotation(NamedTuple):
+    """An object: position of its image, class, box as in `Objects`, and whether it is a crowd."""
+
+    image: int
+    label: int
+    box: tuple[float, float, float, float]
+    crowd: bool = False
+
+
+class DenseDataSet(DataSet):
+    """A data set with class masks or objects. A subclass reads its splits and makes the result with `dense`."""
+
+    def dense(self, parts: Mapping[str, Part], classes: Sequence[str], transform: RandomCrop | RandomResize) -> Splits:
+        """Make the splits. Images that take little memory in all are decoded here, others when they are needed.
+
+        Args:
+            parts: the splits "train", "test" and, where there is one, "val".
+            classes: names of the C classes.
+            transform: augmentation of the training batches.
+        """
+        for split in ("train", "test"):
+            if not len(parts[split].images):
+                raise InputError(f"{self.title}/{split} contains no image; expected at least one")
+        small = is_small([part.sizes for part in parts.values()])
+        images = {split: _resident(part.images, small, split) for split, part in parts.items()}
+        step = 1 if small else math.ceil(len(images["train"]) / MEASURED)
+        mean, std = channel_statistics([images["train"][i] for i in range(0, len(images["train"]), step)])
+        splits = {
+            name: DenseImages(
+                images[name],
+                part.sizes,
+                torch.arange(len(part.images)),
+                classes=tuple(classes),
+                mean=mean,
+                std=std,
+                name=f"{self.title}/{name}",
+                transform=transform,
+                masks=None if part.masks is None else _resident(part.masks, small, f"masks of {name}"),
+                objects=part.objects,
+            )
+            for name, part in parts.items()
+        }
+        if "val" not in splits:
+            splits["val"] = replace(splits["train"].subset(torch.arange(0)), name=f"{self.title}/val")
+        return Splits(*(cast(Images, splits[name]) for name in Splits._fields))
+
+    def note_absent(self, split: str, classes: Sequence[str], counts: Tensor) -> None:
+        """Note the classes of which a split has no annotation; `counts` [C] are numbers of annotations."""
+        absent = [repr(name) for name, count in zip(classes, counts.tolist(), strict=True) if not count]
+        if absent:
+            runtime.notice(f"{self.title}/{split} has no annotation of class {', '.join(absent)}")
+
+    def objects(
+        self,
+        split: str,
+        annotations: Sequence[Annotation],
+        sizes: Tensor,
+        classes: Sequence[str],
+        where: Callable[[int], str],
+    ) -> tuple[SplitObjects, list[int]]:
+        """Check the objects of a split. Boxes are cut off at the border of their image.
+
+        Boxes without an area inside their image are dropped, and a note names them.
+
+        Args:
+            split: name of the split.
+            annotations: image after image.
+            sizes: height and width of each image, shape [N, 2].
+            classes: names of the C classes.
+            where: names the annotation at a position, for the note.
+        Returns:
+            The objects, and the positions in `annotations` of those that were kept.
+        """
+        boxes = torch.tensor([a.box for a in annotations], dtype=torch.float64).view(-1, 4)
+        image = torch.tensor([a.image for a in annotations], dtype=torch.int64)
+        limit = sizes.flip(1).repeat(1, 2)[image].double()
+        inside = torch.minimum(boxes.clamp(min=0), limit)
+        good = (inside[:, 2:] > inside[:, :2]).all(1) & boxes.isfinite().all(1)
+        dropped = (~good).nonzero().squeeze(1).tolist()
+        if dropped:
+            runtime.notice(
+                f"{self.title}/{split}: boxes without an area inside the image are left out: " + _named(dropped, where)
+            )
+        cut = (good & ((inside - boxes).abs() > 1).any(1)).nonzero().squeeze(1).tolist()
+        if cut:
+            runtime.notice(f"{self.title}/{split}: boxes that reach out of the image are cut off: {_named(cut, where)}")
+        labels = torch.tensor([a.label for a in annotations], dtype=torch.int64)
+        crowd = torch.tensor([a.crowd for a in annotations], dtype=torch.bool)
+        kept = good.nonzero().squeeze(1)
+        flat = Objects(inside[kept].float(), labels[kept], torch.arange(len(kept)), crowd[kept])
+        self.note_absent(split, classes, torch.bincount(labels[kept], minlength=len(classes)))
+        return SplitObjects(flat, torch.bincount(image[kept], minlength=len(sizes))), kept.tolist()
+
+
+def _named(positions: list[int], where: Callable[[int], str]) -> str:
+    more = f" and {len(positions) - LISTED} more" if len(positions) > LISTED else ""
+    return "; ".join(where(i) for i in positions[:LISTED]) + more
+
+
+def _resident(tensors: tuple[Tensor, ...] | Decoded, small: bool, what: str) -> tuple[Tensor, ...] | Decoded:
+    return tensors.resident(what) if small and isinstance(tensors, Decoded) else tensors
+
+
+def is_small(sizes: Sequence[Tensor]) -> bool:
+    """Return whether images of these heights and widths, [N, 2] for each split, are kept in memory."""
+    return 3 * sum(int(size.prod(1).sum()) for size in sizes) <= RESIDENT
+
+
+def sizes_of(files: Sequence[Path], what: str) -> Tensor:
+    """Return height and width of image files, int64 [N, 2], from their headers."""
+    return torch.tensor(list(threaded(size_of, files, f"measuring {what}"))).view(-1, 2)
+
+
+def files(paths: Sequence[Path]) -> Decoded:
+    """Return the images of these files, decoded when they are needed."""
+    return Decoded(pixels_of, tuple(paths))
+
+
+def read_lines(path: Path) -> list[str]:
+    """Return the lines of a text file without blank ones.
+
+    Raises:
+        InputError: the file does not exist or is not text.
+    """
+    try:
+        return [line.strip() for line in path.read_text(encoding="utf-8-sig").splitlines() if line.strip()]
+    except FileNotFoundError:
+        raise InputError(f"{path} does not exist; add it, or check the path of the data set") from None
+    except UnicodeDecodeError:
+        raise InputError(f"{path} is not a text file in UTF-8; save it as such") from None
+
+
+def class_names(folder: Path) -> tuple[str, ...]:
+    """Return the names in folder/classes.txt, one a line; empty if there is no such file.
+
+    Raises:
+        InputError: a name is given twice, or there are more than 255.
+    """
+    path = folder / "classes.txt"
+    if not path.exists():
+        return ()
+    names = read_lines(path)
+    if len(set(names)) < len(names) or not 1 <= len(names) <= IGNORED:
+        raise InputError(
+            f"{path} has {len(names)} names, {len(set(names))} of them different; expected 1 to 255, each once"
+        )
+    return tuple(names)
+
+
+def check_apart(paths: Mapping[str, Sequence[Path]], *, published: bool = False) -> None:
+    """Check that no image is in two splits.
+
+    Files are compared by their bytes where they have the same size. That two files have the same name is only noted.
+
+    Args:
+        paths: the image files of each split.
+        published: whether the splits may be published ones, which are used as they are; of two files with the same
+            content there is then a note instead of an error.
+    Raises:
+        InputError: a file is in two splits, or files of two splits have the same content.
+    """
+    names: dict[str, tuple[str, Path]] = {}
+    shared = []
+    for split, given in paths.items():
+        for path in given:
+            first_split, first = names.setdefault(path.name, (split, path))
+            if first_split != split and first != path:
+                shared.append(f"{path} and {first}")
+    if shared:
+        runtime.notice(f"{len(shared)} images of different splits have the same name, such as {shared[0]}")
+    by_size: dict[int, list[tuple[str, Path]]] = {}
+    for split, given in paths.items():
+        for path in given:
+            by_size.setdefault(path.stat().st_size, []).append((split, path))
+    for same_size in by_size.values():
+        if len({split for split, _ in same_size}) < 2:
+            continue
+        seen: dict[str, tuple[str, Path]] = {}
+        for split, path in same_size:
+            first_split, first = seen.setdefault(fingerprint_of_file(path), (split, path))
+            if first_split != split:
+                text = f"{path} in {split} is the same image as {first} in {first_split}"
+                if path == first or not published:
+                    raise InputError(f"{text}; remove it from one of the splits")
+                runtime.notice(text)

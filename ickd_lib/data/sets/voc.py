@@ -1,0 +1,130 @@
+"""Data in the layout of Pascal VOC (Everingham et al. 2010), with boxes or class masks."""
+
+from __future__ import annotations
+
+import xml.etree.ElementTree as ElementTree
+from pathlib import Path
+from typing import NamedTuple
+
+from ickd_lib.data.images import Splits
+from ickd_lib.data.joint import RandomResize
+from ickd_lib.data.sets.annotated import Annotation, Part, check_apart, class_names, files, read_lines, sizes_of
+from ickd_lib.data.sets.base import register
+from ickd_lib.data.sets.masks import MaskDataSet
+from ickd_lib.runtime import InputError, choose
+
+# Of the masks' values 0 to 20; the boxes' names are in the annotations.
+CLASSES = tuple(
+    "background aeroplane bicycle bird boat bottle bus car cat chair cow diningtable dog horse motorbike person "
+    "pottedplant sheep sofa train tvmonitor".split()
+)
+SIZES, LONGEST = tuple(range(480, 801, 32)), 1333  # as is usual for two-stage detectors
+SUFFIXES = (".jpg", ".jpeg", ".png", ".JPG")
+EDGES = ("xmin", "ymin", "xmax", "ymax")
+
+
+@register("voc")
+class Voc(MaskDataSet):
+    """Images in PATH/JPEGImages/, with boxes in PATH/Annotations/ or class masks in PATH/SegmentationClass/.
+
+    The lists in PATH/ImageSets/Main/, for masks in PATH/ImageSets/Segmentation/, are the splits: train.txt (or
+    trainval.txt where it is missing), val.txt and test.txt; if there is no test.txt, val.txt is the test split. The
+    classes are the names in PATH/classes.txt, or else those in the annotations, sorted. In the files the first pixel
+    has the number 1. Objects that are marked as difficult are `crowd`, so that they are neither learned nor counted.
+    Masks that use the value 20 have the classes of Pascal VOC, others numbers; 255 is ignored.
+    """
+
+    options = frozenset({"path", "annotations"})
+    kinds = ("boxes", "masks")
+
+    def read(self) -> Splits:
+        masks = self.annotations == "masks"
+        lists = self._lists(self.path / "ImageSets" / ("Segmentation" if masks else "Main"))
+        images = {split: [self._image(name, path) for name in names] for split, (path, names) in lists.items()}
+        if masks:
+            folder = self.path / "SegmentationClass"
+            paths = {split: [folder / f"{name}.png" for name in names] for split, (_, names) in lists.items()}
+            return self.segmented(images, paths, class_names(self.path), usual=CLASSES)
+        check_apart(images, published=True)
+        paths = {split: [self.path / "Annotations" / f"{x}.xml" for x in names] for split, (_, names) in lists.items()}
+        found = {split: [_objects(path) for path in files] for split, files in paths.items()}
+        names = {one.name for per_image in found.values() for objects in per_image for one in objects}
+        classes = class_names(self.path) or tuple(sorted(names))
+        parts = {split: self._part(split, images[split], paths[split], found[split], classes) for split in lists}
+        return self.dense(parts, classes, RandomResize(SIZES, LONGEST))
+
+    def _lists(self, folder: Path) -> dict[str, tuple[Path, list[str]]]:
+        """Return the list of each split and the names of images in it."""
+        paths = {split: folder / f"{split}.txt" for split in ("train", "val", "test")}
+        if not paths["train"].exists():
+            paths["train"] = folder / "trainval.txt"
+        if not paths["test"].exists() and paths["val"].exists():
+            paths["test"] = paths.pop("val")
+        lists = {split: path for split, path in paths.items() if split != "val" or path.exists()}
+        result = {}
+        for split, path in lists.items():
+            names = [line.split()[0] for line in read_lines(path)]
+            twice = sorted({name for name in names if names.count(name) > 1}) if len(set(names)) < len(names) else []
+            if twice:
+                raise InputError(f"{path} lists image {twice[0]!r} twice; remove one of the lines")
+            result[split] = (path, names)
+        return result
+
+    def _image(self, name: str, listed: Path) -> Path:
+        path = next((p for s in SUFFIXES if (p := self.path / "JPEGImages" / f"{name}{s}").exists()), None)
+        if path is None:
+            raise InputError(f"{listed} lists image {name!r}, which is not in {self.path / 'JPEGImages'}; add it there")
+        return path
+
+    def _part(
+        self,
+        split: str,
+        images: list[Path],
+        paths: list[Path],
+        found: list[list[_Object]],
+        classes: tuple[str, ...],
+    ) -> Part:
+        label = {name: c for c, name in enumerate(classes)}
+        flat = [(i, n, one) for i, objects in enumerate(found) for n, one in enumerate(objects, 1)]
+        for i, n, one in flat:
+            if one.name not in label:
+                choose(one.name, classes, f"class of object {n} in {paths[i]}")
+        sizes = sizes_of(images, split)
+        annotations = [Annotation(i, label[one.name], one.box, one.difficult) for i, _, one in flat]
+        objects, _ = self.objects(
+            split, annotations, sizes, classes, lambda k: f"object {flat[k][1]} in {paths[flat[k][0]].name}"
+        )
+        return Part(files(images), sizes, objects=objects)
+
+
+class _Object(NamedTuple):
+    name: str
+    box: tuple[float, float, float, float]
+    difficult: bool
+
+
+def _objects(path: Path) -> list[_Object]:
+    """Read the objects of an annotation file.
+
+    Raises:
+        InputError: the file is missing or is not XML, or an object has no name or no box.
+    """
+    try:
+        root = ElementTree.parse(path).getroot()
+    except FileNotFoundError:
+        raise InputError(f"{path} does not exist; add the annotation, or remove the image from the lists") from None
+    except ElementTree.ParseError as error:
+        raise InputError(f"{path} is not XML ({error}); restore or remove it") from None
+    objects = []
+    for number, found in enumerate(root.iter("object"), 1):
+        try:
+            left, top, right, bottom = (float(found.findtext(f"bndbox/{edge}", "")) for edge in EDGES)
+        except ValueError:
+            raise InputError(f"object {number} in {path} has no bndbox of four numbers; correct it") from None
+        if left < right and top < bottom:
+            left, top = left - 1, top - 1  # else the box has no area, and is noted as such
+        name = found.findtext("name", "").strip()
+        if not name:
+            raise InputError(f"object {number} in {path} has no name; correct it")
+        objects.append(_Object(name, (left, top, right, bottom), found.findtext("difficult", "0").strip() == "1"))
+    return objects
