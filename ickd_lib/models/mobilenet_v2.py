@@ -74,9 +74,11 @@ class MobileNetV2(Network):
         initialise_convolutions(self)
         initialise_classifier(classifier)
 
+    def last_map(self, x: Tensor) -> Tensor:
+        return self.conv2(self.blocks(self.conv1(x)))
+
     def forward_normalised(self, x: Tensor) -> Output:
-        x = self.conv2(self.blocks(self.conv1(x)))
-        features = x.mean((2, 3))
+        features = self.last_map(x).mean((2, 3))
         return Output(self.classifier(features), features)
 
 

@@ -20,8 +20,10 @@ class Output(NamedTuple):
     """The output of a network.
 
     Attributes:
-        logits: [B, C], before the softmax.
-        features: [B, D], the pooled input of the classifier, not normalised.
+        logits: [B, C], before the softmax; of a network for segmentation [B, C, h, w], with one position for about
+            stride × stride pixels.
+        features: [B, D], the pooled input of the classifier, not normalised; of a network for segmentation its input,
+            [B, D, h, w].
         maps: the outputs [B, C_i, H_i, W_i] of the network's stages, shallow to deep; empty unless requested.
     """
 
@@ -31,7 +33,7 @@ class Output(NamedTuple):
 
 
 class Network(nn.Module):
-    """A classifier that normalises its images itself.
+    """A network that normalises its images itself: a classifier, or what a subclass makes of it.
 
     A student and a teacher with different preprocessing can therefore be evaluated on the same batch. A subclass
     defines `forward_normalised`, and lists its `stages` if it has feature maps. `mean` and `std`, both [1, 3, 1, 1],
@@ -42,6 +44,9 @@ class Network(nn.Module):
         num_classes: C.
         features_dim: D.
     Attributes:
+        task: "classification", "segmentation" or "detection": the task that the outputs are for.
+        classifier_name: name of the layer that computes the logits, if the class states it; otherwise
+            `models.classifier` finds it.
         stages: names of the submodules, shallow to deep, whose outputs [B, C_i, H_i, W_i] are the maps. The next
             layer must not change such an output in place.
         classes: names of the classes, in the order of the logits; empty if unknown.
@@ -50,6 +55,8 @@ class Network(nn.Module):
         InputError: num_classes is below 1.
     """
 
+    task = "classification"
+    classifier_name = ""
     stages: tuple[str, ...] = ()
     mean: Tensor
     std: Tensor
@@ -145,6 +152,13 @@ class Network(nn.Module):
         """Compute logits [B, C] and features [B, D] of normalised images [B, 3, H, W]; subclasses define it."""
         raise TypeError(f"{type(self).__name__} must define forward_normalised(x) -> Output")
 
+    def last_map(self, x: Tensor) -> Tensor:
+        """Compute the map [B, D, h, w], whose mean over space is the features; the networks of the zoo define it.
+
+        Networks for segmentation and detection are built on it, and on the stages.
+        """
+        raise TypeError(f"{type(self).__name__} must define last_map(x) -> Tensor")
+
     def _forward_with_maps(self, x: Tensor) -> Output:
         """Run `forward_normalised` and collect the outputs of `stages`.
 
@@ -217,7 +231,8 @@ def initialise_convolutions(network: nn.Module) -> None:
                 nn.init.zeros_(module.bias)
 
 
-def initialise_classifier(linear: nn.Linear) -> None:
+def initialise_classifier(linear: nn.Linear | nn.Conv2d) -> None:
     """Draw normal weights of standard deviation 0.01 and set the bias to zero, in place, as VGG and MobileNetV2 do."""
+    assert linear.bias is not None
     nn.init.normal_(linear.weight, std=0.01)
     nn.init.zeros_(linear.bias)

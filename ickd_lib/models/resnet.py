@@ -55,10 +55,12 @@ class ResNet(Network):
         self.fc = nn.Linear(widths[3], num_classes)
         initialise_convolutions(self)
 
-    def forward_normalised(self, x: Tensor) -> Output:
+    def last_map(self, x: Tensor) -> Tensor:
         x = F.relu(self.bn1(self.conv1(x)))
-        x = self.layer3(self.layer2(self.layer1(x)))
-        features = x.mean((2, 3))
+        return self.layer3(self.layer2(self.layer1(x)))
+
+    def forward_normalised(self, x: Tensor) -> Output:
+        features = self.last_map(x).mean((2, 3))
         return Output(self.fc(features), features)
 
 

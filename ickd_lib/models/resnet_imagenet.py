@@ -88,10 +88,12 @@ class ImageNetResNet(Network):
         self.linear = nn.Linear(inputs, num_classes)
         initialise_convolutions(self)
 
-    def forward_normalised(self, x: Tensor) -> Output:
+    def last_map(self, x: Tensor) -> Tensor:
         x = F.relu(self.bn1(self.conv1(x)))
-        x = self.layer4(self.layer3(self.layer2(self.layer1(x))))
-        features = x.mean((2, 3))
+        return self.layer4(self.layer3(self.layer2(self.layer1(x))))
+
+    def forward_normalised(self, x: Tensor) -> Output:
+        features = self.last_map(x).mean((2, 3))
         return Output(self.linear(features), features)
 
 

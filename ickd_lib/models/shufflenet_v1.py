@@ -67,10 +67,12 @@ class ShuffleNetV1(Network):
         self.layer3 = _stage(widths[1], widths[2], depths[2])
         self.linear = nn.Linear(widths[2], num_classes)
 
-    def forward_normalised(self, x: Tensor) -> Output:
+    def last_map(self, x: Tensor) -> Tensor:
         x = F.relu(self.bn1(self.conv1(x)))
-        x = self.layer3(self.layer2(self.layer1(x)))
-        features = x.mean((2, 3))
+        return self.layer3(self.layer2(self.layer1(x)))
+
+    def forward_normalised(self, x: Tensor) -> Output:
+        features = self.last_map(x).mean((2, 3))
         return Output(self.linear(features), features)
 
 

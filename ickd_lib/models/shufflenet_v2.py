@@ -92,11 +92,13 @@ class ShuffleNetV2(Network):
         self.bn2 = nn.BatchNorm2d(widths[3])
         self.linear = nn.Linear(widths[3], num_classes)
 
-    def forward_normalised(self, x: Tensor) -> Output:
+    def last_map(self, x: Tensor) -> Tensor:
         x = F.relu(self.bn1(self.conv1(x)))
         x = self.layer3(self.layer2(self.layer1(x)))
-        x = F.relu(self.bn2(self.conv2(x)))
-        features = x.mean((2, 3))
+        return F.relu(self.bn2(self.conv2(x)))
+
+    def forward_normalised(self, x: Tensor) -> Output:
+        features = self.last_map(x).mean((2, 3))
         return Output(self.linear(features), features)
 
 

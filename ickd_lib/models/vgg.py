@@ -35,13 +35,16 @@ class VGG(Network):
         initialise_convolutions(self)
         initialise_classifier(self.classifier)
 
-    def forward_normalised(self, x: Tensor) -> Output:
+    def last_map(self, x: Tensor) -> Tensor:
         pools = 4 if x.shape[2] >= 64 else 3  # as in the published code, the fourth pooling is for larger images only
         for index, block in enumerate((self.block0, self.block1, self.block2, self.block3, self.block4)):
             x = F.relu(block(x))
             if index < pools and min(x.shape[2:]) > 1:
                 x = F.max_pool2d(x, 2)
-        features = x.mean((2, 3))
+        return x
+
+    def forward_normalised(self, x: Tensor) -> Output:
+        features = self.last_map(x).mean((2, 3))
         return Output(self.classifier(features), features)
 
 

@@ -74,9 +74,12 @@ class WideResNet(Network):
         initialise_convolutions(self)
         nn.init.zeros_(self.fc.bias)
 
-    def forward_normalised(self, x: Tensor) -> Output:
+    def last_map(self, x: Tensor) -> Tensor:
         x = self.block3(self.block2(self.block1(self.conv1(x))))
-        features = F.relu(self.bn1(x)).mean((2, 3))
+        return F.relu(self.bn1(x))
+
+    def forward_normalised(self, x: Tensor) -> Output:
+        features = self.last_map(x).mean((2, 3))
         return Output(self.fc(features), features)
 
 
