@@ -88,9 +88,9 @@ class Detector(Network):
     Images are a tensor [B, 3, H, W] or B tensors [3, H_i, W_i] of floats in [0, 1], in the size that the data has.
     Boxes are always in pixels of these images, also if the detector resizes them, so that a student and a teacher that
     resize differently can be compared on the same boxes. C counts the classes of objects. The logits have one column
-    more, because torchvision's detectors put the background first: column c + 1 is class c. Masks and keypoints of a
-    detector are neither trained nor predicted. One-stage detectors (RetinaNet, FCOS, SSD) have no proposals and are
-    not supported.
+    more, because torchvision's detectors put the background first: column c + 1 is class c. A detector with a head for
+    masks or keypoints can be a teacher, for its boxes alone, but is not trained. One-stage detectors (RetinaNet, FCOS,
+    SSD) have no proposals and are not supported.
 
     Args:
         module: torchvision's GeneralizedRCNN, whose box predictor has a linear layer `cls_score` for the logits.
@@ -147,21 +147,24 @@ class Detector(Network):
     ) -> TrainingPass:
         """Compute the detector's own losses, and the outputs for the proposals they are computed on, in one pass.
 
-        Proposals and anchors are sampled with torch's global generator. The objects themselves are among the proposals
-        from which is sampled. Under DistributedDataParallel call the network itself, which does the same.
+        Proposals and anchors are sampled with torch's global generator; the objects themselves are added to the
+        proposals before. Under DistributedDataParallel call the network itself, which does the same.
 
         Args:
             images: B images, [B, 3, H, W] or B tensors [3, H_i, W_i].
             objects: the objects of each image; an image may have none.
             maps: also return the pyramid, with gradient.
         Raises:
-            InputError: the detector is not in training mode; images or objects have another type, shape or number; a
-                box has no area; a label is not one of the C classes.
+            InputError: the detector is not in training mode, or has a head for masks or keypoints; images or objects
+                have another type, shape or number; a box has no area; a label is not one of the C classes.
         """
         from torchvision.models.detection.roi_heads import fastrcnn_loss
 
         if not self.training:
             raise InputError(f"{self.name} is in evaluation mode; call train() before a training pass")
+        heads = self.module.roi_heads
+        if heads.has_mask() or heads.has_keypoint():
+            raise InputError(f"{self.name} has a head for masks or keypoints and is not trained; it can be a teacher")
         images = self._checked(images)
         kept = [self._kept(one, images[0]) for one in objects]
         self._check(images, [boxes for boxes, _, _ in kept], [labels for _, labels, _ in kept])
@@ -169,7 +172,6 @@ class Detector(Network):
         boxes = scene.scaled([boxes for boxes, _, _ in kept])
         targets = [{"boxes": one, "labels": labels + 1} for one, (_, labels, _) in zip(boxes, kept, strict=True)]
 
-        heads = self.module.roi_heads
         proposals, losses = self.module.rpn(scene.images, scene.pyramid, targets)
         proposals, matched, labels, offsets = heads.select_training_samples(proposals, targets)
         regions, predicted = self._regions(scene, proposals, maps)

@@ -19,7 +19,7 @@ from .network import Network
 DEPTHS = (18, 34, 50, 101, 152)  # torchvision's ResNets
 IMAGENET = "IMAGENET1K_V1"  # the weights of a backbone that published detectors start from
 CHANNELS, FEATURES, POOLED = 64, 128, 5  # channels of a light pyramid, features of its box head, side of a pooled box
-ANCHOR = 4  # side of an anchor of a light detector, in positions of its map
+ANCHOR = 3  # side of an anchor of a light detector, in positions of its map
 RATIOS = (0.5, 1.0, 2.0)  # height over width of an anchor
 # Settings of the light detectors that differ from torchvision's, because a small image has few anchors and objects.
 LIGHT = {
@@ -59,7 +59,7 @@ class Pyramid(nn.Module):
 
 
 def light(network: Network, num_classes: int, options: dict[str, Any]) -> Detector:
-    """Build a Faster R-CNN for images of about 100 pixels, with anchors from 16 pixels on and a small box head.
+    """Build a Faster R-CNN for images of about 100 pixels, with anchors from 12 pixels on and a small box head.
 
     Args:
         network: a new network of the zoo.
@@ -72,7 +72,7 @@ def light(network: Network, num_classes: int, options: dict[str, Any]) -> Detect
     pyramid = Pyramid(network)
     names = [str(i) for i in range(len(pyramid.strides) - 1)]
     sizes = tuple((ANCHOR * stride,) for stride in pyramid.strides)
-    # As with the anchors, a box of 4 × 4 positions of a map, 64 pixels at level 4 (stride 16), is pooled from that map.
+    # A box is pooled from the map whose anchors have its size: 48 pixels from level 4 (stride 16), 24 from level 3.
     pool = MultiScaleRoIAlign(names, POOLED, sampling_ratio=2, canonical_scale=ANCHOR * 2**4, canonical_level=4)
     parts = {
         "rpn_anchor_generator": faster_rcnn.AnchorGenerator(sizes, (RATIOS,) * len(sizes)),
