@@ -98,6 +98,7 @@ def test_shapes_and_gradients_of_a_training_pass(name):
     assert regions.logits.shape == (count, 4) and regions.features.shape == (count, network.features_dim)
     assert result.labels.shape == result.matched.shape == regions.image.shape == (count,)
     assert regions.image.tolist() == [i for i, boxes in enumerate(regions.boxes) for _ in boxes]
+    assert network.stages == ("module.backbone",)
     sides = [one.shape[2] for one in regions.maps]
     assert sides[:3] == [24, 12, 6] and [shape[1] for shape in models.map_shapes(network, (96, 96))] == sides
 
@@ -200,11 +201,12 @@ def test_boxes_follow_the_image_when_a_detector_resizes():
     assert network.identity != resizing.identity  # the weights are the same, the outputs are not
 
 
-def test_the_size_of_the_first_image_does_not_matter():
-    """The strides of the maps come from padded images; 33 pixels, which are padded to 48, gave wrong ones."""
-    first, second = (models.create("resnet8-fpn", 3).eval() for _ in range(2))
+@pytest.mark.parametrize(("name", "side"), [("resnet8-fpn", 33), ("vgg8-fpn", 32)])
+def test_the_size_of_the_first_image_does_not_matter(name, side):
+    """33 pixels are padded to 48; VGG has other strides in images below 64 pixels."""
+    first, second = (models.create(name, 3).eval() for _ in range(2))
     second.load_state_dict(first.state_dict())
-    first.at_boxes(torch.rand(1, 3, 33, 33), [torch.tensor([[0.0, 0, 20, 20]])])
+    first.at_boxes(torch.rand(1, 3, side, side), [torch.tensor([[0.0, 0, 20, 20]])])
     images, box = torch.rand(1, 3, 64, 64), [torch.tensor([[5.0, 5, 40, 30]])]
     assert torch.equal(first.at_boxes(images, box).logits, second.at_boxes(images, box).logits)
 

@@ -98,6 +98,7 @@ class Detector(Network):
     """
 
     task = "detection"
+    stages = ("module.backbone",)  # whose output is the pyramid, a map for each level
     classifier_name = "module.roi_heads.box_predictor.cls_score"
 
     def __init__(self, module: nn.Module, *, resizes: bool = True) -> None:
@@ -276,8 +277,10 @@ class Detector(Network):
     def _regions(self, scene: _Scene, boxes: list[Tensor], maps: bool) -> tuple[Regions, Tensor]:
         """Evaluate the box head for boxes in pixels of the resized images; also return its corrections of the boxes."""
         heads, padded = self.module.roi_heads, scene.images.tensors
-        # The pooling computes the strides of its maps from this size; only the padded one gives them exactly.
+        # The pooling computes the strides of its maps from the image size of its first pass. Only the padded size gives
+        # them exactly; and they are computed anew, so that the outputs do not depend on earlier images.
         size = (padded.shape[2], padded.shape[3])
+        heads.box_roi_pool.scales = None
         pooled = heads.box_roi_pool(scene.pyramid, boxes, [size] * len(boxes))
         features = heads.box_head(pooled).flatten(1)
         logits, offsets = heads.box_predictor(features)
