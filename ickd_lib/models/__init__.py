@@ -1,27 +1,36 @@
 """Networks: the CIFAR zoo, the models of torchvision and timm, and users' own modules, with one interface.
 
-Every network takes float images [B, 3, H, W] in [0, 1], normalises them itself and returns an Output.
+Every network takes float images [B, 3, H, W] in [0, 1], normalises them itself and returns an Output; a detector
+returns the outputs for regions. A network's `task` says which it is for.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 from ..runtime import InputError, choose
-from . import mobilenet_v2, projectors, resnet, resnet_imagenet, shufflenet_v1, shufflenet_v2, vgg, wrn
+from . import fpn, mobilenet_v2, projectors, resnet, resnet_imagenet, shufflenet_v1, shufflenet_v2, vgg, wrn
+from .detection import Detections, Detector, Regions, TrainingPass, wrap_detection
 from .extension import extend
-from .external import LIBRARIES
+from .external import IDENTITY, LIBRARIES, build, no_options
 from .inference import predict
 from .inspection import classifier, map_shapes, unpooled_size
 from .network import Network, Output, frozen
 from .reused import Reused
+from .segmentation import FCN, wrap_segmentation
+from .torchvision_dense import IMAGENET_NORMALISATION
 from .weights import load_weights
 from .wrapped import wrap
 
 __all__ = [
+    "Detections",
+    "Detector",
     "Network",
     "Output",
+    "Regions",
     "Reused",
+    "TrainingPass",
     "classifier",
     "create",
     "extend",
@@ -33,6 +42,8 @@ __all__ = [
     "projectors",
     "unpooled_size",
     "wrap",
+    "wrap_detection",
+    "wrap_segmentation",
 ]
 
 # Each file of the zoo defines one family. Its NETWORKS maps a name to a function that takes the number of classes.
@@ -47,9 +58,24 @@ ZOO: dict[str, Callable[[int], Network]] = {
 }
 
 
-def names() -> list[str]:
-    """List the names of the CIFAR zoo; `create` also accepts `torchvision/NAME` and `timm/NAME`."""
-    return list(ZOO)
+def names(task: str = "classification") -> list[str]:
+    """List the names of the CIFAR zoo, or those of its networks for another task.
+
+    `create` also accepts `torchvision/NAME` and `timm/NAME`.
+
+    Args:
+        task: "classification"; "segmentation" (a name of the zoo and `-fcn`); or "detection" (a name of the zoo and
+            `-fpn`; `resnet18-fpn`, `resnet34-fpn`, … have torchvision's ResNets).
+    Raises:
+        InputError: the task is none of these.
+    """
+    task = choose(task, ("classification", "segmentation", "detection"), what="task")
+    if task == "classification":
+        return list(ZOO)
+    if task == "segmentation":
+        return [f"{name}-fcn" for name in ZOO]
+    small = [f"{name}-fpn" for name in ZOO if name not in resnet_imagenet.NETWORKS]
+    return [*small, *(f"resnet{depth}-fpn" for depth in fpn.DEPTHS)]
 
 
 def create(
@@ -58,35 +84,64 @@ def create(
     *,
     mean: Sequence[float] | None = None,
     std: Sequence[float] | None = None,
-    pretrained: bool = False,
+    pretrained: bool | str = False,
+    **options: Any,
 ) -> Network:
     """Create a network in training mode on the CPU.
 
     Its weights are initialised as in its publication, from torch's global generator.
 
     Args:
-        name: one of `names()`, or `torchvision/NAME`, or `timm/NAME`, in upper or lower case.
-        num_classes: C.
+        name: one of `names()`, `names("segmentation")` or `names("detection")`, or `torchvision/NAME`, or `timm/NAME`,
+            in upper or lower case. torchvision's names may be those of its networks for segmentation, and of its Faster
+            R-CNNs.
+        num_classes: C; of detectors without the background.
         mean: [3], subtracted from images in [0, 1]; by default 0, or a pretrained model's own.
         std: [3], by which the difference is divided; by default 1, or a pretrained model's own.
         pretrained: load the default weights of torchvision or timm. The last layer is initialised anew if these
-            weights have another number of classes. For zoo networks use `load_weights`.
+            weights have another number of classes. For zoo networks use `load_weights`. "backbone" loads the ImageNet
+            weights of the backbone of a torchvision network for segmentation or detection.
+        options: of detectors, the arguments of torchvision's FasterRCNN, such as `min_size=600, max_size=1000`;
+            `min_size=None` leaves the size of images, which is the default of the zoo's detectors.
     Returns:
-        A Network: images [B, 3, H, W] to logits [B, C] and features [B, D]. Zoo networks accept any size from 4
-        pixels on; models of torchvision and timm that accept one size only resize images to it. Zoo networks and the
-        ResNets of torchvision and timm have feature maps; for other models name them in `wrap`.
+        A Network: images [B, 3, H, W] to logits [B, C] and features [B, D], or the maps of these for segmentation; for
+        detection see `Detector`. Zoo networks accept any size from 4 pixels on; models of torchvision and timm that
+        accept one size only resize images to it. Zoo networks and the ResNets of torchvision and timm have feature
+        maps; for other models name them in `wrap`.
     Raises:
-        InputError: the name is unknown; its library is not installed; its weights cannot be loaded; mean or std are
-            not three numbers (std above 0); or num_classes is below 1.
+        InputError: the name or an option is unknown; its library is not installed; its weights cannot be loaded; mean
+            or std are not three numbers (std above 0); or num_classes is below 1.
     """
+    if num_classes < 1:
+        raise InputError(f"num_classes={num_classes}; a network needs at least 1")
+    if pretrained not in (True, False, "backbone"):
+        raise InputError(f"pretrained={pretrained!r}; it is True, False or 'backbone'")
     library, slash, model = str(name).partition("/")
     if slash:
         library = choose(library, LIBRARIES, what="model library")
-        return LIBRARIES[library](model, num_classes, mean, std, pretrained)
-    name = choose(name, ZOO, what="model")
-    if pretrained:
-        raise InputError(f"{name} has no pretrained weights; train it, or use load_weights(create({name!r}), path)")
-    network = ZOO[name](num_classes)
+        return LIBRARIES[library](model, num_classes, mean, std, pretrained, options)
+    name = choose(name, [*names(), *names("segmentation"), *names("detection")], what="model")
+    base, _, head = name.partition("-")
+    on_torchvision = head == "fpn" and base not in ZOO
+    if pretrained and not (on_torchvision and pretrained == "backbone"):
+        advice = ", or load those of its backbone with pretrained='backbone'" if on_torchvision else ""
+        raise InputError(
+            f"{name} has no pretrained weights; train it, or use load_weights(create({name!r}), path){advice}"
+        )
+    network: Network
+    if head == "fpn":
+        network = build(name, lambda: _detector(name, base, num_classes, bool(pretrained), options))
+    else:
+        no_options(name, options)
+        network = FCN(ZOO[base](1), num_classes) if head else ZOO[base](num_classes)
     network.name = name
-    network.set_normalisation((0, 0, 0) if mean is None else mean, (1, 1, 1) if std is None else std)
+    own_mean, own_std = IMAGENET_NORMALISATION if pretrained else IDENTITY
+    network.set_normalisation(own_mean if mean is None else mean, own_std if std is None else std)
     return network
+
+
+def _detector(name: str, base: str, num_classes: int, pretrained: bool, options: dict[str, Any]) -> Network:
+    fpn.check_options(name, options)
+    if base in ZOO:
+        return fpn.light(ZOO[base](1), num_classes, options)
+    return fpn.on_imagenet_resnet(base, num_classes, pretrained, options)

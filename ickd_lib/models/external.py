@@ -1,4 +1,4 @@
-"""The classifiers of torchvision and timm. Each library is imported only when one of its models is created."""
+"""The networks of torchvision and timm. Each library is imported only when one of its models is created."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from torch import nn
 from ..runtime import InputError, choose
 from .inspection import first_line
 from .network import Network
+from .torchvision_dense import IMAGENET_NORMALISATION, detection_names, detector, segmentation_names, segmenter
 from .wrapped import Wrapped, wrap
 
 IDENTITY = (0.0, 0.0, 0.0), (1.0, 1.0, 1.0)
@@ -22,21 +23,43 @@ def from_torchvision(
     num_classes: int,
     mean: Sequence[float] | None,
     std: Sequence[float] | None,
-    pretrained: bool,
+    pretrained: bool | str,
+    options: dict[str, Any],
 ) -> Network:
-    """Create torchvision's model `name` without auxiliary heads (GoogLeNet, Inception); see `models.create`."""
+    """Create torchvision's model `name` without auxiliary heads; see `models.create`."""
     models = _import("torchvision", "torchvision.models")
-    name = choose(name, models.list_models(module=models), what="torchvision model")
-    own_mean, own_std = IDENTITY
+    for_segmentation, for_detection = segmentation_names(models), detection_names(models)
+    name = choose(
+        name, [*models.list_models(module=models), *for_segmentation, *for_detection], what="torchvision model"
+    )
+    full = f"torchvision/{name}"
+    own_mean, own_std = IMAGENET_NORMALISATION if pretrained else IDENTITY
+    if name in for_detection:
+        network = build(full, lambda: detector(models, name, num_classes, pretrained, options))
+    else:
+        no_options(full, options)
+        if name in for_segmentation:
+            network = build(full, lambda: segmenter(models, name, num_classes, pretrained))
+        else:
+            network, own_mean, own_std = _classifier(models, name, num_classes, pretrained)
+    network.name = full
+    network.set_normalisation(own_mean if mean is None else mean, own_std if std is None else std)
+    return network
+
+
+def _classifier(models: Any, name: str, num_classes: int, pretrained: bool | str) -> tuple[Network, Any, Any]:
+    """Create torchvision's classifier `name`; also return mean and std of its weights."""
+    whole_only(f"torchvision/{name}", pretrained)
+    mean, std = IDENTITY
     options: dict[str, Any] = {"num_classes": num_classes}
     if pretrained:
         weights = models.get_model_weights(name).DEFAULT
-        own_mean, own_std = weights.transforms().mean, weights.transforms().std
+        mean, std = weights.transforms().mean, weights.transforms().std
         options = {"weights": weights}
     elif name in ("googlenet", "inception_v3"):
         options["init_weights"] = True  # the default, which torchvision warns about if it is not given
 
-    module = _build(f"torchvision/{name}", lambda: models.get_model(name, **options))
+    module = build(f"torchvision/{name}", lambda: models.get_model(name, **options))
     if getattr(module, "aux_logits", False):
         module.aux_logits = False
         for head in ("aux1", "aux2", "AuxLogits"):
@@ -44,18 +67,11 @@ def from_torchvision(
                 setattr(module, head, None)
 
     fixed = getattr(module, "image_size", 224 if name.startswith("maxvit") else None)
-    network = wrap(
-        module,
-        mean=own_mean if mean is None else mean,
-        std=own_std if std is None else std,
-        size=fixed,
-        name=f"torchvision/{name}",
-        maps=_stages(module),
-    )
+    network = wrap(module, size=fixed, name=f"torchvision/{name}", maps=_stages(module))
     _name_maps(network)
     if network.num_classes != num_classes:
         _replace_classifier(network, num_classes)
-    return network
+    return network, mean, std
 
 
 def from_timm(
@@ -63,13 +79,16 @@ def from_timm(
     num_classes: int,
     mean: Sequence[float] | None,
     std: Sequence[float] | None,
-    pretrained: bool,
+    pretrained: bool | str,
+    options: dict[str, Any],
 ) -> Network:
     """Create timm's model `name`, which may include the tag of its weights (resnet18.a1_in1k); see `models.create`."""
+    no_options(f"timm/{name}", options)
+    whole_only(f"timm/{name}", pretrained)
     timm = _import("timm", "timm")
     model, dot, tag = name.partition(".")
     name = choose(model, timm.list_models(), what="timm model") + dot + tag
-    module = _build(f"timm/{name}", lambda: timm.create_model(name, pretrained=pretrained, num_classes=num_classes))
+    module = build(f"timm/{name}", lambda: timm.create_model(name, pretrained=pretrained, num_classes=num_classes))
     config = module.pretrained_cfg
     own_mean, own_std = (config["mean"], config["std"]) if pretrained else IDENTITY
     fixed = config["input_size"][1:] if config.get("fixed_input_size") else None
@@ -117,12 +136,28 @@ def _import(package: str, module: str) -> Any:
         raise InputError(f"{package}/… models need the library {package}; run pip install {package}") from None
 
 
-def _build(name: str, make: Callable[[], nn.Module]) -> Any:
+def build(name: str, make: Callable[[], Any]) -> Any:
     """Run `make`; any of its errors becomes an InputError in one line."""
     try:
         return make()
+    except InputError:
+        raise
     except Exception as error:  # no internet connection, no such weights, a damaged download
         raise InputError(f"{name} cannot be created: {type(error).__name__}: {first_line(error)}") from error
+
+
+def no_options(name: str, options: dict[str, Any]) -> None:
+    """Raise an InputError if there are options, which only detectors have."""
+    for option in options:
+        raise InputError(
+            f"{name} has no option {option}; only detectors (torchvision/fasterrcnn_…, …-fpn) have options"
+        )
+
+
+def whole_only(name: str, pretrained: bool | str) -> None:
+    """Raise an InputError if the weights of a backbone are wanted for a classifier."""
+    if pretrained not in (True, False):
+        raise InputError(f"{name} with pretrained={pretrained!r}; a classifier takes True or False")
 
 
 def _replace_classifier(network: Network, num_classes: int) -> None:

@@ -19,7 +19,8 @@ def classifier(network: nn.Module, *, size: tuple[int, int] | None = None) -> tu
     """Find the layer that computes the logits: the linear layer or convolution that runs last.
 
     The network is evaluated on two black images, on its own device, in eval mode and without gradients. Its modes, its
-    batch-norm statistics and the random state stay as they are.
+    batch-norm statistics and the random state stay as they are. A network whose class states the layer's name, in
+    `classifier_name`, is not evaluated.
 
     Args:
         network: a Network, or any module that takes images [B, 3, H, W].
@@ -30,6 +31,8 @@ def classifier(network: nn.Module, *, size: tuple[int, int] | None = None) -> tu
     Raises:
         InputError: the network cannot be evaluated on such images.
     """
+    if isinstance(network, Network) and network.classifier_name:
+        return network.classifier_name, network.get_submodule(network.classifier_name)
     _, name = run_on_black_images(network, getattr(network, "name", type(network).__name__), size)
     return ("", nn.Identity()) if name is None else (name, network.get_submodule(name))
 

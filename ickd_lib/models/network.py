@@ -20,8 +20,10 @@ class Output(NamedTuple):
     """The output of a network.
 
     Attributes:
-        logits: [B, C], before the softmax.
-        features: [B, D], the pooled input of the classifier, not normalised.
+        logits: [B, C], before the softmax; of a network for segmentation [B, C, h, w], with one position for about
+            stride × stride pixels.
+        features: [B, D], the pooled input of the classifier, not normalised; of a network for segmentation its input,
+            [B, D, h, w].
         maps: the outputs [B, C_i, H_i, W_i] of the network's stages, shallow to deep; empty unless requested.
         preactivations: the same maps before their activation function; empty unless maps are requested.
         unpooled: the map [B, D, H, W] whose mean over the positions is `features`; None unless maps are requested.
@@ -35,7 +37,7 @@ class Output(NamedTuple):
 
 
 class Network(nn.Module):
-    """A classifier that normalises its images itself.
+    """A network that normalises its images itself: a classifier, or what a subclass makes of it.
 
     A student and a teacher with different preprocessing can therefore be evaluated on the same batch. A subclass
     defines `forward_normalised`, and lists its `stages` if it has feature maps. `mean` and `std`, both [1, 3, 1, 1],
@@ -46,6 +48,9 @@ class Network(nn.Module):
         num_classes: C.
         features_dim: D.
     Attributes:
+        task: "classification", "segmentation" or "detection": the task that the outputs are for.
+        classifier_name: name of the layer that computes the logits, if the class states it; otherwise
+            `models.classifier` finds it.
         stages: names of the submodules, shallow to deep, whose outputs [B, C_i, H_i, W_i] are the maps. The next
             layer must not change such an output in place. Most methods compare these maps. They are the inputs of the
             next stage: the values after the ReLU, except in networks whose stages begin with batch norm and ReLU or
@@ -61,6 +66,8 @@ class Network(nn.Module):
         InputError: num_classes is below 1.
     """
 
+    task = "classification"
+    classifier_name = ""
     stages: tuple[str, ...] = ()
     activations: tuple[str, ...] = ()
     pooled = ""
@@ -244,7 +251,8 @@ def initialise_convolutions(network: nn.Module) -> None:
                 nn.init.zeros_(module.bias)
 
 
-def initialise_classifier(linear: nn.Linear) -> None:
+def initialise_classifier(linear: nn.Linear | nn.Conv2d) -> None:
     """Draw normal weights of standard deviation 0.01 and set the bias to zero, in place, as VGG and MobileNetV2 do."""
+    assert linear.bias is not None
     nn.init.normal_(linear.weight, std=0.01)
     nn.init.zeros_(linear.bias)

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from ..runtime import InputError
+from .detection import Detector
 from .network import Network
 from .wrapped import Wrapped
 
@@ -37,7 +38,7 @@ def load_weights(network: Network, path: str | Path) -> Network:
             the network.
     """
     path = Path(path)
-    target = network.module if isinstance(network, Wrapped) else network
+    target = network.module if isinstance(network, (Wrapped, Detector)) else network
     own = target.state_dict()
     state = _state_dict(_read(path), path)
     while state.keys() != own.keys() and state and all(key.startswith("module.") for key in state):

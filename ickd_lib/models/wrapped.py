@@ -43,10 +43,13 @@ class Wrapped(Network):
         self.stages = tuple(f"module.{part}" for part in maps)
 
     def forward_normalised(self, x: Tensor) -> Output:
-        if self.size is not None and x.shape[2:] != self.size:
-            # Interpolation weights sum to one, so resizing after normalising equals resizing before.
-            x = F.interpolate(x, self.size, mode="bilinear", antialias=True)
-        return _logits_and_features(self.module, self.layer, self.before, x)
+        return _logits_and_features(self.module, self.layer, self.before, self._resized(x))
+
+    def _resized(self, x: Tensor) -> Tensor:
+        if self.size is None or x.shape[2:] == self.size:
+            return x
+        # Interpolation weights sum to one, so resizing after normalising equals resizing before.
+        return F.interpolate(x, self.size, mode="bilinear", antialias=True)
 
     def _as_map(self, stage: str, value: Any) -> Tensor:
         if isinstance(value, (tuple, list)) and value:

@@ -1,0 +1,59 @@
+"""The networks of torchvision for segmentation and detection. It is imported only when one of them is created."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import nn
+
+from .fpn import IMAGENET, build, check_options
+from .network import Network
+from .segmentation import wrap_segmentation
+
+IMAGENET_NORMALISATION = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+
+
+def segmentation_names(models: Any) -> list[str]:
+    """List torchvision's networks for segmentation; `models` is torchvision.models."""
+    return models.list_models(module=models.segmentation)
+
+
+def detection_names(models: Any) -> list[str]:
+    """List torchvision's Faster R-CNNs."""
+    return [name for name in models.list_models(module=models.detection) if name.startswith("fasterrcnn")]
+
+
+def segmenter(models: Any, name: str, num_classes: int, pretrained: bool | str) -> Network:
+    """Create torchvision's network `name` for segmentation, without its auxiliary head.
+
+    The maps are the outputs of a ResNet's four stages; of a MobileNet's the two that its head uses.
+    """
+    backbone = IMAGENET if pretrained == "backbone" else None
+    module: Any = models.get_model(name, weights=None, weights_backbone=backbone, num_classes=num_classes)
+    if pretrained is True:
+        state = models.get_model_weights(name).DEFAULT.get_state_dict(progress=True, check_hash=True)
+        own = module.state_dict()
+        # The last layers of another number of classes, and the auxiliary head, are left out.
+        state = {key: value for key, value in state.items() if key in own and value.shape == own[key].shape}
+        module.load_state_dict({**own, **state})
+    stages = [key for key in module.backbone if key.startswith("layer")] or list(module.backbone.return_layers)
+    return wrap_segmentation(module, logits="classifier", maps=[f"backbone.{stage}" for stage in stages])
+
+
+def detector(models: Any, name: str, num_classes: int, pretrained: bool | str, options: dict[str, Any]) -> Network:
+    """Create torchvision's detector `name`; its last layers are new if its weights have another number of classes."""
+    from torchvision.models.detection.faster_rcnn import FastRCNNPredictor
+
+    check_options(name, options)
+
+    def make(**given: Any) -> nn.Module:
+        if pretrained is not True:
+            backbone = IMAGENET if pretrained else None
+            return models.get_model(name, weights=None, weights_backbone=backbone, num_classes=num_classes + 1, **given)
+        module = models.get_model(name, weights="DEFAULT", **given)
+        heads = module.roi_heads
+        if heads.box_predictor.cls_score.out_features != num_classes + 1:
+            heads.box_predictor = FastRCNNPredictor(heads.box_predictor.cls_score.in_features, num_classes + 1)
+        return module
+
+    return build(make, options)
