@@ -16,6 +16,22 @@ from ickd_lib.runtime.registry import enter
 
 
 @dataclass(frozen=True)
+class Pixels:
+    """The outputs of a network for segmentation at the h × w positions of its maps, which are called pixels here.
+
+    logits: shape [B, C, h, w].
+    features: shape [B, D, h, w].
+    labels: class of each pixel, int64, shape [B, h, w]; -1 where a pixel does not count.
+    region: position among the samples of the region that each pixel belongs to, int64, shape [B, h, w]; -1 for none.
+    """
+
+    logits: Tensor
+    features: Tensor
+    labels: Tensor
+    region: Tensor
+
+
+@dataclass(frozen=True)
 class Samples:
     """The S samples of a batch, with the outputs of one network. Losses, methods and memory banks use samples only.
 
@@ -28,6 +44,8 @@ class Samples:
     soft: probabilities of the classes if images are mixed, shape [S, C], else None.
     preactivations: the maps before their activation function, like `maps`; empty if they are not known.
     unpooled: map [B, D, H, W] whose mean over the positions is the features; None if it is not known.
+    pixels: in segmentation, where a sample is a class region, the outputs at every pixel; else None.
+    boxes: in detection, where a sample is a proposal, the boxes of each image, B tensors [S_i, 4]; else empty.
     """
 
     logits: Tensor
@@ -39,6 +57,8 @@ class Samples:
     soft: Tensor | None = None
     preactivations: tuple[Tensor, ...] = ()
     unpooled: Tensor | None = None
+    pixels: Pixels | None = None
+    boxes: tuple[Tensor, ...] = ()
 
     @property
     def targets(self) -> Tensor:
