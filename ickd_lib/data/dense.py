@@ -29,6 +29,7 @@ class DenseBatch:
     view: view number of each image, shape [B]; -1 without augmentation.
     masks: class of each pixel, uint8, shape [B, H, W] or B tensors of shape [h, w]; None where there are none.
     objects: the objects of each image; empty where there are none.
+    num_classes: number of classes of masks and objects, C.
     """
 
     images: Tensor | tuple[Tensor, ...]
@@ -36,6 +37,7 @@ class DenseBatch:
     view: Tensor
     masks: Tensor | tuple[Tensor, ...] | None = None
     objects: tuple[Objects, ...] = ()
+    num_classes: int = 0
 
     def __len__(self) -> int:
         return len(self.index)
@@ -197,6 +199,7 @@ class DenseImages:
             torch.full_like(index, -1) if view is None else view.to(device),
             _together([parts["mask"] for parts in results], self.transform) if self.masks is not None else None,
             tuple(objects),
+            len(self.classes),
         )
 
     @property

@@ -59,24 +59,31 @@ def picd(
     temperature: float = 4.0,
     average: str = "logits",
     gate: Tensor | None = None,
+    query: Tensor | None = None,
 ) -> Tensor:
     """Compute the loss of positive in-context distillation, τ² KL(σ(z̄/τ) ‖ σ(z^S/τ)).
 
     The target z̄ is the `aggregate` of the teacher's logits of the query's same-class in-context samples.
 
     Args:
-        student_logits: shape [B, C].
+        student_logits: shape [B, C], or [P, C] with `query`.
         positive_logits: the teacher's logits of each query's positives, shape [B, k, C].
         weights: from `aggregation_weights`, shape [B, k]. The loss of a query without a valid positive, a row of zeros,
             is 0.
         temperature, average: as for `aggregate`.
-        gate: a factor for each sample's divergence, as `entropy_gate` returns it, shape [B]; None for 1.
+        gate: a factor for each query's divergence, as `entropy_gate` returns it, shape [B]; None for 1.
+        query: the query, from 0 to B - 1, to whose target each row of `student_logits` is matched, shape [P], for
+            segmentation, where the pixels of a region share a target; None if row i has query i.
     Returns:
-        A scalar: the mean over all B samples, whatever the gate.
+        A scalar: the mean over all rows of `student_logits`, whatever the gate.
     """
     _, target = aggregate(positive_logits, weights, temperature=temperature, average=average)
+    missing = weights.sum(1) == 0
+    if query is not None:
+        target, missing = target[query], missing[query]
+        gate = None if gate is None else gate[query]
     divergence = kl(F.log_softmax(student_logits / temperature, -1), target, temperature)
-    divergence = divergence.masked_fill(weights.sum(1) == 0, 0)
+    divergence = divergence.masked_fill(missing, 0)
     return (divergence if gate is None else divergence * gate.detach()).mean()
 
 

@@ -115,15 +115,16 @@ class MemoryBank:
         """
         if len(images) == 0:
             raise InputError(f"{images.name} has no image to build a bank from")
-        samples = (task or Classification()).bank_samples(teacher, images, precision=precision)
-        known, mark = labelled(samples, images, teacher, labels)
+        task = task or Classification()
+        samples = task.bank_samples(teacher, images, precision=precision)
+        known, mark = labelled(samples, images, teacher, labels, task)
         order = samples.key.argsort()
         return cls(
             samples.features[order],
             samples.logits[order],
             known[order],
             samples.key[order],
-            images.classes,
+            task.outputs(images.classes),
             source=source_of(images, teacher) | mark,
         )
 
@@ -136,14 +137,16 @@ class MemoryBank:
             features_dim: number of features, D.
             task: defines the samples of an image; by default classification.
         """
-        keys, labels = (task or Classification()).keys(images)
+        task = task or Classification()
+        keys, labels = task.keys(images)
+        classes = task.outputs(images.classes)
         order, n, device = keys.argsort(), len(keys), keys.device
         return cls(
             torch.zeros(n, features_dim, device=device),
-            torch.zeros(n, len(images.classes), device=device),
+            torch.zeros(n, len(classes), device=device),
             labels[order],
             keys[order],
-            images.classes,
+            classes,
             written=torch.full((n,), -1, device=device),
         )
 

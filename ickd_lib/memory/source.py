@@ -27,13 +27,13 @@ def source_of(images: Images | None, teacher: models.Network | None) -> dict[str
 
 
 def labelled(
-    samples: Samples, images: Images, teacher: models.Network, labels: str | Tensor
+    samples: Samples, images: Images, teacher: models.Network, labels: str | Tensor, task: Task
 ) -> tuple[Tensor, dict[str, str]]:
     """Return the label of each row of a bank, [N], and an entry for its `source` if labels were predicted.
 
     Args:
         samples: the teacher's N samples of the images.
-        images, teacher: what the bank is built from.
+        images, teacher, task: what the bank is built from.
         labels: see `MemoryBank.build`.
     Raises:
         InputError: labels are predicted, and the teacher's classes are not those of the images.
@@ -42,7 +42,10 @@ def labelled(
         if choose(labels, ("given", "teacher"), "labels") == "given":
             return samples.labels, {}
         labels = samples.key[:0]
-    if samples.logits.shape[1] != len(images.classes) or (teacher.classes or images.classes) != images.classes:
+    if (
+        samples.logits.shape[1] != len(task.outputs(images.classes))
+        or (teacher.classes or images.classes) != images.classes
+    ):
         raise InputError(f"{teacher.name} predicts other classes than those of {images.name}; give labels='given'")
     keys = labels.to(samples.key.device).unique()
     given = torch.isin(samples.key, keys)
@@ -71,7 +74,7 @@ def require_fit(
     keys, labels = task.keys(images)
     rows = bank.rows(keys)
     other = f"the bank is of another data set than {images.name}; build it from this one"
-    if bank.classes != images.classes or bool((rows < 0).any()):
+    if bank.classes != task.outputs(images.classes) or bool((rows < 0).any()):
         raise InputError(other)
     if wrong := int((bank.labels[rows] != labels).sum()):
         if "labels" in bank.source:

@@ -17,7 +17,9 @@ from ickd_lib.models import Network
 from ickd_lib.runtime import InputError
 from ickd_lib.tasks import Samples
 
-NEEDS = frozenset({"teacher", "features", "bank", "maps", "classifiers", "strong", "partner", "peers", "earlier"})
+NEEDS = frozenset(
+    {"teacher", "features", "bank", "maps", "classifiers", "strong", "partner", "peers", "earlier", "cross-entropy"}
+)
 SOURCES = ("teacher", "peers", "self")
 ORDERS = ("nearest", "random", "class")
 LABEL_SPACES = ("same", "shared", "any")
@@ -170,16 +172,22 @@ class Context:
         return [TargetSource(self.teacher, self.positives, self.negatives)]  # type: ignore[arg-type]  # None if undeclared
 
     def seen_by(self, method: Method) -> Context:
-        """Return the context in which `positives` and `negatives` are those that the method requested."""
+        """Return the context with the samples that the method compares, and the in-context samples it requested."""
+        context = replace(
+            self,
+            student=method.compared(self.student),
+            teacher=self.teacher and method.compared(self.teacher),
+            peers=tuple(replace(peer, output=method.compared(peer.output)) for peer in self.peers),
+        )
         spec = method.retrieval
         if spec is None:
-            return self
+            return context
         near, far = self.retrieved.get(spec, (None, None))
         return replace(
-            self,
+            context,
             positives=near,
             negatives=far,
-            peers=tuple(_searched(peer, spec) for peer in self.peers),
+            peers=tuple(_searched(peer, spec) for peer in context.peers),
             earlier=self.earlier and _searched(self.earlier, spec),
         )
 
@@ -217,6 +225,8 @@ class Method(nn.Module):
         momentum: weight of the old content when a row of the student's own bank is written again.
         bank_rows: number of rows of the teacher's bank if a larger one than that of the training samples is given, else
             0; it is set before `setup` is called.
+        pixelwise: whether the method compares each sample with its target alone, so that in segmentation it compares
+            each pixel. All others compare class regions there.
         version: number of the definition of the method, which is increased when its loss changes for equal arguments.
         config: the name, a version above 1, and every argument, defaults included, which a run folder records.
         paper: authors, year and arXiv number of the source.
@@ -232,6 +242,7 @@ class Method(nn.Module):
     embedding_rates: tuple[float, ...] = (1.0,)
     momentum = 0.0
     bank_rows = 0
+    pixelwise = False
     paper = ""
     code = ""
     version = 1
@@ -260,6 +271,16 @@ class Method(nn.Module):
     def retrievals(self) -> tuple[Retrieval, ...]:
         """All requests for in-context samples; a combination of methods may have several."""
         return (self.retrieval,) if self.retrieval else ()
+
+    def compared(self, samples: Samples) -> Samples:
+        """Return the samples that the method compares.
+
+        In segmentation, a pixelwise method compares the pixels, and all others the regions. In detection, a method that
+        uses a bank compares the proposals that are matched to an annotation, and all others all proposals.
+        """
+        if self.pixelwise:
+            return samples.finest
+        return samples.known if self.needs_bank else samples
 
     def adapt(self, student: Network, teacher: Network | None, size: tuple[int, int]) -> Network:
         """Return the network that is trained; most methods return the student as it is.

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from ickd_lib.methods.base import LABEL_SPACES, Context, Method, Retrieval, defaults
 from ickd_lib.models import Network
 from ickd_lib.runtime import InputError
+from ickd_lib.tasks import Samples
 
 
 class Combined(Method):
@@ -44,6 +45,9 @@ class Combined(Method):
     def retrievals(self) -> tuple[Retrieval, ...]:
         """The requests of all parts, each once."""
         return tuple(dict.fromkeys(spec for part in self.parts for spec in part.retrievals))
+
+    def compared(self, samples: Samples) -> Samples:
+        return samples  # each part selects its own
 
     def adapt(self, student: Network, teacher: Network | None, size: tuple[int, int]) -> Network:
         for part in self.parts:

@@ -13,6 +13,7 @@ from ickd_lib.memory import NEGATIVES, POSITIVES, InContext
 from ickd_lib.methods.base import ORDERS, SOURCES, Context, Method, Retrieval, TargetSource, positive, within
 from ickd_lib.methods.registry import register
 from ickd_lib.runtime import InputError, choose, notice
+from ickd_lib.tasks import Samples
 
 
 @register("ickd")
@@ -55,6 +56,10 @@ class ICKD(Method):
         which are most of those of an accurate teacher, then count less, so that PICD may need a larger weight.
     dynamic: whether the teacher's rows are written again in training, each with the teacher's output for the view of
         the last visit; see `Retrieval`. With images that are mixed, the rows then contain outputs for mixed images.
+
+    In segmentation, KD and PICD act on every pixel, PICD with the aggregate of the pixel's region, and NICD acts on the
+    regions. In detection, KD acts on all proposals, and PICD and NICD on those that are matched to an annotated box.
+    With `residual`, KD acts on the latter alone.
     """
 
     paper = "Zhu, Li & Wang 2025, arXiv 2501.07040"
@@ -166,37 +171,46 @@ class ICKD(Method):
 
     def forward(self, context: Context) -> dict[str, Tensor]:
         sources = context.sources(self.source)
-        logits, terms = context.student.logits, {}
+        terms = {}
         if self.ce:
             terms["ce"] = self.ce * context.supervised
         for name, term in (("kd", self._kd), ("picd", self._picd), ("nicd", self._nicd)):
             if weight := getattr(self, name):
-                terms[name] = weight * torch.stack([term(logits, source) for source in sources]).mean()
+                terms[name] = weight * torch.stack([term(context.student, source) for source in sources]).mean()
         return terms
 
-    def _kd(self, logits: Tensor, source: TargetSource) -> Tensor:
-        target, near = source.output.logits, source.positives
+    def _kd(self, student: Samples, source: TargetSource) -> Tensor:
+        output, near = source.output, source.positives
         if self.residual and near is not None:
             assert near.own is not None
-            valid = near.mask.any(1)
-            target = losses.residual_target(target, self._aggregate(near), near.own, valid, residual=self.residual)
-        return losses.kd(logits, target, temperature=self.temperature)
+            parts = self._aggregate(near), near.own, near.mask.any(1)
+            if student.pixels is not None:
+                student, output = student.finest, output.finest
+                parts = parts[0][student.key], parts[1][student.key], parts[2][student.key]
+            target = losses.residual_target(output.logits, *parts, residual=self.residual)
+        else:
+            if student.pixels is None or output.pixels is not None:  # a student's own bank has no pixels
+                student, output = student.finest, output.finest
+            target = output.logits
+        return losses.kd(student.logits, target, temperature=self.temperature)
 
-    def _picd(self, logits: Tensor, source: TargetSource) -> Tensor:
+    def _picd(self, student: Samples, source: TargetSource) -> Tensor:
         near = source.positives
         if near is None:
-            return 0 * logits.sum()
+            return 0 * student.logits.sum()
+        pixels = student.finest if student.pixels else None
         return losses.picd(
-            logits,
+            pixels.logits if pixels else student.logits,
             near.logits,
             self._weights(near),
             temperature=self.temperature,
             average=self.average,
             gate=losses.entropy_gate(source.output.logits, strength=self.gate) if self.gate else None,
+            query=pixels.key if pixels else None,
         )
 
-    def _nicd(self, logits: Tensor, source: TargetSource) -> Tensor:
-        near, far = source.positives, source.negatives
+    def _nicd(self, student: Samples, source: TargetSource) -> Tensor:
+        logits, near, far = student.logits, source.positives, source.negatives
         if far is None:
             return 0 * logits.sum()
         if self.form == "relational":

@@ -25,6 +25,8 @@ class LabelSmoothing(Method):
     alpha: weight of the uniform distribution in the targets.
     """
 
+    needs = frozenset({"cross-entropy"})
+    pixelwise = True
     paper = "Szegedy et al. 2016, arXiv 1512.00567"
 
     def __init__(self, *, alpha: float = 0.1) -> None:
@@ -106,6 +108,7 @@ class TfKD(Method):
     correct: the virtual teacher's probability of the label; the other classes share the rest equally.
     """
 
+    pixelwise = True
     paper = "Yuan et al. 2020, arXiv 1909.11723"
     code = "yuanli2333/Teacher-free-Knowledge-Distillation"
     version = 2

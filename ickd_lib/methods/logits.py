@@ -25,6 +25,7 @@ class KD(WithLabels):
 
     needs = frozenset({"teacher"})
     label_space = "shared"
+    pixelwise = True
     paper = "Hinton, Vinyals & Dean 2015, arXiv 1503.02531"
     code = "megvii-research/mdistiller"
 
@@ -73,6 +74,7 @@ class DKD(WithLabels):
     """
 
     needs = frozenset({"teacher"})
+    pixelwise = True
     paper = "Zhao et al. 2022, arXiv 2203.08679"
     code = "megvii-research/mdistiller"
     version = 2
@@ -118,6 +120,7 @@ class DIST(WithLabels):
 
     needs = frozenset({"teacher"})
     label_space = "shared"
+    pixelwise = True
     paper = "Huang et al. 2022, arXiv 2205.10536"
     code = "hunto/image_classification_sota"
     version = 2
@@ -166,6 +169,7 @@ class NKD(WithLabels):
     """
 
     needs = frozenset({"teacher"})
+    pixelwise = True
     paper = "Yang et al. 2023, arXiv 2303.13005"
     code = "yzd-v/cls_KD"
 
@@ -193,6 +197,7 @@ class TTM(WithLabels):
 
     needs = frozenset({"teacher"})
     label_space = "shared"
+    pixelwise = True
     paper = "Zheng & Yang 2024, arXiv 2402.11148"
     code = "zkxufo/TTM"
 
@@ -217,6 +222,7 @@ class WTTM(WithLabels):
 
     needs = frozenset({"teacher"})
     label_space = "shared"
+    pixelwise = True
     paper = "Zheng & Yang 2024, arXiv 2402.11148"
     code = "zkxufo/TTM"
 

@@ -24,6 +24,7 @@ class DML(WithLabels):
     """
 
     needs = frozenset({"peers"})
+    pixelwise = True
     paper = "Zhang et al. 2018, arXiv 1706.00384"
     code = "AberHu/Knowledge-Distillation-Zoo"  # not the authors', which is in TensorFlow
     version = 2
@@ -54,6 +55,7 @@ class KDCL(WithLabels):
     """
 
     needs = frozenset({"peers"})
+    pixelwise = True
     paper = "Guo et al. 2020, CVPR"
     code = "shaoeric/Online-Knowledge-Distillation-via-Collaborative-Learning"
 

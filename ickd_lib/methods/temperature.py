@@ -12,6 +12,7 @@ from ickd_lib.methods.base import Context, Method, Retrieval, positive
 from ickd_lib.methods.registry import create, register
 from ickd_lib.models import Network
 from ickd_lib.runtime import InputError
+from ickd_lib.tasks import Samples
 
 
 @register("ctkd")
@@ -49,6 +50,9 @@ class CTKD(Method):
     @property
     def retrievals(self) -> tuple[Retrieval, ...]:
         return self.of.retrievals
+
+    def compared(self, samples: Samples) -> Samples:
+        return samples  # the method selects its own
 
     def adapt(self, student: Network, teacher: Network | None, size: tuple[int, int]) -> Network:
         return self.of.adapt(student, teacher, size)

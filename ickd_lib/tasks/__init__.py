@@ -2,5 +2,18 @@
 
 from ickd_lib.tasks.base import Column, Pixels, Samples, Task, create, names, register
 from ickd_lib.tasks.classification import Classification
+from ickd_lib.tasks.detection import Detection
+from ickd_lib.tasks.segmentation import Segmentation
 
-__all__ = ["Classification", "Column", "Pixels", "Samples", "Task", "create", "names", "register"]
+__all__ = [
+    "Classification",
+    "Column",
+    "Detection",
+    "Pixels",
+    "Samples",
+    "Segmentation",
+    "Task",
+    "create",
+    "names",
+    "register",
+]

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
-from typing import NamedTuple, TypeVar
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from functools import cached_property
+from types import MappingProxyType
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor
 
-from ickd_lib.data import Batch, Images
+from ickd_lib.data import Batch, DenseImages, Images
 from ickd_lib.models import Network
 from ickd_lib.runtime import InputError, choose
 from ickd_lib.runtime.registry import enter
@@ -21,7 +23,7 @@ class Pixels:
 
     logits: shape [B, C, h, w].
     features: shape [B, D, h, w].
-    labels: class of each pixel, int64, shape [B, h, w]; -1 where a pixel does not count.
+    labels: class of each pixel, int64, shape [B, h, w]; -1 where a pixel belongs to no region.
     region: position among the samples of the region that each pixel belongs to, int64, shape [B, h, w]; -1 for none.
     """
 
@@ -29,6 +31,10 @@ class Pixels:
     features: Tensor
     labels: Tensor
     region: Tensor
+
+    def detach(self) -> Pixels:
+        """Return the same pixels without gradient."""
+        return Pixels(self.logits.detach(), self.features.detach(), self.labels, self.region)
 
 
 @dataclass(frozen=True)
@@ -46,6 +52,7 @@ class Samples:
     unpooled: map [B, D, H, W] whose mean over the positions is the features; None if it is not known.
     pixels: in segmentation, where a sample is a class region, the outputs at every pixel; else None.
     boxes: in detection, where a sample is a proposal, the boxes of each image, B tensors [S_i, 4]; else empty.
+    whole: all samples, if these are the `known` ones among them; else None.
     """
 
     logits: Tensor
@@ -59,6 +66,7 @@ class Samples:
     unpooled: Tensor | None = None
     pixels: Pixels | None = None
     boxes: tuple[Tensor, ...] = ()
+    whole: Samples | None = None
 
     @property
     def targets(self) -> Tensor:
@@ -67,7 +75,46 @@ class Samples:
 
     def detach(self) -> Samples:
         """Return the same samples without gradient and without maps."""
-        return Samples(self.logits.detach(), self.features.detach(), self.labels, self.key, self.image, (), self.soft)
+        pixels = None if self.pixels is None else self.pixels.detach()
+        return replace(
+            Samples(self.logits.detach(), self.features.detach(), self.labels, self.key, self.image),
+            soft=self.soft,
+            pixels=pixels,
+            boxes=self.boxes,
+        )
+
+    @cached_property
+    def known(self) -> Samples:
+        """The samples that have a row in a memory bank: all, but for proposals on the background, whose key is -1."""
+        if not self.boxes:
+            return self
+        at = (self.key >= 0).nonzero().squeeze(1)
+        logits, features, labels, key, image = (
+            values[at] for values in (self.logits, self.features, self.labels, self.key, self.image)
+        )
+        return replace(
+            Samples(logits, features, labels, key, image),
+            maps=self.maps,
+            preactivations=self.preactivations,
+            whole=self,
+        )
+
+    @cached_property
+    def finest(self) -> Samples:
+        """The P pixels of the regions as samples, for methods that compare each pixel; all samples if none has pixels.
+
+        The key of a pixel is the position of its region among the samples.
+        """
+        if self.pixels is None:
+            return self.whole or self
+        inside = self.pixels.labels >= 0
+        logits, features = (maps.movedim(1, -1)[inside] for maps in (self.pixels.logits, self.pixels.features))
+        region = self.pixels.region[inside]
+        return replace(
+            Samples(logits, features, self.pixels.labels[inside], region, self.image[region]),
+            maps=self.maps,
+            preactivations=self.preactivations,
+        )
 
 
 class Column(NamedTuple):
@@ -94,6 +141,9 @@ class Task:
             evaluated once per student.
         cacheable: whether an image is one sample, for which the teacher's output depends on image and view alone, so
             that it can be in a teacher cache.
+        capturable: whether all tensors of a step have fixed shapes, so that it can be captured as a CUDA graph.
+        network: the task of the networks that it takes (`Network.task`).
+        recipe: the settings of `training.Recipe` that differ from its defaults, where none are given.
         unsupported: the needs of methods (`methods.NEEDS`) that the task cannot provide.
     """
 
@@ -102,7 +152,25 @@ class Task:
     columns: tuple[Column, ...] = ()
     shares_teacher = True
     cacheable = False
+    capturable = True
+    network = "classification"
+    recipe: Mapping[str, Any] = MappingProxyType({})
     unsupported: frozenset[str] = frozenset()
+
+    def outputs(self, classes: tuple[str, ...]) -> tuple[str, ...]:
+        """Return the names of the columns of the logits, given those of the classes of a network or a data set."""
+        return classes
+
+    def check(self, images: Images) -> None:
+        """Raise an InputError of one line if the images do not have the annotations that the task needs."""
+
+    def check_network(self, network: Network) -> None:
+        """Raise an InputError of one line if the outputs of a network are not those of the task."""
+        if network.task != self.network:
+            known = {"segmentation": "resnet8-fcn", "detection": "resnet8-fpn"}.get(self.network, "resnet8")
+            raise InputError(
+                f"{network.name} is a network for {network.task}, not for {self.network}; choose one such as {known}"
+            )
 
     def samples(
         self,
@@ -197,15 +265,19 @@ def create(name: str) -> Task:
     return _REGISTRY[choose(name, _REGISTRY, "task")]()
 
 
-def positions(images: Images, keys: Tensor) -> Tensor:
+def places_of(keys: Tensor, wanted: Tensor) -> Tensor:
+    """Return the place among `keys` [N], in any order, of each of the wanted keys [n], which are among them: [n]."""
+    order = keys.argsort()
+    return order[torch.searchsorted(keys[order], wanted).clamp(max=len(order) - 1)]
+
+
+def positions(images: Images | DenseImages, keys: Tensor) -> Tensor:
     """Return the position in `images` of each data-set row in `keys` [n], shape [n].
 
     Raises:
         InputError: a row is not among the images.
     """
-    order = images.index.argsort()
-    place = torch.searchsorted(images.index[order], keys).clamp(max=len(order) - 1)
-    found = order[place]
+    found = places_of(images.index, keys)
     if bool((images.index[found] != keys).any()):
         raise InputError(f"some samples are not in {images.name}; give the images that the bank was built from")
     return found

@@ -65,7 +65,8 @@ def distill(
             in-context samples too (labels that are not known can be the teacher's predictions, see `MemoryBank.build`).
             By default it is built from the training images if a method needs it.
         task: defines the samples of an image; by default classification, where an image is one sample.
-        recipe: epochs, learning rates, optimiser; by default the 240 epochs of the CIFAR-100 protocol.
+        recipe: epochs, learning rates, optimiser; by default the 240 epochs of the CIFAR-100 protocol, with the changes
+            in `task.recipe`.
         data_seed: the order of the batches and the views of the images are a function of it.
         device: "auto", "cpu", "cuda" or "cuda:N".
         precision: "auto", "fp32" or "bf16". "auto" is as in `runtime.precision`; for a training of 1,000 steps or more
@@ -92,8 +93,9 @@ def distill(
         Diverged: a loss of a student became NaN or infinite. The other students are trained to the end first; their
             histories are in the exception's `histories`.
     """
-    recipe, task, device = recipe or Recipe(), task or Classification(), runtime.device(device)
-    _check(students, splits, evaluate_every)
+    task, device = task or Classification(), runtime.device(device)
+    recipe = recipe or Recipe(**task.recipe)
+    _check(students, splits, task, teacher, evaluate_every)
     splits = splits.to(device)
     frozen = models.frozen(teacher, device) if teacher else None
     groups, records = _prepare(
@@ -160,8 +162,10 @@ def distill(
     return histories
 
 
-def _check(students: Sequence[Student], splits: Splits, evaluate_every: int) -> None:
-    """Raise InputError if there is nothing to train or to evaluate."""
+def _check(
+    students: Sequence[Student], splits: Splits, task: Task, teacher: Network | None, evaluate_every: int
+) -> None:
+    """Raise InputError if there is nothing to train or to evaluate, or the data or the teacher is of another task."""
     if not students:
         raise InputError("no student to train; give at least one Student")
     if evaluate_every < 1:
@@ -169,6 +173,9 @@ def _check(students: Sequence[Student], splits: Splits, evaluate_every: int) -> 
     for split in (splits.train, splits.test):
         if not len(split):
             raise InputError(f"{split.name} has no image; training needs some in train and in test")
+    task.check(splits.train)
+    if teacher:
+        task.check_network(teacher)
 
 
 def _prepare(
@@ -233,7 +240,7 @@ def _numerics(
         "precision": runtime.precision(precision, device, min(train.size)),
         "threads": runtime.free_threads() if device.type == "cpu" else torch.get_num_threads(),
         "teacher_cache": cached and task.cacheable and teacher is not None and _cacheable(waiting, train),
-        "captured": capture and device.type == "cuda",
+        "captured": capture and device.type == "cuda" and task.capturable,
     }
     long = recipe.epochs * waiting[0].steps >= precision_benchmark.STEPS
     if precision == "auto" and device.type == "cpu" and long and min(train.size) >= 16:
@@ -284,7 +291,7 @@ def _teacher_source(
     precision = numerics["precision"]
     if not numerics["teacher_cache"]:
         return TeacherPass(task, teacher, maps=_compares_maps(found), precision=precision)
-    device, batch_size = train.labels.device, waiting[0].recipe.batch_size
+    device, batch_size = train.index.device, waiting[0].recipe.batch_size
     return TeacherCache(
         teacher,
         train,
@@ -308,7 +315,7 @@ def _teacher_bank(
     if not any(state.learner.method.needs_bank for state in waiting):
         return None
     assert teacher is not None
-    bank = bank.to(train.labels.device) if bank else MemoryBank.build(teacher, train, task=task, precision=precision)
+    bank = bank.to(train.index.device) if bank else MemoryBank.build(teacher, train, task=task, precision=precision)
     require_fit(bank, train, teacher, task)
     return TeacherBank(bank, waiting, task.keys(train)[0])
 

@@ -28,7 +28,7 @@ def seconds(student: Network, teacher: Network | None, images: Images, task: Tas
         The shortest of three measurements for each precision.
     """
     student = copy.deepcopy(student).train()
-    rows = torch.arange(min(IMAGES, len(images)), device=images.labels.device)
+    rows = torch.arange(min(IMAGES, len(images)), device=images.index.device)
     batch = Sampler(images).batch(rows, torch.zeros_like(rows), 0)
     taken: dict[str, float] = {}
     with torch.random.fork_rng():

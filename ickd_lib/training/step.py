@@ -92,7 +92,7 @@ def train_step(group: PeerGroup, inputs: StepInputs, shared: Targets | None) -> 
     group.write_banks(samples)
     if inputs.bank:
         for state, target in zip(group.states, targets, strict=True):
-            inputs.bank.write(state, target.teacher)
+            inputs.bank.write(state, target.teacher and target.teacher.known)
 
 
 def method_context(
@@ -175,5 +175,5 @@ def teacher_targets(inputs: StepInputs, states: list[TrainingState], like: Sampl
     strong = inputs.teacher(inputs.strong, None) if inputs.teacher and inputs.strong and like is None else None
     if inputs.bank is None:
         return Targets(teacher, strong=strong)
-    keys, labels = (like.key, like.labels) if like else inputs.task.places(inputs.batch)
-    return Targets(teacher, inputs.bank.retrieve(states, keys, labels, teacher), strong)
+    keys, labels = (like.known.key, like.known.labels) if like else inputs.task.places(inputs.batch)
+    return Targets(teacher, inputs.bank.retrieve(states, keys, labels, teacher and teacher.known), strong)

@@ -73,7 +73,7 @@ class Stepper:
         methods = [state.learner.method for group in groups for state in group.states]
         needs = frozenset().union(*(method.needs for method in methods))
         self.pairs, self.two_views = "partner" in needs, "strong" in needs
-        device = train.labels.device
+        device = train.index.device
         self.order, self.view = torch.zeros(2, len(train), dtype=torch.long, device=device)
         self.step = torch.zeros(1, dtype=torch.long, device=device)  # number of the step in the epoch
         self.before = torch.zeros((), dtype=torch.long, device=device)  # number of steps of earlier epochs

@@ -136,7 +136,7 @@ def _learner(
         network = student.network
         origin = {"network": network.name, "initial": network.identity}
     _check(network, method, train, task, teacher)
-    common = _common_classes(method, teacher, train.classes)
+    common = _common_classes(method, teacher, train.classes, task)
     network.classes = train.classes
     rows = len(task.keys(train)[0])
     for part in method.modules():
@@ -146,7 +146,8 @@ def _learner(
         network = method.adapt(network, teacher, train.size)
         if network.added:
             origin = {**origin, **network.added}
-        method.setup(network.features_dim, teacher.features_dim if teacher else 0, network.num_classes, rows)
+        outputs = len(task.outputs(train.classes))
+        method.setup(network.features_dim, teacher.features_dim if teacher else 0, outputs, rows)
     settings = {"student": origin, "method": method.config, "seed": student.seed, **shared}
     if asked := [{k: getattr(spec, k) for k in ("positives", "negatives")} for spec in method.retrievals]:
         settings["in_context"] = asked[0] if len(asked) == 1 else asked
@@ -208,6 +209,7 @@ def _named(learner: Learner, group: Sequence[Learner]) -> Learner:
 def _check(network: Network, method: methods.Method, train: Images, task: Task, teacher: Network | None) -> None:
     """Raise InputError if network and data, method and task, or method and teacher do not fit."""
     name = method.config["name"]
+    task.check_network(network)
     if network.num_classes != len(train.classes):
         raise InputError(f"{network.name} has {network.num_classes} classes, but {train.name} has {len(train.classes)}")
     if network.classes != train.classes[: len(network.classes)]:
@@ -225,7 +227,7 @@ def _check(network: Network, method: methods.Method, train: Images, task: Task, 
 
 
 def _common_classes(
-    method: methods.Method, teacher: Network | None, classes: tuple[str, ...]
+    method: methods.Method, teacher: Network | None, classes: tuple[str, ...], task: Task
 ) -> tuple[Tensor, Tensor] | None:
     """Return positions of the common classes in the student's and the teacher's logits; None if all are the same.
 
@@ -249,4 +251,5 @@ def _common_classes(
             f"({known}) share {len(common)} with the student's {len(classes)}; use one that compares features, such "
             "as refilled, rkd, pkt or crd" + (", or kd, which acts on the shared ones" if len(common) > 1 else "")
         )
-    return torch.tensor([classes.index(c) for c in common]), torch.tensor([others.index(c) for c in common])
+    own, of_teacher, both = (task.outputs(names) for names in (classes, others, tuple(common)))
+    return torch.tensor([own.index(c) for c in both]), torch.tensor([of_teacher.index(c) for c in both])

@@ -49,7 +49,7 @@ def pretrain(
         network.classes = splits.train.classes
         network.trained_on = {"weights": Path(weights).name}
         return network.to(runtime.device(device))
-    recipe = recipe or Recipe()
+    recipe = recipe or Recipe(**(options.get("task") or Classification()).recipe)
     train = splits.train
     mark = runtime.fingerprint(name, dataclasses.asdict(recipe), seed, train.fingerprint, train.augment)
     title = re.sub(r"\W+", "-", f"{train.name.split('/')[0]} {name}").strip("-")[:100] + f"-{mark[:8]}"
@@ -114,7 +114,9 @@ def evaluate(
         InputError: a network has other classes than the images.
     """
     task = task or Classification()
+    task.check(images)
     for one in (network, teacher) if teacher else (network,):
+        task.check_network(one)
         _same_classes(one, images.classes, images.name)
     reference = task.bank_samples(teacher, images, precision=precision) if teacher else None
     return task.metrics(network, images, teacher=reference, precision=precision)

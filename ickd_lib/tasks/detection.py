@@ -1,0 +1,151 @@
+"""Object detection: a sample is a proposal of a detector, or an annotated box."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor
+
+from ickd_lib import metrics, runtime
+from ickd_lib.data import DenseBatch, DenseImages, Objects
+from ickd_lib.models import Detections, Detector, Regions
+from ickd_lib.models.inspection import evaluating
+from ickd_lib.runtime import InputError
+from ickd_lib.tasks.base import Column, Samples, Task, places_of, register
+from ickd_lib.tasks.pictures import framed
+
+PASS = 16  # number of images that are evaluated in one pass
+
+
+@register("detection")
+class Detection(Task):
+    """Object detection: a sample is one of the proposals that the student's box head is trained on.
+
+    The teacher's logits and features are those of its own box head for the same boxes. The logits have a column for the
+    background, which is the first, and one for each class. The key of a sample is the number of the annotation that it
+    is matched to, and -1 for background. A memory bank has a row for each annotated box that is not a crowd, so methods
+    that use a bank compare the proposals that are matched to an annotation.
+
+    The supervised loss is the sum of the detector's own losses: classes and boxes of the proposals, and those of the
+    region proposal network. No method changes the training of boxes. The primary metric is COCO's AP.
+    """
+
+    primary = "ap"
+    columns = (
+        Column("AP", "ap"),
+        Column("best AP", "best_ap"),
+        Column("AP50", "ap50"),
+        Column("AP75", "ap75"),
+        Column("agrees with teacher, %", "agreement"),
+    )
+    shares_teacher = False
+    capturable = False
+    network = "detection"
+    unsupported = frozenset({"partner", "strong", "peers", "earlier", "classifiers", "pixels", "cross-entropy"})
+
+    def outputs(self, classes: tuple[str, ...]) -> tuple[str, ...]:
+        return ("background", *classes)
+
+    def check(self, images: DenseImages) -> None:  # type: ignore[override]
+        if getattr(images, "objects", None) is None:
+            raise InputError(
+                f"detection needs images with annotated boxes, and {images.name} has none; choose scenes, voc:PATH or "
+                "coco:PATH"
+            )
+
+    def samples(  # type: ignore[override]
+        self,
+        network: Detector,
+        batch: DenseBatch,
+        *,
+        like: Samples | None = None,
+        maps: bool = False,
+        precision: str = "fp32",
+    ) -> tuple[Samples, Tensor | None]:
+        device = batch.index.device
+        if like is not None:
+            with runtime.autocast(device, precision):
+                regions = network.at_boxes(batch.images, like.boxes, maps=maps)
+            return _samples(regions, like.labels, like.key), None
+        with runtime.autocast(device, precision):
+            done = network.training_pass(batch.images, batch.objects, maps=maps)
+        # The positions among the objects of an image become positions among those of the batch.
+        counts = torch.tensor([0, *(len(one) for one in batch.objects)], device=device).cumsum(0)
+        every = torch.cat([*(one.key for one in batch.objects), torch.full((1,), -1, device=device)])
+        at = torch.where(done.matched >= 0, counts[done.regions.image] + done.matched, len(every) - 1)
+        loss = torch.stack([one.float() for one in done.losses.values()]).sum()
+        return _samples(done.regions, done.labels, every[at]), loss
+
+    def keys(self, images: DenseImages) -> tuple[Tensor, Tensor]:  # type: ignore[override]
+        assert images.objects is not None
+        flat = images.objects.flat
+        return flat.key[~flat.crowd], flat.labels[~flat.crowd] + 1
+
+    def bank_samples(  # type: ignore[override]
+        self, network: Detector, images: DenseImages, *, keys: Tensor | None = None, precision: str = "auto"
+    ) -> Samples:
+        flat, image = _annotations(images)
+        chosen = torch.arange(len(flat), device=flat.key.device) if keys is None else places_of(flat.key, keys)
+        found = list(_regions(network, images, image[chosen].unique(), precision))
+        key = torch.cat([key for key, _ in found])
+        at = places_of(key, flat.key[chosen])
+        logits, features = (torch.cat([getattr(one, part) for _, one in found])[at] for part in ("logits", "features"))
+        return Samples(logits, features, flat.labels[chosen] + 1, flat.key[chosen], image[chosen])
+
+    def metrics(  # type: ignore[override]
+        self, network: Detector, images: DenseImages, *, teacher: Samples | None = None, precision: str = "auto"
+    ) -> dict[str, float]:
+        device = images.index.device
+        found: list[Detections] = []
+        objects: list[Objects] = []
+        with runtime.autocast(device, _precision(precision, images)):
+            for rows in torch.arange(len(images)).split(PASS):
+                batch = images.batch(rows)
+                found += network.detect(batch.images)
+                objects += batch.objects
+        numbers = metrics.detection(found, objects, images.classes)
+        if teacher is not None:
+            own = self.bank_samples(network, images, precision=precision)
+            numbers["agreement"] = (own.logits.argmax(1) == teacher.logits.argmax(1)).double().mean().item()
+        return numbers
+
+    def pictures(self, images: DenseImages, keys: Tensor) -> Tensor:  # type: ignore[override]
+        flat, image = _annotations(images)
+        at = places_of(flat.key, keys)
+        batches = (images.batch(image[one : one + 1]) for one in at)
+        pictures = [framed(batch.images[0], flat.boxes[one]) for one, batch in zip(at, batches, strict=True)]
+        return torch.stack(pictures)
+
+
+def _samples(regions: Regions, labels: Tensor, key: Tensor) -> Samples:
+    """Return proposals as samples."""
+    maps = tuple(one.float() for one in regions.maps)
+    return Samples(
+        regions.logits.float(), regions.features.float(), labels, key, regions.image, maps, boxes=regions.boxes
+    )
+
+
+def _annotations(images: DenseImages) -> tuple[Objects, Tensor]:
+    """Return the objects of a split that are not crowds, and the position of the image of each, shape [n]."""
+    assert images.objects is not None
+    flat = images.objects.flat
+    image = torch.arange(len(images)).repeat_interleave(images.objects.counts).to(flat.key.device)
+    return flat.select(~flat.crowd), image[~flat.crowd]
+
+
+def _regions(network: Detector, images: DenseImages, rows: Tensor, precision: str) -> Iterator[tuple[Tensor, Regions]]:
+    """Yield the network's outputs for the annotated boxes of some images, with the key of each box."""
+    with evaluating(network), runtime.autocast(images.index.device, _precision(precision, images)):
+        for some in rows.split(PASS):
+            batch = images.batch(some)
+            objects = [one.select(~one.crowd) for one in batch.objects]
+            regions = network.at_boxes(batch.images, [one.boxes for one in objects])
+            yield (
+                torch.cat([one.key for one in objects]),
+                regions._replace(logits=regions.logits.float(), features=regions.features.float()),
+            )
+
+
+def _precision(precision: str, images: DenseImages) -> str:
+    return runtime.precision(precision, images.index.device, int(images.sizes.min()))

@@ -1,0 +1,245 @@
+"""Semantic segmentation: a sample is a class region, that is all pixels of one class in an image."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from weakref import WeakKeyDictionary
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ickd_lib import metrics, runtime
+from ickd_lib.data import DenseBatch, DenseImages
+from ickd_lib.models import Network, Output
+from ickd_lib.models.inspection import evaluating
+from ickd_lib.runtime import InputError
+from ickd_lib.tasks.base import Column, Pixels, Samples, Task, places_of, positions, register
+from ickd_lib.tasks.pictures import outlined
+
+PASS = 2**18  # number of pixels that are evaluated in one pass
+
+
+@register("segmentation")
+class Segmentation(Task):
+    """Semantic segmentation: a sample is a region, all pixels of one class in an image.
+
+    Logits and features of a region are the means over its pixels of the network's maps. Its key is row · C + class, so
+    that a memory bank has one row for each class of each image. Ignored pixels belong to no region. The maps of all
+    networks are brought to one size, the image's size divided by `stride`, so that networks of different output strides
+    can be compared at each pixel (`Samples.pixels`). The class of such a pixel is the one that covers most of it.
+
+    The supervised loss is cross-entropy over all pixels of the image that are not ignored, with the logits enlarged to
+    the size of the image. The primary metric is the mean intersection over union.
+
+    Args:
+        stride: the side of the image divided by the side of the maps that are compared.
+        least: in training, a region of fewer pixels than this in the augmented image is no sample. In a memory bank
+            each class of an image has a row, however small its region is.
+    """
+
+    primary = "miou"
+    columns = (
+        Column("mIoU, %", "miou"),
+        Column("best, %", "best_miou"),
+        Column("pixels, %", "pixel_accuracy"),
+        Column("agrees with teacher, %", "agreement"),
+    )
+    capturable = False
+    network = "segmentation"
+    unsupported = frozenset({"partner", "classifiers"})
+
+    def __init__(self, *, stride: int = 4, least: int = 16) -> None:
+        self.stride, self.least = stride, least
+
+    def check(self, images: DenseImages) -> None:  # type: ignore[override]
+        if getattr(images, "masks", None) is None:
+            raise InputError(
+                f"segmentation needs images with class masks, and {images.name} has none; choose scenes, masks:PATH or "
+                "voc:PATH"
+            )
+
+    def samples(  # type: ignore[override]
+        self,
+        network: Network,
+        batch: DenseBatch,
+        *,
+        like: Samples | None = None,
+        maps: bool = False,
+        precision: str = "fp32",
+    ) -> tuple[Samples, Tensor | None]:
+        if not isinstance(batch.images, Tensor):
+            raise InputError("the images of a batch for segmentation must have one size; give them a RandomCrop")
+        with runtime.autocast(batch.index.device, precision):
+            output = network(batch.images, maps=maps)
+        logits = output.logits.float()
+        share = self._shares(batch, logits.shape[1])
+        image, label = (share.sum(2) >= self.least).nonzero(as_tuple=True)
+        pixels = self._pixels(logits, output.features.float(), share, batch)
+        samples = Samples(
+            *_means(share, pixels, image, label),
+            label,
+            batch.index[image] * logits.shape[1] + label,
+            image,
+            tuple(one.float() for one in output.maps),
+            preactivations=tuple(one.float() for one in output.preactivations),
+            pixels=_with_regions(pixels, image, label),
+        )
+        return samples, self._loss(logits, batch) if network.training else None
+
+    def places(self, batch: DenseBatch) -> tuple[Tensor, Tensor]:  # type: ignore[override]
+        image, label = (self._shares(batch, batch.num_classes).sum(2) >= self.least).nonzero(as_tuple=True)
+        return batch.index[image] * batch.num_classes + label, label
+
+    def keys(self, images: DenseImages) -> tuple[Tensor, Tensor]:  # type: ignore[override]
+        if images not in _PRESENT:
+            assert images.masks is not None
+            _PRESENT[images] = torch.stack([_present(mask, len(images.classes)) for mask in images.masks])
+        at, label = _PRESENT[images].to(images.index.device).nonzero(as_tuple=True)
+        return images.index[at] * len(images.classes) + label, label
+
+    def bank_samples(  # type: ignore[override]
+        self, network: Network, images: DenseImages, *, keys: Tensor | None = None, precision: str = "auto"
+    ) -> Samples:
+        classes = len(images.classes)
+        wanted = self.keys(images)[0] if keys is None else keys
+        chosen = images if keys is None else images.subset(positions(images, (keys // classes).unique()))
+        logits: list[Tensor] = []
+        features: list[Tensor] = []
+        found: list[Tensor] = []
+        for batch, output in _outputs(network, chosen, precision):
+            share = self._shares(batch, classes)
+            image, label = (share.sum(2) > 0).nonzero(as_tuple=True)
+            pixels = self._pixels(output.logits, output.features, share, batch)
+            for values, kept in zip(_means(share, pixels, image, label), (logits, features), strict=True):
+                kept.append(values)
+            found.append(batch.index[image] * classes + label)
+        at = places_of(torch.cat(found), wanted)
+        return Samples(
+            torch.cat(logits)[at],
+            torch.cat(features)[at],
+            wanted % classes,
+            wanted,
+            positions(images, wanted // classes),
+        )
+
+    def metrics(  # type: ignore[override]
+        self, network: Network, images: DenseImages, *, teacher: Samples | None = None, precision: str = "auto"
+    ) -> dict[str, float]:
+        classes = len(images.classes)
+        counts = torch.zeros(classes, classes, dtype=torch.long, device=images.index.device)
+        for batch, output in _outputs(network, images, precision):
+            masks = _stacked(batch.masks)
+            enlarged = F.interpolate(output.logits, masks.shape[1:], mode="bilinear")
+            labels = masks.long().masked_fill(masks == images.ignored, -1)
+            counts += metrics.confusion(enlarged.argmax(1), labels, classes)
+        found = metrics.segmentation(counts, images.classes)
+        if teacher is not None:
+            own = self.bank_samples(network, images, precision=precision)
+            found["agreement"] = (own.logits.argmax(1) == teacher.logits.argmax(1)).double().mean().item()
+        return found
+
+    def pictures(self, images: DenseImages, keys: Tensor) -> Tensor:  # type: ignore[override]
+        classes = len(images.classes)
+        at = positions(images, keys // classes)
+        found = []
+        for position, label in zip(at.tolist(), (keys % classes).tolist(), strict=True):
+            batch = images.batch(torch.tensor([position]))
+            found.append(outlined(_stacked(batch.images)[0], _stacked(batch.masks)[0] == label))
+        return torch.stack(found)
+
+    def _shares(self, batch: DenseBatch, classes: int) -> Tensor:
+        """Count the pixels of the image of each class at each position of the maps.
+
+        Returns:
+            Float, shape [B, C, h · w].
+        """
+        masks = _stacked(batch.masks)
+        (rows, h), (columns, w) = (self._cells(side, masks.device) for side in masks.shape[1:])
+        position = rows[:, None] * w + columns
+        valid = masks < classes
+        image = torch.arange(len(masks), device=masks.device)[:, None, None]
+        place = ((image * classes + masks.long()) * (h * w) + position)[valid]
+        counts = torch.bincount(place, minlength=len(masks) * classes * h * w)
+        return counts.float().view(len(masks), classes, h * w)
+
+    def _cells(self, side: int, device: torch.device) -> tuple[Tensor, int]:
+        """Return the position on the maps of each row or column of the image, and the number of positions."""
+        cells = -(-side // self.stride)
+        return torch.arange(side, device=device) * cells // side, cells
+
+    def _pixels(self, logits: Tensor, features: Tensor, share: Tensor, batch: DenseBatch) -> Pixels:
+        """Bring the maps to the common size, and find the class of each position; it has no region yet."""
+        size = [-(-side // self.stride) for side in _stacked(batch.images).shape[2:]]
+        if list(logits.shape[2:]) != size:
+            logits, features = (F.interpolate(one, size, mode="bilinear") for one in (logits, features))
+        labels = torch.where(share.sum(1) > 0, share.argmax(1), -1).view(len(logits), *size)
+        return Pixels(logits, features, labels, torch.full_like(labels, -1))
+
+    def _loss(self, logits: Tensor, batch: DenseBatch) -> Tensor:
+        """Compute cross-entropy over all pixels of the images that are not ignored; 0 if all are."""
+        masks = _stacked(batch.masks)
+        labels = masks.long().masked_fill(masks >= logits.shape[1], -1)
+        enlarged = F.interpolate(logits, masks.shape[1:], mode="bilinear")
+        return F.cross_entropy(enlarged, labels, ignore_index=-1, reduction="sum") / (labels >= 0).sum().clamp(min=1)
+
+
+# Which classes each image of a split has, [N, C]; the masks are read once.
+_PRESENT: WeakKeyDictionary[DenseImages, Tensor] = WeakKeyDictionary()
+
+
+def _means(share: Tensor, pixels: Pixels, image: Tensor, label: Tensor) -> tuple[Tensor, Tensor]:
+    """Return logits [S, C] and features [S, D] of regions: the means over their pixels.
+
+    Args:
+        share: from `Segmentation._shares`.
+        pixels: the maps.
+        image, label: position in the batch and class of each region, shape [S].
+    """
+    weights = (share / share.sum(2, keepdim=True).clamp(min=1)).transpose(1, 2)
+    logits, features = (
+        (one.flatten(2) @ weights).transpose(1, 2)[image, label] for one in (pixels.logits, pixels.features)
+    )
+    return logits, features
+
+
+def _with_regions(pixels: Pixels, image: Tensor, label: Tensor) -> Pixels:
+    """Return the pixels with their regions, given position in the batch and class of each region, shape [S].
+
+    Pixels of a class that has no region in their image lose their label.
+    """
+    number = torch.full(pixels.logits.shape[:2], -1, device=image.device)
+    number[image, label] = torch.arange(len(image), device=image.device)
+    at = torch.arange(len(pixels.labels), device=image.device)[:, None, None]
+    region = torch.where(pixels.labels >= 0, number[at, pixels.labels.clamp(min=0)], -1)
+    return Pixels(pixels.logits, pixels.features, torch.where(region >= 0, pixels.labels, -1), region)
+
+
+def _present(mask: Tensor, classes: int) -> Tensor:
+    """Return whether a mask has each class, bool [C]."""
+    return torch.bincount(mask.flatten(), minlength=256)[:classes] > 0
+
+
+def _stacked(given: Tensor | tuple[Tensor, ...] | None) -> Tensor:
+    """Return images or masks of one size as one tensor."""
+    assert given is not None
+    return given if isinstance(given, Tensor) else torch.stack(given)
+
+
+def _outputs(network: Network, images: DenseImages, precision: str) -> Iterator[tuple[DenseBatch, Output]]:
+    """Yield batches of the images without augmentation, with the network's outputs in float32 and evaluation mode.
+
+    The images of a batch have one size.
+    """
+    device = images.index.device
+    precision = runtime.precision(precision, device, int(images.sizes.min()))
+    with evaluating(network), torch.no_grad():
+        start = 0
+        while start < len(images):
+            same = (images.sizes[start:] == images.sizes[start]).all(1).long().cumprod(0).sum()
+            count = min(int(same), max(1, PASS // int(images.sizes[start].prod())))
+            batch = images.batch(torch.arange(start, start + count))
+            with runtime.autocast(device, precision):
+                output = network(_stacked(batch.images))
+            yield batch, Output(output.logits.float(), output.features.float())
+            start += count
