@@ -22,7 +22,7 @@ $(READY): pyproject.toml
 		{ echo "ickd needs Python 3.10 or newer; name one with make PYTHON=python3.12"; exit 1; }
 	@echo "Installing into .venv; torch is large, so this takes minutes the first time."
 	$(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable ".[notebooks,test]"
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable ".[notebooks,dense,test]"
 	@touch $@
 
 run: setup

@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from ickd_lib import metrics, runs, runtime
 from ickd_lib.data import Images
 from ickd_lib.memory import MemoryBank
+from ickd_lib.metrics import episodes
 from ickd_lib.runtime import InputError
 
 
@@ -168,7 +169,7 @@ def test_few_shot_against_a_naive_loop_over_one_episode():
     features, labels = clusters(spread=0.8)
     rows = [(labels == value).nonzero().squeeze(1) for value in labels.unique()]
     draws = (rows, 4, 3, 5, runtime.generator(7, "few_shot"))
-    support, query, answer = metrics._episode(*draws)
+    support, query, answer = episodes._episode(*draws)
     assert support.shape == (4, 3) and query.shape == answer.shape == (20,)
     assert len({*support.flatten().tolist(), *query.tolist()}) == 32  # no image occurs twice
     correct = 0
@@ -187,7 +188,7 @@ def test_few_shot_against_a_naive_loop_over_one_episode():
     shares = []
     again = runtime.generator(7, "few_shot")
     for _ in range(4):
-        support, query, answer = metrics._episode(rows, 4, 3, 5, again)
+        support, query, answer = episodes._episode(rows, 4, 3, 5, again)
         means = F.normalize(F.normalize(features, dim=1)[support].mean(1), dim=1)
         shares.append((F.cosine_similarity(features[query][:, None], means, dim=2).argmax(1) == answer).double().mean())
     got = metrics.few_shot(features * 7, labels, ways=4, shots=3, queries=5, episodes=4, seed=7)
@@ -198,7 +199,7 @@ def test_few_shot_against_a_naive_loop_over_one_episode():
 def test_few_shot_uses_fewer_queries_of_a_small_class():
     labels = torch.tensor([0] * 4 + [1] * 9)
     rows = [(labels == value).nonzero().squeeze(1) for value in (0, 1)]
-    support, query, answer = metrics._episode(rows, 2, 3, 5, torch.Generator().manual_seed(0))
+    support, query, answer = episodes._episode(rows, 2, 3, 5, torch.Generator().manual_seed(0))
     assert support.shape == (2, 3) and sorted(labels[query].tolist()) == [0] + [1] * 5
     assert (labels[support[:, 0]][answer] == labels[query]).all()
 

@@ -22,7 +22,7 @@ def test_environment_and_pyproject_agree():
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     extras = project["optional-dependencies"]
     wanted = {}
-    for requirement in [*project["dependencies"], *extras["notebooks"], *extras["test"]]:
+    for requirement in [*project["dependencies"], *extras["notebooks"], *extras["dense"], *extras["test"]]:
         name, bound = re.fullmatch(r"([\w-]+)(.*)", requirement).groups()
         wanted[CONDA.get(name, name)] = bound
     wanted["python"] = project["requires-python"]
@@ -44,6 +44,7 @@ def test_training_needs_no_notebook_package():
         "scipy",
         "pandas",
         "timm",
+        "pycocotools",
     ]
     program = f"import sys, ickd_lib.training, ickd_lib.__main__\nprint([m for m in {banned} if m in sys.modules])\n"
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
@@ -23,6 +24,8 @@ class Objects:
     crowd: whether a box is to be ignored in training and evaluation: COCO's crowds, Pascal VOC's difficult objects;
         bool, shape [n].
     masks: pixels of each object, bool, shape [n, h, w]; None where there are none.
+    area: area of each object in square pixels of the image without augmentation, as the data set gives it, float64,
+        shape [n]; None where only the boxes are known. Detection metrics sort objects into sizes by it.
     """
 
     boxes: Tensor
@@ -30,6 +33,7 @@ class Objects:
     key: Tensor
     crowd: Tensor
     masks: Tensor | None = None
+    area: Tensor | None = None
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -39,14 +43,14 @@ class Objects:
 
     def select(self, chosen: Tensor | slice) -> Objects:
         """Return the objects at the positions, or with True in the mask, `chosen`."""
-        masks = None if self.masks is None else self.masks[chosen]
-        return Objects(self.boxes[chosen], self.labels[chosen], self.key[chosen], self.crowd[chosen], masks)
+        return self._map(lambda values: values[chosen])
 
     def to(self, device: torch.device | str) -> Objects:
         """Return the same objects on another device."""
-        masks = None if self.masks is None else self.masks.to(device)
-        boxes, labels, key, crowd = (x.to(device) for x in (self.boxes, self.labels, self.key, self.crowd))
-        return Objects(boxes, labels, key, crowd, masks)
+        return self._map(lambda values: values.to(device))
+
+    def _map(self, function: Callable[[Tensor], Tensor]) -> Objects:
+        return replace(self, **{name: function(values) for name, values in vars(self).items() if values is not None})
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -95,4 +99,5 @@ class SplitObjects:
     @property
     def values(self) -> tuple[Any, ...]:
         """All tensors, for a fingerprint."""
-        return self.flat.boxes, self.flat.labels, self.flat.key, self.flat.crowd, self.counts
+        area = () if self.flat.area is None else (self.flat.area,)
+        return self.flat.boxes, self.flat.labels, self.flat.key, self.flat.crowd, *area, self.counts

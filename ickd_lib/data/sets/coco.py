@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -93,14 +94,15 @@ class Coco(DenseDataSet):
                 Annotation(position[one["image_id"]], label[one["category_id"]], box, bool(one.get("iscrowd")))
             )
         objects, kept = self.objects(split, annotations, sizes, classes, lambda k: f"annotation {given[k]['id']}")
+        flat = replace(objects.flat, area=torch.tensor([_area(given[k]) for k in kept], dtype=torch.float64))
         if self.annotations == "boxes":
-            return objects
+            return replace(objects, flat=flat)
         outlines = iter(given[k].get("segmentation") for k in kept)
         items = tuple(
             ([next(outlines) for _ in range(count)], size)
             for count, size in zip(objects.counts.tolist(), sizes.tolist(), strict=True)
         )
-        return SplitObjects(objects.flat, objects.counts, Decoded(_object_masks, items))
+        return SplitObjects(flat, objects.counts, Decoded(_object_masks, items))
 
 
 class _Content(NamedTuple):
@@ -143,6 +145,12 @@ def _read(path: Path) -> _Content:
         if len(one["bbox"]) != 4:
             raise InputError(f"{path}: annotation {one['id']} has the bbox {one['bbox']}; expected four numbers")
     return _Content(sorted(content["images"], key=lambda image: image["id"]), content["annotations"], categories)
+
+
+def _area(annotation: Mapping[str, Any]) -> float:
+    """Return the area of an annotation, or of its box if it has none; COCO's is that of the outline."""
+    area = annotation.get("area")
+    return annotation["bbox"][2] * annotation["bbox"][3] if area is None else area
 
 
 def _pycocotools() -> Any:

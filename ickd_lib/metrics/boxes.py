@@ -1,0 +1,111 @@
+"""Metrics of detection: COCO's average precision, which pycocotools computes."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from ickd_lib.data import Objects
+from ickd_lib.runtime import InputError
+
+if TYPE_CHECKING:
+    from ickd_lib.models import Detections
+
+# Positions in the twelve numbers of pycocotools' summary.
+SUMMARY = {"ap": 0, "ap50": 1, "ap75": 2, "ap_small": 3, "ap_medium": 4, "ap_large": 5, "recall": 8}
+
+
+def detection(found: Sequence[Detections], objects: Sequence[Objects], classes: Sequence[str]) -> dict[str, float]:
+    """Compute COCO's average precision (AP; Lin et al. 2014, arXiv 1405.0312) of the boxes of N images.
+
+    All numbers are those of pycocotools. Of each image, the 100 detections of each class with the highest scores count.
+    Crowds are neither found nor missed: a detection that overlaps one is ignored. Objects are sorted into sizes by
+    their `area`, which `coco:PATH` provides from the annotations (there it is the area of the outline, as COCO wants
+    it); without it the area of the box is used. Detections that match no object are sorted by the area of their box.
+
+    Args:
+        found: the detections of each image.
+        objects: the objects of each image, which may be none.
+        classes: names of the C classes.
+    Returns:
+        ap: AP averaged over classes and over the IoU thresholds 0.5, 0.55, …, 0.95.
+        ap50, ap75: the same for one threshold.
+        ap_small, ap_medium, ap_large: `ap` of objects of up to 32², up to 96² and more square pixels.
+        recall: share of the objects that are found, averaged over classes and thresholds.
+        ap_NAME: `ap` of the class NAME, for each class with objects. A class whose name is small, medium or large has
+            no number of its own.
+
+        Sizes and classes without objects are left out.
+    Raises:
+        InputError: pycocotools is not installed; the numbers of images differ; a label is out of its range; or no
+            image has an object that is not a crowd.
+    """
+    try:
+        from pycocotools.coco import COCO
+        from pycocotools.cocoeval import COCOeval
+    except ImportError:
+        raise InputError("detection metrics need pycocotools; run pip install pycocotools") from None
+
+    if len(found) != len(objects):
+        raise InputError(f"there are detections of {len(found)} images and objects of {len(objects)}; give the same")
+    _check_labels("detections", [x.labels for x in found], classes)
+    _check_labels("objects", [x.labels for x in objects], classes)
+    if all(bool(x.crowd.all()) for x in objects):
+        raise InputError(f"none of the {len(objects)} images has an object to be found; give images with objects")
+
+    annotated, predicted = [], []
+    for image, (own, given) in enumerate(zip(objects, found, strict=True)):
+        area = None if own.area is None else own.area.tolist()
+        for one, crowd in zip(_entries(image, own.boxes, own.labels, area), own.crowd.tolist(), strict=True):
+            annotated.append(one | {"iscrowd": int(crowd)})
+        for one, score in zip(_entries(image, given.boxes, given.labels), given.scores.tolist(), strict=True):
+            predicted.append(one | {"score": score})
+    with contextlib.redirect_stdout(io.StringIO()):
+        truth, results = (_coco(COCO(), entries, len(objects), classes) for entries in (annotated, predicted))
+        evaluation = COCOeval(truth, results, "bbox")
+        evaluation.evaluate()
+        evaluation.accumulate()
+        evaluation.summarize()
+
+    # The dimensions are thresholds, recalls, classes, sizes (the first is all) and numbers of detections (the last is
+    # 100). The numbers of a class without objects are -1.
+    precision = evaluation.eval["precision"][:, :, :, 0, -1]
+    per_class = {f"ap_{name}": float(precision[:, :, c].mean()) for c, name in enumerate(classes)}
+    overall = {name: float(evaluation.stats[position]) for name, position in SUMMARY.items()}
+    present = {name: value for name, value in (per_class | overall).items() if value >= 0}
+    return {name: present[name] for name in [*overall, *per_class] if name in present}
+
+
+def _check_labels(what: str, labels: Sequence[Tensor], classes: Sequence[str]) -> None:
+    every = torch.cat(list(labels)) if labels else torch.zeros(0)
+    if len(every) and not 0 <= every.min() <= every.max() < len(classes):
+        raise InputError(
+            f"the labels of the {what} are from {every.min()} to {every.max()}; expected 0 to {len(classes) - 1}"
+        )
+
+
+def _entries(image: int, boxes: Tensor, labels: Tensor, area: list[float] | None = None) -> list[dict[str, Any]]:
+    """Return boxes [n, 4] with labels [n] as COCO's annotations; without `area` it is that of the boxes."""
+    boxes = boxes.double()  # as COCO's files, so that the differences of float32 values are exact
+    sides = boxes[:, 2:] - boxes[:, :2]
+    boxes = torch.cat([boxes[:, :2], sides], 1)
+    return [
+        {"image_id": image, "category_id": label, "bbox": box, "area": size}
+        for label, box, size in zip(labels.tolist(), boxes.tolist(), area or sides.prod(1).tolist(), strict=True)
+    ]
+
+
+def _coco(coco: Any, entries: list[dict[str, Any]], images: int, classes: Sequence[str]) -> Any:
+    """Fill pycocotools' COCO with entries, whose ids count from 1, because it takes an id of 0 for no match."""
+    coco.dataset = {
+        "images": [{"id": image} for image in range(images)],
+        "annotations": [entry | {"id": number} for number, entry in enumerate(entries, 1)],
+        "categories": [{"id": label, "name": name} for label, name in enumerate(classes)],
+    }
+    coco.createIndex()
+    return coco

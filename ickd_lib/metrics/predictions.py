@@ -1,0 +1,68 @@
+"""Accuracy and calibration of a classifier's outputs, and their agreement with a teacher's."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+
+def accuracy(logits: Tensor, labels: Tensor, k: int = 1) -> float:
+    """Compute the share of samples whose label is among the k largest logits.
+
+    Args:
+        logits: shape [N, C].
+        labels: shape [N].
+        k: number of largest logits that count; all of them if k is above C.
+    """
+    top = logits.topk(min(k, logits.shape[1]), dim=1).indices
+    return (top == labels[:, None]).any(1).double().mean().item()
+
+
+def calibration_error(logits: Tensor, labels: Tensor, bins: int = 15) -> float:
+    """Compute the expected calibration error (Guo et al. 2017, arXiv 1706.04599, section 2).
+
+    Args:
+        logits: shape [N, C].
+        labels: shape [N].
+        bins: number of bins of equal width into which confidences from 0 to 1 are sorted.
+    Returns:
+        The absolute difference between accuracy and mean confidence in each bin, averaged with the bins' shares of the
+        samples as weights.
+    """
+    confidence, predicted = logits.softmax(1).max(1)
+    gap = (predicted == labels).double() - confidence.double()
+    position = (confidence * bins).long().clamp(max=bins - 1)
+    sums = torch.zeros(bins, dtype=torch.double, device=logits.device).index_add_(0, position, gap)
+    return (sums.abs().sum() / len(labels)).item()
+
+
+def classification(logits: Tensor, labels: Tensor, teacher_logits: Tensor | None = None) -> dict[str, float]:
+    """Compute accuracy, calibration and, with a teacher's logits, agreement with the teacher.
+
+    Args:
+        logits: shape [N, C].
+        labels: shape [N].
+        teacher_logits: shape [N, C], or None.
+    Returns:
+        accuracy: share of samples whose largest logit is the label's.
+        top5: share of samples whose label is among the five largest logits.
+        nll: mean negative log-likelihood in nats.
+        ece: see `calibration_error`.
+        confidence: mean of the largest probability; a value above the accuracy means overconfidence.
+        agreement: with a teacher only, share of samples for which student and teacher predict the same class.
+        teacher_kl: with a teacher only, mean of KL(p^T ‖ p^S) in nats.
+    """
+    logits = logits.float()
+    found = {
+        "accuracy": accuracy(logits, labels),
+        "top5": accuracy(logits, labels, 5),
+        "nll": F.cross_entropy(logits, labels).item(),
+        "ece": calibration_error(logits, labels),
+        "confidence": logits.softmax(1).amax(1).double().mean().item(),
+    }
+    if teacher_logits is not None:
+        found["agreement"] = (logits.argmax(1) == teacher_logits.argmax(1)).double().mean().item()
+        student_log, teacher_log = logits.log_softmax(1), teacher_logits.float().log_softmax(1)
+        found["teacher_kl"] = F.kl_div(student_log, teacher_log, reduction="batchmean", log_target=True).item()
+    return found
