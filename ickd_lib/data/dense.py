@@ -97,6 +97,12 @@ class DenseImages:
         return {"num_classes": len(self.classes), "mean": self.mean, "std": self.std}
 
     @property
+    def size(self) -> tuple[int, int]:
+        """Height and width of the training images; of images that are resized at random, those of the first image."""
+        height, width = self.sizes[0].tolist()
+        return self.transform.size if isinstance(self.transform, RandomCrop) else (height, width)
+
+    @property
     def augment(self) -> str:
         """The augmentation of the training batches as text, for the record of a run."""
         return repr(self.transform)

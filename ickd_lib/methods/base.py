@@ -17,9 +17,7 @@ from ickd_lib.models import Network
 from ickd_lib.runtime import InputError
 from ickd_lib.tasks import Samples
 
-NEEDS = frozenset(
-    {"teacher", "features", "bank", "maps", "classifiers", "strong", "partner", "peers", "earlier", "cross-entropy"}
-)
+NEEDS = frozenset({"teacher", "features", "bank", "maps", "classifiers", "strong", "partner", "peers", "earlier"})
 SOURCES = ("teacher", "peers", "self")
 ORDERS = ("nearest", "random", "class")
 LABEL_SPACES = ("same", "shared", "any")

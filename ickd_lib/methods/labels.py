@@ -25,7 +25,6 @@ class LabelSmoothing(Method):
     alpha: weight of the uniform distribution in the targets.
     """
 
-    needs = frozenset({"cross-entropy"})
     pixelwise = True
     paper = "Szegedy et al. 2016, arXiv 1512.00567"
 

@@ -53,6 +53,8 @@ class Samples:
     pixels: in segmentation, where a sample is a class region, the outputs at every pixel; else None.
     boxes: in detection, where a sample is a proposal, the boxes of each image, B tensors [S_i, 4]; else empty.
     whole: all samples, if these are the `known` ones among them; else None.
+    fixed: the part of the task's own loss that is added to the loss of every method with weight 1, such as that of a
+        detector's boxes, a scalar with gradient; None if there is none.
     """
 
     logits: Tensor
@@ -67,6 +69,7 @@ class Samples:
     pixels: Pixels | None = None
     boxes: tuple[Tensor, ...] = ()
     whole: Samples | None = None
+    fixed: Tensor | None = None
 
     @property
     def targets(self) -> Tensor:
@@ -190,7 +193,8 @@ class Task:
             maps: whether the outputs of the network's stages are requested.
             precision: precision of the network, "fp32" or "bf16"; the result is in float32.
         Returns:
-            S samples, and the task's own supervised loss, a scalar; None instead of the loss in evaluation mode.
+            S samples, and the task's own supervised loss, a scalar, without `Samples.fixed`; None instead of the loss in
+            evaluation mode.
         """
         raise TypeError(f"{type(self).__name__} must define samples(network, batch, ...) -> (Samples, loss)")
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -27,8 +28,8 @@ class Detection(Task):
     is matched to, and -1 for background. A memory bank has a row for each annotated box that is not a crowd, so methods
     that use a bank compare the proposals that are matched to an annotation.
 
-    The supervised loss is the sum of the detector's own losses: classes and boxes of the proposals, and those of the
-    region proposal network. No method changes the training of boxes. The primary metric is COCO's AP.
+    The supervised loss is the detector's own loss of the classes. Its other losses, of the boxes and of the region
+    proposal network, are added to the loss of every method with weight 1. The primary metric is COCO's AP.
     """
 
     primary = "ap"
@@ -42,7 +43,7 @@ class Detection(Task):
     shares_teacher = False
     capturable = False
     network = "detection"
-    unsupported = frozenset({"partner", "strong", "peers", "earlier", "classifiers", "pixels", "cross-entropy"})
+    unsupported = frozenset({"partner", "strong", "peers", "earlier", "classifiers", "pixels"})
 
     def outputs(self, classes: tuple[str, ...]) -> tuple[str, ...]:
         return ("background", *classes)
@@ -74,8 +75,10 @@ class Detection(Task):
         counts = torch.tensor([0, *(len(one) for one in batch.objects)], device=device).cumsum(0)
         every = torch.cat([*(one.key for one in batch.objects), torch.full((1,), -1, device=device)])
         at = torch.where(done.matched >= 0, counts[done.regions.image] + done.matched, len(every) - 1)
-        loss = torch.stack([one.float() for one in done.losses.values()]).sum()
-        return _samples(done.regions, done.labels, every[at]), loss
+        losses = {name: one.float() for name, one in done.losses.items()}
+        loss = losses.pop("loss_classifier")
+        fixed = torch.stack(list(losses.values())).sum()
+        return replace(_samples(done.regions, done.labels, every[at]), fixed=fixed), loss
 
     def keys(self, images: DenseImages) -> tuple[Tensor, Tensor]:  # type: ignore[override]
         assert images.objects is not None

@@ -85,6 +85,8 @@ def train_step(group: PeerGroup, inputs: StepInputs, shared: Targets | None) -> 
         runtime.reseed(inputs.rng_device, learner.seed, state.epoch, state.step, "method")
         context = method_context(state, inputs, own, supervised, target, peers, earlier)
         terms = learner.method(context)
+        if own.fixed is not None:
+            terms["boxes"] = own.fixed
         state.optimizer.step(torch.stack(list(terms.values())).sum())
         if state.average:
             state.average.update()
