@@ -17,7 +17,7 @@ os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 from ickd_lib import data, methods, metrics, runs, runtime, tasks, training
 from ickd_lib.memory import MemoryBank
 from ickd_lib.models import Network
-from ickd_lib.options import parser
+from ickd_lib.options import parser, recipe_defaults
 from ickd_lib.runtime import Diverged, InputError
 from ickd_lib.training import Recipe
 
@@ -84,7 +84,7 @@ def train(given: argparse.Namespace) -> None:
     """Train one student and print its summary."""
     recipe = _recipe(given)
     if given.published:
-        changed = [f.name for f in dataclasses.fields(Recipe) if getattr(given, f.name) != f.default]
+        changed = [name for name, value in recipe_defaults(given.task).items() if getattr(given, name) != value]
         if changed or given.augment != "crop":
             raise InputError(f"--published sets {', '.join(changed) or 'augment'} itself; leave one of the two out")
         folder = Path(given.teacher, "config.json")
@@ -216,7 +216,7 @@ def main(arguments: list[str] | None = None) -> int:
     Returns:
         The exit status: 0; 1 if a student diverged; 2 if an input is wrong (one line on stderr); 130 if interrupted.
     """
-    top = parser()
+    top = parser(arguments)
     given, extra = top.parse_known_args(arguments)
     try:
         if extra:

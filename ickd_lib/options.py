@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+from collections.abc import Sequence
+from typing import Any
 
 from ickd_lib import __version__, data, methods, tasks
 from ickd_lib.training import Recipe
@@ -77,18 +79,24 @@ def _bank_options(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def _training_options(parser: argparse.ArgumentParser) -> None:
+def recipe_defaults(task: str) -> dict[str, Any]:
+    """Return the recipe's defaults for a task, by name of the field; those of a classification for an unknown task."""
+    changes = tasks.create(task).recipe if task in tasks.names() else {}
+    return {field.name: changes.get(field.name, field.default) for field in dataclasses.fields(Recipe)}
+
+
+def _training_options(parser: argparse.ArgumentParser, defaults: dict[str, Any]) -> None:
     group = parser.add_argument_group("training")
     for field in dataclasses.fields(Recipe):
         option = "--" + field.name.replace("_", "-")
+        common = {"default": defaults[field.name], "help": field.metadata["help"]}
         if isinstance(field.default, bool):
             action = argparse.BooleanOptionalAction if field.default else "store_true"
-            group.add_argument(option, action=action, default=field.default, help=field.metadata["help"])
+            group.add_argument(option, action=action, **common)
         elif isinstance(field.default, tuple):
-            nargs = len(field.default) or "*"
-            group.add_argument(option, nargs=nargs, type=float, default=field.default, help=field.metadata["help"])
+            group.add_argument(option, nargs=len(field.default) or "*", type=float, **common)
         else:
-            group.add_argument(option, type=type(field.default), default=field.default, help=field.metadata["help"])
+            group.add_argument(option, type=type(field.default), **common)
     group.add_argument("--evaluate-every", type=int, default=1, help="epochs between evaluations")
     group.add_argument("--checkpoint-seconds", type=float, default=60.0, help="seconds between checkpoints")
     group.add_argument(
@@ -110,8 +118,16 @@ def _machine_options(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--precision", default="auto", help="auto, fp32 or bf16")
 
 
-def parser() -> argparse.ArgumentParser:
-    """Return the parser of the whole command line."""
+def parser(arguments: Sequence[str] | None = None) -> argparse.ArgumentParser:
+    """Return the parser of the whole command line.
+
+    Args:
+        arguments: the command line, whose `--task` determines the defaults of the training; None for that of the
+            process.
+    """
+    first = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
+    first.add_argument("--task", nargs="?", default="classification")
+    defaults = recipe_defaults(first.parse_known_args(arguments)[0].task)
     top = argparse.ArgumentParser("ickd", description=DESCRIPTION, formatter_class=_Help, allow_abbrev=False)
     top.add_argument("--version", action="version", version=f"ickd {__version__}")
     commands = top.add_subparsers(dest="command", required=True, metavar="COMMAND")
@@ -155,7 +171,7 @@ def parser() -> argparse.ArgumentParser:
         _data_options(trainer)
         _teacher_options(trainer)
         _bank_options(trainer)
-        _training_options(trainer)
+        _training_options(trainer, defaults)
         _machine_options(trainer)
     bank = command("bank", "Build a teacher's memory bank, save it, and measure its retrieval.")
     bank.add_argument("--out", default="", help="file to write; by default RUNS/DATASET-TEACHER.bank.safetensors")
@@ -164,7 +180,7 @@ def parser() -> argparse.ArgumentParser:
     )
     _data_options(bank)
     _teacher_options(bank, required=True)
-    _training_options(bank)
+    _training_options(bank, defaults)
     _machine_options(bank)
     evaluate = command("evaluate", "Evaluate the student of a finished run on the test images.")
     evaluate.add_argument("run", help="the run folder")

@@ -320,7 +320,7 @@ def test_without_a_residual_the_target_is_that_of_kd_bit_for_bit():
     assert torch.equal(method(seen)["kd"], methods.create("kd")(seen)["kd"])
     other = methods.create("ickd(residual=0.5)")
     assert torch.equal(
-        other._kd(seen.student.logits, seen.sources("teacher")[0]), losses.kd(seen.student.logits, seen.teacher.logits)
+        other._kd(seen.student, seen.sources("teacher")[0]), losses.kd(seen.student.logits, seen.teacher.logits)
     ), "before retrieval has started"
 
 

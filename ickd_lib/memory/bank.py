@@ -138,8 +138,7 @@ class MemoryBank:
             task: defines the samples of an image; by default classification.
         """
         task = task or Classification()
-        keys, labels = task.keys(images)
-        classes = task.outputs(images.classes)
+        (keys, labels), classes = task.keys(images), task.outputs(images.classes)
         order, n, device = keys.argsort(), len(keys), keys.device
         return cls(
             torch.zeros(n, features_dim, device=device),

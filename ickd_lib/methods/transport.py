@@ -53,11 +53,14 @@ class WKDL(WithLabels):
         """Check that the teacher has prototypes, and return the student.
 
         Raises:
-            InputError: the layer that computes the teacher's logits is not a linear layer with a row for each class.
+            InputError: the layer that computes the teacher's logits is not a linear layer, or a convolution of one
+                position, with a row of weights for each logit.
         """
         assert teacher is not None
         layer = models.classifier(teacher, size=size)[1]
-        if not isinstance(layer, nn.Linear) or layer.out_features != teacher.num_classes:
+        background = teacher.task == "detection"
+        weight = getattr(layer, "weight", None)
+        if weight is None or weight.flatten(1).shape != (teacher.num_classes + background, teacher.features_dim):
             raise InputError(
                 f"wkd_l needs the weights of the teacher's linear classifier, but its last layer is {layer}; "
                 "choose a teacher that ends with a linear layer"
@@ -66,7 +69,7 @@ class WKDL(WithLabels):
 
     def teach(self, context: Context) -> dict[str, Tensor]:
         assert context.teacher is not None and context.classifiers is not None
-        prototypes = cast(nn.Linear, context.classifiers[1]).weight
+        prototypes = cast(nn.Linear, context.classifiers[1]).weight.flatten(1)
         target, distance = losses.wkd_l(
             context.student.logits,
             context.teacher.logits,

@@ -193,7 +193,7 @@ class Task:
             maps: whether the outputs of the network's stages are requested.
             precision: precision of the network, "fp32" or "bf16"; the result is in float32.
         Returns:
-            S samples, and the task's own supervised loss, a scalar, without `Samples.fixed`; None instead of the loss in
+            S samples, and the task's own supervised loss, a scalar, without `Samples.fixed`; None instead of it in
             evaluation mode.
         """
         raise TypeError(f"{type(self).__name__} must define samples(network, batch, ...) -> (Samples, loss)")

@@ -43,7 +43,7 @@ class Detection(Task):
     shares_teacher = False
     capturable = False
     network = "detection"
-    unsupported = frozenset({"partner", "strong", "peers", "earlier", "classifiers", "pixels"})
+    unsupported = frozenset({"partner", "strong", "peers", "earlier", "pixels"})
 
     def outputs(self, classes: tuple[str, ...]) -> tuple[str, ...]:
         return ("background", *classes)
