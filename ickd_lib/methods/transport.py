@@ -53,11 +53,13 @@ class WKDL(WithLabels):
         """Check that the teacher has prototypes, and return the student.
 
         Raises:
-            InputError: the layer that computes the teacher's logits is not a linear layer with a row for each class.
+            InputError: the layer that computes the teacher's logits has no row of weights for each class (and for the
+                background, in a detector), because it is neither a linear layer nor, in segmentation, a convolution.
         """
         assert teacher is not None
         layer = models.classifier(teacher, size=size)[1]
-        if not isinstance(layer, nn.Linear) or layer.out_features != teacher.num_classes:
+        kind = nn.Conv2d if teacher.task == "segmentation" else nn.Linear
+        if not isinstance(layer, kind) or len(layer.weight) != teacher.num_classes + (teacher.task == "detection"):
             raise InputError(
                 f"wkd_l needs the weights of the teacher's linear classifier, but its last layer is {layer}; "
                 "choose a teacher that ends with a linear layer"
@@ -66,7 +68,7 @@ class WKDL(WithLabels):
 
     def teach(self, context: Context) -> dict[str, Tensor]:
         assert context.teacher is not None and context.classifiers is not None
-        prototypes = cast(nn.Linear, context.classifiers[1]).weight
+        prototypes = cast(nn.Linear, context.classifiers[1]).weight.flatten(1)
         target, distance = losses.wkd_l(
             context.student.logits,
             context.teacher.logits,
