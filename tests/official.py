@@ -86,6 +86,7 @@ def _listed(value: Any) -> list[Any]:
 METHODS = {
     "at": ("at",),
     "catkd": ("catkd",),
+    "cirkd": ("cirkd_minibatch", "cirkd_memory_pixel", "cirkd_memory_region"),
     "ckd": ("ckd",),
     "crd": ("crd",),
     "cskd": ("cskd",),
@@ -94,6 +95,7 @@ METHODS = {
     "dkd": ("dkd", "lskd_dkd"),
     "dml": ("dml",),
     "fitnet": ("fitnet",),
+    "hcl": ("reviewkd",),
     "kd": ("kd",),
     "kdcl": ("kdcl_mean",),
     "lskd": ("lskd",),

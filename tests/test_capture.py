@@ -4,6 +4,7 @@ import warnings
 from dataclasses import replace
 
 import pytest
+import registered
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -113,7 +114,7 @@ def two(method):
     return [Student("resnet8", method, seed, name=str(seed)) for seed in range(1 + peers)]
 
 
-@pytest.mark.parametrize("method", [*sorted(set(methods.names()) - DRAWN), *WRITTEN])
+@pytest.mark.parametrize("method", [*sorted(set(registered.trained()) - DRAWN), *WRITTEN])
 def test_a_replayed_step_trains_as_one_that_is_run(method, digits, teacher, bank, replaying):
     plain = train(two(method), digits, teacher, bank)
     replaying()

@@ -2,6 +2,7 @@ import copy
 import dataclasses
 
 import pytest
+import registered
 import torch
 from torch import nn
 
@@ -10,7 +11,7 @@ from ickd_lib.data import Batch
 from ickd_lib.memory import InContext, MemoryBank
 from ickd_lib.methods import Context, Method, StrongView, TargetSource, registry
 from ickd_lib.runtime import InputError
-from ickd_lib.tasks import Samples
+from ickd_lib.tasks import Pixels, Samples
 
 B, C, D = 6, 10, 4
 VARIANTS = ["ickd(form='relational')", "ickd(residual=0.5)", "ickd(gate=1.0)", "ickd(dynamic=True)"]
@@ -58,7 +59,13 @@ def context(method, seed=0, phase=0, networks=None):
         else:
             for one in (given.logits, given.features, *maps):
                 one.retain_grad()
-        return Samples(given.logits, given.features, labels, every, every, maps)
+        pixels = None
+        if "pixels" in method.needs:  # each image is one region, with a border of pixels that do not count
+            inside = nn.functional.pad(torch.ones(2, 3), (1, 1, 1, 1)).bool()
+            region = torch.where(inside, every[:, None, None], -1)
+            maps_of = (normal(B, size, *inside.shape).requires_grad_() for size in (C, D))
+            pixels = Pixels(*maps_of, torch.where(inside, labels[:, None, None], -1), region)
+        return Samples(given.logits, given.features, labels, every, every, maps, pixels=pixels)
 
     def samples(k, own=False):
         return InContext(
@@ -112,6 +119,8 @@ def context(method, seed=0, phase=0, networks=None):
 def gradients(output):
     """Of samples, or of in-context samples."""
     own = [output.own] if getattr(output, "own", None) is not None else []
+    if getattr(output, "pixels", None) is not None:
+        own += [output.pixels.logits, output.pixels.features]
     return [tensor.grad for tensor in (output.logits, output.features, *own, *getattr(output, "maps", ()))]
 
 
@@ -143,6 +152,10 @@ def test_every_method_teaches_the_student_and_nobody_else(name, phase):
     assert sum(float(g.abs().sum()) for g in gradients(seen.student) if g is not None) > 0
     assert all(g is None for other in others(seen) for g in gradients(other))
     assert methods.describe(method) == name
+
+
+def test_the_methods_that_classification_cannot_train_are_named():
+    assert registered.LEFT_OUT == {name: needs for name in methods.names() if (needs := registered.lacking(name))}
 
 
 @pytest.mark.parametrize("name", methods.names())

@@ -3,6 +3,7 @@
 from dataclasses import replace
 
 import pytest
+import registered
 import torch
 
 from ickd_lib import data, explore, losses, methods, models, runs, runtime, tasks, training
@@ -86,7 +87,7 @@ def distill(students, splits, teacher=None, **options):
     return training.distill(students, splits, teacher=teacher, **options)
 
 
-@pytest.mark.parametrize("method", methods.names())
+@pytest.mark.parametrize("method", registered.trained())
 def test_every_method_trains_on_two_samples_an_image(method, few, expert):
     students = training.peer_group("resnet8", method)
     for history in distill(students, few, expert).values():

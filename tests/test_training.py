@@ -10,6 +10,7 @@ import threading
 import time
 
 import pytest
+import registered
 import torch
 from torch import nn
 
@@ -100,7 +101,7 @@ def test_schedules_start_and_end_where_they_should():
 # ----------------------------------------------------------------------------------------- invariants
 
 
-@pytest.mark.parametrize("method", [*methods.names(), "refilled+kd"])
+@pytest.mark.parametrize("method", [*registered.trained(), "refilled+kd"])
 def test_students_trained_together_equal_students_trained_alone(method, digits, teacher):
     first, second = (
         training.peer_group("dropping", method, seed) for seed in (0, 2)
@@ -117,7 +118,7 @@ def test_students_trained_together_equal_students_trained_alone(method, digits, 
 
 def test_every_method_takes_images_that_are_mixed(teacher):
     splits = data.load("digits", labels=120, augment="randaugment+cutmix")
-    found = distill([Student("dropping", name, 0, name) for name in methods.names()], splits, teacher)
+    found = distill([Student("dropping", name, 0, name) for name in registered.trained()], splits, teacher)
     assert all(r["loss"] == r["loss"] for history in found.values() for r in history.epochs)
     (plain,) = distill([Student("dropping", "ce", 0)], data.load("digits", labels=120), None)
     assert plain not in distill([Student("dropping", "ce", 0)], splits, None), "another run"
@@ -382,8 +383,9 @@ def specialist():
 
 def test_a_teacher_of_other_classes_teaches_what_needs_no_common_ones(specialist):
     others = data.load("digits", labels=50, classes=range(5, 10))
-    able = [name for name in methods.names() if methods.create(name).label_space == "any"]
-    expected = ["at", "crd", "crd_bank", "fitnet", "pkt", "refilled", "reviewkd", "rkd", "seed", "sp", "vid", "wkd_f"]
+    able = [name for name in registered.trained() if methods.create(name).label_space == "any"]
+    expected = ["at", "crd", "crd_bank", "fitnet", "hcl"]
+    expected += ["pkt", "refilled", "reviewkd", "rkd", "seed", "sp", "vid", "wkd_f"]
     assert able == expected
     free = [name for name in methods.names() if not methods.create(name).needs_teacher]
     assert {"ce", "cskd", "dml", "ickd_online", "ickd_self", "pskd"} <= set(free)
@@ -392,7 +394,7 @@ def test_a_teacher_of_other_classes_teaches_what_needs_no_common_ones(specialist
     for history in found.values():
         assert history.network.num_classes == 5 and history.network.classes == tuple("56789")
         assert "agreement" not in history.summary
-    for name in set(methods.names()) - {*able, *free}:
+    for name in set(registered.trained()) - {*able, *free}:
         with pytest.raises(InputError, match=rf"'{name}' compares logits .* \(0, 1, 2, …\) share 0 with") as caught:
             distill([Student("resnet8", name, 0)], others, specialist)
         assert "\n" not in str(caught.value) and "refilled" in str(caught.value)

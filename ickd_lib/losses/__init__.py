@@ -1,23 +1,25 @@
 """The losses of all methods, as pure functions of tensors.
 
-    labels      cross-entropy, label smoothing, Tf-KD, USKD: losses without a teacher network
-    logits      losses between logits of the same classes: KD, CKD, DKD, DIST, NKD, TTM, LwF, logit standardisation
-    multilevel  losses between logits, and between similarities of samples or classes: MLKD, SKD
-    transport   WKD-L: transport of probability between classes
-    incontext   PICD and NICD, the losses of in-context distillation, with their variants
-    features    losses between features, which need no shared classes: RKD, PKT
-    contrastive losses between embeddings and the rows of a memory: CRD, its form with a memory bank, SEED
-    maps        losses between feature maps: attention transfer, SP, FitNet, VID, knowledge review, CAT-KD, WKD-F
-    refilled    REFILLED: relationship matching and local classification
-    online      the ensemble of students that train together
+    labels       cross-entropy, label smoothing, Tf-KD, USKD: losses without a teacher network
+    logits       losses between logits of the same classes: KD, CKD, DKD, DIST, NKD, TTM, LwF, logit standardisation
+    multilevel   losses between logits, and between similarities of samples or classes: MLKD, SKD
+    transport    WKD-L: transport of probability between classes
+    incontext    PICD and NICD, the losses of in-context distillation, with their variants
+    features     losses between features, which need no shared classes: RKD, PKT
+    contrastive  losses between embeddings and the rows of a memory: CRD, its form with a memory bank, SEED
+    maps         losses between feature maps: attention transfer, SP, FitNet, VID, knowledge review, CAT-KD, WKD-F
+    segmentation losses between pixels of maps: CIRKD, channel-wise distillation
+    refilled     REFILLED: relationship matching and local classification
+    online       the ensemble of students that train together
 
 Conventions. The student's tensor is the first argument, and every loss is the mean over the batch. In the shapes, B is
 the number of samples, C of classes, D of features (the teacher's may differ from the student's, then written D') and k
 of in-context samples of each sample. Every KL loss is multiplied by the square of its temperature, which keeps the size
-of its gradient when the temperature changes; the contrastive losses, `ttm`, `lwf` and `tfkd` are not. The teacher's
-tensors are detached, so that gradients reach the student alone; the exceptions are `crd` and `crd_bank`, where the
-teacher's side may come from a projector that is trained. A loss that its paper defines as a weighted sum of terms
-returns these terms separately and unweighted. Gradients stay finite where samples coincide.
+of its gradient when the temperature changes; the contrastive losses, the losses between similarities of pixels, `ttm`,
+`lwf` and `tfkd` are not. The teacher's tensors are detached, so that gradients reach the student alone; the exceptions
+are `crd` and `crd_bank`, where the teacher's side may come from a projector that is trained. A loss that its paper
+defines as a weighted sum of terms returns these terms separately and unweighted. Gradients stay finite where samples
+coincide.
 """
 
 from ickd_lib.losses.contrastive import crd, crd_bank, seed
@@ -46,6 +48,7 @@ from ickd_lib.losses.maps import (
 from ickd_lib.losses.multilevel import batch_correlation, class_correlation, mlkd, skd_gram, uncertain
 from ickd_lib.losses.online import ensemble
 from ickd_lib.losses.refilled import refilled_embedding, refilled_local, semi_hard
+from ickd_lib.losses.segmentation import channel_wise, pixel_similarity, queue_similarity
 from ickd_lib.losses.transport import prototype_cost, wkd_l
 
 __all__ = [
@@ -53,6 +56,7 @@ __all__ = [
     "aggregation_weights",
     "attention_transfer",
     "batch_correlation",
+    "channel_wise",
     "ckd",
     "class_activation",
     "class_correlation",
@@ -73,8 +77,10 @@ __all__ = [
     "nicd",
     "nkd",
     "picd",
+    "pixel_similarity",
     "pkt",
     "prototype_cost",
+    "queue_similarity",
     "refilled_embedding",
     "refilled_local",
     "relational_nicd",

@@ -13,6 +13,7 @@ from ickd_lib.methods import (
     refilled,
     reuse,
     review,
+    segmentation,
     temperature,
     transport,
 )
@@ -60,6 +61,7 @@ __all__ = [
     "register",
     "reuse",
     "review",
+    "segmentation",
     "temperature",
     "transport",
 ]

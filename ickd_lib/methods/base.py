@@ -17,7 +17,10 @@ from ickd_lib.models import Network
 from ickd_lib.runtime import InputError
 from ickd_lib.tasks import Samples
 
-NEEDS = frozenset({"teacher", "features", "bank", "maps", "classifiers", "strong", "partner", "peers", "earlier"})
+# "pixels" are the outputs at every pixel, which only segmentation has (`Samples.pixels`).
+NEEDS = frozenset(
+    {"teacher", "features", "bank", "maps", "pixels", "classifiers", "strong", "partner", "peers", "earlier"}
+)
 SOURCES = ("teacher", "peers", "self")
 ORDERS = ("nearest", "random", "class")
 LABEL_SPACES = ("same", "shared", "any")
@@ -112,7 +115,8 @@ class Context:
     """All that a method may use of a training step. What the method did not declare in `needs` is None or empty.
 
     batch: the B augmented images.
-    student: the S samples of the student, with gradient; with maps of its stages if these were declared.
+    student: the S samples of the student, with gradient; with maps of its stages, and with the outputs at every pixel,
+        if these were declared.
     supervised: the task's own loss of the student, a scalar with gradient (for classification, cross-entropy).
     teacher: the teacher's samples for the same views at the same places, without gradient. Its features may be empty,
         [S, 0], if they were not declared.

@@ -152,9 +152,11 @@ class USKD(WithLabels):
         self.alpha, self.beta, self.mu = alpha, beta, mu
 
     def adapt(self, student: Network, teacher: Network | None, size: tuple[int, int]) -> Network:
-        channels, *_ = models.map_shapes(student, size)[-2:][0]
-        self.weak = nn.Linear(channels, student.num_classes)
+        self.channels, *_ = models.map_shapes(student, size)[-2:][0]
         return student
+
+    def setup(self, student_dim: int, teacher_dim: int, num_classes: int, rows: int) -> None:
+        self.weak = nn.Linear(self.channels, num_classes)
 
     def teach(self, context: Context) -> dict[str, Tensor]:
         student = context.student

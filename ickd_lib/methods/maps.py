@@ -91,13 +91,11 @@ class FitNet(WithLabels):
             InputError: one of the networks has fewer stages.
         """
         assert teacher is not None
-        for one in (student, teacher):
-            if len(one.stages) < self.stage:
-                raise InputError(
-                    f"fitnet(stage={self.stage}) needs {self.stage} stages; {one.name} has {len(one.stages)}"
-                )
-        have, want = (models.map_shapes(one, size)[self.stage - 1] for one in (student, teacher))
-        self.regressor = projectors.regressor(have, want)
+        shapes = [models.map_shapes(one, size) for one in (student, teacher)]
+        for one, found in zip((student, teacher), shapes, strict=True):
+            if len(found) < self.stage:
+                raise InputError(f"fitnet(stage={self.stage}) needs {self.stage} stages; {one.name} has {len(found)}")
+        self.regressor = projectors.regressor(*(found[self.stage - 1] for found in shapes))
         return student
 
     def teach(self, context: Context) -> dict[str, Tensor]:
@@ -156,8 +154,9 @@ class CATKD(WithLabels):
 
     The class activation maps are the outputs of the network's classifier at each position of the map that is averaged
     to the features, so that the average of a class's map is its logit. (The authors convert their networks to have a
-    1x1 convolution without bias as the classifier; here it is the linear layer with its bias.) The default weight was
-    published for ResNet32x4 and ResNet8x4; it is 0.7 for ResNet56 and ResNet20.
+    1x1 convolution without bias as the classifier; here it is the linear layer with its bias.) In segmentation they are
+    the logits of the pixels. The default weight was published for ResNet32x4 and ResNet8x4; it is 0.7 for ResNet56 and
+    ResNet20.
 
     catkd: weight of the term.
     resolution: height and width to which the maps are averaged.
@@ -177,11 +176,13 @@ class CATKD(WithLabels):
         """Check the classifiers, and return the student.
 
         Raises:
-            InputError: the last layer of a network is not a linear layer of its features.
+            InputError: the last layer of a network, if it is not for segmentation, is not a linear layer of its
+                features.
         """
         assert teacher is not None
         for one in (student, teacher):
-            linear_classifier(one, "catkd", size)
+            if one.task != "segmentation":
+                linear_classifier(one, "catkd", size)
         return student
 
     def teach(self, context: Context) -> dict[str, Tensor]:
@@ -236,6 +237,8 @@ def unpooled(samples: Samples) -> Tensor:
 
 def activations(samples: Samples, classifier: nn.Module | None) -> Tensor:
     """Return a map of each class [B, C, H, W]: the classifier applied at each position of the unpooled features."""
+    if samples.pixels is not None:
+        return samples.pixels.logits
     assert classifier is not None
     scores: Tensor = classifier(unpooled(samples).movedim(1, -1))
     return scores.movedim(-1, 1)

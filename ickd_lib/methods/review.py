@@ -17,10 +17,15 @@ class ReviewKD(WithLabels):
     """Knowledge review: fused maps of the student match each map of the teacher, Chen et al. 2021 (arXiv 2104.09044).
 
     From the deepest stage on, each map of the student is fused with the result of the deeper stages by an attention
-    (ABF), brought to the shape of the teacher's map, and compared with it by the hierarchical context loss (HCL). The
-    pooled features count as the deepest map. The teacher's maps are those before the ReLU. In networks with unequal
-    numbers of stages, maps are paired from the deepest stage on. The default weight was published for ResNet32x4 and
-    ResNet8x4; it is 0.6 for ResNet56 and ResNet20.
+    (ABF), brought to the shape of the teacher's map, and compared with it by the hierarchical context loss (HCL). In
+    classification, the pooled features count as the deepest map. The teacher's maps are those before the ReLU. In
+    networks with unequal numbers of maps, these are paired from the deepest on. The default weight was published for
+    ResNet32x4 and ResNet8x4; it is 0.6 for ResNet56 and ResNet20.
+
+    For detectors, the maps are the levels of the pyramid. The authors use P2 to P6 there, with a constant weight
+    (warmup=0): 1 for ResNet101 and ResNet50, 1.2 for ResNet101 and ResNet18, 2 for ResNet50 and MobileNetV2. CKD was
+    published for detection as `ckd(ckd=0.1)+reviewkd(reviewkd=1, warmup=0)`, with the same weights but for detectors
+    with masks (ResNet18: 0.8, MobileNetV2: 1).
 
     reviewkd: weight of the term.
     warmup: number of epochs over which the weight rises; in epoch e, counted from 1, it is multiplied by
@@ -38,12 +43,14 @@ class ReviewKD(WithLabels):
 
     def adapt(self, student: Network, teacher: Network | None, size: tuple[int, int]) -> Network:
         assert teacher is not None
-        self.pairs = min(len(student.stages), len(teacher.stages))
+        self.pooled = student.task == "classification"  # elsewhere the features are of regions, not of images
+        shapes = [models.map_shapes(one, size) for one in (student, teacher)]
+        self.pairs = min(map(len, shapes))
         have, want = (
-            [one.features_dim, *(shape[0] for shape in models.map_shapes(one, size)[: -self.pairs - 1 : -1])]
-            for one in (student, teacher)
+            [one.features_dim] * self.pooled + [channels for channels, *_ in found[: -self.pairs - 1 : -1]]
+            for one, found in zip((student, teacher), shapes, strict=True)
         )
-        hidden = min(512, student.features_dim)
+        hidden = min(512, have[0])
         self.fusions = nn.ModuleList(
             projectors.Fusion(inputs, hidden, outputs, fuse=level > 0)
             for level, (inputs, outputs) in enumerate(zip(have, want, strict=True))
@@ -66,5 +73,43 @@ class ReviewKD(WithLabels):
         return results
 
     def _levels(self, samples: Samples, maps: tuple[Tensor, ...]) -> list[Tensor]:
-        """Return the pooled features, as a map of one position, and the compared maps, the deepest first."""
-        return [samples.features[:, :, None, None], *maps[: -self.pairs - 1 : -1]]
+        """Return the compared maps, the deepest first; in classification, the features precede them as a 1x1 map."""
+        return [samples.features[:, :, None, None]] * self.pooled + [*maps[: -self.pairs - 1 : -1]]
+
+
+@register("hcl")
+class HCL(WithLabels):
+    """The loss of knowledge review without its fusion: maps of the same level are matched, Chen et al. 2021.
+
+    Source: arXiv 2104.09044; see `losses.hierarchical_context`. It is meant for the pyramids of detectors, as a light
+    companion of a loss between logits, such as `ckd(ckd=0.1)+hcl`. The authors' detectors, and those of CKD (Zhu et al.
+    2024), fuse the levels before this loss, which is `reviewkd`. The default weight is theirs for ResNet101 and
+    ResNet50. Maps are paired from the shallowest on. Where two maps differ in the number of channels, a trained 1x1
+    convolution brings the student's to the teacher's; where they differ in size, the larger one is averaged down.
+
+    hcl: weight of the term.
+    """
+
+    needs = frozenset({"teacher", "maps"})
+    label_space = "any"
+    paper = "Chen et al. 2021, arXiv 2104.09044"
+    code = "megvii-research/mdistiller"
+
+    def __init__(self, *, ce: float = 1.0, hcl: float = 1.0) -> None:
+        super().__init__(ce=ce)
+        self.hcl = hcl
+
+    def adapt(self, student: Network, teacher: Network | None, size: tuple[int, int]) -> Network:
+        assert teacher is not None
+        shapes = zip(models.map_shapes(student, size), models.map_shapes(teacher, size), strict=False)
+        self.projectors = nn.ModuleList(
+            nn.Identity() if have == want else nn.Conv2d(have, want, 1) for (have, *_), (want, *_) in shapes
+        )
+        return student
+
+    def teach(self, context: Context) -> dict[str, Tensor]:
+        assert context.teacher is not None
+        levels = zip(self.projectors, context.student.maps, context.teacher.maps, strict=False)
+        pairs = [losses.same_size(projector(student), teacher) for projector, student, teacher in levels]
+        students, teachers = zip(*pairs, strict=True)
+        return {"hcl": self.hcl * losses.hierarchical_context(students, teachers)}

@@ -27,6 +27,7 @@ class Classification(Task):
         Column("agrees with teacher, %", "agreement"),
     )
     cacheable = True
+    unsupported = frozenset({"pixels"})
 
     def samples(
         self,

@@ -106,6 +106,8 @@ def works_on_host(methods: Sequence[Method], augment: str) -> str:
                 return f"{name} needs {what}, drawn on the host"
         if "earlier" in method.needs or any(spec.source != "teacher" for spec in method.retrievals):
             return f"{name} reads on the host which rows of a bank are filled"
+        if "pixels" in method.needs:
+            return f"{name} is for segmentation, where the number of samples differs from batch to batch"
     return "" if augment == "crop" else f"the augmentation {augment!r} is drawn on the host"
 
 

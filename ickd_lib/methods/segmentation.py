@@ -1,0 +1,166 @@
+"""Methods that compare the outputs at every pixel of a map, for segmentation."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ickd_lib import losses, runtime
+from ickd_lib.methods.base import Context, WithLabels, positive
+from ickd_lib.methods.queues import ClassQueues, some_of_each
+from ickd_lib.methods.registry import register
+from ickd_lib.models import projectors
+from ickd_lib.tasks import Samples
+from ickd_lib.tasks.base import Pixels
+
+
+@register("cirkd")
+class CIRKD(WithLabels):
+    """Cross-image relational distillation: the similarities of pixels across images are matched, Yang et al. 2022.
+
+    Source: arXiv 2204.06986. Four terms are added to the labels' loss: KD of the logits of every pixel; the
+    similarities between the pixels of the images of a batch (`losses.pixel_similarity`); and the similarities of pixels
+    to a memory of the teacher's pixels and to one of its regions (`losses.queue_similarity`). The term of the batch
+    compares the student's features as they are. For the memories, they are projected to the number of the teacher's
+    features by two 1x1 convolutions with batch norm and ReLU between them, which are trained.
+
+    The memories are queues for each class. In each step the teacher's features of random pixels of each region, and
+    the mean of each region, are written; then rows are drawn. Two points differ from the authors' code: it writes the
+    first pixels of an image into the queue of every class in the image, and it also draws rows that were never written.
+    As there, unit-length features are averaged. Pixels that do not count have no part in KD and in the terms of the
+    memories; the authors' KD includes them.
+
+    The queues take C · (pixel_memory + region_memory) · D' · 4 bytes of memory and of each checkpoint, where D' is the
+    number of the teacher's features: 0.43 GB for 19 classes and 256 features. They are at most as long as needed for
+    what one epoch can write, so that they are small for small data sets; a note is printed in that case.
+
+    kd, batch, pixel, region: weights of the four terms, in the order above.
+    temperature: divides the cosines.
+    kd_temperature: temperature of KD.
+    pixel_memory, region_memory: numbers of rows of the queues of each class.
+    pixel_contrast, region_contrast: numbers of rows that are drawn in a step, in all; each class has an equal share,
+        rounded as in the authors' code (number // C + 1).
+    pixels_per_image: number of pixels of each class in an image that are written in a step.
+    """
+
+    needs = frozenset({"teacher", "features", "pixels"})
+    paper = "Yang et al. 2022, arXiv 2204.06986"
+    code = "winycg/CIRKD"
+
+    def __init__(
+        self,
+        *,
+        ce: float = 1.0,
+        kd: float = 1.0,
+        batch: float = 1.0,
+        pixel: float = 0.1,
+        region: float = 0.1,
+        temperature: float = 0.1,
+        kd_temperature: float = 1.0,
+        pixel_memory: int = 20000,
+        region_memory: int = 2000,
+        pixel_contrast: int = 4096,
+        region_contrast: int = 1024,
+        pixels_per_image: int = 16,
+    ) -> None:
+        super().__init__(ce=ce)
+        self.kd, self.batch, self.pixel, self.region = kd, batch, pixel, region
+        self.temperature = positive("temperature", temperature)
+        self.kd_temperature = positive("kd_temperature", kd_temperature)
+        self.pixel_memory = positive("pixel_memory", int(pixel_memory))
+        self.region_memory = positive("region_memory", int(region_memory))
+        self.pixel_contrast = positive("pixel_contrast", int(pixel_contrast))
+        self.region_contrast = positive("region_contrast", int(region_contrast))
+        self.pixels_per_image = positive("pixels_per_image", int(pixels_per_image))
+
+    def setup(self, student_dim: int, teacher_dim: int, num_classes: int, rows: int) -> None:
+        self.projector = nn.Sequential(
+            nn.Conv2d(student_dim, teacher_dim, 1, bias=False),
+            projectors.BatchNorm(teacher_dim),
+            nn.ReLU(),
+            nn.Conv2d(teacher_dim, teacher_dim, 1, bias=False),
+        )
+        pixels, regions = min(self.pixel_memory, self.pixels_per_image * rows), min(self.region_memory, rows)
+        if (pixels, regions) != (self.pixel_memory, self.region_memory):
+            runtime.notice(
+                f"cirkd has queues of {pixels} pixels and {regions} regions a class instead of {self.pixel_memory} and "
+                f"{self.region_memory}: the training data have {rows} regions"
+            )
+        self.pixel_queues = ClassQueues(num_classes, pixels, teacher_dim)
+        self.region_queues = ClassQueues(num_classes, regions, teacher_dim)
+        self.drawn = tuple(number // num_classes + 1 for number in (self.pixel_contrast, self.region_contrast))
+
+    def teach(self, context: Context) -> dict[str, Tensor]:
+        assert context.teacher is not None
+        student, teacher = pixels(context.student), pixels(context.teacher)
+        at = (student.labels >= 0).nonzero(as_tuple=True)
+        mine, theirs = (one.logits.movedim(1, -1)[at] for one in (student, teacher))
+        # A mean over no pixels would not be finite.
+        soft = losses.kd(mine, theirs, temperature=self.kd_temperature) if len(mine) else mine.sum()
+        near = losses.pixel_similarity(student.features, teacher.features, temperature=self.temperature)
+
+        embedding = self.projector(student.features).movedim(1, -1)[at]
+        target = F.normalize(teacher.features.detach(), dim=1).movedim(1, -1)[at]
+        self._write(target, student.labels[at], at[0], student.region[at], context.student.labels)
+        far = [
+            losses.queue_similarity(embedding, target, *queues.draw(number), temperature=self.temperature)
+            for queues, number in zip((self.pixel_queues, self.region_queues), self.drawn, strict=True)
+        ]
+        terms = {"kd": soft, "batch": near, "pixel": far[0], "region": far[1]}
+        return {name: getattr(self, name) * term for name, term in terms.items()}
+
+    @torch.no_grad()
+    def _write(self, embedding: Tensor, labels: Tensor, image: Tensor, region: Tensor, classes: Tensor) -> None:
+        """Write into the queues.
+
+        Args:
+            embedding: unit-length features of the pixels, [N, D].
+            labels, image, region: class, image and region of each pixel, [N] each; region -1 for none.
+            classes: class of each region, [S].
+        """
+        some = some_of_each(image * len(self.pixel_queues.rows) + labels, self.pixels_per_image)
+        self.pixel_queues.push(embedding[some], labels[some])
+        # Unit length is what counts, so that the sum of a region does for its mean. The last row is for no region.
+        total = embedding.new_zeros(len(classes) + 1, embedding.shape[1])
+        self.region_queues.push(total.index_add_(0, region % len(total), embedding)[:-1], classes)
+
+
+@register("cwd")
+class CWD(WithLabels):
+    """Channel-wise distillation: each channel's distribution over the positions is matched, Shu et al. 2021.
+
+    Source: arXiv 2011.13256; see `losses.channel_wise`. It was built from the paper and the authors' code, and is
+    tested against naive loops. Pixels that do not count are included, as in that code.
+
+    cwd: weight of the term. The default was published for the logits; CIRKD's authors compare with 50 for the features.
+    temperature: temperature of the softmax over the positions.
+    on: "logits" or "features", whose channels are compared. If student and teacher have unequal numbers of features, a
+        trained 1x1 convolution brings the student's to the teacher's. (The authors' has batch norm and ReLU too.)
+    """
+
+    needs = frozenset({"teacher", "features", "pixels"})
+    paper = "Shu et al. 2021, arXiv 2011.13256"
+    code = "irfanICMLL/TorchDistiller"
+
+    def __init__(self, *, ce: float = 1.0, cwd: float = 3.0, temperature: float = 4.0, on: str = "logits") -> None:
+        super().__init__(ce=ce)
+        self.cwd, self.temperature = cwd, positive("temperature", temperature)
+        self.on = runtime.choose(on, ("logits", "features"), "output")
+        self.label_space = "any" if on == "features" else "same"
+
+    def setup(self, student_dim: int, teacher_dim: int, num_classes: int, rows: int) -> None:
+        differ = self.on == "features" and student_dim != teacher_dim
+        self.projector = nn.Conv2d(student_dim, teacher_dim, 1, bias=False) if differ else nn.Identity()
+
+    def teach(self, context: Context) -> dict[str, Tensor]:
+        assert context.teacher is not None
+        student, teacher = (getattr(pixels(one), self.on) for one in (context.student, context.teacher))
+        term = losses.channel_wise(self.projector(student), teacher, temperature=self.temperature)
+        return {"cwd": self.cwd * term}
+
+
+def pixels(samples: Samples) -> Pixels:
+    """Return the pixels of samples of segmentation."""
+    assert samples.pixels is not None
+    return samples.pixels
