@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from .detection import Detector, Regions, Scene
 
 SAMPLES = 256  # samples of an image in a training pass
-CHUNK = 64  # boxes that are compared with all anchors at once, because an image may have 200,000 anchors
+CHUNK = 64  # boxes that are compared with all locations at once, because an image may have 20,000 locations
 SAME = 0.99  # intersection over union of a box and an anchor that differ by rounding only
 BEYOND = 2.0**16  # a distance in pixels that is larger than any in an image
 
@@ -24,12 +24,14 @@ class _Dense(NamedTuple):
     outputs: what the head returns: "cls_logits" [B, N, C + 1], "bbox_regression" [B, N, 4], of FCOS "bbox_ctrness".
     features: [B, N / A, D], the input of the layer that computes the logits; A anchors at a place have the same.
     anchors: B times [N, 4], in pixels of the resized images, the finest level of the pyramid first.
+    grids: (height, width) of each level. Its anchors are in the order of height, width and the A at a place.
     levels: number of anchors of each level.
     """
 
     outputs: dict[str, Tensor]
     features: Tensor
     anchors: list[Tensor]
+    grids: list[tuple[int, int]]
     levels: list[int]
 
 
@@ -107,7 +109,7 @@ class OneStage(Detector):
     def _regions_at(self, scene: Scene, boxes: list[Tensor], maps: bool, annotated: bool) -> Regions:
         dense = self._dense(scene)
         pairs = zip(dense.anchors, scene.scaled(boxes), strict=True)
-        chosen = [self._anchors_of(anchors, one, dense.levels, annotated) for anchors, one in pairs]
+        chosen = [self._anchors_of(dense, anchors, one, annotated) for anchors, one in pairs]
         return self._regions(scene, dense, chosen, maps)
 
     def _detected(self, scene: Scene) -> tuple[list[Tensor], list[Tensor], list[Tensor]]:
@@ -132,9 +134,10 @@ class OneStage(Detector):
         like = [padded.new_empty(0, 1, *one.shape[2:]) for one in maps]
         anchors = self.module.anchor_generator(scene.images, like)
         several = self.module.anchor_generator.num_anchors_per_location()[0]
-        levels = [several * one.shape[2] * one.shape[3] for one in maps]
+        grids = [(one.shape[2], one.shape[3]) for one in maps]
+        levels = [several * height * width for height, width in grids]
         features = torch.cat([one.permute(0, 2, 3, 1).flatten(1, 2) for one in towers], dim=1)
-        return _Dense(outputs, features, anchors, levels)
+        return _Dense(outputs, features, anchors, grids, levels)
 
     def _regions(self, scene: Scene, dense: _Dense, chosen: list[Tensor], maps: bool) -> Regions:
         """Return the outputs for the chosen anchors of each image, given by their positions among the N."""
@@ -152,9 +155,9 @@ class OneStage(Detector):
         losses: dict[str, Tensor] = self.module.compute_loss(targets, dense.outputs, dense.anchors)
         return losses
 
-    def _anchors_of(self, anchors: Tensor, boxes: Tensor, levels: list[int], annotated: bool) -> Tensor:
-        """Return the positions among the anchors [N, 4] of those for the boxes [S, 4] of an image."""
-        return _overlapping(anchors, boxes)[1]
+    def _anchors_of(self, dense: _Dense, anchors: Tensor, boxes: Tensor, annotated: bool) -> Tensor:
+        """Return the positions among the anchors [N, 4] of an image of those for the boxes [S, 4]."""
+        return _overlapping(anchors, boxes, dense.grids)[1]
 
 
 class CentreSampled(OneStage):
@@ -181,13 +184,12 @@ class CentreSampled(OneStage):
         losses: dict[str, Tensor] = self.module.compute_loss(targets, dense.outputs, dense.anchors, dense.levels)
         return losses
 
-    def _anchors_of(self, anchors: Tensor, boxes: Tensor, levels: list[int], annotated: bool) -> Tensor:
-        nearest = partial(_centre_sampled, anchors, levels=levels, radius=self.module.center_sampling_radius)
-        matched = torch.cat([nearest(part) for part in boxes.split(CHUNK)])
-        if annotated:
-            return matched
-        overlap, position = _overlapping(anchors, boxes)
-        return torch.where(overlap > SAME, position, matched)
+    def _anchors_of(self, dense: _Dense, anchors: Tensor, boxes: Tensor, annotated: bool) -> Tensor:
+        overlap, position = _overlapping(anchors, boxes, dense.grids)
+        objects = torch.ones_like(overlap, dtype=torch.bool) if annotated else overlap <= SAME
+        matched = partial(_centre_sampled, anchors, levels=dense.levels, radius=self.module.center_sampling_radius)
+        position[objects] = torch.cat([matched(part) for part in boxes[objects].split(CHUNK)])
+        return position
 
 
 def _inside(anchors: Tensor, size: tuple[int, int]) -> Tensor:
@@ -207,12 +209,37 @@ def _drawn(positions: Tensor, count: int) -> Tensor:
     return positions[torch.randperm(len(positions), device=positions.device)[:count]]
 
 
-def _overlapping(anchors: Tensor, boxes: Tensor) -> tuple[Tensor, Tensor]:
-    """Return the largest intersection over union of each box [S, 4] with anchors [N, 4], and the anchor's position."""
-    from torchvision.ops import box_iou
+def _overlapping(anchors: Tensor, boxes: Tensor, grids: list[tuple[int, int]]) -> tuple[Tensor, Tensor]:
+    """Return the largest intersection over union of each box [S, 4] with anchors [N, 4], and the anchor's position.
 
-    found = [box_iou(part, anchors).max(1) for part in boxes.split(CHUNK)]
-    return torch.cat([one.values for one in found]), torch.cat([one.indices for one in found])
+    Anchors of one shape are a grid, on which the intersection is the product of a part that depends on the column and
+    one that depends on the row. So a box is compared with all columns and all rows instead of all anchors.
+    """
+    several = len(anchors) // sum(height * width for height, width in grids)
+    area = (boxes[:, 2:] - boxes[:, :2]).prod(1, keepdim=True)
+    overlaps, positions, start = [], [], 0
+    for height, width in grids:
+        grid = anchors[start : start + height * width * several].view(height, width, several, 4)
+        across, column = _common(boxes[:, 0], boxes[:, 2], grid[0, :, :, 0], grid[0, :, :, 2])
+        along, row = _common(boxes[:, 1], boxes[:, 3], grid[:, 0, :, 1], grid[:, 0, :, 3])
+        shapes = (grid[0, 0, :, 2:] - grid[0, 0, :, :2]).prod(1)
+        both = across * along
+        overlaps.append(both / (area + shapes - both))
+        positions.append(start + (row * width + column) * several + torch.arange(several, device=row.device))
+        start += height * width * several
+    overlap, position = torch.cat(overlaps, 1), torch.cat(positions, 1)
+    best = overlap.amax(1, keepdim=True)
+    return best[:, 0], position.masked_fill(overlap < best, len(anchors)).amin(1)
+
+
+def _common(start: Tensor, end: Tensor, starts: Tensor, ends: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the longest part of intervals [S] that they share with one of n, of each of A kinds, and which: [S, A].
+
+    The n x A intervals go from `starts` to `ends`, both [n, A]. Of several that share as much it is the first.
+    """
+    shared = torch.minimum(end[:, None, None], ends) - torch.maximum(start[:, None, None], starts)
+    longest = shared.clamp(min=0).max(1)
+    return longest.values, longest.indices
 
 
 def _centre_sampled(anchors: Tensor, boxes: Tensor, *, levels: list[int], radius: float) -> Tensor:
