@@ -333,7 +333,7 @@ def test_names():
         "unknown torchvision model 'fasterrcnn_resnet51_fpn'; did you mean 'fasterrcnn_resnet50_fpn",
         lambda: models.create("torchvision/fasterrcnn_resnet51_fpn"),
     )
-    refused("unknown torchvision model 'retinanet", lambda: models.create("torchvision/retinanet_resnet50_fpn"))
+    refused("unknown torchvision model 'ssd300", lambda: models.create("torchvision/ssd300_vgg16"))
     refused("option of resnet8-fpn 'minsize'; did you mean 'min_size'", lambda: models.create("resnet8-fpn", minsize=3))
     refused("resnet18-fpn has no pretrained.*'backbone'", lambda: models.create("resnet18-fpn", pretrained=True))
     refused("resnet8-fpn has no pretrained", lambda: models.create("resnet8-fpn", pretrained="backbone"))

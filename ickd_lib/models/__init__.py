@@ -11,7 +11,7 @@ from typing import Any
 
 from ..runtime import InputError, choose
 from . import fpn, mobilenet_v2, projectors, resnet, resnet_imagenet, shufflenet_v1, shufflenet_v2, vgg, wrn
-from .detection import Detections, Detector, Regions, TrainingPass, wrap_detection
+from .detection import Detections, Detector, Regions, TrainingPass
 from .extension import extend
 from .external import IDENTITY, LIBRARIES, build, no_options
 from .inference import predict
@@ -22,6 +22,7 @@ from .segmentation import FCN, wrap_segmentation
 from .torchvision_dense import IMAGENET_NORMALISATION
 from .weights import load_weights
 from .wrapped import wrap
+from .wrapped_detection import wrap_detection
 
 __all__ = [
     "Detections",
@@ -94,15 +95,16 @@ def create(
     Args:
         name: one of `names()`, `names("segmentation")` or `names("detection")`, or `torchvision/NAME`, or `timm/NAME`,
             in upper or lower case. torchvision's names may be those of its networks for segmentation, and of its Faster
-            R-CNNs.
+            R-CNNs, RetinaNets and FCOS.
         num_classes: C; of detectors without the background.
         mean: [3], subtracted from images in [0, 1]; by default 0, or a pretrained model's own.
         std: [3], by which the difference is divided; by default 1, or a pretrained model's own.
         pretrained: load the default weights of torchvision or timm. The last layer is initialised anew if these
             weights have another number of classes. For zoo networks use `load_weights`. "backbone" loads the ImageNet
             weights of the backbone of a torchvision network for segmentation or detection.
-        options: of detectors, the arguments of torchvision's FasterRCNN, such as `min_size=600, max_size=1000`;
-            `min_size=None` leaves the size of images, which is the default of the zoo's detectors.
+        options: of detectors, the arguments of torchvision's FasterRCNN, RetinaNet or FCOS, such as
+            `min_size=600, max_size=1000`; `min_size=None` leaves the size of images, which is the default of the zoo's
+            detectors.
     Returns:
         A Network: images [B, 3, H, W] to logits [B, C] and features [B, D], or the maps of these for segmentation; for
         detection see `Detector`. Zoo networks accept any size from 4 pixels on; models of torchvision and timm that

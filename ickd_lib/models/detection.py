@@ -1,4 +1,4 @@
-"""Two-stage detectors: the outputs of the box head for the proposals of a training pass, and for any given boxes."""
+"""Detectors: the interface that two-stage and one-stage detectors have in common, and what they return."""
 
 from __future__ import annotations
 
@@ -33,12 +33,13 @@ class Annotated(Protocol):
 
 
 class Regions(NamedTuple):
-    """The outputs of a detector's box head for S boxes of B images.
+    """The outputs of a detector for S boxes of B images.
 
     Attributes:
         logits: [S, C + 1], before the softmax, for the background (first) and the C classes.
         features: [S, D], the input of the layer that computes the logits.
-        boxes: B tensors [S_i, 4] in pixels of the images given; logits and features have the same order.
+        boxes: B tensors [S_i, 4] in pixels of the images given; logits and features have the same order. Of a one-stage
+            detector they are the anchors that the outputs belong to.
         image: [S], position in the batch of the image that each box is from.
         maps: the pyramid [B, channels, H_i, W_i], from the largest map to the smallest; empty unless requested.
     """
@@ -54,11 +55,11 @@ class TrainingPass(NamedTuple):
     """All that one training pass of a detector computes.
 
     Attributes:
-        losses: the detector's own losses, scalars: `loss_classifier` and `loss_box_reg` of the box head,
-            `loss_objectness` and `loss_rpn_box_reg` of the region proposal network. Their sum is trained.
-        regions: logits and features, with gradient, for the S proposals that the box head was trained on.
-        labels: [S], the target of each proposal as a column of the logits: 0 for background, c + 1 for class c.
-        matched: [S], the position of the object that a proposal is matched to among the objects of its image, -1 for
+        losses: the detector's own losses, scalars, under torchvision's names. Their sum is trained.
+        regions: logits and features, with gradient, for S samples: the proposals that a box head was trained on, or
+            anchors of a one-stage detector.
+        labels: [S], the target of each sample as a column of the logits: 0 for background, c + 1 for class c.
+        matched: [S], the position of the object that a sample is matched to among the objects of its image, -1 for
             background.
     """
 
@@ -83,43 +84,38 @@ class Detections(NamedTuple):
 
 
 class Detector(Network):
-    """A two-stage detector of torchvision (Faster R-CNN, Ren et al. 2015, arXiv 1506.01497), with preprocessing inside.
+    """A detector of torchvision, with preprocessing inside: `TwoStage`, `OneStage` or `CentreSampled`.
 
     Images are a tensor [B, 3, H, W] or B tensors [3, H_i, W_i] of floats in [0, 1], in the size that the data has.
     Boxes are always in pixels of these images, also if the detector resizes them, so that a student and a teacher that
     resize differently can be compared on the same boxes. C counts the classes of objects. The logits have one column
-    more, because torchvision's detectors put the background first: column c + 1 is class c. A detector with a head for
-    masks or keypoints can be a teacher, for its boxes alone, but is not trained. One-stage detectors (RetinaNet, FCOS,
-    SSD) have no proposals and are not supported.
+    more, because torchvision's detectors count the background as their first class: column c + 1 is class c.
+
+    A subclass defines `_own_regions`, `_trained`, `_regions_at`, `_detected` and `_settings`.
 
     Args:
-        module: torchvision's GeneralizedRCNN, whose box predictor has a linear layer `cls_score` for the logits.
+        module: the detector of torchvision.
+        num_classes: C, without the background.
+        features_dim: D, the number of inputs of the layer that computes the logits.
         resizes: resize images as the module's transform does; False leaves their size and only pads them to one size.
     """
 
     task = "detection"
     stages = ("module.backbone",)  # whose output is the pyramid, a map for each level
-    classifier_name = "module.roi_heads.box_predictor.cls_score"
 
-    def __init__(self, module: nn.Module, *, resizes: bool = True) -> None:
-        logits = module.get_submodule("roi_heads.box_predictor.cls_score")
-        assert isinstance(logits, nn.Linear)
-        super().__init__(logits.out_features - 1, logits.in_features)
+    def __init__(self, module: nn.Module, num_classes: int, features_dim: int, *, resizes: bool) -> None:
+        super().__init__(num_classes, features_dim)
         self.module: Any = module
         self.resizes = resizes
 
     def _facts(self) -> list[Any]:
-        transform, rpn, heads = self.module.transform, self.module.rpn, self.module.roi_heads
-        anchors, pool = rpn.anchor_generator, heads.box_roi_pool
-        parts = (
-            (transform, ("min_size", "max_size", "fixed_size", "size_divisible")),
-            (anchors, ("sizes", "aspect_ratios")),
-            (pool, ("featmap_names", "output_size", "sampling_ratio", "canonical_scale", "canonical_level")),
-            (rpn, ("_pre_nms_top_n", "_post_nms_top_n", "nms_thresh", "score_thresh")),
-            (heads, ("score_thresh", "nms_thresh", "detections_per_img")),
-        )
-        settings = [repr(getattr(part, name, None)) for part, names in parts for name in names]
-        return [*super()._facts(), self.resizes, settings]
+        transform = (self.module.transform, ("min_size", "max_size", "fixed_size", "size_divisible"))
+        parts = (transform, *self._settings())
+        return [
+            *super()._facts(),
+            self.resizes,
+            [repr(getattr(part, name, None)) for part, names in parts for name in names],
+        ]
 
     def forward(  # type: ignore[override]
         self,
@@ -128,7 +124,9 @@ class Detector(Network):
         *,
         maps: bool = False,
     ) -> Regions | TrainingPass:
-        """Return `training_pass(images, objects)`, or without objects the outputs for the detector's own proposals.
+        """Return `training_pass(images, objects)`, or without objects the outputs for the detector's own regions.
+
+        These are the proposals of a two-stage detector, and the anchors with the highest scores of a one-stage one.
 
         Raises:
             InputError: as `training_pass`; no objects are given in training mode.
@@ -139,17 +137,15 @@ class Detector(Network):
             raise InputError(
                 f"{self.name} is in training mode and was given images only; give their objects or call eval()"
             )
-        scene = self._scene(self._checked(images))
-        proposals, _ = self.module.rpn(scene.images, scene.pyramid)
-        return self._regions(scene, proposals, maps)[0]
+        return self._own_regions(self._scene(self._checked(images)), maps)
 
     def training_pass(
         self, images: Tensor | Sequence[Tensor], objects: Sequence[Annotated], *, maps: bool = False
     ) -> TrainingPass:
-        """Compute the detector's own losses, and the outputs for the proposals they are computed on, in one pass.
+        """Compute the detector's own losses, and the outputs for a sample of its regions, in one forward pass.
 
-        Proposals and anchors are sampled with torch's global generator; the objects themselves are added to the
-        proposals before. Under DistributedDataParallel call the network itself, which does the same.
+        Samples are drawn with torch's global generator. Under DistributedDataParallel call the network itself, which
+        does the same.
 
         Args:
             images: B images, [B, 3, H, W] or B tensors [3, H_i, W_i].
@@ -159,33 +155,23 @@ class Detector(Network):
             InputError: the detector is not in training mode, or has a head for masks or keypoints; images or objects
                 have another type, shape or number; a box has no area; a label is not one of the C classes.
         """
-        from torchvision.models.detection.roi_heads import fastrcnn_loss
-
         if not self.training:
             raise InputError(f"{self.name} is in evaluation mode; call train() before a training pass")
-        heads = self.module.roi_heads
-        if heads.has_mask() or heads.has_keypoint():
-            raise InputError(f"{self.name} has a head for masks or keypoints and is not trained; it can be a teacher")
         images = self._checked(images)
         kept = [self._kept(one, images[0]) for one in objects]
         self._check(images, [boxes for boxes, _, _ in kept], [labels for _, labels, _ in kept])
         scene = self._scene(images)
         boxes = scene.scaled([boxes for boxes, _, _ in kept])
         targets = [{"boxes": one, "labels": labels + 1} for one, (_, labels, _) in zip(boxes, kept, strict=True)]
-
-        proposals, losses = self.module.rpn(scene.images, scene.pyramid, targets)
-        proposals, matched, labels, offsets = heads.select_training_samples(proposals, targets)
-        regions, predicted = self._regions(scene, proposals, maps)
-        of_logits, of_boxes = fastrcnn_loss(regions.logits, predicted, labels, offsets)
+        losses, regions, labels, matched = self._trained(scene, targets, maps)
         positions = [
             torch.where(label > 0, torch.cat([given, given.new_zeros(1)])[match], -1)  # without objects `match` is 0
             for match, label, (_, _, given) in zip(matched, labels, kept, strict=True)
         ]
-        losses = {"loss_classifier": of_logits, "loss_box_reg": of_boxes, **losses}
         return TrainingPass(losses, regions, torch.cat(labels), torch.cat(positions))
 
     def at_boxes(self, images: Tensor | Sequence[Tensor], boxes: Sequence[Tensor], *, maps: bool = False) -> Regions:
-        """Compute logits and features for given boxes, such as a student's proposals or annotated boxes.
+        """Compute logits and features for given boxes, such as those of a student's regions.
 
         Batch norm follows the network's mode, as always: in training mode it uses the statistics of this batch.
 
@@ -196,27 +182,60 @@ class Detector(Network):
         Raises:
             InputError: images or boxes have another type, shape or number; a box has no area.
         """
+        return self._at(images, boxes, maps, annotated=False)
+
+    def at_objects(self, images: Tensor | Sequence[Tensor], boxes: Sequence[Tensor], *, maps: bool = False) -> Regions:
+        """Compute logits and features for the boxes of annotated objects; arguments and errors as in `at_boxes`.
+
+        It differs from `at_boxes` only for FCOS, and only for an object whose box is exactly one of its anchors; see
+        `CentreSampled`.
+        """
+        return self._at(images, boxes, maps, annotated=True)
+
+    def _at(
+        self, images: Tensor | Sequence[Tensor], boxes: Sequence[Tensor], maps: bool, *, annotated: bool
+    ) -> Regions:
         images = self._checked(images)
         boxes = [one.to(images[0]) for one in boxes]
         self._check(images, boxes)
-        scene = self._scene(images)
-        regions, _ = self._regions(scene, scene.scaled(boxes), maps)
-        return regions._replace(boxes=tuple(boxes))
+        return self._regions_at(self._scene(images), boxes, maps, annotated)
 
     def detect(self, images: Tensor | Sequence[Tensor]) -> list[Detections]:
         """Detect objects, in evaluation mode and without gradients; each submodule returns to its earlier mode.
 
         The module's thresholds for scores, for suppression and for the number of detections apply.
         """
-        heads = self.module.roi_heads
         with evaluating(self):
             scene = self._scene(self._checked(images))
-            proposals, _ = self.module.rpn(scene.images, scene.pyramid)
-            regions, offsets = self._regions(scene, proposals, False)
-            sizes = scene.images.image_sizes
-            found = heads.postprocess_detections(regions.logits, offsets, proposals, sizes)
-        boxes = scene.scaled(found[0], back=True)
-        return [Detections(*one) for one in zip(boxes, [labels - 1 for labels in found[2]], found[1], strict=True)]
+            boxes, labels, scores = self._detected(scene)
+        boxes = scene.scaled(boxes, back=True)
+        return [Detections(*one) for one in zip(boxes, [one - 1 for one in labels], scores, strict=True)]
+
+    def _settings(self) -> list[tuple[Any, tuple[str, ...]]]:
+        """Return parts of the module, each with the names of its attributes that the outputs depend on."""
+        raise NotImplementedError
+
+    def _own_regions(self, scene: Scene, maps: bool) -> Regions:
+        """Compute the outputs for the detector's own regions."""
+        raise NotImplementedError
+
+    def _trained(
+        self, scene: Scene, targets: list[dict[str, Tensor]], maps: bool
+    ) -> tuple[dict[str, Tensor], Regions, list[Tensor], list[Tensor]]:
+        """Return losses, regions, and of the regions of each image the labels and the matched target.
+
+        Targets have "boxes" in pixels of the resized images, and "labels" from 1 to C. The matched target of a region
+        of the background may be any, and is 0 if there are none.
+        """
+        raise NotImplementedError
+
+    def _regions_at(self, scene: Scene, boxes: list[Tensor], maps: bool, annotated: bool) -> Regions:
+        """Compute the outputs for boxes in pixels of the original images."""
+        raise NotImplementedError
+
+    def _detected(self, scene: Scene) -> tuple[list[Tensor], list[Tensor], list[Tensor]]:
+        """Return boxes in pixels of the resized images, labels from 1 to C and scores of each image."""
+        raise NotImplementedError
 
     def _checked(self, images: Tensor | Sequence[Tensor]) -> list[Tensor]:
         """Return the images as a list, if they are images."""
@@ -260,7 +279,7 @@ class Detector(Network):
         box = [round(edge, 2) for edge in every[empty][0].tolist()]
         raise InputError(f"box {box} has no area; boxes are [left, top, right, bottom] in pixels: leave it out")
 
-    def _scene(self, images: list[Tensor]) -> _Scene:
+    def _scene(self, images: list[Tensor]) -> Scene:
         """Normalise, resize and pad the images, and compute their pyramid: the only pass of the backbone."""
         from torchvision.models.detection.image_list import ImageList
 
@@ -272,21 +291,7 @@ class Detector(Network):
         inside = [(image.shape[1], image.shape[2]) for image in resized]
         padded = transform.batch_images(resized, size_divisible=transform.size_divisible)
         pyramid = self.module.backbone(padded)
-        return _Scene(sizes, ImageList(padded, inside), {"0": pyramid} if isinstance(pyramid, Tensor) else pyramid)
-
-    def _regions(self, scene: _Scene, boxes: list[Tensor], maps: bool) -> tuple[Regions, Tensor]:
-        """Evaluate the box head for boxes in pixels of the resized images; also return its corrections of the boxes."""
-        heads, padded = self.module.roi_heads, scene.images.tensors
-        # The pooling computes the strides of its maps from the image size of its first pass. Only the padded size gives
-        # them exactly; and they are computed anew, so that the outputs do not depend on earlier images.
-        size = (padded.shape[2], padded.shape[3])
-        heads.box_roi_pool.scales = None
-        pooled = heads.box_roi_pool(scene.pyramid, boxes, [size] * len(boxes))
-        features = heads.box_head(pooled).flatten(1)
-        logits, offsets = heads.box_predictor(features)
-        image = torch.cat([torch.full((len(one),), i, device=one.device) for i, one in enumerate(boxes)])
-        original = tuple(scene.scaled(boxes, back=True))
-        return Regions(logits, features, original, image, tuple(scene.pyramid.values()) if maps else ()), offsets
+        return Scene(sizes, ImageList(padded, inside), {"0": pyramid} if isinstance(pyramid, Tensor) else pyramid)
 
 
 def _is_image(value: Any) -> bool:
@@ -297,12 +302,18 @@ def _described(value: Any) -> str:
     return f"{value.dtype} of shape {list(value.shape)}" if isinstance(value, Tensor) else type(value).__name__
 
 
-class _Scene(NamedTuple):
+class Scene(NamedTuple):
     """A batch after preprocessing: original sizes (H, W), resized and padded images, and their pyramid."""
 
     sizes: list[tuple[int, int]]
     images: ImageList
     pyramid: dict[str, Tensor]
+
+    def regions(self, logits: Tensor, features: Tensor, boxes: list[Tensor], maps: bool) -> Regions:
+        """Return the outputs for boxes in pixels of the resized images, with the boxes in those of the original."""
+        image = torch.cat([torch.full((len(one),), i, device=one.device) for i, one in enumerate(boxes)])
+        original = tuple(self.scaled(boxes, back=True))
+        return Regions(logits, features, original, image, tuple(self.pyramid.values()) if maps else ())
 
     def scaled(self, boxes: Sequence[Tensor], *, back: bool = False) -> list[Tensor]:
         """Return the boxes of each image in pixels of the resized image; or, with `back`, in those of the original."""
@@ -314,52 +325,3 @@ class _Scene(NamedTuple):
                 one = one / factors if back else one * factors
             result.append(one)
         return result
-
-
-def wrap_detection(
-    module: nn.Module,
-    *,
-    num_classes: int | None = None,
-    mean: Sequence[float] | None = None,
-    std: Sequence[float] | None = None,
-    resizes: bool = True,
-    name: str | None = None,
-) -> Detector:
-    """Make a Detector of any module that is built as torchvision's two-stage detectors are.
-
-    The Detector contains the module itself, not a copy.
-
-    Args:
-        module: a torchvision GeneralizedRCNN (such as FasterRCNN or MaskRCNN).
-        num_classes: C, the number of classes without the background, compared with the module's; None accepts any.
-        mean: [3], subtracted from images in [0, 1]; None takes the module's own.
-        std: [3], by which the difference is divided; None takes the module's own.
-        resizes: resize images as the module's transform does; False leaves their size.
-        name: the network's name in error messages and run folders; by default the module's class.
-    Raises:
-        InputError: the module is no GeneralizedRCNN, or its box predictor has no linear layer `cls_score`; C is not
-            `num_classes`.
-    """
-    from torchvision.models.detection.generalized_rcnn import GeneralizedRCNN
-
-    name = name or type(module).__name__
-    if not isinstance(module, GeneralizedRCNN):
-        raise InputError(
-            f"{name} is no torchvision GeneralizedRCNN (a two-stage detector such as FasterRCNN); wrap one, or create "
-            "one by name, such as resnet8-fpn or torchvision/fasterrcnn_resnet50_fpn"
-        )
-    predictor: Any = getattr(module.roi_heads, "box_predictor", None)
-    if not isinstance(getattr(predictor, "cls_score", None), nn.Linear):
-        raise InputError(f"the box predictor of {name} has no linear layer cls_score, which computes the logits")
-    network = Detector(module, resizes=resizes)
-    if num_classes not in (None, network.num_classes):
-        raise InputError(
-            f"{name} has {network.num_classes} classes without the background, not num_classes={num_classes}"
-        )
-    network.name = name
-    network.training = module.training
-    own: Any = module.transform
-    network.set_normalisation(own.image_mean if mean is None else mean, own.image_std if std is None else std)
-    like = predictor.cls_score.weight
-    network.mean, network.std = network.mean.to(like), network.std.to(like)
-    return network

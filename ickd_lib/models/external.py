@@ -150,7 +150,7 @@ def no_options(name: str, options: dict[str, Any]) -> None:
     """Raise an InputError if there are options, which only detectors have."""
     for option in options:
         raise InputError(
-            f"{name} has no option {option}; only detectors (torchvision/fasterrcnn_…, …-fpn) have options"
+            f"{name} has no option {option}; only detectors (such as torchvision/fasterrcnn_… and …-fpn) have options"
         )
 
 

@@ -15,6 +15,7 @@ from ..runtime import choose
 from .backbone import Backbone
 from .detection import Detector
 from .network import Network
+from .two_stage import TwoStage
 
 DEPTHS = (18, 34, 50, 101, 152)  # torchvision's ResNets
 IMAGENET = "IMAGENET1K_V1"  # the weights of a backbone that published detectors start from
@@ -105,19 +106,19 @@ def on_imagenet_resnet(name: str, num_classes: int, pretrained: bool, options: d
     return build(lambda **given: FasterRCNN(backbone, num_classes + 1, **given), options)
 
 
-def build(make: Callable[..., nn.Module], options: dict[str, Any]) -> Detector:
-    """Make a detector of torchvision; with `min_size=None` it does not resize images."""
+def build(
+    make: Callable[..., nn.Module], options: dict[str, Any], kind: Callable[..., Detector] = TwoStage
+) -> Detector:
+    """Make a detector of torchvision, as a Detector of this kind; with `min_size=None` it does not resize images."""
     resizes = options.get("min_size", 0) is not None
-    return Detector(
-        make(**{key: value for key, value in options.items() if resizes or key != "min_size"}), resizes=resizes
-    )
+    return kind(make(**{key: value for key, value in options.items() if resizes or key != "min_size"}), resizes=resizes)
 
 
-def check_options(name: str, options: dict[str, Any]) -> None:
-    """Raise an InputError if an option is not one of torchvision's FasterRCNN that may be chosen here."""
-    from torchvision.models.detection import FasterRCNN
+def check_options(name: str, options: dict[str, Any], kind: str = "FasterRCNN") -> None:
+    """Raise an InputError if an option is not one that may be chosen here of the class `kind` of torchvision."""
+    from torchvision.models import detection
 
-    known = [*inspect.signature(FasterRCNN.__init__).parameters, "size_divisible", "fixed_size"]
+    known = [*inspect.signature(getattr(detection, kind).__init__).parameters, "size_divisible", "fixed_size"]
     fixed = ("self", "backbone", "num_classes", "image_mean", "image_std", "kwargs")
     known = [one for one in known if one not in fixed]
     for option in options:

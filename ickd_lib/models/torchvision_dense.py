@@ -2,15 +2,25 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 from torch import nn
 
+from .detection import Detector
 from .fpn import IMAGENET, build, check_options
 from .network import Network
+from .one_stage import CentreSampled, OneStage
 from .segmentation import wrap_segmentation
+from .two_stage import TwoStage
 
 IMAGENET_NORMALISATION = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+# The beginning of a name: our class, and the name of torchvision's.
+DETECTORS: dict[str, tuple[type[Detector], str]] = {
+    "fasterrcnn": (TwoStage, "FasterRCNN"),
+    "retinanet": (OneStage, "RetinaNet"),
+    "fcos": (CentreSampled, "FCOS"),
+}
 
 
 def segmentation_names(models: Any) -> list[str]:
@@ -19,8 +29,8 @@ def segmentation_names(models: Any) -> list[str]:
 
 
 def detection_names(models: Any) -> list[str]:
-    """List torchvision's Faster R-CNNs."""
-    return [name for name in models.list_models(module=models.detection) if name.startswith("fasterrcnn")]
+    """List torchvision's Faster R-CNNs, RetinaNets and FCOS."""
+    return [name for name in models.list_models(module=models.detection) if name.startswith(tuple(DETECTORS))]
 
 
 def segmenter(models: Any, name: str, num_classes: int, pretrained: bool | str) -> Network:
@@ -42,18 +52,38 @@ def segmenter(models: Any, name: str, num_classes: int, pretrained: bool | str) 
 
 def detector(models: Any, name: str, num_classes: int, pretrained: bool | str, options: dict[str, Any]) -> Network:
     """Create torchvision's detector `name`; its last layers are new if its weights have another number of classes."""
-    from torchvision.models.detection.faster_rcnn import FastRCNNPredictor
-
-    check_options(name, options)
+    kind, torchvisions = next(value for start, value in DETECTORS.items() if name.startswith(start))
+    check_options(name, options, torchvisions)
 
     def make(**given: Any) -> nn.Module:
         if pretrained is not True:
             backbone = IMAGENET if pretrained else None
             return models.get_model(name, weights=None, weights_backbone=backbone, num_classes=num_classes + 1, **given)
         module = models.get_model(name, weights="DEFAULT", **given)
-        heads = module.roi_heads
-        if heads.box_predictor.cls_score.out_features != num_classes + 1:
-            heads.box_predictor = FastRCNNPredictor(heads.box_predictor.cls_score.in_features, num_classes + 1)
+        renew = _renew_predictor if kind is TwoStage else _renew_logits
+        renew(module, num_classes + 1)
         return module
 
-    return build(make, options)
+    return build(make, options, kind)
+
+
+def _renew_predictor(module: Any, columns: int) -> None:
+    """Give a two-stage detector a new box predictor, unless it has this number of columns."""
+    from torchvision.models.detection.faster_rcnn import FastRCNNPredictor
+
+    heads = module.roi_heads
+    if heads.box_predictor.cls_score.out_features != columns:
+        heads.box_predictor = FastRCNNPredictor(heads.box_predictor.cls_score.in_features, columns)
+
+
+def _renew_logits(module: Any, columns: int) -> None:
+    """Give a one-stage detector a new layer for the logits, unless it has this number of columns.
+
+    It begins with the probability 0.01 for each class, as in torchvision and in Lin et al. 2017, arXiv 1708.02002.
+    """
+    head = module.head.classification_head
+    if head.num_classes != columns:
+        head.num_classes = columns
+        head.cls_logits = nn.Conv2d(head.cls_logits.in_channels, head.num_anchors * columns, 3, padding=1)
+        nn.init.normal_(head.cls_logits.weight, std=0.01)
+        nn.init.constant_(head.cls_logits.bias, math.log(0.01 / 0.99))
