@@ -23,6 +23,8 @@ PASS = 16  # number of images that are evaluated in one pass
 class Detection(Task):
     """Object detection: a sample is one of the proposals that the student's box head is trained on.
 
+    In one-stage detectors it is one of the anchors, or in FCOS one of the locations, that the loss is computed on.
+
     The teacher's logits and features are those of its own box head for the same boxes. The logits have a column for the
     background, which is the first, and one for each class. The key of a sample is the number of the annotation that it
     is matched to, and -1 for background. A memory bank has a row for each annotated box that is not a crowd, so methods
@@ -76,7 +78,7 @@ class Detection(Task):
         every = torch.cat([*(one.key for one in batch.objects), torch.full((1,), -1, device=device)])
         at = torch.where(done.matched >= 0, counts[done.regions.image] + done.matched, len(every) - 1)
         losses = {name: one.float() for name, one in done.losses.items()}
-        loss = losses.pop("loss_classifier")
+        loss = losses.pop("loss_classifier" if "loss_classifier" in losses else "classification")
         fixed = torch.stack(list(losses.values())).sum()
         return replace(_samples(done.regions, done.labels, every[at]), fixed=fixed), loss
 
@@ -143,7 +145,7 @@ def _regions(network: Detector, images: DenseImages, rows: Tensor, precision: st
         for some in rows.split(PASS):
             batch = images.batch(some)
             objects = [one.select(~one.crowd) for one in batch.objects]
-            regions = network.at_boxes(batch.images, [one.boxes for one in objects])
+            regions = network.at_objects(batch.images, [one.boxes for one in objects])
             yield (
                 torch.cat([one.key for one in objects]),
                 regions._replace(logits=regions.logits.float(), features=regions.features.float()),
