@@ -150,7 +150,7 @@ def parser(arguments: Sequence[str] | None = None) -> argparse.ArgumentParser:
         default="",
         metavar="DATA",
         help="take weights, recipe and augmentation as published for the method and this pair of networks on "
-        "CIFAR-100, or on ImageNet with --published imagenet; an error if none are published",
+        "CIFAR-100, or with --published imagenet or coco on ImageNet or COCO; an error if none are published",
     )
     train.add_argument(
         "--name",

@@ -7,13 +7,13 @@ import pytest
 from ickd_lib import methods, training
 from ickd_lib.runtime import InputError
 from ickd_lib.training import Recipe, presets
-from ickd_lib.training.presets import accuracy, cifar100, imagenet
+from ickd_lib.training.presets import accuracy, cifar100, coco, imagenet
 from ickd_lib.training.presets.protocols import IMAGENET, IMAGENET_512
 
 R34_R18 = ("torchvision/resnet34", "torchvision/resnet18")
 R50_MN1 = ("torchvision/resnet50", "timm/mobilenetv1_100.ra4_e3600_r224_in1k")
 FIFTHS = {"epochs": 200, "batch_size": 128, "lr": 0.1, "schedule": "fifths", "milestones": (0.3, 0.6, 0.8)}
-TABLES = {"cifar100": cifar100, "imagenet": imagenet}
+TABLES = {"cifar100": cifar100, "imagenet": imagenet, "coco": coco}
 
 
 def pairs(data):
@@ -36,7 +36,7 @@ def test_every_method_has_settings_or_a_sentence(name, data):
         assert all(1 <= recipe.epochs <= settings.recipe.epochs for _, _, recipe in settings.recipe.phases([0.5]))
         assert settings.source and not settings.source.endswith(".") and "\n" not in settings.source
     assert all(len(message) < 600 and "\n" not in message and name in message for message in refused)
-    title = {"cifar100": "CIFAR-100", "imagenet": "ImageNet"}[data]
+    title = {"cifar100": "CIFAR-100", "imagenet": "ImageNet", "coco": "COCO"}[data]
     assert (title in presets.available(name)) == any(settings.official for settings in found)
 
 
@@ -145,6 +145,25 @@ def test_weights_on_imagenet(method, pair, expected):
 def test_recipes_on_cifar100(method, pair, expected):
     found = training.published(method, *pair)
     assert found.recipe == expected and found.official and found.augment == "crop"
+
+
+def test_settings_on_coco():
+    pair = ("resnet101-fpn", "resnet18-fpn")
+    both = training.published("ckd+reviewkd", *pair, "coco")
+    assert both.method == "ckd(ckd=0.1)+reviewkd(reviewkd=1.2, warmup=0)" and both.official
+    larger = training.published("ckd+reviewkd", "resnet101-fpn", "resnet50-fpn", "coco")
+    assert larger.method == "ckd(ckd=0.1)+reviewkd(reviewkd=1.0, warmup=0)"
+    assert (both.recipe.epochs, both.recipe.batch_size) == (12, 4), "360,000 iterations of 4 images"
+    assert (larger.recipe.epochs, larger.recipe.batch_size) == (24, 8), "360,000 iterations of 8 images"
+    alone = training.published("ckd", *pair, "coco")
+    assert alone.method == "ckd(ckd=0.1)" and not alone.official and "reviewkd" in alone.source
+    dkd = training.published("dkd", *pair, "coco")
+    assert dkd.method == "dkd(nckd=0.25, temperature=1.0, warmup=0)"
+    for recipe in (alone.recipe, dkd.recipe):
+        iterations = recipe.epochs * 118_287 / recipe.batch_size
+        assert iterations == pytest.approx(180_000, rel=0.02)
+        assert [share * iterations for share in recipe.milestones] == pytest.approx([120_000, 160_000], rel=0.02)
+        assert recipe.warmup * 118_287 / recipe.batch_size == pytest.approx(1000)
 
 
 def test_recipes_on_imagenet():

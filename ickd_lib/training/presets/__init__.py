@@ -7,12 +7,12 @@ from typing import NamedTuple
 
 from ickd_lib import methods, runtime
 from ickd_lib.runtime import InputError
-from ickd_lib.training.presets import accuracy, cifar100, imagenet
+from ickd_lib.training.presets import accuracy, cifar100, coco, imagenet
 from ickd_lib.training.presets.protocols import SMALL, Key, Settings
 from ickd_lib.training.recipe import Recipe
 
-_TABLES = {"cifar100": cifar100, "imagenet": imagenet}
-_TITLES = {"cifar100": "CIFAR-100", "imagenet": "ImageNet"}
+_TABLES = {"cifar100": cifar100, "imagenet": imagenet, "coco": coco}
+_TITLES = {"cifar100": "CIFAR-100", "imagenet": "ImageNet", "coco": "COCO"}
 
 
 class Published(NamedTuple):
@@ -38,7 +38,7 @@ def published(method: str, teacher: str, student: str, data: str = "cifar100") -
         teacher, student: names of networks. On ImageNet, the library and the tag do not matter, so that the pair
             torchvision/resnet34 and torchvision/resnet18 is the same as timm/resnet34.a1_in1k and timm/resnet18. The
             teacher is ignored for a method that has none.
-        data: "cifar100" or "imagenet".
+        data: "cifar100", "imagenet" or "coco" (detection).
     Raises:
         InputError: no method or data set has this name, or no settings are published for the method or the pair.
     """
@@ -63,7 +63,7 @@ def published(method: str, teacher: str, student: str, data: str = "cifar100") -
     if settings.small and pair[1] in SMALL and "lr" not in settings.recipes.get(key, {}):
         recipe = replace(recipe, lr=settings.small)
     if isinstance(made, methods.Combined):
-        chosen = methods.create(settings.written)
+        chosen = methods.create(settings.written.format_map((settings.pairs or {}).get(key, {})))
     else:
         weights = {**settings.weights, **(settings.pairs or {}).get(key, {}), **given}
         chosen = methods.create(made.config["name"], **weights)
@@ -87,8 +87,11 @@ def published_accuracy(teacher: str, student: str, data: str = "cifar100") -> di
         teacher, student, data: as for `published`.
     Returns:
         For each method and number of epochs, the top-1 test accuracy in percent; empty for an unknown pair.
+    Raises:
+        InputError: `data` is neither "cifar100" nor "imagenet".
     """
-    data, pair = runtime.choose(data, _TABLES, "data set"), _pair(teacher, student, data)
+    data = runtime.choose(data, ("cifar100", "imagenet"), "data set")
+    pair = _pair(teacher, student, data)
     pairs = {"cifar100": accuracy.CIFAR100_PAIRS, "imagenet": accuracy.IMAGENET_PAIRS}[data]
     rows = {"cifar100": accuracy.CIFAR100, "imagenet": accuracy.IMAGENET}[data]
     if pair not in pairs:

@@ -22,7 +22,8 @@ class Settings:
     pairs: arguments by pair, which are added to `weights`; None if the settings are the same for all pairs.
     recipes: changes to the recipe by pair.
     small: learning rate of the networks in SMALL; 0 for that of the recipe.
-    written: for a combination of methods, its name with the published arguments.
+    written: for a combination of methods, its name with the published arguments; those that depend on the pair are
+        names in braces, such as {reviewkd}, with their values in `pairs`.
     augment: augmentation of the data.
     official: whether the settings are the authors' own. If these are unknown or cannot be expressed, `source` contains
         the reason.

@@ -1,0 +1,56 @@
+"""Settings with which methods were published for detectors on COCO.
+
+The authors count iterations. With 8 images an iteration, their 180,000 iterations are 12 epochs, and the learning rate
+drops at 120,000 and 160,000, which are 2/3 and 8/9 of them.
+"""
+
+from __future__ import annotations
+
+from ickd_lib.training.presets.protocols import Settings
+from ickd_lib.training.recipe import Recipe
+
+R101_R18 = ("resnet101-fpn", "resnet18-fpn")
+R101_R50 = ("resnet101-fpn", "resnet50-fpn")
+WARMUP = 1000 * 8 / 118_287  # epochs; the default of detectron2 is 1,000 iterations
+
+ONCE = Recipe(epochs=12, batch_size=8, lr=0.01, weight_decay=1e-4, milestones=(2 / 3, 8 / 9), warmup=WARMUP)
+TWICE = Recipe(epochs=24, batch_size=8, lr=0.01, weight_decay=1e-4, milestones=(2 / 3, 8 / 9), warmup=WARMUP)
+
+_MDISTILLER = "configurations of megvii-research/mdistiller, 180,000 iterations"
+
+SETTINGS: dict[str, Settings] = {
+    "kd": Settings(
+        "no settings of kd are published for COCO; the recipe is that of dkd, and all weights and temperatures are 1",
+        ONCE,
+        weights={"ce": 1.0, "kd": 1.0, "temperature": 1.0},
+        official=False,
+    ),
+    "dkd": Settings(
+        _MDISTILLER,
+        ONCE,
+        weights={"tckd": 1.0, "nckd": 0.25, "temperature": 1.0, "warmup": 0},
+        pairs={R101_R18: {}, R101_R50: {}},
+    ),
+    "reviewkd": Settings(
+        _MDISTILLER,
+        ONCE,
+        weights={"warmup": 0},
+        pairs={R101_R18: {"reviewkd": 1.2}, R101_R50: {"reviewkd": 1.0}},
+    ),
+    "ckd": Settings(
+        "the weight is that of ZhouXinzzzzz/CKD, whose authors published it with reviewkd only; the recipe is that of dkd",
+        ONCE,
+        weights={"ckd": 0.1, "temperature": 1.0},
+        pairs={R101_R18: {}, R101_R50: {}},
+        official=False,
+    ),
+    # 360,000 iterations: with 4 images an iteration for ResNet18, which are 12 epochs, and with 8 for ResNet50.
+    "ckd+reviewkd": Settings(
+        "configurations of ZhouXinzzzzz/CKD, 360,000 iterations",
+        TWICE,
+        written="ckd(ckd=0.1, temperature=1.0)+reviewkd(reviewkd={reviewkd}, warmup=0)",
+        pairs={R101_R18: {"reviewkd": 1.2}, R101_R50: {"reviewkd": 1.0}},
+        recipes={R101_R18: {"epochs": 12, "batch_size": 4, "warmup": WARMUP / 2}},
+    ),
+}
+REFUSED: dict[str, str] = {}
