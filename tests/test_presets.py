@@ -218,7 +218,7 @@ def test_what_is_not_official_is_marked(method):
 
 
 def test_data_sets_with_official_settings():
-    assert presets.available("dkd") == "CIFAR-100, ImageNet" and presets.available("fitnet") == "CIFAR-100"
+    assert presets.available("dkd") == "CIFAR-100, ImageNet, COCO" and presets.available("fitnet") == "CIFAR-100"
     assert presets.available("seed") == presets.available("kdcl") == ""
 
 

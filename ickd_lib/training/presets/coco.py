@@ -38,7 +38,7 @@ SETTINGS: dict[str, Settings] = {
         pairs={R101_R18: {"reviewkd": 1.2}, R101_R50: {"reviewkd": 1.0}},
     ),
     "ckd": Settings(
-        "the weight is that of ZhouXinzzzzz/CKD, whose authors published it with reviewkd only; the recipe is that of dkd",
+        "the weight of ZhouXinzzzzz/CKD, whose authors published it with reviewkd only, and the recipe of dkd",
         ONCE,
         weights={"ckd": 0.1, "temperature": 1.0},
         pairs={R101_R18: {}, R101_R50: {}},
