@@ -17,9 +17,11 @@ from ickd_lib.models import Network
 from ickd_lib.runtime import InputError
 from ickd_lib.tasks import Samples
 
-# "pixels" are the outputs at every pixel, which only segmentation has (`Samples.pixels`).
+# "pixels" are the outputs at every pixel, which only segmentation has (`Samples.pixels`), and "pooled features" those
+# that are the mean of a map of the whole image (`Samples.unpooled`), which only classification has.
 NEEDS = frozenset(
-    {"teacher", "features", "bank", "maps", "pixels", "classifiers", "strong", "partner", "peers", "earlier"}
+    {"teacher", "features", "pooled features", "bank", "maps", "pixels", "classifiers", "strong", "partner"}
+    | {"peers", "earlier"}
 )
 SOURCES = ("teacher", "peers", "self")
 ORDERS = ("nearest", "random", "class")

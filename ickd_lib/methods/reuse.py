@@ -26,7 +26,7 @@ class SimKD(WithLabels):
     factor: the projector has D / factor hidden channels, where D is the teacher's number of features.
     """
 
-    needs = frozenset({"teacher", "features", "maps"})
+    needs = frozenset({"teacher", "features", "maps", "pooled features"})
     paper = "Chen et al. 2022, arXiv 2203.14001"
     code = "DefangChen/SimKD"
 

@@ -45,7 +45,7 @@ class Detection(Task):
     shares_teacher = False
     capturable = False
     network = "detection"
-    unsupported = frozenset({"partner", "strong", "peers", "earlier", "pixels"})
+    unsupported = frozenset({"partner", "strong", "peers", "earlier", "pixels", "pooled features"})
 
     def outputs(self, classes: tuple[str, ...]) -> tuple[str, ...]:
         return ("background", *classes)

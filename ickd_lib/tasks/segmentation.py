@@ -47,7 +47,7 @@ class Segmentation(Task):
     )
     capturable = False
     network = "segmentation"
-    unsupported = frozenset({"partner"})
+    unsupported = frozenset({"partner", "pooled features"})
 
     def __init__(self, *, stride: int = 4, least: int = 16) -> None:
         self.stride, self.least = stride, least
