@@ -38,7 +38,7 @@ class FCN(Network):
     classifier_name = "classifier"
 
     def __init__(self, network: Network, num_classes: int) -> None:
-        backbone = Backbone(network)
+        backbone = Backbone(network, halved=True)
         width = min(backbone.channels[-1], WIDEST)
         super().__init__(num_classes, features_dim=width)
         self.backbone = backbone
