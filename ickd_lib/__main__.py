@@ -21,9 +21,12 @@ from ickd_lib.options import parser, recipe_defaults
 from ickd_lib.runtime import Diverged, InputError
 from ickd_lib.training import Recipe
 
+ANNOTATIONS = {"segmentation": "masks", "detection": "boxes"}  # the kind that a task needs
+
 
 def _splits(given: argparse.Namespace, labels: int = 0, **changes: Any) -> data.Splits:
     options = {"classes": given.classes, "augment": given.augment} | changes
+    needed = ANNOTATIONS.get(given.task, "")
     return data.load(
         given.dataset,
         given.data_root,
@@ -32,6 +35,8 @@ def _splits(given: argparse.Namespace, labels: int = 0, **changes: Any) -> data.
         val=given.val,
         image_size=given.image_size,
         download=given.download,
+        annotations=given.annotations or (needed if needed in data.kinds(given.dataset) else ""),
+        ignore=given.ignore,
         device=runtime.device(given.device),
     )
 

@@ -45,6 +45,14 @@ def _data_options(parser: argparse.ArgumentParser) -> None:
         default=0,
         help="height and width in pixels to which the images of a folder are resized; 0: keep their size",
     )
+    group.add_argument(
+        "--annotations",
+        default="",
+        help="masks, boxes or instances, of a data set that has several of them; by default those that the task needs",
+    )
+    group.add_argument(
+        "--ignore", type=int, default=None, help="value of the ignored pixels in the masks of masks:PATH, beside 255"
+    )
 
 
 def _teacher_options(parser: argparse.ArgumentParser, required: bool = False) -> None:

@@ -21,13 +21,22 @@ def boxes():
     return data.load("scenes", annotations="boxes")
 
 
+@pytest.fixture(scope="module")
+def instances():
+    return data.load("scenes", annotations="instances")
+
+
 def same_objects(a, b):
     pairs = [(getattr(a, f), getattr(b, f)) for f in ("boxes", "labels", "key", "crowd", "masks")]
     return all(x is y is None or torch.equal(x, y) for x, y in pairs)
 
 
+def same_images(a, b):
+    return all(torch.equal(x, y) for x, y in zip(a.images, b.images, strict=True))
+
+
 def same(a, b):
-    images = all(torch.equal(x, y) for x, y in zip(a.images, b.images, strict=True))
+    images = same_images(a, b)
     masks = a.masks is b.masks is None or all(torch.equal(x, y) for x, y in zip(a.masks, b.masks, strict=True))
     objects = all(same_objects(x, y) for x, y in zip(a.objects, b.objects, strict=True))
     return images and masks and objects and torch.equal(a.index, b.index) and torch.equal(a.view, b.view)
@@ -36,34 +45,38 @@ def same(a, b):
 # -------------------------------------------------------------------------------------------- scenes
 
 
-def test_the_scenes_are_the_same_on_every_machine(scenes, boxes):
-    assert repr(scenes) == "Splits('scenes', train=800, val=100, test=200 images of 96×96 pixels, 11 classes)"
-    assert [split.fingerprint for split in scenes] == FINGERPRINTS["masks"]
-    assert [split.fingerprint for split in boxes] == FINGERPRINTS["boxes"]
+def test_the_scenes_are_the_same_on_every_machine(scenes, boxes, instances):
+    assert repr(scenes) == "Splits('scenes', train=800, val=100, test=200 images of 64×64 pixels, 11 classes)"
+    assert repr(boxes) == "Splits('scenes', train=800, val=100, test=200 images of 64×64 pixels, 10 classes)"
+    for kind, splits in (("masks", scenes), ("boxes", boxes), ("instances", instances)):
+        assert [split.fingerprint for split in splits] == FINGERPRINTS[kind], kind
     assert torch.equal(torch.stack(scenes.test.images), torch.stack(boxes.test.images))
 
 
 FINGERPRINTS = {
     "masks": ["24cee9fa3f9efe12", "8f108a02122a926d", "9a6d5339c99d41b2"],
     "boxes": ["251b7ef91c90c7c9", "fad483468afc4bf8", "dcc955ac01132249"],
+    "instances": [],
 }
 
 
-def test_masks_boxes_and_objects_of_a_scene_agree(scenes, boxes):
-    assert scenes.train.classes == ("background", *boxes.train.classes) and boxes.train.masks is None
+def test_masks_boxes_and_objects_of_a_scene_agree(scenes, boxes, instances):
+    assert scenes.train.classes == ("background", *boxes.train.classes)
+    assert boxes.train.masks is instances.train.masks is scenes.train.objects is None
     assert boxes.train.classes == tuple("0123456789") and boxes.train.spec["num_classes"] == 10
     for i in range(0, 800, 7):
-        objects, mask, plain = scenes.train.objects[i], scenes.train.masks[i], boxes.train.objects[i]
-        assert 1 <= len(objects) <= 6 and torch.equal(objects.labels, plain.labels + 1)
-        assert torch.equal(objects.boxes, plain.boxes) and torch.equal(objects.masks, plain.masks)
+        objects, mask, plain = instances.train.objects[i], scenes.train.masks[i], boxes.train.objects[i]
+        assert 1 <= len(objects) <= 6 and torch.equal(objects.labels, plain.labels)
+        assert torch.equal(objects.boxes, plain.boxes) and plain.masks is None
         assert torch.equal(objects.masks.sum(0) > 0, mask > 0) and objects.masks.sum(0).max() == 1
         for box, label, pixels in zip(objects.boxes, objects.labels, objects.masks, strict=True):
             y, x = pixels.nonzero().T
             assert box.tolist() == [x.min(), y.min(), x.max() + 1, y.max() + 1] and len(y) >= 20
-            assert (mask[pixels] == label).all()
-    keys = scenes.train.objects.flat.key
-    assert torch.equal(keys, torch.arange(len(keys))) and not scenes.train.objects.flat.crowd.any()
+            assert (mask[pixels] == label + 1).all()
+    keys = boxes.train.objects.flat.key
+    assert torch.equal(keys, torch.arange(len(keys))) and not boxes.train.objects.flat.crowd.any()
     assert torch.bincount(boxes.train.objects.flat.labels).min() > 200
+    assert set(boxes.train.objects.counts.tolist()) == {1, 2, 3, 4, 5, 6}
 
 
 def test_the_splits_share_no_digit(monkeypatch):
@@ -179,6 +192,45 @@ def test_a_view_is_a_function_of_row_and_number(coloured):
     assert not torch.equal(batch.images[0], coloured.batch(rows[:1], rows[:1] + 6).images[0])
 
 
+@pytest.mark.usefixtures("untouched_generator")
+@pytest.mark.parametrize("transform", [RandomCrop((64, 72)), RandomResize((40, 70), 100)])
+def test_a_strong_view_has_other_colours_and_annotations_that_fit(coloured, transform):
+    sampler, keys = Sampler(replace(coloured, transform=transform)), {"data_seed": 1, "epoch": 2, "step": 3}
+    rows = torch.arange(8)
+    batch = sampler.strong_view(rows, **keys)
+    assert same(batch, sampler.strong_view(rows, **keys)) and batch.view.tolist() == [-1] * 8
+    assert torch.equal(batch.index, coloured.index) and isinstance(batch.images, torch.Tensor) == hasattr(
+        transform, "scale"
+    )
+    part = Sampler(sampler.images.subset(torch.tensor([6, 1]))).strong_view(torch.tensor([1, 0]), **keys)
+    assert torch.equal(part.images[1], batch.images[6]) and same_objects(part.objects[0], batch.objects[1])
+    for changed in ({"data_seed": 2}, {"epoch": 3}, {"step": 4}):
+        assert not same_images(batch, sampler.strong_view(rows, **keys | changed))
+    colours = set()
+    for image, mask, objects in zip(batch.images, batch.masks, batch.objects, strict=True):
+        assert 0 <= image.min() and image.max() <= 1 and image.shape[1:] == mask.shape == objects.masks.shape[1:]
+        inside = [image[:, mask == label].median(1).values for label in (0, 1, 2) if (mask == label).any()]
+        colours.add(tuple(inside[0].tolist()))
+        green = [(colour[1] - colour[0]).item() for colour in inside]
+        assert green == sorted(green), "the green of a pixel still grows with its class"
+        for label, pixels in zip(objects.labels, objects.masks, strict=True):
+            assert (mask[pixels] == label).all()
+    assert len(colours) == 8, "each image has colours of its own"
+
+
+def test_there_are_no_partners(coloured):
+    sampler = Sampler(coloured)
+    batch = sampler.batch(torch.arange(2), torch.arange(2))
+    with pytest.raises(InputError, match="coloured/train has no partners of the same class"):
+        sampler.partners(batch, data_seed=0, epoch=0, step=0)
+
+
+def test_size_is_that_for_which_networks_are_measured(coloured, scenes, boxes):
+    assert scenes.train.size == (64, 64) and coloured.size == (64, 72)
+    assert replace(coloured, transform=RandomResize((40, 70), 100)).size == (48, 40)  # of 60 × 50 pixels
+    assert boxes.train.size == (56, 56)
+
+
 def test_without_a_view_nothing_is_changed(coloured, scenes):
     batch = coloured.batch(torch.tensor([2, 5]))
     assert isinstance(batch.images, tuple) and batch.view.tolist() == [-1, -1] and batch.index.tolist() == [6, 15]
@@ -186,7 +238,7 @@ def test_without_a_view_nothing_is_changed(coloured, scenes):
         assert torch.equal((batch.images[i] * 255).round().byte(), coloured.images[position])
         assert torch.equal(batch.masks[i], coloured.masks[position])
         assert same_objects(batch.objects[i], coloured.objects[position])
-    assert scenes.test.batch(torch.arange(4)).images.shape == (4, 3, 96, 96)
+    assert scenes.test.batch(torch.arange(4)).images.shape == (4, 3, 64, 64)
     assert repr(batch) == "DenseBatch(2 images of 60 to 90×50 to 80 pixels, masks and objects, cpu)"
 
 
@@ -267,7 +319,9 @@ def test_options_of_load_on_scenes():
         data.load("scenes", image_size=32)
     with pytest.raises(InputError, match="unknown kind of annotations of scenes 'mask'; did you mean 'masks'"):
         data.load("scenes", annotations="mask")
-    with pytest.raises(InputError, match="annotations=masks is not an option of digits, only of coco:PATH, scenes"):
+    with pytest.raises(
+        InputError, match="annotations=masks is not an option of digits, only of coco:PATH, scenes, voc:PATH"
+    ):
         data.load("digits", annotations="masks")
     with pytest.raises(InputError, match="ignore=0 is not an option of scenes, only of masks:PATH"):
         data.load("scenes", ignore=0)

@@ -241,6 +241,16 @@ def test_masks_of_voc_are_read(voc):
     assert len(train.classes) == 21 and train.classes[::20] == ("background", "tvmonitor")
 
 
+def test_a_mask_of_voc_that_is_missing_or_of_another_size_is_named(voc):
+    path = voc / "SegmentationClass" / "b.png"
+    index_png(path, np.zeros((9, 9)))
+    with pytest.raises(InputError, match=r"SegmentationClass/b.png has 9×9 pixels, but its image .*b.jpg has 24×16"):
+        data.load(f"voc:{voc}", annotations="masks")
+    path.unlink()
+    with pytest.raises(InputError, match=r"SegmentationClass/b.png does not exist; add the mask, or remove its image"):
+        data.load(f"voc:{voc}", annotations="masks")
+
+
 def test_the_lists_are_the_splits(voc):
     (voc / "ImageSets/Main/train.txt").write_text("a\n")
     (voc / "ImageSets/Main/val.txt").write_text("b\n")
@@ -288,8 +298,9 @@ def test_bad_boxes_are_noted_and_left_out(voc, notes):
     assert train.objects[1].key.tolist() == [2, 3] and train.objects[1].labels.tolist() == [1, 0]
     title = f"note: voc:{voc.name}/train"
     assert notes() == [
-        f"{title}: boxes without an area inside the image are left out: object 1 in b.xml; object 2 in b.xml",
-        f"{title}: boxes that reach out of the image are cut off: object 4 in b.xml",
+        f"{title}: boxes without an area inside the image are left out, in {voc}/Annotations: "
+        "object 1 in b.xml; object 2 in b.xml",
+        f"{title}: boxes that reach out of the image are cut off, in {voc}/Annotations: object 4 in b.xml",
     ]
 
 
@@ -360,6 +371,8 @@ COCO_DAMAGE = {
     "no list": r"instances_train2017.json has no list 'categories'",
     "no box": r"an entry of 'annotations' has no 'bbox': .*'id': 11",
     "short box": r"annotation 11 has the bbox \[1, 2\]; expected four numbers",
+    "text box": r"annotation 11 has the bbox \[1, '2', 3, 4\]; expected four numbers",
+    "size": r"train2017/9.png has 24×16 pixels, but its annotation is of 30×16; restore the image or correct",
     "image id": r"annotation 11 has the unknown image_id 77",
     "category": r"annotation 11 has the unknown category_id 77",
     "categories": r"instances_val2017.json has other categories than .*instances_train2017.json",
@@ -381,6 +394,10 @@ def test_an_error_names_what_is_wrong_in_coco(coco, damage):
         del annotation["bbox"]
     elif damage == "short box":
         annotation["bbox"] = [1, 2]
+    elif damage == "text box":
+        annotation["bbox"] = [1, "2", 3, 4]
+    elif damage == "size":
+        content["images"][0]["width"] = 30
     elif damage in ("image id", "category"):
         annotation["image_id" if damage == "image id" else "category_id"] = 77
     elif damage == "categories":
@@ -397,6 +414,24 @@ def test_an_error_names_what_is_wrong_in_coco(coco, damage):
     with pytest.raises(InputError, match=COCO_DAMAGE[damage]) as caught:
         data.load(f"coco:{coco}")
     assert "\n" not in str(caught.value)
+
+
+def test_notes_on_coco(coco, notes):
+    path = coco / "annotations" / "instances_train2017.json"
+    content = json.loads(path.read_text())
+    content["annotations"][0]["bbox"] = [2, 2, 0, 6]
+    path.write_text(json.dumps(content))
+    photo(coco / "images/train2017/other.png", 77)
+    train = data.load(f"coco:{coco}").train
+    assert [len(train.objects[i]) for i in range(2)] == [0, 1]
+    title = f"note: coco:{coco.name}/train"
+    assert notes() == [
+        f"note: 1 images are not in {path} and are left out, such as {coco}/images/train2017/other.png",
+        f"{title}: boxes without an area inside the image are left out, in {path}: annotation 11",
+        f"{title} has no annotation of class 'dog'",
+    ]
+    data.load(f"coco:{coco}")
+    assert notes() == [], "each is named once"
 
 
 def test_published_splits_are_used_as_they_are(coco, notes):

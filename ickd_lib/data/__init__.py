@@ -10,7 +10,7 @@ from ickd_lib.data.loading import load
 from ickd_lib.data.objects import Objects, SplitObjects
 from ickd_lib.data.sampler import Sampler
 from ickd_lib.data.selection import stratified
-from ickd_lib.data.sets import DataSet, names, register
+from ickd_lib.data.sets import DataSet, kinds, names, register
 from ickd_lib.data.strong import AUGMENTATIONS
 
 __all__ = [
@@ -26,6 +26,7 @@ __all__ = [
     "Sampler",
     "SplitObjects",
     "Splits",
+    "kinds",
     "load",
     "names",
     "register",

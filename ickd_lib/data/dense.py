@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
@@ -10,6 +11,7 @@ import torch
 from torch import Tensor
 
 from ickd_lib import runtime
+from ickd_lib.data import strong
 from ickd_lib.data.decoded import Decoded, extent, fetch, marks, select
 from ickd_lib.data.joint import RandomCrop, RandomResize
 from ickd_lib.data.objects import Objects, SplitObjects
@@ -97,12 +99,6 @@ class DenseImages:
         return {"num_classes": len(self.classes), "mean": self.mean, "std": self.std}
 
     @property
-    def size(self) -> tuple[int, int]:
-        """Height and width of the training images; of images that are resized at random, those of the first image."""
-        height, width = self.sizes[0].tolist()
-        return self.transform.size if isinstance(self.transform, RandomCrop) else (height, width)
-
-    @property
     def augment(self) -> str:
         """The augmentation of the training batches as text, for the record of a run."""
         return repr(self.transform)
@@ -111,6 +107,17 @@ class DenseImages:
     def extent(self) -> str:
         """The sizes of the images as text."""
         return extent(self.sizes)
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """Height and width for which a network is measured: of the crop, or of the smallest usual training image.
+
+        With `RandomResize` it is the size of an image of median height and width at the smallest of `sizes`.
+        """
+        if isinstance(self.transform, RandomCrop):
+            return self.transform.size
+        height, width = self.sizes.median(0).values.tolist()
+        return self.transform.resized(height, width, min(self.transform.sizes))
 
     @cached_property
     def fingerprint(self) -> str:
@@ -171,61 +178,70 @@ class DenseImages:
             view: view number of each image, shape [B]; None for images without augmentation.
             keys: without effect here.
         """
-        from torchvision import tv_tensors
-
         positions, device = rows.tolist(), self.index.device
         index = self.index[rows.to(device)]
-        views = [-1] * len(positions) if view is None else view.tolist()
-        pixels = fetch(self.images, positions)
-        masks = fetch(self.masks, positions) if self.masks is not None else [None] * len(positions)
-        results, objects = [], []
-        for position, row, number, image, mask in zip(positions, index.tolist(), views, pixels, masks, strict=True):
-            self._check_size(position, image)
-            parts: dict[str, Tensor] = {"image": tv_tensors.Image(image)}
-            if mask is not None:
-                parts["mask"] = tv_tensors.Mask(mask)
-            own = self.objects[position] if self.objects is not None else None
-            if own is not None:
-                size = (image.shape[1], image.shape[2])
-                parts["boxes"] = tv_tensors.BoundingBoxes(own.boxes.to(image.device), format="XYXY", canvas_size=size)
-                if own.masks is not None:
-                    parts["objects"] = tv_tensors.Mask(own.masks)
-            if view is not None:
-                parts = self.transform(parts, self._fill, runtime.generator("dense view", row, number))
-            parts = {name: part.as_subclass(Tensor).to(device) for name, part in parts.items()}
-            results.append(parts)
-            if own is not None:
-                changed = replace(own, boxes=parts["boxes"], masks=parts.get("objects"))
-                sides = changed.boxes[:, 2:] - changed.boxes[:, :2]
-                # An object that the crop cut off, or that became smaller than a pixel, is no longer in the image.
-                objects.append(changed if view is None else changed.select((sides >= 1).all(1)))
+        images = fetch(self.images, positions)
+        if isinstance(self.images, Decoded):
+            check_sizes(images, self.sizes[rows.cpu()], [self.images.items[i] for i in positions])
+        masks = None if self.masks is None else fetch(self.masks, positions)
+        objects = None if self.objects is None else self.objects.subset(rows).decoded()
+        if view is not None:
+            geometries = [
+                self.transform.draw(image.shape[1], image.shape[2], runtime.generator("dense view", row, number))
+                for image, row, number in zip(images, index.tolist(), view.tolist(), strict=True)
+            ]
+            # Outside the image lie the mean colour, which is 0 after the normalisation, and ignored pixels.
+            colour = [round(255 * m) for m in self.mean]
+            images = [geometry.pixels(x, colour) for geometry, x in zip(geometries, images, strict=True)]
+            if masks is not None:
+                masks = [geometry.labels(x, self.ignored) for geometry, x in zip(geometries, masks, strict=True)]
+            objects = None if objects is None else objects.moved(geometries)
         return DenseBatch(
-            _together([parts["image"].float().div_(255) for parts in results], self.transform),
+            self._together([x.to(device) for x in images]),
             index,
             torch.full_like(index, -1) if view is None else view.to(device),
-            _together([parts["mask"] for parts in results], self.transform) if self.masks is not None else None,
-            tuple(objects),
+            None if masks is None else self._together([x.to(device) for x in masks]),
+            () if objects is None else objects.per_image(),
             len(self.classes),
         )
 
-    @property
-    def _fill(self) -> dict[str, Any]:
-        """Values of pixels outside the image: the mean colour, which is 0 after the normalisation, and `ignored`."""
-        return {"image": [round(255 * m) for m in self.mean], "mask": self.ignored}
+    def strong_view(self, rows: Tensor, *keys: int) -> DenseBatch:
+        """Return another view of some images, whose colours and sharpness are then changed; see `strong.recoloured`.
 
-    def _check_size(self, position: int, image: Tensor) -> None:
-        height, width = self.sizes[position].tolist()
+        The annotations follow the new crop and flip. All draws are a function of the data-set row and `keys`.
+
+        Args:
+            rows: positions of the images in the split, shape [B].
+            keys: integers that select the random numbers.
+        Returns:
+            A batch whose `view` is -1.
+        """
+        index = self.index[rows.to(self.index.device)].tolist()
+        view = [runtime.seed_of("second view", *keys, row) % self.views for row in index]
+        batch = self.batch(rows, torch.tensor(view))
+        changed = [
+            strong.recoloured(image, runtime.generator("colours", *keys, row))
+            for image, row in zip(batch.images, index, strict=True)
+        ]
+        together = isinstance(batch.images, Tensor)
+        images = torch.stack(changed).contiguous(memory_format=torch.channels_last) if together else tuple(changed)
+        return replace(batch, images=images, view=torch.full_like(batch.view, -1))
+
+    def _together(self, pixels: list[Tensor]) -> Tensor | tuple[Tensor, ...]:
+        """Return images as floats in [0, 1], or masks; in one tensor if the batches have one size."""
+        one = not isinstance(self.transform, RandomResize) and len({x.shape for x in pixels}) == 1
+        if pixels[0].ndim == 2:
+            return torch.stack(pixels) if one else tuple(pixels)
+        if one:
+            return torch.stack(pixels).to(torch.float32, memory_format=torch.channels_last).div_(255)
+        return tuple(x.float().div_(255) for x in pixels)
+
+
+def check_sizes(images: Sequence[Tensor], sizes: Tensor, items: Sequence[Any]) -> None:
+    """Raise an InputError that names the first of N images that has not the size of its annotation, [N, 2]."""
+    for image, (height, width), item in zip(images, sizes.tolist(), items, strict=True):
         if image.shape[1:] != (height, width):
-            item = self.images.items[position] if isinstance(self.images, Decoded) else f"image {position}"
             raise InputError(
                 f"{item} has {image.shape[2]}×{image.shape[1]} pixels, but its annotation is of {width}×{height}; "
                 "restore the image or correct the annotation"
             )
-
-
-def _together(tensors: list[Tensor], transform: RandomCrop | RandomResize) -> Tensor | tuple[Tensor, ...]:
-    """Stack the images or masks of a batch for segmentation if they have one size."""
-    if isinstance(transform, RandomResize) or len({x.shape for x in tensors}) != 1:
-        return tuple(tensors)
-    stacked = torch.stack(tensors)
-    return stacked.contiguous(memory_format=torch.channels_last) if stacked.ndim == 4 else stacked

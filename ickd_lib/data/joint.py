@@ -2,11 +2,97 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import math
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
+
+
+class Geometry(NamedTuple):
+    """What an augmentation does to the pixels of one image, and so to everything that is given in its pixels.
+
+    A window of the image is resized and laid into a frame, and the frame is mirrored.
+
+    top, left, height, width: the window, in pixels of the image.
+    resized: height and width of the window after it is resized.
+    above, before: rows of the frame above the window, and columns before it.
+    size: height and width of the frame.
+    mirrored: whether left and right change places.
+    """
+
+    top: int
+    left: int
+    height: int
+    width: int
+    resized: tuple[int, int]
+    above: int
+    before: int
+    size: tuple[int, int]
+    mirrored: bool
+
+    def pixels(self, image: Tensor, fill: Sequence[int]) -> Tensor:
+        """Return the image in the frame, interpolated with antialiasing: uint8, shape [3, *size].
+
+        Args:
+            image: uint8, shape [3, h, w].
+            fill: colour of the frame outside the window, three numbers from 0 to 255.
+        """
+        window = self._window(image)
+        if window.shape[1:] != self.resized:
+            # On a GPU torch interpolates floats only.
+            values = window.float() if window.is_cuda else window
+            values = F.interpolate(values[None], self.resized, mode="bilinear", antialias=True)[0]
+            window = values.round().to(torch.uint8) if window.is_cuda else values
+        return self._framed(window, image.new_tensor(fill)[:, None, None])
+
+    def labels(self, mask: Tensor, fill: int) -> Tensor:
+        """Return a mask in the frame, with the value of the nearest pixel: shape [..., *size].
+
+        Args:
+            mask: uint8 or bool, shape [..., h, w].
+            fill: value of the frame outside the window.
+        """
+        window = self._window(mask)
+        if window.shape[-2:] != self.resized:
+            # In torch only bytes and floats have this interpolation, and only with a dimension of channels.
+            values = window.reshape(math.prod(window.shape[:-2]), 1, *window.shape[-2:]).to(torch.uint8)
+            values = F.interpolate(values, self.resized, mode="nearest-exact")
+            window = values.view(*window.shape[:-2], *self.resized).to(mask.dtype)
+        return self._framed(window, mask.new_tensor(fill))
+
+    def _window(self, pixels: Tensor) -> Tensor:
+        return pixels[..., self.top : self.top + self.height, self.left : self.left + self.width]
+
+    def _framed(self, window: Tensor, fill: Tensor) -> Tensor:
+        frame = window
+        if window.shape[-2:] != self.size:
+            frame = fill.expand(*window.shape[:-2], *self.size).clone()
+            height, width = self.resized
+            frame[..., self.above : self.above + height, self.before : self.before + width] = window
+        return frame.flip(-1) if self.mirrored else frame
+
+
+def moved(boxes: Tensor, image: Tensor, geometries: Sequence[Geometry]) -> Tensor:
+    """Return boxes in the frames of their images, cut off at the borders of the windows: float32, shape [M, 4].
+
+    Args:
+        boxes: left, top, right and bottom edges in pixels of the images, float32, shape [M, 4].
+        image: position in `geometries` of each box's image, int64, shape [M].
+        geometries: of each image.
+    """
+    rows = [
+        (g.left, g.top, g.resized[1] / g.width, g.resized[0] / g.height, *g.resized[::-1], g.before, g.above, g.size[1])
+        for g in geometries
+    ]
+    corner, factor, extent, start, width = torch.tensor(rows).to(boxes)[image, None].split((2, 2, 2, 2, 1), dim=2)
+    placed = torch.minimum(((boxes.view(-1, 2, 2) - corner) * factor).clamp(min=0), extent) + start
+    x, y = placed.unbind(2)
+    mirrored = torch.tensor([g.mirrored for g in geometries], device=boxes.device)[image, None]
+    return torch.stack([torch.where(mirrored, width[..., 0] - x.flip(1), x), y], dim=2).flatten(1)
 
 
 @dataclass(frozen=True)
@@ -26,34 +112,18 @@ class RandomCrop:
     scale: tuple[float, float] = (0.5, 2.0)
     flip: bool = True
 
-    def __call__(
-        self, parts: Mapping[str, Tensor], fill: Mapping[str, float | Sequence[float]], generator: torch.Generator
-    ) -> dict[str, Tensor]:
-        """Return the augmented parts.
-
-        Args:
-            parts: the image and its annotations as torchvision's tv_tensors of one size.
-            fill: the value for pixels outside the image, for each part that has pixels; 0 for a part not named.
-            generator: the random numbers are drawn from it.
-        """
-        from torchvision.transforms.v2 import functional as F
-
+    def draw(self, height: int, width: int, generator: torch.Generator) -> Geometry:
+        """Return a random geometry for an image of this height and width."""
         factor, down, right, mirror = torch.rand(4, generator=generator).tolist()
         factor = self.scale[0] + (self.scale[1] - self.scale[0]) * factor
-        (top, height, scaled_height, above, below), (left, width, scaled_width, before, after) = (
-            _axis(length, target, factor, draw)
-            for length, target, draw in zip(parts["image"].shape[-2:], self.size, (down, right), strict=True)
-        )
-        result = {}
-        for name, part in parts.items():
-            part = F.resize(F.crop(part, top, left, height, width), [scaled_height, scaled_width])
-            if above or below or before or after:
-                part = F.pad(part, [before, above, after, below], fill=fill.get(name, 0))
-            result[name] = F.horizontal_flip(part) if self.flip and mirror < 0.5 else part
-        return result
+        top, inner_height, scaled_height, above = _axis(height, self.size[0], factor, down)
+        left, inner_width, scaled_width, before = _axis(width, self.size[1], factor, right)
+        resized = scaled_height, scaled_width
+        mirrored = self.flip and mirror < 0.5
+        return Geometry(top, left, inner_height, inner_width, resized, above, before, self.size, mirrored)
 
 
-def _axis(length: int, target: int, factor: float, draw: float) -> tuple[int, int, int, int, int]:
+def _axis(length: int, target: int, factor: float, draw: float) -> tuple[int, int, int, int]:
     """Place a window along one axis of an image.
 
     Args:
@@ -63,15 +133,14 @@ def _axis(length: int, target: int, factor: float, draw: float) -> tuple[int, in
         draw: place of the window, from 0 to below 1.
     Returns:
         First pixel and number of pixels of the image inside the window, the number of pixels to which they are resized,
-        and the number of pixels to be filled before and after them.
+        and the number of pixels to be filled before them.
     """
     window = max(round(target / factor), 1)
     space = length - window
     offset = int(draw * (abs(space) + 1)) * (1 if space >= 0 else -1)
     first, last = max(offset, 0), min(offset + window, length)
     scaled = min(max(round((last - first) * target / window), 1), target)
-    before = min(round((first - offset) * target / window), target - scaled)
-    return first, last - first, scaled, before, target - scaled - before
+    return first, last - first, scaled, min(round((first - offset) * target / window), target - scaled)
 
 
 @dataclass(frozen=True)
@@ -88,18 +157,13 @@ class RandomResize:
     longest: int
     flip: bool = True
 
-    def __call__(
-        self, parts: Mapping[str, Tensor], fill: Mapping[str, float | Sequence[float]], generator: torch.Generator
-    ) -> dict[str, Tensor]:
-        """Return the augmented parts; see `RandomCrop`. Nothing is filled here."""
-        from torchvision.transforms.v2 import functional as F
-
+    def draw(self, height: int, width: int, generator: torch.Generator) -> Geometry:
+        """Return a random geometry for an image of this height and width, without fill."""
         draw, mirror = torch.rand(2, generator=generator).tolist()
-        height, width = parts["image"].shape[-2:]
-        factor = min(self.sizes[int(draw * len(self.sizes))] / min(height, width), self.longest / max(height, width))
-        size = [max(round(height * factor), 1), max(round(width * factor), 1)]
-        result = {}
-        for name, part in parts.items():
-            part = F.resize(part, size)
-            result[name] = F.horizontal_flip(part) if self.flip and mirror < 0.5 else part
-        return result
+        size = self.resized(height, width, self.sizes[int(draw * len(self.sizes))])
+        return Geometry(0, 0, height, width, size, 0, 0, size, self.flip and mirror < 0.5)
+
+    def resized(self, height: int, width: int, shorter: int) -> tuple[int, int]:
+        """Return height and width of an image whose shorter side becomes `shorter`, unless the longer is too long."""
+        factor = min(shorter / min(height, width), self.longest / max(height, width))
+        return max(round(height * factor), 1), max(round(width * factor), 1)

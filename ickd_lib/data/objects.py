@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
@@ -10,7 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ickd_lib.data.decoded import Decoded, select
+from ickd_lib.data.decoded import Decoded, fetch, select
+from ickd_lib.data.joint import Geometry, moved
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -74,6 +75,27 @@ class SplitObjects:
         objects = self.flat.select(slice(end - int(self.counts[i]), end))
         return objects if self.masks is None else replace(objects, masks=self.masks[i].to(objects.boxes.device))
 
+    def moved(self, geometries: Sequence[Geometry]) -> SplitObjects:
+        """Return the objects as they are after the augmentation of each image.
+
+        An object that was cut off, or of which less than a pixel is left in height or width, is no longer there.
+        """
+        image = torch.arange(len(self)).repeat_interleave(self.counts)
+        boxes = moved(self.flat.boxes, image.to(self.flat.boxes.device), geometries)
+        left = (boxes[:, 2:] - boxes[:, :2] >= 1).all(1)
+        masks = None
+        if self.masks is not None:
+            each = zip(geometries, self.masks, left.split(self.counts.tolist()), strict=True)
+            masks = tuple(geometry.labels(mask, False)[kept] for geometry, mask, kept in each)
+        counts = torch.bincount(image[left.cpu()], minlength=len(self))
+        return SplitObjects(replace(self.flat, boxes=boxes).select(left), counts, masks)
+
+    def per_image(self) -> tuple[Objects, ...]:
+        """Return the objects of each image."""
+        counts = self.counts.tolist()
+        fields = [x.split(counts) for x in (self.flat.boxes, self.flat.labels, self.flat.key, self.flat.crowd)]
+        return tuple(map(Objects, *fields, self.masks or [None] * len(self)))
+
     def __repr__(self) -> str:
         return f"SplitObjects({len(self.flat)} objects in {len(self)} images)"
 
@@ -90,6 +112,12 @@ class SplitObjects:
         chosen = first.repeat_interleave(counts) + inside
         masks = None if self.masks is None else select(self.masks, rows.tolist())
         return SplitObjects(self.flat.select(chosen.to(self.flat.labels.device)), counts, masks)
+
+    def decoded(self) -> SplitObjects:
+        """Return the same objects with all masks in the memory of their device."""
+        if self.masks is None:
+            return self
+        return replace(self, masks=tuple(x.to(self.flat.boxes.device) for x in fetch(self.masks, range(len(self)))))
 
     def to(self, device: torch.device | str) -> SplitObjects:
         """Return the same objects on another device."""

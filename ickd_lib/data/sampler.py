@@ -13,6 +13,7 @@ from ickd_lib import runtime
 from ickd_lib.data import strong
 from ickd_lib.data.dense import DenseImages
 from ickd_lib.data.images import Batch, Images
+from ickd_lib.runtime import InputError
 
 
 class Sampler:
@@ -24,7 +25,7 @@ class Sampler:
 
     Args:
         images: the split to draw from; its `augment` selects the augmentation. The batches of `DenseImages` are
-            `DenseBatch`es, and neither strong views nor partners are defined for these.
+            `DenseBatch`es, and partners are not defined for these.
     """
 
     def __init__(self, images: Images | DenseImages) -> None:
@@ -77,18 +78,21 @@ class Sampler:
         """
         return self.images.batch(rows, view, *keys)
 
-    def strong_view(self, rows: Tensor, *, data_seed: int, epoch: int, step: int) -> Batch:
-        """Return a strongly augmented view of some images; see `strong.distorted`.
+    def strong_view(self, rows: Tensor, *, data_seed: int, epoch: int, step: int) -> Any:
+        """Return a strongly augmented view of some images; see `strong.distorted` and `DenseImages.strong_view`.
 
-        Crop and flip are drawn anew. The draws are a function of (data_seed, epoch, step).
+        Crop and flip are drawn anew. The draws are a function of (data_seed, epoch, step), for `DenseImages` also of
+        the row of each image.
 
         Args:
             rows: positions of the images in the split, shape [B].
             data_seed, epoch, step: select the random numbers.
         Returns:
-            B images with the labels and indices of the rows; their `view` is -1.
+            B images with the labels, or the annotations, and the indices of the rows; their `view` is -1.
         """
         images = self.images
+        if isinstance(images, DenseImages):
+            return images.strong_view(rows, data_seed, epoch, step)
         generator = runtime.generator(data_seed, "second view", epoch, step)
         view = torch.randint(images.views, (len(rows),), generator=generator).to(rows.device)
         pixels = strong.distorted(images.cropped(rows, view), data_seed, epoch, step)
@@ -104,8 +108,15 @@ class Sampler:
             data_seed, epoch, step: select the random numbers.
         Returns:
             B images, cropped and flipped, with the labels of `batch`.
+        Raises:
+            InputError: the images have masks or objects, and so not one class each.
         """
         images = self.images
+        if isinstance(images, DenseImages):
+            raise InputError(
+                f"{images.name} has no partners of the same class, because an image with masks or objects may have "
+                "several classes; choose a method without partners"
+            )
         members, starts, sizes = self._by_class
         generator = runtime.generator(data_seed, "partner", epoch, step)
         drawn = torch.randint(2**40, (len(batch.index),), generator=generator).to(members.device)

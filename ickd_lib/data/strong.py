@@ -1,4 +1,6 @@
-"""Strong augmentation after crop and flip: RandAugment, Mixup and CutMix as torchvision implements them, and Cutout."""
+"""Strong augmentation after crop and flip: RandAugment, Mixup and CutMix as torchvision implements them, Cutout, and
+changes of colour and sharpness that leave class masks and boxes as they are.
+"""
 
 from __future__ import annotations
 
@@ -11,6 +13,8 @@ from ickd_lib.runtime import InputError
 AUGMENTATIONS = ("crop", "randaugment", "mixup", "cutmix")
 MIXUP_ALPHA = 1.0  # Zhang et al. 2018 (arXiv 1710.09412) for CIFAR; they use 0.2 for ImageNet.
 STRENGTHS = 31  # number of magnitudes of torchvision's RandAugment
+COLOURS = (0.6, 1.4)  # smallest and largest factor of brightness, contrast and saturation of `recoloured`
+BLUR = (0.1, 1.5)  # smallest and largest standard deviation of its blur in pixels
 CUTMIX_ALPHA = 1.0  # Yun et al. 2019 (arXiv 1905.04899) for ImageNet and CIFAR.
 
 
@@ -58,6 +62,29 @@ def distorted(pixels: Tensor, *keys: object) -> Tensor:
     columns = (torch.arange(width, device=pixels.device) + 0.5 - right * width).abs() < half
     images = images.masked_fill((rows[:, :, None] & columns[:, None, :])[:, None], 127)
     return images.float().div_(255).contiguous(memory_format=torch.channels_last)
+
+
+def recoloured(image: Tensor, generator: torch.Generator) -> Tensor:
+    """Change brightness, contrast and saturation of an image at random and, in half of the cases, blur it.
+
+    No pixel moves, so that class masks and boxes stay right.
+
+    Args:
+        image: floats in [0, 1], shape [3, h, w].
+        generator: the random numbers are drawn from it.
+    Returns:
+        An image of the same shape, floats in [0, 1].
+    """
+    from torchvision.transforms.v2 import functional
+
+    low, high = COLOURS
+    *factors, blur, sigma = torch.rand(5, generator=generator).tolist()
+    changes = (functional.adjust_brightness, functional.adjust_contrast, functional.adjust_saturation)
+    for change, factor in zip(changes, factors, strict=True):
+        image = change(image, low + (high - low) * factor)
+    if blur < 0.5 and min(image.shape[1:]) > 2:  # the border is reflected
+        image = functional.gaussian_blur(image, [5, 5], [BLUR[0] + (BLUR[1] - BLUR[0]) * sigma])
+    return image
 
 
 def augmented(pixels: Tensor, augment: str, *keys: object) -> tuple[Tensor, Tensor | None]:

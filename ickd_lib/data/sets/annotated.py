@@ -14,7 +14,7 @@ from torch import Tensor
 from ickd_lib import runtime
 from ickd_lib.data.decode import pixels_of, size_of
 from ickd_lib.data.decoded import Decoded, channel_statistics, fingerprint_of_file, threaded
-from ickd_lib.data.dense import IGNORED, DenseImages
+from ickd_lib.data.dense import IGNORED, DenseImages, check_sizes
 from ickd_lib.data.images import Images, Splits
 from ickd_lib.data.joint import RandomCrop, RandomResize
 from ickd_lib.data.objects import Objects, SplitObjects
@@ -61,6 +61,9 @@ class DenseDataSet(DataSet):
                 raise InputError(f"{self.title}/{split} contains no image; expected at least one")
         small = is_small([part.sizes for part in parts.values()])
         images = {split: _resident(part.images, small, split) for split, part in parts.items()}
+        for split, part in parts.items():
+            if small and isinstance(part.images, Decoded):
+                check_sizes(tuple(images[split]), part.sizes, part.images.items)
         step = 1 if small else math.ceil(len(images["train"]) / MEASURED)
         mean, std = channel_statistics([images["train"][i] for i in range(0, len(images["train"]), step)])
         splits = {
@@ -94,6 +97,7 @@ class DenseDataSet(DataSet):
         annotations: Sequence[Annotation],
         sizes: Tensor,
         classes: Sequence[str],
+        source: Path,
         where: Callable[[int], str],
     ) -> tuple[SplitObjects, list[int]]:
         """Check the objects of a split. Boxes are cut off at the border of their image.
@@ -105,6 +109,7 @@ class DenseDataSet(DataSet):
             annotations: image after image.
             sizes: height and width of each image, shape [N, 2].
             classes: names of the C classes.
+            source: the file or folder that the annotations are from, for the note.
             where: names the annotation at a position, for the note.
         Returns:
             The objects, and the positions in `annotations` of those that were kept.
@@ -115,24 +120,21 @@ class DenseDataSet(DataSet):
         inside = torch.minimum(boxes.clamp(min=0), limit)
         good = (inside[:, 2:] > inside[:, :2]).all(1) & boxes.isfinite().all(1)
         dropped = (~good).nonzero().squeeze(1).tolist()
-        if dropped:
-            runtime.notice(
-                f"{self.title}/{split}: boxes without an area inside the image are left out: " + _named(dropped, where)
-            )
         cut = (good & ((inside - boxes).abs() > 1).any(1)).nonzero().squeeze(1).tolist()
-        if cut:
-            runtime.notice(f"{self.title}/{split}: boxes that reach out of the image are cut off: {_named(cut, where)}")
+        for positions, what in (
+            (dropped, "boxes without an area inside the image are left out"),
+            (cut, "boxes that reach out of the image are cut off"),
+        ):
+            if positions:
+                listed = "; ".join(map(where, positions[:LISTED]))
+                more = f" and {len(positions) - LISTED} more" if len(positions) > LISTED else ""
+                runtime.notice(f"{self.title}/{split}: {what}, in {source}: {listed}{more}")
         labels = torch.tensor([a.label for a in annotations], dtype=torch.int64)
         crowd = torch.tensor([a.crowd for a in annotations], dtype=torch.bool)
         kept = good.nonzero().squeeze(1)
         flat = Objects(inside[kept].float(), labels[kept], torch.arange(len(kept)), crowd[kept])
         self.note_absent(split, classes, torch.bincount(labels[kept], minlength=len(classes)))
         return SplitObjects(flat, torch.bincount(image[kept], minlength=len(sizes))), kept.tolist()
-
-
-def _named(positions: list[int], where: Callable[[int], str]) -> str:
-    more = f" and {len(positions) - LISTED} more" if len(positions) > LISTED else ""
-    return "; ".join(where(i) for i in positions[:LISTED]) + more
 
 
 def _resident(tensors: tuple[Tensor, ...] | Decoded, small: bool, what: str) -> tuple[Tensor, ...] | Decoded:

@@ -183,6 +183,28 @@ def names() -> list[str]:
     return sorted(f"{name}:PATH" if "path" in cls.options else name for name, cls in _REGISTRY.items())
 
 
+def kinds(name: str) -> tuple[str, ...]:
+    """Return the kinds of annotations of a data set, as in "voc:PATH", the default first; empty if it has one alone.
+
+    Raises:
+        InputError: as for `create`.
+    """
+    return _REGISTRY[_named(name)[0]].kinds
+
+
+def _named(name: str) -> tuple[str, str]:
+    """Return the registered name, and the path, of a data set."""
+    title, colon, path = name.partition(":")
+    if not colon:
+        return runtime.choose(name, names(), "data set"), ""
+    chosen = runtime.choose(title, _REGISTRY, "data set")
+    if "path" not in _REGISTRY[chosen].options:
+        raise InputError(f"data set {name!r} has a path, but {chosen!r} takes none; give {chosen!r} alone")
+    if not path:
+        raise InputError(f"data set {name!r} lacks a path; give {chosen}:PATH")
+    return chosen, path
+
+
 def create(
     name: str,
     *,
@@ -200,15 +222,7 @@ def create(
     Raises:
         InputError: the name is unknown, the path is missing, or the data set does not have an option that is given.
     """
-    title, colon, path = name.partition(":")
-    if colon:
-        chosen = runtime.choose(title, _REGISTRY, "data set")
-        if "path" not in _REGISTRY[chosen].options:
-            raise InputError(f"data set {name!r} has a path, but {chosen!r} takes none; give {chosen!r} alone")
-        if not path:
-            raise InputError(f"data set {name!r} lacks a path; give {chosen}:PATH")
-    else:
-        chosen = runtime.choose(name, names(), "data set")
+    chosen, path = _named(name)
     cls = _REGISTRY[chosen]
     if image_size < 0:
         raise InputError(f"image_size={image_size} is negative; give a number of pixels, or 0 to keep the images' size")

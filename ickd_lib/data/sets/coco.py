@@ -12,6 +12,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ickd_lib import runtime
+from ickd_lib.data.decode import image_files
 from ickd_lib.data.decoded import Decoded
 from ickd_lib.data.images import Splits
 from ickd_lib.data.joint import RandomResize
@@ -50,7 +52,9 @@ class Coco(DenseDataSet):
         parts = {}
         for split, content in contents.items():
             sizes = torch.tensor([(image["height"], image["width"]) for image in content.images]).view(-1, 2)
-            parts[split] = Part(files(images[split]), sizes, objects=self._objects(split, content, sizes, classes))
+            parts[split] = Part(
+                files(images[split]), sizes, objects=self._objects(split, content, sizes, classes, paths[split])
+            )
         return self.dense(parts, classes, RandomResize(SIZES, LONGEST))
 
     def _paths(self) -> dict[str, Path]:
@@ -80,9 +84,14 @@ class Coco(DenseDataSet):
         for image in images:
             if not image.exists():
                 raise InputError(f"{path} has annotations of {image}, which does not exist; add the image")
+        others = sorted(set(image_files(folder)) - set(images))
+        if others:
+            runtime.notice(f"{len(others)} images are not in {path} and are left out, such as {others[0]}")
         return images
 
-    def _objects(self, split: str, content: _Content, sizes: Tensor, classes: Sequence[str]) -> SplitObjects:
+    def _objects(
+        self, split: str, content: _Content, sizes: Tensor, classes: Sequence[str], source: Path
+    ) -> SplitObjects:
         label = {category: c for c, category in enumerate(content.categories)}
         position = {image["id"]: i for i, image in enumerate(content.images)}
         given = sorted(content.annotations, key=lambda one: position[one["image_id"]])
@@ -93,7 +102,9 @@ class Coco(DenseDataSet):
             annotations.append(
                 Annotation(position[one["image_id"]], label[one["category_id"]], box, bool(one.get("iscrowd")))
             )
-        objects, kept = self.objects(split, annotations, sizes, classes, lambda k: f"annotation {given[k]['id']}")
+        objects, kept = self.objects(
+            split, annotations, sizes, classes, source, lambda k: f"annotation {given[k]['id']}"
+        )
         flat = replace(objects.flat, area=torch.tensor([_area(given[k]) for k in kept], dtype=torch.float64))
         if self.annotations == "boxes":
             return replace(objects, flat=flat)
@@ -142,7 +153,7 @@ def _read(path: Path) -> _Content:
         for field, known in (("image_id", images), ("category_id", categories)):
             if one[field] not in known:
                 raise InputError(f"{path}: annotation {one['id']} has the unknown {field} {one[field]}; correct it")
-        if len(one["bbox"]) != 4:
+        if not isinstance(one["bbox"], list) or [isinstance(x, (int, float)) for x in one["bbox"]] != [True] * 4:
             raise InputError(f"{path}: annotation {one['id']} has the bbox {one['bbox']}; expected four numbers")
     return _Content(sorted(content["images"], key=lambda image: image["id"]), content["annotations"], categories)
 

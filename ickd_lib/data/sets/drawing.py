@@ -6,8 +6,8 @@ import numpy as np
 
 SIDE = 96
 MOST = 6  # digits in a scene
-HEIGHTS = (26, 54)  # smallest and largest height of a digit with its margin; the digit itself takes eight tenths
-VISIBLE = 70  # percent of a digit's pixels that the digits drawn over it leave visible, at least
+HEIGHTS = (32, 54)  # smallest and largest height of a digit with its margin; the digit itself takes eight tenths
+VISIBLE = 85  # percent of a digit's pixels that the digits drawn over it leave visible, at least
 BRIGHT = 140  # least brightness of a digit's colour, of 255; most backgrounds are darker
 CONTRAST = 40  # least difference in brightness between a digit and what it is drawn on
 ATTEMPTS = 10  # places that are tried for a digit
@@ -80,7 +80,7 @@ def _glyph(digit: np.ndarray, random: Random) -> np.ndarray:
     height = random.one(HEIGHTS[0], HEIGHTS[1] + 1)
     width = height * random.one(75, 106) // 100
     levels = _resized(np.pad(digit, 1), height, width)
-    alpha = ((levels - 6 * UNIT**2) * 255 // (4 * UNIT**2)).clip(0, 255)
+    alpha = ((levels - 4 * UNIT**2) * 255 // (4 * UNIT**2)).clip(0, 255)
     lean = random.one(-25, 26)
     shift = lean * (np.arange(height, dtype=np.int32) - height // 2) // 100
     columns = np.arange(width, dtype=np.int32) + shift[:, None]

@@ -162,6 +162,8 @@ def read_mask(ignore: int, path: Path) -> Tensor:
     try:
         with Image.open(path) as file:
             values, mode = np.asarray(file), file.mode
+    except FileNotFoundError:
+        raise InputError(f"{path} does not exist; add the mask, or remove its image from the data set") from None
     except Exception as error:
         raise InputError(f"{path} cannot be read ({error}); repair or remove it") from None
     if values.ndim != 2 or mode == "F" or values.min() < 0 or values.max() > 255:

@@ -9,7 +9,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ickd_lib.data.decoded import Decoded
 from ickd_lib.data.images import Images, Splits
 from ickd_lib.data.joint import RandomCrop, RandomResize
 from ickd_lib.data.objects import Objects, SplitObjects
@@ -20,7 +19,7 @@ from ickd_lib.data.sets.drawing import SIDE, Random, scene
 
 SCENES = {"train": 800, "val": 100, "test": 200}
 HELD_OUT = 120  # training digits that only the validation scenes use
-SCALE = (0.7, 1.4)  # of the training views; digits are not mirrored
+SCALE = (0.8, 1.25)  # of the training views; digits are not mirrored
 
 
 @register("scenes")
@@ -28,33 +27,32 @@ class Scenes(DenseDataSet):
     """1,100 scenes of 96×96 pixels with one to six digits each, drawn from scikit-learn's digits.
 
     The digits vary in size, place, colour and slant, and may overlap. The splits share no digit: training and
-    validation scenes use the training split of `digits`, test scenes its test split. With the annotations "masks" the
-    classes are the background and the ten digits, and there are class masks and objects; with "boxes" the classes are
-    the ten digits, and there are objects only. The images are the same. Boxes enclose the visible pixels of a digit.
+    validation scenes use the training split of `digits`, test scenes its test split. With the annotations "masks" there
+    are class masks, and the classes are the background and the ten digits. With "boxes" and "instances" there are
+    objects, with "instances" also their masks, and the classes are the ten digits. The images are the same. Boxes
+    enclose the visible pixels of a digit.
     """
 
     options = frozenset({"annotations"})
-    kinds = ("masks", "boxes")
+    kinds = ("masks", "boxes", "instances")
 
     def read(self) -> Splits:
-        digits = Digits().read()
-        masks = self.annotations == "masks"
+        digits = Digits().read().train.classes
         parts = {}
         for split, drawn in _all_scenes().items():
-            labels = drawn.labels + masks  # class 0 of the masks is the background
+            sizes = torch.full((len(drawn.images), 2), SIDE)
             counts = torch.tensor([int(owner.max()) for owner in drawn.owners])
-            objects = Objects(
-                drawn.boxes, labels, torch.arange(len(labels)), torch.zeros(len(labels), dtype=torch.bool)
-            )
-            parts[split] = Part(
-                drawn.images,
-                torch.full((len(counts), 2), SIDE),
-                tuple(map(_class_mask, drawn.owners, labels.split(counts.tolist()))) if masks else None,
-                SplitObjects(objects, counts, Decoded(_object_masks, drawn.owners)),
-            )
-        if masks:
-            return self.dense(parts, ("background", *digits.train.classes), RandomCrop((SIDE, SIDE), SCALE, flip=False))
-        return self.dense(parts, digits.train.classes, RandomResize((80, 96, 112, 128), 128, flip=False))
+            if self.annotations == "masks":
+                masks = tuple(map(_class_mask, drawn.owners, drawn.labels.split(counts.tolist())))
+                parts[split] = Part(drawn.images, sizes, masks)
+            else:
+                n = len(drawn.labels)
+                flat = Objects(drawn.boxes, drawn.labels, torch.arange(n), torch.zeros(n, dtype=torch.bool))
+                pixels = tuple(map(_object_masks, drawn.owners)) if self.annotations == "instances" else None
+                parts[split] = Part(drawn.images, sizes, objects=SplitObjects(flat, counts, pixels))
+        if self.annotations == "masks":
+            return self.dense(parts, ("background", *digits), RandomCrop((SIDE, SIDE), SCALE, flip=False))
+        return self.dense(parts, digits, RandomResize((80, 88, 96, 104, 112), 112, flip=False))
 
 
 class _Drawn(NamedTuple):
@@ -95,8 +93,8 @@ def _draw(digits: Images, count: int, seed: int) -> _Drawn:
 
 
 def _class_mask(owner: Tensor, labels: Tensor) -> Tensor:
-    """Return the class of each pixel, uint8 [h, w]; `labels` [n] are the classes of the objects."""
-    return torch.cat([labels.new_zeros(1), labels]).to(torch.uint8)[owner.long()]
+    """Return the class of each pixel, uint8 [h, w]: 0 for the background, one more than `labels` [n] for an object."""
+    return torch.cat([labels.new_zeros(1), labels + 1]).to(torch.uint8)[owner.long()]
 
 
 def _object_masks(owner: Tensor) -> Tensor:

@@ -92,7 +92,12 @@ class Voc(MaskDataSet):
         sizes = sizes_of(images, split)
         annotations = [Annotation(i, label[one.name], one.box, one.difficult) for i, _, one in flat]
         objects, _ = self.objects(
-            split, annotations, sizes, classes, lambda k: f"object {flat[k][1]} in {paths[flat[k][0]].name}"
+            split,
+            annotations,
+            sizes,
+            classes,
+            self.path / "Annotations",
+            lambda k: f"object {flat[k][1]} in {paths[flat[k][0]].name}",
         )
         return Part(files(images), sizes, objects=objects)
 
