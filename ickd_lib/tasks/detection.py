@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import replace
+from types import MappingProxyType
 
 import torch
 from torch import Tensor
@@ -45,6 +46,16 @@ class Detection(Task):
     shares_teacher = False
     capturable = False
     network = "detection"
+    recipe = MappingProxyType(
+        {
+            "epochs": 30,
+            "batch_size": 16,
+            "lr": 0.002,
+            "schedule": "onecycle",
+            "optimizer": "adamw",
+            "weight_decay": 0.01,
+        }
+    )
     unsupported = frozenset({"partner", "strong", "peers", "earlier", "pixels", "pooled features"})
 
     def outputs(self, classes: tuple[str, ...]) -> tuple[str, ...]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from types import MappingProxyType
 from weakref import WeakKeyDictionary
 
 import torch
@@ -47,6 +48,9 @@ class Segmentation(Task):
     )
     capturable = False
     network = "segmentation"
+    recipe = MappingProxyType(
+        {"epochs": 30, "batch_size": 16, "lr": 0.1, "schedule": "onecycle", "nesterov": True},
+    )
     unsupported = frozenset({"partner", "pooled features"})
 
     def __init__(self, *, stride: int = 4, least: int = 16) -> None:
