@@ -24,7 +24,7 @@ SCALE = (0.8, 1.25)  # of the training views; digits are not mirrored
 
 @register("scenes")
 class Scenes(DenseDataSet):
-    """1,100 scenes of 96×96 pixels with one to six digits each, drawn from scikit-learn's digits.
+    """1,100 scenes of 64×64 pixels with one to six digits each, drawn from scikit-learn's digits.
 
     The digits vary in size, place, colour and slant, and may overlap. The splits share no digit: training and
     validation scenes use the training split of `digits`, test scenes its test split. With the annotations "masks" there
