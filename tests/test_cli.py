@@ -248,3 +248,25 @@ def test_the_version_is_printed(capsys):
     with pytest.raises(SystemExit) as stop:
         cli.main(["--version"])
     assert stop.value.code == 0 and capsys.readouterr().out.startswith("ickd ")
+
+
+def test_the_task_chooses_the_kind_of_annotations():
+    def split(line):
+        return cli._splits(cli.parser().parse_args(["train", *line.split()])).train
+
+    masks, boxes = split("--dataset scenes --task segmentation"), split("--dataset scenes --task detection")
+    assert masks.masks is not None and masks.objects is None
+    assert boxes.masks is None and boxes.objects.masks is None
+    assert split("--dataset scenes --task detection --annotations instances").objects.masks is not None
+    assert len(split("--task segmentation")) == 1000, "that digits have no masks is for the task to say"
+
+
+def test_options_of_annotations_are_checked(run, tmp_path):
+    for line, message in (
+        ("--dataset scenes --annotations box", "unknown kind of annotations of scenes 'box'; did you mean 'boxes'"),
+        ("--dataset scenes --ignore 3", "ignore=3 is not an option of scenes, only of masks:PATH; leave it out"),
+        (f"--dataset masks:{tmp_path} --ignore 3", f"{tmp_path} lacks train/, or both test/ and val/"),
+        ("--dataset digits --annotations masks", "annotations=masks is not an option of digits, only of coco:PATH"),
+    ):
+        status, _, error = run(f"train {line}")
+        assert status == 2 and message in error and error.count("\n") == 1

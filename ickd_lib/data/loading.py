@@ -48,7 +48,8 @@ def load(
             "randaugment+cutmix" or "randaugment+mixup" after crop and flip (see `data.strong`).
         seed: the images that are drawn for `labels` and `val` are a function of it.
         download: download the files of CIFAR-100 with torchvision where they are missing.
-        annotations: "masks" or "boxes" for "scenes" and "voc:PATH", "boxes" or "instances" for "coco:PATH".
+        annotations: "masks", "boxes" or "instances" for "scenes", "boxes" or "masks" for "voc:PATH", "boxes" or
+            "instances" for "coco:PATH"; by default the first of these.
         ignore: value of the ignored pixels in the files of "masks:PATH".
         device: the device that holds the images.
     Raises:

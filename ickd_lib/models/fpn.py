@@ -25,12 +25,12 @@ RATIOS = (0.5, 1.0, 2.0)  # height over width of an anchor
 # Settings of the light detectors that differ from torchvision's, because a small image has few anchors and objects.
 LIGHT = {
     "min_size": None,
-    "rpn_pre_nms_top_n_train": 200,
-    "rpn_pre_nms_top_n_test": 200,
+    "rpn_pre_nms_top_n_train": 150,
+    "rpn_pre_nms_top_n_test": 150,
     "rpn_post_nms_top_n_train": 100,
     "rpn_post_nms_top_n_test": 100,
     "rpn_batch_size_per_image": 64,
-    "box_batch_size_per_image": 64,
+    "box_batch_size_per_image": 32,
     "box_detections_per_img": 50,
 }
 
@@ -74,6 +74,7 @@ def light(network: Network, num_classes: int, options: dict[str, Any]) -> Detect
     names = [str(i) for i in range(len(pyramid.strides) - 1)]
     sizes = tuple((ANCHOR * stride,) for stride in pyramid.strides)
     # A box is pooled from the map whose anchors have its size: 48 pixels from level 4 (stride 16), 24 from level 3.
+    # One sample a bin is enough, because a bin is about one position of that map.
     pool = MultiScaleRoIAlign(names, POOLED, sampling_ratio=1, canonical_scale=ANCHOR * 2**4, canonical_level=4)
     parts = {
         "rpn_anchor_generator": faster_rcnn.AnchorGenerator(sizes, (RATIOS,) * len(sizes)),
