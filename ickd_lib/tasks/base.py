@@ -196,8 +196,8 @@ class Task:
             maps: whether the outputs of the network's stages are requested.
             precision: precision of the network, "fp32" or "bf16"; the result is in float32.
         Returns:
-            S samples, and the task's own supervised loss, a scalar, without `Samples.fixed`; None instead of the loss in
-            evaluation mode.
+            S samples, and the task's own supervised loss, a scalar, without `Samples.fixed`; None instead of the loss
+            in evaluation mode.
         """
         raise TypeError(f"{type(self).__name__} must define samples(network, batch, ...) -> (Samples, loss)")
 

@@ -72,7 +72,9 @@ def _drawn(image: Tensor, mask: Tensor, size: tuple[int, int], dim: bool) -> Ten
     pixels, share = (
         F.interpolate(one[None].float(), size, mode="bilinear", antialias=True)[0] for one in (image, mask[None])
     )
-    inside = share[0] > 0.5 * share.max()  # pixels of which the mask has most; of a very thin mask, those it has most of
+    inside = (
+        share[0] > 0.5 * share.max()
+    )  # pixels of which the mask has most; of a very thin mask, those it has most of
     if dim:
         pixels = torch.where(inside, pixels, DIMMED * pixels)
     elif min(size) > 4:
