@@ -49,7 +49,7 @@ def neighbours(
     lines = [max(1, -(-len(group[-1]) // COLUMNS)) for group in shown]
     # Lengths in tiles: left end of the first column, step between columns, text below a row, text above a group.
     first, step, below, gap = 2.5, 1.14, 0.54 if shares is None else 0.72, 0.38
-    width, height = first + COLUMNS * step, max(sum(lines) * (1 + below) + 2 * gap, 3.2 if scene is None else 5.4)
+    width, height = first + COLUMNS * step, max(sum(lines) * (1 + below) + 2 * gap, 3.2 if scene is None else 5.6)
     above = 0.35 if title else 0.05
     # A layout engine and 40 pictures would be slow, so all tiles form one picture, and they and the texts have fixed
     # positions.
@@ -67,8 +67,9 @@ def neighbours(
     if scene is not None:
         picture = array(scene).transpose(1, 2, 0)
         down, across = (2 * side / max(picture.shape[:2]) for side in picture.shape[:2])
-        axis.imshow(picture, extent=(0, across, height - 0.3, height - 0.3 - down), interpolation="nearest", zorder=3)
-        axis.text(across / 2, height - 0.26, "its image", ha="center", va="top", fontsize=10)
+        upper = gap + 2.85
+        axis.imshow(picture, extent=(0, across, upper + down, upper), interpolation="nearest", zorder=3)
+        axis.text(across / 2, upper + down + 0.06, "its image", ha="center", va="top", fontsize=10)
     place = {int(row): i for i, row in enumerate(array(rows.index))}
     note, top = "cosine below each" + ("" if shares is None else ", then its weight w in the aggregate"), 0.0
     for (kind, found, colour, line, share, chosen), count in zip(shown, lines, strict=True):

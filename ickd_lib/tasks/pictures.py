@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 SIDE = 64  # height and width of a crop
-WHOLE = 256  # longer side of a picture of a whole image
+WHOLE = 220  # longer side of a picture of a whole image
 MARGIN = 0.25  # part of the sides of the region or box that a crop shows around it
 LEAST = 16  # smallest side of the part of an image that is shown, in pixels
 LINE = (255, 217, 0)  # colour of the outline; a black line between it and the region separates it from any colour

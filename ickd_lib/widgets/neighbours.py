@@ -20,12 +20,12 @@ from ickd_lib.methods import Method
 from ickd_lib.models import Network
 from ickd_lib.runtime import InputError
 from ickd_lib.tasks import Classification, Task
+from ickd_lib.tasks.pictures import WHOLE
 from ickd_lib.widgets import neighbour_blocks as blocks
 from ickd_lib.widgets.view import Block, Explorer, View, strip
 
 MOST = 128  # largest number of positives and of negatives that can be requested
 SHOWN = 20  # the most similar of these are displayed, in up to four rows of tiles
-SCENE = 220  # largest side in pixels of the picture of the query's whole image
 SAMPLE = 200  # number of queries in the mean loss terms, with which those of one query are compared
 
 # A query on the path: whether it is in the bank, and its position among the bank's samples or the other queries.
@@ -268,7 +268,7 @@ class NeighbourExplorer(Explorer):
             tiles = blocks.tiles(location, self.bank_samples, self.found, *shown, colour, shape)
             picture = samples.scene(at)
             if picture is not None:
-                more, size = strip(picture[None], longest=SCENE)
+                more, size = strip(picture[None], longest=WHOLE)
                 tiles.insert(1, blocks.scene(location, size, len(data)))
                 data += more
             bars = blocks.bars(location, probabilities, displayed, colour, self.temperature)
