@@ -64,7 +64,8 @@ def test_an_outline_lies_outside_of_what_it_marks(level, dim):
     assert picture.shape == (3, WHOLE * 3 // 4, WHOLE)
     y, x = lined(picture).nonzero(as_tuple=True)
     assert [int(v) * 120 / WHOLE for v in (y.min(), y.max(), x.min(), x.max())] == pytest.approx(
-        [30, 50, 20, 40], abs=1
+        [30, 50, 20, 40],
+        abs=1.5,  # the line is up to two pixels outside
     )
 
 
@@ -227,7 +228,7 @@ def test_the_neighbour_explorer_shows_crops_and_the_image_of_the_query(case):
     samples, one = explorer.query_samples, case.task.sample[0]
     explorer.number.value = 3
     crumbs, row, _ = explorer.view._last[0]
-    query, scene, near, _far = row["blocks"]
+    (query, scene), (near, _) = row["blocks"][0]["blocks"], row["blocks"][1:]
     bytes_ = np.frombuffer(explorer.view._last[1], np.uint8)
     address = samples.address(3)
     assert crumbs["items"][0]["text"].startswith(f"test {', '.join(address)}, ")

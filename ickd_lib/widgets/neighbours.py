@@ -269,7 +269,8 @@ class NeighbourExplorer(Explorer):
             picture = samples.scene(at)
             if picture is not None:
                 more, size = strip(picture[None], longest=WHOLE)
-                tiles.insert(1, blocks.scene(location, size, len(data)))
+                image = blocks.scene(location, size, len(data))
+                tiles[0] = {"kind": "row", "blocks": [tiles[0], image]}
                 data += more
             bars = blocks.bars(location, probabilities, displayed, colour, self.temperature)
             self.view.show(
