@@ -20,6 +20,7 @@ import urllib.request
 from collections.abc import Callable
 from pathlib import Path
 
+import nbformat
 import papermill
 import pytest
 from jupyter_client.blocking import BlockingKernelClient
@@ -154,14 +155,21 @@ class Lab:
 
 
 class Notebook:
-    """A notebook that is open in the lab, with all cells executed."""
+    """A notebook that is open in the lab, with all cells executed: one of this project's, or one with other cells."""
 
-    def __init__(self, lab: Lab, browser, name: str, **parameters) -> None:
+    def __init__(self, lab: Lab, browser, name: str, cells: tuple[str, ...] = (), **parameters) -> None:
         self.lab, self.name = lab, name
         target, output = lab.folder / f"{name}.ipynb", lab.folder / f"output_{name}"
         source = ROOT / "notebooks" / f"{name}.ipynb"
         given = {"runs": str(lab.folder / "runs"), "output": str(output), **SMALL, **parameters}
-        papermill.execute_notebook(source, target, given, kernel_name="python3", prepare_only=True, progress_bar=False)
+        if cells:
+            kernel = {"name": "python3", "display_name": "Python 3"}
+            made = nbformat.v4.new_notebook(cells=list(map(nbformat.v4.new_code_cell, cells)))
+            made.metadata.kernelspec = kernel
+            nbformat.write(made, target)
+        else:
+            options = {"kernel_name": "python3", "prepare_only": True, "progress_bar": False}
+            papermill.execute_notebook(source, target, given, **options)
         self.page = browser.new_page(viewport={"width": 1360, "height": 1200})
         self.page.set_default_timeout(20_000)
         self.page.goto(f"{lab.url}/lab/tree/{name}.ipynb?token={lab.token}&reset")
@@ -239,28 +247,30 @@ def samples(lab, browser):
 
 
 SHOWN = """[
-    [int(explorer._samples(explorer.current[0]).keys[explorer.current[1]])],
+    explorer._samples(explorer.current[0]).address(explorer.current[1]),
     [[int(i), round(float(s), 3)] for found in (explorer.found.positives, explorer.found.negatives)
      for i, s, m in list(zip(found.index[0], found.similarity[0], found.mask[0]))[:20] if m],
-    {name: p[0].tolist() for name, p in explorer.found.probabilities(explorer.temperature).items()},
+    {name: dict(zip(explorer.bank_samples.classes, p[0].tolist()))
+     for name, p in explorer.found.probabilities(explorer.temperature).items()},
 ]"""
 
 
 def check_neighbours(samples, explorer) -> None:
     """The page displays what the library retrieves: rows, cosines, probabilities."""
-    (row,), around, probabilities = samples.evaluate(SHOWN)
-    expect(explorer.locator(".ickd-query")).to_contain_text(f"row {row}")
+    address, around, probabilities = samples.evaluate(SHOWN)
+    for text in address:
+        expect(explorer.locator(".ickd-query")).to_contain_text(text)
     tiles = explorer.locator("button.ickd-tile")
     expect(tiles).to_have_count(len(around))
     labels = [tile.get_attribute("aria-label") for tile in tiles.all()]
-    numbers = [re.search(r"cos (-?[\d.]+).*row (\d+)$", label).groups() for label in labels]
+    numbers = [re.search(r"cos (-?[\d.]+).* (?:row|region|box) (\d+)$", label).groups() for label in labels]
     assert [[int(row), float(cosine)] for cosine, row in numbers] == around
     columns = [name.split(" predicts ")[0] for name in explorer.locator(".ickd-bars thead th").all_inner_texts()[1:]]
     assert columns == list(probabilities)
     for line in explorer.locator(".ickd-bars tbody tr").all():
         name = line.locator("th").inner_text().removesuffix(" ✓")
         values = [float(cell) for cell in line.locator("td").all_inner_texts()]
-        assert values == pytest.approx([p[int(name)] for p in probabilities.values()], abs=6e-4)
+        assert values == pytest.approx([p[name] for p in probabilities.values()], abs=6e-4)
 
 
 def test_neighbours_by_mouse(samples):
@@ -535,6 +545,81 @@ def test_runs_in_both_themes(spaces):
     spaces.picture(explorer, "run_explorer")
     drawn = Image.open(io.BytesIO(explorer.locator("img.ickd-picture").screenshot()))
     assert len(drawn.convert("RGB").getcolors(100_000)) > 20
+
+
+CELLS = (
+    """
+from ickd_lib import data, explore, models, tasks, widgets
+from ickd_lib.data.sets import scenes
+from ickd_lib.memory import MemoryBank
+scenes.SCENES.update(train=30, val=1, test=5)
+options = {"masks": ("resnet8-fcn", tasks.Segmentation()), "boxes": ("resnet8-fpn", tasks.Detection())}
+found = {}
+for kind, (name, task) in options.items():
+    splits = data.load("scenes", annotations=kind)
+    teacher, student = (models.create(name, **splits.train.spec).eval() for _ in range(2))
+    bank = MemoryBank.build(teacher, splits.train, task=task)
+    given = {"queries": splits.test, "student": student, "teacher": teacher, "task": task}
+    found[kind] = widgets.NeighbourExplorer(bank, splits.train, **given)
+    if kind == "masks":
+        space = widgets.LogitSpaceExplorer({"a": teacher, "b": student}, splits.train, how="pca", task=task)
+""",
+    "found['masks']",
+    "found['boxes']",
+    "space",
+)
+LINES = """(one) => {
+    const pixels = one.getContext("2d").getImageData(0, 0, one.width, one.height).data;
+    let lines = 0;
+    for (let i = 0; i < pixels.length; i += 4) lines += pixels[i] > 200 && pixels[i + 1] > 150 && pixels[i + 2] < 60;
+    return [one.width, one.height, lines];
+}"""
+
+
+@pytest.fixture(scope="module")
+def dense(lab, browser):
+    return Notebook(lab, browser, "regions_and_boxes", CELLS)
+
+
+def test_neighbours_of_regions_and_boxes(dense):
+    """Crops, and the image of the query with the outline of the region or the frame of the box."""
+    shown = dense.page.locator(".jp-OutputArea-output", has=dense.page.locator(".ickd-scene"))
+    expect(shown).to_have_count(2)
+    for at, (kind, word) in enumerate({"masks": "region", "boxes": "box"}.items()):
+        explorer = shown.nth(at)
+        explorer.scroll_into_view_if_needed()
+        dense.evaluate(f"globals().update(explorer=found['{kind}'])")
+        check_neighbours(dense, explorer)
+        scene = explorer.locator(".ickd-scene canvas")
+        width, height, before = scene.evaluate(LINES)
+        assert (width, height) == (220, 220) and before > 20
+        assert explorer.locator(".ickd-query canvas").evaluate(LINES)[2] > 20
+        explorer.locator(".ickd-other button.ickd-tile").nth(2).click()
+        expect(explorer.locator(".ickd-crumbs li")).to_have_count(2)
+        expect(explorer.locator(".ickd-crumbs li").last).to_contain_text(re.compile(rf"train row \d+, {word} \d+, "))
+        check_neighbours(dense, explorer)
+        row = re.search(r"row \d+", explorer.locator(".ickd-query").inner_text())[0]
+        expect(explorer.locator(".ickd-scene")).to_contain_text(row)
+        if SCREENSHOTS:
+            dense.picture(explorer, f"neighbour_explorer_{kind}")
+
+
+def test_logit_space_of_regions(dense):
+    explorer = dense.explorer("canvas:not([aria-hidden])")
+    expect(explorer.locator("canvas:not([aria-hidden])").first).to_be_visible(timeout=60_000)
+    dense.evaluate("globals().update(explorer=space)")
+    explorer.get_by_role("combobox", name="select class").select_option("4")
+    expect(explorer.get_by_text(re.compile(r"^\d+ selected"))).to_be_visible()
+    assert until(lambda: dense.evaluate("explorer.labels[explorer.members].unique().tolist()") == [5])
+    check_region(dense, explorer)
+    tile = explorer.locator("button.ickd-tile").first
+    assert tile.locator("canvas").evaluate(LINES)[:2] == [64, 64]
+    region = re.search(r"region \d+", tile.get_attribute("aria-label"))[0]
+    tile.click()
+    expect(explorer.locator(".ickd-query")).to_contain_text(region)
+    expect(explorer.locator(".ickd-table", has_text="predictions for")).to_contain_text(region)
+    if SCREENSHOTS:
+        dense.picture(explorer, "logit_space_explorer_masks")
 
 
 def test_saved_notebooks_stay_small(samples, spaces):

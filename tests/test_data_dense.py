@@ -46,8 +46,8 @@ def same(a, b):
 
 
 def test_the_scenes_are_the_same_on_every_machine(scenes, boxes, instances):
-    assert repr(scenes) == "Splits('scenes', train=800, val=100, test=200 images of 64×64 pixels, 11 classes)"
-    assert repr(boxes) == "Splits('scenes', train=800, val=100, test=200 images of 64×64 pixels, 10 classes)"
+    assert repr(scenes) == "Splits('scenes', train=800, val=100, test=200 images of 96×96 pixels, 11 classes)"
+    assert repr(boxes) == "Splits('scenes', train=800, val=100, test=200 images of 96×96 pixels, 10 classes)"
     for kind, splits in (("masks", scenes), ("boxes", boxes), ("instances", instances)):
         assert [split.fingerprint for split in splits] == FINGERPRINTS[kind], kind
     assert torch.equal(torch.stack(scenes.test.images), torch.stack(boxes.test.images))
@@ -226,7 +226,7 @@ def test_there_are_no_partners(coloured):
 
 
 def test_size_is_that_for_which_networks_are_measured(coloured, scenes, boxes):
-    assert scenes.train.size == (64, 64) and coloured.size == (64, 72)
+    assert scenes.train.size == (96, 96) and coloured.size == (64, 72)
     assert replace(coloured, transform=RandomResize((40, 70), 100)).size == (48, 40)  # of 60 × 50 pixels
     assert boxes.train.size == (56, 56)
 
@@ -238,7 +238,7 @@ def test_without_a_view_nothing_is_changed(coloured, scenes):
         assert torch.equal((batch.images[i] * 255).round().byte(), coloured.images[position])
         assert torch.equal(batch.masks[i], coloured.masks[position])
         assert same_objects(batch.objects[i], coloured.objects[position])
-    assert scenes.test.batch(torch.arange(4)).images.shape == (4, 3, 64, 64)
+    assert scenes.test.batch(torch.arange(4)).images.shape == (4, 3, 96, 96)
     assert repr(batch) == "DenseBatch(2 images of 60 to 90×50 to 80 pixels, masks and objects, cpu)"
 
 
