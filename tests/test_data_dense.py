@@ -54,9 +54,9 @@ def test_the_scenes_are_the_same_on_every_machine(scenes, boxes, instances):
 
 
 FINGERPRINTS = {
-    "masks": ["d058cc4d7cd632a8", "22fb3c31c9deb862", "ab38b1b677d9d4a5"],
-    "boxes": ["e2e73777b1daee12", "0efb5b3495f3dc42", "bdb637b8801a1b05"],
-    "instances": ["04c6a3e5341ea7fa", "83c22e38d9d089ff", "dd23fe12ee6a572c"],
+    "masks": ["cf0d683b71af9f63", "4f9645278ec7a3f4", "4e919102befba13f"],
+    "boxes": ["cf4e8f55fd216227", "8075bc7955d5dddd", "6116407c32938db8"],
+    "instances": ["c9dd75109512d025", "5593caec2a312587", "6ba0d813c80486f6"],
 }
 
 
