@@ -228,7 +228,7 @@ def test_there_are_no_partners(coloured):
 def test_size_is_that_for_which_networks_are_measured(coloured, scenes, boxes):
     assert scenes.train.size == (96, 96) and coloured.size == (64, 72)
     assert replace(coloured, transform=RandomResize((40, 70), 100)).size == (48, 40)  # of 60 × 50 pixels
-    assert boxes.train.size == (56, 56)
+    assert boxes.train.size == (80, 80)
 
 
 def test_without_a_view_nothing_is_changed(coloured, scenes):
