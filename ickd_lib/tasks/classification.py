@@ -8,6 +8,7 @@ from torch import Tensor
 from ickd_lib import losses, metrics, models, runtime
 from ickd_lib.data import Batch, Images
 from ickd_lib.models import Network
+from ickd_lib.runtime import InputError
 from ickd_lib.tasks.base import Column, Samples, Task, positions, register
 
 
@@ -28,6 +29,13 @@ class Classification(Task):
     )
     cacheable = True
     unsupported = frozenset({"pixels"})
+
+    def check(self, images: Images) -> None:
+        if not hasattr(images, "labels"):
+            raise InputError(
+                f"classification needs images with one label each, and {images.name} has masks or objects; choose the "
+                "task segmentation or detection"
+            )
 
     def samples(
         self,

@@ -91,10 +91,12 @@ class Detection(Task):
         self, network: Detector, images: DenseImages, *, keys: Tensor | None = None, precision: str = "auto"
     ) -> Samples:
         flat, image = _annotations(images)
-        chosen = torch.arange(len(flat), device=flat.key.device) if keys is None else places_of(flat.key, keys)
+        chosen = (
+            torch.arange(len(flat), device=flat.key.device) if keys is None else places_of(flat.key, keys, images.name)
+        )
         found = list(_regions(network, images, image[chosen].unique(), precision))
         key = torch.cat([key for key, _ in found])
-        at = places_of(key, flat.key[chosen])
+        at = places_of(key, flat.key[chosen], images.name)
         logits, features = (torch.cat([getattr(one, part) for _, one in found])[at] for part in ("logits", "features"))
         return Samples(logits, features, flat.labels[chosen] + 1, flat.key[chosen], image[chosen])
 
@@ -117,7 +119,7 @@ class Detection(Task):
 
     def pictures(self, images: DenseImages, keys: Tensor) -> Tensor:  # type: ignore[override]
         flat, image = _annotations(images)
-        at = places_of(flat.key, keys)
+        at = places_of(flat.key, keys, images.name)
         batches = (images.batch(image[one : one + 1]) for one in at)
         pictures = [framed(batch.images[0], flat.boxes[one]) for one, batch in zip(at, batches, strict=True)]
         return torch.stack(pictures)
