@@ -41,6 +41,7 @@ def load(
         classes: keep these classes only (see `data.selection.restricted`). An empty sequence keeps all classes.
         labels: number of training images to keep, stratified by class; 0 keeps all.
         val: fraction of the training images that become the validation split, stratified (0.1 of CIFAR-100 is 5,000).
+            A data set with validation images of its own has these instead, whatever the fraction. With 0 there are none.
             Of images with masks or objects, `labels` and `val` are plain random draws.
         image_size: height and width in pixels to which the images of a folder are resized. With 0 they are not resized
             and must have one size.
@@ -72,9 +73,9 @@ def load(
             splits = Splits(*(images.restricted(classes) for images in splits))
         splits = Splits(*(replace(images, augment=augment) for images in splits))
     train, held_out, test = splits
-    if val:
-        if len(held_out):
-            raise InputError(f"{name} already has a validation split of {len(held_out)} images; leave val at 0")
+    if not val:
+        held_out = held_out.subset(torch.arange(0))
+    elif not len(held_out):
         drawn = train.draw(round(val * len(train)), seed)
         rest = torch.ones(len(train), dtype=torch.bool)
         rest[drawn] = False

@@ -13,7 +13,7 @@ from torch import Tensor
 from ickd_lib import models, runtime
 from ickd_lib.memory import files, retrieval
 from ickd_lib.memory.search import NEGATIVES, POSITIVES, InContext, Neighbours
-from ickd_lib.memory.source import labelled, source_of
+from ickd_lib.memory.source import labelled, require_task, source_of
 from ickd_lib.runtime import InputError
 from ickd_lib.tasks import Classification, Task
 
@@ -111,11 +111,10 @@ class MemoryBank:
             task: defines the samples of an image; by default classification, where an image is one sample.
             precision: "auto", "fp32" or "bf16".
         Raises:
-            InputError: there is no image, or the teacher predicts other classes than those of the images.
+            InputError: there is no image, images or teacher are of another task, or the teacher predicts other classes.
         """
-        if len(images) == 0:
-            raise InputError(f"{images.name} has no image to build a bank from")
         task = task or Classification()
+        require_task(images, teacher, task)
         samples = task.bank_samples(teacher, images, precision=precision)
         known, mark = labelled(samples, images, teacher, labels, task)
         order = samples.key.argsort()

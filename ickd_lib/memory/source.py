@@ -26,6 +26,14 @@ def source_of(images: Images | None, teacher: models.Network | None) -> dict[str
     return source if teacher is None else source | {"teacher": teacher.identity}
 
 
+def require_task(images: Images, teacher: models.Network, task: Task) -> None:
+    """Raise InputError if there is no image to build a bank from, or images or teacher are of another task."""
+    if len(images) == 0:
+        raise InputError(f"{images.name} has no image to build a bank from")
+    task.check(images)
+    task.check_network(teacher)
+
+
 def labelled(
     samples: Samples, images: Images, teacher: models.Network, labels: str | Tensor, task: Task
 ) -> tuple[Tensor, dict[str, str]]:

@@ -283,10 +283,20 @@ def create(name: str) -> Task:
     return _REGISTRY[choose(name, _REGISTRY, "task")]()
 
 
-def places_of(keys: Tensor, wanted: Tensor) -> Tensor:
-    """Return the place among `keys` [N], in any order, of each of the wanted keys [n], which are among them: [n]."""
+def places_of(keys: Tensor, wanted: Tensor, name: str) -> Tensor:
+    """Return the place among `keys` [N], which are in any order, of each of the wanted keys [n]: [n].
+
+    Raises:
+        InputError: a wanted key is not among them. `name` is that of the images which have the keys.
+    """
     order = keys.argsort()
-    return order[torch.searchsorted(keys[order], wanted).clamp(max=len(order) - 1)]
+    if len(order):
+        found = order[torch.searchsorted(keys[order], wanted).clamp(max=len(order) - 1)]
+        if bool((keys[found] == wanted).all()):
+            return found
+    elif not len(wanted):
+        return order
+    raise InputError(f"some samples are not in {name}; give the images that the bank was built from")
 
 
 def positions(images: Images | DenseImages, keys: Tensor) -> Tensor:
@@ -295,7 +305,4 @@ def positions(images: Images | DenseImages, keys: Tensor) -> Tensor:
     Raises:
         InputError: a row is not among the images.
     """
-    found = places_of(images.index, keys)
-    if bool((images.index[found] != keys).any()):
-        raise InputError(f"some samples are not in {images.name}; give the images that the bank was built from")
-    return found
+    return places_of(images.index, keys, images.name)

@@ -104,10 +104,12 @@ class Detection(Task):
         self, network: Detector, images: DenseImages, *, keys: Tensor | None = None, precision: str = "auto"
     ) -> Samples:
         flat, image = _annotations(images)
-        chosen = torch.arange(len(flat), device=flat.key.device) if keys is None else places_of(flat.key, keys)
+        chosen = (
+            torch.arange(len(flat), device=flat.key.device) if keys is None else places_of(flat.key, keys, images.name)
+        )
         found = list(_regions(network, images, image[chosen].unique(), precision))
         key = torch.cat([key for key, _ in found])
-        at = places_of(key, flat.key[chosen])
+        at = places_of(key, flat.key[chosen], images.name)
         logits, features = (torch.cat([getattr(one, part) for _, one in found])[at] for part in ("logits", "features"))
         return Samples(logits, features, flat.labels[chosen] + 1, flat.key[chosen], image[chosen])
 
@@ -130,7 +132,7 @@ class Detection(Task):
 
     def rows(self, images: DenseImages, keys: Tensor) -> Tensor:  # type: ignore[override]
         flat, image = _annotations(images)
-        return images.index[image[places_of(flat.key, keys)]]
+        return images.index[image[places_of(flat.key, keys, images.name)]]
 
     def pictures(self, images: DenseImages, keys: Tensor) -> Tensor:  # type: ignore[override]
         return torch.stack([crop(image, mask, dim=False) for image, mask in _boxes(images, keys)])
@@ -143,7 +145,7 @@ class Detection(Task):
 def _boxes(images: DenseImages, keys: Tensor) -> list[tuple[Tensor, Tensor]]:
     """Return image, uint8 [3, h, w], and pixels, bool [h, w], of each annotated box with a key in `keys` [n]."""
     flat, image = _annotations(images)
-    at = places_of(flat.key, keys)
+    at = places_of(flat.key, keys, images.name)
     found = zip(fetch(images.images, image[at].tolist()), flat.boxes[at], strict=True)
     return [(pixels, box_mask(box, *pixels.shape[1:]).to(pixels.device)) for pixels, box in found]
 

@@ -79,17 +79,17 @@ class Segmentation(Task):
         with runtime.autocast(batch.index.device, precision):
             output = network(batch.images, maps=maps)
         logits = output.logits.float()
-        share = self._shares(batch, logits.shape[1])
+        share = self._shares(batch, batch.num_classes)  # also for a teacher of other classes
         image, label = (share.sum(2) >= self.least).nonzero(as_tuple=True)
         pixels = self._pixels(logits, output.features.float(), share, batch)
         samples = Samples(
             *_means(share, pixels, image, label),
             label,
-            batch.index[image] * logits.shape[1] + label,
+            batch.index[image] * batch.num_classes + label,
             image,
             tuple(one.float() for one in output.maps),
             preactivations=tuple(one.float() for one in output.preactivations),
-            pixels=_with_regions(pixels, image, label),
+            pixels=_with_regions(pixels, image, label, batch.num_classes),
         )
         return samples, self._loss(logits, batch) if network.training else None
 
@@ -120,7 +120,7 @@ class Segmentation(Task):
             for values, kept in zip(_means(share, pixels, image, label), (logits, features), strict=True):
                 kept.append(values)
             found.append(batch.index[image] * classes + label)
-        at = places_of(torch.cat(found), wanted)
+        at = places_of(torch.cat(found), wanted, images.name)
         return Samples(
             torch.cat(logits)[at],
             torch.cat(features)[at],
@@ -186,7 +186,7 @@ class Segmentation(Task):
     def _loss(self, logits: Tensor, batch: DenseBatch) -> Tensor:
         """Compute cross-entropy over all pixels of the images that are not ignored; 0 if all are."""
         masks = _stacked(batch.masks)
-        labels = masks.long().masked_fill(masks >= logits.shape[1], -1)
+        labels = masks.long().masked_fill(masks >= batch.num_classes, -1)
         enlarged = F.interpolate(logits, masks.shape[1:], mode="bilinear")
         return F.cross_entropy(enlarged, labels, ignore_index=-1, reduction="sum") / (labels >= 0).sum().clamp(min=1)
 
@@ -210,12 +210,12 @@ def _means(share: Tensor, pixels: Pixels, image: Tensor, label: Tensor) -> tuple
     return logits, features
 
 
-def _with_regions(pixels: Pixels, image: Tensor, label: Tensor) -> Pixels:
+def _with_regions(pixels: Pixels, image: Tensor, label: Tensor, classes: int) -> Pixels:
     """Return the pixels with their regions, given position in the batch and class of each region, shape [S].
 
     Pixels of a class that has no region in their image lose their label.
     """
-    number = torch.full(pixels.logits.shape[:2], -1, device=image.device)
+    number = torch.full((len(pixels.labels), classes), -1, device=image.device)
     number[image, label] = torch.arange(len(image), device=image.device)
     at = torch.arange(len(pixels.labels), device=image.device)[:, None, None]
     region = torch.where(pixels.labels >= 0, number[at, pixels.labels.clamp(min=0)], -1)

@@ -1,0 +1,101 @@
+"""Small splits of the scenes, and trainings on them, for the tests of segmentation and detection."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+from ickd_lib import data, methods, tasks, training
+from ickd_lib.training import Recipe, Student
+
+RECIPE = Recipe(epochs=1, lr=0.02, schedule="cosine", batch_size=8)
+TASKS = {"segmentation": ("masks", "resnet8-fcn"), "detection": ("boxes", "resnet8-fpn")}
+
+
+def small(task: str, train: int = 24, test: int = 6) -> data.Splits:
+    """Return a few scenes without a validation split; every class has at least four samples in the training split."""
+    splits = data.load("scenes", annotations=TASKS[task][0])
+    least = int(task == "detection")  # class 0 is the background there, of which there are no samples
+    for seed in range(100):
+        images = splits.train.few(train, seed)
+        if tasks.create(task).keys(images)[1].bincount(minlength=11)[least:].min() >= 4:
+            return splits._replace(train=images, val=splits.val.subset(torch.arange(0)), test=splits.test.few(test))
+    raise AssertionError("no seed draws enough scenes")
+
+
+def emptied(images, positions: torch.Tensor):
+    """Return the same images without samples in some of them: all their pixels are ignored, or they have no object."""
+    if images.objects is None:
+        chosen = set(positions.tolist())
+        masks = tuple(torch.full_like(one, 255) if i in chosen else one for i, one in enumerate(images.masks))
+        return replace(images, masks=masks)
+    counts, given = images.objects.counts.clone(), images.objects
+    image = torch.arange(len(images)).repeat_interleave(counts)
+    counts[positions] = 0
+    flat = given.flat.select(~torch.isin(image, positions))
+    return replace(images, objects=data.SplitObjects(flat, counts))
+
+
+def distill(task: str, students, splits: data.Splits, teacher=None, **options) -> dict[str, training.History]:
+    """Train students on the CPU without a progress bar."""
+    given = {"task": tasks.create(task), "recipe": RECIPE, "device": "cpu", "progress": False} | options
+    return training.distill(students, splits, teacher=teacher, **given)
+
+
+def expert(task: str, splits: data.Splits):
+    """Return a teacher of one epoch."""
+    (history,) = distill(task, [Student(TASKS[task][1], "ce", 7)], splits).values()
+    return history.network
+
+
+def quick(name: str) -> str:
+    """Return a method with few in-context samples, because the scenes have few samples of a class."""
+    return f"{name}(positives=2, negatives=3)" if methods.create(name).retrievals else name
+
+
+def group(task: str, name: str, seed: int = 0) -> list[Student]:
+    """Return the students of a method in a peer group of their own: one, or two if it needs peers."""
+    count = 1 + ("peers" in methods.create(name).needs)
+    return [Student(TASKS[task][1], quick(name), seed + i, f"{name}-{i}", name) for i in range(count)]
+
+
+def watched(task: str, method: str, splits: data.Splits, teacher=None, **options):
+    """Train a student, and return every context that its method received with the terms that it returned."""
+    seen = []
+    made = methods.create(method)
+
+    class Watching(type(made)):
+        def forward(self, context):
+            terms = super().forward(context)
+            seen.append((context, {name: term.item() for name, term in terms.items()}))
+            return terms
+
+    made.__class__ = Watching
+    history = distill(task, [Student(TASKS[task][1], made, name="watched")], splits, teacher, **options)["watched"]
+    return seen, history
+
+
+def same_weights(one, other) -> bool:
+    """Return whether two histories have the same network and method, bit for bit."""
+    return all(
+        torch.equal(value, getattr(other, part).state_dict()[key])
+        for part in ("network", "method")
+        for key, value in getattr(one, part).state_dict().items()
+    )
+
+
+def interrupted(monkeypatch, steps: int, run) -> None:
+    """Run a training that is stopped within an update, after this number of updates."""
+    step, taken = training.optimizers.Optimizer.step, []
+
+    def stopping(self, loss):
+        if len(taken) == steps:
+            raise KeyboardInterrupt
+        taken.append(1)
+        step(self, loss)
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(training.optimizers.Optimizer, "step", stopping)
+        run()
