@@ -37,7 +37,11 @@ def _data_options(parser: argparse.ArgumentParser) -> None:
         help="crop; randaugment, mixup or cutmix, each after the crop; or two of these, as in randaugment+cutmix",
     )
     group.add_argument(
-        "--val", type=float, default=0.0, help="fraction of the training images to hold out for validation"
+        "--val",
+        type=float,
+        default=0.0,
+        help="fraction of the training images to hold out for validation; validation images of the data set's own are "
+        "used for any number above 0",
     )
     group.add_argument(
         "--image-size",

@@ -13,17 +13,17 @@ from ickd_lib.runtime import InputError
 
 @pytest.fixture(scope="module")
 def scenes():
-    return data.load("scenes")
+    return data.load("scenes", val=0.1)
 
 
 @pytest.fixture(scope="module")
 def boxes():
-    return data.load("scenes", annotations="boxes")
+    return data.load("scenes", annotations="boxes", val=0.1)
 
 
 @pytest.fixture(scope="module")
 def instances():
-    return data.load("scenes", annotations="instances")
+    return data.load("scenes", annotations="instances", val=0.1)
 
 
 def same_objects(a, b):
@@ -308,9 +308,9 @@ def test_the_sampler_visits_every_image_once_and_resumes(coloured):
 
 def test_options_of_load_on_scenes():
     splits = data.load("scenes", labels=40, annotations="boxes", seed=3)
-    assert len(splits.train) == 40 and len(splits.val) == 100
-    with pytest.raises(InputError, match="scenes already has a validation split of 100 images"):
-        data.load("scenes", val=0.1)
+    assert len(splits.train) == 40 and len(splits.val) == 0
+    own = data.load("scenes", val=0.3)
+    assert (len(own.train), len(own.val)) == (800, 100), "the data set's own validation images"
     with pytest.raises(InputError, match=r"classes=\['1'\] is not an option of scenes"):
         data.load("scenes", classes=["1"])
     with pytest.raises(InputError, match="augment=mixup is not an option of scenes"):

@@ -255,7 +255,8 @@ def test_the_lists_are_the_splits(voc):
     (voc / "ImageSets/Main/train.txt").write_text("a\n")
     (voc / "ImageSets/Main/val.txt").write_text("b\n")
     (voc / "ImageSets/Main/test.txt").write_text("c\n")
-    assert [len(split) for split in data.load(f"voc:{voc}")] == [1, 1, 1]
+    assert [len(split) for split in data.load(f"voc:{voc}")] == [1, 0, 1]
+    assert [len(split) for split in data.load(f"voc:{voc}", val=0.5)] == [1, 1, 1]
 
 
 VOC_DAMAGE = {

@@ -41,7 +41,7 @@ def load(
         classes: keep these classes only (see `data.selection.restricted`). An empty sequence keeps all classes.
         labels: number of training images to keep, stratified by class; 0 keeps all.
         val: fraction of the training images that become the validation split, stratified (0.1 of CIFAR-100 is 5,000).
-            A data set with validation images of its own has these instead, whatever the fraction. With 0 there are none.
+            A data set with validation images of its own has these, whatever the fraction. With 0 there are none.
             Of images with masks or objects, `labels` and `val` are plain random draws.
         image_size: height and width in pixels to which the images of a folder are resized. With 0 they are not resized
             and must have one size.
