@@ -243,6 +243,21 @@ def test_losses_fall_and_squares_are_detected(trained):
     assert network.training and not found[0].boxes.requires_grad
 
 
+def test_boxes_are_not_rounded_under_autocast(trained):
+    network, images, objects, _ = trained
+    large = nn.functional.interpolate(images[:2], (509, 509))
+    scaled = [SimpleNamespace(boxes=one.boxes * 509 / 64, labels=one.labels) for one in objects[:2]]
+    with torch.random.fork_rng(), torch.autocast("cpu", torch.bfloat16):
+        torch.manual_seed(0)
+        done = network(large, scaled)
+        found = network.detect(large)
+    boxes = torch.cat([*done.regions.boxes, *(one.boxes for one in found)])
+    assert boxes.dtype == done.regions.logits.dtype == torch.float32
+    rounded = (boxes == boxes.bfloat16().float()) & (boxes > 0) & (boxes < 509)
+    assert rounded.float().mean() < 0.2
+    assert all(loss.dtype == torch.float32 for loss in done.losses.values())
+
+
 def test_detections_are_in_pixels_of_the_images_given(trained):
     network, images, _, _ = trained
     resizing = models.create("resnet8-fpn", 3, mean=(0.5,) * 3, std=(0.3,) * 3, min_size=64, max_size=200)

@@ -291,7 +291,10 @@ class Detector(Network):
         inside = [(image.shape[1], image.shape[2]) for image in resized]
         padded = transform.batch_images(resized, size_divisible=transform.size_divisible)
         pyramid = self.module.backbone(padded)
-        return Scene(sizes, ImageList(padded, inside), {"0": pyramid} if isinstance(pyramid, Tensor) else pyramid)
+        levels = {"0": pyramid} if isinstance(pyramid, Tensor) else pyramid
+        # Anchors have the type of the maps, and coordinates must not be rounded under autocast.
+        levels = {name: level.to(padded.dtype) for name, level in levels.items()}
+        return Scene(sizes, ImageList(padded, inside), levels)
 
 
 def _is_image(value: Any) -> bool:

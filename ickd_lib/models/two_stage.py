@@ -52,7 +52,7 @@ class TwoStage(Detector):
         ]
 
     def _own_regions(self, scene: Scene, maps: bool) -> Regions:
-        proposals, _ = self.module.rpn(scene.images, scene.pyramid)
+        proposals, _ = self._proposals(scene)
         return self._regions(scene, proposals, maps)[0]
 
     def _trained(
@@ -60,7 +60,7 @@ class TwoStage(Detector):
     ) -> tuple[dict[str, Tensor], Regions, list[Tensor], list[Tensor]]:
         from torchvision.models.detection.roi_heads import fastrcnn_loss
 
-        proposals, losses = self.module.rpn(scene.images, scene.pyramid, targets)
+        proposals, losses = self._proposals(scene, targets)
         proposals, matched, labels, offsets = self.module.roi_heads.select_training_samples(proposals, targets)
         regions, predicted = self._regions(scene, proposals, maps)
         of_logits, of_boxes = fastrcnn_loss(regions.logits, predicted, labels, offsets)
@@ -71,11 +71,30 @@ class TwoStage(Detector):
         return regions._replace(boxes=tuple(boxes))
 
     def _detected(self, scene: Scene) -> tuple[list[Tensor], list[Tensor], list[Tensor]]:
-        proposals, _ = self.module.rpn(scene.images, scene.pyramid)
+        proposals, _ = self._proposals(scene)
         regions, offsets = self._regions(scene, proposals, False)
         sizes = scene.images.image_sizes
         boxes, scores, labels = self.module.roi_heads.postprocess_detections(regions.logits, offsets, proposals, sizes)
         return boxes, labels, scores
+
+    def _proposals(
+        self, scene: Scene, targets: list[dict[str, Tensor]] | None = None
+    ) -> tuple[list[Tensor], dict[str, Tensor]]:
+        """Return the proposals of each image and, with targets, the losses of the region proposal network.
+
+        Under autocast, its head computes in a lower precision, which would round the proposals to several pixels.
+        Therefore its outputs are converted to the type of the images.
+        """
+        rpn, dtype = self.module.rpn, scene.images.tensors.dtype
+
+        def convert(head: nn.Module, inputs: Any, outputs: Any) -> Any:
+            return tuple([one.to(dtype) for one in part] for part in outputs)
+
+        hook = rpn.head.register_forward_hook(convert)
+        try:
+            return rpn(scene.images, scene.pyramid, targets)
+        finally:
+            hook.remove()
 
     def _regions(self, scene: Scene, boxes: list[Tensor], maps: bool) -> tuple[Regions, Tensor]:
         """Evaluate the box head for boxes in pixels of the resized images; also return its corrections of the boxes."""
@@ -86,5 +105,5 @@ class TwoStage(Detector):
         heads.box_roi_pool.scales = None
         pooled = heads.box_roi_pool(scene.pyramid, boxes, [size] * len(boxes))
         features = heads.box_head(pooled).flatten(1)
-        logits, offsets = heads.box_predictor(features)
+        logits, offsets = (one.to(padded.dtype) for one in heads.box_predictor(features))
         return scene.regions(logits, features, boxes, maps), offsets
