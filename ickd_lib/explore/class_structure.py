@@ -17,10 +17,10 @@ def class_correlation(logits: Tensor, labels: Tensor, classes: int) -> Tensor:
 
     Args:
         logits: logits of the samples, shape [N, C']; C' may differ from C.
-        labels: class of each sample, shape [N], with at least one sample of each class.
+        labels: class of each sample, shape [N].
         classes: number C of classes.
     Returns:
-        float64, shape [C, C].
+        float64, shape [C, C]; NaN in the row and the column of a class without samples.
     """
     logits = logits.double()
     unit = F.normalize(logits - logits.mean(1, keepdim=True), dim=1)
@@ -37,15 +37,16 @@ def correlation_numbers(matrices: Mapping[str, Tensor], *, reference: str = "tea
         reference: name of one of the networks.
     Returns:
         For each network the mean of the diagonal (`own`), the mean of the other entries (`others`), and the mean
-        absolute difference of the other entries from those of the reference (`distance`).
+        absolute difference of the other entries from those of the reference (`distance`). Entries that are NaN do not
+        count.
     """
     base = matrices[reference]
     apart = ~torch.eye(len(base), dtype=torch.bool, device=base.device)
     return {
         name: {
-            "own": matrix.diagonal().mean().item(),
-            "others": matrix[apart].mean().item(),
-            "distance": (matrix - base)[apart].abs().mean().item(),
+            "own": matrix.diagonal().nanmean().item(),
+            "others": matrix[apart].nanmean().item(),
+            "distance": (matrix - base)[apart].abs().nanmean().item(),
         }
         for name, matrix in matrices.items()
     }

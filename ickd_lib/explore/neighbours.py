@@ -105,17 +105,26 @@ def require_fit(
         student, teacher: networks that are evaluated on the images or the queries.
         task: which samples an image has; classification by default.
     Raises:
-        InputError: the bank was built from other images or by another teacher, or classes or image sizes differ.
+        InputError: the bank was built from other images or by another teacher; classes or sizes of labelled images
+            differ; the images do not have the annotations, or a network not the outputs, that the task needs.
     """
+    task = task or Classification()
+    for given in (images, queries):
+        if given is not None:
+            task.check(given)
+    for network in (student, teacher):
+        if network is not None:
+            task.check_network(network)
     memory.require_fit(bank, images, teacher, task)
-    count = len((task or Classification()).keys(images)[0])
+    count = len(task.keys(images)[0])
     if count != len(bank):
         raise InputError(
             f"the bank contains {len(bank)} samples, but {images.name} has {count}; pass all images it was built from"
         )
     if queries is not None and queries.classes != images.classes:
         raise InputError(f"queries and images must have the same classes, not {queries.classes} and {images.classes}")
-    if queries is not None and queries.size != images.size:
+    # Networks for regions and boxes are evaluated on images of any size.
+    if isinstance(images, Images) and queries is not None and queries.size != images.size:
         raise InputError(
             f"the queries have {queries.size} pixels, but the bank's images {images.size}; load both at the same size"
         )
@@ -134,6 +143,9 @@ def in_context(method: Method) -> TypeGuard[ICKD]:
 
 def terms(method: Method, around: Neighbourhood, labels: Tensor) -> dict[str, float]:
     """Compute a method's weighted loss terms for B queries without augmentation, each as the mean over the queries.
+
+    All terms are computed from the queries' logits. In segmentation these are the means over a region, whereas a
+    training step compares each of its pixels.
 
     Args:
         method: a method for which `in_context` is true. The in-context samples are those of `around`, whatever number

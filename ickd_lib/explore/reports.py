@@ -188,10 +188,10 @@ def negative_table(share: Tensor, classes: Sequence[str], *, most: int = 10) -> 
         most: number of classes that are shown.
     """
     top, source = share.max(1)
-    shown = top.argsort(descending=True)[:most].tolist()
+    shown = top.argsort(descending=True)[: min(most, int((top > 0).sum()))].tolist()
     lines = [
         f"The {len(shown)} classes with the largest shares are shown. If all other classes contributed equally, each "
-        f"would contribute {1 / max(len(classes) - 1, 1):.1%}.",
+        f"would contribute {_equal_share(share):.1%}.",
         "",
         "| class of the query | most frequent class of its negatives | share |",
         "|---|---|---|",
@@ -221,7 +221,7 @@ def prediction_takeaways(
     by_label = 100 * (scores[same]["accuracy"] - scores[free]["accuracy"])
     by_average = 100 * (scores[free]["accuracy"] - scores["teacher"]["accuracy"])
     present = share.sum(1) > 0
-    top, even = share[present].max(1).values.mean().item(), 1 / max(len(share) - 1, 1)
+    top, even = share[present].max(1).values.mean().item(), _equal_share(share)
     return points(
         [
             f"**The label is part of the aggregate.** The accuracy of the {same} differs from that of the {free} by "
@@ -231,11 +231,18 @@ def prediction_takeaways(
             f"{found[free]['corrected']:,} of the teacher's {found['errors']:,} errors and wrong on "
             f"{found[free]['broken']:,} of its {found['correct']:,} correct predictions.",
             f"**Probability of the true class.** The {same} raises it for {(gain > 0).double().mean():.0%} of the "
-            f"images. The largest decrease is {max(-gain.min().item(), 0):.2f}.",
+            f"queries. The largest decrease is {max(-gain.min().item(), 0):.2f}.",
             f"**Classes of the negatives.** On average over the classes, {top:.0%} of a class's negatives come from "
             f"one other class; with equal contributions it would be {even:.1%}.",
         ]
     )
+
+
+def _equal_share(share: Tensor) -> float:
+    """Return the share of each other class if all contributed equally; classes that do not occur, such as a detector's
+    background, do not count."""
+    occurring = int(((share.sum(0) + share.sum(1)) > 0).sum())
+    return 1 / max(occurring - 1, 1)
 
 
 # ----------------------------------------------------------------------------------------------- logit space

@@ -5,7 +5,7 @@ The task determines what a sample is; the explorers address samples by position.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import cached_property
 
 import torch
@@ -24,10 +24,15 @@ class SampleSet:
     Args:
         images: the images of the split.
         task: which samples an image has; with classification, each image is one sample.
+    Raises:
+        InputError: the images do not have the annotations that the task needs.
     """
 
     images: Images
     task: Task = field(default_factory=Classification)
+
+    def __post_init__(self) -> None:
+        self.task.check(self.images)
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -39,8 +44,18 @@ class SampleSet:
 
     @property
     def classes(self) -> tuple[str, ...]:
-        """Names of the C classes."""
-        return self.images.classes
+        """Names of the C classes, which are the columns of the logits; in detection the first one is the background."""
+        return self.task.outputs(self.images.classes)
+
+    @property
+    def superclasses(self) -> tuple[str, ...]:
+        """Names of the coarser classes; empty where there are none."""
+        return getattr(self.images, "superclasses", ())
+
+    @property
+    def superclass_of(self) -> tuple[int, ...]:
+        """Position of each class's superclass in `superclasses`; empty where there are none."""
+        return getattr(self.images, "superclass_of", ())
 
     @property
     def labels(self) -> Tensor:
@@ -55,6 +70,17 @@ class SampleSet:
     @cached_property
     def _keys_and_labels(self) -> tuple[Tensor, Tensor]:
         return self.task.keys(self.images)
+
+    @cached_property
+    def rows(self) -> Tensor:
+        """Data-set row of the image of each sample, shape [N]."""
+        return self.task.rows(self.images, self.keys)
+
+    def address(self, at: int) -> tuple[str, ...]:
+        """Return texts that identify the sample at a position: the row of its image, and its key if that is another."""
+        row, key = int(self.rows[at]), int(self.keys[at])
+        one, _ = self.task.sample
+        return (f"row {row}",) if one == "image" else (f"row {row}", f"{one} {key}")
 
     def positions(self, keys: Tensor) -> Tensor:
         """Return the positions of the samples with these keys.
@@ -104,6 +130,16 @@ class SampleSet:
         """
         return self.task.pictures(self.images, self.keys[at.to(self.keys.device)])
 
+    def scene(self, at: int) -> Tensor | None:
+        """Return a picture of the image of a sample that shows where the sample is, uint8, shape [3, h, w].
+
+        None where a sample is a whole image.
+
+        Args:
+            at: position of the sample.
+        """
+        return self.task.scene(self.images, int(self.keys[at]))
+
     def pictured(self, at: Tensor) -> Images:
         """Return thumbnails, labels and keys of some samples in the form that `plots.neighbours` draws.
 
@@ -111,4 +147,16 @@ class SampleSet:
             at: positions of the samples, shape [n].
         """
         at = at.to(self.labels.device)
-        return replace(self.images, images=self.thumbnails(at), labels=self.labels[at], index=self.keys[at])
+        return Images(
+            self.thumbnails(at),
+            self.labels[at],
+            self.keys[at],
+            self.classes,
+            self.images.mean,
+            self.images.std,
+            pad=0,
+            flip=False,
+            name=self.name,
+            superclasses=self.superclasses,
+            superclass_of=self.superclass_of,
+        )

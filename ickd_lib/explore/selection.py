@@ -22,18 +22,18 @@ def search(
     """Return the positions of the samples that match all words of a search text, in ascending order.
 
     A word is matched against the names of classes and superclasses, in part or whole and in any case. Further forms:
-    `teacher:word` and `student:word` match the class that this network predicts, `row:12` matches the sample with this
-    data-set row, and `wrong` matches the samples that the student misclassifies.
+    `teacher:word` and `student:word` match the class that this network predicts, `row:12` matches the samples of the
+    image with this data-set row, and `wrong` matches the samples that the student misclassifies.
 
     Args:
         text: the search text. An empty one matches all samples.
-        images: the N samples.
+        images: the N samples, or images that are one sample each.
         teacher_logits, student_logits: logits of all samples, shape [N, C]; needed for words about predictions.
     Raises:
         InputError: no sample matches, a row number is not a number, or a word needs logits that are not given.
     """
     samples = images if isinstance(images, SampleSet) else SampleSet(images)
-    labels = samples.labels.cpu()
+    labels, (one, several) = samples.labels.cpu(), samples.task.sample
     logits_of = {"teacher": teacher_logits, "student": student_logits}
     match = torch.ones(len(samples), dtype=torch.bool)
     for word in text.lower().split():
@@ -41,7 +41,7 @@ def search(
         if prefix == "row" and colon:
             if not rest.isdecimal():
                 raise InputError(f"{word!r} is not a data-set row; write a number, such as row:12")
-            match &= torch.tensor([key == int(rest) for key in samples.keys.tolist()])
+            match &= torch.tensor([row == int(rest) for row in samples.rows.tolist()])
         elif word == "wrong" or (prefix in logits_of and colon):
             network = "student" if word == "wrong" else prefix
             logits = logits_of[network]
@@ -50,13 +50,15 @@ def search(
             predicted = logits.argmax(1).cpu()
             wrong = predicted != labels
             if word == "wrong" and not wrong.any():
-                raise InputError("the student classifies all of these images correctly, so there is no mistake to show")
-            match &= wrong if word == "wrong" else _classes_with(rest, samples.images)[predicted]
+                raise InputError(
+                    f"the student classifies all of these {several} correctly, so there is no mistake to show"
+                )
+            match &= wrong if word == "wrong" else _classes_with(rest, samples)[predicted]
         else:
-            match &= _classes_with(word, samples.images)[labels]
+            match &= _classes_with(word, samples)[labels]
     if not match.any():
         raise InputError(
-            f"no image matches {text!r}; use parts of class names, teacher:NAME, student:NAME, row:NUMBER or wrong"
+            f"no {one} matches {text!r}; use parts of class names, teacher:NAME, student:NAME, row:NUMBER or wrong"
         )
     return match.nonzero().squeeze(1).tolist()
 
@@ -66,7 +68,7 @@ def positions(text: str, rows: Tensor, name: str) -> Tensor:
 
     Args:
         text: row numbers and ranges, separated by spaces or commas.
-        rows: data-set row of each sample, shape [N].
+        rows: data-set row of the image of each sample, shape [N].
         name: name of the data, for error messages.
     Returns:
         Each position once, shape [n].
@@ -86,12 +88,12 @@ def positions(text: str, rows: Tensor, name: str) -> Tensor:
     return chosen.nonzero().squeeze(1)
 
 
-def _classes_with(word: str, images: Images) -> Tensor:
+def _classes_with(word: str, samples: SampleSet) -> Tensor:
     """Return which classes have this word in their name or their superclass's name, bool, shape [C].
 
     Where the word equals the name of a class or superclass, only this name matches: "1" must not select "10".
     """
-    uppers = [images.superclasses[s] for s in images.superclass_of] or [""] * len(images.classes)
-    names = [(name.lower(), upper.lower()) for name, upper in zip(images.classes, uppers, strict=True)]
+    uppers = [samples.superclasses[s] for s in samples.superclass_of] or [""] * len(samples.classes)
+    names = [(name.lower(), upper.lower()) for name, upper in zip(samples.classes, uppers, strict=True)]
     whole = any(word in pair for pair in names)
     return torch.tensor([word in pair if whole else any(word in name for name in pair) for pair in names])

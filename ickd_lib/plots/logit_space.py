@@ -101,7 +101,7 @@ def class_correlation(
     samples of one class are. The titles contain the mean of the diagonal and of the other entries.
 
     Args:
-        matrices: for each network, a matrix of shape [C, C].
+        matrices: for each network, a matrix of shape [C, C]; entries that are NaN are empty.
         classes: names of the C classes. More than 20 classes are ordered and labelled by superclass.
         superclasses, superclass_of: names of the superclasses, and the superclass of each class; empty for none.
     """
@@ -116,15 +116,15 @@ def class_correlation(
     )
     for axis in axes.flat[len(matrices) :]:
         axis.set_visible(False)
-    low = min(float(array(matrix).min()) for matrix in matrices.values())
-    high = max(float(array(matrix).max()) for matrix in matrices.values())
+    low = min(float(np.nanmin(array(matrix))) for matrix in matrices.values())
+    high = max(float(np.nanmax(array(matrix))) for matrix in matrices.values())
     starts = np.cumsum([0] + [count for _, count in blocks])
     centres = (starts[:-1] + starts[1:] - 1) / 2
     apart = ~np.eye(len(classes), dtype=bool)
     for i, (axis, (name, matrix)) in enumerate(zip(axes.flat, matrices.items(), strict=False)):
         matrix = array(matrix)[np.ix_(order, order)]
         picture = axis.imshow(matrix, vmin=low, vmax=high, cmap="cividis", interpolation="nearest")
-        own, others = (round(float(part.mean()), 2) + 0.0 for part in (np.diag(matrix), matrix[apart]))
+        own, others = (round(float(np.nanmean(part)), 2) + 0.0 for part in (np.diag(matrix), matrix[apart]))
         axis.set_title(f"{name}\nsame class {own:.2f}\nother classes {others:.2f}", fontsize=10)
         if many and superclasses:
             for start in starts[1:-1]:

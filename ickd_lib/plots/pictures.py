@@ -28,6 +28,8 @@ def neighbours(
     weights: Any = None,
     most: int = 16,
     title: str = "",
+    name: str = "",
+    scene: Any = None,
 ) -> Figure:
     """Draw a query beside its in-context samples, most similar first, each with its class and cosine to the query.
 
@@ -39,6 +41,8 @@ def neighbours(
         weights: weight of each positive in the aggregate, [1, k]; written below the positives.
         most: largest number of positives and of negatives that are drawn.
         title: text above the picture.
+        name: text that identifies the query; its row by default.
+        scene: a picture of the whole image of the query, uint8, shape [3, h, w], drawn below the query; None for none.
     """
     shares = None if weights is None else array(weights)[0]
     groups = [("same class", positives, SAME, "-", shares), ("other classes", negatives, OTHER, "--", None)]
@@ -46,7 +50,7 @@ def neighbours(
     lines = [max(1, -(-len(group[-1]) // COLUMNS)) for group in shown]
     # Lengths in tiles: left end of the first column, step between columns, text below a row, text above a group.
     first, step, below, gap = 2.5, 1.14, 0.54 if shares is None else 0.72, 0.38
-    width, height = first + COLUMNS * step, max(sum(lines) * (1 + below) + 2 * gap, 3.2)
+    width, height = first + COLUMNS * step, max(sum(lines) * (1 + below) + 2 * gap, 3.2 if scene is None else 5.4)
     above = 0.35 if title else 0.05
     # A layout engine and 40 pictures would be slow, so all tiles form one picture, and they and the texts have fixed
     # positions.
@@ -59,12 +63,17 @@ def neighbours(
 
     at = int((array(query.index) == query_row).nonzero()[0][0])
     _paste(canvas, query, at, 0, gap * pixels, 2 * zoom)
-    text = f"query, row {query_row}\nclass {query.classes[int(query.labels[at])]}"
+    text = f"query, {name or f'row {query_row}'}\nclass {query.classes[int(query.labels[at])]}"
     _frame(axis, 0, gap, 2, "0.1", "-", text, 10)
+    if scene is not None:
+        picture = array(scene).transpose(1, 2, 0)
+        down, across = (2 * side / max(picture.shape[:2]) for side in picture.shape[:2])
+        axis.imshow(picture, extent=(0, across, height - 0.3, height - 0.3 - down), interpolation="nearest", zorder=3)
+        axis.text(across / 2, height - 0.26, "its image", ha="center", va="top", fontsize=10)
     place = {int(row): i for i, row in enumerate(array(rows.index))}
     note, top = "cosine below each" + ("" if shares is None else ", then its weight w in the aggregate"), 0.0
-    for (name, found, colour, line, share, chosen), count in zip(shown, lines, strict=True):
-        axis.text(first, top + gap - 0.1, f"{name}, nearest first ({note})", fontsize=10, color=colour, weight="bold")
+    for (kind, found, colour, line, share, chosen), count in zip(shown, lines, strict=True):
+        axis.text(first, top + gap - 0.1, f"{kind}, nearest first ({note})", fontsize=10, color=colour, weight="bold")
         for i, j in enumerate(chosen):
             at = place[int(found.index[0, j])]
             text = f"{rows.classes[int(rows.labels[at])]}\n{float(found.similarity[0, j]):.3f}"

@@ -133,7 +133,8 @@ class Task:
     """The definition of the samples of an image, their supervised loss, and the metrics of a network.
 
     A subclass is registered by name and defines `samples`, `keys`, `bank_samples` and `metrics`; with `shares_teacher`
-    also `places`, and for the explorers `pictures`.
+    also `places`, and for the explorers `pictures`. Where an image has several samples, it also defines `rows`, `scene`
+    and `sample` for the explorers.
 
     Attributes:
         name: the registered name.
@@ -148,6 +149,7 @@ class Task:
         network: the task of the networks that it takes (`Network.task`).
         recipe: the settings of `training.Recipe` that differ from its defaults, where none are given.
         unsupported: the needs of methods (`methods.NEEDS`) that the task cannot provide.
+        sample: what a sample is called in the explorers, in the singular and the plural.
     """
 
     name = ""
@@ -159,6 +161,7 @@ class Task:
     network = "classification"
     recipe: Mapping[str, Any] = MappingProxyType({})
     unsupported: frozenset[str] = frozenset()
+    sample: tuple[str, str] = ("image", "images")
 
     def outputs(self, classes: tuple[str, ...]) -> tuple[str, ...]:
         """Return the names of the columns of the logits, given those of the classes of a network or a data set."""
@@ -193,8 +196,8 @@ class Task:
             maps: whether the outputs of the network's stages are requested.
             precision: precision of the network, "fp32" or "bf16"; the result is in float32.
         Returns:
-            S samples, and the task's own supervised loss, a scalar, without `Samples.fixed`; None instead of the loss in
-            evaluation mode.
+            S samples, and the task's own supervised loss, a scalar, without `Samples.fixed`; None instead of the loss
+            in evaluation mode.
         """
         raise TypeError(f"{type(self).__name__} must define samples(network, batch, ...) -> (Samples, loss)")
 
@@ -234,6 +237,17 @@ class Task:
     def pictures(self, images: Images, keys: Tensor) -> Tensor:
         """Return a picture of each sample with a key in `keys` [n], uint8, shape [n, 3, h, w]."""
         raise TypeError(f"{type(self).__name__} must define pictures(images, keys) -> Tensor")
+
+    def scene(self, images: Images, key: int) -> Tensor | None:
+        """Return a picture of the whole image of a sample that shows where the sample is, uint8, shape [3, h, w].
+
+        None where a sample is a whole image.
+        """
+        return None
+
+    def rows(self, images: Images, keys: Tensor) -> Tensor:
+        """Return the data-set row of the image of each sample with a key in `keys` [n], shape [n]."""
+        return keys
 
 
 _REGISTRY: dict[str, type[Task]] = {}

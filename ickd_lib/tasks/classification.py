@@ -8,6 +8,7 @@ from torch import Tensor
 from ickd_lib import losses, metrics, models, runtime
 from ickd_lib.data import Batch, Images
 from ickd_lib.models import Network
+from ickd_lib.runtime import InputError
 from ickd_lib.tasks.base import Column, Samples, Task, positions, register
 
 
@@ -27,6 +28,13 @@ class Classification(Task):
         Column("agrees with teacher, %", "agreement"),
     )
     cacheable = True
+
+    def check(self, images: Images) -> None:
+        if not isinstance(images, Images):
+            raise InputError(
+                f"classification needs images with one label each, and {images.name} has masks or boxes; choose the "
+                "task segmentation or detection"
+            )
 
     def samples(
         self,

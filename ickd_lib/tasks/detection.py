@@ -10,11 +10,12 @@ from torch import Tensor
 
 from ickd_lib import metrics, runtime
 from ickd_lib.data import DenseBatch, DenseImages, Objects
+from ickd_lib.data.decoded import fetch
 from ickd_lib.models import Detections, Detector, Regions
 from ickd_lib.models.inspection import evaluating
 from ickd_lib.runtime import InputError
 from ickd_lib.tasks.base import Column, Samples, Task, places_of, register
-from ickd_lib.tasks.pictures import framed
+from ickd_lib.tasks.pictures import box_mask, crop, whole
 
 PASS = 16  # number of images that are evaluated in one pass
 
@@ -43,6 +44,7 @@ class Detection(Task):
     shares_teacher = False
     capturable = False
     network = "detection"
+    sample = ("box", "boxes")
     unsupported = frozenset({"partner", "strong", "peers", "earlier", "classifiers", "pixels"})
 
     def outputs(self, classes: tuple[str, ...]) -> tuple[str, ...]:
@@ -113,12 +115,24 @@ class Detection(Task):
             numbers["agreement"] = (own.logits.argmax(1) == teacher.logits.argmax(1)).double().mean().item()
         return numbers
 
-    def pictures(self, images: DenseImages, keys: Tensor) -> Tensor:  # type: ignore[override]
+    def rows(self, images: DenseImages, keys: Tensor) -> Tensor:  # type: ignore[override]
         flat, image = _annotations(images)
-        at = places_of(flat.key, keys)
-        batches = (images.batch(image[one : one + 1]) for one in at)
-        pictures = [framed(batch.images[0], flat.boxes[one]) for one, batch in zip(at, batches, strict=True)]
-        return torch.stack(pictures)
+        return images.index[image[places_of(flat.key, keys)]]
+
+    def pictures(self, images: DenseImages, keys: Tensor) -> Tensor:  # type: ignore[override]
+        return torch.stack([crop(image, mask, dim=False) for image, mask in _boxes(images, keys)])
+
+    def scene(self, images: DenseImages, key: int) -> Tensor:  # type: ignore[override]
+        ((image, mask),) = _boxes(images, torch.tensor([key], device=images.index.device))
+        return whole(image, mask, dim=False)
+
+
+def _boxes(images: DenseImages, keys: Tensor) -> list[tuple[Tensor, Tensor]]:
+    """Return image, uint8 [3, h, w], and pixels, bool [h, w], of each annotated box with a key in `keys` [n]."""
+    flat, image = _annotations(images)
+    at = places_of(flat.key, keys)
+    found = zip(fetch(images.images, image[at].tolist()), flat.boxes[at], strict=True)
+    return [(pixels, box_mask(box, *pixels.shape[1:]).to(pixels.device)) for pixels, box in found]
 
 
 def _samples(regions: Regions, labels: Tensor, key: Tensor) -> Samples:

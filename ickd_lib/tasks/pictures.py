@@ -1,4 +1,4 @@
-"""Pictures of regions and boxes: the part of the image around them, with their outline."""
+"""Pictures of regions and boxes: their outline, in the part of the image around them or in the whole image."""
 
 from __future__ import annotations
 
@@ -6,58 +6,80 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-SIDE = 64  # height and width of a picture
-MARGIN = 0.25  # part of the sides of the region or box that is shown around it
-COLOUR = (255, 217, 0)  # of the outline
-DIMMED = 0.35  # brightness of what lies outside a region
+SIDE = 64  # height and width of a crop
+WHOLE = 256  # longer side of a picture of a whole image
+MARGIN = 0.25  # part of the sides of the region or box that a crop shows around it
+LEAST = 16  # smallest side of the part of an image that is shown, in pixels
+LINE = (255, 217, 0)  # colour of the outline; a black line between it and the region separates it from any colour
+DIMMED = 0.4  # brightness of what lies outside a region
+GREY = 128  # level of what lies outside the image
 
 
-def outlined(image: Tensor, mask: Tensor) -> Tensor:
-    """Return a picture of a region: its surroundings, darker outside of it.
+def crop(image: Tensor, mask: Tensor, *, dim: bool) -> Tensor:
+    """Return a picture of a region or box and its surroundings.
 
     Args:
-        image: floats in [0, 1], shape [3, H, W].
-        mask: True for the pixels of the region, shape [H, W].
+        image: uint8, shape [3, H, W].
+        mask: True for the pixels of the region or box, shape [H, W].
+        dim: whether everything outside is darker, as for a region; a box has a frame only.
     Returns:
-        uint8, shape [3, SIDE, SIDE]; black if the region has no pixel.
+        uint8, shape [3, SIDE, SIDE]; black if the mask has no pixel.
     """
     y, x = mask.nonzero(as_tuple=True)
     if not len(y):
         return torch.zeros(3, SIDE, SIDE, dtype=torch.uint8, device=image.device)
-    box = torch.stack([x.min(), y.min(), x.max() + 1, y.max() + 1]).float()
-    return _enlarged(torch.where(mask, image, DIMMED * image), box)
+    top, bottom, left, right = int(y.min()), int(y.max()) + 1, int(x.min()), int(x.max()) + 1
+    height, width = mask.shape
+    side = max(LEAST, round((1 + 2 * MARGIN) * max(bottom - top, right - left)))
+    side = min(side, max(height, width))
+    left, top = _start(left, right, side, width), _start(top, bottom, side, height)
+    edges = (-left, left + side - width, -top, top + side - height)  # negative numbers cut off
+    return _drawn(F.pad(image, edges, value=GREY), F.pad(mask, edges, value=False), (SIDE, SIDE), dim)
 
 
-def framed(image: Tensor, box: Tensor) -> Tensor:
-    """Return a picture of a box: its surroundings, with a frame.
+def whole(image: Tensor, mask: Tensor, *, dim: bool) -> Tensor:
+    """Return a picture of a whole image with the outline of a region or box; the arguments are those of `crop`.
+
+    Returns:
+        uint8, shape [3, h, w], in the proportions of the image; the longer side is WHOLE.
+    """
+    scale = WHOLE / max(mask.shape)
+    height, width = (max(1, round(scale * side)) for side in mask.shape)
+    return _drawn(image, mask, (height, width), dim)
+
+
+def box_mask(box: Tensor, height: int, width: int) -> Tensor:
+    """Return the pixels of a box, at least one, bool, shape [height, width].
 
     Args:
-        image: floats in [0, 1], shape [3, H, W].
         box: left, top, right and bottom edge in pixels, shape [4].
-    Returns:
-        uint8, shape [3, SIDE, SIDE].
+        height, width: size of the image.
     """
-    picture, (left, top, scale) = _enlarged(image, box), _window(image, box)
-    edges = ((box - torch.stack([left, top, left, top])) * SIDE / scale).round().long().clamp(0, SIDE - 1)
-    x0, y0, x1, y1 = edges.tolist()
-    colour = torch.tensor(COLOUR, dtype=torch.uint8, device=image.device)
-    picture[:, y0 : y1 + 1, [x0, x1]] = colour[:, None, None]
-    picture[:, [y0, y1], x0 : x1 + 1] = colour[:, None, None]
-    return picture
+    left, top, right, bottom = box.round().long().tolist()
+    left, top = min(max(left, 0), width - 1), min(max(top, 0), height - 1)
+    mask = torch.zeros(height, width, dtype=torch.bool, device=box.device)
+    mask[top : max(bottom, top + 1), left : max(right, left + 1)] = True
+    return mask
 
 
-def _window(image: Tensor, box: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Return left edge, top edge and side of the square around a box, in pixels; it may reach beyond the image."""
-    side = (1 + 2 * MARGIN) * (box[2:] - box[:2]).max()
-    left, top = (box[:2] + box[2:] - side) / 2
-    return left, top, side
+def _start(low: int, high: int, side: int, length: int) -> int:
+    """Return where a window of a side begins that has `low` to `high` in its middle, as far as the image reaches."""
+    return (length - side) // 2 if side >= length else min(max((low + high - side) // 2, 0), length - side)
 
 
-def _enlarged(image: Tensor, box: Tensor) -> Tensor:
-    """Return the square around a box, resized to SIDE and grey where it reaches beyond the image, uint8."""
-    left, top, side = _window(image, box)
-    centres = (torch.arange(SIDE, device=image.device) + 0.5) * side / SIDE
-    x, y = 2 * (left + centres) / image.shape[2] - 1, 2 * (top + centres) / image.shape[1] - 1
-    grid = torch.stack([x.expand(SIDE, SIDE), y[:, None].expand(SIDE, SIDE)], 2)[None]
-    around = F.grid_sample(image[None] - 0.5, grid, align_corners=False)[0]
-    return (255 * (around + 0.5)).round().clamp(0, 255).to(torch.uint8)
+def _drawn(image: Tensor, mask: Tensor, size: tuple[int, int], dim: bool) -> Tensor:
+    """Resize an image to (height, width), and draw an outline two pixels wide around the pixels of a mask."""
+    pixels, share = (
+        F.interpolate(one[None].float(), size, mode="bilinear", antialias=True)[0] for one in (image, mask[None])
+    )
+    inside = (
+        share[0] > 0.5 * share.max()
+    )  # pixels of which the mask has most; of a very thin mask, those it has most of
+    if dim:
+        pixels = torch.where(inside, pixels, DIMMED * pixels)
+    elif min(size) > 4:
+        inside = F.pad(inside[2:-2, 2:-2], (2, 2, 2, 2))  # all four sides of a frame are visible
+    around, further = (F.max_pool2d(inside[None].float(), 2 * n + 1, 1, n)[0] > 0 for n in (1, 2))
+    pixels[:, further & ~around] = pixels.new_tensor(LINE)[:, None]
+    pixels[:, around & ~inside] = 0
+    return pixels.round().clamp(0, 255).to(torch.uint8)

@@ -11,11 +11,12 @@ from torch import Tensor
 
 from ickd_lib import metrics, runtime
 from ickd_lib.data import DenseBatch, DenseImages
+from ickd_lib.data.decoded import fetch
 from ickd_lib.models import Network, Output
 from ickd_lib.models.inspection import evaluating
 from ickd_lib.runtime import InputError
 from ickd_lib.tasks.base import Column, Pixels, Samples, Task, places_of, positions, register
-from ickd_lib.tasks.pictures import outlined
+from ickd_lib.tasks.pictures import crop, whole
 
 PASS = 2**18  # number of pixels that are evaluated in one pass
 
@@ -47,6 +48,7 @@ class Segmentation(Task):
     )
     capturable = False
     network = "segmentation"
+    sample = ("region", "regions")
     unsupported = frozenset({"partner", "classifiers"})
 
     def __init__(self, *, stride: int = 4, least: int = 16) -> None:
@@ -139,14 +141,15 @@ class Segmentation(Task):
             found["agreement"] = (own.logits.argmax(1) == teacher.logits.argmax(1)).double().mean().item()
         return found
 
+    def rows(self, images: DenseImages, keys: Tensor) -> Tensor:  # type: ignore[override]
+        return keys // len(images.classes)
+
     def pictures(self, images: DenseImages, keys: Tensor) -> Tensor:  # type: ignore[override]
-        classes = len(images.classes)
-        at = positions(images, keys // classes)
-        found = []
-        for position, label in zip(at.tolist(), (keys % classes).tolist(), strict=True):
-            batch = images.batch(torch.tensor([position]))
-            found.append(outlined(_stacked(batch.images)[0], _stacked(batch.masks)[0] == label))
-        return torch.stack(found)
+        return torch.stack([crop(image, mask, dim=True) for image, mask in _regions(images, keys)])
+
+    def scene(self, images: DenseImages, key: int) -> Tensor:  # type: ignore[override]
+        ((image, mask),) = _regions(images, torch.tensor([key], device=images.index.device))
+        return whole(image, mask, dim=True)
 
     def _shares(self, batch: DenseBatch, classes: int) -> Tensor:
         """Count the pixels of the image of each class at each position of the maps.
@@ -213,6 +216,15 @@ def _with_regions(pixels: Pixels, image: Tensor, label: Tensor) -> Pixels:
     at = torch.arange(len(pixels.labels), device=image.device)[:, None, None]
     region = torch.where(pixels.labels >= 0, number[at, pixels.labels.clamp(min=0)], -1)
     return Pixels(pixels.logits, pixels.features, torch.where(region >= 0, pixels.labels, -1), region)
+
+
+def _regions(images: DenseImages, keys: Tensor) -> list[tuple[Tensor, Tensor]]:
+    """Return image, uint8 [3, h, w], and pixels, bool [h, w], of each region with a key in `keys` [n]."""
+    assert images.masks is not None
+    classes = len(images.classes)
+    at = positions(images, keys // classes).tolist()
+    found = zip(fetch(images.images, at), fetch(images.masks, at), (keys % classes).tolist(), strict=True)
+    return [(image, mask == label) for image, mask, label in found]
 
 
 def _present(mask: Tensor, classes: int) -> Tensor:

@@ -11,10 +11,16 @@ from torch import Tensor
 from ickd_lib.explore import Region, SampleSet
 from ickd_lib.widgets.view import Block
 
-HINT = (
-    "Point at an image to see its predictions. To select images, draw a lasso around them, click one, choose a class, "
-    "or enter row numbers."
-)
+
+def hint(samples: SampleSet) -> Block:
+    """Return the text that is displayed while nothing is selected."""
+    one, several = samples.task.sample
+    a = "an" if one[0] in "aeiou" else "a"
+    text = (
+        f"Point at {a} {one} to see its predictions. To select {several}, draw a lasso around them, click one, choose "
+        "a class, or enter row numbers."
+    )
+    return {"kind": "text", "text": text}
 
 
 def sample_tiles(
@@ -44,9 +50,9 @@ def sample_tiles(
     """
     tiles = []
     for i, position in enumerate(at.tolist()):
-        label, row = int(samples.labels[position]), int(samples.keys[position])
+        label, where = int(samples.labels[position]), samples.address(position)
         name = samples.classes[label]
-        lines = {"lines": [name, f"row {row}", *more[i : i + 1]], "label": f"look at row {row}, {name}"}
+        lines = {"lines": [name, *where, *more[i : i + 1]], "label": f"look at {', '.join(where)}, {name}"}
         tiles.append({"at": start + i, "key": str(position), "colour": colour[label], **lines})
     return {"kind": "tiles", "title": title, "shape": shape, "tiles": tiles, "event": "look", **options}
 
@@ -59,7 +65,7 @@ def prediction_table(samples: SampleSet, at: int, logits: Mapping[str, Tensor]) 
         at: position of the sample.
         logits: each network's logits of all samples, shape [N, C].
     """
-    label, row, names = int(samples.labels[at]), int(samples.keys[at]), samples.classes
+    label, where, names = int(samples.labels[at]), ", ".join(samples.address(at)), samples.classes
     rows = []
     for network, of_all in logits.items():
         probabilities = of_all[at].softmax(0)
@@ -70,19 +76,20 @@ def prediction_table(samples: SampleSet, at: int, logits: Mapping[str, Tensor]) 
     columns = ["network", "prediction", "its probability", "probability of the label"]
     return {
         "kind": "table",
-        "title": f"predictions for row {row} (class {names[label]})",
+        "title": f"predictions for {where} (class {names[label]})",
         "columns": columns,
         "rows": rows,
     }
 
 
-def region_table(found: Mapping[str, Region], classes: Sequence[str]) -> Block:
+def region_table(found: Mapping[str, Region], samples: SampleSet) -> Block:
     """Return a table with each network's measures of the selected samples.
 
     Args:
         found: the region of the selected samples in each network's logit space; at least one network.
-        classes: names of the C classes.
+        samples: all samples.
     """
+    classes = samples.classes
     counts = next(iter(found.values())).counts
     most = counts.topk(min(3, len(classes)))
     mix = [f"{n:,} of class {classes[c]}" for n, c in zip(*map(Tensor.tolist, most), strict=True) if n]
@@ -90,7 +97,7 @@ def region_table(found: Mapping[str, Region], classes: Sequence[str]) -> Block:
     numbers = {name: _numbers(region) for name, region in found.items()}
     columns = ["network", *next(iter(numbers.values()))]
     rows = [[name, *texts.values()] for name, texts in numbers.items()]
-    title = f"separation of the selected images in each logit space: {', '.join(mix)}{more}"
+    title = f"separation of the selected {samples.task.sample[1]} in each logit space: {', '.join(mix)}{more}"
     return {"kind": "table", "title": title, "columns": columns, "rows": rows}
 
 

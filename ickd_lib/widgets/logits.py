@@ -34,10 +34,11 @@ class LogitSpaceExplorer(Explorer):
     While the pointer is on an image in one map, the image is marked in all maps and a table lists the networks'
     predictions. Images are selected with a lasso, a click, a class or row numbers. The explorer then displays the
     selected images, measures of how well each network separates them, and the nearest images outside the selection.
+    Where a sample is a region or a box of an image, each point is a region or a box, and is displayed as a crop.
 
     Args:
-        networks: by name, a network, or its logits of the images, shape [N, C].
-        images: the images, on the networks' device.
+        networks: by name, a network, or its logits of the samples, shape [N, C].
+        images: the images, on the networks' device: `Images`, or `DenseImages` with a task for regions or boxes.
         how: the first kind of map: "umap", "pca" or "tsne" (see `explore.embed`).
         seed: seed of the maps.
         cache: a folder in which maps are stored; None computes them anew in each session.
@@ -71,7 +72,7 @@ class LogitSpaceExplorer(Explorer):
         if not 1 <= (panels if isinstance(panels, int) else len(panels)) <= len(PLACES):
             raise InputError(f"panels={panels!r}; choose 1, 2 or 3 maps")
         self.images, self.samples = images, SampleSet(images, task or Classification())
-        self.labels, self.rows = self.samples.labels.cpu(), self.samples.keys.cpu()
+        self.labels, self.rows = self.samples.labels.cpu(), self.samples.rows.cpu()
         self.seed, self.cache = seed, cache
         self.logits = {name: self._logits(name, of, precision) for name, of in networks.items()}
         self.members = torch.zeros(0, dtype=torch.long)
@@ -102,15 +103,15 @@ class LogitSpaceExplorer(Explorer):
             how: the kind of map that is displayed first.
             first: names of the networks with the maps that are displayed first.
         """
-        images, names = self.images, list(self.logits)
-        many = len(images.classes) > 10
-        by = ["superclass"] * bool(many and images.superclasses) + ["selected classes"] * many or ["class"]
-        classes = [("–", -1), *((name, c) for c, name in enumerate(images.classes))]
+        samples, names = self.samples, list(self.logits)
+        many = len(samples.classes) > 10
+        by = ["superclass"] * bool(many and samples.superclasses) + ["selected classes"] * many or ["class"]
+        classes = [("–", -1), *((name, c) for c, name in enumerate(samples.classes))]
         self.how = labelled(ipw.Dropdown, "map", options=[(MAPS[key][0], key) for key in MAPS], value=how)
         self.colour = labelled(ipw.Dropdown, "colour", options=[*by, "right or wrong"])
         self.class_ = labelled(ipw.Dropdown, "select class", options=classes, value=-1)
         self.written = labelled(ipw.Text, "select rows", placeholder="3 7 10-20", continuous_update=False)
-        self.clear = ipw.Button(description="clear selection", tooltip="deselect all images")
+        self.clear = ipw.Button(description="clear selection", tooltip=f"deselect all {samples.task.sample[1]}")
         places = zip(PLACES[len(first)], first, strict=True)
         self.shows = [labelled(ipw.Dropdown, place, options=names, value=name) for place, name in places]
         column = ipw.Layout(flex="1 1 0", min_width="240px", overflow="hidden")
@@ -144,11 +145,11 @@ class LogitSpaceExplorer(Explorer):
 
     def figures(self) -> list[Figure]:
         """Return one figure with the map of every network."""
-        images, how = self.images, MAPS[self.how.value][0]
+        samples, how = self.samples, MAPS[self.how.value][0]
         maps = {name: self._map(name) for name in self.logits}
-        upper: dict[str, Any] = {"superclasses": images.superclasses, "superclass_of": images.superclass_of}
+        upper: dict[str, Any] = {"superclasses": samples.superclasses, "superclass_of": samples.superclass_of}
         highlight = self._highlight()
-        return [plots.embeddings(maps, self.labels, images.classes, **upper, highlight=highlight, how=how)]
+        return [plots.embeddings(maps, self.labels, samples.classes, **upper, highlight=highlight, how=how)]
 
     # ------------------------------------------------------------------------------------------- events
 
@@ -218,7 +219,7 @@ class LogitSpaceExplorer(Explorer):
         from sklearn import metrics as _  # noqa: F401  imported early, because it would delay the first lasso by seconds
 
         self.show_message("Preparing the maps …")
-        self.scatters = [make_scatter(self._points(one.value), len(self.images.classes)) for one in self.shows]
+        self.scatters = [make_scatter(self._points(one.value), len(self.samples.classes)) for one in self.shows]
         self._paint()
         for panel, control, scatter in zip(self.panels, self.shows, self.scatters, strict=True):
             scatter.widget.selection = self.members.numpy().astype(np.uint32)
@@ -233,7 +234,13 @@ class LogitSpaceExplorer(Explorer):
         data, shape = strip(self.samples.thumbnails(torch.tensor([at])))
         table = blocks.prediction_table(self.samples, at, self.logits)
         tile = blocks.sample_tiles(
-            self.samples, torch.tensor([at]), self._by_class, title="image", shape=shape, tone="query", event=None
+            self.samples,
+            torch.tensor([at]),
+            self._by_class,
+            title=self.samples.task.sample[0],
+            shape=shape,
+            tone="query",
+            event=None,
         )
         self.hovered.show({"kind": "row", "blocks": [tile, table]}, data=data)
 
@@ -241,14 +248,14 @@ class LogitSpaceExplorer(Explorer):
         """Display the selected images, measures of their separation, and the nearest images outside the selection."""
         count = len(self.members)
         if not count:
-            return self.view.show({"kind": "text", "text": blocks.HINT})
+            return self.view.show(blocks.hint(self.samples))
         found = {}
         for name, logits in self.logits.items():
             if name not in self._margins:
                 self._margins[name] = metrics.margins(logits, self.labels)
             margins = self._margins[name]
             found[name] = region(logits, self.labels, self.members, neighbours=NEIGHBOURS, margins=margins)
-        table = blocks.region_table(found, self.images.classes)
+        table = blocks.region_table(found, self.samples)
         title = f"{count:,} selected{f', the first {MEMBERS} shown' * (count > MEMBERS)}"
         groups: list[tuple[str, Tensor, dict[str, Any]]] = [(title, self.members[:MEMBERS], {})]
         for name in dict.fromkeys(control.value for control in self.shows):
@@ -270,13 +277,13 @@ class LogitSpaceExplorer(Explorer):
         """Return the ten most frequent classes of the selection if points are coloured by them, and otherwise none."""
         if self.colour.value != "selected classes" or not len(self.members):
             return []
-        counts = torch.bincount(self.labels[self.members], minlength=len(self.images.classes))
+        counts = torch.bincount(self.labels[self.members], minlength=len(self.samples.classes))
         return sorted(c for c in counts.topk(10).indices.tolist() if counts[c])
 
     def _paint(self) -> None:
         """Set the colours of the points and the legend, for the theme of the page."""
         dark = self.view.dark
-        colours = colouring(self.images, self.colour.value, self._highlight(), dark)
+        colours = colouring(self.samples, self.colour.value, self._highlight(), dark)
         self._by_class = colours.by_class
         self.legend.value = legend(colours.entries)
         for scatter in self.scatters:
@@ -308,7 +315,7 @@ class LogitSpaceExplorer(Explorer):
 
     def _points(self, name: str) -> np.ndarray:
         wrong = self.logits[name].argmax(1) != self.labels
-        return points_of(self._map(name), self.labels, wrong, len(self.images.classes))
+        return points_of(self._map(name), self.labels, wrong, len(self.samples.classes))
 
 
 def labelled(kind: Any, description: str, **given: Any) -> Any:

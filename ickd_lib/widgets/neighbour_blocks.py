@@ -9,7 +9,6 @@ from matplotlib.colors import to_hex
 from torch import Tensor
 
 from ickd_lib import plots
-from ickd_lib.data import Images
 from ickd_lib.explore import Neighbourhood, SampleSet
 from ickd_lib.widgets.view import Block
 
@@ -30,9 +29,8 @@ def crumbs(path: Sequence[Location]) -> Block:
     items = []
     for i, (samples, at) in enumerate(path):
         name = samples.name.partition("/")[2] or samples.name
-        items.append(
-            {"text": f"{name} row {int(samples.keys[at])}, {samples.classes[label_of((samples, at))]}", "key": i}
-        )
+        where = ", ".join([*samples.address(at), samples.classes[label_of((samples, at))]])
+        items.append({"text": f"{name} {where}", "key": i})
     return {"kind": "crumbs", "title": "path", "items": items[-CRUMBS:]}
 
 
@@ -48,13 +46,14 @@ def displayed_classes(probabilities: Mapping[str, Tensor], label: int) -> list[i
     return sorted(peak.argsort(descending=True, stable=True)[:CLASSES].tolist())
 
 
-def colours(images: Images, displayed: Sequence[int], dark: bool) -> list[str]:
+def colours(samples: SampleSet, displayed: Sequence[int], dark: bool) -> list[str]:
     """Return the colour of each class, as in figures.
 
     Where there are more than ten classes and no superclasses, all classes but the `displayed` ones are grey.
     """
-    highlight = () if len(images.classes) <= 10 or images.superclasses else displayed
-    _, group, looks = plots.class_colours(images.classes, images.superclasses, images.superclass_of, highlight, dark)
+    highlight = () if len(samples.classes) <= 10 or samples.superclasses else displayed
+    upper = (samples.superclasses, samples.superclass_of)
+    _, group, looks = plots.class_colours(samples.classes, *upper, highlight, dark)
     return [to_hex(looks[g]["color"]) for g in group]
 
 
@@ -79,7 +78,7 @@ def tiles(
     """
     samples, at = query
     label = label_of(query)
-    lines = [samples.classes[label], f"row {int(samples.keys[at])}"]
+    lines = [samples.classes[label], *samples.address(at)]
     tile = {"at": 0, "key": 0, "colour": colour[label], "lines": lines, "label": f"query: {', '.join(lines)}"}
     blocks: list[Block] = [{"kind": "tiles", "tone": "query", "title": "query", "shape": shape, "tiles": [tile]}]
     weights = [f"w {weight:.0%}" for weight in found.weights[0].tolist()]
@@ -92,7 +91,7 @@ def tiles(
         for i, (position, cosine) in enumerate(zip(positions.tolist(), retrieved.similarity[0].tolist(), strict=False)):
             label, key = label_of((bank_samples, position)), int(bank_samples.keys[position])
             lines = [bank_samples.classes[label], f"cos {cosine:.3f}", *(weights[i : i + 1] if of_class else [])]
-            text = f"{kind} {i + 1}: {', '.join(lines)}, row {key}"
+            text = f"{kind} {i + 1}: {', '.join([*lines, *bank_samples.address(position)])}"
             row.append({"at": start + i, "key": key, "colour": colour[label], "lines": lines, "label": text})
         requested, count = retrieved.mask.shape[1], int(retrieved.mask.sum())
         title = f"{count} nearest of {'its class: cosine, weight w' if of_class else 'other classes'}"
@@ -101,6 +100,20 @@ def tiles(
         block = {"kind": "tiles", "tone": "same" if of_class else "other", "title": title, "shape": shape}
         blocks.append({**block, "tiles": row, "event": "open"})
     return blocks
+
+
+def scene(query: Location, shape: Sequence[int], start: int) -> Block:
+    """Return the block with the image of the query, in which the query is marked.
+
+    Args:
+        query: location of the query.
+        shape: shape (1, height, width) of the image in the message.
+        start: position of the image among the bytes of the message.
+    """
+    samples, at = query
+    row, *rest = samples.address(at)
+    tile = {"at": 0, "key": 0, "lines": [row], "label": f"the image of the query, {row}, with {' '.join(rest)} marked"}
+    return {"kind": "tiles", "tone": "scene", "title": "its image", "shape": shape, "start": start, "tiles": [tile]}
 
 
 def bars(

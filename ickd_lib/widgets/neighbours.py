@@ -21,10 +21,11 @@ from ickd_lib.models import Network
 from ickd_lib.runtime import InputError
 from ickd_lib.tasks import Classification, Task
 from ickd_lib.widgets import neighbour_blocks as blocks
-from ickd_lib.widgets.view import Explorer, View, strip
+from ickd_lib.widgets.view import Block, Explorer, View, strip
 
 MOST = 128  # largest number of positives and of negatives that can be requested
 SHOWN = 20  # the most similar of these are displayed, in up to four rows of tiles
+SCENE = 220  # largest side in pixels of the picture of the query's whole image
 SAMPLE = 200  # number of queries in the mean loss terms, with which those of one query are compared
 
 # A query on the path: whether it is in the bank, and its position among the bank's samples or the other queries.
@@ -33,6 +34,8 @@ PathEntry = tuple[bool, int]
 
 class NeighbourExplorer(Explorer):
     """Display one query after another with its in-context samples, their aggregate and the resulting predictions.
+
+    Where a sample is a region or a box of an image, samples are displayed as crops, and the query also in its image.
 
     A query is chosen by number, class or search text, at random, or among the student's mistakes. A click on an
     in-context sample makes it the query.
@@ -44,7 +47,8 @@ class NeighbourExplorer(Explorer):
 
     Args:
         bank: a memory bank.
-        images: all images that the bank was built from, on the bank's device.
+        images: all images that the bank was built from, on the bank's device: `Images`, or `DenseImages` with a task
+            for regions or boxes.
         student: a network. If given, its predictions and mistakes and the loss terms of a query are displayed, too.
         queries: images to choose queries from. By default these are `images`, and no query is retrieved as its own
             in-context sample.
@@ -56,7 +60,7 @@ class NeighbourExplorer(Explorer):
         task: which samples an image has; classification by default.
     Raises:
         InputError: there are queries outside the bank but no teacher; images, classes, sizes or teacher do not fit the
-            bank; or the method is not in-context distillation with the nearest samples of a teacher's bank.
+            bank or the task; or the method is not in-context distillation with the nearest samples of a teacher's bank.
     """
 
     def __init__(
@@ -83,7 +87,7 @@ class NeighbourExplorer(Explorer):
                 "choose ickd, picd or nicd"
             )
         self.method = copy.copy(created)
-        self.method.setup(0, 0, len(images.classes), len(bank))
+        self.method.setup(0, 0, len(bank.classes), len(bank))
         retrieval = self.method.retrieval
         assert retrieval is not None
         if retrieval.per_class or retrieval.order != "nearest":
@@ -129,13 +133,12 @@ class NeighbourExplorer(Explorer):
         Args:
             positives, negatives: the method's numbers of in-context samples, at which the sliders start; 0 for none.
         """
-        images = self.images
         largest_class = int(torch.bincount(self.bank_samples.labels).max())
         style = {"style": {"description_width": "initial"}}
         narrow = {"layout": {"width": "auto"}}
         count = len(self.query_samples)
         self.number = ipw.BoundedIntText(0, 0, count - 1, description="query", layout={"width": "130px"}, **style)
-        options = [("all", -1), *((name, c) for c, name in enumerate(images.classes))]
+        options = [("all", -1), *((name, c) for c, name in enumerate(self.bank_samples.classes))]
         self.of_class = ipw.Dropdown(options=options, description="class", layout={"width": "200px"}, **style)
         self.search = ipw.Text(
             description="search",
@@ -196,19 +199,20 @@ class NeighbourExplorer(Explorer):
 
     def _matches(self, text: str) -> list[int]:
         """Return the positions of the queries that match a search text and the chosen class."""
-        text = text.lower()
+        text, samples = text.lower(), self.query_samples
         logits: dict[str, Tensor | None] = {"teacher_logits": None, "student_logits": None}
         if "student:" in text or "wrong" in text:
             logits["student_logits"] = self._logits_of_all("student")
         if "teacher:" in text:
             logits["teacher_logits"] = self._logits_of_all("teacher")
-        matches = explore.search(text, self.query_samples, **logits)
+        matches = explore.search(text, samples, **logits)
         if self.of_class.value >= 0:
-            labels = self.query_samples.labels.tolist()
+            labels = samples.labels.tolist()
             matches = [i for i in matches if labels[i] == self.of_class.value]
         if not matches:
             raise InputError(
-                f"no image of class {self.of_class.label!r} matches {text!r}; choose another class, or all"
+                f"no {samples.task.sample[0]} of class {self.of_class.label!r} matches {text!r}; choose another class, "
+                "or all"
             )
         return matches
 
@@ -219,7 +223,9 @@ class NeighbourExplorer(Explorer):
             return samples.stored_outputs(self.bank).logits
         network = getattr(self, role)
         if network is not None and role not in self._predictions:
-            self.show_message(f"Computing the {role}'s predictions for {len(samples):,} images, once …")
+            self.show_message(
+                f"Computing the {role}'s predictions for {len(samples):,} {samples.task.sample[1]}, once …"
+            )
             self._predictions[role] = samples.outputs(network, precision=self.precision).logits
         return self._predictions.get(role)
 
@@ -258,8 +264,13 @@ class NeighbourExplorer(Explorer):
             data, shape = strip(torch.cat(thumbnails))
             location, probabilities = (samples, at), self._probabilities()
             displayed = blocks.displayed_classes(probabilities, blocks.label_of(location))
-            colour = blocks.colours(self.images, displayed, self.view.dark)
+            colour = blocks.colours(samples, displayed, self.view.dark)
             tiles = blocks.tiles(location, self.bank_samples, self.found, *shown, colour, shape)
+            picture = samples.scene(at)
+            if picture is not None:
+                more, size = strip(picture[None], longest=SCENE)
+                tiles.insert(1, blocks.scene(location, size, len(data)))
+                data += more
             bars = blocks.bars(location, probabilities, displayed, colour, self.temperature)
             self.view.show(
                 blocks.crumbs([(self._samples(in_bank), at) for in_bank, at in self.path]),
@@ -322,7 +333,7 @@ class NeighbourExplorer(Explorer):
         own, mean = explore.terms(self.method, self.found, label), explore.terms(self.method, reference, labels)
         return {name: (value, mean[name]) for name, value in own.items()}
 
-    def _term_table(self) -> list[blocks.Block]:
+    def _term_table(self) -> list[Block]:
         if self.student is None:
             return []
         weights = f"τₐ = {self._tau:.2g}" if self._tau else "equal weights"
@@ -336,11 +347,12 @@ class NeighbourExplorer(Explorer):
         samples = self._samples(in_bank)
         near, far = self.found.positives, self.found.negatives
         shown = torch.cat([self._positions(near)[:SHOWN], self._positions(far)[:SHOWN]])
-        query, row = samples.pictured(torch.tensor([at])), int(samples.keys[at])
+        query, key = samples.pictured(torch.tensor([at])), int(samples.keys[at])
+        look: dict[str, Any] = {"name": ", ".join(samples.address(at)), "scene": samples.scene(at), "most": SHOWN}
         title = f"Probabilities at temperature {self.temperature:g}"
         return [
             plots.neighbours(
-                query, row, self.bank_samples.pictured(shown), near, far, weights=self.found.weights, most=SHOWN
+                query, key, self.bank_samples.pictured(shown), near, far, weights=self.found.weights, **look
             ),
             plots.distributions(self._probabilities(), samples.classes, label=int(samples.labels[at]), title=title),
         ]

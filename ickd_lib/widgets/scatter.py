@@ -11,7 +11,7 @@ import numpy as np
 from matplotlib.colors import to_hex, to_rgba
 from torch import Tensor
 
-from ickd_lib.data import Images
+from ickd_lib.explore import SampleSet
 from ickd_lib.plots.style import PALETTE, class_colours
 
 HEIGHT = 380  # height of a map in pixels
@@ -40,17 +40,17 @@ class Colouring:
     by_class: Sequence[str]
 
 
-def colouring(images: Images, by: str, highlight: Sequence[int], dark: bool) -> Colouring:
+def colouring(samples: SampleSet, by: str, highlight: Sequence[int], dark: bool) -> Colouring:
     """Choose the colours of points.
 
     Args:
-        images: the data set, for its classes and superclasses.
+        samples: the samples, for their classes and superclasses.
         by: "class", "superclass", "selected classes" or "right or wrong".
         highlight: the coloured classes where `by` is "selected classes"; all others are grey.
         dark: whether the page has a dark theme.
     """
-    upper = (images.superclasses, images.superclass_of) if by != "selected classes" else ((), ())
-    names, group, looks = class_colours(images.classes, *upper, highlight, dark)
+    upper = (samples.superclasses, samples.superclass_of) if by != "selected classes" else ((), ())
+    names, group, looks = class_colours(samples.classes, *upper, highlight, dark)
     colours, sizes = [to_hex(look["color"]) for look in looks], [SIZES[g // 10 % 4] for g in range(len(names))]
     if names[-1] == "others":
         colours[-1], sizes[-1] = GREY[dark], SIZES[0]

@@ -18,12 +18,12 @@ const button = (event, key, properties, ...children) =>
 const swatch = (colour) => colour && make("span", { className: "ickd-swatch", style: { background: colour } });
 const heading = (text) => text && make("div", { className: "ickd-title" }, text);
 
-// Draws one of N images of height x width x 3 bytes at its own size; the page scales it.
-function image(strip, at, shape) {
+// Draws one of N images of height x width x 3 bytes at its own size; the page scales it. The first begins at `start`.
+function image(strip, at, shape, start) {
   const [, height, width] = shape;
   const canvas = make("canvas", { width, height, aria: { hidden: "true" } });
   const pixels = new ImageData(width, height);
-  for (let from = at * height * width * 3, to = 0; to < pixels.data.length; from += 3, to += 4) {
+  for (let from = start + at * height * width * 3, to = 0; to < pixels.data.length; from += 3, to += 4) {
     pixels.data[to] = strip[from];
     pixels.data[to + 1] = strip[from + 1];
     pixels.data[to + 2] = strip[from + 2];
@@ -46,11 +46,11 @@ const blocks = {
           ? make("span", { aria: { current: "page" } }, text)
           : button("crumb", key, {}, text))))),
 
-  tiles: ({ title, tone = "plain", shape, tiles, event }, { bytes }) =>
+  tiles: ({ title, tone = "plain", shape, start = 0, tiles, event }, { bytes }) =>
     make("section", { className: `ickd-tiles ickd-${tone}`, aria: { label: title } }, heading(title),
       make("div", { className: "ickd-grid" }, ...tiles.map(({ at, key, colour, lines, label }) => {
         const inside = [
-          image(bytes, at, shape),
+          image(bytes, at, shape, start),
           make("span", { className: "ickd-class" }, swatch(colour), lines[0]),
           ...lines.slice(1).map((line) => make("span", {}, line)),
         ];

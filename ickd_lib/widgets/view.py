@@ -39,8 +39,9 @@ class View(anywidget.AnyWidget):
     - crumbs: a path of `items`, each with `text` and `key`. All but the last are buttons with the event "crumb".
     - tiles: images with text. The bytes of the message contain N RGB images of `shape` (N, height, width). Each of
       `tiles` has `at` (its position among the N images), `key`, `lines` of text (the first one follows a square of
-      `colour`) and a `label` for screen readers. `tone` is "query", "same", "other" or "plain". Where there is an
-      `event`, the tiles are buttons.
+      `colour`, if there is one) and a `label` for screen readers. `tone` is "query", "scene", "same", "other" or
+      "plain". Where there is an `event`, the tiles are buttons. `start` is the position of the first image among the
+      bytes of the message; by default they begin with it.
     - bars: one row for each of `rows` (`name`, `colour`, `marked`, `values`), with one bar and one number for each of
       `columns`. The lengths are proportional to the values; the largest value of the block has the full length.
     - table: `columns` and `rows` of texts.
@@ -189,17 +190,18 @@ def stacked(figures: list[Figure]) -> bytes:
     return buffer.getvalue()
 
 
-def strip(images: Tensor) -> tuple[bytes, tuple[int, int, int]]:
+def strip(images: Tensor, *, longest: int = TILE) -> tuple[bytes, tuple[int, int, int]]:
     """Convert images to the bytes and the shape of a block of tiles.
 
     Args:
-        images: uint8, shape [N, 3, H, W]. They are scaled down where a side is longer than TILE.
+        images: uint8, shape [N, 3, H, W]. They are scaled down where a side is longer than `longest`.
+        longest: number of pixels.
     Returns:
         The bytes of the images in the order [N, h, w, 3], and (N, h, w).
     """
     height, width = images.shape[2:]
-    if max(height, width) > TILE:
-        scale = TILE / max(height, width)
+    if max(height, width) > longest:
+        scale = longest / max(height, width)
         size = (max(1, round(height * scale)), max(1, round(width * scale)))
         images = F.interpolate(images.float(), size, mode="area").round().to(images.dtype)
     n, _, height, width = images.shape
