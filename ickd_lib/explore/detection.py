@@ -51,7 +51,12 @@ def compared(found: Detections, objects: Objects, *, score: float = 0.5, iou: fl
     """
     from torchvision.ops import box_iou
 
-    boxes, labels, scores = (values[found.scores >= score].cpu() for values in found)
+    chosen = found.scores >= score
+    boxes, scores, labels = (
+        found.boxes[chosen].float().cpu(),
+        found.scores[chosen].float().cpu(),
+        found.labels[chosen].cpu(),
+    )
     truth, crowd = objects.boxes.cpu(), objects.crowd.cpu()
     overlap = box_iou(boxes, truth) * (labels[:, None] == objects.labels.cpu())
     free, correct, kept = ~crowd, torch.zeros(len(boxes), dtype=torch.bool), torch.ones(len(boxes), dtype=torch.bool)

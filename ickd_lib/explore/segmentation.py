@@ -79,6 +79,8 @@ def class_gaps(
         name, baseline: names of the two methods.
     """
     gaps = {one: 100 * (statistics.fmean(ours[one]) - statistics.fmean(other[one])) for one in ours if one in other}
+    if max(map(abs, gaps.values())) < 0.05:
+        return f"The IoU of no class differs between `{name}` and `{baseline}` by 0.1 points or more."
     most, least = max(gaps, key=gaps.__getitem__), min(gaps, key=gaps.__getitem__)
     shown = [f"{gaps[one]:+.1f}".replace("-", "−") for one in (most, least)]
     return (

@@ -11,6 +11,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Rectangle
+from matplotlib.patheffects import withStroke
 
 from ickd_lib.plots.pictures import tile
 from ickd_lib.plots.style import OTHER, SAME, WIDTH, array
@@ -91,7 +92,7 @@ def proposals(
 ) -> Figure:
     """Draw an image with a student's proposals, and one of them with the boxes that are retrieved for it.
 
-    Foreground proposals have blue frames, background ones thin white frames.
+    Foreground proposals have blue frames, background ones thin white frames, or black ones on a bright image.
 
     Args:
         image: floats in [0, 1], shape [3, h, w].
@@ -108,12 +109,13 @@ def proposals(
     _scene(scene, image)
     count = int((labels > 0).sum())
     scene.set_title(f"{len(boxes)} proposals, {count} of them on an object (blue)", fontsize=10)
+    thin = "black" if array(image).mean() > 0.5 else "white"
     for box in boxes[labels == 0]:
-        _box(scene, box, "white", width=0.5)
+        _box(scene, box, thin, width=0.5)
     for box in boxes[labels > 0]:
-        _box(scene, box, SAME, width=1.2)
+        _box(scene, box, SAME, width=1.8)
     _box(scene, boxes[chosen], CHOSEN, width=3)
-    across, step, line = 5, 1.12, 1.42  # in sides of a picture
+    across, step, line = 4, 1.1, 1.4  # in sides of a picture
     tile(rows, pictures[0], 0, 0.95, CHOSEN, texts[0])
     top = 0.35
     for name, kind, colour in (
@@ -140,8 +142,12 @@ def _scene(axis: Axes, image: Any) -> None:
 def _box(axis: Axes, box: Any, colour: Any, *, line: str = "-", width: float = 1.6, text: str = "") -> None:
     """Draw a box, given by its edges, and a text at its upper left corner."""
     left, top, right, bottom = (float(edge) - 0.5 for edge in box)  # the first pixel reaches from -0.5 to 0.5
-    axis.add_patch(Rectangle((left, top), right - left, bottom - top, fill=False, ec=colour, lw=width, ls=line))
+    look: dict[str, Any] = {"fill": False, "edgecolor": colour, "linewidth": width, "linestyle": line}
+    if colour == TRUTH:
+        look["path_effects"] = [withStroke(linewidth=width + 1.2, foreground="0.25")]  # to be seen on bright images
+    axis.add_patch(Rectangle((left, top), right - left, bottom - top, **look))
     if text:
         face = {"facecolor": colour, "edgecolor": "none", "pad": 0.6, "alpha": 0.9}
         ink = "black" if colour == TRUTH else "white"
+        top = max(top, 0.04 * axis.get_ylim()[0])  # so that the text is inside the image
         axis.text(left, top, text, color=ink, fontsize=6.5, va="center", ha="left", bbox=face, clip_on=True)
