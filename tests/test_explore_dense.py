@@ -42,7 +42,9 @@ def test_wrong_pixels_are_those_that_the_metrics_count(masks, segmenter):
     assert 1 - wrong.mean().item() == pytest.approx(found["pixel_accuracy"], abs=1e-4)
     truth = torch.stack([masks.batch(torch.tensor([i])).masks[0] for i in range(len(masks))]).long()
     counts = metrics.confusion(torch.stack(predicted).long(), truth, len(masks.classes))
-    assert metrics.segmentation(counts, masks.classes)["miou"] == pytest.approx(found["miou"], abs=1e-4)  # the batches differ, and so rounding
+    assert metrics.segmentation(counts, masks.classes)["miou"] == pytest.approx(
+        found["miou"], abs=1e-4
+    )  # the batches differ, and so rounding
 
 
 def test_ignored_pixels_are_not_wrong(masks):

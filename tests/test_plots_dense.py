@@ -7,6 +7,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pytest
 import torch
+from matplotlib.collections import PathCollection
 
 from ickd_lib import plots
 from ickd_lib.data import Objects
@@ -118,7 +119,9 @@ def test_class_scores_have_a_marker_for_each_network_and_class():
     given = {"teacher": {"a": [0.9], "b": [0.8]}, "kd": {"a": [0.5, 0.7], "b": [0.4, 0.4]}, "ce": {"a": [0.3, 0.5]}}
     figure = plots.class_scores(given, xlabel="IoU, %")
     (axis,) = figure.axes
-    means = [c.get_offsets()[0, 0] for c in axis.collections if len(c.get_offsets()) == 1 and c.get_sizes().size]
+    means = [
+        c.get_offsets()[0, 0] for c in axis.collections if isinstance(c, PathCollection) and len(c.get_offsets()) == 1
+    ]
     assert np.allclose(means, [90, 80, 60, 40, 40])
     assert [label.get_text() for label in axis.get_yticklabels()] == ["a", "b"]
     assert [text.get_text() for text in figure.legends[0].texts] == ["teacher", "kd", "ce"]
