@@ -82,7 +82,7 @@ def class_scores(scores: Mapping[str, Mapping[str, Sequence[float]]], *, xlabel:
                 height = row + (i - (len(scores) - 1) / 2) * space
                 if len(seeds) > 1:
                     axis.hlines(height, min(seeds), max(seeds), color=colour, lw=1, alpha=0.6)
-                    axis.scatter(seeds, [height] * len(seeds), s=5, color=colour, alpha=0.7, lw=0)
+                    axis.scatter(seeds, [height] * len(seeds), s=9, color=colour, alpha=0.7, lw=0)
                 axis.scatter(np.mean(seeds), height, s=34, color=colour, marker=marker, lw=0, zorder=3)
         axis.scatter([], [], s=34, color=colour, marker=marker, lw=0, label=wrapped(name))
     axis.set_yticks(range(len(classes)), classes)

@@ -19,6 +19,7 @@ from ickd_lib.plots.style import OTHER, SAME, WIDTH, array
 if TYPE_CHECKING:
     from ickd_lib.explore.detection import Found
 
+CROWDED = 8  # number of objects from which on the names of classes would cover a small image
 TRUTH, CHOSEN = "#fbe04b", "#d684bd"  # frames of annotated boxes, and of the proposal that is shown in detail
 
 
@@ -51,7 +52,8 @@ def detections(
     """Draw a row for each image: the image with its annotated boxes, and the detections of each network.
 
     Solid blue frames are correct detections, dashed red ones are wrong, and dotted yellow ones are objects that were
-    not found. The class is written at the frame, and the numbers of each kind below the image.
+    not found. The class is written at the frame, in an image with many objects only if it is wrong; the numbers of each
+    kind are written below the image.
 
     Args:
         images: N images, floats in [0, 1], shape [3, h, w].
@@ -66,15 +68,17 @@ def detections(
     figure, axes = plt.subplots(len(images), columns, figsize=size, layout="constrained", squeeze=False)
     for row, (line, image, own) in enumerate(zip(axes, images, objects, strict=True)):
         _scene(line[0], image)
+        crowded = len(own.boxes) >= CROWDED
         for box, label in zip(array(own.boxes), array(own.labels), strict=True):
-            _box(line[0], box, TRUTH, text=classes[label])
+            _box(line[0], box, TRUTH, text="" if crowded else classes[label])
         for axis, detected in zip(line[1:], found.values(), strict=True):
             _scene(axis, image)
             one = detected[row]
             for box in array(one.missed):
                 _box(axis, box, TRUTH, line=":")
             for box, label, correct in zip(*map(array, (one.boxes, one.labels, one.correct)), strict=True):
-                _box(axis, box, SAME if correct else OTHER, line="-" if correct else "--", text=classes[label])
+                text = "" if crowded and correct else classes[label]
+                _box(axis, box, SAME if correct else OTHER, line="-" if correct else "--", text=text)
             right, wrong, missed = int(one.correct.sum()), int((~one.correct).sum()), len(one.missed)
             axis.set_xlabel(f"{right} right, {wrong} wrong,\n{missed} missed", fontsize=7.5, labelpad=2)
         if titles:

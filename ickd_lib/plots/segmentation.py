@@ -59,7 +59,7 @@ def masks(images: Sequence[Any], masks: Sequence[Any], classes: Sequence[str]) -
         _name_regions(below, array(mask), classes)
     for axis in axes.flat:
         _frame(axis)
-    _legend(figure, classes, np.unique(np.concatenate([array(mask).ravel() for mask in masks])))
+    _legend(figure, classes, masks)
     return figure
 
 
@@ -105,7 +105,7 @@ def segmentations(
         axis.set_title(textwrap.fill(name, 18), fontsize=8)
     for axis in axes.flat:
         _frame(axis)
-    _legend(figure, classes, np.unique(np.concatenate([array(mask).ravel() for mask in masks])))
+    _legend(figure, classes, [*masks, *(one for found in predicted.values() for one in found)])
     return figure
 
 
@@ -142,9 +142,9 @@ def _frame(axis: Axes) -> None:
     axis.spines[:].set(visible=True, color="0.6", linewidth=0.6)
 
 
-def _legend(figure: Figure, classes: Sequence[str], present: np.ndarray) -> None:
-    """Add a legend of the classes that are present."""
-    colours = mask_colours(classes)
+def _legend(figure: Figure, classes: Sequence[str], masks: Sequence[Any]) -> None:
+    """Add a legend of the classes that occur in some masks."""
+    colours, present = mask_colours(classes), np.unique(np.concatenate([array(mask).ravel() for mask in masks]))
     patches = [Patch(color=colours[c], label=classes[c]) for c in present if c != IGNORED]
     if IGNORED in present:
         patches.append(Patch(facecolor="white", edgecolor="0.6", label="ignored"))
