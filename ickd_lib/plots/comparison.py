@@ -60,6 +60,39 @@ def score_row(
     axis.text(1.01, row, text, transform=axis.get_yaxis_transform(), va="center", fontsize=9)
 
 
+def class_scores(scores: Mapping[str, Mapping[str, Sequence[float]]], *, xlabel: str) -> Figure:
+    """Draw a fraction of each class for several networks: a row for each class, a marker at the mean of each network.
+
+    Small dots are the seeds.
+
+    Args:
+        scores: for each network, for each class, one fraction per seed.
+        xlabel: label of the axis of fractions, which are drawn in percent.
+    """
+    classes = list(dict.fromkeys(name for found in scores.values() for name in found))
+    space = 0.76 / len(scores)
+    size = (WIDTH, 1.0 + len(classes) * (0.16 + 0.085 * len(scores)))
+    figure, axis = plt.subplots(figsize=size, layout="constrained")
+    for row in range(0, len(classes), 2):
+        axis.axhspan(row - 0.5, row + 0.5, color="0.96", lw=0, zorder=0)
+    for i, ((name, found), look) in enumerate(zip(scores.items(), looks(scores), strict=True)):
+        colour, marker = look["color"], look["marker"]
+        for row, one in enumerate(classes):
+            if seeds := [100 * value for value in found.get(one, ())]:
+                height = row + (i - (len(scores) - 1) / 2) * space
+                if len(seeds) > 1:
+                    axis.hlines(height, min(seeds), max(seeds), color=colour, lw=1, alpha=0.6)
+                    axis.scatter(seeds, [height] * len(seeds), s=9, color=colour, alpha=0.7, lw=0)
+                axis.scatter(np.mean(seeds), height, s=34, color=colour, marker=marker, lw=0, zorder=3)
+        axis.scatter([], [], s=34, color=colour, marker=marker, lw=0, label=wrapped(name))
+    axis.set_yticks(range(len(classes)), classes)
+    axis.set(xlabel=xlabel, ylim=(len(classes) - 0.5, -0.5))
+    axis.tick_params(axis="y", length=0)
+    axis.grid(axis="x")
+    figure.legend(loc="outside right upper")
+    return figure
+
+
 def finals(found: Mapping[str, Mapping[str, Sequence[float]]]) -> Figure:
     """Draw several final numbers side by side: one panel for each number, with one row for each method as in `scores`.
 

@@ -1,7 +1,8 @@
-"""Pictures of samples: the images of each class, and a query beside its in-context samples."""
+"""Pictures of samples: the images of each class, and queries beside their in-context samples."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import matplotlib.pyplot as plt
@@ -86,6 +87,54 @@ def neighbours(
     axis.set(xlim=(-0.05, width), ylim=(height, -above), aspect="equal")
     axis.set_axis_off()
     return figure
+
+
+def retrieved(pictures: Any, texts: Sequence[Sequence[str]], *, positives: int) -> Figure:
+    """Draw a line for each query: the query, its positives and its negatives, each with a text below it.
+
+    Args:
+        pictures: of each query, its positives and its negatives, uint8, shape [Q, 1 + k, 3, h, w].
+        texts: for each query the text below each picture; a picture without a text is left out.
+        positives: number of positives.
+    """
+    pictures = array(pictures)
+    negatives = pictures.shape[1] - 1 - positives
+    step, gap, line = 1.08, 0.3, 1.45  # in sides of a picture
+    starts = (0.0, step + gap, step * (1 + positives) + 2 * gap)
+    width, height = starts[2] + negatives * step, 0.4 + len(pictures) * line
+    figure = plt.figure(figsize=(WIDTH, WIDTH * height / width))
+    axis = figure.add_axes((0, 0, 1, 1))
+    colours = ["0.1", *[SAME] * positives, *[OTHER] * negatives]
+    heads = ("query", "same class, nearest first", "other classes, nearest first")
+    for x, head, colour in zip(starts, heads, ("0.1", SAME, OTHER), strict=True):
+        axis.text(x, 0.2, head, color=colour, fontsize=10, weight="bold", va="center")
+    columns = [
+        0.0,
+        *(starts[1] + i * step for i in range(positives)),
+        *(starts[2] + i * step for i in range(negatives)),
+    ]
+    for row, (line_pictures, line_texts) in enumerate(zip(pictures, texts, strict=True)):
+        for picture, text, x, colour in zip(line_pictures, line_texts, columns, colours, strict=True):
+            if text:
+                tile(axis, picture, x, 0.4 + row * line, colour, text)
+    axis.set(xlim=(-0.05, width), ylim=(height, 0), aspect="equal")
+    axis.set_axis_off()
+    return figure
+
+
+def tile(axis: Axes, picture: np.ndarray, x: float, y: float, colour: Any, text: str) -> None:
+    """Draw a picture with a frame on the unit square whose upper left corner is (x, y), and a text below it.
+
+    Args:
+        axis: an axis whose y values grow downwards.
+        picture: uint8, shape [3, h, w].
+        x, y: the corner.
+        colour: of frame and text.
+        text: the text.
+    """
+    axis.imshow(picture.transpose(1, 2, 0), extent=(x, x + 1, y + 1, y), interpolation="nearest")
+    axis.add_patch(Rectangle((x, y), 1, 1, fill=False, edgecolor=colour, linewidth=2))
+    axis.text(x + 0.5, y + 1.05, text, color=colour, fontsize=8, ha="center", va="top", linespacing=1.1)
 
 
 def samples(images: Images, *, classes: int = 10, each: int = 12) -> Figure:

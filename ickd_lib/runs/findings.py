@@ -90,16 +90,17 @@ def contrast(scores: Scores, ours: str, other: str) -> str:
     return f"`{ours}` minus `{other}`: {points(found['mean'])} points. The 95% interval, {_ends(found)}, {verdict}."
 
 
-def summary(scores: Scores, reference: str) -> str:
+def summary(scores: Scores, reference: str, of: str = "accuracy") -> str:
     """Summarise a comparison in a Markdown list: the highest mean, and which intervals exclude 0.
 
     Args:
         scores: accuracies, among them those of the reference.
         reference: name of the method that all others are compared with.
+        of: name of the scores.
     """
     best = max(scores, key=lambda name: statistics.fmean(scores[name]))
     seeds = len(scores[reference])
-    line = f"The highest mean accuracy is {percent(scores[best])}, that of `{best}`."
+    line = f"The highest mean {of} is {percent(scores[best])}, that of `{best}`."
     if best != reference:
         line += f" `{reference}` reaches {percent(scores[reference])}."
     lines = [f"{line} (Mean ± standard deviation over {count(seeds, 'seed')}.)" if seeds > 1 else line]
@@ -124,15 +125,16 @@ def summary(scores: Scores, reference: str) -> str:
     return "\n".join(f"- {line}" for line in lines)
 
 
-def headline(scores: Scores) -> str:
-    """State the mean accuracy of every method in one line.
+def headline(scores: Scores, of: str = "accuracy") -> str:
+    """State the mean score of every method in one line.
 
     Args:
-        scores: accuracies.
+        scores: accuracies, or other fractions.
+        of: name of the scores.
     """
     seeds = len(next(iter(scores.values())))
     means = ", ".join(f"{name} {100 * statistics.fmean(values):.1f}" for name, values in scores.items())
-    return f"accuracy in percent, {count(seeds, 'seed')}: {means}"
+    return f"{of} in percent, {count(seeds, 'seed')}: {means}"
 
 
 def headline_against(scores: Scores, reference: str) -> str:
