@@ -39,16 +39,36 @@ def agreement() -> dict[str, float]:
 
 def uses() -> str:
     """Return the table of what each method does and what it needs."""
-    lines = ["| method | what it does | needs | teacher's classes | tasks |", "|---|---|---|---|---|"]
+    lines = [
+        "| method | what it does | needs | teacher's classes | segmentation | detection |",
+        "|---|---|---|---|---|---|",
+    ]
     for kind, name in _ordered():
         method = methods.create(name)
         summary = (type(method).__doc__ or "").strip().partition("\n")[0].rstrip(".:")
         needs = method.needs | ({"retrieval"} if method.retrievals else set())
-        possible = [task for task in tasks.names() if not needs & tasks.create(task).unsupported]
         space = method.label_space if method.needs_teacher else ""
-        shown = "all" if possible == tasks.names() else ", ".join(possible)
-        lines.append(f"| `{name}` | {summary} | {', '.join(sorted(needs))} | {space or kind} | {shown} |")
+        dense = " | ".join(_compared(method, tasks.create(task)) for task in ("segmentation", "detection"))
+        lines.append(f"| `{name}` | {summary} | {', '.join(sorted(needs))} | {space or kind} | {dense} |")
     return "\n".join(lines)
+
+
+def _compared(method: methods.Method, task: tasks.Task) -> str:
+    """Return what a method compares in a task, or "no" if it cannot be used."""
+    name, detection = method.config["name"], task.name == "detection"
+    if method.needs & task.unsupported or (name == "catkd" and detection):
+        return "no"
+    if name == "ctkd":
+        return _compared(method.of, task)
+    if isinstance(method, methods.ICKD):
+        fine = ["proposals" if detection else "pixels"] * bool(method.kd or (method.picd and not detection))
+        coarse = ["matched" if detection else "regions"] * bool(method.nicd or (method.picd and detection))
+        return ", ".join(fine + coarse)
+    if "maps" in method.needs and name != "uskd":
+        return "pyramid" if detection else "maps"
+    if detection:
+        return "matched" if method.needs_bank else "proposals"
+    return "pixels" if method.pixelwise or "pixels" in method.needs or name == "ce" else "regions"
 
 
 def sources() -> str:

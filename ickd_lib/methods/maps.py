@@ -163,7 +163,7 @@ class CATKD(WithLabels):
     normalised: whether the averaged maps are scaled to unit length.
     """
 
-    needs = frozenset({"teacher", "features", "maps", "pooled features", "classifiers"})
+    needs = frozenset({"teacher", "features", "maps", "classifiers"})
     paper = "Guo et al. 2023, arXiv 2304.12777"
     code = "GzyAftermath/CAT-KD"
 
