@@ -453,3 +453,24 @@ def test_impossible_objects_and_modes_are_refused():
     refused("training mode and was given images only", lambda: network(image))
     network.eval()
     refused("evaluation mode; call train", with_objects(one))
+
+
+def test_arguments_may_be_part_of_the_name():
+    network = models.create("Resnet8-fpn( min_size=40, max_size=50)", 3, mean=(0.1,) * 3)
+    assert network.name == "resnet8-fpn(min_size=40, max_size=50)" and network.resizes
+    assert network.module.transform.min_size == (40,) and network.mean.flatten()[0] == pytest.approx(0.1)
+    again = models.create(network.name, 3)
+    assert again.name == network.name and again.module.transform.max_size == 50
+    with pytest.raises(InputError, match=r"resnet8 has no option min_size"):
+        models.create("resnet8(min_size=3)")
+    with pytest.raises(InputError, match=r"cannot read model 'resnet8-fpn\(40\)'; write it like"):
+        models.create("resnet8-fpn(40)")
+
+
+def test_pretrained_networks_named_so_keep_their_normalisation(monkeypatch):
+    from torchvision.models import resnet18
+    from torchvision.models._api import WeightsEnum
+
+    monkeypatch.setattr(WeightsEnum, "get_state_dict", lambda self, *_, **__: resnet18().state_dict())
+    network = models.create("resnet18-fpn(pretrained='backbone')", 3, mean=(0.1,) * 3, std=(0.2,) * 3)
+    assert network.mean.flatten().tolist() == pytest.approx([0.485, 0.456, 0.406])

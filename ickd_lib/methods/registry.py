@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ast
 from collections.abc import Callable
 from typing import Any, TypeVar
 
@@ -93,13 +92,4 @@ def parse(text: str) -> tuple[str, dict[str, Any]]:
     Raises:
         InputError: the text has another form.
     """
-    name, bracket, _ = text.partition("(")
-    if not bracket:
-        return name, {}
-    try:
-        call = ast.parse(text, mode="eval").body
-        if not isinstance(call, ast.Call) or call.args:
-            raise ValueError(text)
-        return name.strip(), {str(k.arg): ast.literal_eval(k.value) for k in call.keywords}
-    except (SyntaxError, ValueError):
-        raise InputError(f"cannot read method {text!r}; write it like ickd(nicd=0.5, positives=4)") from None
+    return runtime.parse_call(text, "method", "ickd(nicd=0.5, positives=4)")

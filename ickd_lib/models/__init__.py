@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from .. import runtime
 from ..runtime import InputError, choose
 from . import fpn, mobilenet_v2, projectors, resnet, resnet_imagenet, shufflenet_v1, shufflenet_v2, vgg, wrn
 from .detection import Detections, Detector, Regions, TrainingPass
@@ -94,8 +95,9 @@ def create(
 
     Args:
         name: one of `names()`, `names("segmentation")` or `names("detection")`, or `torchvision/NAME`, or `timm/NAME`,
-            in upper or lower case. torchvision's names may be those of its networks for segmentation, and of its Faster
-            R-CNNs, RetinaNets and FCOS.
+            in upper or lower case. torchvision's names may be those of its networks for segmentation and detection.
+            `pretrained` and the options may be part of the name, as in "resnet18-fpn(pretrained='backbone')", and then
+            take precedence. A pretrained network that is named so keeps the mean and std of its weights.
         num_classes: C; of detectors without the background.
         mean: [3], subtracted from images in [0, 1]; by default 0, or a pretrained model's own.
         std: [3], by which the difference is divided; by default 1, or a pretrained model's own.
@@ -116,6 +118,13 @@ def create(
     """
     if num_classes < 1:
         raise InputError(f"num_classes={num_classes}; a network needs at least 1")
+    plain, given = runtime.parse_call(str(name), "model", "resnet18-fpn(pretrained='backbone')")
+    if given:
+        if given.get("pretrained"):
+            mean = std = None
+        found = create(plain, num_classes, **({"mean": mean, "std": std, "pretrained": pretrained} | options | given))
+        found.name += "(" + ", ".join(f"{key}={value!r}" for key, value in given.items()) + ")"
+        return found
     if pretrained not in (True, False, "backbone"):
         raise InputError(f"pretrained={pretrained!r}; it is True, False or 'backbone'")
     library, slash, model = str(name).partition("/")

@@ -1,5 +1,6 @@
 """Basics that every other package uses: errors, devices, seeds, files and run folders."""
 
+from ickd_lib.runtime.calls import parse_call
 from ickd_lib.runtime.devices import autocast, device, precision
 from ickd_lib.runtime.errors import Diverged, InputError, choose, notice
 from ickd_lib.runtime.files import fingerprint, read_json, replacing, write_json
@@ -22,6 +23,7 @@ __all__ = [
     "free_threads",
     "generator",
     "notice",
+    "parse_call",
     "precision",
     "read_json",
     "replacing",

@@ -113,7 +113,8 @@ def _named(name: str, epochs: int, teacher: str, student: str, data: str) -> tup
 
 
 def _pair(teacher: str, student: str, data: str) -> tuple[str, str]:
-    """Return the names of two networks as they stand in the tables of a data set."""
+    """Return the names of two networks as they stand in the tables of a data set, without arguments."""
+    teacher, student = (name.partition("(")[0] for name in (teacher, student))
     if data == "imagenet":
         teacher, student = (name.rpartition("/")[2].partition(".")[0] for name in (teacher, student))
     return teacher, student
