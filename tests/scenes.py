@@ -6,6 +6,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+import torch.nn.functional as F
 
 from ickd_lib import data, methods, tasks, training
 from ickd_lib.data import RandomCrop
@@ -118,3 +119,17 @@ def interrupted(monkeypatch, steps: int, run) -> None:
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
         patch.setattr(training.optimizers.Optimizer, "step", stopping)
         run()
+
+
+def divergence(target, logits):
+    """τ² KL at τ = 4 of each row."""
+    own, other = (F.log_softmax(one / 4, -1) for one in (logits, target))
+    return 16 * (other.exp() * (other - own)).sum(-1)
+
+
+def in_context(bank, row, positives, negatives):
+    """The nearest other rows of the same class and of other classes, by a loop over the bank."""
+    similarity = [(bank.features[row].double() @ one.double()).item() for one in bank.features]
+    order = sorted(range(len(bank)), key=lambda j: (-similarity[j], j))
+    same = [j for j in order if bank.labels[j] == bank.labels[row] and j != row]
+    return same[:positives], [j for j in order if bank.labels[j] != bank.labels[row]][:negatives], similarity

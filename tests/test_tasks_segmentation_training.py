@@ -43,12 +43,6 @@ def bank(few, teacher):
     return MemoryBank.build(teacher, few.train, task=Segmentation(), precision="fp32")
 
 
-def divergence(target, logits):
-    """τ² KL at τ = 4 of each row."""
-    own, other = (F.log_softmax(one / 4, -1) for one in (logits, target))
-    return 16 * (other.exp() * (other - own)).sum(-1)
-
-
 # ------------------------------------------------------------------------------- what methods receive
 
 
@@ -69,7 +63,7 @@ def test_a_method_receives_pixels_or_regions(name, pixels, few, teacher):
             region = student.key
             share = [int((region == r).sum()) for r in range(int(region.max()) + 1)]
             assert len(region) > 5 * len(share) and student.image.max() == len(batch) - 1
-            rows = divergence(other.logits.double(), student.logits.double())
+            rows = scenes.divergence(other.logits.double(), student.logits.double())
             assert terms["kd"] == pytest.approx(2 * sum(rows.tolist()) / len(rows), rel=1e-4)
             assert terms["ce"] == pytest.approx(0.5 * context.supervised.item())
         else:
@@ -90,21 +84,13 @@ VARIANTS = [
 ]
 
 
-def in_context(bank, row, positives, negatives):
-    """The nearest other rows of the same class and of other classes, by a loop over the bank."""
-    similarity = [(bank.features[row].double() @ one.double()).item() for one in bank.features]
-    order = sorted(range(len(bank)), key=lambda j: (-similarity[j], j))
-    same = [j for j in order if bank.labels[j] == bank.labels[row] and j != row]
-    return same[:positives], [j for j in order if bank.labels[j] != bank.labels[row]][:negatives], similarity
-
-
 def loop(context, bank, rows, variant):
     """The terms of IC-KD by a loop over the regions; `rows` [N, C] is the present content of the bank."""
     sums, count = dict.fromkeys(("kd", "picd", "nicd"), 0.0), 0
     mine, theirs, rows = context.student, context.teacher, rows.double()
     for s, key in enumerate(mine.key.tolist()):
         row = bank.rows(torch.tensor([key])).item()
-        near, far, similarity = in_context(bank, row, 2, 3)
+        near, far, similarity = scenes.in_context(bank, row, 2, 3)
         weights = torch.tensor([similarity[j] for j in near]).double() / 0.05
         weights = torch.softmax(weights * (variant.get("aggregation_temperature", 1) is not None), 0)
         aggregate = sum(w * rows[j] for w, j in zip(weights, near, strict=True))
@@ -117,8 +103,8 @@ def loop(context, bank, rows, variant):
             for one in (mine, theirs)
         )
         residual = variant.get("residual", 0) * (aggregate - rows[row])
-        sums["kd"] += divergence(other + residual, own).sum().item()
-        sums["picd"] += (gate * divergence(aggregate, own)).sum().item()
+        sums["kd"] += scenes.divergence(other + residual, own).sum().item()
+        sums["picd"] += (gate * scenes.divergence(aggregate, own)).sum().item()
         anchor = aggregate if "anchor" in variant else theirs.logits[s].double()
         cosines = [F.cosine_similarity(mine.logits[s].double(), one, dim=0) for one in (anchor, *rows[far])]
         sums["nicd"] -= F.log_softmax(torch.stack(cosines) / 0.1, 0)[0].item()
