@@ -8,6 +8,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from ickd_lib import __main__ as cli
 from ickd_lib import data, methods, tasks, training
 from ickd_lib.data import RandomCrop
 from ickd_lib.training import Recipe, Student
@@ -133,3 +134,22 @@ def in_context(bank, row, positives, negatives):
     order = sorted(range(len(bank)), key=lambda j: (-similarity[j], j))
     same = [j for j in order if bank.labels[j] == bank.labels[row] and j != row]
     return same[:positives], [j for j in order if bank.labels[j] != bank.labels[row]][:negatives], similarity
+
+
+def command_line(folder, monkeypatch, capsys):
+    """Return a function that runs a command in `folder`, on few scenes; teachers are trained on few too."""
+    monkeypatch.chdir(folder)
+    load = data.load
+
+    def loaded(*given, **options):
+        train, val, test = load(*given, **options)
+        return data.Splits(train if len(train) < 60 else train.few(24), val.subset(torch.arange(0)), test.few(6))
+
+    def call(line):
+        status = cli.main(line.split())
+        printed = capsys.readouterr()
+        assert status == 0, printed.err
+        return printed.out
+
+    monkeypatch.setattr(data, "load", loaded)
+    return call

@@ -11,7 +11,6 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from ickd_lib import __main__ as cli
 from ickd_lib import data, methods, models, runs, tasks
 from ickd_lib.data import Sampler
 from ickd_lib.memory import MemoryBank
@@ -223,29 +222,8 @@ QUICK = "--task segmentation --dataset scenes --labels 24 --epochs 1 --batch-siz
 SHORT = "--teacher resnet8-fcn --teacher-epochs 1"
 
 
-@pytest.fixture
-def run(tmp_path, monkeypatch, capsys):
-    """Call the command line in a folder of its own, on scenes of which few are for tests."""
-    monkeypatch.chdir(tmp_path)
-    load = data.load
-
-    def loaded(*given, **options):
-        splits = load(*given, **options)
-        few = splits.train if len(splits.train) < 60 else splits.train.few(24)
-        return splits._replace(train=few, val=splits.val.subset(torch.arange(0)), test=splits.test.few(6))
-
-    monkeypatch.setattr(data, "load", loaded)
-
-    def call(line):
-        status = cli.main(line.split())
-        printed = capsys.readouterr()
-        assert status == 0, printed.err
-        return printed.out
-
-    return call
-
-
-def test_the_command_line_trains_compares_and_reports(run):
+def test_the_command_line_trains_compares_and_reports(tmp_path, monkeypatch, capsys):
+    run = scenes.command_line(tmp_path, monkeypatch, capsys)
     out = run(f"compare --methods ce kd --student resnet8-fcn --seeds 2 {QUICK} {SHORT}")
     rows = [line for line in out.splitlines() if line.startswith("| ")]
     assert "| method | seeds | mIoU, % | best, % | pixels, % | agrees with teacher, % |" in rows[0]
