@@ -6,8 +6,11 @@ from dataclasses import replace
 
 import pytest
 import torch
+import torch.nn.functional as F
 
+from ickd_lib import __main__ as cli
 from ickd_lib import data, methods, tasks, training
+from ickd_lib.data import RandomCrop
 from ickd_lib.training import Recipe, Student
 
 RECIPE = Recipe(epochs=1, lr=0.02, schedule="cosine", batch_size=8)
@@ -15,8 +18,13 @@ TASKS = {"segmentation": ("masks", "resnet8-fcn"), "detection": ("boxes", "resne
 
 
 def small(task: str, train: int = 24, test: int = 6) -> data.Splits:
-    """Return a few scenes without a validation split; every class has at least four samples in the training split."""
+    """Return a few scenes without a validation split; every class has at least four samples in the training split.
+
+    Crops for segmentation are small, so that a step is fast.
+    """
     splits = data.load("scenes", annotations=TASKS[task][0])
+    if task == "segmentation":
+        splits = splits._replace(train=replace(splits.train, transform=RandomCrop((48, 48), (0.6, 1.0), flip=False)))
     least = int(task == "detection")  # class 0 is the background there, of which there are no samples
     for seed in range(100):
         images = splits.train.few(train, seed)
@@ -27,7 +35,7 @@ def small(task: str, train: int = 24, test: int = 6) -> data.Splits:
 
 def emptied(images, positions: torch.Tensor):
     """Return the same images without samples in some of them: all their pixels are ignored, or they have no object."""
-    if images.objects is None:
+    if images.masks is not None:
         chosen = set(positions.tolist())
         masks = tuple(torch.full_like(one, 255) if i in chosen else one for i, one in enumerate(images.masks))
         return replace(images, masks=masks)
@@ -39,9 +47,9 @@ def emptied(images, positions: torch.Tensor):
 
 
 def distill(task: str, students, splits: data.Splits, teacher=None, **options) -> dict[str, training.History]:
-    """Train students on the CPU without a progress bar."""
-    given = {"task": tasks.create(task), "recipe": RECIPE, "device": "cpu", "progress": False} | options
-    return training.distill(students, splits, teacher=teacher, **given)
+    """Train students on the CPU in float32 without a progress bar."""
+    given = {"task": tasks.create(task), "recipe": RECIPE, "device": "cpu", "precision": "fp32", "progress": False}
+    return training.distill(students, splits, teacher=teacher, **(given | options))
 
 
 def expert(task: str, splits: data.Splits):
@@ -51,7 +59,9 @@ def expert(task: str, splits: data.Splits):
 
 
 def quick(name: str) -> str:
-    """Return a method with few in-context samples, because the scenes have few samples of a class."""
+    """Return a method with few in-context samples, because the scenes have few samples of a class, and small queues."""
+    if name == "cirkd":
+        return "cirkd(pixel_memory=50, region_memory=10, pixel_contrast=100, region_contrast=50)"
     return f"{name}(positives=2, negatives=3)" if methods.create(name).retrievals else name
 
 
@@ -59,6 +69,17 @@ def group(task: str, name: str, seed: int = 0) -> list[Student]:
     """Return the students of a method in a peer group of their own: one, or two if it needs peers."""
     count = 1 + ("peers" in methods.create(name).needs)
     return [Student(TASKS[task][1], quick(name), seed + i, f"{name}-{i}", name) for i in range(count)]
+
+
+def all_methods(task: str, refused, splits: data.Splits, teacher) -> dict[str, training.History]:
+    """Train every other method in one pass, and those with a second view of the images in another one."""
+    names = [name for name in methods.names() if name not in refused]
+    found = {}
+    for second in (False, True):
+        chosen = [name for name in names if ("strong" in methods.create(name).needs) is second]
+        students = [student for name in chosen for student in group(task, name)]
+        found |= distill(task, students, splits, teacher) if students else {}
+    return found
 
 
 def watched(task: str, method: str, splits: data.Splits, teacher=None, **options):
@@ -99,3 +120,36 @@ def interrupted(monkeypatch, steps: int, run) -> None:
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
         patch.setattr(training.optimizers.Optimizer, "step", stopping)
         run()
+
+
+def divergence(target, logits):
+    """τ² KL at τ = 4 of each row."""
+    own, other = (F.log_softmax(one / 4, -1) for one in (logits, target))
+    return 16 * (other.exp() * (other - own)).sum(-1)
+
+
+def in_context(bank, row, positives, negatives):
+    """The nearest other rows of the same class and of other classes, by a loop over the bank."""
+    similarity = [(bank.features[row].double() @ one.double()).item() for one in bank.features]
+    order = sorted(range(len(bank)), key=lambda j: (-similarity[j], j))
+    same = [j for j in order if bank.labels[j] == bank.labels[row] and j != row]
+    return same[:positives], [j for j in order if bank.labels[j] != bank.labels[row]][:negatives], similarity
+
+
+def command_line(folder, monkeypatch, capsys):
+    """Return a function that runs a command in `folder`, on few scenes; teachers are trained on few too."""
+    monkeypatch.chdir(folder)
+    load = data.load
+
+    def loaded(*given, **options):
+        train, val, test = load(*given, **options)
+        return data.Splits(train if len(train) < 60 else train.few(24), val.subset(torch.arange(0)), test.few(6))
+
+    def call(line):
+        status = cli.main(line.split())
+        printed = capsys.readouterr()
+        assert status == 0, printed.err
+        return printed.out
+
+    monkeypatch.setattr(data, "load", loaded)
+    return call

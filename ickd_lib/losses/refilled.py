@@ -103,6 +103,6 @@ def refilled_local(
         A scalar: the mean over B.
     """
     teacher_logits = (teacher_features @ centres.T).detach()
-    present = torch.zeros_like(student_logits[0], dtype=torch.bool).index_fill(0, labels, True)
+    present = torch.zeros(student_logits.shape[1], dtype=torch.bool, device=labels.device).index_fill(0, labels, True)
     student, teacher = (masked_log_softmax(z / temperature, present) for z in (student_logits, teacher_logits))
     return kl(student, teacher, temperature).mean()

@@ -147,7 +147,15 @@ class TeacherBank:
         """Write the teacher's samples of a step into a student's copy of the bank, if it has one."""
         if state.teacher_rows:
             assert teacher is not None
-            state.teacher_rows.write(teacher.key, teacher.logits, teacher.features)
+            known = teacher.known
+            key, logits, features = known.key, known.logits, known.features
+            if teacher.boxes:  # several proposals may be matched to one annotation: their means are written
+                key, at, count = key.unique(return_inverse=True, return_counts=True)
+                logits, features = (
+                    one.new_zeros(len(key), one.shape[1]).index_add_(0, at, one) / count[:, None]
+                    for one in (logits, features)
+                )
+            state.teacher_rows.write(key, logits, features)
 
 
 def _key(state: TrainingState, spec: Retrieval) -> Key:

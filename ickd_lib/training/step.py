@@ -85,6 +85,8 @@ def train_step(group: PeerGroup, inputs: StepInputs, shared: Targets | None) -> 
         runtime.reseed(inputs.rng_device, learner.seed, state.epoch, state.step, "method")
         context = method_context(state, inputs, own, supervised, target, peers, earlier)
         terms = learner.method(context)
+        if not len(own.known.key):  # no region, or no proposal on an object: a mean over no samples is NaN
+            terms = {name: torch.where(term.isnan(), 0, term) for name, term in terms.items()}
         if own.fixed is not None:
             terms["boxes"] = own.fixed
         state.optimizer.step(torch.stack(list(terms.values())).sum())
@@ -94,7 +96,7 @@ def train_step(group: PeerGroup, inputs: StepInputs, shared: Targets | None) -> 
     group.write_banks(samples)
     if inputs.bank:
         for state, target in zip(group.states, targets, strict=True):
-            inputs.bank.write(state, target.teacher and target.teacher.known)
+            inputs.bank.write(state, target.teacher)
 
 
 def method_context(
