@@ -148,6 +148,13 @@ def test_cirkd_is_the_weighted_sum_of_its_losses():
     assert {name: term.item() for name, term in terms.items()} == pytest.approx(expected, rel=1e-5)
 
 
+def test_pooling_averages_the_features_that_are_compared_in_the_batch():
+    student, teacher = drawn_samples(), drawn_samples()
+    found = prepared(f"cirkd({SMALL}, pooling=2)")(Context(None, student, torch.tensor(0.5), teacher))["batch"]
+    pooled = [F.avg_pool2d(one.pixels.features, 2) for one in (student, teacher)]
+    assert found.item() == pytest.approx(losses.pixel_similarity(*pooled, temperature=0.1).item(), rel=1e-5)
+
+
 def test_a_batch_without_pixels_that_count_adds_nothing_but_the_term_of_the_batch():
     method = prepared(f"cirkd({SMALL})")
     none = torch.full((B, 4, 5), -1)
