@@ -15,7 +15,7 @@ import pytest
 import registered
 
 from ickd_lib import __main__ as command_line
-from ickd_lib import methods, models, runs
+from ickd_lib import methods, models, runs, runtime, tasks
 
 ROOT = Path(__file__).resolve().parents[1]
 README = ROOT / "README.md"
@@ -132,12 +132,13 @@ def commands(path):
 def test_commands_parse(path, capsys):
     for arguments in commands(path):
         try:
-            given, unknown = command_line.parser().parse_known_args(arguments)
+            given, unknown = command_line.parser(arguments).parse_known_args(arguments)
         except SystemExit:
             pytest.fail(f"ickd {shlex.join(arguments)}: {capsys.readouterr().err}")
         assert not unknown, f"ickd {shlex.join(arguments)}: {unknown}"
         for name in filter(None, [getattr(given, "student", ""), getattr(given, "teacher", "")]):
-            assert name == "RUN" or name in models.names(), name
+            plain = runtime.parse_call(name, "model", "")[0]
+            assert plain in ("RUN", *models.names(tasks.create(given.task).network)), name
         named = [*getattr(given, "methods", []), *filter(None, [getattr(given, "method", "")])]
         if any(methods.create(name).needs_teacher for name in named):
             assert given.teacher, f"ickd {shlex.join(arguments)}: a method needs a teacher"
