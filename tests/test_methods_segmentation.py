@@ -155,6 +155,24 @@ def test_pooling_averages_the_features_that_are_compared_in_the_batch():
     assert found.item() == pytest.approx(losses.pixel_similarity(*pooled, temperature=0.1).item(), rel=1e-5)
 
 
+def test_anchors_are_the_pixels_that_are_compared_with_the_memories(monkeypatch):
+    sizes, plain = [], losses.queue_similarity
+    monkeypatch.setattr(
+        losses,
+        "queue_similarity",
+        lambda own, target, *rest, **options: (
+            sizes.append((len(own), len(target))) or plain(own, target, *rest, **options)
+        ),
+    )
+    valid = int((masks() >= 0).sum())
+    for anchors, expected in ((0, valid), (7, 7), (10**6, valid)):
+        sizes.clear()
+        prepared(f"cirkd({SMALL}, anchors={anchors})")(
+            Context(None, drawn_samples(), torch.tensor(0.5), drawn_samples())
+        )
+        assert sizes == [(expected, expected)] * 2
+
+
 def test_a_batch_without_pixels_that_count_adds_nothing_but_the_term_of_the_batch():
     method = prepared(f"cirkd({SMALL})")
     none = torch.full((B, 4, 5), -1)
