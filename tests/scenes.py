@@ -10,17 +10,18 @@ import torch.nn.functional as F
 
 from ickd_lib import __main__ as cli
 from ickd_lib import data, methods, tasks, training
-from ickd_lib.data import RandomCrop
+from ickd_lib.data import RandomCrop, Sampler
 from ickd_lib.training import Recipe, Student
 
 RECIPE = Recipe(epochs=1, lr=0.02, schedule="cosine", batch_size=8)
 TASKS = {"segmentation": ("masks", "resnet8-fcn"), "detection": ("boxes", "resnet8-fpn")}
 
 
-def small(task: str, train: int = 24, test: int = 6) -> data.Splits:
-    """Return a few scenes without a validation split; every class has at least four samples in the training split.
+def small(task: str, train: int = 24, empty: int = 0) -> data.Splits:
+    """Return a few scenes without a validation split; every class has three or more samples in the training split.
 
-    Crops for segmentation are small, so that a step is fast.
+    Crops for segmentation are small, so that a step is fast. `empty` is the number of the last images of the first
+    epoch that have no samples; there are fewer test images then.
     """
     splits = data.load("scenes", annotations=TASKS[task][0])
     if task == "segmentation":
@@ -28,8 +29,12 @@ def small(task: str, train: int = 24, test: int = 6) -> data.Splits:
     least = int(task == "detection")  # class 0 is the background there, of which there are no samples
     for seed in range(100):
         images = splits.train.few(train, seed)
-        if tasks.create(task).keys(images)[1].bincount(minlength=11)[least:].min() >= 4:
-            return splits._replace(train=images, val=splits.val.subset(torch.arange(0)), test=splits.test.few(test))
+        order, _ = Sampler(images).plan(data_seed=0, epoch=0)
+        images = emptied(images, order[train - empty :])
+        if tasks.create(task).keys(images)[1].bincount(minlength=11)[least:].min() >= 3:
+            return splits._replace(
+                train=images, val=splits.val.subset(torch.arange(0)), test=splits.test.few(3 if empty else 6)
+            )
     raise AssertionError("no seed draws enough scenes")
 
 
@@ -72,14 +77,9 @@ def group(task: str, name: str, seed: int = 0) -> list[Student]:
 
 
 def all_methods(task: str, refused, splits: data.Splits, teacher) -> dict[str, training.History]:
-    """Train every other method in one pass, and those with a second view of the images in another one."""
-    names = [name for name in methods.names() if name not in refused]
-    found = {}
-    for second in (False, True):
-        chosen = [name for name in names if ("strong" in methods.create(name).needs) is second]
-        students = [student for name in chosen for student in group(task, name)]
-        found |= distill(task, students, splits, teacher) if students else {}
-    return found
+    """Train every other method in one pass, but for those with a second view of the images, which is drawn for all."""
+    names = [name for name in methods.names() if name not in refused and "strong" not in methods.create(name).needs]
+    return distill(task, [student for name in names for student in group(task, name)], splits, teacher)
 
 
 def watched(task: str, method: str, splits: data.Splits, teacher=None, **options):
