@@ -114,6 +114,7 @@ def step_seconds(
     student: str = "resnet8",
     teacher: Network | None = None,
     bank: MemoryBank | None = None,
+    task: Task | None = None,
     batch_size: int = 64,
     steps: int = 8,
     rounds: int = 3,
@@ -123,7 +124,7 @@ def step_seconds(
     """Measure the time of a training step of each method: the median over rounds that alternate between the methods.
 
     Args:
-        methods, splits, student, teacher, bank: as for `compare`.
+        methods, splits, student, teacher, bank, task: as for `compare`.
         batch_size: number of images per step.
         steps: number of steps in an epoch. A measurement takes two epochs, so that two phases of equal length have the
             same weight.
@@ -138,7 +139,7 @@ def step_seconds(
     few = splits._replace(train=train.subset(torch.arange(steps * batch_size) % len(train)))  # full batches only
     few = few._replace(val=splits.val.subset(torch.arange(0)), test=test.subset(torch.arange(min(len(test), 64))))
     if bank is None and teacher is not None:
-        bank = MemoryBank.build(models.frozen(teacher, device), train, precision=precision)
+        bank = MemoryBank.build(models.frozen(teacher, device), train, task=task, precision=precision)
     recipe = Recipe(epochs=2, batch_size=batch_size, lr=0.01, schedule="cosine")
     found: dict[str, list[float]] = {method: [] for method in methods}
     for _round in range(rounds + 1):
@@ -148,6 +149,7 @@ def step_seconds(
                 few,
                 teacher=teacher,
                 bank=bank,
+                task=task,
                 recipe=recipe,
                 device=device,
                 precision=precision,
