@@ -70,11 +70,17 @@ def marks(tensors: tuple[Tensor, ...] | Decoded | None) -> tuple[Any, ...]:
     """Return the values that identify tensors in a fingerprint: of files the name and the size in bytes."""
     if tensors is None or isinstance(tensors, tuple):
         return tensors or ()
-    read = str(tensors.read.args) if isinstance(tensors.read, partial) else ""
-    return read, *(
+    return _settings(tensors.read), *(
         [item.name, item.stat().st_size] if isinstance(item, Path) else item if isinstance(item, Tensor) else str(item)
         for item in tensors.items
     )
+
+
+def _settings(read: Any) -> str:
+    """Return the arguments of a function that reads a tensor, as text."""
+    if isinstance(read, partial):
+        return str(read.args)
+    return f"{_settings(read.read)} {read}" if hasattr(read, "read") else ""
 
 
 def extent(sizes: Tensor) -> str:

@@ -95,6 +95,13 @@ def moved(boxes: Tensor, image: Tensor, geometries: Sequence[Geometry]) -> Tenso
     return torch.stack([torch.where(mirrored, width[..., 0] - x.flip(1), x), y], dim=2).flatten(1)
 
 
+def enlargement(height: int, width: int, shorter: int) -> Geometry:
+    """Return the geometry that resizes a whole image so that its shorter side has `shorter` pixels."""
+    factor = shorter / min(height, width)
+    size = max(round(height * factor), 1), max(round(width * factor), 1)
+    return Geometry(0, 0, height, width, size, 0, 0, size, False)
+
+
 @dataclass(frozen=True)
 class RandomCrop:
     """Random scale, random crop of one size and random flip, the usual augmentation of segmentation.

@@ -44,7 +44,7 @@ def load(
             A data set with validation images of its own has these, whatever the fraction. With 0 there are none.
             Of images with masks or objects, `labels` and `val` are plain random draws.
         image_size: height and width in pixels to which the images of a folder are resized. With 0 they are not resized
-            and must have one size.
+            and must have one size. Of images with masks or objects, it is the shorter side.
         augment: augmentation of the training batches: "crop" (crop and flip), or "randaugment", "mixup", "cutmix",
             "randaugment+cutmix" or "randaugment+mixup" after crop and flip (see `data.strong`).
         seed: the images that are drawn for `labels` and `val` are a function of it.

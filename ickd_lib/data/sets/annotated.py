@@ -18,6 +18,7 @@ from ickd_lib.data.dense import IGNORED, DenseImages, check_sizes
 from ickd_lib.data.images import Images, Splits
 from ickd_lib.data.joint import RandomCrop, RandomResize
 from ickd_lib.data.objects import Objects, SplitObjects
+from ickd_lib.data.resizing import resized
 from ickd_lib.data.sets.base import DataSet
 from ickd_lib.runtime import InputError
 
@@ -83,6 +84,9 @@ class DenseDataSet(DataSet):
         }
         if "val" not in splits:
             splits["val"] = replace(splits["train"].subset(torch.arange(0)), name=f"{self.title}/val")
+        if self.image_size:
+            transform = resized(splits["train"], self.image_size).transform
+            splits = {name: replace(resized(one, self.image_size), transform=transform) for name, one in splits.items()}
         return Splits(*(cast(Images, splits[name]) for name in Splits._fields))
 
     def note_absent(self, split: str, classes: Sequence[str], counts: Tensor) -> None:

@@ -34,7 +34,7 @@ class Coco(DenseDataSet):
     decodes when they are needed.
     """
 
-    options = frozenset({"path", "annotations"})
+    options = frozenset({"path", "annotations", "image_size"})
     kinds = ("boxes", "instances")
 
     def read(self) -> Splits:

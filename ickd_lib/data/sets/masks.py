@@ -107,7 +107,7 @@ class Masks(MaskDataSet):
     the number in PATH/ignore.txt. Values above the ignored one move down by one: if 0 is ignored, 1 is the first class.
     """
 
-    options = frozenset({"path", "ignore"})
+    options = frozenset({"path", "ignore", "image_size"})
 
     def read(self) -> Splits:
         images, masks = {}, {}

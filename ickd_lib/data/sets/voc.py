@@ -34,7 +34,7 @@ class Voc(MaskDataSet):
     Masks that use the value 20 have the classes of Pascal VOC, others numbers; 255 is ignored.
     """
 
-    options = frozenset({"path", "annotations"})
+    options = frozenset({"path", "annotations", "image_size"})
     kinds = ("boxes", "masks")
 
     def read(self) -> Splits:
