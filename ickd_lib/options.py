@@ -47,8 +47,8 @@ def _data_options(parser: argparse.ArgumentParser) -> None:
         "--image-size",
         type=int,
         default=0,
-        help="height and width in pixels to which the images of a folder are resized; of images with masks or boxes the "
-        "shorter side; 0: keep their size",
+        help="height and width in pixels to which the images of a folder are resized, or the shorter side of images with "
+        "masks or boxes; 0: keep their size",
     )
     group.add_argument(
         "--annotations",
