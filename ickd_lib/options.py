@@ -47,7 +47,7 @@ def _data_options(parser: argparse.ArgumentParser) -> None:
         "--image-size",
         type=int,
         default=0,
-        help="height and width in pixels to which the images of a folder are resized, or the shorter side of images with "
+        help="height and width in pixels to which the images of a folder are resized; shorter side of images with "
         "masks or boxes; 0: keep their size",
     )
     group.add_argument(
