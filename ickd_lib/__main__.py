@@ -153,12 +153,10 @@ def bank(given: argparse.Namespace) -> None:
 
 def evaluate(given: argparse.Namespace) -> None:
     """Evaluate the student of a finished run."""
-    network, splits = training.load(given.run, device=given.device), _splits(given)
-    print(
-        json.dumps(
-            training.evaluate(network, splits.test, task=tasks.create(given.task), precision=given.precision), indent=2
-        )
-    )
+    network = training.load(given.run, device=given.device)
+    given.task = runtime.Run(given.run).settings.get("task", given.task)
+    task, images = tasks.create(given.task), _splits(given).test
+    print(json.dumps(training.evaluate(network, images, task=task, precision=given.precision), indent=2))
 
 
 def report(given: argparse.Namespace) -> None:
@@ -205,7 +203,9 @@ def _draw(given: argparse.Namespace, summaries: list[dict[str, Any]]) -> None:
         ((setting, by_method),) = settings.items()
         apart = runs.differences(by_method, given.baseline)
         ranked = dict(sorted(apart.items(), key=lambda pair: -pair[1]["mean"]))
-        of = "accuracy on held-out images" if setting[-1] else "test accuracy"
+        task = runs.seeds.task_of(next(iter(by_method.values()))[0][0])
+        of = "accuracy" if task.name == "classification" else task.columns[0].heading.removesuffix(", %")
+        of = f"{of} on held-out images" if setting[-1] else f"test {of}"
         figure = plots.differences(ranked, baseline=given.baseline, of=of)
     else:
         figure = plots.published(runs.beside_published(summaries))

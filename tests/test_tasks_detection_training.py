@@ -218,7 +218,7 @@ def test_the_command_line_trains_compares_and_reports(tmp_path, monkeypatch, cap
     out = run(f"train --method ickd(positives=1,negatives=3) --student resnet8-fpn --name a {QUICK} {SHORT}")
     summary = json.loads(out[: out.index("run folder")])
     assert summary["task"] == TASK and summary["train_images"] == 24
-    found = json.loads(run("evaluate runs/a --task detection --dataset scenes --device cpu"))
+    found = json.loads(run("evaluate runs/a --dataset scenes --device cpu"))
     assert found["ap"] == pytest.approx(summary["ap"]) and "agreement" not in found
     shown = run("report runs --baseline ce")
     assert "| ickd(positives=1, negatives=3) | 1 |" in shown and "| ce | 2 |" in shown and " AP50 " in shown
