@@ -66,7 +66,7 @@ class Detection(Task):
     def check(self, images: DenseImages) -> None:  # type: ignore[override]
         if getattr(images, "objects", None) is None:
             raise InputError(
-                f"detection needs images with annotated boxes, and {images.name} has none; choose scenes, voc:PATH or "
+                f"detection needs images with annotated boxes, but {images.name} has none; choose scenes, voc:PATH or "
                 "coco:PATH"
             )
 

@@ -62,7 +62,7 @@ class Segmentation(Task):
     def check(self, images: DenseImages) -> None:  # type: ignore[override]
         if getattr(images, "masks", None) is None:
             raise InputError(
-                f"segmentation needs images with class masks, and {images.name} has none; choose scenes, masks:PATH or "
+                f"segmentation needs images with class masks, but {images.name} has none; choose scenes, masks:PATH or "
                 "voc:PATH"
             )
 
