@@ -1,10 +1,11 @@
-"""Measures what distillation adds to a training step of segmentation and of detection.
+"""Measures how much time distillation adds to a training step of segmentation and of detection.
 
     python benchmarks/dense.py [--rounds 5] [--out FILE]
 
-The teacher's pass on the student's images cannot be avoided. So the script prints, for each method, the time of a step
-minus the time of a step without distillation and minus that of the teacher's pass, as a share of the step without
-distillation. Networks are not trained beforehand, and measurements of all methods alternate.
+No method with a teacher can avoid the teacher's pass on the student's images. Therefore the script prints, for each
+method, the time of a step, minus the time of a step without distillation and minus that of the teacher's pass, as a
+fraction of the step without distillation. Networks are not trained beforehand, and the measurements of the methods take
+turns.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ PAIRS = {
 def teacher_seconds(
     teacher: models.Network, student: models.Network, train: data.DenseImages, task: tasks.Task, precision: str, n: int
 ) -> float:
-    """Return the median time of the teacher's evaluation of a batch, at the places of a student's samples."""
+    """Return the median seconds of the teacher's evaluation of a batch, at the places of a student's samples."""
     sampler, student = data.Sampler(train), student.train()
     taken = []
     for step, batch in enumerate(sampler.batches(16, data_seed=0, epoch=0)):
@@ -42,7 +43,7 @@ def teacher_seconds(
 
 
 def measure(kind: str, *, rounds: int, device: str) -> dict[str, Any]:
-    """Return the milliseconds of a step of each method and of the teacher's pass, and what the methods add to both."""
+    """Return the milliseconds of a step of each method and of the teacher's pass, and what each method adds to them."""
     annotations, large, small, names = PAIRS[kind]
     task, splits = tasks.create(kind), data.load("scenes", annotations=annotations, device=runtime.device(device))
     train = splits.train

@@ -56,6 +56,10 @@ def test_boxes_and_areas_are_scaled(coco):  # noqa: F811
     middle = whole.transform.sizes[len(whole.transform.sizes) // 2]
     assert small.transform.sizes[len(small.transform.sizes) // 2] == 8
     assert small.transform.longest == round(whole.transform.longest * 8 / middle)
+    found = small.batch(torch.arange(len(small))).objects
+    for own, other in zip([small.objects[i] for i in range(len(small))], found, strict=True):
+        assert (other.area is None) == (own.area is None)
+        assert own.area is None or torch.equal(other.area, own.area)
     batch = next(Sampler(small).batches(2, data_seed=0, epoch=0))
     assert all(min(image.shape[1:]) <= 12 for image in batch.images)
 

@@ -402,7 +402,7 @@ def test_detectors_of_ones_own():
     assert network.mean.flatten().tolist() == pytest.approx([0.4] * 3) and network.std[0, 0] == pytest.approx(0.5)
     assert models.wrap_detection(module, mean=(0, 0, 0)).mean.abs().max() == 0
     refused("3 classes without the background, not num_classes=4", lambda: models.wrap_detection(module, num_classes=4))
-    refused("ResNet is no torchvision GeneralizedRCNN", lambda: models.wrap_detection(models.create("resnet8", 3)))
+    refused("ResNet is not a torchvision GeneralizedRCNN", lambda: models.wrap_detection(models.create("resnet8", 3)))
     module.roi_heads.box_predictor = nn.Identity()
     refused("has no linear layer cls_score", lambda: models.wrap_detection(module))
 

@@ -429,7 +429,7 @@ def test_wrapped_detectors(kind):
     module.head.classification_head.cls_logits = nn.Identity()
     refused(f"{kind} has no convolution head.*cls_logits", lambda: models.wrap_detection(module))
     ssd = torchvision.models.detection.ssdlite320_mobilenet_v3_large(weights=None, weights_backbone=None)
-    refused("SSD is no torchvision GeneralizedRCNN .* RetinaNet or FCOS; wrap", lambda: models.wrap_detection(ssd))
+    refused("SSD is not a torchvision GeneralizedRCNN .* RetinaNet or FCOS; wrap", lambda: models.wrap_detection(ssd))
 
 
 @pytest.mark.parametrize("kind", KINDS)

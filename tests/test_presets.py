@@ -157,6 +157,8 @@ def test_settings_on_coco():
     assert (larger.recipe.epochs, larger.recipe.batch_size) == (24, 8), "360,000 iterations of 8 images"
     alone = training.published("ckd", *pair, "coco")
     assert alone.method == "ckd(ckd=0.1)" and not alone.official and "reviewkd" in alone.source
+    teacher = training.published("ce", "", "resnet101-fpn(pretrained='backbone')", "coco")
+    assert teacher.recipe == alone.recipe and not teacher.official
     dkd = training.published("dkd", *pair, "coco")
     assert dkd.method == "dkd(nckd=0.25, temperature=1.0, warmup=0)"
     for recipe in (alone.recipe, dkd.recipe):

@@ -275,7 +275,7 @@ def test_networks_and_data_of_another_task_are_refused(few, network):
         (lambda: scenes.distill("detection", fpn, masks), "annotated boxes, and scenes/train has none; choose scenes"),
         (
             lambda: training.distill(plain, few, **options),
-            "classification needs images with one label each, and scenes",
+            "classification needs images with one label each, but scenes",
         ),
         (lambda: scenes.distill("detection", fpn, few, fcn), "resnet8-fcn is a network for segmentation, not for det"),
         (lambda: training.evaluate(fcn, few.test, task=Detection()), "resnet8-fcn is a network for segmentation"),

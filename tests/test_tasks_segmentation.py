@@ -312,11 +312,11 @@ def test_networks_and_data_of_another_task_are_refused(few, network):
         (lambda: scenes.distill("segmentation", fcn, digits), "digits/train has none; choose scenes"),
         (
             lambda: scenes.distill("segmentation", fcn, boxes),
-            "segmentation needs images with class masks, and scenes/tr",
+            "segmentation needs images with class masks, but scenes/tr",
         ),
         (
             lambda: training.distill(plain, few, **options),
-            "classification needs images with one label each, and scenes",
+            "classification needs images with one label each, but scenes",
         ),
         (lambda: scenes.distill("segmentation", fcn, few, classification), "resnet8 is a network for classification"),
         (lambda: training.evaluate(network, few.test), "classification needs images with one label each"),

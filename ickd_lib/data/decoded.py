@@ -43,7 +43,7 @@ class Decoded:
 
 
 def threaded(function: Callable[[Any], Any], items: Sequence[Any], what: str) -> Iterator[Any]:
-    """Yield the function of each item, computed in threads, with a progress bar. The first error ends all."""
+    """Yield the function of each item, computed in threads, with a progress bar. The first error ends all threads."""
     pool = ThreadPoolExecutor()
     try:
         yield from tqdm(pool.map(function, items), what, len(items), leave=False, unit="image")
@@ -67,7 +67,7 @@ def fetch(tensors: tuple[Tensor, ...] | Decoded, rows: Sequence[int]) -> list[Te
 
 
 def marks(tensors: tuple[Tensor, ...] | Decoded | None) -> tuple[Any, ...]:
-    """Return the values that identify tensors in a fingerprint: of files the name and the size in bytes."""
+    """Return the values that identify tensors in a fingerprint: of files, their names and sizes in bytes."""
     if tensors is None or isinstance(tensors, tuple):
         return tensors or ()
     return _settings(tensors.read), *(

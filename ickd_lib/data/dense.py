@@ -28,7 +28,7 @@ class DenseBatch:
     images: float in [0, 1]. Images of one size after a crop: shape [B, 3, H, W], in channels-last memory format.
         Otherwise B tensors of shape [3, h, w]. Networks normalise them themselves.
     index: row of each image in the data set, shape [B].
-    view: view number of each image, shape [B]; -1 without augmentation.
+    view: view number of each image, shape [B]; -1 without augmentation, and for a strong view.
     masks: class of each pixel, uint8, shape [B, H, W] or B tensors of shape [h, w]; None where there are none.
     objects: the objects of each image; empty where there are none.
     num_classes: number of classes of masks and objects, C.
@@ -55,8 +55,8 @@ class DenseImages:
     """One split of a data set with class masks, with objects, or with both.
 
     Args:
-        images: N images, uint8, shape [3, h, w], of possibly different sizes: tensors, or files that are decoded when
-            they are needed.
+        images: N images, uint8, shape [3, h, w], whose sizes may differ: tensors, or files that are decoded when they
+            are needed.
         sizes: height and width of each image in pixels, int64 on the CPU, shape [N, 2].
         index: row of each image in the whole split, int64, shape [N]; a subset keeps the rows of its images.
         classes: names of the C classes: of the values in `masks` and of the labels of `objects`.
@@ -67,6 +67,7 @@ class DenseImages:
         objects: the objects of each image.
         views: the number of view numbers from which a `Sampler` draws. With the default each epoch has new views; with
             a small number the outputs of a teacher for all views can be stored.
+        ignored: the value of ignored pixels in `masks`, 255; it is not an argument.
     """
 
     images: tuple[Tensor, ...] | Decoded
@@ -110,9 +111,9 @@ class DenseImages:
 
     @property
     def size(self) -> tuple[int, int]:
-        """Height and width for which a network is measured: of the crop, or of the smallest usual training image.
+        """Height and width for which the shapes of a network's maps are computed: those of the crop with `RandomCrop`.
 
-        With `RandomResize` it is the size of an image of median height and width at the smallest of `sizes`.
+        With `RandomResize` they are those of an image of median height and width, resized to the smallest of `sizes`.
         """
         if isinstance(self.transform, RandomCrop):
             return self.transform.size
@@ -121,9 +122,9 @@ class DenseImages:
 
     @cached_property
     def fingerprint(self) -> str:
-        """16 hexadecimal digits that change with any annotation, row, class name, and pixel of images in memory.
+        """16 hexadecimal digits that change with any annotation, row or class name, and any pixel of images in memory.
 
-        Of files that are decoded when needed, the names and the sizes in bytes count.
+        Of files that are decoded when they are needed, it depends on the names and the sizes in bytes.
         """
         objects: tuple[Any, ...] = ()
         if self.objects is not None:
@@ -176,7 +177,7 @@ class DenseImages:
         Args:
             rows: positions of the images in the split, shape [B].
             view: view number of each image, shape [B]; None for images without augmentation.
-            keys: without effect here.
+            keys: not used; other data sets draw random numbers with them.
         """
         positions, device = rows.tolist(), self.index.device
         index = self.index[rows.to(device)]
@@ -190,7 +191,7 @@ class DenseImages:
                 self.transform.draw(image.shape[1], image.shape[2], runtime.generator("dense view", row, number))
                 for image, row, number in zip(images, index.tolist(), view.tolist(), strict=True)
             ]
-            # Outside the image lie the mean colour, which is 0 after the normalisation, and ignored pixels.
+            # Outside the image, pixels have the mean colour, which is 0 after normalisation, and are ignored in masks.
             colour = [round(255 * m) for m in self.mean]
             images = [geometry.pixels(x, colour) for geometry, x in zip(geometries, images, strict=True)]
             if masks is not None:
@@ -228,7 +229,7 @@ class DenseImages:
         return replace(batch, images=images, view=torch.full_like(batch.view, -1))
 
     def _together(self, pixels: list[Tensor]) -> Tensor | tuple[Tensor, ...]:
-        """Return images as floats in [0, 1], or masks; in one tensor if the batches have one size."""
+        """Return images as floats in [0, 1], or masks: as one tensor if they are crops of one size, else as a tuple."""
         one = not isinstance(self.transform, RandomResize) and len({x.shape for x in pixels}) == 1
         if pixels[0].ndim == 2:
             return torch.stack(pixels) if one else tuple(pixels)
@@ -238,7 +239,7 @@ class DenseImages:
 
 
 def check_sizes(images: Sequence[Tensor], sizes: Tensor, items: Sequence[Any]) -> None:
-    """Raise an InputError that names the first of N images that has not the size of its annotation, [N, 2]."""
+    """Raise an InputError that names the first of N images whose size is not that in its annotation, [N, 2]."""
     for image, (height, width), item in zip(images, sizes.tolist(), items, strict=True):
         if image.shape[1:] != (height, width):
             raise InputError(

@@ -13,9 +13,9 @@ from torch import Tensor
 
 
 class Geometry(NamedTuple):
-    """What an augmentation does to the pixels of one image, and so to everything that is given in its pixels.
+    """How an augmentation moves the pixels of one image, and with them its masks and boxes.
 
-    A window of the image is resized and laid into a frame, and the frame is mirrored.
+    A window of the image is resized and placed in a frame, and the frame may be mirrored.
 
     top, left, height, width: the window, in pixels of the image.
     resized: height and width of the window after it is resized.
@@ -43,7 +43,7 @@ class Geometry(NamedTuple):
         """
         window = self._window(image)
         if window.shape[1:] != self.resized:
-            # On a GPU torch interpolates floats only.
+            # On a GPU, torch interpolates only floats.
             values = window.float() if window.is_cuda else window
             values = F.interpolate(values[None], self.resized, mode="bilinear", antialias=True)[0]
             window = values.round().to(torch.uint8) if window.is_cuda else values
@@ -58,7 +58,7 @@ class Geometry(NamedTuple):
         """
         window = self._window(mask)
         if window.shape[-2:] != self.resized:
-            # In torch only bytes and floats have this interpolation, and only with a dimension of channels.
+            # torch has this interpolation only for bytes and floats, and only with a dimension of channels.
             values = window.reshape(math.prod(window.shape[:-2]), 1, *window.shape[-2:]).to(torch.uint8)
             values = F.interpolate(values, self.resized, mode="nearest-exact")
             window = values.view(*window.shape[:-2], *self.resized).to(mask.dtype)
@@ -82,7 +82,7 @@ def moved(boxes: Tensor, image: Tensor, geometries: Sequence[Geometry]) -> Tenso
     Args:
         boxes: left, top, right and bottom edges in pixels of the images, float32, shape [M, 4].
         image: position in `geometries` of each box's image, int64, shape [M].
-        geometries: of each image.
+        geometries: the geometry of each image.
     """
     rows = [
         (g.left, g.top, g.resized[1] / g.width, g.resized[0] / g.height, *g.resized[::-1], g.before, g.above, g.size[1])
@@ -156,7 +156,7 @@ class RandomResize:
 
     Args:
         sizes: lengths of the shorter side in pixels, of which one is drawn.
-        longest: limit on the longer side in pixels; the image is made smaller where it would be exceeded.
+        longest: largest length of the longer side in pixels; where it would be exceeded, both sides become shorter.
         flip: whether half of the results are mirrored from left to right.
     """
 
@@ -171,6 +171,6 @@ class RandomResize:
         return Geometry(0, 0, height, width, size, 0, 0, size, self.flip and mirror < 0.5)
 
     def resized(self, height: int, width: int, shorter: int) -> tuple[int, int]:
-        """Return height and width of an image whose shorter side becomes `shorter`, unless the longer is too long."""
+        """Return height and width of an image after its shorter side is resized to `shorter`, limited by `longest`."""
         factor = min(shorter / min(height, width), self.longest / max(height, width))
         return max(round(height * factor), 1), max(round(width * factor), 1)

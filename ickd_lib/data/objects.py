@@ -22,10 +22,10 @@ class Objects:
         so that a box that covers an image of W×H pixels is (0, 0, W, H).
     labels: class of each object, a position in the list of classes, int64, shape [n].
     key: number of each annotation, unique and ascending within the split, int64, shape [n].
-    crowd: whether a box is to be ignored in training and evaluation: COCO's crowds, Pascal VOC's difficult objects;
-        bool, shape [n].
+    crowd: whether an object is left out of the training and ignored by the metrics, as COCO's crowds and Pascal VOC's
+        difficult objects are; bool, shape [n].
     masks: pixels of each object, bool, shape [n, h, w]; None where there are none.
-    area: area of each object in square pixels of the image without augmentation, as the data set gives it, float64,
+    area: area of each object in square pixels of the image without augmentation, as stated in the data set, float64,
         shape [n]; None where only the boxes are known. Detection metrics sort objects into sizes by it.
     """
 
@@ -78,7 +78,7 @@ class SplitObjects:
     def moved(self, geometries: Sequence[Geometry]) -> SplitObjects:
         """Return the objects as they are after the augmentation of each image.
 
-        An object that was cut off, or of which less than a pixel is left in height or width, is no longer there.
+        Objects of which less than a pixel is left in height or width are dropped.
         """
         image = torch.arange(len(self)).repeat_interleave(self.counts)
         boxes = moved(self.flat.boxes, image.to(self.flat.boxes.device), geometries)
@@ -94,7 +94,8 @@ class SplitObjects:
         """Return the objects of each image."""
         counts = self.counts.tolist()
         fields = [x.split(counts) for x in (self.flat.boxes, self.flat.labels, self.flat.key, self.flat.crowd)]
-        return tuple(map(Objects, *fields, self.masks or [None] * len(self)))
+        area = [None] * len(self) if self.flat.area is None else self.flat.area.split(counts)
+        return tuple(map(Objects, *fields, self.masks or [None] * len(self), area))
 
     def __repr__(self) -> str:
         return f"SplitObjects({len(self.flat)} objects in {len(self)} images)"

@@ -18,7 +18,7 @@ PASS = 16  # number of images that are evaluated in one pass
 
 
 class Found(NamedTuple):
-    """The detections in one image, and what they missed.
+    """The detections in one image, and the objects that were missed.
 
     boxes, labels, scores: as in `models.Detections`.
     correct: whether each detection is matched to an object of its class, bool, shape [n].
@@ -40,14 +40,14 @@ class Found(NamedTuple):
 def compared(found: Detections, objects: Objects, *, score: float = 0.5, iou: float = 0.5) -> Found:
     """Match the detections in an image to its objects, the best detection first.
 
-    Each detection is matched to the free object of its class with the largest intersection over union. Crowds are left
-    out, together with the detections that cover one.
+    Each detection is matched to that object of its class with the largest intersection over union to which none is
+    matched yet. Crowds are left out, and so are the other detections that overlap a crowd of their class by `iou`.
 
     Args:
         found: the detections, the best first.
         objects: the objects of the image.
         score: detections with a lower score are left out.
-        iou: smallest intersection over union of a match.
+        iou: smallest intersection over union of a detection and an object that are matched.
     """
     from torchvision.ops import box_iou
 
@@ -93,7 +93,7 @@ def error_counts(found: Sequence[Found]) -> Tensor:
 
 
 def training_proposals(network: Detector, images: DenseImages, rows: Tensor, *, seed: int = 0) -> Samples:
-    """Return the proposals on which a training step would train the box head, for images without augmentation.
+    """Return proposals on which the box head would be trained in a step, for images without augmentation.
 
     The network is not changed, but its batch normalisation uses the statistics of these images, as in training.
 
@@ -101,7 +101,7 @@ def training_proposals(network: Detector, images: DenseImages, rows: Tensor, *, 
         network: a detector on the device of the images.
         images: images with objects.
         rows: positions of the B images, shape [B].
-        seed: the proposals are drawn with it.
+        seed: seed of the random choice among the proposals.
     Returns:
         The samples, and their `boxes`.
     """
@@ -112,7 +112,7 @@ def training_proposals(network: Detector, images: DenseImages, rows: Tensor, *, 
 
 
 def notable_proposal(samples: Samples, objects: Sequence[Objects]) -> tuple[int, int]:
-    """Choose the foreground proposal that overlaps its object least, and so shows what a proposal adds.
+    """Choose the proposal on an object that overlaps its object least, and so differs most from the annotated box.
 
     Args:
         samples: the proposals of B images.

@@ -26,14 +26,14 @@ def class_means(values: Tensor, labels: Tensor, classes: int) -> Tensor:
 
 
 def close_queries(positives: InContext, negatives: InContext, labels: Tensor, count: int) -> list[int]:
-    """Choose queries of different classes for which the nearest samples of both kinds are about equally similar.
+    """Choose queries of different classes whose nearest positive and nearest negative are about equally similar.
 
     Args:
         positives, negatives: in-context samples of B queries, the nearest first.
         labels: class of each query, shape [B].
         count: largest number of queries.
     Returns:
-        Positions of the queries, those with the smallest difference first, each of another class.
+        Positions of the queries, those with the smallest difference first, all of different classes.
     """
     gap = (positives.similarity[:, 0] - negatives.similarity[:, 0]).abs()
     gap = gap.masked_fill(~(positives.mask[:, 0] & negatives.mask[:, 0]), torch.inf)
@@ -47,7 +47,7 @@ def close_queries(positives: InContext, negatives: InContext, labels: Tensor, co
 def illustrated(
     queries: SampleSet, at: Sequence[int], rows: SampleSet, positives: InContext, negatives: InContext
 ) -> tuple[Tensor, list[list[str]]]:
-    """Return what `plots.retrieved` draws for Q queries: pictures and texts with the class and the cosine.
+    """Return what `plots.retrieved` draws for Q queries: pictures, and texts with the class and the cosine.
 
     Args:
         queries: samples that contain the queries.
@@ -82,8 +82,9 @@ def notable(errors: dict[str, Tensor], reference: str = "teacher") -> dict[str, 
         errors: for each network the number or share of errors on each image, shape [N].
         reference: the network with which all others, the students, are compared.
     Returns:
-        Positions of up to three images: the one with the median of the students' mean errors; that on which the
-        students are worse than the reference by most; and that on which they differ most. An image is chosen once.
+        Positions of up to three different images: the one with the median of the students' mean errors; the one on
+        which the students are worse than the reference by the largest difference; and the one on which the students
+        differ most.
     """
     students = torch.stack([values.double() for name, values in errors.items() if name != reference])
     mean = students.mean(0)

@@ -1,4 +1,4 @@
-"""Segmentation: the predicted class of each pixel, its errors, and the results of each class."""
+"""Segmentation: the predicted class of each pixel, the share of errors, and the results of each class."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from ickd_lib.models.inspection import evaluating
 
 
 def predicted_masks(network: Network, images: DenseImages, *, precision: str = "auto") -> list[Tensor]:
-    """Return the predicted class of each pixel of each image, without augmentation, in evaluation mode.
+    """Return the predicted class of each pixel of images without augmentation, from a network in evaluation mode.
 
     Args:
         network: a network for segmentation on the device of the images.
@@ -85,5 +85,6 @@ def class_gaps(
     shown = [f"{gaps[one]:+.1f}".replace("-", "−") for one in (most, least)]
     return (
         f"Compared with `{baseline}`, the mean IoU of `{name}` changes by {shown[0]} points for class **{most}**, the "
-        f"largest gain, and by {shown[1]} points for class **{least}**, the smallest gain or largest loss."
+        f"largest gain or smallest loss, and by {shown[1]} points for class **{least}**, the smallest gain or largest "
+        "loss."
     )

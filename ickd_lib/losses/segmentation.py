@@ -1,4 +1,4 @@
-"""Losses of segmentation, between the outputs of teacher and student at the positions of a map, called pixels here."""
+"""Losses for segmentation, between outputs of teacher and student at the positions of maps, which are called pixels."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ def pixel_similarity(student_maps: Tensor, teacher_maps: Tensor, *, temperature:
 
     The similarities of a pixel of image i are a softmax over its cosines with the h · w pixels of image j, divided by
     the temperature, for all B² pairs of images, i = j included (Yang et al. 2022, arXiv 2204.06986, section 3.2). There
-    is no factor τ². The cosines of one image with the whole batch, B · (h · w)² numbers, are in memory at a time; the
-    backward pass computes them again.
+    is no factor τ². Only the cosines of one image with the whole batch, B · (h · w)² numbers, are in memory at a time;
+    the backward pass computes them again.
 
     Args:
         student_maps, teacher_maps: features, shapes [B, D, h, w] and [B, D', h, w].
@@ -38,12 +38,12 @@ def queue_similarity(
 ) -> Tensor:
     """Compute KL(teacher ‖ student) of the similarities of pixels to embeddings in a queue (CIRKD).
 
-    The similarities are a softmax over the products with the rows of the queue, divided by the temperature (Yang et al.
+    The similarities are a softmax over the cosines with the rows of the queue, divided by the temperature (Yang et al.
     2022, arXiv 2204.06986, section 3.3). There is no factor τ².
 
     Args:
         student, teacher: embeddings of the pixels, shape [N, D]; they are scaled to unit length.
-        queue: embeddings of the teacher for other pixels or for regions, of unit length, shape [R, D].
+        queue: the teacher's embeddings of pixels or of regions, of unit length, shape [R, D].
         mask: which rows of the queue are used, bool, shape [R]; at least one if N is not 0.
         temperature: τ.
     Returns:
@@ -70,7 +70,7 @@ def channel_wise(student_maps: Tensor, teacher_maps: Tensor, *, temperature: flo
 
 
 def _between(mine: Tensor, student: Tensor, theirs: Tensor, teacher: Tensor, temperature: float) -> Tensor:
-    """Compute the mean of `pixel_similarity` of one image [D, N] with the images of the batch [B, D, N]."""
+    """Compute the term of `pixel_similarity` for one image [D, N] and all images of the batch [B, D, N]."""
     own, target = (
         (image.T @ batch / temperature).log_softmax(2) for image, batch in ((mine, student), (theirs, teacher))
     )

@@ -28,7 +28,7 @@ class ClassQueues(nn.Module):
 
     @torch.no_grad()
     def push(self, embeddings: Tensor, labels: Tensor) -> None:
-        """Write embeddings [n, D] into the queues of their classes [n]; of more than `size` of a class, the last."""
+        """Write embeddings [n, D] into the queues of their classes [n]; of more than `size` for one class, the last."""
         order = labels.argsort(stable=True)
         labels, size = labels[order], self.rows.shape[1]
         classes = torch.arange(len(self.rows), device=labels.device)
@@ -47,8 +47,8 @@ class ClassQueues(nn.Module):
         Args:
             number: n, the number of rows of each class; at most `size`.
         Returns:
-            A copy of the rows, [C · n, D], and which of them are filled, [C · n]; a class of which fewer than n rows
-            are filled has all of these.
+            A copy of the rows, [C · n, D], and which of them are filled, [C · n]. If fewer than n rows of a class are
+            filled, all of these are among them.
         """
         size = self.rows.shape[1]
         order = torch.rand(self.rows.shape[:2], device=self.rows.device)

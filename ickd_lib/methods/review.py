@@ -1,4 +1,4 @@
-"""Knowledge review, in which each map of the teacher is compared with the fused maps of several of the student's."""
+"""Knowledge review, in which each map of the teacher is compared with a fusion of several maps of the student."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ class ReviewKD(WithLabels):
 
     From the deepest stage on, each map of the student is fused with the result of the deeper stages by an attention
     (ABF), brought to the shape of the teacher's map, and compared with it by the hierarchical context loss (HCL). In
-    classification, the pooled features count as the deepest map. The teacher's maps are those before the ReLU. In
-    networks with unequal numbers of maps, these are paired from the deepest on. The default weight was published for
-    ResNet32x4 and ResNet8x4; it is 0.6 for ResNet56 and ResNet20.
+    classification, the pooled features count as the deepest map. The teacher's maps are those before the ReLU, where
+    these are known. If the networks have unequal numbers of maps, these are paired from the deepest on. The default
+    weight was published for ResNet32x4 and ResNet8x4; it is 0.6 for ResNet56 and ResNet20.
 
     For detectors, the maps are the levels of the pyramid. The authors use P2 to P6 there, with a constant weight
     (warmup=0): 1 for ResNet101 and ResNet50, 1.2 for ResNet101 and ResNet18, 2 for ResNet50 and MobileNetV2. CKD was
-    published for detection as `ckd(ckd=0.1)+reviewkd(reviewkd=1, warmup=0)`, with the same weights but for detectors
-    with masks (ResNet18: 0.8, MobileNetV2: 1).
+    published for detection as `ckd(ckd=0.1)+reviewkd(reviewkd=1, warmup=0)`. Its authors use the same weights of
+    `reviewkd` as above, except for detectors that also predict masks (0.8 for ResNet18, 1 for MobileNetV2).
 
     reviewkd: weight of the term.
     warmup: number of epochs over which the weight rises; in epoch e, counted from 1, it is multiplied by
@@ -43,7 +43,7 @@ class ReviewKD(WithLabels):
 
     def adapt(self, student: Network, teacher: Network | None, size: tuple[int, int]) -> Network:
         assert teacher is not None
-        self.pooled = student.task == "classification"  # elsewhere the features are of regions, not of images
+        self.pooled = student.task == "classification"  # in other tasks, features are those of regions, not of images
         shapes = [models.map_shapes(one, size) for one in (student, teacher)]
         self.pairs = min(map(len, shapes))
         have, want = (
@@ -81,11 +81,12 @@ class ReviewKD(WithLabels):
 class HCL(WithLabels):
     """The loss of knowledge review without its fusion: maps of the same level are matched, Chen et al. 2021.
 
-    Source: arXiv 2104.09044; see `losses.hierarchical_context`. It is meant for the pyramids of detectors, as a light
-    companion of a loss between logits, such as `ckd(ckd=0.1)+hcl`. The authors' detectors, and those of CKD (Zhu et al.
-    2024), fuse the levels before this loss, which is `reviewkd`. The default weight is theirs for ResNet101 and
-    ResNet50. Maps are paired from the shallowest on. Where two maps differ in the number of channels, a trained 1x1
-    convolution brings the student's to the teacher's; where they differ in size, the larger one is averaged down.
+    Source: arXiv 2104.09044; see `losses.hierarchical_context`. It is meant for the pyramids of detectors, as a cheap
+    addition to a loss between logits, such as `ckd(ckd=0.1)+hcl`. The authors, and those of CKD (Zhu et al. 2024), fuse
+    the levels of the student before this loss, which is the method `reviewkd`. The default weight is theirs for
+    ResNet101 and ResNet50. Maps are paired from the shallowest on. Where two maps differ in the number of channels, a
+    trained 1x1 convolution brings the student's to the teacher's number; where they differ in size, the larger one is
+    averaged down to the smaller one.
 
     hcl: weight of the term.
     """

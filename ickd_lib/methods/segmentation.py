@@ -22,29 +22,29 @@ class CIRKD(WithLabels):
     Source: arXiv 2204.06986. Four terms are added to the labels' loss: KD of the logits of every pixel; the
     similarities between the pixels of the images of a batch (`losses.pixel_similarity`); and the similarities of pixels
     to a memory of the teacher's pixels and to one of its regions (`losses.queue_similarity`). The term of the batch
-    compares the student's features as they are. For the memories, they are projected to the number of the teacher's
-    features by two 1x1 convolutions with batch norm and ReLU between them, which are trained.
+    uses the student's features as they are. For the memories, they are projected to as many features as the teacher
+    has, by two trained 1x1 convolutions with batch norm and ReLU between them.
 
-    The memories are queues for each class. In each step the teacher's features of random pixels of each region, and
-    the mean of each region, are written; then rows are drawn. Two points differ from the authors' code: it writes the
-    first pixels of an image into the queue of every class in the image, and it also draws rows that were never written.
-    As there, unit-length features are averaged. Pixels that do not count have no part in KD and in the terms of the
-    memories; the authors' KD includes them.
+    Each memory consists of a queue for each class. In each step the teacher's features of random pixels of each region,
+    and the mean of each region, are written; then rows are drawn. Two points differ from the authors' code: it writes
+    the first pixels of an image into the queue of every class in the image, and it also draws rows that were never
+    written. As there, the mean of a region is that of features of unit length. KD and the terms of the memories leave
+    out pixels that belong to no region; the authors' KD includes them. The term of the batch includes all pixels.
 
-    The queues take C · (pixel_memory + region_memory) · D' · 4 bytes of memory and of each checkpoint, where D' is the
-    number of the teacher's features: 0.43 GB for 19 classes and 256 features. They are at most as long as needed for
-    what one epoch can write, so that they are small for small data sets; a note is printed in that case.
+    The queues take C · (pixel_memory + region_memory) · D' · 4 bytes in memory and in each checkpoint, where D' is the
+    number of the teacher's features: 0.43 GB for 19 classes and 256 features. A queue has at most as many rows as one
+    epoch can write, so that queues are small for small data sets; if this makes them smaller, a note is printed.
 
     kd, batch, pixel, region: weights of the four terms, in the order above.
     temperature: divides the cosines.
     kd_temperature: temperature of KD.
     pixel_memory, region_memory: numbers of rows of the queues of each class.
-    pixel_contrast, region_contrast: numbers of rows that are drawn in a step, in all; each class has an equal share,
+    pixel_contrast, region_contrast: total numbers of rows that are drawn in a step; each class has an equal share,
         rounded as in the authors' code (number // C + 1).
-    pixels_per_image: number of pixels of each class in an image that are written in a step.
-    pooling: side of the squares of pixels over which features are averaged before those of the batch are compared, as
-        an option of the authors' code does. The time of that term falls with its fourth power. (The authors' batches
-        have 2 images on each GPU.)
+    pixels_per_image: largest number of pixels of each class in an image that are written in a step.
+    pooling: side of the squares of pixels over which features are averaged before the pixels of the batch are compared,
+        as with an option of the authors' code. The time for that term is proportional to 1 / pooling^4. (The authors'
+        batches have 2 images on each GPU.)
     anchors: number of pixels of the batch, drawn at random in each step, that are compared with the memories; 0 for all
         of them, as in the authors' code. On a CPU, a step with 16 images of 96x96 pixels takes about 7 s with the
         defaults and 1 s with pooling=4, anchors=1024.
@@ -135,7 +135,8 @@ class CIRKD(WithLabels):
         """
         some = some_of_each(image * len(self.pixel_queues.rows) + labels, self.pixels_per_image)
         self.pixel_queues.push(embedding[some], labels[some])
-        # Unit length is what counts, so that the sum of a region does for its mean. A region may cover no pixel most.
+        # The queue scales rows to unit length, so the sum over a region can be written in place of its mean. A small
+        # region may have no pixel here, if other classes cover more of each.
         total = embedding.new_zeros(len(classes), embedding.shape[1]).index_add_(0, region, embedding)
         covered = torch.bincount(region, minlength=len(classes)) > 0
         self.region_queues.push(total[covered], classes[covered])
@@ -146,12 +147,13 @@ class CWD(WithLabels):
     """Channel-wise distillation: each channel's distribution over the positions is matched, Shu et al. 2021.
 
     Source: arXiv 2011.13256; see `losses.channel_wise`. It was built from the paper and the authors' code, and is
-    tested against naive loops. Pixels that do not count are included, as in that code.
+    tested against naive loops. Pixels that belong to no region are included, as in that code.
 
-    cwd: weight of the term. The default was published for the logits; CIRKD's authors compare with 50 for the features.
+    cwd: weight of the term. The default was published for the logits; CIRKD's authors use 50 for the features, in their
+        comparison of methods.
     temperature: temperature of the softmax over the positions.
     on: "logits" or "features", whose channels are compared. If student and teacher have unequal numbers of features, a
-        trained 1x1 convolution brings the student's to the teacher's. (The authors' has batch norm and ReLU too.)
+        trained 1x1 convolution brings the student's to the teacher's number. (The authors add batch norm and ReLU.)
     """
 
     needs = frozenset({"teacher", "features", "pixels"})

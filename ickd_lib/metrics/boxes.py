@@ -23,10 +23,11 @@ SUMMARY = {"ap": 0, "ap50": 1, "ap75": 2, "ap_small": 3, "ap_medium": 4, "ap_lar
 def detection(found: Sequence[Detections], objects: Sequence[Objects], classes: Sequence[str]) -> dict[str, float]:
     """Compute COCO's average precision (AP; Lin et al. 2014, arXiv 1405.0312) of the boxes of N images.
 
-    All numbers are those of pycocotools. Of each image, the 100 detections of each class with the highest scores count.
-    Crowds are neither found nor missed: a detection that overlaps one is ignored. Objects are sorted into sizes by
-    their `area`, which `coco:PATH` provides from the annotations (there it is the area of the outline, as COCO wants
-    it); without it the area of the box is used. Detections that match no object are sorted by the area of their box.
+    All numbers are those of pycocotools. In each image, only the 100 detections of each class with the highest scores
+    are used. Crowds are neither found nor missed: a detection that is matched to one is ignored. Objects are sorted
+    into sizes by their `area` or, where this is None, by the area of their box. The objects of `coco:PATH` have the
+    areas of the annotations, which are those of the outlines. Detections that match no object are sorted by the area of
+    their box.
 
     Args:
         found: the detections of each image.
@@ -34,15 +35,15 @@ def detection(found: Sequence[Detections], objects: Sequence[Objects], classes: 
         classes: names of the C classes.
     Returns:
         ap: AP averaged over classes and over the IoU thresholds 0.5, 0.55, …, 0.95.
-        ap50, ap75: the same for one threshold.
-        ap_small, ap_medium, ap_large: `ap` of objects of up to 32², up to 96² and more square pixels.
-        recall: share of the objects that are found, averaged over classes and thresholds.
+        ap50, ap75: the same for the threshold 0.5 or 0.75 alone.
+        ap_small, ap_medium, ap_large: `ap` of objects of at most 32², of 32² to 96², and of more square pixels.
+        recall: share of the objects that are found, averaged over classes and IoU thresholds.
         ap_NAME: `ap` of the class NAME, for each class with objects. A class whose name is small, medium or large has
             no number of its own.
 
         Sizes and classes without objects are left out.
     Raises:
-        InputError: pycocotools is not installed; the numbers of images differ; a label is out of its range; or no
+        InputError: pycocotools is not installed; the numbers of images differ; a label is not one of the classes; or no
             image has an object that is not a crowd.
     """
     try:
@@ -52,7 +53,9 @@ def detection(found: Sequence[Detections], objects: Sequence[Objects], classes: 
         raise InputError("detection metrics need pycocotools; run pip install pycocotools") from None
 
     if len(found) != len(objects):
-        raise InputError(f"there are detections of {len(found)} images and objects of {len(objects)}; give the same")
+        raise InputError(
+            f"there are detections of {len(found)} images and objects of {len(objects)}; give both of the same images"
+        )
     _check_labels("detections", [x.labels for x in found], classes)
     _check_labels("objects", [x.labels for x in objects], classes)
     if all(bool(x.crowd.all()) for x in objects):
@@ -72,8 +75,8 @@ def detection(found: Sequence[Detections], objects: Sequence[Objects], classes: 
         evaluation.accumulate()
         evaluation.summarize()
 
-    # The dimensions are thresholds, recalls, classes, sizes (the first is all) and numbers of detections (the last is
-    # 100). The numbers of a class without objects are -1.
+    # The dimensions are thresholds, recalls, classes, sizes (the first is for all) and largest numbers of detections
+    # (the last is 100). The values of a class without objects are -1.
     precision = evaluation.eval["precision"][:, :, :, 0, -1]
     per_class = {f"ap_{name}": float(precision[:, :, c].mean()) for c, name in enumerate(classes)}
     overall = {name: float(evaluation.stats[position]) for name, position in SUMMARY.items()}
@@ -91,7 +94,7 @@ def _check_labels(what: str, labels: Sequence[Tensor], classes: Sequence[str]) -
 
 def _entries(image: int, boxes: Tensor, labels: Tensor, area: list[float] | None = None) -> list[dict[str, Any]]:
     """Return boxes [n, 4] with labels [n] as COCO's annotations; without `area` it is that of the boxes."""
-    boxes = boxes.double()  # as COCO's files, so that the differences of float32 values are exact
+    boxes = boxes.double()  # as in COCO's files; differences of float32 values are exact in it
     sides = boxes[:, 2:] - boxes[:, :2]
     boxes = torch.cat([boxes[:, :2], sides], 1)
     return [

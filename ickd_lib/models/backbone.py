@@ -13,26 +13,25 @@ from .inspection import classifier, undisturbed
 from .network import Network
 
 STRIDE = 4  # stride of the first map that is used
-PROBE = (
-    64  # side of the image that strides and channels are measured on; from it on all networks have all their strides
-)
+# Side of the image on which strides and channels are measured; it is large enough for the strides of all networks.
+PROBE = 64
 
 
 class Backbone(nn.Module):
     """A network of the zoo without its classifier: normalised images [B, 3, H, W] to maps [B, C_i, H_i, W_i].
 
-    The last map is the one that the network averages to its features (`Network.pooled`). The others are the outputs of
-    the earlier stages with at least a stride of 4; ResNets and wide ResNets for CIFAR have none, because their last map
-    has that stride.
+    The last map is the one whose mean is the network's features (`Network.pooled`). The others are the outputs of the
+    earlier stages with at least a stride of 4. Without `halved`, ResNets and wide ResNets for CIFAR have no such other
+    maps, because only their last map has that stride.
 
     Args:
         network: a new network of the zoo, which becomes a part of the backbone.
-        halved: give the first convolution stride 2 if it and the first stage keep the size of the image. The strides of
-            all maps are then twice as large, and the time is about a quarter.
+        halved: whether the first convolution is given stride 2 if it and the first stage keep the size of the image.
+            The strides of all maps are then twice as large, and a pass takes about a quarter of the time.
     Attributes:
-        stages: names in the backbone of all the network's stages.
+        stages: names, in the backbone, of all stages of the network.
         channels: C_i of each map.
-        strides: the image's side divided by each map's side.
+        strides: the side of the image divided by the side of each map.
     """
 
     def __init__(self, network: Network, *, halved: bool = False) -> None:

@@ -1,4 +1,4 @@
-"""Detectors: the interface that two-stage and one-stage detectors have in common, and what they return."""
+"""Detectors: the interface that two-stage and one-stage detectors have in common, and the types of their outputs."""
 
 from __future__ import annotations
 
@@ -36,10 +36,10 @@ class Regions(NamedTuple):
     """The outputs of a detector for S boxes of B images.
 
     Attributes:
-        logits: [S, C + 1], before the softmax, for the background (first) and the C classes.
+        logits: [S, C + 1], before the softmax: the first column is the background, the others are the C classes.
         features: [S, D], the input of the layer that computes the logits.
-        boxes: B tensors [S_i, 4] in pixels of the images given; logits and features have the same order. Of a one-stage
-            detector they are the anchors that the outputs belong to.
+        boxes: B tensors [S_i, 4] in pixels of the given images, in the order of the logits and features. For a
+            one-stage detector they are the anchors that the outputs belong to.
         image: [S], position in the batch of the image that each box is from.
         maps: the pyramid [B, channels, H_i, W_i], from the largest map to the smallest; empty unless requested.
     """
@@ -52,10 +52,11 @@ class Regions(NamedTuple):
 
 
 class TrainingPass(NamedTuple):
-    """All that one training pass of a detector computes.
+    """The results of one training pass of a detector.
 
     Attributes:
-        losses: the detector's own losses, scalars, under torchvision's names. Their sum is trained.
+        losses: the detector's own losses, scalars, under torchvision's names. Their sum is the loss of a training
+            without distillation.
         regions: logits and features, with gradient, for S samples: the proposals that a box head was trained on, or
             anchors of a one-stage detector.
         labels: [S], the target of each sample as a column of the logits: 0 for background, c + 1 for class c.
@@ -73,7 +74,7 @@ class Detections(NamedTuple):
     """The detected objects of one image, the best first.
 
     Attributes:
-        boxes: [n, 4], in pixels of the image given, inside it.
+        boxes: [n, 4], in pixels of the given image, inside it.
         labels: [n], from 0 to C - 1.
         scores: [n], probabilities.
     """
@@ -87,9 +88,9 @@ class Detector(Network):
     """A detector of torchvision, with preprocessing inside: `TwoStage`, `OneStage` or `CentreSampled`.
 
     Images are a tensor [B, 3, H, W] or B tensors [3, H_i, W_i] of floats in [0, 1], in the size that the data has.
-    Boxes are always in pixels of these images, also if the detector resizes them, so that a student and a teacher that
-    resize differently can be compared on the same boxes. C counts the classes of objects. The logits have one column
-    more, because torchvision's detectors count the background as their first class: column c + 1 is class c.
+    Boxes are always in pixels of these images, even if the detector resizes the images, so that a student and a teacher
+    that resize differently can be compared on the same boxes. C is the number of classes of objects. The logits have
+    one column more, because the background is the first class of torchvision's detectors: column c + 1 is class c.
 
     A subclass defines `_own_regions`, `_trained`, `_regions_at`, `_detected` and `_settings`.
 
@@ -97,7 +98,7 @@ class Detector(Network):
         module: the detector of torchvision.
         num_classes: C, without the background.
         features_dim: D, the number of inputs of the layer that computes the logits.
-        resizes: resize images as the module's transform does; False leaves their size and only pads them to one size.
+        resizes: whether the module's transform resizes images. If False, they are only padded to one size.
     """
 
     task = "detection"
@@ -126,10 +127,11 @@ class Detector(Network):
     ) -> Regions | TrainingPass:
         """Return `training_pass(images, objects)`, or without objects the outputs for the detector's own regions.
 
-        These are the proposals of a two-stage detector, and the anchors with the highest scores of a one-stage one.
+        The own regions are the proposals of a two-stage detector, and the anchors with the highest scores of a
+        one-stage detector.
 
         Raises:
-            InputError: as `training_pass`; no objects are given in training mode.
+            InputError: as in `training_pass`; or no objects are given in training mode.
         """
         if objects is not None:
             return self.training_pass(images, objects, maps=maps)
@@ -142,10 +144,10 @@ class Detector(Network):
     def training_pass(
         self, images: Tensor | Sequence[Tensor], objects: Sequence[Annotated], *, maps: bool = False
     ) -> TrainingPass:
-        """Compute the detector's own losses, and the outputs for a sample of its regions, in one forward pass.
+        """Compute the detector's own losses, and the outputs for some of its regions, in one forward pass.
 
-        Samples are drawn with torch's global generator. Under DistributedDataParallel call the network itself, which
-        does the same.
+        The regions are drawn with torch's global generator. Under DistributedDataParallel, call the network itself
+        instead, which does the same.
 
         Args:
             images: B images, [B, 3, H, W] or B tensors [3, H_i, W_i].
@@ -173,7 +175,7 @@ class Detector(Network):
     def at_boxes(self, images: Tensor | Sequence[Tensor], boxes: Sequence[Tensor], *, maps: bool = False) -> Regions:
         """Compute logits and features for given boxes, such as those of a student's regions.
 
-        Batch norm follows the network's mode, as always: in training mode it uses the statistics of this batch.
+        As always, batch norm depends on the network's mode: in training mode it uses the statistics of this batch.
 
         Args:
             images: B images, [B, 3, H, W] or B tensors [3, H_i, W_i].
@@ -203,7 +205,8 @@ class Detector(Network):
     def detect(self, images: Tensor | Sequence[Tensor]) -> list[Detections]:
         """Detect objects, in evaluation mode and without gradients; each submodule returns to its earlier mode.
 
-        The module's thresholds for scores, for suppression and for the number of detections apply.
+        The module's score threshold, its threshold of non-maximum suppression and its largest number of detections
+        apply.
         """
         with evaluating(self):
             scene = self._scene(self._checked(images))
@@ -212,7 +215,7 @@ class Detector(Network):
         return [Detections(*one) for one in zip(boxes, [one - 1 for one in labels], scores, strict=True)]
 
     def _settings(self) -> list[tuple[Any, tuple[str, ...]]]:
-        """Return parts of the module, each with the names of its attributes that the outputs depend on."""
+        """Return parts of the module, each with the names of those of its attributes that the outputs depend on."""
         raise NotImplementedError
 
     def _own_regions(self, scene: Scene, maps: bool) -> Regions:
@@ -222,10 +225,10 @@ class Detector(Network):
     def _trained(
         self, scene: Scene, targets: list[dict[str, Tensor]], maps: bool
     ) -> tuple[dict[str, Tensor], Regions, list[Tensor], list[Tensor]]:
-        """Return losses, regions, and of the regions of each image the labels and the matched target.
+        """Return the losses, the regions, and for each image the labels and the matched targets of its regions.
 
         Targets have "boxes" in pixels of the resized images, and "labels" from 1 to C. The matched target of a region
-        of the background may be any, and is 0 if there are none.
+        on the background is arbitrary, and 0 if the image has no targets.
         """
         raise NotImplementedError
 
@@ -238,7 +241,7 @@ class Detector(Network):
         raise NotImplementedError
 
     def _checked(self, images: Tensor | Sequence[Tensor]) -> list[Tensor]:
-        """Return the images as a list, if they are images."""
+        """Return the images as a list; raise an InputError if they are not images."""
         several = list(images) if isinstance(images, (Tensor, list, tuple)) else []
         wrong: list[Any] = [image for image in several if not _is_image(image)] if several else [images]
         if wrong:
@@ -269,7 +272,7 @@ class Detector(Network):
         classes = torch.cat([*labels, every.new_zeros(0, dtype=torch.int64)])
         empty = ~(every[:, 2:] > every[:, :2]).all(1)
         unknown = (classes < 0) | (classes >= self.num_classes)
-        if not bool(empty.any() | unknown.any()):  # the GPU is waited for once
+        if not bool(empty.any() | unknown.any()):  # so that the CPU waits for the GPU only once
             return
         if bool(unknown.any()):
             raise InputError(
@@ -280,7 +283,7 @@ class Detector(Network):
         raise InputError(f"box {box} has no area; boxes are [left, top, right, bottom] in pixels: leave it out")
 
     def _scene(self, images: list[Tensor]) -> Scene:
-        """Normalise, resize and pad the images, and compute their pyramid: the only pass of the backbone."""
+        """Normalise, resize and pad the images, and compute their pyramid. Nothing else evaluates the backbone."""
         from torchvision.models.detection.image_list import ImageList
 
         transform = self.module.transform
@@ -292,7 +295,7 @@ class Detector(Network):
         padded = transform.batch_images(resized, size_divisible=transform.size_divisible)
         pyramid = self.module.backbone(padded)
         levels = {"0": pyramid} if isinstance(pyramid, Tensor) else pyramid
-        # Anchors have the type of the maps, and coordinates must not be rounded under autocast.
+        # Anchors get the type of the maps, and their coordinates must not be rounded under autocast.
         levels = {name: level.to(padded.dtype) for name, level in levels.items()}
         return Scene(sizes, ImageList(padded, inside), levels)
 
@@ -313,7 +316,7 @@ class Scene(NamedTuple):
     pyramid: dict[str, Tensor]
 
     def regions(self, logits: Tensor, features: Tensor, boxes: list[Tensor], maps: bool) -> Regions:
-        """Return the outputs for boxes in pixels of the resized images, with the boxes in those of the original."""
+        """Return the outputs for boxes in pixels of the resized images; the result has them in original pixels."""
         image = torch.cat([torch.full((len(one),), i, device=one.device) for i, one in enumerate(boxes)])
         original = tuple(self.scaled(boxes, back=True))
         return Regions(logits, features, original, image, tuple(self.pyramid.values()) if maps else ())

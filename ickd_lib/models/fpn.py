@@ -18,7 +18,7 @@ from .network import Network
 from .two_stage import TwoStage
 
 DEPTHS = (18, 34, 50, 101, 152)  # torchvision's ResNets
-IMAGENET = "IMAGENET1K_V1"  # the weights of a backbone that published detectors start from
+IMAGENET = "IMAGENET1K_V1"  # the backbone weights from which the training of published detectors starts
 CHANNELS, FEATURES, POOLED = 64, 128, 5  # channels of a light pyramid, features of its box head, side of a pooled box
 ANCHOR = 3  # side of an anchor of a light detector, in positions of its map
 RATIOS = (0.5, 1.0, 2.0)  # height over width of an anchor
@@ -38,8 +38,8 @@ LIGHT = {
 class Pyramid(nn.Module):
     """A network of the zoo and a feature pyramid: normalised images to {"0": [B, 64, H_0, W_0], ..., "pool": …}.
 
-    The maps have strides 4, 8 and, with `pool`, which is the last map at every second position, 16; those of a network
-    with more stages go on to 32.
+    The last map, "pool", is the one before it at every second position. For CIFAR's ResNets, the maps have strides 4, 8
+    and 16 ("pool"); for networks with more stages, they go on to stride 32.
 
     Args:
         network: a new network of the zoo, whose first convolution is given stride 2 if it keeps the size of the image.
@@ -60,7 +60,7 @@ class Pyramid(nn.Module):
 
 
 def light(network: Network, num_classes: int, options: dict[str, Any]) -> Detector:
-    """Build a Faster R-CNN for images of about 100 pixels, with anchors from 12 pixels on and a small box head.
+    """Build a Faster R-CNN for images with sides of about 100 pixels, with anchors of at least 12 pixels.
 
     Args:
         network: a new network of the zoo.
@@ -73,8 +73,9 @@ def light(network: Network, num_classes: int, options: dict[str, Any]) -> Detect
     pyramid = Pyramid(network)
     names = [str(i) for i in range(len(pyramid.strides) - 1)]
     sizes = tuple((ANCHOR * stride,) for stride in pyramid.strides)
-    # A box is pooled from the map whose anchors have its size: 48 pixels from level 4 (stride 16), 24 from level 3.
-    # One sample a bin is enough, because a bin is about one position of that map.
+    # A box is pooled from the map whose anchors have its size: one of 48 pixels from level 4 (stride 16), or from the
+    # coarsest map that is not "pool", one of 24 pixels from level 3. One sampling point in each bin is enough, because
+    # a bin is about one position of that map.
     pool = MultiScaleRoIAlign(names, POOLED, sampling_ratio=1, canonical_scale=ANCHOR * 2**4, canonical_level=4)
     parts = {
         "rpn_anchor_generator": faster_rcnn.AnchorGenerator(sizes, (RATIOS,) * len(sizes)),
@@ -87,12 +88,12 @@ def light(network: Network, num_classes: int, options: dict[str, Any]) -> Detect
 
 
 def on_imagenet_resnet(name: str, num_classes: int, pretrained: bool, options: dict[str, Any]) -> Detector:
-    """Build torchvision's Faster R-CNN on the pyramid P2 to P6 of one of its ResNets, as its own of ResNet50 is built.
+    """Build Faster R-CNN on the pyramid P2 to P6 of a torchvision ResNet, as torchvision builds its own with ResNet50.
 
     Args:
         name: "resnet18", "resnet34", "resnet50", "resnet101" or "resnet152".
         num_classes: C, without the background.
-        pretrained: load the ImageNet weights of the ResNet; its batch norm, stem and first stage are then fixed.
+        pretrained: load the ImageNet weights of the ResNet; its batch norm, stem and first stage are then not trained.
         options: arguments of torchvision's FasterRCNN.
     """
     from torchvision.models.detection import FasterRCNN, backbone_utils
@@ -116,7 +117,7 @@ def build(
 
 
 def check_options(name: str, options: dict[str, Any], kind: str = "FasterRCNN") -> None:
-    """Raise an InputError if an option is not one that may be chosen here of the class `kind` of torchvision."""
+    """Raise an InputError if an option is not an argument of torchvision's class `kind` that may be given here."""
     from torchvision.models import detection
 
     known = [*inspect.signature(getattr(detection, kind).__init__).parameters, "size_divisible", "fixed_size"]

@@ -1,4 +1,4 @@
-"""One-stage detectors: the outputs at a sample of the anchors in a training pass, and at the anchors of given boxes."""
+"""One-stage detectors: the outputs at some of the anchors in a training pass, and at the anchors for given boxes."""
 
 from __future__ import annotations
 
@@ -12,19 +12,19 @@ from torch import Tensor, nn
 
 from .detection import Detector, Regions, Scene
 
-SAMPLES = 256  # samples of an image in a training pass
+SAMPLES = 256  # number of samples of an image in a training pass
 CHUNK = 64  # boxes that are compared with all locations at once, because an image may have 20,000 locations
-SAME = 0.99  # intersection over union of a box and an anchor that differ by rounding only
+SAME = 0.99  # intersection over union above which a box is an anchor, up to rounding
 BEYOND = 2.0**16  # a distance in pixels that is larger than any in an image
 
 
 class _Dense(NamedTuple):
     """The outputs for all N anchors of B images.
 
-    outputs: what the head returns: "cls_logits" [B, N, C + 1], "bbox_regression" [B, N, 4], of FCOS "bbox_ctrness".
-    features: [B, N / A, D], the input of the layer that computes the logits; A anchors at a place have the same.
-    anchors: B times [N, 4], in pixels of the resized images, the finest level of the pyramid first.
-    grids: (height, width) of each level. Its anchors are in the order of height, width and the A at a place.
+    outputs: the head's outputs "cls_logits" [B, N, C + 1], "bbox_regression" [B, N, 4], and of FCOS "bbox_ctrness".
+    features: [B, N / A, D], the input of the layer that computes the logits; the A anchors at one place share it.
+    anchors: B tensors [N, 4], in pixels of the resized images, the finest level of the pyramid first.
+    grids: (height, width) of each level. Its anchors are ordered by row, then by column, then by the A at a place.
     levels: number of anchors of each level.
     """
 
@@ -38,20 +38,22 @@ class _Dense(NamedTuple):
 class OneStage(Detector):
     """A one-stage detector of torchvision: RetinaNet (Lin et al. 2017, arXiv 1708.02002); FCOS is a `CentreSampled`.
 
-    A sample is an anchor, and its box is the anchor's box. Samples of a training pass are the anchors that are matched
-    to an object, and others, drawn at random from the background inside the image, that bring each image to `samples`;
-    if more are matched, `samples` of them are drawn. Anchors whose overlap is between the two thresholds are no
-    samples. Without objects, the samples are the anchors whose most likely class has the highest scores.
-    The sample for a given box is the anchor with the largest intersection over union (the first of several). So an
-    anchor's box gives this anchor, and a teacher with the same anchors is evaluated where its student was; an annotated
-    box gives an anchor that is matched to it, unless another object overlaps more with this anchor.
+    A sample is an anchor, and its box is the anchor's box. In a training pass, each image has `samples` samples: the
+    anchors that are matched to an object, and others that are drawn at random from the background inside the image. If
+    more than `samples` are matched, that many of them are drawn. Anchors whose overlap with an object is between the
+    two thresholds of the matching are not samples. Without objects, the samples are the anchors with the highest score
+    of any class.
+    The sample for a given box is the anchor with the largest intersection over union (the first of several). So the
+    sample for an anchor's box is this anchor, and a teacher with the same anchors is evaluated where its student was.
+    The sample for an annotated box is an anchor that is matched to it, unless another object overlaps more with this
+    anchor.
 
     Logits: the network outputs a logit z_c for each class, whose sigmoid is the probability of this class against all
     others. `Regions.logits` is (0, z_1, ..., z_C): column 0, the background, is the constant 0. The softmax of these
-    has odds exp(z_c) of each class against the background, as the sigmoid has; it agrees with the sigmoids as far as at
-    most one class is likely. The module's own column 0 is ignored: torchvision's `num_classes` counts the background,
-    its labels begin at 1, and so this column is trained towards 0 for all anchors. COCO's weights have 91 columns, and
-    therefore C = 90.
+    has odds exp(z_c) of each class against the background, as the sigmoid has; its probabilities are close to the
+    sigmoids where at most one class is likely. The module's own column 0 is ignored: torchvision's `num_classes`
+    includes the background, and its labels begin at 1, so the probability of this column is trained towards 0 for all
+    anchors. COCO's weights have 91 columns, and therefore C = 90.
 
     Features: the output of the classification tower at the anchor's place, the same for all anchors of one place. The
     logits are computed from it and its eight neighbours, by a 3 x 3 convolution.
@@ -60,9 +62,9 @@ class OneStage(Detector):
 
     Args:
         module: torchvision's RetinaNet, whose classification head has a convolution `cls_logits` for the logits.
-        resizes: resize images as the module's transform does; False leaves their size and only pads them to one size.
+        resizes: whether the module's transform resizes images. If False, they are only padded to one size.
     Attributes:
-        samples: number of samples of an image, as far as it has enough anchors.
+        samples: number of samples of an image; fewer if it does not have enough anchors.
     """
 
     classifier_name = "module.head.classification_head.cls_logits"
@@ -114,7 +116,7 @@ class OneStage(Detector):
 
     def _detected(self, scene: Scene) -> tuple[list[Tensor], list[Tensor], list[Tensor]]:
         dense = self._dense(scene)
-        dense.outputs["cls_logits"][:, :, 0] = -torch.inf  # the column of no class
+        dense.outputs["cls_logits"][:, :, 0] = -torch.inf  # this column is not a class
         outputs = {key: list(value.split(dense.levels, dim=1)) for key, value in dense.outputs.items()}
         anchors = [list(one.split(dense.levels)) for one in dense.anchors]
         found = self.module.postprocess_detections(outputs, anchors, scene.images.image_sizes)
@@ -128,8 +130,8 @@ class OneStage(Detector):
         layer = self.module.head.classification_head.cls_logits
         with layer.register_forward_pre_hook(lambda _, inputs: towers.append(inputs[0])):
             outputs = self.module.head(maps)
-        # In lower precision the coordinates of anchors, and a sum over all of them, would be too coarse. The generator
-        # takes size, type and device of the maps only.
+        # In a lower precision, the coordinates of anchors, and sums over all anchors, would be too inexact. The
+        # generator uses only the size, type and device of the maps.
         outputs = {key: value.to(padded.dtype) for key, value in outputs.items()}
         like = [padded.new_empty(0, 1, *one.shape[2:]) for one in maps]
         anchors = self.module.anchor_generator(scene.images, like)
@@ -156,28 +158,30 @@ class OneStage(Detector):
         return losses
 
     def _anchors_of(self, dense: _Dense, anchors: Tensor, boxes: Tensor, annotated: bool) -> Tensor:
-        """Return the positions among the anchors [N, 4] of an image of those for the boxes [S, 4]."""
+        """Return the positions, among the anchors [N, 4] of an image, of the samples for the boxes [S, 4]."""
         return _overlapping(anchors, boxes, dense.grids)[1]
 
 
 class CentreSampled(OneStage):
     """FCOS of torchvision (Tian et al. 2019, arXiv 1904.01355), which has one anchor, a location, at each place.
 
-    The box of a location is a square around it, as wide as its stride. The sample for a given box is, in `at_boxes`,
-    the location whose box this is, up to rounding. All other boxes, and all in `at_objects`, are taken for objects: the
-    sample is the location nearest to the middle of the box among those that FCOS matches to an object with this box.
-    FCOS matches the locations inside the box, at most 1.5 strides (`center_sampling_radius`) from its middle, whose
-    distance to the farthest edge is in the range of their level. If the box has none, because it is small or thin, it
-    is the nearest location whose distance to the farthest edge is in the range of its level. FCOS gives a location that
-    is matched to several objects to the smallest; here each box is considered alone.
-    A student and a teacher should resize images alike, or the student's locations are no locations of the teacher.
+    The box of a location is a square around it, as wide as its stride. If a box that is given to `at_boxes` is that of
+    a location, up to rounding, its sample is this location. All other boxes, and all that are given to `at_objects`,
+    are treated as boxes of objects: the sample is the location nearest to the middle of the box among those that FCOS
+    matches to an object with this box. FCOS matches the locations inside the box, at most 1.5 strides
+    (`center_sampling_radius`) from its middle, whose distance to the farthest edge is in the range of their level. If
+    there are none, because the box is small or thin, the sample is the nearest location whose distance to the farthest
+    edge is in the range of its level. FCOS itself assigns a location that is matched to several objects to the smallest
+    of them; here each box is considered alone.
+    A student and a teacher should resize images alike; otherwise the student's locations are not locations of the
+    teacher.
 
     Logits are those of the classes alone, as `OneStage` describes them. A detection's score is instead
     sqrt(sigmoid(z_c) sigmoid(centreness)), as in torchvision.
 
     Args:
         module: torchvision's FCOS, whose classification head has a convolution `cls_logits` for the logits.
-        resizes: resize images as the module's transform does; False leaves their size and only pads them to one size.
+        resizes: whether the module's transform resizes images. If False, they are only padded to one size.
     """
 
     def _losses(self, targets: list[dict[str, Tensor]], dense: _Dense) -> dict[str, Tensor]:
@@ -212,8 +216,8 @@ def _drawn(positions: Tensor, count: int) -> Tensor:
 def _overlapping(anchors: Tensor, boxes: Tensor, grids: list[tuple[int, int]]) -> tuple[Tensor, Tensor]:
     """Return the largest intersection over union of each box [S, 4] with anchors [N, 4], and the anchor's position.
 
-    Anchors of one shape are a grid, on which the intersection is the product of a part that depends on the column and
-    one that depends on the row. So a box is compared with all columns and all rows instead of all anchors.
+    Anchors of one shape form a grid, on which the area of the intersection is the product of a factor that depends on
+    the column and one that depends on the row. So a box is compared with all columns and all rows, not all anchors.
     """
     several = len(anchors) // sum(height * width for height, width in grids)
     area = (boxes[:, 2:] - boxes[:, :2]).prod(1, keepdim=True)
@@ -233,9 +237,10 @@ def _overlapping(anchors: Tensor, boxes: Tensor, grids: list[tuple[int, int]]) -
 
 
 def _common(start: Tensor, end: Tensor, starts: Tensor, ends: Tensor) -> tuple[Tensor, Tensor]:
-    """Return the longest part of intervals [S] that they share with one of n, of each of A kinds, and which: [S, A].
+    """Return the largest overlap of each of S intervals with n others of each of A kinds, and its position: [S, A].
 
-    The n x A intervals go from `starts` to `ends`, both [n, A]. Of several that share as much it is the first.
+    The S intervals go from `start` to `end`, both [S], and the others from `starts` to `ends`, both [n, A]. Of several
+    equal overlaps, the position is that of the first.
     """
     shared = torch.minimum(end[:, None, None], ends) - torch.maximum(start[:, None, None], starts)
     longest = shared.clamp(min=0).max(1)
@@ -260,7 +265,7 @@ def _centre_sampled(anchors: Tensor, boxes: Tensor, *, levels: list[int], radius
 
 @contextlib.contextmanager
 def _matching(head: Any) -> Iterator[list[Tensor]]:
-    """Collect the matching that the losses are computed with: of each image the target of each anchor, or below 0.
+    """Collect the matching that the losses use: for each image the target of each anchor, negative if it has none.
 
     torchvision passes it from `compute_loss` of the detector to that of the head, and returns it nowhere.
     """

@@ -21,14 +21,14 @@ WIDEST = 256  # the largest number of features of an FCN
 class FCN(Network):
     """A network of the zoo with a light fully convolutional head: a 3x3 convolution and a 1x1 convolution.
 
-    The logits [B, C, h, w] and features [B, D, h, w] have stride 4. Where the backbone's last map has a larger stride,
-    the maps from stride 4 on are projected to D channels, enlarged to the first one's size and added. D is the number
-    of channels of the last map, at most 256.
+    The logits [B, C, h, w] and features [B, D, h, w] have stride 4. If the backbone's last map has a larger stride, its
+    maps of stride 4 and more are projected to D channels, enlarged to the size of the first one and added. D is the
+    number of channels of the last map, at most 256.
 
     Source: Long et al. 2015, arXiv 1411.4038; the sum of the maps is that of Kirillov et al. 2019, arXiv 1901.02446.
 
     Args:
-        network: a new network of the zoo, which becomes the backbone; its maps are those of the FCN.
+        network: a new network of the zoo, which becomes the backbone. The maps of the FCN are those of its stages.
         num_classes: C.
     Attributes:
         stride: the image's side divided by the side of the logits.
@@ -101,8 +101,8 @@ def wrap_segmentation(
     """Make a Network of any module for semantic segmentation; see `models.wrap` for what is not described here.
 
     The module may return a tensor [B, C, H, W], a tuple or list whose first item is that tensor, an object with
-    `.logits`, or a dict with "out" or "logits". Its logits are taken where they are computed, before they are enlarged
-    to the size of the image.
+    `.logits`, or a dict with "out" or "logits". The Network's logits are those that the last layer computes, before
+    they are enlarged to the size of the image.
 
     Args:
         module: takes normalised images [B, 3, H, W].
@@ -190,8 +190,8 @@ def _as_logits(value: Any, name: str) -> Tensor:
 
 
 def _check(output: Output, returned: Tensor, name: str, *, named: bool, layer: str) -> None:
-    """Check that the output of the layer of the logits is what the module returned, but for the size, and that of the
-    features has its size. A layer that the user named need only have as many channels.
+    """Check that the output of the layer of the logits, enlarged, is what the module returned, and that the features
+    have the same size as the logits. Of a layer that the user named, only the number of channels is checked.
     """
     logits, features = output.logits, output.features
     for part, value in (("logits", logits), ("features", features)):

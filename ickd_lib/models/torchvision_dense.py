@@ -1,4 +1,4 @@
-"""The networks of torchvision for segmentation and detection. It is imported only when one of them is created."""
+"""The networks of torchvision for segmentation and detection. torchvision is imported when one of them is created."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from .segmentation import wrap_segmentation
 from .two_stage import TwoStage
 
 IMAGENET_NORMALISATION = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
-# The beginning of a name: our class, and the name of torchvision's.
+# For the beginning of a name: the class in this library, and the name of the class in torchvision.
 DETECTORS: dict[str, tuple[type[Detector], str]] = {
     "fasterrcnn": (TwoStage, "FasterRCNN"),
     "retinanet": (OneStage, "RetinaNet"),
@@ -29,21 +29,21 @@ def segmentation_names(models: Any) -> list[str]:
 
 
 def detection_names(models: Any) -> list[str]:
-    """List torchvision's Faster R-CNNs, RetinaNets and FCOS."""
+    """List torchvision's detectors of the kinds Faster R-CNN, RetinaNet and FCOS; `models` is torchvision.models."""
     return [name for name in models.list_models(module=models.detection) if name.startswith(tuple(DETECTORS))]
 
 
 def segmenter(models: Any, name: str, num_classes: int, pretrained: bool | str) -> Network:
     """Create torchvision's network `name` for segmentation, without its auxiliary head.
 
-    The maps are the outputs of a ResNet's four stages; of a MobileNet's the two that its head uses.
+    Its maps are the outputs of the four stages of a ResNet, or the maps of a MobileNet that the head uses.
     """
     backbone = IMAGENET if pretrained == "backbone" else None
     module: Any = models.get_model(name, weights=None, weights_backbone=backbone, num_classes=num_classes)
     if pretrained is True:
         state = models.get_model_weights(name).DEFAULT.get_state_dict(progress=True, check_hash=True)
         own = module.state_dict()
-        # The last layers of another number of classes, and the auxiliary head, are left out.
+        # Last layers for another number of classes, and the auxiliary head, are left out.
         state = {key: value for key, value in state.items() if key in own and value.shape == own[key].shape}
         module.load_state_dict({**own, **state})
     stages = [key for key in module.backbone if key.startswith("layer")] or list(module.backbone.return_layers)
@@ -51,7 +51,7 @@ def segmenter(models: Any, name: str, num_classes: int, pretrained: bool | str) 
 
 
 def detector(models: Any, name: str, num_classes: int, pretrained: bool | str, options: dict[str, Any]) -> Network:
-    """Create torchvision's detector `name`; its last layers are new if its weights have another number of classes."""
+    """Create torchvision's detector `name`; its last layers are new if the weights are for other numbers of classes."""
     kind, torchvisions = next(value for start, value in DETECTORS.items() if name.startswith(start))
     check_options(name, options, torchvisions)
 
@@ -79,7 +79,8 @@ def _renew_predictor(module: Any, columns: int) -> None:
 def _renew_logits(module: Any, columns: int) -> None:
     """Give a one-stage detector a new layer for the logits, unless it has this number of columns.
 
-    It begins with the probability 0.01 for each class, as in torchvision and in Lin et al. 2017, arXiv 1708.02002.
+    It is initialised so that each class has the probability 0.01, as in torchvision and Lin et al. 2017 (arXiv
+    1708.02002).
     """
     head = module.head.classification_head
     if head.num_classes != columns:

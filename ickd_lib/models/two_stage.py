@@ -14,14 +14,15 @@ from .detection import Annotated, Detector, Regions, Scene, TrainingPass
 class TwoStage(Detector):
     """A two-stage detector of torchvision, such as Faster R-CNN (Ren et al. 2015, arXiv 1506.01497).
 
-    Its samples are the proposals that the box head is trained on, to which the objects themselves are added; logits and
-    features are pooled from the pyramid at exactly the boxes given. Its losses are `loss_classifier` and `loss_box_reg`
-    of the box head, `loss_objectness` and `loss_rpn_box_reg` of the region proposal network. A detector with a head for
-    masks or keypoints can be a teacher, for its boxes alone, but is not trained.
+    Its samples are the boxes that the box head is trained on: a random part of the proposals and of the objects' own
+    boxes. Logits and features are computed from maps that are pooled from the pyramid at exactly the given boxes. The
+    losses are `loss_classifier` and `loss_box_reg` of the box head, and `loss_objectness` and `loss_rpn_box_reg` of the
+    region proposal network. A detector with a head for masks or keypoints cannot be trained, but it can be a teacher,
+    of which only the box head is used.
 
     Args:
         module: torchvision's GeneralizedRCNN, whose box predictor has a linear layer `cls_score` for the logits.
-        resizes: resize images as the module's transform does; False leaves their size and only pads them to one size.
+        resizes: whether the module's transform resizes images. If False, they are only padded to one size.
     """
 
     classifier_name = "module.roi_heads.box_predictor.cls_score"
@@ -82,8 +83,8 @@ class TwoStage(Detector):
     ) -> tuple[list[Tensor], dict[str, Tensor]]:
         """Return the proposals of each image and, with targets, the losses of the region proposal network.
 
-        Under autocast, its head computes in a lower precision, which would round the proposals to several pixels.
-        Therefore its outputs are converted to the type of the images.
+        Under autocast, the head of this network computes in a lower precision, in which proposals would be wrong by
+        several pixels. Therefore its outputs are converted to the type of the images.
         """
         rpn, dtype = self.module.rpn, scene.images.tensors.dtype
 
@@ -99,8 +100,8 @@ class TwoStage(Detector):
     def _regions(self, scene: Scene, boxes: list[Tensor], maps: bool) -> tuple[Regions, Tensor]:
         """Evaluate the box head for boxes in pixels of the resized images; also return its corrections of the boxes."""
         heads, padded = self.module.roi_heads, scene.images.tensors
-        # The pooling computes the strides of its maps from the image size of its first pass. Only the padded size gives
-        # them exactly; and they are computed anew, so that the outputs do not depend on earlier images.
+        # The pooling computes the strides of its maps from the image size in its first pass. They are exact only for
+        # the padded size. They are computed in every pass, so that the outputs do not depend on earlier images.
         size = (padded.shape[2], padded.shape[3])
         heads.box_roi_pool.scales = None
         pooled = heads.box_roi_pool(scene.pyramid, boxes, [size] * len(boxes))

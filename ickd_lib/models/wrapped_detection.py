@@ -1,4 +1,4 @@
-"""Detectors of users' own modules, built as torchvision's are."""
+"""Detectors that are made of users' own modules, if these are built as torchvision's are."""
 
 from __future__ import annotations
 
@@ -27,12 +27,12 @@ def wrap_detection(
     The Detector contains the module itself, not a copy.
 
     Args:
-        module: a torchvision GeneralizedRCNN (such as FasterRCNN or MaskRCNN), RetinaNet or FCOS. The `num_classes` it
-            was built with counts the background, and its labels begin at 1, as torchvision's do.
+        module: a torchvision GeneralizedRCNN (such as FasterRCNN or MaskRCNN), RetinaNet or FCOS. As in torchvision,
+            the `num_classes` that it was built with includes the background, and its labels begin at 1.
         num_classes: C, the number of classes without the background, compared with the module's; None accepts any.
         mean: [3], subtracted from images in [0, 1]; None takes the module's own.
         std: [3], by which the difference is divided; None takes the module's own.
-        resizes: resize images as the module's transform does; False leaves their size.
+        resizes: whether the module's transform resizes images. If False, they are only padded to one size.
         name: the network's name in error messages and run folders; by default the module's class.
     Raises:
         InputError: the module is none of these; the layer that computes the logits (`cls_score` of a box predictor,
@@ -71,6 +71,6 @@ def _kind(module: nn.Module, name: str) -> type[TwoStage] | type[OneStage]:
             )
         return CentreSampled if isinstance(module, FCOS) else OneStage
     raise InputError(
-        f"{name} is no torchvision GeneralizedRCNN (a two-stage detector such as FasterRCNN), RetinaNet or FCOS; wrap "
-        "one, or create one by name, such as resnet8-fpn or torchvision/fasterrcnn_resnet50_fpn"
+        f"{name} is not a torchvision GeneralizedRCNN (a two-stage detector such as FasterRCNN), RetinaNet or FCOS; "
+        "wrap one, or create one by name, such as resnet8-fpn or torchvision/fasterrcnn_resnet50_fpn"
     )

@@ -19,12 +19,12 @@ from ickd_lib.plots.style import OTHER, SAME, WIDTH, array
 if TYPE_CHECKING:
     from ickd_lib.explore.detection import Found
 
-CROWDED = 8  # number of objects from which on the names of classes would cover a small image
+CROWDED = 8  # smallest number of objects whose class names would cover too much of a small image
 TRUTH, CHOSEN = "#fbe04b", "#d684bd"  # frames of annotated boxes, and of the proposal that is shown in detail
 
 
 def boxes(images: Sequence[Any], objects: Sequence[Any], classes: Sequence[str]) -> Figure:
-    """Draw images with their annotated boxes and the class of each.
+    """Draw images with their annotated boxes and the class of each box.
 
     Args:
         images: N images, floats in [0, 1], shape [3, h, w].
@@ -51,9 +51,9 @@ def detections(
 ) -> Figure:
     """Draw a row for each image: the image with its annotated boxes, and the detections of each network.
 
-    Solid blue frames are correct detections, dashed red ones are wrong, and dotted yellow ones are objects that were
-    not found. The class is written at the frame, in an image with many objects only if it is wrong; the numbers of each
-    kind are written below the image.
+    Solid blue frames are correct detections, dashed orange frames are wrong ones, and dotted yellow frames are objects
+    that were not found. The class is written at the frame of a detection, but in an image with many objects only if the
+    detection is wrong. The numbers of each kind are written below the image.
 
     Args:
         images: N images, floats in [0, 1], shape [3, h, w].
@@ -94,16 +94,17 @@ def detections(
 def proposals(
     image: Any, boxes: Any, labels: Any, chosen: int, pictures: Any, texts: Sequence[str], *, positives: int
 ) -> Figure:
-    """Draw an image with a student's proposals, and one of them with the boxes that are retrieved for it.
+    """Draw an image with a student's proposals, and the boxes that are retrieved for one of them.
 
-    Foreground proposals have blue frames, background ones thin white frames, or black ones on a bright image.
+    Proposals on an object have blue frames. Those on the background have thin frames, which are white, or black on a
+    bright image.
 
     Args:
         image: floats in [0, 1], shape [3, h, w].
         boxes: the proposals, shape [n, 4].
         labels: target of each proposal, 0 for the background, shape [n].
         chosen: position of the proposal that is shown in detail.
-        pictures: of the chosen proposal's annotated box, its positives and its negatives, uint8, shape [m, 3, h, w].
+        pictures: the chosen proposal's annotated box, its positives and its negatives, uint8, shape [m, 3, h, w].
         texts: a text below each picture.
         positives: number of positives.
     """

@@ -1,4 +1,4 @@
-"""Pictures of segmentation: images beside the class of each pixel, as labelled and as predicted."""
+"""Pictures of segmentation: images beside the class of each pixel, as it is labelled and as it is predicted."""
 
 from __future__ import annotations
 
@@ -15,16 +15,16 @@ from matplotlib.patheffects import withStroke
 
 from ickd_lib.plots.style import PALETTE, WIDTH, array
 
-IGNORED = 255  # the class of pixels that do not count
+IGNORED = 255  # the class of ignored pixels
 BACKGROUND, INDIGO = (0.25, 0.25, 0.25), (0.2, 0.13, 0.53)
 COLOURS = [INDIGO if i == 7 else colour for i, colour in enumerate(PALETTE)]  # without the palette's grey
 PALE = 0.72  # share of white in the colour of correct pixels
-NAMED = 0.006  # share of the image from which on a region has its name
-LONGEST = 3  # letters of a class's name in a picture
+NAMED = 0.006  # smallest region in which the name of its class is written, as a share of the image
+LONGEST = 3  # largest number of letters of a name that is written in a picture
 
 
 def mask_colours(classes: Sequence[str]) -> np.ndarray:
-    """Return a colour for each class in a mask: dark grey for a class named background, shades for later classes.
+    """Return a colour for each class: dark grey for a class named background, and shades from the eleventh colour on.
 
     Args:
         classes: names of the C classes.
@@ -73,8 +73,8 @@ def segmentations(
 ) -> Figure:
     """Draw a row for each image: the image, its class mask, and the prediction of each network.
 
-    In a prediction, pixels of the right class are pale, and pixels of a wrong class have the full colour of the class
-    that is predicted. The share of wrong pixels is written below it.
+    In a prediction, correctly classified pixels are pale, and wrong pixels have the full colour of the class that is
+    predicted. The share of wrong pixels is written below each prediction.
 
     Args:
         images: N images, floats in [0, 1], shape [3, h, w].
@@ -120,7 +120,7 @@ def _draw(axis: Axes, mask: np.ndarray, classes: Sequence[str], pale: np.ndarray
 
 
 def _name_regions(axis: Axes, mask: np.ndarray, classes: Sequence[str]) -> None:
-    """Write the names of classes into their larger connected regions, where these are widest."""
+    """Write short names of classes into their larger connected regions, at the widest place of each."""
     from scipy import ndimage
 
     for c in np.unique(mask):

@@ -19,11 +19,11 @@ from ickd_lib.runtime.registry import enter
 
 @dataclass(frozen=True)
 class Pixels:
-    """The outputs of a network for segmentation at the h × w positions of its maps, which are called pixels here.
+    """The outputs of a network for segmentation at the h × w positions of its maps, which are called pixels.
 
     logits: shape [B, C, h, w].
     features: shape [B, D, h, w].
-    labels: class of each pixel, int64, shape [B, h, w]; -1 where a pixel belongs to no region.
+    labels: class of each pixel, int64, shape [B, h, w]; -1 for a pixel that belongs to no region.
     region: position among the samples of the region that each pixel belongs to, int64, shape [B, h, w]; -1 for none.
     """
 
@@ -43,8 +43,9 @@ class Samples:
 
     logits: shape [S, C].
     features: shape [S, D]; [S, 0] if they were not requested.
-    labels: class of each sample, shape [S].
-    key: the number that identifies the sample in its data set, and its row in a memory bank, shape [S].
+    labels: class of each sample as a column of the logits (in detection, 0 is the background), shape [S].
+    key: the number that identifies the sample in its data set and its row in a memory bank, shape [S]; -1 for a
+        proposal on the background, which has no row.
     image: position in the batch of the image that the sample is from, shape [S].
     maps: outputs [B, C_i, H_i, W_i] of the stages of the network; empty if they were not requested.
     soft: probabilities of the classes if images are mixed, shape [S, C], else None.
@@ -52,9 +53,9 @@ class Samples:
     unpooled: map [B, D, H, W] whose mean over the positions is the features; None if it is not known.
     pixels: in segmentation, where a sample is a class region, the outputs at every pixel; else None.
     boxes: in detection, where a sample is a proposal, the boxes of each image, B tensors [S_i, 4]; else empty.
-    whole: all samples, if these are the `known` ones among them; else None.
-    fixed: the part of the task's own loss that is added to the loss of every method with weight 1, such as that of a
-        detector's boxes, a scalar with gradient; None if there is none.
+    whole: if these samples are a selection that `known` returned, all samples of the batch; else None.
+    fixed: losses of the network that are added to the loss of every method with weight 1, such as that of a detector's
+        boxes, a scalar with gradient; None if there are none.
     """
 
     logits: Tensor
@@ -88,7 +89,7 @@ class Samples:
 
     @cached_property
     def known(self) -> Samples:
-        """The samples that have a row in a memory bank: all, but for proposals on the background, whose key is -1."""
+        """The samples that have a row in a memory bank: all except proposals on the background, whose key is -1."""
         if not self.boxes:
             return self
         at = (self.key >= 0).nonzero().squeeze(1)
@@ -104,9 +105,10 @@ class Samples:
 
     @cached_property
     def finest(self) -> Samples:
-        """The P pixels of the regions as samples, for methods that compare each pixel; all samples if none has pixels.
+        """The P pixels of the regions as samples, for methods that compare each pixel.
 
-        The key of a pixel is the position of its region among the samples.
+        The key of a pixel is the position of its region among the samples. In a task without pixels, these are all
+        samples, including those without a row in a memory bank.
         """
         if self.pixels is None:
             return self.whole or self
@@ -143,11 +145,11 @@ class Task:
         shares_teacher: whether the samples depend on the batch alone, so that one pass of the teacher is enough for all
             students. False if the samples depend on the student (as a detector's proposals do); the teacher is then
             evaluated once per student.
-        cacheable: whether an image is one sample, for which the teacher's output depends on image and view alone, so
-            that it can be in a teacher cache.
+        cacheable: whether an image is one sample and the teacher's output for it depends on image and view alone, so
+            that the output can be stored in a teacher cache.
         capturable: whether all tensors of a step have fixed shapes, so that it can be captured as a CUDA graph.
         network: the task of the networks that it takes (`Network.task`).
-        recipe: the settings of `training.Recipe` that differ from its defaults, where none are given.
+        recipe: the defaults of those settings of `training.Recipe` for which the task has other defaults.
         unsupported: the needs of methods (`methods.NEEDS`) that the task cannot provide.
         sample: what a sample is called in the explorers, in the singular and the plural.
     """
@@ -192,12 +194,12 @@ class Task:
         Args:
             network: in training mode for a student, in evaluation mode for a teacher.
             batch: B augmented images with their annotations.
-            like: for a teacher, the samples of the student, at the places of which the teacher is evaluated.
+            like: for a teacher, the samples of the student; the teacher is evaluated at their places.
             maps: whether the outputs of the network's stages are requested.
             precision: precision of the network, "fp32" or "bf16"; the result is in float32.
         Returns:
-            S samples, and the task's own supervised loss, a scalar, without `Samples.fixed`; None instead of it in
-            evaluation mode.
+            S samples, and the task's own supervised loss without `Samples.fixed`, a scalar; in evaluation mode None
+            instead of the loss.
         """
         raise TypeError(f"{type(self).__name__} must define samples(network, batch, ...) -> (Samples, loss)")
 
@@ -284,10 +286,10 @@ def create(name: str) -> Task:
 
 
 def places_of(keys: Tensor, wanted: Tensor, name: str) -> Tensor:
-    """Return the place among `keys` [N], which are in any order, of each of the wanted keys [n]: [n].
+    """Return the position among `keys` [N], which may have any order, of each of the wanted keys [n]: [n].
 
     Raises:
-        InputError: a wanted key is not among them. `name` is that of the images which have the keys.
+        InputError: a wanted key is not among them; `name` is the name, in the message, of the images with these keys.
     """
     order = keys.argsort()
     if len(order):

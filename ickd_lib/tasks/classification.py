@@ -33,7 +33,7 @@ class Classification(Task):
     def check(self, images: Images) -> None:
         if not isinstance(images, Images):
             raise InputError(
-                f"classification needs images with one label each, and {images.name} has masks or boxes; choose the "
+                f"classification needs images with one label each, but {images.name} has masks or boxes; choose the "
                 "task segmentation or detection"
             )
 

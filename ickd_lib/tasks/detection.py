@@ -25,15 +25,15 @@ PASS = 16  # number of images that are evaluated in one pass
 class Detection(Task):
     """Object detection: a sample is one of the proposals that the student's box head is trained on.
 
-    In one-stage detectors it is one of the anchors, or in FCOS one of the locations, that the loss is computed on.
+    In one-stage detectors a sample is an anchor, or in FCOS a location. Not all of them are samples; see `OneStage`.
 
-    The teacher's logits and features are those of its own box head for the same boxes. The logits have a column for the
-    background, which is the first, and one for each class. The key of a sample is the number of the annotation that it
-    is matched to, and -1 for background. A memory bank has a row for each annotated box that is not a crowd, so methods
+    The teacher's logits and features are those of its own box head for the same boxes. The first column of the logits
+    is the background, and each class has a further one. The key of a sample is the number of the annotation that it is
+    matched to, or -1 for the background. A memory bank has a row for each annotated box that is not a crowd, so methods
     that use a bank compare the proposals that are matched to an annotation.
 
-    The supervised loss is the detector's own loss of the classes. Its other losses, of the boxes and of the region
-    proposal network, are added to the loss of every method with weight 1. The primary metric is COCO's AP.
+    The supervised loss is the detector's own classification loss. Its other losses, those of the boxes and of the
+    region proposal network, are added to the loss of every method with weight 1. The primary metric is COCO's AP.
     """
 
     primary = "ap"
@@ -66,7 +66,7 @@ class Detection(Task):
     def check(self, images: DenseImages) -> None:  # type: ignore[override]
         if getattr(images, "objects", None) is None:
             raise InputError(
-                f"detection needs images with annotated boxes, and {images.name} has none; choose scenes, voc:PATH or "
+                f"detection needs images with annotated boxes, but {images.name} has none; choose scenes, voc:PATH or "
                 "coco:PATH"
             )
 
@@ -143,7 +143,7 @@ class Detection(Task):
 
 
 def _boxes(images: DenseImages, keys: Tensor) -> list[tuple[Tensor, Tensor]]:
-    """Return image, uint8 [3, h, w], and pixels, bool [h, w], of each annotated box with a key in `keys` [n]."""
+    """Return the image, uint8 [3, h, w], and the pixels, bool [h, w], of each box with a key in `keys` [n]."""
     flat, image = _annotations(images)
     at = places_of(flat.key, keys, images.name)
     found = zip(fetch(images.images, image[at].tolist()), flat.boxes[at], strict=True)
@@ -151,7 +151,7 @@ def _boxes(images: DenseImages, keys: Tensor) -> list[tuple[Tensor, Tensor]]:
 
 
 def _samples(regions: Regions, labels: Tensor, key: Tensor) -> Samples:
-    """Return proposals as samples."""
+    """Return the outputs for proposals as samples."""
     maps = tuple(one.float() for one in regions.maps)
     return Samples(
         regions.logits.float(), regions.features.float(), labels, key, regions.image, maps, boxes=regions.boxes

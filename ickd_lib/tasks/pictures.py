@@ -8,11 +8,11 @@ from torch import Tensor
 
 SIDE = 64  # height and width of a crop
 WHOLE = 220  # longer side of a picture of a whole image
-MARGIN = 0.25  # part of the sides of the region or box that a crop shows around it
-LEAST = 16  # smallest side of the part of an image that is shown, in pixels
-LINE = (255, 217, 0)  # colour of the outline; a black line between it and the region separates it from any colour
-DIMMED = 0.4  # brightness of what lies outside a region
-GREY = 128  # level of what lies outside the image
+MARGIN = 0.25  # what a crop shows on each side of a region or box, as a share of the longer side of it
+LEAST = 16  # smallest side, in pixels, of the part of an image that a crop shows
+LINE = (255, 217, 0)  # colour of the outline; a black line between it and the region makes it visible on any image
+DIMMED = 0.4  # factor of the brightness outside a region
+GREY = 128  # level of the parts of a crop that lie outside the image
 
 
 def crop(image: Tensor, mask: Tensor, *, dim: bool) -> Tensor:
@@ -21,7 +21,7 @@ def crop(image: Tensor, mask: Tensor, *, dim: bool) -> Tensor:
     Args:
         image: uint8, shape [3, H, W].
         mask: True for the pixels of the region or box, shape [H, W].
-        dim: whether everything outside is darker, as for a region; a box has a frame only.
+        dim: whether everything outside is made darker, as for a region; a box only has a frame.
     Returns:
         uint8, shape [3, SIDE, SIDE]; black if the mask has no pixel.
     """
@@ -63,7 +63,7 @@ def box_mask(box: Tensor, height: int, width: int) -> Tensor:
 
 
 def _start(low: int, high: int, side: int, length: int) -> int:
-    """Return where a window of a side begins that has `low` to `high` in its middle, as far as the image reaches."""
+    """Return the start of a window of a side with `low` to `high` in its middle; if possible it is inside the image."""
     return (length - side) // 2 if side >= length else min(max((low + high - side) // 2, 0), length - side)
 
 
@@ -74,7 +74,7 @@ def _drawn(image: Tensor, mask: Tensor, size: tuple[int, int], dim: bool) -> Ten
     )
     inside = (
         share[0] > 0.5 * share.max()
-    )  # pixels of which the mask has most; of a very thin mask, those it has most of
+    )  # pixels that the mask covers by more than half; for a very thin mask, by half of its largest cover
     if dim:
         pixels = torch.where(inside, pixels, DIMMED * pixels)
     elif min(size) > 4:

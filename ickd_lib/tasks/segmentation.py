@@ -1,4 +1,4 @@
-"""Semantic segmentation: a sample is a class region, that is all pixels of one class in an image."""
+"""Semantic segmentation: a sample is a class region, which is all pixels of one class in an image."""
 
 from __future__ import annotations
 
@@ -19,25 +19,26 @@ from ickd_lib.runtime import InputError
 from ickd_lib.tasks.base import Column, Pixels, Samples, Task, places_of, positions, register
 from ickd_lib.tasks.pictures import crop, whole
 
-PASS = 2**18  # number of pixels that are evaluated in one pass
+PASS = 2**18  # largest number of pixels that are evaluated in one pass, if it has several images
 
 
 @register("segmentation")
 class Segmentation(Task):
     """Semantic segmentation: a sample is a region, all pixels of one class in an image.
 
-    Logits and features of a region are the means over its pixels of the network's maps. Its key is row · C + class, so
-    that a memory bank has one row for each class of each image. Ignored pixels belong to no region. The maps of all
-    networks are brought to one size, the image's size divided by `stride`, so that networks of different output strides
-    can be compared at each pixel (`Samples.pixels`). The class of such a pixel is the one that covers most of it.
+    The logits and features of a region are the means of the network's maps over its pixels. Its key is row · C + class,
+    so a memory bank has one row for each class of each image. Ignored pixels belong to no region. The maps of all
+    networks are resized to the image's height and width divided by `stride`, so that networks with different output
+    strides can be compared at each pixel (`Samples.pixels`). The class of such a pixel is the one that covers most of
+    it.
 
     The supervised loss is cross-entropy over all pixels of the image that are not ignored, with the logits enlarged to
     the size of the image. The primary metric is the mean intersection over union.
 
     Args:
-        stride: the side of the image divided by the side of the maps that are compared.
-        least: in training, a region of fewer pixels than this in the augmented image is no sample. In a memory bank
-            each class of an image has a row, however small its region is.
+        stride: height and width of the image divided by those of the maps that are compared.
+        least: in training, a region with fewer pixels than this in the augmented image is not a sample. In a memory
+            bank, each class of an image has a row, however small its region is.
     """
 
     primary = "miou"
@@ -61,7 +62,7 @@ class Segmentation(Task):
     def check(self, images: DenseImages) -> None:  # type: ignore[override]
         if getattr(images, "masks", None) is None:
             raise InputError(
-                f"segmentation needs images with class masks, and {images.name} has none; choose scenes, masks:PATH or "
+                f"segmentation needs images with class masks, but {images.name} has none; choose scenes, masks:PATH or "
                 "voc:PATH"
             )
 
@@ -79,7 +80,7 @@ class Segmentation(Task):
         with runtime.autocast(batch.index.device, precision):
             output = network(batch.images, maps=maps)
         logits = output.logits.float()
-        share = self._shares(batch, batch.num_classes)  # also for a teacher of other classes
+        share = self._shares(batch, batch.num_classes)  # the classes of the data, also for a teacher of other classes
         image, label = (share.sum(2) >= self.least).nonzero(as_tuple=True)
         pixels = self._pixels(logits, output.features.float(), share, batch)
         samples = Samples(
@@ -156,7 +157,7 @@ class Segmentation(Task):
         return whole(image, mask, dim=True)
 
     def _shares(self, batch: DenseBatch, classes: int) -> Tensor:
-        """Count the pixels of the image of each class at each position of the maps.
+        """Count, for each position of the maps, the pixels of the image in it that have each class.
 
         Returns:
             Float, shape [B, C, h · w].
@@ -171,12 +172,12 @@ class Segmentation(Task):
         return counts.float().view(len(masks), classes, h * w)
 
     def _cells(self, side: int, device: torch.device) -> tuple[Tensor, int]:
-        """Return the position on the maps of each row or column of the image, and the number of positions."""
+        """Return the position on the maps of each row (or column) of the image, and the number of positions."""
         cells = -(-side // self.stride)
         return torch.arange(side, device=device) * cells // side, cells
 
     def _pixels(self, logits: Tensor, features: Tensor, share: Tensor, batch: DenseBatch) -> Pixels:
-        """Bring the maps to the common size, and find the class of each position; it has no region yet."""
+        """Resize the maps to the common size, and find the class of each position; the regions are not yet set."""
         size = [-(-side // self.stride) for side in _stacked(batch.images).shape[2:]]
         if list(logits.shape[2:]) != size:
             logits, features = (F.interpolate(one, size, mode="bilinear") for one in (logits, features))
@@ -184,14 +185,14 @@ class Segmentation(Task):
         return Pixels(logits, features, labels, torch.full_like(labels, -1))
 
     def _loss(self, logits: Tensor, batch: DenseBatch) -> Tensor:
-        """Compute cross-entropy over all pixels of the images that are not ignored; 0 if all are."""
+        """Compute cross-entropy over all pixels of the images that are not ignored; 0 if all are ignored."""
         masks = _stacked(batch.masks)
         labels = masks.long().masked_fill(masks >= batch.num_classes, -1)
         enlarged = F.interpolate(logits, masks.shape[1:], mode="bilinear")
         return F.cross_entropy(enlarged, labels, ignore_index=-1, reduction="sum") / (labels >= 0).sum().clamp(min=1)
 
 
-# Which classes each image of a split has, [N, C]; the masks are read once.
+# The classes that occur in each image of a split, bool [N, C], so that the masks are read only once.
 _PRESENT: WeakKeyDictionary[DenseImages, Tensor] = WeakKeyDictionary()
 
 
@@ -223,7 +224,7 @@ def _with_regions(pixels: Pixels, image: Tensor, label: Tensor, classes: int) ->
 
 
 def _regions(images: DenseImages, keys: Tensor) -> list[tuple[Tensor, Tensor]]:
-    """Return image, uint8 [3, h, w], and pixels, bool [h, w], of each region with a key in `keys` [n]."""
+    """Return the image, uint8 [3, h, w], and the pixels, bool [h, w], of each region with a key in `keys` [n]."""
     assert images.masks is not None
     classes = len(images.classes)
     at = positions(images, keys // classes).tolist()
@@ -232,7 +233,7 @@ def _regions(images: DenseImages, keys: Tensor) -> list[tuple[Tensor, Tensor]]:
 
 
 def _present(mask: Tensor, classes: int) -> Tensor:
-    """Return whether a mask has each class, bool [C]."""
+    """Return which classes occur in a mask, bool [C]."""
     return torch.bincount(mask.flatten(), minlength=256)[:classes] > 0
 
 
@@ -243,9 +244,9 @@ def _stacked(given: Tensor | tuple[Tensor, ...] | None) -> Tensor:
 
 
 def _outputs(network: Network, images: DenseImages, precision: str) -> Iterator[tuple[DenseBatch, Output]]:
-    """Yield batches of the images without augmentation, with the network's outputs in float32 and evaluation mode.
+    """Yield batches of images without augmentation, with the outputs of the network in evaluation mode, in float32.
 
-    The images of a batch have one size.
+    All images of a batch have the same size.
     """
     device = images.index.device
     precision = runtime.precision(precision, device, int(images.sizes.min()))

@@ -23,8 +23,8 @@ from ickd_lib.data.sets.base import DataSet
 from ickd_lib.runtime import InputError
 
 RESIDENT = 2**30  # bytes of pixels up to which images are decoded once and kept in memory
-MEASURED = 256  # images from which the mean colour is computed where they are not kept in memory
-LISTED = 20  # annotations that one note names
+MEASURED = 256  # largest number of images from which the mean colour is computed if they are not kept in memory
+LISTED = 20  # largest number of annotations that one note names
 
 
 @dataclass(frozen=True, eq=False)
@@ -50,7 +50,7 @@ class DenseDataSet(DataSet):
     """A data set with class masks or objects. A subclass reads its splits and makes the result with `dense`."""
 
     def dense(self, parts: Mapping[str, Part], classes: Sequence[str], transform: RandomCrop | RandomResize) -> Splits:
-        """Make the splits. Images that take little memory in all are decoded here, others when they are needed.
+        """Make the splits. If all images take at most RESIDENT bytes, they are decoded here, else when they are needed.
 
         Args:
             parts: the splits "train", "test" and, where there is one, "val".
@@ -90,7 +90,7 @@ class DenseDataSet(DataSet):
         return Splits(*(cast(Images, splits[name]) for name in Splits._fields))
 
     def note_absent(self, split: str, classes: Sequence[str], counts: Tensor) -> None:
-        """Note the classes of which a split has no annotation; `counts` [C] are numbers of annotations."""
+        """Print a note of the classes of which a split has no annotation; `counts` [C] are numbers of annotations."""
         absent = [repr(name) for name, count in zip(classes, counts.tolist(), strict=True) if not count]
         if absent:
             runtime.notice(f"{self.title}/{split} has no annotation of class {', '.join(absent)}")
@@ -106,11 +106,11 @@ class DenseDataSet(DataSet):
     ) -> tuple[SplitObjects, list[int]]:
         """Check the objects of a split. Boxes are cut off at the border of their image.
 
-        Boxes without an area inside their image are dropped, and a note names them.
+        Boxes without an area inside their image are left out, and a note names them.
 
         Args:
             split: name of the split.
-            annotations: image after image.
+            annotations: all annotations, those of the first image first.
             sizes: height and width of each image, shape [N, 2].
             classes: names of the C classes.
             source: the file or folder that the annotations are from, for the note.
@@ -194,12 +194,12 @@ def class_names(folder: Path) -> tuple[str, ...]:
 def check_apart(paths: Mapping[str, Sequence[Path]], *, published: bool = False) -> None:
     """Check that no image is in two splits.
 
-    Files are compared by their bytes where they have the same size. That two files have the same name is only noted.
+    Files of the same size are compared by their bytes. If two files only have the same name, a note is printed.
 
     Args:
         paths: the image files of each split.
-        published: whether the splits may be published ones, which are used as they are; of two files with the same
-            content there is then a note instead of an error.
+        published: whether the splits may be published ones, which are used as they are. Two files with the same content
+            then lead to a note instead of an error.
     Raises:
         InputError: a file is in two splits, or files of two splits have the same content.
     """

@@ -28,10 +28,10 @@ from ickd_lib.runtime import InputError
 class Coco(DenseDataSet):
     """Images in PATH/train2017/ and PATH/val2017/, annotations in PATH/annotations/instances_train2017.json and so on.
 
-    The folders of images may also be in PATH/images/, and the names may end in another year, or in none. The split val
+    The folders of images may also be in PATH/images/, and the names may end in another year or in none. The split val
     is the test split, unless there are annotations of a split test. Images without objects are kept. The classes are
-    the categories in the order of their ids. With the annotations "instances" the objects have masks, which pycocotools
-    decodes when they are needed.
+    the categories in the order of their ids. With the annotations "instances", the objects have masks, which are
+    decoded by pycocotools when they are needed.
     """
 
     options = frozenset({"path", "annotations", "image_size"})
@@ -128,7 +128,7 @@ def _read(path: Path) -> _Content:
     """Read a file of annotations.
 
     Raises:
-        InputError: it is not JSON, something is missing in it, or an annotation is of an unknown image or category.
+        InputError: it is not JSON, something is missing in it, or an annotation has an unknown image or category.
     """
     try:
         content = json.loads(path.read_text())
@@ -159,7 +159,7 @@ def _read(path: Path) -> _Content:
 
 
 def _area(annotation: Mapping[str, Any]) -> float:
-    """Return the area of an annotation, or of its box if it has none; COCO's is that of the outline."""
+    """Return the area that an annotation states, which is that of the outline in COCO; without one, that of the box."""
     area = annotation.get("area")
     return annotation["bbox"][2] * annotation["bbox"][3] if area is None else area
 

@@ -7,11 +7,11 @@ import numpy as np
 SIDE = 96
 MOST = 6  # digits in a scene
 HEIGHTS = (32, 54)  # smallest and largest height of a digit with its margin; the digit itself takes eight tenths
-VISIBLE = 85  # percent of a digit's pixels that the digits drawn over it leave visible, at least
+VISIBLE = 85  # least share of a digit's pixels, in percent, that stays visible when others are drawn over it
 BRIGHT = 140  # least brightness of a digit's colour, of 255; most backgrounds are darker
 CONTRAST = 40  # least difference in brightness between a digit and what it is drawn on
 ATTEMPTS = 10  # places that are tried for a digit
-UNIT = 64  # fixed-point numbers have a unit of 64
+UNIT = 64  # the integer that stands for 1 in fixed-point numbers
 
 
 class Random:

@@ -48,9 +48,10 @@ class MaskDataSet(DenseDataSet):
 
         Args:
             images, masks: the image files of each split, and the masks of the same images.
-            names: names of the classes; empty for those in `usual` or the numbers of the classes that are found.
+            names: names of the classes. If there are none, they are those in `usual`, or else the numbers of the
+                classes.
             ignore: value of the pixels that are ignored, beside 255.
-            usual: names of the classes of a published data set, used if that many are found.
+            usual: names of the classes of a published data set, used if the highest value is that of the last of them.
         Raises:
             InputError: a mask cannot be read, has another size than its image or a class that has no name, or an image
                 is in two splits.
@@ -103,8 +104,9 @@ class Masks(MaskDataSet):
 
     The splits are train, test and optionally val; if there is no folder test/, val/ is the test split. The value of a
     pixel of a mask is the position of a class in PATH/classes.txt, which has a name on each line; without that file the
-    classes are numbered. Pixels of value 255 are ignored, and so are those of one more value: the option `ignore`, or
-    the number in PATH/ignore.txt. Values above the ignored one move down by one: if 0 is ignored, 1 is the first class.
+    names of the classes are their numbers. Pixels with the value 255 are ignored. One more value can be ignored, which
+    is the option `ignore` or the number in PATH/ignore.txt. Higher values then move down by one: if 0 is ignored, 1 is
+    the first class.
     """
 
     options = frozenset({"path", "ignore", "image_size"})
@@ -172,7 +174,7 @@ def read_mask(ignore: int, path: Path) -> Tensor:
 
 
 def _table(ignore: int) -> Tensor:
-    """Return the class of each value of a pixel, uint8 [256]."""
+    """Return the class that each of the 256 values of a pixel stands for, uint8 [256]."""
     table = torch.arange(256)
     table -= (table > ignore).long()
     table[[ignore, IGNORED]] = IGNORED

@@ -27,10 +27,10 @@ class Scenes(DenseDataSet):
     """1,100 scenes of 96×96 pixels with one to six digits each, drawn from scikit-learn's digits.
 
     The digits vary in size, place, colour and slant, and may overlap. The splits share no digit: training and
-    validation scenes use the training split of `digits`, test scenes its test split. With the annotations "masks" there
-    are class masks, and the classes are the background and the ten digits. With "boxes" and "instances" there are
-    objects, with "instances" also their masks, and the classes are the ten digits. The images are the same. Boxes
-    enclose the visible pixels of a digit.
+    validation scenes use the training split of `digits`, test scenes its test split. With the annotations "masks", the
+    images have class masks, and the classes are the background and the ten digits. With "boxes" and "instances", they
+    have objects, with "instances" also a mask of each object, and the classes are the ten digits. The images are the
+    same in all cases. A box encloses the visible pixels of a digit.
     """
 
     options = frozenset({"annotations"})

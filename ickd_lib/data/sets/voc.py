@@ -13,7 +13,7 @@ from ickd_lib.data.sets.base import register
 from ickd_lib.data.sets.masks import MaskDataSet
 from ickd_lib.runtime import InputError, choose
 
-# Of the masks' values 0 to 20; the boxes' names are in the annotations.
+# The classes of the values 0 to 20 in masks. For boxes, the names of the classes are in the annotations.
 CLASSES = tuple(
     "background aeroplane bicycle bird boat bottle bus car cat chair cow diningtable dog horse motorbike person "
     "pottedplant sheep sofa train tvmonitor".split()
@@ -29,9 +29,10 @@ class Voc(MaskDataSet):
 
     The lists in PATH/ImageSets/Main/, for masks in PATH/ImageSets/Segmentation/, are the splits: train.txt (or
     trainval.txt where it is missing), val.txt and test.txt; if there is no test.txt, val.txt is the test split. The
-    classes are the names in PATH/classes.txt, or else those in the annotations, sorted. In the files the first pixel
-    has the number 1. Objects that are marked as difficult are `crowd`, so that they are neither learned nor counted.
-    Masks that use the value 20 have the classes of Pascal VOC, others numbers; 255 is ignored.
+    classes are the names in PATH/classes.txt, or else those in the annotations, sorted. The coordinates in the files
+    count pixels from 1. Objects that are marked as difficult are `crowd`: they are left out of the training and ignored
+    by the metrics. Pixels of masks with the value 255 are ignored. Without PATH/classes.txt, the classes of masks are
+    those of Pascal VOC if 20 is the highest value, and numbers otherwise.
     """
 
     options = frozenset({"path", "annotations", "image_size"})
@@ -127,7 +128,7 @@ def _objects(path: Path) -> list[_Object]:
         except ValueError:
             raise InputError(f"object {number} in {path} has no bndbox of four numbers; correct it") from None
         if left < right and top < bottom:
-            left, top = left - 1, top - 1  # else the box has no area, and is noted as such
+            left, top = left - 1, top - 1  # a box without an area stays so, and is left out later, with a note
         name = found.findtext("name", "").strip()
         if not name:
             raise InputError(f"object {number} in {path} has no name; correct it")

@@ -1,7 +1,7 @@
 """Settings with which methods were published for detectors on COCO.
 
-The authors count iterations. With 8 images an iteration, their 180,000 iterations are 12 epochs, and the learning rate
-drops at 120,000 and 160,000, which are 2/3 and 8/9 of them.
+The authors count iterations. With 8 images in each, their 180,000 iterations are about 12 epochs. The learning rate
+drops after 120,000 and 160,000 iterations, which are 2/3 and 8/9 of them.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from ickd_lib.training.recipe import Recipe
 
 R101_R18 = ("resnet101-fpn", "resnet18-fpn")
 R101_R50 = ("resnet101-fpn", "resnet50-fpn")
-WARMUP = 1000 * 8 / 118_287  # epochs; the default of detectron2 is 1,000 iterations
+WARMUP = 1000 * 8 / 118_287  # in epochs: 1,000 iterations with 8 images, the default of detectron2
 
 ONCE = Recipe(epochs=12, batch_size=8, lr=0.01, weight_decay=1e-4, milestones=(2 / 3, 8 / 9), warmup=WARMUP)
 TWICE = Recipe(epochs=24, batch_size=8, lr=0.01, weight_decay=1e-4, milestones=(2 / 3, 8 / 9), warmup=WARMUP)
@@ -19,6 +19,11 @@ TWICE = Recipe(epochs=24, batch_size=8, lr=0.01, weight_decay=1e-4, milestones=(
 _MDISTILLER = "configurations of megvii-research/mdistiller, 180,000 iterations"
 
 SETTINGS: dict[str, Settings] = {
+    "ce": Settings(
+        "the recipe of dkd's students; the authors' teachers are detectron2's, which were trained three times as long",
+        ONCE,
+        official=False,
+    ),
     "kd": Settings(
         "no settings of kd are published for COCO; the recipe is that of dkd, and all weights and temperatures are 1",
         ONCE,
@@ -44,7 +49,7 @@ SETTINGS: dict[str, Settings] = {
         pairs={R101_R18: {}, R101_R50: {}},
         official=False,
     ),
-    # 360,000 iterations: with 4 images an iteration for ResNet18, which are 12 epochs, and with 8 for ResNet50.
+    # The 360,000 iterations are 12 epochs with 4 images in each, for ResNet18, and 24 with 8 images, for ResNet50.
     "ckd+reviewkd": Settings(
         "configurations of ZhouXinzzzzz/CKD, 360,000 iterations",
         TWICE,
