@@ -157,7 +157,12 @@ class DenseImages:
         return self.subset(self.draw(count, seed))
 
     def to(self, device: torch.device | str) -> DenseImages:
-        """Return the same split on another device. Files are decoded on the CPU, and their batches moved."""
+        """Return the same split on another device; the split itself if it is on that device already.
+
+        Files are decoded on the CPU, and their batches moved.
+        """
+        if self.index.device == runtime.device(device):
+            return self
 
         def moved(given: Any) -> Any:
             return tuple(x.to(device) for x in given) if isinstance(given, tuple) else given
