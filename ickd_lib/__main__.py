@@ -153,6 +153,7 @@ def bank(given: argparse.Namespace) -> None:
 
 def evaluate(given: argparse.Namespace) -> None:
     """Evaluate the student of a finished run."""
+    given.task = runtime.Run(given.run).settings.get("task", "classification")
     network, splits = training.load(given.run, device=given.device), _splits(given)
     print(
         json.dumps(

@@ -233,7 +233,7 @@ def test_the_command_line_trains_compares_and_reports(tmp_path, monkeypatch, cap
     out = run(f"train --method ickd(positives=1,negatives=3) --student resnet8-fcn --name a {QUICK} {SHORT}")
     summary = json.loads(out[: out.index("run folder")])
     assert summary["task"] == TASK and summary["train_images"] == 24
-    found = json.loads(run("evaluate runs/a --task segmentation --dataset scenes --device cpu"))
+    found = json.loads(run("evaluate runs/a --dataset scenes --device cpu"))
     assert found["miou"] == pytest.approx(summary["miou"]) and found["pixel_accuracy"] > 0
     shown = run("report runs --baseline ce")
     assert "| ickd(positives=1, negatives=3) | 1 |" in shown and "| ce | 2 |" in shown and "mIoU, %" in shown
