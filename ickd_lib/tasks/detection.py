@@ -69,6 +69,10 @@ class Detection(Task):
                 f"detection needs images with annotated boxes, and {images.name} has none; choose scenes, voc:PATH or "
                 "coco:PATH"
             )
+        if bool(images.objects.flat.crowd.all()):  # type: ignore[union-attr]
+            raise InputError(
+                f"none of the {len(images)} images of {images.name} has an object that counts; give others"
+            )
 
     def samples(  # type: ignore[override]
         self,

@@ -173,7 +173,9 @@ def _check(
     for split in (splits.train, splits.test):
         if not len(split):
             raise InputError(f"{split.name} has no image; training needs some in train and in test")
-    task.check(splits.train)
+    for split in splits:
+        if len(split):
+            task.check(split)
     if teacher:
         task.check_network(teacher)
 
@@ -244,7 +246,8 @@ def _numerics(
     }
     long = recipe.epochs * waiting[0].steps >= precision_benchmark.STEPS
     if precision == "auto" and device.type == "cpu" and long and min(train.size) >= 16:
-        runs_teacher = any("teacher" in state.learner.method.needs for state in waiting) and not cached
+        runs_teacher = any("teacher" in state.learner.method.needs for state in waiting)
+        runs_teacher = runs_teacher and not found["teacher_cache"]
         network = waiting[0].learner.network
         taken = precision_benchmark.seconds(network, teacher if runs_teacher else None, train, task)
         found |= {"precision_benchmark": taken, "precision": precision_benchmark.faster(taken)}
