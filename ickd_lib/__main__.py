@@ -18,6 +18,7 @@ from ickd_lib import data, methods, metrics, runs, runtime, tasks, training
 from ickd_lib.memory import MemoryBank
 from ickd_lib.models import Network
 from ickd_lib.options import parser, recipe_defaults
+from ickd_lib.runs.seeds import task_of
 from ickd_lib.runtime import Diverged, InputError
 from ickd_lib.training import Recipe
 
@@ -206,7 +207,9 @@ def _draw(given: argparse.Namespace, summaries: list[dict[str, Any]]) -> None:
         ((setting, by_method),) = settings.items()
         apart = runs.differences(by_method, given.baseline)
         ranked = dict(sorted(apart.items(), key=lambda pair: -pair[1]["mean"]))
-        of = "accuracy on held-out images" if setting[-1] else "test accuracy"
+        task = task_of(next(iter(by_method.values()))[0][0])
+        what = {"miou": "mIoU", "ap": "AP"}.get(task.primary, task.primary)
+        of = f"{what} on held-out images" if setting[-1] else f"test {what}"
         figure = plots.differences(ranked, baseline=given.baseline, of=of)
     else:
         figure = plots.published(runs.beside_published(summaries))
