@@ -81,8 +81,8 @@ def distill(
         callbacks: see `Callback`.
         teacher_cache: folder of a cache of the teacher's outputs for each view of each image, in half precision, which
             later trainings with the same teacher and data use too (`TeacherCache`). With None the teacher runs in every
-            step. The cache is also skipped when the augmentation goes beyond crop and flip, or when any method
-            needs the teacher's feature maps or a second, strongly augmented view.
+            step. The cache is also skipped in segmentation and detection, when the augmentation goes beyond crop and
+            flip, or when any method needs the teacher's feature maps or a second, strongly augmented view.
         teacher_cache_gigabytes: largest size of the cache.
         capture: on a GPU, whether to capture a step as a CUDA graph and replay it, which makes small networks fast.
             With False every step runs eagerly, for debugging inside a method. On a CPU it has no effect.
