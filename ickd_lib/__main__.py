@@ -18,6 +18,7 @@ from ickd_lib import data, methods, metrics, runs, runtime, tasks, training
 from ickd_lib.memory import MemoryBank
 from ickd_lib.models import Network
 from ickd_lib.options import parser, recipe_defaults
+from ickd_lib.runs.seeds import task_of
 from ickd_lib.runtime import Diverged, InputError
 from ickd_lib.training import Recipe
 
@@ -203,8 +204,8 @@ def _draw(given: argparse.Namespace, summaries: list[dict[str, Any]]) -> None:
         ((setting, by_method),) = settings.items()
         apart = runs.differences(by_method, given.baseline)
         ranked = dict(sorted(apart.items(), key=lambda pair: -pair[1]["mean"]))
-        task = runs.seeds.task_of(next(iter(by_method.values()))[0][0])
-        of = "accuracy" if task.name == "classification" else task.columns[0].heading.removesuffix(", %")
+        task = task_of(next(iter(by_method.values()))[0][0])
+        of = {"miou": "mIoU", "ap": "AP"}.get(task.primary, task.primary)
         of = f"{of} on held-out images" if setting[-1] else f"test {of}"
         figure = plots.differences(ranked, baseline=given.baseline, of=of)
     else:

@@ -335,3 +335,10 @@ def test_wrap_refuses_modules_that_are_not_for_segmentation():
     refused("no convolution", lambda: models.wrap_segmentation(nn.Identity()))
     strided = nn.Sequential(nn.Conv2d(3, 6, 1), nn.Conv2d(6, 5, 1, stride=2))
     refused("name layers of one size", lambda: models.wrap_segmentation(strided))
+
+
+@pytest.mark.parametrize("given", ["num_classes=5", "mean=3", "std=(1, 1, 1)", "name='resnet8'"])
+def test_what_the_data_determine_is_no_part_of_the_name(given):
+    with pytest.raises(InputError, match=f"{given.partition('=')[0]} cannot be part of the name") as error:
+        models.create(f"resnet8-fcn({given})", 3)
+    assert "\n" not in str(error.value)

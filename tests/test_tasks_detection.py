@@ -105,6 +105,24 @@ def test_a_teacher_is_evaluated_on_the_boxes_of_the_student(few, network):
     assert torch.equal(found.image, own.image) and len(found.logits.unique(dim=0)) > len(found.logits) / 2
 
 
+@pytest.mark.parametrize("side", [112, 96])
+def test_a_random_scale_is_not_undone_by_a_detector_that_resizes_to_the_same_length(few, network, side):
+    """The scenes' training images have a random side of 80 to 112 pixels; 96 is another length and is kept to."""
+    batch = few.train.batch(torch.arange(6), torch.arange(6))
+    assert batch.resized == 112 and few.train.batch(torch.arange(6)).resized == 0
+    assert len({image.shape for image in batch.images}) > 1
+    found = []
+    for options in ({}, {"min_size": side, "max_size": 200}):
+        one = models.create("resnet8-fpn", **few.train.spec, **options)
+        one.load_state_dict(network.state_dict())
+        torch.manual_seed(3)
+        own, _ = Detection().samples(one.train(), batch)
+        with torch.no_grad():
+            found.append((own, Detection().samples(one.eval(), batch, like=own)[0]))
+    for plain, resizing in zip(*found, strict=True):
+        assert torch.equal(plain.logits, resizing.logits) is (side == 112)
+
+
 def test_known_samples_are_those_with_a_row(few, network):
     batch = few.train.batch(torch.arange(3), torch.arange(3))
     samples, _ = Detection().samples(copy.deepcopy(network).train(), batch, maps=True)

@@ -10,7 +10,7 @@ import test_models_dense_one_stage as one_stage
 import torch
 import torch.nn.functional as F
 
-from ickd_lib import methods, runs
+from ickd_lib import methods, models, runs
 from ickd_lib.memory import MemoryBank
 from ickd_lib.models import fpn
 from ickd_lib.runtime import InputError
@@ -200,6 +200,23 @@ def test_one_stage_detectors_are_trained(kind, few):
         assert 0 <= history.summary["ap"] <= 1 and 0 <= history.summary["agreement"] <= 1
         before = student.state_dict()
         assert any((value != before[name]).any() for name, value in history.network.state_dict().items())
+
+
+def test_negatives_of_each_class_leave_out_the_background(few, teacher, bank):
+    """No row of the bank has the background, so a sample has nine other classes and not ten."""
+    student = Student("resnet8-fpn", "ickd(positives=2, per_class=True)", name="a")
+    history = scenes.distill(TASK, [student], few, teacher, bank=bank)["a"]
+    assert history.method.retrieval.negatives == 9 and math.isfinite(history.epochs[0]["loss"])
+
+
+@pytest.mark.parametrize("split", ["train", "val", "test"])
+def test_images_without_any_object_are_refused_before_training(split, few):
+    none = scenes.emptied(few.test, torch.arange(len(few.test)))
+    with pytest.raises(InputError, match="none of the 6 images of scenes/test has an object that counts") as error:
+        scenes.distill(TASK, [Student("resnet8-fpn")], few._replace(**{split: none}))
+    assert "\n" not in str(error.value)
+    with pytest.raises(InputError, match="has an object that counts"):
+        MemoryBank.build(models.create("resnet8-fpn", **few.train.spec), none, task=Detection())
 
 
 # ---------------------------------------------------------------------------------- the command line

@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from ickd_lib import data, explore, models, tasks, training
+from ickd_lib.data.decoded import Decoded
 from ickd_lib.memory import MemoryBank, require_fit
 from ickd_lib.runtime import InputError
 from ickd_lib.tasks import Segmentation
@@ -212,6 +213,17 @@ def test_a_bank_does_not_make_up_samples(unequal, network, key):
     key = key or next(k for k in range(int(known[0]) // 11 * 11, int(known[-1])) if k not in known)
     with pytest.raises(InputError, match="some samples are not in scenes/test"):
         Segmentation().bank_samples(network, unequal, keys=torch.tensor([int(known[0]), key]))
+
+
+def test_mask_files_are_read_once_for_the_keys(few):
+    """Each training moves its splits to its device, which must not make the keys of the same images unknown."""
+    read = []
+    masks = Decoded(lambda i: read.append(i) or few.train.masks[i], tuple(range(len(few.train))))
+    images = replace(few.train, masks=masks)
+    expected = Segmentation().keys(few.train)
+    for moved in (images, images.to("cpu"), images.to(torch.device("cpu"))):
+        assert all(map(torch.equal, Segmentation().keys(moved), expected))
+    assert sorted(read) == list(range(len(images)))
 
 
 def test_the_metrics_are_those_of_a_loop_at_full_resolution(unequal, network):

@@ -235,7 +235,8 @@ def test_the_command_line_trains_compares_and_reports(tmp_path, monkeypatch, cap
     assert summary["task"] == TASK and summary["train_images"] == 24
     found = json.loads(run("evaluate runs/a --dataset scenes --device cpu"))
     assert found["miou"] == pytest.approx(summary["miou"]) and found["pixel_accuracy"] > 0
-    shown = run("report runs --baseline ce")
+    shown = run("report runs --baseline ce --figure apart.svg")
+    assert "points of test mIoU" in (tmp_path / "apart.svg").read_text()
     assert "| ickd(positives=1, negatives=3) | 1 |" in shown and "| ce | 2 |" in shown and "mIoU, %" in shown
     numbers = json.loads(run(f"bank {QUICK} {SHORT} --k 2"))
     assert numbers["rows"] > 60 and 0 <= numbers["precision@2"] <= 1 and numbers["features"] == 64

@@ -32,6 +32,8 @@ class DenseBatch:
     masks: class of each pixel, uint8, shape [B, H, W] or B tensors of shape [h, w]; None where there are none.
     objects: the objects of each image; empty where there are none.
     num_classes: number of classes of masks and objects, C.
+    resized: the longest of the sides to one of which the shorter side of each image was resized at random (the largest
+        of `RandomResize.sizes`); 0 if the images were not resized so.
     """
 
     images: Tensor | tuple[Tensor, ...]
@@ -40,6 +42,7 @@ class DenseBatch:
     masks: Tensor | tuple[Tensor, ...] | None = None
     objects: tuple[Objects, ...] = ()
     num_classes: int = 0
+    resized: int = 0
 
     def __len__(self) -> int:
         return len(self.index)
@@ -158,7 +161,12 @@ class DenseImages:
         return self.subset(self.draw(count, seed))
 
     def to(self, device: torch.device | str) -> DenseImages:
-        """Return the same split on another device. Files are decoded on the CPU, and their batches moved."""
+        """Return the same split on another device; the split itself if it is on that device already.
+
+        Files are decoded on the CPU, and their batches moved.
+        """
+        if self.index.device == runtime.device(device):
+            return self
 
         def moved(given: Any) -> Any:
             return tuple(x.to(device) for x in given) if isinstance(given, tuple) else given
@@ -204,6 +212,7 @@ class DenseImages:
             None if masks is None else self._together([x.to(device) for x in masks]),
             () if objects is None else objects.per_image(),
             len(self.classes),
+            max(self.transform.sizes) if isinstance(self.transform, RandomResize) and view is not None else 0,
         )
 
     def strong_view(self, rows: Tensor, *keys: int) -> DenseBatch:

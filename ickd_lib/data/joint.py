@@ -47,7 +47,7 @@ class Geometry(NamedTuple):
             values = window.float() if window.is_cuda else window
             values = F.interpolate(values[None], self.resized, mode="bilinear", antialias=True)[0]
             window = values.round().to(torch.uint8) if window.is_cuda else values
-        return self._framed(window, image.new_tensor(fill)[:, None, None])
+        return self._framed(window, fill)
 
     def labels(self, mask: Tensor, fill: int) -> Tensor:
         """Return a mask in the frame, with the value of the nearest pixel: shape [..., *size].
@@ -62,15 +62,17 @@ class Geometry(NamedTuple):
             values = window.reshape(math.prod(window.shape[:-2]), 1, *window.shape[-2:]).to(torch.uint8)
             values = F.interpolate(values, self.resized, mode="nearest-exact")
             window = values.view(*window.shape[:-2], *self.resized).to(mask.dtype)
-        return self._framed(window, mask.new_tensor(fill))
+        return self._framed(window, fill)
 
     def _window(self, pixels: Tensor) -> Tensor:
         return pixels[..., self.top : self.top + self.height, self.left : self.left + self.width]
 
-    def _framed(self, window: Tensor, fill: Tensor) -> Tensor:
+    def _framed(self, window: Tensor, fill: int | Sequence[int]) -> Tensor:
         frame = window
         if window.shape[-2:] != self.size:
-            frame = fill.expand(*window.shape[:-2], *self.size).clone()
+            # A GPU is waited for where a value is copied to it, so that is done only for images that need it.
+            colour = window.new_tensor(fill)[..., None, None]
+            frame = colour.expand(*window.shape[:-2], *self.size).clone()
             height, width = self.resized
             frame[..., self.above : self.above + height, self.before : self.before + width] = window
         return frame.flip(-1) if self.mirrored else frame

@@ -229,6 +229,8 @@ class Method(nn.Module):
         momentum: weight of the old content when a row of the student's own bank is written again.
         bank_rows: number of rows of the teacher's bank if a larger one than that of the training samples is given, else
             0; it is set before `setup` is called.
+        bank_classes: number of classes that rows of the teacher's bank have, which may be fewer than C: no row of a
+            detector's bank has the background; it is set before `setup` is called, and 0 if that is not known.
         pixelwise: whether the method compares each sample with its target alone, so that in segmentation it compares
             each pixel. All others compare class regions there.
         version: number of the definition of the method, which is increased when its loss changes for equal arguments.
@@ -246,6 +248,7 @@ class Method(nn.Module):
     embedding_rates: tuple[float, ...] = (1.0,)
     momentum = 0.0
     bank_rows = 0
+    bank_classes = 0
     pixelwise = False
     paper = ""
     code = ""

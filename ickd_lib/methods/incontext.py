@@ -163,7 +163,7 @@ class ICKD(Method):
             return
         if spec.source == "teacher":
             rows = self.bank_rows or rows
-        most = num_classes - 1 if spec.per_class else max(1, rows // 3)
+        most = max(1, (self.bank_classes or num_classes) - 1 if spec.per_class else rows // 3)
         if spec.negatives > most:
             limit = f"one of each of the {most} other classes" if spec.per_class else f"a third of the {rows} samples"
             notice(f"{self.config['name']} uses {most} negatives instead of {spec.negatives}: at most {limit}")

@@ -44,7 +44,8 @@ class CIRKD(WithLabels):
     pixels_per_image: largest number of pixels of each class in an image that are written in a step.
     pooling: side of the squares of pixels over which features are averaged before the pixels of the batch are compared,
         as with an option of the authors' code. The time for that term is proportional to 1 / pooling^4. (The authors'
-        batches have 2 images on each GPU.)
+        batches have 2 images on each GPU, and maps of stride 8: as many pixels as pooling=2 leaves of maps of stride 4.
+        Without pooling, crops of 512x512 pixels have 16,384 pixels, which take about 1 GB for each pair of images.)
     anchors: number of pixels of the batch, drawn at random in each step, that are compared with the memories; 0 for all
         of them, as in the authors' code. On a CPU, a step with 16 images of 96x96 pixels takes about 7 s with the
         defaults and 1 s with pooling=4, anchors=1024.

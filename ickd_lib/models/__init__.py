@@ -120,6 +120,10 @@ def create(
         raise InputError(f"num_classes={num_classes}; a network needs at least 1")
     plain, given = runtime.parse_call(str(name), "model", "resnet18-fpn(pretrained='backbone')")
     if given:
+        if apart := sorted(given.keys() & {"name", "num_classes", "mean", "std"}):
+            raise InputError(
+                f"{', '.join(apart)} cannot be part of the name {name!r}; give it as an argument of create"
+            )
         if given.get("pretrained"):
             mean = std = None
         found = create(plain, num_classes, **({"mean": mean, "std": std, "pretrained": pretrained} | options | given))

@@ -142,7 +142,7 @@ class Detector(Network):
         return self._own_regions(self._scene(self._checked(images)), maps)
 
     def training_pass(
-        self, images: Tensor | Sequence[Tensor], objects: Sequence[Annotated], *, maps: bool = False
+        self, images: Tensor | Sequence[Tensor], objects: Sequence[Annotated], *, maps: bool = False, resized: int = 0
     ) -> TrainingPass:
         """Compute the detector's own losses, and the outputs for some of its regions, in one forward pass.
 
@@ -153,6 +153,9 @@ class Detector(Network):
             images: B images, [B, 3, H, W] or B tensors [3, H_i, W_i].
             objects: the objects of each image; an image may have none.
             maps: also return the pyramid, with gradient.
+            resized: the length of the shorter side for which an augmentation has already resized the images
+                (`DenseBatch.resized`). A detector that resizes to this length leaves such images as they are, because
+                it would undo their random scale.
         Raises:
             InputError: the detector is not in training mode, or has a head for masks or keypoints; images or objects
                 have another type, shape or number; a box has no area; a label is not one of the C classes.
@@ -162,7 +165,7 @@ class Detector(Network):
         images = self._checked(images)
         kept = [self._kept(one, images[0]) for one in objects]
         self._check(images, [boxes for boxes, _, _ in kept], [labels for _, labels, _ in kept])
-        scene = self._scene(images)
+        scene = self._scene(images, resized)
         boxes = scene.scaled([boxes for boxes, _, _ in kept])
         targets = [{"boxes": one, "labels": labels + 1} for one, (_, labels, _) in zip(boxes, kept, strict=True)]
         losses, regions, labels, matched = self._trained(scene, targets, maps)
@@ -172,7 +175,9 @@ class Detector(Network):
         ]
         return TrainingPass(losses, regions, torch.cat(labels), torch.cat(positions))
 
-    def at_boxes(self, images: Tensor | Sequence[Tensor], boxes: Sequence[Tensor], *, maps: bool = False) -> Regions:
+    def at_boxes(
+        self, images: Tensor | Sequence[Tensor], boxes: Sequence[Tensor], *, maps: bool = False, resized: int = 0
+    ) -> Regions:
         """Compute logits and features for given boxes, such as those of a student's regions.
 
         As always, batch norm depends on the network's mode: in training mode it uses the statistics of this batch.
@@ -181,10 +186,11 @@ class Detector(Network):
             images: B images, [B, 3, H, W] or B tensors [3, H_i, W_i].
             boxes: the boxes of each image, B tensors [S_i, 4] in pixels of the images; S_i may be 0.
             maps: also return the pyramid.
+            resized: as in `training_pass`.
         Raises:
             InputError: images or boxes have another type, shape or number; a box has no area.
         """
-        return self._at(images, boxes, maps, annotated=False)
+        return self._at(images, boxes, maps, resized, annotated=False)
 
     def at_objects(self, images: Tensor | Sequence[Tensor], boxes: Sequence[Tensor], *, maps: bool = False) -> Regions:
         """Compute logits and features for the boxes of annotated objects; arguments and errors as in `at_boxes`.
@@ -192,15 +198,15 @@ class Detector(Network):
         It differs from `at_boxes` only for FCOS, and only for an object whose box is exactly one of its anchors; see
         `CentreSampled`.
         """
-        return self._at(images, boxes, maps, annotated=True)
+        return self._at(images, boxes, maps, 0, annotated=True)
 
     def _at(
-        self, images: Tensor | Sequence[Tensor], boxes: Sequence[Tensor], maps: bool, *, annotated: bool
+        self, images: Tensor | Sequence[Tensor], boxes: Sequence[Tensor], maps: bool, resized: int, *, annotated: bool
     ) -> Regions:
         images = self._checked(images)
         boxes = [one.to(images[0]) for one in boxes]
         self._check(images, boxes)
-        return self._regions_at(self._scene(images), boxes, maps, annotated)
+        return self._regions_at(self._scene(images, resized), boxes, maps, annotated)
 
     def detect(self, images: Tensor | Sequence[Tensor]) -> list[Detections]:
         """Detect objects, in evaluation mode and without gradients; each submodule returns to its earlier mode.
@@ -282,13 +288,13 @@ class Detector(Network):
         box = [round(edge, 2) for edge in every[empty][0].tolist()]
         raise InputError(f"box {box} has no area; boxes are [left, top, right, bottom] in pixels: leave it out")
 
-    def _scene(self, images: list[Tensor]) -> Scene:
+    def _scene(self, images: list[Tensor], already: int = 0) -> Scene:
         """Normalise, resize and pad the images, and compute their pyramid. Nothing else evaluates the backbone."""
         from torchvision.models.detection.image_list import ImageList
 
         transform = self.module.transform
         resized = [(image - self.mean[0]) / self.std[0] for image in images]
-        if self.resizes:
+        if self.resizes and (transform.fixed_size or already != transform.min_size[-1]):
             resized = [transform.resize(image)[0] for image in resized]
         sizes = [(image.shape[1], image.shape[2]) for image in images]
         inside = [(image.shape[1], image.shape[2]) for image in resized]

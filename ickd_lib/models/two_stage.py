@@ -33,12 +33,12 @@ class TwoStage(Detector):
         super().__init__(module, logits.out_features - 1, logits.in_features, resizes=resizes)
 
     def training_pass(
-        self, images: Tensor | Sequence[Tensor], objects: Sequence[Annotated], *, maps: bool = False
+        self, images: Tensor | Sequence[Tensor], objects: Sequence[Annotated], *, maps: bool = False, resized: int = 0
     ) -> TrainingPass:
         heads = self.module.roi_heads
         if heads.has_mask() or heads.has_keypoint():
             raise InputError(f"{self.name} has a head for masks or keypoints and is not trained; it can be a teacher")
-        return super().training_pass(images, objects, maps=maps)
+        return super().training_pass(images, objects, maps=maps, resized=resized)
 
     def _settings(self) -> list[tuple[Any, tuple[str, ...]]]:
         rpn, heads = self.module.rpn, self.module.roi_heads

@@ -69,6 +69,10 @@ class Detection(Task):
                 f"detection needs images with annotated boxes, but {images.name} has none; choose scenes, voc:PATH or "
                 "coco:PATH"
             )
+        if bool(images.objects.flat.crowd.all()):  # type: ignore[union-attr]
+            raise InputError(
+                f"none of the {len(images)} images of {images.name} has an object that counts; give others"
+            )
 
     def samples(  # type: ignore[override]
         self,
@@ -82,10 +86,10 @@ class Detection(Task):
         device = batch.index.device
         if like is not None:
             with runtime.autocast(device, precision):
-                regions = network.at_boxes(batch.images, like.boxes, maps=maps)
+                regions = network.at_boxes(batch.images, like.boxes, maps=maps, resized=batch.resized)
             return _samples(regions, like.labels, like.key), None
         with runtime.autocast(device, precision):
-            done = network.training_pass(batch.images, batch.objects, maps=maps)
+            done = network.training_pass(batch.images, batch.objects, maps=maps, resized=batch.resized)
         # The positions among the objects of an image become positions among those of the batch.
         counts = torch.tensor([0, *(len(one) for one in batch.objects)], device=device).cumsum(0)
         every = torch.cat([*(one.key for one in batch.objects), torch.full((1,), -1, device=device)])

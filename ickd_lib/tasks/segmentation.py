@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ickd_lib import metrics, runtime
 from ickd_lib.data import DenseBatch, DenseImages
-from ickd_lib.data.decoded import fetch
+from ickd_lib.data.decoded import Decoded, fetch, threaded
 from ickd_lib.models import Network, Output
 from ickd_lib.models.inspection import evaluating
 from ickd_lib.runtime import InputError
@@ -80,7 +80,7 @@ class Segmentation(Task):
         with runtime.autocast(batch.index.device, precision):
             output = network(batch.images, maps=maps)
         logits = output.logits.float()
-        share = self._shares(batch, batch.num_classes)  # the classes of the data, also for a teacher of other classes
+        share = self._shares(batch)  # of the classes of the data, also for a teacher of other classes
         image, label = (share.sum(2) >= self.least).nonzero(as_tuple=True)
         pixels = self._pixels(logits, output.features.float(), share, batch)
         samples = Samples(
@@ -95,13 +95,13 @@ class Segmentation(Task):
         return samples, self._loss(logits, batch) if network.training else None
 
     def places(self, batch: DenseBatch) -> tuple[Tensor, Tensor]:  # type: ignore[override]
-        image, label = (self._shares(batch, batch.num_classes).sum(2) >= self.least).nonzero(as_tuple=True)
+        image, label = (self._shares(batch).sum(2) >= self.least).nonzero(as_tuple=True)
         return batch.index[image] * batch.num_classes + label, label
 
     def keys(self, images: DenseImages) -> tuple[Tensor, Tensor]:  # type: ignore[override]
         if images not in _PRESENT:
             assert images.masks is not None
-            _PRESENT[images] = torch.stack([_present(mask, len(images.classes)) for mask in images.masks])
+            _PRESENT[images] = _all_present(images.masks, len(images.classes))
         at, label = _PRESENT[images].to(images.index.device).nonzero(as_tuple=True)
         return images.index[at] * len(images.classes) + label, label
 
@@ -115,7 +115,7 @@ class Segmentation(Task):
         features: list[Tensor] = []
         found: list[Tensor] = []
         for batch, output in _outputs(network, chosen, precision):
-            share = self._shares(batch, classes)
+            share = self._shares(batch)
             image, label = (share.sum(2) > 0).nonzero(as_tuple=True)
             pixels = self._pixels(output.logits, output.features, share, batch)
             for values, kept in zip(_means(share, pixels, image, label), (logits, features), strict=True):
@@ -156,13 +156,13 @@ class Segmentation(Task):
         ((image, mask),) = _regions(images, torch.tensor([key], device=images.index.device))
         return whole(image, mask, dim=True)
 
-    def _shares(self, batch: DenseBatch, classes: int) -> Tensor:
-        """Count, for each position of the maps, the pixels of the image in it that have each class.
+    def _shares(self, batch: DenseBatch) -> Tensor:
+        """Count, for each position of the maps, the pixels of the image in it that have each class of the data.
 
         Returns:
             Float, shape [B, C, h · w].
         """
-        masks = _stacked(batch.masks)
+        masks, classes = _stacked(batch.masks), batch.num_classes
         (rows, h), (columns, w) = (self._cells(side, masks.device) for side in masks.shape[1:])
         position = rows[:, None] * w + columns
         valid = masks < classes
@@ -235,6 +235,15 @@ def _regions(images: DenseImages, keys: Tensor) -> list[tuple[Tensor, Tensor]]:
 def _present(mask: Tensor, classes: int) -> Tensor:
     """Return which classes occur in a mask, bool [C]."""
     return torch.bincount(mask.flatten(), minlength=256)[:classes] > 0
+
+
+def _all_present(masks: tuple[Tensor, ...] | Decoded, classes: int) -> Tensor:
+    """Return whether each of N masks has each class, bool [N, C]. Files are decoded in threads."""
+    if isinstance(masks, Decoded):
+        each = threaded(lambda item: _present(masks.read(item), classes), masks.items, "reading masks")
+    else:
+        each = (_present(mask, classes) for mask in masks)
+    return torch.stack(list(each))
 
 
 def _stacked(given: Tensor | tuple[Tensor, ...] | None) -> Tensor:

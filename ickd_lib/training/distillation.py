@@ -81,8 +81,8 @@ def distill(
         callbacks: see `Callback`.
         teacher_cache: folder of a cache of the teacher's outputs for each view of each image, in half precision, which
             later trainings with the same teacher and data use too (`TeacherCache`). With None the teacher runs in every
-            step. The cache is also skipped when the augmentation goes beyond crop and flip, or when any method
-            needs the teacher's feature maps or a second, strongly augmented view.
+            step. The cache is also skipped in segmentation and detection, when the augmentation goes beyond crop and
+            flip, or when any method needs the teacher's feature maps or a second, strongly augmented view.
         teacher_cache_gigabytes: largest size of the cache.
         capture: on a GPU, whether to capture a step as a CUDA graph and replay it, which makes small networks fast.
             With False every step runs eagerly, for debugging inside a method. On a CPU it has no effect.
@@ -173,7 +173,9 @@ def _check(
     for split in (splits.train, splits.test):
         if not len(split):
             raise InputError(f"{split.name} has no image; training needs some in train and in test")
-    task.check(splits.train)
+    for split in splits:
+        if len(split):
+            task.check(split)
     if teacher:
         task.check_network(teacher)
 
@@ -244,7 +246,8 @@ def _numerics(
     }
     long = recipe.epochs * waiting[0].steps >= precision_benchmark.STEPS
     if precision == "auto" and device.type == "cpu" and long and min(train.size) >= 16:
-        runs_teacher = any("teacher" in state.learner.method.needs for state in waiting) and not cached
+        runs_teacher = any("teacher" in state.learner.method.needs for state in waiting)
+        runs_teacher = runs_teacher and not found["teacher_cache"]
         network = waiting[0].learner.network
         taken = precision_benchmark.seconds(network, teacher if runs_teacher else None, train, task)
         found |= {"precision_benchmark": taken, "precision": precision_benchmark.faster(taken)}

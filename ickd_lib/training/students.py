@@ -138,10 +138,12 @@ def _learner(
     _check(network, method, train, task, teacher)
     common = _common_classes(method, teacher, train.classes, task)
     network.classes = train.classes
-    rows = len(task.keys(train)[0])
+    labels = task.keys(train)[1]
+    rows = len(labels)
     for part in method.modules():
         if isinstance(part, methods.Method):
             part.bank_rows = len(bank) if bank else 0
+            part.bank_classes = len((bank.labels if bank else labels).unique())
     with runtime.seeded(student.seed, "method"):
         network = method.adapt(network, teacher, train.size)
         if network.added:
