@@ -315,7 +315,7 @@ def test_options_of_load_on_scenes():
         data.load("scenes", classes=["1"])
     with pytest.raises(InputError, match="augment=mixup is not an option of scenes"):
         data.load("scenes", augment="mixup")
-    with pytest.raises(InputError, match="image_size=32 is not an option of scenes, only of folder:PATH"):
+    with pytest.raises(InputError, match="image_size=32 is not an option of scenes, only of coco:PATH, folder:PATH"):
         data.load("scenes", image_size=32)
     with pytest.raises(InputError, match="unknown kind of annotations of scenes 'mask'; did you mean 'masks'"):
         data.load("scenes", annotations="mask")

@@ -86,15 +86,17 @@ def test_the_weight_of_transport_falls_over_the_last_epochs():
     assert constant["transport"] == 2 * distance
 
 
-def test_wkd_l_needs_a_linear_classifier():
-    class Convolutional(Tiny):
+def test_wkd_l_needs_a_linear_classifier_of_the_features():
+    class Other(Tiny):
+        """A classifier of twice the features."""
+
         def __init__(self):
             super().__init__()
-            self.classifier = nn.Conv2d(D, C, 1)
+            self.classifier = nn.Linear(2 * D, C)
 
         def forward_normalised(self, x):
-            features = self.second(self.first(x).relu()).mean((2, 3), keepdim=True)
-            return models.Output(self.classifier(features).flatten(1), features.flatten(1))
+            features = self.second(self.first(x).relu()).mean((2, 3))
+            return models.Output(self.classifier(torch.cat([features, features], 1)), features)
 
-    with pytest.raises(InputError, match=r"wkd_l needs the weights of the teacher's linear classifier.*Conv2d\(4, 10"):
-        methods.create("wkd_l").adapt(Tiny(), Convolutional(), (8, 8))
+    with pytest.raises(InputError, match=r"wkd_l needs the weights of the teacher's linear classifier.*in_features=8"):
+        methods.create("wkd_l").adapt(Tiny(), Other(), (8, 8))

@@ -22,7 +22,7 @@ TASK, FCN = "segmentation", "resnet8-fcn"
 PIXELWISE = {"dist", "dkd", "dml", "kd", "kdcl", "ls", "lskd", "lwf", "nkd", "tfkd", "ttm", "wttm"}
 REFUSED = {
     "cskd": "method 'cskd' needs partner, which segmentation does not have",
-    "simkd": "simkd needs a linear classifier of the features",
+    "simkd": "method 'simkd' needs pooled features, which segmentation does not have",
 }
 
 
