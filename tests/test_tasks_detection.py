@@ -290,7 +290,7 @@ def test_networks_and_data_of_another_task_are_refused(few, network):
         (lambda: training.distill(fpn, digits, **options), "resnet8-fpn is a network for detection, not for classif"),
         (lambda: scenes.distill("detection", plain, few), "choose one such as resnet8-fpn"),
         (lambda: scenes.distill("detection", fpn, digits), "annotated boxes, but digits/train has none; choose scenes"),
-        (lambda: scenes.distill("detection", fpn, masks), "annotated boxes, and scenes/train has none; choose scenes"),
+        (lambda: scenes.distill("detection", fpn, masks), "annotated boxes, but scenes/train has none; choose scenes"),
         (
             lambda: training.distill(plain, few, **options),
             "classification needs images with one label each, but scenes",
