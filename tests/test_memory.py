@@ -362,3 +362,23 @@ def test_the_largest_are_found_through_their_blocks(columns):
     assert (values.sort(dim=1, descending=True).values == scores.topk(5, dim=1).values).all()
     assert (scores.gather(1, places) == values).all()
     assert all(len(set(row)) == 5 for row in places.tolist())
+
+
+def test_random_rows_that_a_class_does_not_have_are_masked():
+    labels = torch.tensor([0] * 3 + [1] * 9)
+    bank = MemoryBank(torch.randn(12, 4), torch.randn(12, 2), labels, torch.arange(12), ("few", "many"))
+    with pytest.raises(InputError, match="5 positives were requested"):
+        bank.random_table(positives=5, negatives=6)
+    near, far = bank.random_table(positives=5, negatives=6, allow_missing=True, seed=3)
+    assert near.mask.sum(1).tolist() == [2] * 3 + [5] * 9 and far.mask.sum(1).tolist() == [6] * 3 + [3] * 9
+    for row in range(12):
+        own, other = near.rows[row][near.mask[row]].tolist(), far.rows[row][far.mask[row]].tolist()
+        assert len({*own}) == len(own) and row not in own and all(labels[i] == labels[row] for i in own)
+        assert len({*other}) == len(other) and all(labels[i] != labels[row] for i in other)
+    alone = bank.subset(torch.arange(2, 12))
+    assert not alone.random_table(positives=2, negatives=1, allow_missing=True)[0].mask[0].any()
+    enough = bank.random_table(positives=2, negatives=3, seed=3)
+    again = bank.random_table(positives=2, negatives=3, seed=3, allow_missing=True)
+    assert all(
+        torch.equal(a.rows, b.rows) and a.mask.all() and b.mask.all() for a, b in zip(enough, again, strict=True)
+    )

@@ -10,11 +10,11 @@ import test_models_dense_one_stage as one_stage
 import torch
 import torch.nn.functional as F
 
-from ickd_lib import methods, models, runs
+from ickd_lib import losses, methods, models, runs, tasks
 from ickd_lib.memory import MemoryBank
 from ickd_lib.models import fpn
 from ickd_lib.runtime import InputError
-from ickd_lib.tasks import Detection
+from ickd_lib.tasks import Detection, Samples
 from ickd_lib.training import Student
 
 pytest.importorskip("torchvision")
@@ -217,6 +217,21 @@ def test_images_without_any_object_are_refused_before_training(split, few):
     assert "\n" not in str(error.value)
     with pytest.raises(InputError, match="has an object that counts"):
         MemoryBank.build(models.create("resnet8-fpn", **few.train.spec), none, task=Detection())
+
+
+def test_the_memories_of_crd_get_the_mean_of_the_proposals_on_a_box():
+    keys, values = torch.tensor([7, 3, 7, 5]), torch.tensor([[1.0, 0], [2, 2], [3, 4], [5, 5]])
+    found, mean = tasks.mean_of_each(keys, values)
+    assert found.tolist() == [3, 5, 7] and mean.tolist() == [[2, 2], [5, 5], [2, 2]]
+
+
+def test_angles_are_those_of_some_samples():
+    student, teacher = (Samples(torch.randn(9, 3), torch.randn(9, 4), *torch.zeros(3, 9).long()) for _ in range(2))
+    context = methods.Context(None, student, torch.tensor(0.0), teacher)
+    every, some = (methods.create(f"rkd(most={most})") for most in (9, 4))
+    terms, fewer = every(context), some(context)
+    assert terms["distance"] == fewer["distance"] and terms["angle"] != fewer["angle"]
+    assert terms["angle"] == 50 * losses.rkd_angle(student.features, teacher.features)
 
 
 # ---------------------------------------------------------------------------------- the command line

@@ -13,7 +13,7 @@ from torch import nn
 
 from ickd_lib import data, methods, models, runs, tasks
 from ickd_lib.memory import MemoryBank
-from ickd_lib.runtime import InputError
+from ickd_lib.runtime import InputError, errors
 from ickd_lib.tasks import Segmentation
 from ickd_lib.training import Student
 from ickd_lib.training.distillation import _numerics
@@ -215,6 +215,14 @@ def test_steps_are_not_captured(few, teacher):
     ):
         assert task.capturable is captured
         assert _numerics([state], records, splits, teacher, task, gpu, "fp32", False, True)["captured"] is captured
+
+
+@pytest.mark.parametrize("method", ["ickd", "ickd(order='random')", "ickd(query='view')"])
+def test_classes_with_few_regions_have_fewer_positives(method, few, teacher, monkeypatch, capsys):
+    monkeypatch.setattr(errors, "_noticed", set())
+    (history,) = scenes.distill(TASK, [Student(FCN, method)], few, teacher).values()
+    assert all(math.isfinite(value) for value in history.epochs[0]["terms"].values())
+    assert "the bank has fewer than 8 other rows of class " in capsys.readouterr().err
 
 
 # ---------------------------------------------------------------------------------- the command line

@@ -302,16 +302,15 @@ class MemoryBank:
         positives: int = POSITIVES,
         negatives: int = NEGATIVES,
         seed: object = 0,
+        allow_missing: bool = False,
         rows: Tensor | None = None,
     ) -> tuple[Neighbours, Neighbours]:
         """Return a table like `table`, but with rows drawn at random from the same classes, as a control for retrieval.
 
         The draws are a function of `seed` (any value with a repr) and of the bank's device.
-
-        Raises:
-            InputError: there are too few rows; see `require`.
         """
-        self.require(positives=positives, negatives=negatives, rows=rows)
+        if not allow_missing:
+            self.require(positives=positives, negatives=negatives, rows=rows)
         return retrieval.random_neighbours(self, positives, negatives, seed, rows)
 
     def random(

@@ -99,7 +99,7 @@ def random_neighbours(
 ) -> tuple[Neighbours, Neighbours]:
     """Draw rows for rows of the bank at random, without replacement: of the same class and of the other classes.
 
-    All rows must have been written, and no class may be too small (see `require`).
+    All rows must have been written. Where a class is too small, the missing rows are masked.
 
     Args:
         rows: positions of the rows for which others are drawn; None for all.
@@ -113,18 +113,24 @@ def random_neighbours(
     queries = slice(None) if rows is None else rows
     labels = bank.labels[queries]
     size, start = sizes[labels], (sizes.cumsum(0) - sizes)[labels]
-    own = _distinct(size - 1, positives, generator) + start[:, None]
-    own = own + (own >= place[queries, None])  # step over the row itself
-    other = _distinct(len(bank) - size, negatives, generator)
+    own, drawn = _distinct(size - 1, positives, generator)
+    own = own + start[:, None]
+    own = (own + (own >= place[queries, None])).clamp(max=len(members) - 1)  # step over the row itself
+    other, others = _distinct(len(bank) - size, negatives, generator)
     other = other + size[:, None] * (other >= start[:, None])  # step over the row's own class
+    other = other.clamp(max=len(members) - 1)
     features = bank.features[queries]
-    return _neighbours(bank, members[own], features), _neighbours(bank, members[other], features)
+    return _neighbours(bank, members[own], features, drawn), _neighbours(bank, members[other], features, others)
 
 
-def _distinct(limits: Tensor, k: int, generator: torch.Generator) -> Tensor:
+def _distinct(limits: Tensor, k: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
     """Draw, for each limit n in `limits` [N], k different integers from 0 to n - 1, uniformly at random: [N, k].
 
-    Floyd's algorithm: draw i, counted from 0, is from 0 to n - k + i; if it was drawn before, n - k + i is taken.
+    Floyd's algorithm: draw i, counted from 0, is from 0 to n - k + i; if it was drawn before, n - k + i is taken. If n
+    is below k, the first k - n draws are missing.
+
+    Returns:
+        The integers, 0 where they are missing, and a mask that is False there.
     """
     drawn = torch.full((len(limits), k), -1, dtype=torch.long, device=limits.device)
     for i in range(k):
@@ -132,16 +138,17 @@ def _distinct(limits: Tensor, k: int, generator: torch.Generator) -> Tensor:
         chance = torch.rand(len(limits), dtype=torch.double, device=limits.device, generator=generator)
         number = (chance * (last + 1)).long().minimum(last)
         drawn[:, i] = torch.where((drawn[:, :i] == number[:, None]).any(1), last, number)
-    return drawn
+    mask = torch.arange(k, device=limits.device) >= (k - limits)[:, None]
+    return drawn.masked_fill(~mask, 0), mask
 
 
-def _neighbours(bank: MemoryBank, rows: Tensor, features: Tensor) -> Neighbours:
+def _neighbours(bank: MemoryBank, rows: Tensor, features: Tensor, mask: Tensor) -> Neighbours:
     """Return the rows at positions `rows` [M, k] as neighbours of M queries with these features, [M, D]."""
     parts = [
         (bank.features[some] * own[:, None]).sum(-1)
         for some, own in zip(rows.split(CHUNK), features.split(CHUNK), strict=True)
     ]
-    return Neighbours(rows, torch.cat(parts), torch.ones_like(rows, dtype=torch.bool))
+    return Neighbours(rows, torch.cat(parts), mask)
 
 
 @torch.no_grad()

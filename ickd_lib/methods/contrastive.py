@@ -13,6 +13,7 @@ from ickd_lib.memory import MemoryBank
 from ickd_lib.methods.base import Context, WithLabels, positive, within
 from ickd_lib.methods.registry import register
 from ickd_lib.runtime import InputError, notice
+from ickd_lib.tasks import mean_of_each
 
 
 @register("crd")
@@ -84,6 +85,8 @@ class CRD(WithLabels):
         drawn, mask = self._draw(context.bank, context.student.labels)
         against_teacher = self._contrast(student, self.teacher_memory, rows, drawn, mask, self.log_normalisers[0])
         against_student = self._contrast(teacher, self.student_memory, rows, drawn, mask, self.log_normalisers[1])
+        if context.student.whole is not None:  # several proposals may be matched to one annotated box
+            rows, student, teacher = mean_of_each(rows, student, teacher)
         self._write(self.student_memory, rows, student)
         self._write(self.teacher_memory, rows, teacher)
         return {"crd": self.crd * (against_teacher + against_student)}

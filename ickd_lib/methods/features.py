@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 
 from ickd_lib import losses
-from ickd_lib.methods.base import Context, WithLabels
+from ickd_lib.methods.base import Context, WithLabels, positive
 from ickd_lib.methods.registry import register
 
 
@@ -14,6 +15,8 @@ class RKD(WithLabels):
     """Relational distillation of the distances and angles in a batch, Park et al. 2019 (arXiv 1904.05068).
 
     distance, angle: weights of the two terms.
+    most: number of samples of which all triples form the angles, S^3 numbers. If there are more samples, as in
+        detection, as many are drawn at random.
     """
 
     needs = frozenset({"teacher", "features"})
@@ -21,17 +24,18 @@ class RKD(WithLabels):
     paper = "Park et al. 2019, arXiv 1904.05068"
     code = "megvii-research/mdistiller"
 
-    def __init__(self, *, ce: float = 1.0, distance: float = 25.0, angle: float = 50.0) -> None:
+    def __init__(self, *, ce: float = 1.0, distance: float = 25.0, angle: float = 50.0, most: int = 256) -> None:
         super().__init__(ce=ce)
-        self.distance, self.angle = distance, angle
+        self.distance, self.angle, self.most = distance, angle, positive("most", int(most))
 
     def teach(self, context: Context) -> dict[str, Tensor]:
         assert context.teacher is not None
         student, teacher = context.student.features, context.teacher.features
-        return {
-            "distance": self.distance * losses.rkd_distance(student, teacher),
-            "angle": self.angle * losses.rkd_angle(student, teacher),
-        }
+        distance = losses.rkd_distance(student, teacher)
+        if len(student) > self.most:
+            some = torch.randperm(len(student), device=student.device)[: self.most]
+            student, teacher = student[some], teacher[some]
+        return {"distance": self.distance * distance, "angle": self.angle * losses.rkd_angle(student, teacher)}
 
 
 @register("pkt")

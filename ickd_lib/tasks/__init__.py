@@ -1,6 +1,6 @@
 """Tasks: they turn batches of images into samples, and define the metrics of a network."""
 
-from ickd_lib.tasks.base import Column, Pixels, Samples, Task, create, names, register
+from ickd_lib.tasks.base import Column, Pixels, Samples, Task, create, mean_of_each, names, register
 from ickd_lib.tasks.classification import Classification
 from ickd_lib.tasks.detection import Detection
 from ickd_lib.tasks.segmentation import Segmentation
@@ -14,6 +14,7 @@ __all__ = [
     "Segmentation",
     "Task",
     "create",
+    "mean_of_each",
     "names",
     "register",
 ]

@@ -148,6 +148,8 @@ class Task:
         cacheable: whether an image is one sample and the teacher's output for it depends on image and view alone, so
             that the output can be stored in a teacher cache.
         capturable: whether all tensors of a step have fixed shapes, so that it can be captured as a CUDA graph.
+        allow_missing: whether a class may have fewer rows in a memory bank than a method requests. In-context samples
+            that are missing are then masked, and a note is printed; otherwise that is an error.
         network: the task of the networks that it takes (`Network.task`).
         recipe: the defaults of those settings of `training.Recipe` for which the task has other defaults.
         unsupported: the needs of methods (`methods.NEEDS`) that the task cannot provide.
@@ -160,6 +162,7 @@ class Task:
     shares_teacher = True
     cacheable = False
     capturable = True
+    allow_missing = False
     network = "classification"
     recipe: Mapping[str, Any] = MappingProxyType({})
     unsupported: frozenset[str] = frozenset()
@@ -283,6 +286,13 @@ def create(name: str) -> Task:
         InputError: no task has this name.
     """
     return _REGISTRY[choose(name, _REGISTRY, "task")]()
+
+
+def mean_of_each(keys: Tensor, *values: Tensor) -> tuple[Tensor, ...]:
+    """Return the different ones of the keys [n], shape [m], and the mean of the values [n, ...] of each: [m, ...]."""
+    found, at, count = keys.unique(return_inverse=True, return_counts=True)
+    sums = (one.new_zeros(len(found), *one.shape[1:]).index_add_(0, at, one) for one in values)
+    return found, *(total / count[:, None] for total in sums)
 
 
 def places_of(keys: Tensor, wanted: Tensor, name: str) -> Tensor:

@@ -46,6 +46,7 @@ class Detection(Task):
     )
     shares_teacher = False
     capturable = False
+    allow_missing = True  # few images may contain a class
     network = "detection"
     sample = ("box", "boxes")
     recipe = MappingProxyType(

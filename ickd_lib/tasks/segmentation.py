@@ -49,6 +49,7 @@ class Segmentation(Task):
         Column("agrees with teacher, %", "agreement"),
     )
     capturable = False
+    allow_missing = True  # few images may contain a class
     network = "segmentation"
     sample = ("region", "regions")
     recipe = MappingProxyType(

@@ -320,7 +320,7 @@ def _teacher_bank(
     assert teacher is not None
     bank = bank.to(train.index.device) if bank else MemoryBank.build(teacher, train, task=task, precision=precision)
     require_fit(bank, train, teacher, task)
-    return TeacherBank(bank, waiting, task.keys(train)[0])
+    return TeacherBank(bank, waiting, task.keys(train)[0], allow_missing=task.allow_missing)
 
 
 def _create_runs(

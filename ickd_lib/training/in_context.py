@@ -8,9 +8,10 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
+from ickd_lib import runtime
 from ickd_lib.memory import MemoryBank, Neighbours
 from ickd_lib.methods import InContextPair, Retrieval
-from ickd_lib.tasks import Samples
+from ickd_lib.tasks import Samples, mean_of_each
 from ickd_lib.training.state import TrainingState
 
 Key = tuple[Retrieval, int]  # the requested samples, and the seed of random ones
@@ -26,11 +27,16 @@ class TeacherBank:
         bank: the teacher's bank, on the training device. It may have rows of more samples than the training samples.
         states: the students.
         keys: keys of the training samples.
+        allow_missing: whether in-context samples are masked where a class has too few rows, and a note is printed;
+            otherwise that is an error.
     Attributes:
         own: the rows of the training samples: the bank itself if it has no others.
     """
 
-    def __init__(self, bank: MemoryBank, states: Sequence[TrainingState], keys: Tensor) -> None:
+    def __init__(
+        self, bank: MemoryBank, states: Sequence[TrainingState], keys: Tensor, *, allow_missing: bool = False
+    ) -> None:
+        self.allow_missing = allow_missing
         self.bank = self.own = bank
         self._queries: Tensor | None = None  # positions of the training samples in a larger bank
         self._place = torch.arange(len(bank), device=bank.labels.device)  # of each row of the bank in the tables
@@ -45,15 +51,27 @@ class TeacherBank:
         for spec, seed in self._keys.values():
             if spec.query == "row":
                 self._tables[spec, seed] = self._table(spec, (seed, 0) if spec.redraw else seed)
-            else:
+            elif not allow_missing:
                 counts = {"positives": spec.positives, "negatives": spec.negatives}
                 bank.require(**counts, per_class=spec.per_class, rows=self._queries)
+            if allow_missing and spec.order != "class":
+                self._note_missing(spec.positives)
         # Computed here once, because students on different streams must not compute them at the same time.
         for one in (self.bank, self.own):
             one.class_means(), one.class_sums(), one.unit_logits()
         for state in states:
             if changing := [spec for spec in state.learner.method.retrievals if spec.dynamic]:
                 state.keep_teacher_rows(bank, features=any(spec.view_features for spec in changing))
+
+    def _note_missing(self, positives: int) -> None:
+        """Print which classes have too few rows for this number of positives."""
+        sizes = torch.bincount(self.bank.labels, minlength=len(self.bank.classes)).tolist()
+        few = [repr(name) for name, size in zip(self.bank.classes, sizes, strict=True) if 0 < size <= positives]
+        if few:
+            runtime.notice(
+                f"the bank has fewer than {positives} other rows of class {', '.join(few)}; the samples of these "
+                "classes have fewer positives"
+            )
 
     def begin_epoch(self, epoch: int) -> None:
         """Draw random samples anew if a method requests that. The tables keep their addresses, for captured steps."""
@@ -73,11 +91,19 @@ class TeacherBank:
                 continue
             if order == "random":
                 found[order] = self.bank.random_table(
-                    positives=positives, negatives=negatives, seed=seed, rows=self._queries
+                    positives=positives,
+                    negatives=negatives,
+                    seed=seed,
+                    allow_missing=self.allow_missing,
+                    rows=self._queries,
                 )
             else:
                 found[order] = self.bank.table(
-                    positives=positives, negatives=negatives, per_class=spec.per_class, rows=self._queries
+                    positives=positives,
+                    negatives=negatives,
+                    per_class=spec.per_class,
+                    allow_missing=self.allow_missing,
+                    rows=self._queries,
                 )
         return found[spec.order][0], found[spec.negatives_order][1]
 
@@ -122,6 +148,7 @@ class TeacherBank:
                 positives=spec.positives,
                 negatives=spec.negatives,
                 per_class=spec.per_class,
+                allow_missing=self.allow_missing,
             )
         return (replace(near, own=bank.logits[rows]) if spec.own else near), far
 
@@ -150,11 +177,7 @@ class TeacherBank:
             known = teacher.known
             key, logits, features = known.key, known.logits, known.features
             if teacher.boxes:  # several proposals may be matched to one annotation: their means are written
-                key, at, count = key.unique(return_inverse=True, return_counts=True)
-                logits, features = (
-                    one.new_zeros(len(key), one.shape[1]).index_add_(0, at, one) / count[:, None]
-                    for one in (logits, features)
-                )
+                key, logits, features = mean_of_each(key, logits, features)
             state.teacher_rows.write(key, logits, features)
 
 
