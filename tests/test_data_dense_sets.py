@@ -452,14 +452,14 @@ def real(variable, inside):
 
 
 def test_camvid_itself():
-    splits = data.load(f"masks:{real('ICKD_CAMVID', 'train/masks')}", ignore=11)
+    splits = data.load(f"masks:{real('ICKD_CAMVID', 'train/masks')}", ignore=11, val=0.1)
     assert [len(split) for split in splits] == [367, 101, 233] and len(splits.train.classes) == 11
     batch = next(Sampler(splits.train).batches(8, data_seed=0, epoch=0))
     assert batch.images.shape == (8, 3, 180, 240) and set(batch.masks.unique().tolist()) <= {*range(11), 255}
 
 
 def test_bccd_itself(notes):
-    splits = data.load(f"voc:{real('ICKD_BCCD', 'Annotations')}")
+    splits = data.load(f"voc:{real('ICKD_BCCD', 'Annotations')}", val=0.1)
     assert [len(split) for split in splits] == [205, 87, 72] and splits.train.classes == ("Platelets", "RBC", "WBC")
     assert sum(len(split.objects.flat) for split in splits) == 4888 - 2
     assert [note.rsplit(": ", 1)[1] for note in notes()] == [
