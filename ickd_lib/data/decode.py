@@ -85,7 +85,7 @@ def decode(files: Mapping[str, Sequence[Path]], image_size: int = 0) -> dict[str
 def pixels_of(path: Path) -> Tensor:
     """Read one image file at its own size: uint8, shape [3, H, W].
 
-    A note says once for each kind of conversion that files are converted.
+    For each kind of conversion, a note is printed once.
 
     Raises:
         InputError: as for `decode`.

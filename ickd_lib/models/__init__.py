@@ -1,7 +1,7 @@
 """Networks: the CIFAR zoo, the models of torchvision and timm, and users' own modules, with one interface.
 
 Every network takes float images [B, 3, H, W] in [0, 1], normalises them itself and returns an Output; a detector
-returns the outputs for regions. A network's `task` says which it is for.
+returns the outputs for regions. `Network.task` is the task that its outputs are for.
 """
 
 from __future__ import annotations
