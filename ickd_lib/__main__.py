@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import dataclasses
+import io
 import json
 import os
 import re
@@ -13,6 +15,10 @@ from typing import Any
 
 # Set before torch loads OpenMP: waiting threads sleep instead of spinning, which is faster on a busy machine.
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+if int(os.environ.get("WORLD_SIZE", "1")) > 1:  # torch warns about weights that some methods train in one phase only
+    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
+if os.environ.get("RANK", "0") != "0":  # of several processes, the first one shows progress; tqdm reads this at import
+    os.environ.setdefault("TQDM_DISABLE", "1")
 
 from ickd_lib import data, methods, metrics, runs, runtime, tasks, training
 from ickd_lib.memory import MemoryBank
@@ -20,6 +26,7 @@ from ickd_lib.models import Network
 from ickd_lib.options import parser, recipe_defaults
 from ickd_lib.runs.seeds import task_of
 from ickd_lib.runtime import Diverged, InputError
+from ickd_lib.runtime.distributed import ProcessLost
 from ickd_lib.training import Recipe
 
 ANNOTATIONS = {"segmentation": "masks", "detection": "boxes"}  # the kind that a task needs
@@ -47,7 +54,8 @@ def _recipe(given: argparse.Namespace, **changes: Any) -> Recipe:
 
 
 def _options(given: argparse.Namespace) -> dict[str, Any]:
-    names = ("device", "precision", "evaluate_every", "checkpoint_seconds", "runs", "teacher_cache_gigabytes")
+    names = ["device", "precision", "evaluate_every", "checkpoint_seconds", "runs", "teacher_cache_gigabytes"]
+    names.append("sync_batchnorm")
     others = {
         "resume": not given.no_resume,
         "capture": not given.no_capture,
@@ -220,7 +228,8 @@ def main(arguments: list[str] | None = None) -> int:
     Args:
         arguments: the command line; None for that of the process.
     Returns:
-        The exit status: 0; 1 if a student diverged; 2 if an input is wrong (one line on stderr); 130 if interrupted.
+        The exit status: 0; 1 if a student diverged; 2 if an input is wrong (one line on stderr); 3 if another process
+        of the training ended; 130 if interrupted.
     """
     top = parser(arguments)
     given, extra = top.parse_known_args(arguments)
@@ -230,17 +239,26 @@ def main(arguments: list[str] | None = None) -> int:
             options = [o for a in subparsers.choices[given.command]._actions for o in a.option_strings]
             runtime.choose(extra[0].split("=")[0], options, "option")
             raise InputError(f"unexpected argument {extra[0]!r}")
-        globals()[given.command](given)
+        with runtime.processes(getattr(given, "device", "cpu")):
+            output = contextlib.nullcontext() if runtime.rank() == 0 else contextlib.redirect_stdout(io.StringIO())
+            with output:  # process 0 prints for all
+                globals()[given.command](given)
     except (InputError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+        return _failed(f"error: {error}", 2)
     except Diverged as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
+        return _failed(f"error: {error}", 1)
+    except ProcessLost as error:
+        return _failed(f"error: {error}", 3)
     except KeyboardInterrupt as stop:
-        print(str(stop) or "stopped", file=sys.stderr)
-        return 130
+        return _failed(str(stop) or "stopped", 130)
     return 0
+
+
+def _failed(message: str, status: int) -> int:
+    """Print the message of an error, once on each machine, and return the exit status."""
+    if os.environ.get("LOCAL_RANK", "0") == "0":
+        print(message, file=sys.stderr)
+    return status
 
 
 if __name__ == "__main__":

@@ -120,6 +120,11 @@ def _training_options(parser: argparse.ArgumentParser, defaults: dict[str, Any])
     )
     group.add_argument("--teacher-cache-gigabytes", type=float, default=4.0, help="largest size of the teacher cache")
     group.add_argument(
+        "--sync-batchnorm",
+        action="store_true",
+        help="with several processes, normalise by the statistics of the whole batch",
+    )
+    group.add_argument(
         "--no-capture", action="store_true", help="on a GPU, run every step eagerly instead of capturing it"
     )
 

@@ -37,6 +37,11 @@ class Batch:
         """The targets of cross-entropy: `soft` [B, C] where images are mixed, otherwise `labels` [B]."""
         return self.labels if self.soft is None else self.soft
 
+    def part(self, rows: slice) -> Batch:
+        """Return the batch of the images at these positions."""
+        soft = None if self.soft is None else self.soft[rows]
+        return Batch(self.images[rows], self.labels[rows], self.index[rows], self.view[rows], soft)
+
     def __repr__(self) -> str:
         sizes = torch.tensor([self.images.shape[2:]])
         targets = "labels" if self.soft is None else "soft labels"

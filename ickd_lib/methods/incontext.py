@@ -62,6 +62,7 @@ class ICKD(Method):
     With `residual`, KD acts on the latter alone.
     """
 
+    separable = True
     paper = "Zhu, Li & Wang 2025, arXiv 2501.07040"
 
     def __init__(

@@ -29,6 +29,7 @@ class LwF(WithLabels):
     needs = frozenset({"teacher"})
     label_space = "shared"
     pixelwise = True
+    separable = True
     paper = "Li & Hoiem 2016, arXiv 1606.09282"
     code = "mmasana/FACIL"
     version = 2

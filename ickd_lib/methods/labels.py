@@ -26,6 +26,7 @@ class LabelSmoothing(Method):
     """
 
     pixelwise = True
+    separable = True
     paper = "Szegedy et al. 2016, arXiv 1512.00567"
 
     def __init__(self, *, alpha: float = 0.1) -> None:
@@ -49,6 +50,7 @@ class CSKD(WithLabels):
     """
 
     needs = frozenset({"partner"})
+    separable = True
     paper = "Yun et al. 2020, arXiv 2003.13964"
     code = "alinlab/cs-kd"
     version = 2
@@ -108,6 +110,7 @@ class TfKD(Method):
     """
 
     pixelwise = True
+    separable = True
     paper = "Yuan et al. 2020, arXiv 1909.11723"
     code = "yuanli2333/Teacher-free-Knowledge-Distillation"
     version = 2

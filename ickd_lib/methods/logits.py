@@ -26,6 +26,7 @@ class KD(WithLabels):
     needs = frozenset({"teacher"})
     label_space = "shared"
     pixelwise = True
+    separable = True
     paper = "Hinton, Vinyals & Dean 2015, arXiv 1503.02531"
     code = "megvii-research/mdistiller"
 
@@ -75,6 +76,7 @@ class DKD(WithLabels):
 
     needs = frozenset({"teacher"})
     pixelwise = True
+    separable = True
     paper = "Zhao et al. 2022, arXiv 2203.08679"
     code = "megvii-research/mdistiller"
     version = 2
@@ -170,6 +172,7 @@ class NKD(WithLabels):
 
     needs = frozenset({"teacher"})
     pixelwise = True
+    separable = True
     paper = "Yang et al. 2023, arXiv 2303.13005"
     code = "yzd-v/cls_KD"
 
@@ -198,6 +201,7 @@ class TTM(WithLabels):
     needs = frozenset({"teacher"})
     label_space = "shared"
     pixelwise = True
+    separable = True
     paper = "Zheng & Yang 2024, arXiv 2402.11148"
     code = "zkxufo/TTM"
 
@@ -223,6 +227,7 @@ class WTTM(WithLabels):
     needs = frozenset({"teacher"})
     label_space = "shared"
     pixelwise = True
+    separable = True
     paper = "Zheng & Yang 2024, arXiv 2402.11148"
     code = "zkxufo/TTM"
 

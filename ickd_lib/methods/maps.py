@@ -51,6 +51,7 @@ class AT(WithLabels):
 
     needs = frozenset({"teacher", "maps"})
     label_space = "any"
+    separable = True
     paper = "Zagoruyko & Komodakis 2017, arXiv 1612.03928"
     code = "megvii-research/mdistiller"
     version = 2  # with the maps after ReLU of VGGs, and pairs of stages from the shallowest on
@@ -77,6 +78,7 @@ class FitNet(WithLabels):
 
     needs = frozenset({"teacher", "maps"})
     label_space = "any"
+    separable = True
     paper = "Romero et al. 2015, arXiv 1412.6550"
     code = "HobbitLong/RepDistiller"
 
@@ -120,6 +122,7 @@ class VID(WithLabels):
 
     needs = frozenset({"teacher", "maps"})
     label_space = "any"
+    separable = True
     paper = "Ahn et al. 2019, arXiv 1904.05835"
     code = "megvii-research/mdistiller"
 
@@ -164,6 +167,7 @@ class CATKD(WithLabels):
     """
 
     needs = frozenset({"teacher", "features", "maps", "classifiers"})
+    separable = True
     paper = "Guo et al. 2023, arXiv 2304.12777"
     code = "GzyAftermath/CAT-KD"
 
@@ -211,6 +215,7 @@ class WKDF(WithLabels):
 
     needs = frozenset({"teacher", "maps"})
     label_space = "any"
+    separable = True
     paper = "Lv et al. 2024, arXiv 2412.08139"
 
     def __init__(self, *, ce: float = 1.0, wkd_f: float = 0.08, mean: float = 4.0, decay: float = 0.625) -> None:

@@ -27,6 +27,7 @@ class SimKD(WithLabels):
     """
 
     needs = frozenset({"teacher", "features", "maps", "pooled features"})
+    separable = True
     paper = "Chen et al. 2022, arXiv 2203.14001"
     code = "DefangChen/SimKD"
 

@@ -34,6 +34,7 @@ class ReviewKD(WithLabels):
 
     needs = frozenset({"teacher", "features", "maps"})
     label_space = "any"
+    separable = True
     paper = "Chen et al. 2021, arXiv 2104.09044"
     code = "megvii-research/mdistiller"
 
@@ -93,6 +94,7 @@ class HCL(WithLabels):
 
     needs = frozenset({"teacher", "maps"})
     label_space = "any"
+    separable = True
     paper = "Chen et al. 2021, arXiv 2104.09044"
     code = "megvii-research/mdistiller"
 

@@ -28,6 +28,7 @@ class CTKD(Method):
     epochs: number of epochs over which the factor of the gradient falls to -1, by a cosine.
     """
 
+    separable = True
     paper = "Li et al. 2023, arXiv 2211.16231"
     code = "zhengli97/CTKD"
     of: Any  # the method

@@ -30,6 +30,7 @@ class WKDL(WithLabels):
     """
 
     needs = frozenset({"teacher", "classifiers"})
+    separable = True
     paper = "Lv et al. 2024, arXiv 2412.08139"
     code = "JiamingLv/WKD"
 

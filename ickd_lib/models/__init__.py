@@ -20,6 +20,7 @@ from .inspection import classifier, map_shapes, unpooled_size
 from .network import Network, Output, frozen
 from .reused import Reused
 from .segmentation import FCN, wrap_segmentation
+from .synchronised import synchronised
 from .torchvision_dense import IMAGENET_NORMALISATION
 from .weights import load_weights
 from .wrapped import wrap
@@ -43,6 +44,7 @@ __all__ = [
     "predict",
     "projectors",
     "unpooled_size",
+    "synchronised",
     "wrap",
     "wrap_detection",
     "wrap_segmentation",

@@ -9,6 +9,7 @@ import torch
 from ickd_lib import runtime
 from ickd_lib.models.inspection import evaluating
 from ickd_lib.models.network import Network, Output
+from ickd_lib.runtime.distributed import gather, share, shares
 
 if TYPE_CHECKING:
     from ickd_lib.data import Images
@@ -27,6 +28,8 @@ def images_of_a_pass(device: torch.device) -> int:
 def predict(network: Network, images: Images, *, batch_size: int = 0, precision: str = "auto") -> Output:
     """Compute the logits and features of all images, without augmentation, in eval mode.
 
+    Several processes each evaluate a part of the images, and all return the outputs for all of them.
+
     Args:
         network: a network of C classes and D features; each of its submodules returns to its earlier mode.
         images: N images on the network's device.
@@ -39,11 +42,14 @@ def predict(network: Network, images: Images, *, batch_size: int = 0, precision:
     """
     device = images.labels.device
     chosen = runtime.precision(precision, device, min(images.size))
-    parts, step = [], batch_size or images_of_a_pass(device)
+    own, step = share(len(images)), batch_size or images_of_a_pass(device)
+    logits = [torch.empty(0, network.num_classes, device=device)]
+    features = [torch.empty(0, network.features_dim, device=device)]
     with evaluating(network):
-        for start in range(0, len(images), step):
+        for start in range(own.start, own.stop, step):
             with runtime.autocast(device, chosen):
-                output = network(images.pixels(slice(start, start + step)))
-            parts.append((output.logits.float(), output.features.float()))
-    logits, features = zip(*parts, strict=True)
-    return Output(torch.cat(logits), torch.cat(features))
+                output = network(images.pixels(slice(start, min(start + step, own.stop))))
+            logits.append(output.logits.float())
+            features.append(output.features.float())
+    counts = shares(len(images))
+    return Output(gather(torch.cat(logits), counts), gather(torch.cat(features), counts))

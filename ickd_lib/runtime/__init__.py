@@ -2,6 +2,7 @@
 
 from ickd_lib.runtime.calls import parse_call
 from ickd_lib.runtime.devices import autocast, device, precision
+from ickd_lib.runtime.distributed import broadcast, from_main, processes, rank, world
 from ickd_lib.runtime.errors import Diverged, InputError, choose, notice
 from ickd_lib.runtime.files import fingerprint, read_json, replacing, write_json
 from ickd_lib.runtime.folders import Run, run_name, runs
@@ -14,6 +15,7 @@ __all__ = [
     "InputError",
     "Run",
     "autocast",
+    "broadcast",
     "choose",
     "code",
     "device",
@@ -21,10 +23,13 @@ __all__ = [
     "environment_differences",
     "fingerprint",
     "free_threads",
+    "from_main",
     "generator",
     "notice",
     "parse_call",
     "precision",
+    "processes",
+    "rank",
     "read_json",
     "replacing",
     "reseed",
@@ -33,5 +38,6 @@ __all__ = [
     "same_threads",
     "seed_of",
     "seeded",
+    "world",
     "write_json",
 ]

@@ -1,13 +1,15 @@
 """Training with several processes: which process this is, its share of the work, and what all processes exchange.
 
-With one process, which is the usual case, every function here returns its input and nothing is exchanged.
+With one process, which is the usual case, every function here returns its input and nothing is exchanged. All
+processes must call a function that exchanges something, in the same order.
 """
 
 from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Iterator
+import re
+from collections.abc import Callable, Iterator
 from datetime import timedelta
 from typing import Any, TypeVar
 
@@ -32,14 +34,29 @@ def rank() -> int:
     return dist.get_rank() if world() > 1 else 0
 
 
-def share(count: int) -> slice:
-    """Return which of `count` things this process works on. The shares are consecutive and differ in size by 1 at most.
-
-    The order of the shares is that of the processes, so that `gather` of what was computed for them is in order.
-    """
+def shares(count: int) -> list[int]:
+    """Return how many of `count` things each process works on; the numbers differ by 1 at most."""
     each, more = divmod(count, world())
-    first = rank() * each + min(rank(), more)
-    return slice(first, first + each + (rank() < more))
+    return [each + (process < more) for process in range(world())]
+
+
+def share(count: int) -> slice:
+    """Return which of `count` things this process works on.
+
+    The shares are consecutive and in the order of the processes, so that `gather` of what was computed for them is in
+    the order of the things.
+    """
+    sizes = shares(count)
+    first = sum(sizes[: rank()])
+    return slice(first, first + sizes[rank()])
+
+
+class ProcessLost(RuntimeError):
+    """Raised where another process of the training has ended, so that this one cannot go on."""
+
+
+# What the messages of gloo and NCCL contain if a process has ended or does not answer.
+_LOST = re.compile(r"closed by peer|connection reset|connection refused|timed out|timeout|broken pipe|nccl|gloo", re.I)
 
 
 @contextlib.contextmanager
@@ -51,24 +68,32 @@ def processes(device: str = "auto") -> Iterator[torch.device]:
     Args:
         device: "auto", "cpu" or "cuda": with the latter, each process of a machine has a GPU of its own.
     Raises:
-        InputError: there are more processes on this machine than GPUs, or one process has a GPU by its number.
+        ProcessLost: inside the context, another process ended or did not answer in time.
+        InputError: there are fewer GPUs than processes on this machine, or `device` names one GPU for all of them.
     """
     if int(os.environ.get("WORLD_SIZE", "1")) == 1 or dist.is_initialized():
         yield find_device(device)
         return
     chosen = find_device(device)
     if chosen.type == "cuda":
-        if chosen.index is not None and device not in ("auto", "cuda"):
+        if device not in ("auto", "cuda"):
             raise InputError(f"device={device} names one GPU, but each process needs its own; give cuda")
-        local = int(os.environ.get("LOCAL_RANK", "0"))
-        if local >= torch.cuda.device_count():
-            raise InputError(f"process {local} of this machine has no GPU, as there are {torch.cuda.device_count()}")
-        chosen = torch.device("cuda", local)
-        torch.cuda.set_device(chosen)
+        local, count = int(os.environ.get("LOCAL_RANK", "0")), torch.cuda.device_count()
+        if local >= count:
+            raise InputError(f"this machine has {count} GPUs, but more processes; start one process for each GPU")
+        torch.cuda.set_device(local)  # so that "auto" and "cuda" are this GPU
+        chosen = find_device("cuda")
     seconds = timedelta(seconds=float(os.environ.get("ICKD_TIMEOUT", TIMEOUT)))
     dist.init_process_group("nccl" if chosen.type == "cuda" else "gloo", timeout=seconds)
     try:
         yield chosen
+    except RuntimeError as error:
+        if isinstance(error, ProcessLost) or not _LOST.search(str(error)):
+            raise
+        raise ProcessLost(
+            f"another process of this training ended or did not answer for {seconds.seconds} s; the same command "
+            "continues from the last checkpoint"
+        ) from error
     finally:
         _HOST.clear()
         dist.destroy_process_group()
@@ -102,6 +127,12 @@ def gather_objects(value: T) -> list[T]:
     return values
 
 
+def wait_for_all() -> None:
+    """Wait until all processes have called this."""
+    if world() > 1:
+        dist.barrier(group=_host())
+
+
 def any_process(*flags: bool) -> tuple[bool, ...]:
     """Return, for each flag, whether it is set in some process."""
     if world() == 1:
@@ -111,57 +142,76 @@ def any_process(*flags: bool) -> tuple[bool, ...]:
     return tuple(bool(flag) for flag in found)
 
 
-def sum_over_processes(tensor: Tensor) -> Tensor:
+def total(tensor: Tensor) -> Tensor:
     """Return the sum of a tensor over all processes, without gradient."""
     if world() == 1:
         return tensor
-    total = tensor.detach().clone()
-    dist.all_reduce(total)
-    return total
+    found = tensor.detach().clone()
+    dist.all_reduce(found)
+    return found
 
 
-def gather(tensor: Tensor) -> Tensor:
+def from_main(function: Callable[[], T]) -> T:
+    """Call a function in process 0 and return its result in all processes; an InputError is raised in all of them."""
+    if world() == 1:
+        return function()
+    result: tuple[Any, str] = (None, "")
+    if rank() == 0:
+        try:
+            result = function(), ""
+        except InputError as error:
+            result = None, str(error)
+    value, message = broadcast(result)
+    if message:
+        raise InputError(message)
+    return value
+
+
+def lengths(tensor: Tensor) -> list[int]:
+    """Return the length of the tensor of each process along the first axis."""
+    if world() == 1:
+        return [len(tensor)]
+    own = torch.tensor([len(tensor)], device=tensor.device)
+    found = [torch.empty_like(own) for _ in range(world())]
+    dist.all_gather(found, own)
+    return torch.cat(found).tolist()
+
+
+def gather(tensor: Tensor, counts: list[int] | None = None) -> Tensor:
     """Return the tensors of all processes, concatenated along the first axis in the order of their numbers.
 
-    The tensors may differ in their length, but not in their other sizes. The result has no gradient.
+    If the tensor has a gradient, so does the result, to this process's own tensor. That gradient is multiplied by the
+    number of processes, because the gradients of the weights are averaged over the processes afterwards; a loss of the
+    result is the same in all of them.
+
+    Args:
+        tensor: this process's tensor. The tensors may differ in their length, but not in their other sizes.
+        counts: the lengths of the tensors if they are known, which saves exchanging them.
     """
-    return tensor if world() == 1 else torch.cat(_parts(tensor.detach()))
+    if world() == 1:
+        return tensor
+    counts = counts or lengths(tensor)
+    return _Gather.apply(tensor, counts) if tensor.requires_grad else _gathered(tensor, counts)
 
 
-def gather_with_gradient(tensor: Tensor) -> Tensor:
-    """Return what `gather` returns, with a gradient to this process's own tensor.
-
-    A loss of the result is the same in all processes. Its gradient to the own tensor is multiplied by the number of
-    processes, because the gradients of the weights are averaged over the processes afterwards.
-    """
-    return tensor if world() == 1 or not tensor.requires_grad else _Gather.apply(tensor)
-
-
-def _parts(tensor: Tensor) -> list[Tensor]:
-    """Return the tensors of all processes, which may differ in their length."""
-    size = torch.tensor([len(tensor)], device=tensor.device)
-    sizes = [torch.empty_like(size) for _ in range(world())]
-    dist.all_gather(sizes, size)
-    counts = torch.cat(sizes).tolist()
-    most = max(counts)
-    sent = tensor.new_zeros(most, *tensor.shape[1:])
+def _gathered(tensor: Tensor, counts: list[int]) -> Tensor:
+    sent = tensor.new_zeros(max(counts), *tensor.shape[1:])
     sent[: len(tensor)] = tensor
     sent = sent.to(torch.uint8) if tensor.dtype == torch.bool else sent
-    parts = [torch.empty_like(sent) for _ in range(world())]
+    parts = [torch.empty_like(sent) for _ in counts]
     dist.all_gather(parts, sent)
-    return [part[:count].to(tensor.dtype) for part, count in zip(parts, counts, strict=True)]
+    return torch.cat([part[:count] for part, count in zip(parts, counts, strict=True)]).to(tensor.dtype)
 
 
 class _Gather(torch.autograd.Function):
-    """`gather`, whose backward pass keeps the gradient of the process's own tensor."""
+    """`gather` of a tensor with gradient."""
 
     @staticmethod
-    def forward(ctx: Any, tensor: Tensor) -> Tensor:
-        parts = _parts(tensor)
-        ctx.first = sum(len(part) for part in parts[: rank()])
-        ctx.count = len(tensor)
-        return torch.cat(parts)
+    def forward(ctx: Any, tensor: Tensor, counts: list[int]) -> Tensor:
+        first = sum(counts[: rank()])
+        ctx.own = slice(first, first + counts[rank()])
+        return _gathered(tensor, counts)
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> Tensor:  # type: ignore[override]
-        return gradient[ctx.first : ctx.first + ctx.count] * world()
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:  # type: ignore[override]
+        return gradient[ctx.own] * world(), None

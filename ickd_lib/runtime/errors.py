@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import os
 import sys
 from collections.abc import Iterable
 from typing import Any
@@ -50,7 +51,10 @@ def choose(name: str, options: Iterable[str], what: str) -> str:
 
 
 def notice(text: str) -> None:
-    """Print one line of information to stderr, once per process. It is not a warning, because nothing is wrong."""
-    if text not in _noticed:
+    """Print one line of information to stderr, once. It is not a warning, because nothing is wrong.
+
+    Of several processes that `torchrun` started, the first one prints.
+    """
+    if text not in _noticed and os.environ.get("RANK", "0") == "0":
         _noticed.add(text)
         print(f"note: {text}", file=sys.stderr)

@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 
+from ickd_lib.runtime.distributed import world
 from ickd_lib.runtime.files import fingerprint
 
 LIBRARY = Path(__file__).resolve().parents[1]
@@ -46,7 +47,7 @@ def environment(device: torch.device) -> dict[str, Any]:
         "torch": torch.__version__,
         "device": str(device),
         "device_name": name,
-        "world_size": 1,
+        "world_size": world(),
     }
 
 

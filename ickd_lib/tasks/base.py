@@ -206,6 +206,10 @@ class Task:
         """
         raise TypeError(f"{type(self).__name__} must define samples(network, batch, ...) -> (Samples, loss)")
 
+    def weight(self, batch: Batch) -> Tensor:
+        """Return the number of things in a batch over which the supervised loss is a mean, a scalar on its device."""
+        return torch.tensor(len(batch.index), device=batch.index.device)
+
     def places(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """Return key [S] and label [S] of every sample of a batch, if the samples depend on the batch alone."""
         raise TypeError(f"{type(self).__name__} must define places(batch) -> (key, labels)")

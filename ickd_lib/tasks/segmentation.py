@@ -95,6 +95,9 @@ class Segmentation(Task):
         )
         return samples, self._loss(logits, batch) if network.training else None
 
+    def weight(self, batch: DenseBatch) -> Tensor:  # type: ignore[override]
+        return (_stacked(batch.masks) < batch.num_classes).sum()
+
     def places(self, batch: DenseBatch) -> tuple[Tensor, Tensor]:  # type: ignore[override]
         image, label = (self._shares(batch).sum(2) >= self.least).nonzero(as_tuple=True)
         return batch.index[image] * batch.num_classes + label, label

@@ -45,7 +45,7 @@ class Checkpoint:
         for state in self.group.states:
             state.check_finite(self.kept)
             state.check_weights(self.kept)
-        if self.path:
+        if self.path and runtime.rank() == 0:
             states = {state.learner.name: state.state_dict() for state in self.group.states}
             with runtime.replacing(self.path) as part:
                 torch.save(states, part)

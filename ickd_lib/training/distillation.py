@@ -16,6 +16,7 @@ from ickd_lib.memory import MemoryBank, require_fit
 from ickd_lib.methods import Method
 from ickd_lib.models import Network
 from ickd_lib.runtime import Diverged, InputError
+from ickd_lib.runtime.distributed import any_process, wait_for_all
 from ickd_lib.tasks import Classification, Task
 from ickd_lib.training import precision_benchmark
 from ickd_lib.training.callbacks import Callback, ProgressBar
@@ -26,6 +27,7 @@ from ickd_lib.training.loop import AHEAD, Loop, stoppable, stopped
 from ickd_lib.training.peers import PeerGroup
 from ickd_lib.training.recipe import Recipe
 from ickd_lib.training.records import History, RunRecord
+from ickd_lib.training.several import check_equal, check_parts
 from ickd_lib.training.state import TrainingState
 from ickd_lib.training.stepper import Stepper, TeacherPass
 from ickd_lib.training.students import Student, learners
@@ -52,8 +54,12 @@ def distill(
     teacher_cache: str | Path | None = None,
     teacher_cache_gigabytes: float = 4.0,
     capture: bool = True,
+    sync_batchnorm: bool = False,
 ) -> dict[str, History]:
     """Train students on the same batches, with one pass of the teacher for all of them.
+
+    If `torchrun` started several processes (see `runtime.processes`), all of them call this function with the same
+    arguments, and each trains on its part of every batch. The first one writes the run folders, which all must see.
 
     Args:
         students: the students to train. Those of one peer group use each other's outputs; all others are trained
@@ -85,7 +91,10 @@ def distill(
             flip, or when any method needs the teacher's feature maps or a second, strongly augmented view.
         teacher_cache_gigabytes: largest size of the cache.
         capture: on a GPU, whether to capture a step as a CUDA graph and replay it, which makes small networks fast.
-            With False every step runs eagerly, for debugging inside a method. On a CPU it has no effect.
+            With False every step runs eagerly, for debugging inside a method. On a CPU and with several processes it
+            has no effect.
+        sync_batchnorm: with several processes, whether batch normalisation uses the statistics of the whole batch
+            instead of those of each process's part.
     Returns:
         A History for each student, by name, in the order given.
     Raises:
@@ -96,6 +105,7 @@ def distill(
     task, device = task or Classification(), runtime.device(device)
     recipe = recipe or Recipe(**task.recipe)
     _check(students, splits, task, teacher, evaluate_every)
+    check_parts(len(splits.train), recipe.batch_size)
     splits = splits.to(device)
     frozen = models.frozen(teacher, device) if teacher else None
     groups, records = _prepare(
@@ -110,10 +120,14 @@ def distill(
         data_seed=data_seed,
         evaluate_every=evaluate_every,
         device=device,
+        sync_batchnorm=sync_batchnorm,
     )
+    check_equal([(runtime.fingerprint(state.learner.settings), state.position) for state in records])
     waiting = [state for state, record in records.items() if not record.finished]
     if waiting:
-        numerics = _numerics(waiting, records, splits, frozen, task, device, precision, bool(teacher_cache), capture)
+        numerics = runtime.from_main(
+            lambda: _numerics(waiting, records, splits, frozen, task, device, precision, bool(teacher_cache), capture)
+        )
         with contextlib.ExitStack() as stack:
             stack.enter_context(torch.cuda.device(device) if device.type == "cuda" else contextlib.nullcontext())
             stack.enter_context(runtime.same_threads(numerics["threads"]))
@@ -147,15 +161,18 @@ def distill(
                 data_seed=data_seed,
                 evaluate_every=evaluate_every,
                 checkpoint_seconds=checkpoint_seconds,
-                callbacks=[*callbacks, *([ProgressBar()] if progress else [])],
+                callbacks=[*callbacks, *([ProgressBar()] if progress and runtime.rank() == 0 else [])],
             )
             loop.train(stop)
             reference = task.bank_samples(frozen, splits.test, precision=numerics["precision"]) if frozen else None
             for state in loop.states:
                 if state in waiting:
                     records[state].finish(state, splits, task, numerics["precision"], reference, len(students))
-            if stop.is_set():  # the stop came after the last step, but the caller may have more to train
+            if any_process(stop.is_set())[
+                0
+            ]:  # the stop came after the last step, but the caller may have more to train
                 raise stopped(loop)
+    wait_for_all()  # so that all run folders are complete for every process
     histories = {state.learner.name: record.history() for state, record in records.items() if record.finished}
     if failed := [group.failed for group in groups if group.failed]:
         raise Diverged("; ".join(failed), histories)
@@ -242,7 +259,7 @@ def _numerics(
         "precision": runtime.precision(precision, device, min(train.size)),
         "threads": runtime.free_threads() if device.type == "cpu" else torch.get_num_threads(),
         "teacher_cache": cached and task.cacheable and teacher is not None and _cacheable(waiting, train),
-        "captured": capture and device.type == "cuda" and task.capturable,
+        "captured": capture and device.type == "cuda" and task.capturable and runtime.world() == 1,
     }
     long = recipe.epochs * waiting[0].steps >= precision_benchmark.STEPS
     if precision == "auto" and device.type == "cpu" and long and min(train.size) >= 16:

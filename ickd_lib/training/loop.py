@@ -10,8 +10,10 @@ from collections.abc import Iterator, Sequence
 
 import torch
 
+from ickd_lib import runtime
 from ickd_lib.data import Splits
 from ickd_lib.runtime import Diverged
+from ickd_lib.runtime.distributed import any_process
 from ickd_lib.tasks import Task
 from ickd_lib.training.callbacks import Callback
 from ickd_lib.training.checkpoints import Checkpoint, Records
@@ -22,6 +24,7 @@ from ickd_lib.training.stepper import Stepper
 from ickd_lib.training.teacher_cache import TeacherCache
 
 AHEAD = {"cpu": 64, "cuda": 1024}  # number of steps for which the teacher cache is filled at once
+AGREE = 8  # steps after which several processes agree on whether to stop or to write checkpoints
 WAIT = 0.5  # seconds by which the host may run ahead of a GPU
 
 
@@ -109,7 +112,7 @@ class Loop:
             if stepping:
                 self.stepper.take(stepping, step)
             self.step = step + 1
-            saving = stop.is_set() or time.perf_counter() - self.saved > self.checkpoint_seconds
+            stopping, saving = self._requested(stop, step)
             self._synchronise(saving or step == self.steps - 1)
             if self.device.type == "cpu":  # a GPU's losses are read at the end of an epoch and before a checkpoint
                 self._check(stepping)
@@ -122,12 +125,25 @@ class Loop:
             if saving:
                 self.save()
                 self.saved = time.perf_counter()
-                if stop.is_set():
+                if stopping:
                     raise stopped(self)
             for callback in self.callbacks:
                 callback.step(self)
             began = time.perf_counter()
         self._end_epoch()
+
+    def _requested(self, stop: threading.Event, step: int) -> tuple[bool, bool]:
+        """Return whether training must stop after this step, and whether checkpoints must be written.
+
+        Several processes decide together, every `AGREE` steps.
+        """
+        stopping = stop.is_set()
+        saving = stopping or time.perf_counter() - self.saved > self.checkpoint_seconds
+        if runtime.world() > 1:
+            if step % AGREE and step != self.steps - 1:
+                return False, False
+            stopping, saving = any_process(stopping, saving)
+        return stopping, saving
 
     def _synchronise(self, now: bool) -> None:
         """Wait for a GPU, so that times, the progress bar and Ctrl-C refer to work that is done.
@@ -155,6 +171,7 @@ class Loop:
         evaluate = self.epoch + 1 == self.recipe.epochs or (self.epoch + 1) % self.evaluate_every == 0
         self.ended = [state for group in ended if not group.failed for state in group.states]
         for state in self.ended:
+            state.share_buffers()
             self.records[state].end_epoch(state, self.splits, self.task, self.stepper.precision, evaluate)
             state.end_epoch()
         self.epoch, self.step = self.epoch + 1, 0
@@ -164,6 +181,8 @@ class Loop:
     def save(self) -> None:
         """Write the checkpoint of every group. A group that has diverged keeps its last good checkpoint."""
         for group in self.going:
+            for state in group.states:
+                state.share_buffers()
             try:
                 self.checkpoints[group].save()
             except Diverged as error:

@@ -89,10 +89,12 @@ class Optimizer:
         """Drop momenta and other state, as a new phase starts without those of the previous one."""
         self.inner.state.clear()
 
-    def step(self, loss: Tensor) -> None:
-        """Take one step on the loss, a scalar with gradient."""
+    def clear(self) -> None:
+        """Drop the gradients."""
         self.inner.zero_grad(set_to_none=True)
-        loss.backward()
+
+    def step(self) -> None:
+        """Take one step with the present gradients."""
         if self.recipe.clip_grad_norm:
             nn.utils.clip_grad_norm_(self.parameters, self.recipe.clip_grad_norm)
         self.inner.step()

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
+from torch import Tensor
 
 from ickd_lib import runtime
 from ickd_lib.data import Images
 from ickd_lib.methods import InContextPair, Retrieval, TargetSource
 from ickd_lib.tasks import Samples, Task
+from ickd_lib.training.several import AveragedGradients
 from ickd_lib.training.state import TrainingState
 
 Exchanged = tuple[tuple[TargetSource, ...], TargetSource | None]
@@ -31,10 +33,26 @@ class PeerGroup:
     def __init__(self, states: Sequence[TrainingState], task: Task, train: Images) -> None:
         self.states = sorted(states, key=lambda state: state.learner.name)
         self.failed = ""
+        self._averaged: AveragedGradients | None = None
         for state in self.states:
             searched = any(_requests(other, state) for other in self.states)
             if searched or "earlier" in state.learner.method.needs:
                 state.keep_bank(task, train)
+
+    @property
+    def compares(self) -> bool:
+        """Whether the samples of the whole batch are needed: by a method, or because banks are written in training."""
+        written = any(state.memory or state.teacher_rows for state in self.states)
+        return written or not all(state.learner.method.separable for state in self.states)
+
+    def losses(self, compute: Callable[[], list[Tensor]]) -> list[Tensor]:
+        """Return the losses that `compute` returns; several processes average the gradients of their weights."""
+        if runtime.world() == 1:
+            return compute()
+        if self._averaged is None:
+            learners = [state.learner for state in self.states]
+            self._averaged = AveragedGradients([part for one in learners for part in (one.network, one.method)])
+        return self._averaged(compute)
 
     @property
     def position(self) -> tuple[int, int]:

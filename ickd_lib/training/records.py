@@ -86,14 +86,15 @@ class RunRecord:
 
     def create(self, numerics: dict[str, Any], group: str, environment: dict[str, Any]) -> None:
         """Write the configuration of a new run."""
-        if self.run and not self.run.exists():
+        if self.run and runtime.rank() == 0 and not self.run.exists():
             self.run.create(self.learner.settings, numerics, group, environment)
 
     def rewind(self, epochs: int) -> None:
         """Drop the records beyond the first `epochs` epochs, which are trained again."""
         if self.run and self.run.exists():
-            self.run.keep_metrics(epochs)
-            self.epochs = self.run.metrics
+            if runtime.rank() == 0:
+                self.run.keep_metrics(epochs)
+            self.epochs = [record for record in self.run.metrics if record["epoch"] <= epochs]
 
     def end_epoch(self, state: TrainingState, splits: Splits, task: Task, precision: str, evaluate: bool) -> None:
         """Record the epoch that was just trained.
@@ -128,7 +129,7 @@ class RunRecord:
         record["weights"] = runtime.fingerprint(state.network.state_dict())
         record["seconds"] = round(state.seconds, 3)
         self.epochs.append(record)
-        if self.run:
+        if self.run and runtime.rank() == 0:
             self.run.log(record)
 
     def finish(
@@ -166,7 +167,7 @@ class RunRecord:
             "images_per_second": round(images / max(state.seconds, 1e-9), 1),
             "trained_together": together,
         }
-        if self.run:
+        if self.run and runtime.rank() == 0:
             save_weights(network, self.run.folder / "student.safetensors")
             runtime.write_json(self.run.folder / "summary.json", self.summary)
 

@@ -8,14 +8,17 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ickd_lib import runtime
 from ickd_lib.data import Images
 from ickd_lib.memory import DynamicBank, MemoryBank
 from ickd_lib.methods import Retrieval
 from ickd_lib.models import Network
 from ickd_lib.runtime import Diverged
+from ickd_lib.runtime.distributed import total
 from ickd_lib.tasks import Samples, Task
 from ickd_lib.training.optimizers import Average, Optimizer
 from ickd_lib.training.recipe import Recipe
+from ickd_lib.training.several import same_buffers
 from ickd_lib.training.students import Learner
 
 
@@ -37,7 +40,15 @@ class Meters:
     agreed: Tensor | None = None
 
     def add(
-        self, terms: dict[str, Tensor], samples: Samples, peers: list[Samples], step: Tensor, steps: int, fresh: bool
+        self,
+        terms: dict[str, Tensor],
+        samples: Samples,
+        peers: list[Samples],
+        step: Tensor,
+        steps: int,
+        fresh: bool,
+        *,
+        part: bool = False,
     ) -> None:
         """Count one step.
 
@@ -48,6 +59,7 @@ class Meters:
             step: number of the step in the epoch, shape [1], on the device.
             steps: number of steps of an epoch.
             fresh: whether it is the first step of the epoch, in which new terms may begin.
+            part: whether terms and samples are those of this process's part of the batch.
         """
         device = samples.logits.device
         if self.losses is None or (fresh and self.terms != list(terms)):
@@ -57,12 +69,19 @@ class Meters:
             self.seen = torch.zeros((), dtype=torch.long, device=device)
             self.agreed = torch.zeros((), dtype=torch.double, device=device)
         assert self.correct is not None and self.seen is not None and self.agreed is not None
-        self.losses.index_copy_(0, step, torch.stack([term.detach() for term in terms.values()])[None])
+        losses = torch.stack([term.detach() for term in terms.values()])
         predicted = samples.logits.detach().argmax(1)
-        self.correct += (predicted == samples.labels).sum()
-        self.seen += len(predicted)
-        for peer in peers:
-            self.agreed += (predicted == peer.logits.argmax(1)).sum() / len(peers)
+        counts = [(predicted == samples.labels).sum(), *((predicted == peer.logits.argmax(1)).sum() for peer in peers)]
+        seen: int | Tensor = len(predicted)
+        if part and runtime.world() > 1:
+            own = torch.stack([*losses.double() / runtime.world(), *counts, counts[0].new_tensor(seen)])
+            every = total(own)
+            losses, (*counts, seen) = every[: len(terms)].to(losses.dtype), every[len(terms) :].long()
+        self.losses.index_copy_(0, step, losses[None])
+        self.correct += counts[0]
+        self.seen += seen
+        for count in counts[1:]:
+            self.agreed += count / len(peers)
 
     def clear(self) -> None:
         """Start a new epoch. The tensors keep their addresses, because a captured step writes to these."""
@@ -162,6 +181,11 @@ class TrainingState:
     def retrieval_started(self, start: float) -> bool:
         """Return whether the share `start` of the training is done."""
         return self.epoch + self.step / self.steps >= start * self.recipe.epochs
+
+    def share_buffers(self) -> None:
+        """Give all processes the buffers of process 0, such as batch-norm statistics."""
+        same_buffers(self.learner.network)
+        same_buffers(self.network)
 
     def check_finite(self, kept: str = "") -> None:
         """Raise Diverged if a loss of this epoch is NaN or infinite.

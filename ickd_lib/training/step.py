@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
@@ -12,9 +12,11 @@ from ickd_lib import runtime
 from ickd_lib.data import Batch
 from ickd_lib.methods import Context, InContextPair, Retrieval, StrongView, TargetSource
 from ickd_lib.models import Network
+from ickd_lib.runtime.distributed import gather
 from ickd_lib.tasks import Samples, Task
 from ickd_lib.training.in_context import TeacherBank
 from ickd_lib.training.peers import PeerGroup
+from ickd_lib.training.several import gathered, whole_loss
 from ickd_lib.training.state import TrainingState
 
 
@@ -37,9 +39,11 @@ class StepInputs:
     """The inputs of a step that all students share.
 
     task: defines the samples of an image.
-    batch: the augmented images.
+    batch: the augmented images; with several processes, this process's part of them.
     strong: a second, strongly augmented view of the images; None if no method needs it.
     partner: random images of the same classes; None if no method needs them.
+    images: number of images in the whole batch, of which several processes have a part each in `batch`.
+    whole: whether the samples of the whole batch are gathered, because a method compares samples of a batch.
     teacher: computes the teacher's samples of the batch (at the places of a student's samples, if the task needs that);
         None if no method needs them.
     bank: the teacher's memory bank with the in-context samples of each student; None if no method needs it.
@@ -54,6 +58,8 @@ class StepInputs:
     batch: Batch
     strong: Batch | None
     partner: Batch | None
+    images: int
+    whole: bool
     teacher: Callable[[Batch, Samples | None], Samples] | None
     bank: TeacherBank | None
     precision: str
@@ -61,6 +67,11 @@ class StepInputs:
     progress: Tensor
     epoch: Tensor
     rng_device: torch.device
+
+    @property
+    def scale(self) -> float:
+        """The factor of a loss that is computed from the own part of the batch; see `training.several`."""
+        return 1.0 if self.whole else len(self.batch.index) * runtime.world() / self.images
 
 
 def train_step(group: PeerGroup, inputs: StepInputs, shared: Targets | None) -> None:
@@ -72,12 +83,27 @@ def train_step(group: PeerGroup, inputs: StepInputs, shared: Targets | None) -> 
         shared: `teacher_targets` of the batch if they are the same for all students; None if they depend on the
             student's samples.
     """
+    for state in group.states:
+        state.optimizer.clear()
+    losses = group.losses(lambda: step_losses(group, inputs, shared))
+    torch.stack(losses).sum().backward()  # no loss has a gradient to the weights of another student
+    for state in group.states:
+        state.optimizer.step()
+        if state.average:
+            state.average.update()
+
+
+def step_losses(group: PeerGroup, inputs: StepInputs, shared: Targets | None) -> list[Tensor]:
+    """Return the loss of each student, and write the meters and the banks; the arguments are those of `train_step`."""
     outputs = [student_samples(state, inputs) for state in group.states]
-    samples = [one for one, _ in outputs]
     targets = [
-        shared or teacher_targets(inputs, [state], own) for state, own in zip(group.states, samples, strict=True)
+        shared or teacher_targets(inputs, [state], own) for state, (own, _) in zip(group.states, outputs, strict=True)
     ]
+    if inputs.whole:
+        outputs = [whole_batch(inputs, *output) for output in outputs]
+    samples = [one for one, _ in outputs]
     exchanged = group.exchange(samples)
+    losses = []
     for state, (own, supervised), target, (peers, earlier) in zip(
         group.states, outputs, targets, exchanged, strict=True
     ):
@@ -89,14 +115,16 @@ def train_step(group: PeerGroup, inputs: StepInputs, shared: Targets | None) -> 
             terms = {name: torch.where(term.isnan(), 0, term) for name, term in terms.items()}
         if own.fixed is not None:
             terms["boxes"] = own.fixed
-        state.optimizer.step(torch.stack(list(terms.values())).sum())
-        if state.average:
-            state.average.update()
-        state.meters.add(terms, own, [peer.output for peer in peers], inputs.step, state.steps, state.step == 0)
+        if inputs.scale != 1:
+            terms = {name: term * inputs.scale for name, term in terms.items()}
+        losses.append(torch.stack(list(terms.values())).sum())
+        others = [peer.output for peer in peers]
+        state.meters.add(terms, own, others, inputs.step, state.steps, state.step == 0, part=not inputs.whole)
     group.write_banks(samples)
     if inputs.bank:
         for state, target in zip(group.states, targets, strict=True):
             inputs.bank.write(state, target.teacher)
+    return losses
 
 
 def method_context(
@@ -139,18 +167,19 @@ def strong_view(state: TrainingState, inputs: StepInputs, targets: Targets) -> S
     assert loss is not None
     teacher = targets.strong
     if teacher is None and inputs.teacher:  # the places of the samples depend on the student
-        with torch.no_grad():
-            teacher = inputs.teacher(inputs.strong, samples.detach())
+        teacher = teacher_samples(inputs, inputs.strong, samples.detach())
+    samples, loss = whole_batch(inputs, samples, loss)
     return StrongView(inputs.strong, samples, loss, teacher)
 
 
 def student_samples(state: TrainingState, inputs: StepInputs) -> tuple[Samples, Tensor]:
     """Return the student's samples of the batch and its supervised loss, with gradient.
 
-    Random operations in the network are a function of (seed, epoch, step).
+    Random operations in the network are a function of (seed, epoch, step), and of the process if there are several.
     """
     learner = state.learner
-    runtime.reseed(inputs.rng_device, learner.seed, state.epoch, state.step)
+    process = ("process", runtime.rank()) if runtime.rank() else ()
+    runtime.reseed(inputs.rng_device, learner.seed, state.epoch, state.step, *process)
     learner.network.train()
     maps = "maps" in learner.method.needs
     samples, loss = inputs.task.samples(learner.network, inputs.batch, maps=maps, precision=inputs.precision)
@@ -162,7 +191,30 @@ def student_samples(state: TrainingState, inputs: StepInputs) -> tuple[Samples, 
 def partner_samples(network: Network, inputs: StepInputs) -> Samples:
     """Return the student's samples of the partner images, without gradient."""
     assert inputs.partner is not None
-    return inputs.task.samples(network, inputs.partner, precision=inputs.precision)[0]
+    samples = inputs.task.samples(network, inputs.partner, precision=inputs.precision)[0]
+    return gathered(samples, inputs.images) if inputs.whole else samples
+
+
+@torch.no_grad()
+def teacher_samples(inputs: StepInputs, batch: Batch, like: Samples | None) -> Samples:
+    """Return the teacher's samples of a batch, at the places of the samples `like` if these depend on the student."""
+    assert inputs.teacher is not None
+    samples = inputs.teacher(batch, like)
+    return gathered(samples, inputs.images) if inputs.whole else samples
+
+
+def whole_batch(inputs: StepInputs, samples: Samples, supervised: Tensor) -> tuple[Samples, Tensor]:
+    """Return samples and supervised loss of the whole batch if a method needs them, else those of the own part."""
+    if not inputs.whole:
+        return samples, supervised
+    weight, images = (
+        inputs.task.weight(inputs.batch),
+        torch.tensor(len(inputs.batch.index), device=samples.labels.device),
+    )
+    found = gathered(samples, inputs.images)
+    if samples.fixed is not None:
+        found = replace(found, fixed=whole_loss(samples.fixed, images))
+    return found, whole_loss(supervised, weight)
 
 
 @torch.no_grad()
@@ -172,12 +224,16 @@ def teacher_targets(inputs: StepInputs, states: list[TrainingState], like: Sampl
     Args:
         inputs: the batch, the teacher and its bank.
         states: the students that need in-context samples.
-        like: the samples of a student, at the places of which the teacher is evaluated; None if the places are the same
-            for all students.
+        like: the samples of a student in the own part of the batch, at the places of which the teacher is evaluated;
+            None if the places are the same for all students.
     """
-    teacher = inputs.teacher(inputs.batch, like) if inputs.teacher else None
-    strong = inputs.teacher(inputs.strong, None) if inputs.teacher and inputs.strong and like is None else None
+    teacher = teacher_samples(inputs, inputs.batch, like) if inputs.teacher else None
+    strong = None
+    if inputs.teacher and inputs.strong and like is None:
+        strong = teacher_samples(inputs, inputs.strong, None)
     if inputs.bank is None:
         return Targets(teacher, strong=strong)
     keys, labels = (like.known.key, like.known.labels) if like else inputs.task.places(inputs.batch)
+    if inputs.whole:
+        keys, labels = gather(keys), gather(labels)
     return Targets(teacher, inputs.bank.retrieve(states, keys, labels, teacher and teacher.known), strong)

@@ -10,6 +10,7 @@ from torch import Tensor
 from ickd_lib import runtime
 from ickd_lib.data import Batch, Images, Sampler
 from ickd_lib.models import Network
+from ickd_lib.runtime.distributed import share
 from ickd_lib.tasks import Samples, Task
 from ickd_lib.training.capture import Capture, CapturedSteps, works_on_host
 from ickd_lib.training.in_context import TeacherBank
@@ -73,12 +74,15 @@ class Stepper:
         methods = [state.learner.method for group in groups for state in group.states]
         needs = frozenset().union(*(method.needs for method in methods))
         self.pairs, self.two_views = "partner" in needs, "strong" in needs
+        self.drawn_by_batch = isinstance(train, Images) and (self.pairs or self.two_views or train.augment != "crop")
         device = train.index.device
         self.order, self.view = torch.zeros(2, len(train), dtype=torch.long, device=device)
         self.step = torch.zeros(1, dtype=torch.long, device=device)  # number of the step in the epoch
         self.before = torch.zeros((), dtype=torch.long, device=device)  # number of steps of earlier epochs
         self.total = epochs * self.steps
-        several = device.type == "cuda" and len(groups) > 1
+        # Where an image has several samples, the parts of a batch have different numbers of them.
+        self.whole = runtime.world() > 1 and (not task.cacheable or any(group.compares for group in groups))
+        several = device.type == "cuda" and len(groups) > 1 and runtime.world() == 1
         self.streams = [torch.cuda.Stream(device) for _ in groups] if several else []
         self.captured = CapturedSteps(None if works_on_host(methods, train.augment) else capture)
         # If steps are captured, the GPU's generator is reseeded before each step, once for all students.
@@ -112,21 +116,38 @@ class Stepper:
         for state in states:
             state.step += 1
 
-    def _work(self, groups: Sequence[PeerGroup], size: int, step: int) -> None:
-        """Compute a step from values on the device alone; only steps that run eagerly use the number `step`."""
+    def _batches(self, size: int, step: int) -> tuple[Batch, Batch | None, Batch | None]:
+        """Return a batch, its strong view, and the partners of its images; of several processes, each has a part.
+
+        Where random numbers are drawn for a batch and not for an image, every process computes the whole batch and
+        keeps its part, so that the numbers do not depend on how many processes there are.
+        """
         places = self.step * self.batch_size + torch.arange(size, device=self.step.device)
-        batch = self.sampler.batch(self.order[places], self.view[places], *self.keys, step)
+        rows, view, part = self.order[places], self.view[places], share(size)
+        cut = runtime.world() > 1 and self.drawn_by_batch
+        if not cut:
+            rows, view = rows[part], view[part]
+        batch = self.sampler.batch(rows, view, *self.keys, step)
         data_seed, epoch = self.keys if self.pairs or self.two_views else (0, 0)
         strong = partner = None
         if self.two_views:
-            strong = self.sampler.strong_view(self.order[places], data_seed=data_seed, epoch=epoch, step=step)
+            strong = self.sampler.strong_view(rows, data_seed=data_seed, epoch=epoch, step=step)
         if self.pairs:
             partner = self.sampler.partners(batch, data_seed=data_seed, epoch=epoch, step=step)
+        if cut:
+            batch, strong, partner = batch.part(part), strong and strong.part(part), partner and partner.part(part)
+        return batch, strong, partner
+
+    def _work(self, groups: Sequence[PeerGroup], size: int, step: int) -> None:
+        """Compute a step from values on the device alone; only steps that run eagerly use the number `step`."""
+        batch, strong, partner = self._batches(size, step)
         inputs = StepInputs(
             task=self.task,
             batch=batch,
             strong=strong,
             partner=partner,
+            images=size,
+            whole=self.whole,
             teacher=self.teacher,
             bank=self.bank,
             precision=self.precision,

@@ -79,6 +79,7 @@ def learners(
     data_seed: int,
     evaluate_every: int,
     device: torch.device,
+    sync_batchnorm: bool = False,
 ) -> list[list[Learner]]:
     """Create the students of each peer group; a student without peers is a group of its own.
 
@@ -100,6 +101,7 @@ def learners(
         "teacher": teacher and {"name": teacher.name, "fingerprint": teacher.identity},
         "teacher_saw": teacher and teacher.trained_on,
         **({} if task.name == "classification" else {"task": task.name}),
+        **({"sync_batchnorm": True} if sync_batchnorm else {}),
     }
     groups: dict[object, list[Learner]] = {}
     for i, student in enumerate(students):
@@ -158,12 +160,15 @@ def _learner(
     if student.name:
         runtime.run_name(student.name)
     network = network.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    method = method.to(device)
+    if "sync_batchnorm" in shared:
+        network, method = models.synchronised(network), models.synchronised(method)
     return Learner(
         student.name,
         position,
         student.seed,
         network,
-        method.to(device),
+        method,
         common and (common[0].to(device), common[1].to(device)),
         _classifiers(network, teacher, train.size) if "classifiers" in method.needs else None,
         settings | {"peer_group": student.peer_group},
