@@ -1,14 +1,20 @@
-"""What each of several processes runs for test_several.py: a case by its name, whose result process 0 writes."""
+"""What each of several processes runs for test_several.py: some trainings, whose results process 0 writes.
+
+python -m torch.distributed.run --nproc-per-node N tests/several_worker.py CASE OUT [WEIGHTS]
+"""
 
 import sys
 
 import registered
+import scenes
 import torch
 
-from ickd_lib import data, methods, runtime, training
+from ickd_lib import data, methods, models, runtime, tasks, training
+from ickd_lib.runtime.distributed import gather_objects
 from ickd_lib.training import Callback, Recipe, Student
 
-RECIPE = Recipe(epochs=2, batch_size=24, lr=0.02, schedule="cosine")
+RECIPE = Recipe(epochs=1, batch_size=24, lr=0.02, schedule="cosine")
+DENSE = {"segmentation": ["ce", "kd", "ckd", "ickd(positives=2, negatives=4)"], "detection": ["kd", "ckd(ckd=0.1)"]}
 
 
 class Losses(Callback):
@@ -24,41 +30,58 @@ class Losses(Callback):
                 kept["losses"] += state.meters.losses.tolist()
 
 
-def trained(names, splits, *, teacher=None, peer_groups=False, **options):
-    """Train a student with each method; return losses, accuracies and a checksum of the weights."""
+def trained(names, splits, *, teacher=None, task="classification", network="resnet8", peers=False, **options):
+    """Train a student with each method; return its losses and metrics, and whether it is the same in all processes."""
     students = [
-        Student("resnet8", name, seed, f"{name}-{seed}", name if peer_groups else "")
-        for name in names
-        for seed in range(2 if peer_groups else 1)
+        Student(network, name, seed, f"{seed}-{i}", name if peers else "")
+        for i, name in enumerate(names)
+        for seed in range(1 + peers)
     ]
-    callback = Losses()
-    given = {"recipe": RECIPE, "precision": "fp32", "progress": False, "sync_batchnorm": True} | options
+    callback, primary = Losses(), tasks.create(task).primary
+    given = {"recipe": RECIPE, "precision": "fp32", "progress": False, "sync_batchnorm": True, "device": "cpu"}
+    given |= {"task": tasks.create(task)} | options
     found = training.distill(students, splits, teacher=teacher, callbacks=[callback], **given)
-    return {
-        name: callback.found.get(name, {})
-        | {
-            "accuracies": [record["train_accuracy"] for record in history.epochs],
-            "test": [record["test_accuracy"] for record in history.epochs],
-            "nll": history.summary["nll"],
-            "weights": sum(p.double().abs().sum().item() for p in history.network.parameters()),
-            "same": len(set(runtime.distributed.gather_objects(runtime.fingerprint(history.network.state_dict())))),
+    results = {}
+    for student, history in zip(students, found.values(), strict=True):
+        weights = history.network.state_dict()
+        results[f"{student.method} {student.seed}"] = callback.found[student.name] | {
+            "train": history.epochs[-1]["train_accuracy"],
+            "test": history.summary[primary],
+            "weights": sum(one.double().abs().sum().item() for one in weights.values()),
+            "different": len(set(gather_objects(runtime.fingerprint(weights)))),
         }
-        for name, history in found.items()
-    }
+    return results
 
 
-def main(case, weights, out):
-    torch.set_num_threads(1)
+def classification(weights):
     splits = data.load("digits", labels=90)
     teacher = training.pretrain("resnet8", splits, weights=weights, device="cpu")
     made = {name: methods.create(name) for name in registered.trained()}
-    alone = [name for name, method in made.items() if "peers" not in method.needs]
-    if case == "separable":
-        found = trained([name for name in alone if made[name].separable], splits, teacher=teacher)
-    elif case == "compared":
-        found = trained([name for name in alone if not made[name].separable], splits, teacher=teacher)
-    elif case == "peers":
-        found = trained([n for n, method in made.items() if "peers" in method.needs], splits, peer_groups=True)
+    exchange = [name for name, method in made.items() if "peers" in method.needs]
+    alone = [name for name in made if name not in exchange]
+    separable = [name for name in alone if made[name].separable]
+    return (
+        trained(separable, splits, teacher=teacher)
+        | trained([name for name in alone if name not in separable], splits, teacher=teacher)
+        | trained(exchange, splits, peers=True)
+    )
+
+
+def dense():
+    found = {}
+    for task, names in DENSE.items():
+        splits = scenes.small(task)
+        recipe, network = Recipe(**vars(RECIPE) | {"batch_size": 8}), scenes.TASKS[task][1]
+        with runtime.seeded():  # an untrained teacher is the same in any number of processes
+            teacher = models.create(network, **splits.train.spec)
+        students = trained(names, splits, teacher=teacher, task=task, network=network, recipe=recipe)
+        found |= {f"{task} {name}": result for name, result in students.items()}
+    return found
+
+
+def main(case, out, *given):
+    torch.set_num_threads(1)
+    found = {"classification": classification, "dense": dense}[case](*given)
     if runtime.rank() == 0:
         runtime.write_json(out, found)
 

@@ -233,9 +233,9 @@ class Method(nn.Module):
             detector's bank has the background; it is set before `setup` is called, and 0 if that is not known.
         pixelwise: whether the method compares each sample with its target alone, so that in segmentation it compares
             each pixel. All others compare class regions there.
-        separable: whether the loss is a mean over samples, each of which is compared with its own targets alone. Each of
-            several processes then computes the loss of its part of a batch. All other methods compare samples with
-            each other, and receive the samples of the whole batch in every process.
+        separable: whether the loss is a mean over samples, each of which is compared with its own targets alone. With
+            several processes, each then computes the loss of its part of a batch. Any other method receives the samples
+            of the whole batch in every process.
         version: number of the definition of the method, which is increased when its loss changes for equal arguments.
         config: the name, a version above 1, and every argument, defaults included, which a run folder records.
         paper: authors, year and arXiv number of the source.

@@ -14,6 +14,8 @@ from ickd_lib.models import Network
 class CrossEntropy(Method):
     """Training with the task's own loss alone (for classification, cross-entropy with the labels)."""
 
+    separable = True
+
     def forward(self, context: Context) -> dict[str, Tensor]:
         return {"ce": context.supervised}
 

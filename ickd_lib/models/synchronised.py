@@ -11,7 +11,6 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from ickd_lib.runtime import world
 
-
 M = TypeVar("M", bound=nn.Module)
 
 

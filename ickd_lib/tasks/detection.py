@@ -15,6 +15,7 @@ from ickd_lib.data.decoded import fetch
 from ickd_lib.models import Detections, Detector, Regions
 from ickd_lib.models.inspection import evaluating
 from ickd_lib.runtime import InputError
+from ickd_lib.runtime.distributed import gather, gather_objects, share
 from ickd_lib.tasks.base import Column, Samples, Task, places_of, register
 from ickd_lib.tasks.pictures import box_mask, crop, whole
 
@@ -112,11 +113,17 @@ class Detection(Task):
         chosen = (
             torch.arange(len(flat), device=flat.key.device) if keys is None else places_of(flat.key, keys, images.name)
         )
-        found = list(_regions(network, images, image[chosen].unique(), precision))
-        key = torch.cat([key for key, _ in found])
-        at = places_of(key, flat.key[chosen], images.name)
-        logits, features = (torch.cat([getattr(one, part) for _, one in found])[at] for part in ("logits", "features"))
-        return Samples(logits, features, flat.labels[chosen] + 1, flat.key[chosen], image[chosen])
+        device = images.index.device
+        key = [torch.empty(0, dtype=torch.long, device=device)]
+        logits = [torch.empty(0, network.num_classes + 1, device=device)]
+        features = [torch.empty(0, network.features_dim, device=device)]
+        with_boxes = image[chosen].unique()
+        for some, regions in _regions(network, images, with_boxes[share(len(with_boxes))], precision):
+            for parts, one in zip((key, logits, features), (some, regions.logits, regions.features), strict=True):
+                parts.append(one)
+        keys, all_logits, all_features = (gather(torch.cat(parts)) for parts in (key, logits, features))
+        at = places_of(keys, flat.key[chosen], images.name)
+        return Samples(all_logits[at], all_features[at], flat.labels[chosen] + 1, flat.key[chosen], image[chosen])
 
     def metrics(  # type: ignore[override]
         self, network: Detector, images: DenseImages, *, teacher: Samples | None = None, precision: str = "auto"
@@ -125,10 +132,13 @@ class Detection(Task):
         found: list[Detections] = []
         objects: list[Objects] = []
         with runtime.autocast(device, _precision(precision, images)):
-            for rows in torch.arange(len(images)).split(PASS):
+            for rows in torch.arange(len(images))[share(len(images))].split(PASS):
                 batch = images.batch(rows)
                 found += network.detect(batch.images)
                 objects += batch.objects
+        if runtime.world() > 1:
+            found = [one for part in gather_objects([_on_host(one) for one in found]) for one in part]
+            objects = [one for part in gather_objects([one.to("cpu") for one in objects]) for one in part]
         numbers = metrics.detection(found, objects, images.classes)
         if teacher is not None:
             own = self.bank_samples(network, images, precision=precision)
@@ -145,6 +155,10 @@ class Detection(Task):
     def scene(self, images: DenseImages, key: int) -> Tensor:  # type: ignore[override]
         ((image, mask),) = _boxes(images, torch.tensor([key], device=images.index.device))
         return whole(image, mask, dim=False)
+
+
+def _on_host(found: Detections) -> Detections:
+    return Detections(*(values.cpu() for values in found))
 
 
 def _boxes(images: DenseImages, keys: Tensor) -> list[tuple[Tensor, Tensor]]:

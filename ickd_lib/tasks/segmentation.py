@@ -16,6 +16,7 @@ from ickd_lib.data.decoded import Decoded, fetch, threaded
 from ickd_lib.models import Network, Output
 from ickd_lib.models.inspection import evaluating
 from ickd_lib.runtime import InputError
+from ickd_lib.runtime.distributed import gather, share, total
 from ickd_lib.tasks.base import Column, Pixels, Samples, Task, places_of, positions, register
 from ickd_lib.tasks.pictures import crop, whole
 
@@ -115,9 +116,10 @@ class Segmentation(Task):
         classes = len(images.classes)
         wanted = self.keys(images)[0] if keys is None else keys
         chosen = images if keys is None else images.subset(positions(images, (keys // classes).unique()))
-        logits: list[Tensor] = []
-        features: list[Tensor] = []
-        found: list[Tensor] = []
+        device = images.index.device
+        logits = [torch.empty(0, network.num_classes, device=device)]
+        features = [torch.empty(0, network.features_dim, device=device)]
+        found = [torch.empty(0, dtype=torch.long, device=device)]
         for batch, output in _outputs(network, chosen, precision):
             share = self._shares(batch)
             image, label = (share.sum(2) > 0).nonzero(as_tuple=True)
@@ -125,10 +127,11 @@ class Segmentation(Task):
             for values, kept in zip(_means(share, pixels, image, label), (logits, features), strict=True):
                 kept.append(values)
             found.append(batch.index[image] * classes + label)
-        at = places_of(torch.cat(found), wanted, images.name)
+        key, all_logits, all_features = (gather(torch.cat(parts)) for parts in (found, logits, features))
+        at = places_of(key, wanted, images.name)
         return Samples(
-            torch.cat(logits)[at],
-            torch.cat(features)[at],
+            all_logits[at],
+            all_features[at],
             wanted % classes,
             wanted,
             positions(images, wanted // classes),
@@ -144,7 +147,7 @@ class Segmentation(Task):
             enlarged = F.interpolate(output.logits, masks.shape[1:], mode="bilinear")
             labels = masks.long().masked_fill(masks == images.ignored, -1)
             counts += metrics.confusion(enlarged.argmax(1), labels, classes)
-        found = metrics.segmentation(counts, images.classes)
+        found = metrics.segmentation(total(counts), images.classes)
         if teacher is not None:
             own = self.bank_samples(network, images, precision=precision)
             found["agreement"] = (own.logits.argmax(1) == teacher.logits.argmax(1)).double().mean().item()
@@ -259,8 +262,10 @@ def _stacked(given: Tensor | tuple[Tensor, ...] | None) -> Tensor:
 def _outputs(network: Network, images: DenseImages, precision: str) -> Iterator[tuple[DenseBatch, Output]]:
     """Yield batches of images without augmentation, with the outputs of the network in evaluation mode, in float32.
 
-    All images of a batch have the same size.
+    All images of a batch have the same size. Several processes each evaluate a part of the images.
     """
+    if runtime.world() > 1:
+        images = images.subset(torch.arange(len(images))[share(len(images))])
     device = images.index.device
     precision = runtime.precision(precision, device, int(images.sizes.min()))
     with evaluating(network), torch.no_grad():
