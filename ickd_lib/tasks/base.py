@@ -93,9 +93,10 @@ class Samples:
         if not self.boxes:
             return self
         at = (self.key >= 0).nonzero().squeeze(1)
-        logits, features, labels, key, image = (
-            values[at] for values in (self.logits, self.features, self.labels, self.key, self.image)
-        )
+        with torch.enable_grad():  # the result is kept, and its first reader may be in a block without gradients
+            logits, features, labels, key, image = (
+                values[at] for values in (self.logits, self.features, self.labels, self.key, self.image)
+            )
         return replace(
             Samples(logits, features, labels, key, image),
             maps=self.maps,
@@ -113,7 +114,8 @@ class Samples:
         if self.pixels is None:
             return self.whole or self
         inside = self.pixels.labels >= 0
-        logits, features = (maps.movedim(1, -1)[inside] for maps in (self.pixels.logits, self.pixels.features))
+        with torch.enable_grad():  # as in `known`
+            logits, features = (maps.movedim(1, -1)[inside] for maps in (self.pixels.logits, self.pixels.features))
         region = self.pixels.region[inside]
         return replace(
             Samples(logits, features, self.pixels.labels[inside], region, self.image[region]),
