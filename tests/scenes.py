@@ -70,16 +70,32 @@ def quick(name: str) -> str:
     return f"{name}(positives=2, negatives=3)" if methods.create(name).retrievals else name
 
 
-def group(task: str, name: str, seed: int = 0) -> list[Student]:
-    """Return the students of a method in a peer group of their own: one, or two if it needs peers."""
-    count = 1 + ("peers" in methods.create(name).needs)
-    return [Student(TASKS[task][1], quick(name), seed + i, f"{name}-{i}", name) for i in range(count)]
+def group(task: str, name: str, seed: int = 0, constant: set[str] | None = None) -> list[Student]:
+    """Return the students of a method in a peer group of their own: one, or two if it needs peers.
+
+    The terms of the method that have no gradient are added to `constant`.
+    """
+
+    def check(method, given, terms):
+        if constant is not None:
+            constant.update(term for term, value in terms.items() if not value.requires_grad)
+
+    students = []
+    for i in range(1 + ("peers" in methods.create(name).needs)):
+        method = methods.create(quick(name))
+        method.register_forward_hook(check)
+        students.append(Student(TASKS[task][1], method, seed + i, f"{name}-{i}", name))
+    return students
 
 
 def all_methods(task: str, refused, splits: data.Splits, teacher) -> dict[str, training.History]:
     """Train every other method in one pass, but for those with a second view of the images, which is drawn for all."""
     names = [name for name in methods.names() if name not in refused and "strong" not in methods.create(name).needs]
-    return distill(task, [student for name in names for student in group(task, name)], splits, teacher)
+    constant: dict[str, set[str]] = {name: set() for name in names}
+    students = [student for name in names for student in group(task, name, constant=constant[name])]
+    histories = distill(task, students, splits, teacher)
+    assert {name: terms for name, terms in constant.items() if terms} == {}  # each term teaches the student something
+    return histories
 
 
 def watched(task: str, method: str, splits: data.Splits, teacher=None, **options):
@@ -111,11 +127,11 @@ def interrupted(monkeypatch, steps: int, run) -> None:
     """Run a training that is stopped within an update, after this number of updates."""
     step, taken = training.optimizers.Optimizer.step, []
 
-    def stopping(self, loss):
+    def stopping(self):
         if len(taken) == steps:
             raise KeyboardInterrupt
         taken.append(1)
-        step(self, loss)
+        step(self)
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
         patch.setattr(training.optimizers.Optimizer, "step", stopping)

@@ -1,0 +1,198 @@
+"""Several processes train one model: the same losses as one process, whatever their number, and no lost runs."""
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import several_worker
+
+from ickd_lib import runtime, training
+from ickd_lib.runtime import InputError, distributed
+from ickd_lib.training import several
+from ickd_lib.training.records import save_weights
+
+WORKER = str(Path(several_worker.__file__))
+TRAIN = ["-m", "ickd_lib", "train", "--dataset", "digits", "--labels", "128", "--student", "resnet8", "--method", "ckd"]
+TRAIN += ["--teacher", "resnet8", "--batch-size", "32", "--lr", "0.01", "--device", "cpu", "--precision", "fp32"]
+
+
+def start(world, arguments, **environment):
+    """Start the processes of a training as torchrun does, without its agent, so that each can be killed."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = str(free.getsockname()[1])
+    tests = os.path.dirname(WORKER)
+    given = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join([os.path.dirname(tests), tests])}
+    given |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "WORLD_SIZE": str(world)}
+    given |= {"LOCAL_WORLD_SIZE": str(world)} | environment
+    return [
+        subprocess.Popen(
+            [sys.executable, *arguments],
+            env=given | {"RANK": str(rank), "LOCAL_RANK": str(rank)},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for rank in range(world)
+    ]
+
+
+def finished(processes):
+    """Wait for the processes, and return exit status, output and errors of each."""
+    try:
+        return [(process.wait(240), *process.communicate()) for process in processes]
+    finally:
+        for process in processes:
+            process.kill()
+
+
+@pytest.fixture(scope="module")
+def weights(teacher, tmp_path_factory):
+    path = tmp_path_factory.mktemp("teacher") / "teacher.safetensors"
+    save_weights(teacher, path)
+    return str(path)
+
+
+def results(case, world, folder, *given):
+    out = folder / f"{case}-{world}.json"
+    for status, _, errors in finished(start(world, [WORKER, case, str(out), *given])):
+        assert status == 0, errors
+    return json.loads(out.read_text())
+
+
+@pytest.fixture(scope="module")
+def of_each_number(weights, tmp_path_factory):
+    """The results of one, two and four processes for every registered method."""
+    folder = tmp_path_factory.mktemp("several")
+    return {world: results("classification", world, folder, weights) for world in (1, 2, 4)}
+
+
+@pytest.mark.parametrize("world", [2, 4])
+def test_several_processes_give_the_losses_of_one(of_each_number, world):
+    one, found = of_each_number[1], of_each_number[world]
+    assert one.keys() == found.keys() and len(one) >= 40
+    for name, expected in one.items():
+        result = found[name]
+        assert result["terms"] == expected["terms"] and result["different"] == 1, name
+        first, *later = zip(result["losses"], expected["losses"], strict=True)
+        assert first[0] == pytest.approx(first[1], rel=2e-4, abs=1e-6), name
+        for own, other in later:  # after an update, rounding errors grow
+            assert own == pytest.approx(other, rel=5e-3, abs=1e-4), name
+        assert result["train"] == pytest.approx(expected["train"], abs=0.03), name
+        assert result["test"] == pytest.approx(expected["test"], abs=0.02), name
+        assert result["weights"] == pytest.approx(expected["weights"], rel=1e-5), name
+
+
+def test_regions_and_proposals(tmp_path):
+    one, two = (results("dense", world, tmp_path) for world in (1, 2))
+    for name, expected in one.items():
+        assert two[name]["different"] == 1
+        if name.startswith("segmentation"):
+            for own, other in zip(two[name]["losses"], expected["losses"], strict=True):
+                assert own == pytest.approx(other, rel=1e-3, abs=1e-4), name
+            assert two[name]["test"] == pytest.approx(expected["test"], abs=1e-3)
+        else:  # a detector draws its proposals at random, so that only the loss of the first step is nearly equal
+            assert two[name]["losses"][0] == pytest.approx(expected["losses"][0], rel=0.25)
+
+
+def record(folder):
+    """The lines of metrics.jsonl of the student, none before it exists."""
+    found = [path for path in folder.glob("*/metrics.jsonl") if path.parent.name != "teachers"]
+    return found[0].read_text().splitlines() if found else []
+
+
+def wait_for(epochs, folder, processes):
+    until = time.monotonic() + 200
+    while len(record(folder)) < epochs:
+        assert time.monotonic() < until and all(process.poll() is None for process in processes), finished(processes)
+        time.sleep(0.05)
+
+
+def test_a_killed_process_ends_the_others_and_any_number_resumes(weights, tmp_path):
+    options = ["--teacher-weights", weights, "--runs", str(tmp_path / "a"), "--checkpoint-seconds", "0"]
+    command = [*TRAIN, *options, "--epochs", "12"]
+    processes = start(2, command)
+    wait_for(3, tmp_path / "a", processes)
+    processes[1].kill()
+    killed = time.monotonic()
+    (status, _, errors), _ = finished(processes)
+    assert time.monotonic() - killed < 30 and status == 3
+    (line,) = [line for line in errors.splitlines() if line.startswith("error:")]
+    assert "another process of this training ended" in line and "Traceback" not in errors
+    kept = record(tmp_path / "a")
+    assert 3 <= len(kept) < 12
+    processes = start(4, command)
+    wait_for(len(kept) + 1, tmp_path / "a", processes)
+    for process in processes:
+        process.send_signal(signal.SIGTERM)  # as for a job that is preempted
+    done = finished(processes)
+    assert {status for status, _, _ in done} == {130} and "the same call continues from here" in done[0][2]
+    ((status, _, errors),) = finished(start(1, command))
+    assert status == 0 and "world size: 2 then, 1 now" in errors
+    lines = [json.loads(line) for line in record(tmp_path / "a")]
+    assert [line["epoch"] for line in lines] == list(range(1, 13))
+    assert [json.loads(line) for line in kept[:-1]] == lines[: len(kept) - 1]
+
+
+def test_bad_input_is_one_line(tmp_path):
+    command = [*TRAIN, "--teacher-epochs", "1", "--runs", str(tmp_path), "--epochs", "1"]
+    done = finished(start(2, [*command, "--batch-size", "31"]))
+    assert [status for status, _, _ in done] == [2, 2]
+    assert done[0][2].count("\n") == 1 and "not divisible by the 2 processes" in done[0][2] and not done[1][2]
+    processes = start(2, command)
+    other = start(2, command, ICKD_TIMEOUT="60")
+    for process in (processes[1], other[0]):
+        process.kill()
+    del processes, other
+
+
+def test_parts_of_a_batch(monkeypatch):
+    monkeypatch.setattr(several, "world", lambda: 4)
+    several.check_parts(100, 20)
+    several.check_parts(50, 64)
+    with pytest.raises(InputError, match="batch_size=30 is not divisible by the 4 processes; choose a multiple of 4"):
+        several.check_parts(100, 30)
+    with pytest.raises(InputError, match="the last batch of 103 images has 3, fewer than 2 for each of 4 processes"):
+        several.check_parts(103, 20)
+
+
+@pytest.mark.parametrize("count", [0, 1, 3, 4, 10])
+def test_shares_cover_everything_once(monkeypatch, count):
+    monkeypatch.setattr(distributed, "world", lambda: 4)
+    found = []
+    for rank in range(4):
+        monkeypatch.setattr(distributed, "rank", lambda rank=rank: rank)
+        found += range(count)[distributed.share(count)]
+    assert found == list(range(count)) and max(distributed.shares(count)) - min(distributed.shares(count)) <= 1
+
+
+@pytest.mark.parametrize(
+    ("other", "message"),
+    [
+        (("1.0", "code", ("a", (0, 0))), "process 1 has another version of torch"),
+        ((None, "code 2", ("a", (0, 0))), "process 1 has another source of ickd_lib"),
+        ((None, None, ("b", (0, 0))), "process 1 has other settings or data than process 0"),
+        ((None, None, ("a", (3, 0))), "process 1 does not see the run folders of process 0"),
+    ],
+)
+def test_processes_must_agree(monkeypatch, other, message):
+    def gathered(own):
+        return [own, tuple(mine if theirs is None else theirs for mine, theirs in zip(own, other, strict=True))]
+
+    monkeypatch.setattr(several, "gather_objects", gathered)
+    with pytest.raises(InputError, match=message):
+        several.check_equal([("a", (0, 0))])
+
+
+def test_one_process_exchanges_nothing():
+    assert (runtime.world(), runtime.rank(), runtime.broadcast(3)) == (1, 0, 3)
+    assert distributed.gather_objects("x") == ["x"] and distributed.any_process(True, False) == (True, False)
+    with runtime.processes("cpu") as device:
+        assert device.type == "cpu"
+    assert training.Student("resnet8").seed == 0
