@@ -45,6 +45,7 @@ def _splits(given: argparse.Namespace, labels: int = 0, **changes: Any) -> data.
         download=given.download,
         annotations=given.annotations or (needed if needed in data.kinds(given.dataset) else ""),
         ignore=given.ignore,
+        **{name: getattr(given, name) for name in ("stream", "crop", "views", "workers", "corrupt")},
         device=runtime.device(given.device),
     )
 
@@ -54,9 +55,10 @@ def _recipe(given: argparse.Namespace, **changes: Any) -> Recipe:
 
 
 def _options(given: argparse.Namespace) -> dict[str, Any]:
-    names = ["device", "precision", "evaluate_every", "checkpoint_seconds", "runs", "teacher_cache_gigabytes"]
-    names.append("sync_batchnorm")
+    names = ("device", "precision", "evaluate_every", "checkpoint_seconds", "runs", "sync_batchnorm")
     others = {
+        "teacher_cache_gigabytes": given.teacher_cache_gigabytes,
+        "teacher_cache_top": given.teacher_cache_top,
         "resume": not given.no_resume,
         "capture": not given.no_capture,
         "teacher_cache": given.teacher_cache or None,

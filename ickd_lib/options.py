@@ -47,8 +47,8 @@ def _data_options(parser: argparse.ArgumentParser) -> None:
         "--image-size",
         type=int,
         default=0,
-        help="height and width in pixels to which the images of a folder are resized; shorter side of images with "
-        "masks or boxes; 0: keep their size",
+        help="height and width in pixels to which the images of a folder are resized, or of random resized crops (0: "
+        "224); shorter side of images with masks or boxes; 0: keep their size",
     )
     group.add_argument(
         "--annotations",
@@ -57,6 +57,35 @@ def _data_options(parser: argparse.ArgumentParser) -> None:
     )
     group.add_argument(
         "--ignore", type=int, default=None, help="value of the ignored pixels in the masks of masks:PATH, beside 255"
+    )
+    group.add_argument(
+        "--stream",
+        action="store_true",
+        help="decode image files when they are needed, even if all images fit into memory; without it the available "
+        "memory decides",
+    )
+    group.add_argument(
+        "--crop",
+        default="",
+        help="crops of the images of a folder: pad (own size, after padding) or resized (random resized crops); by "
+        "default pad, for imagenet:PATH resized",
+    )
+    group.add_argument(
+        "--views",
+        type=int,
+        default=0,
+        help="number of random resized crops of each image, which a teacher cache can hold; 0: new ones in each epoch",
+    )
+    group.add_argument(
+        "--workers",
+        type=int,
+        default=None,
+        help="number of processes that decode streamed images; by default one less than the number of cores",
+    )
+    group.add_argument(
+        "--corrupt",
+        default="stop",
+        help="what to do with image files that cannot be read: stop with an error, or skip them",
     )
 
 
@@ -119,6 +148,12 @@ def _training_options(parser: argparse.ArgumentParser, defaults: dict[str, Any])
         "--teacher-cache", default="", help="folder of a cache of the teacher's outputs, for this and later runs"
     )
     group.add_argument("--teacher-cache-gigabytes", type=float, default=4.0, help="largest size of the teacher cache")
+    group.add_argument(
+        "--teacher-cache-top",
+        type=int,
+        default=0,
+        help="number of the largest logits of each output in the teacher cache; 0: all of them",
+    )
     group.add_argument(
         "--sync-batchnorm",
         action="store_true",

@@ -13,7 +13,7 @@ from ickd_lib import data, methods, models, runtime, tasks, training
 from ickd_lib.runtime.distributed import gather_objects
 from ickd_lib.training import Callback, Recipe, Student
 
-RECIPE = Recipe(epochs=1, batch_size=30, lr=0.02, schedule="cosine")
+RECIPE = Recipe(epochs=1, batch_size=32, lr=0.02, schedule="cosine")
 DENSE = {"segmentation": ["ce", "kd", "ckd", "ickd(positives=2, negatives=4)"], "detection": ["kd", "ckd(ckd=0.1)"]}
 
 

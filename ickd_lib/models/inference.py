@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from ickd_lib import runtime
+from ickd_lib.data import loader
 from ickd_lib.models.inspection import evaluating
 from ickd_lib.models.network import Network, Output
 from ickd_lib.runtime.distributed import gather, share, shares
@@ -42,14 +43,14 @@ def predict(network: Network, images: Images, *, batch_size: int = 0, precision:
     """
     device = images.labels.device
     chosen = runtime.precision(precision, device, min(images.size))
-    own, step = share(len(images)), batch_size or images_of_a_pass(device)
+    own, step, counts = share(len(images)), batch_size or images_of_a_pass(device), shares(len(images))
+    slices = [slice(start, min(start + step, own.stop)) for start in range(own.start, own.stop, step)]
     logits = [torch.empty(0, network.num_classes, device=device)]
     features = [torch.empty(0, network.features_dim, device=device)]
-    with evaluating(network):
-        for start in range(own.start, own.stop, step):
+    with evaluating(network), loader.watched():
+        for pixels in loader.pixels(images, slices):
             with runtime.autocast(device, chosen):
-                output = network(images.pixels(slice(start, min(start + step, own.stop))))
+                output = network(pixels)
             logits.append(output.logits.float())
             features.append(output.features.float())
-    counts = shares(len(images))
     return Output(gather(torch.cat(logits), counts), gather(torch.cat(features), counts))

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor
 
 from ickd_lib import runtime
-from ickd_lib.data import Batch, Images, Sampler
+from ickd_lib.data import Batch, Images, LabelledImages, Loader, Sampler
+from ickd_lib.data.loader import Loaded
 from ickd_lib.models import Network
 from ickd_lib.runtime.distributed import share
 from ickd_lib.tasks import Samples, Task
@@ -16,6 +17,7 @@ from ickd_lib.training.capture import Capture, CapturedSteps, works_on_host
 from ickd_lib.training.in_context import TeacherBank
 from ickd_lib.training.peers import PeerGroup
 from ickd_lib.training.step import StepInputs, teacher_targets, train_step
+from ickd_lib.training.streamed_cache import StreamedTeacherCache
 from ickd_lib.training.teacher_cache import TeacherCache
 
 
@@ -60,7 +62,7 @@ class Stepper:
         groups: Sequence[PeerGroup],
         train: Images,
         task: Task,
-        teacher: TeacherPass | TeacherCache | None,
+        teacher: TeacherPass | TeacherCache | StreamedTeacherCache | None,
         bank: TeacherBank | None,
         *,
         batch_size: int,
@@ -74,7 +76,10 @@ class Stepper:
         methods = [state.learner.method for group in groups for state in group.states]
         needs = frozenset().union(*(method.needs for method in methods))
         self.pairs, self.two_views = "partner" in needs, "strong" in needs
-        self.drawn_by_batch = isinstance(train, Images) and (self.pairs or self.two_views or train.augment != "crop")
+        # Where random numbers are drawn for a batch and not for an image, each of several processes makes the whole
+        # batch and cuts it, so that the numbers do not depend on how many processes there are.
+        by_batch = isinstance(train, LabelledImages) and (self.pairs or self.two_views or train.augment != "crop")
+        self.cut = runtime.world() > 1 and by_batch
         device = train.index.device
         self.order, self.view = torch.zeros(2, len(train), dtype=torch.long, device=device)
         self.step = torch.zeros(1, dtype=torch.long, device=device)  # number of the step in the epoch
@@ -82,6 +87,8 @@ class Stepper:
         self.total = epochs * self.steps
         # Where an image has several samples, the parts of a batch have different numbers of them.
         self.whole = runtime.world() > 1 and (not task.cacheable or any(group.compares for group in groups))
+        self.loader = Loader(train) if train.streamed else None  # type: ignore[arg-type]
+        self.loaded: Iterator[Loaded] = iter(())
         several = device.type == "cuda" and len(groups) > 1 and runtime.world() == 1
         self.streams = [torch.cuda.Stream(device) for _ in groups] if several else []
         self.captured = CapturedSteps(None if works_on_host(methods, train.augment) else capture)
@@ -96,13 +103,28 @@ class Stepper:
         self.keys = data_seed, epoch
         self.step.fill_(first)
         self.before.fill_(epoch * self.steps)
+        if self.loader:
+            # Planned on the CPU, where the worker processes are.
+            order, view = order.cpu(), view.cpu()
+            planned = ((step, *self._own(*self._part(order, view, step))) for step in range(first, self.steps))
+            self.loaded = self.loader.steps(
+                planned, data_seed=data_seed, epoch=epoch, strong=self.two_views, partner=self.pairs
+            )
         if self.bank:
             self.bank.begin_epoch(epoch)
 
     def planned(self, step: int, steps: int = 1) -> tuple[Tensor, Tensor]:
         """Return positions and views of the images of up to `steps` steps, from `step` on."""
+        return self._part(self.order, self.view, step, steps)
+
+    def _part(self, order: Tensor, view: Tensor, step: int, steps: int = 1) -> tuple[Tensor, Tensor]:
         end = (step + steps) * self.batch_size if step + steps < self.steps else self.images
-        return self.order[step * self.batch_size : end], self.view[step * self.batch_size : end]
+        return order[step * self.batch_size : end], view[step * self.batch_size : end]
+
+    def _own(self, rows: Tensor, view: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the positions and views of a batch that this process makes."""
+        part = slice(None) if self.cut else share(len(rows))
+        return rows[part], view[part]
 
     def take(self, groups: Sequence[PeerGroup], step: int) -> None:
         """Take one step of the epoch for these groups."""
@@ -112,40 +134,24 @@ class Stepper:
         if self.captured.capture:
             runtime.reseed(self.order.device, *self.keys, step, [state.learner.seed for state in states])
         names = [state.learner.method.config["name"] for state in states]
+        waited = self.loader.waited if self.loader else 0.0
         self.captured.run(kind, lambda: self._work(groups, size, step), names, size == self.batch_size)
         for state in states:
             state.step += 1
-
-    def _batches(self, size: int, step: int) -> tuple[Batch, Batch | None, Batch | None]:
-        """Return a batch, its strong view, and the partners of its images; of several processes, each has a part.
-
-        Where random numbers are drawn for a batch and not for an image, every process computes the whole batch and
-        keeps its part, so that the numbers do not depend on how many processes there are.
-        """
-        places = self.step * self.batch_size + torch.arange(size, device=self.step.device)
-        rows, view, part = self.order[places], self.view[places], share(size)
-        cut = runtime.world() > 1 and self.drawn_by_batch
-        if not cut:
-            rows, view = rows[part], view[part]
-        batch = self.sampler.batch(rows, view, *self.keys, step)
-        data_seed, epoch = self.keys if self.pairs or self.two_views else (0, 0)
-        strong = partner = None
-        if self.two_views:
-            strong = self.sampler.strong_view(rows, data_seed=data_seed, epoch=epoch, step=step)
-        if self.pairs:
-            partner = self.sampler.partners(batch, data_seed=data_seed, epoch=epoch, step=step)
-        if cut:
-            batch, strong, partner = batch.part(part), strong and strong.part(part), partner and partner.part(part)
-        return batch, strong, partner
+            if self.loader:
+                state.waited += self.loader.waited - waited
+                state.replaced = len(self.loader.replaced)
 
     def _work(self, groups: Sequence[PeerGroup], size: int, step: int) -> None:
         """Compute a step from values on the device alone; only steps that run eagerly use the number `step`."""
-        batch, strong, partner = self._batches(size, step)
+        data = self._data(size, step) if self.loader is None else next(d for d in self.loaded if d.step == step)
+        if self.cut:
+            data = data.part(share(size))
         inputs = StepInputs(
             task=self.task,
-            batch=batch,
-            strong=strong,
-            partner=partner,
+            batch=data.batch,
+            strong=data.strong,
+            partner=data.partner,
             images=size,
             whole=self.whole,
             teacher=self.teacher,
@@ -171,3 +177,16 @@ class Stepper:
             for group in groups:
                 train_step(group, inputs, shared)
         self.step += 1
+
+    def _data(self, size: int, step: int) -> Loaded:
+        """Return the data of a step from images that the device holds."""
+        places = self.step * self.batch_size + torch.arange(size, device=self.step.device)
+        rows, view = self._own(self.order[places], self.view[places])
+        batch = self.sampler.batch(rows, view, *self.keys, step)
+        data_seed, epoch = self.keys if self.pairs or self.two_views else (0, 0)
+        strong = partner = None
+        if self.two_views:
+            strong = self.sampler.strong_view(rows, data_seed=data_seed, epoch=epoch, step=step)
+        if self.pairs:
+            partner = self.sampler.partners(batch, data_seed=data_seed, epoch=epoch, step=step)
+        return Loaded(step, batch, strong, partner)
