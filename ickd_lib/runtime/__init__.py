@@ -5,8 +5,9 @@ from ickd_lib.runtime.devices import autocast, device, precision
 from ickd_lib.runtime.errors import Diverged, InputError, choose, notice
 from ickd_lib.runtime.files import fingerprint, read_json, replacing, write_json
 from ickd_lib.runtime.folders import Run, run_name, runs
+from ickd_lib.runtime.locks import locked, owner
 from ickd_lib.runtime.seeds import generator, reseed, seed_of, seeded
-from ickd_lib.runtime.threads import free_threads, same_threads
+from ickd_lib.runtime.threads import dealt_threads, free_threads, same_threads
 from ickd_lib.runtime.versions import code, environment, environment_differences
 
 __all__ = [
@@ -16,13 +17,16 @@ __all__ = [
     "autocast",
     "choose",
     "code",
+    "dealt_threads",
     "device",
     "environment",
     "environment_differences",
     "fingerprint",
     "free_threads",
     "generator",
+    "locked",
     "notice",
+    "owner",
     "parse_call",
     "precision",
     "read_json",

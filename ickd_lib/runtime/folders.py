@@ -9,6 +9,7 @@ from typing import Any
 
 from ickd_lib.runtime.errors import InputError
 from ickd_lib.runtime.files import fingerprint, read_json, replacing, write_json
+from ickd_lib.runtime.locks import LOCK
 
 LONGEST = 150  # largest number of characters in a name; file systems allow 255 bytes
 
@@ -57,7 +58,7 @@ class Run:
         """
         run = cls(folder)
         if not run.exists():
-            if run.folder.is_dir() and any(p for p in run.folder.iterdir() if not p.name.endswith(".part")):
+            if run.folder.is_dir() and any(p for p in run.folder.iterdir() if p.name != LOCK and p.suffix != ".part"):
                 raise InputError(f"{folder} contains files but no run; name another folder")
             return run
         if not resume:

@@ -98,7 +98,7 @@ def distill(
     _check(students, splits, task, teacher, evaluate_every)
     splits = splits.to(device)
     frozen = models.frozen(teacher, device) if teacher else None
-    groups, records = _prepare(
+    groups, records, locks = _prepare(
         students,
         splits.train,
         runs=runs,
@@ -113,8 +113,10 @@ def distill(
     )
     waiting = [state for state, record in records.items() if not record.finished]
     if waiting:
-        numerics = _numerics(waiting, records, splits, frozen, task, device, precision, bool(teacher_cache), capture)
-        with contextlib.ExitStack() as stack:
+        with locks as stack:
+            numerics = _numerics(
+                waiting, records, splits, frozen, task, device, precision, bool(teacher_cache), capture
+            )
             stack.enter_context(torch.cuda.device(device) if device.type == "cuda" else contextlib.nullcontext())
             stack.enter_context(runtime.same_threads(numerics["threads"]))
             stack.enter_context(torch.random.fork_rng())
@@ -150,6 +152,10 @@ def distill(
                 callbacks=[*callbacks, *([ProgressBar()] if progress else [])],
             )
             loop.train(stop)
+            for group in going:
+                if group.failed:
+                    for state in group.states:
+                        records[state].fail(group.failed)
             reference = task.bank_samples(frozen, splits.test, precision=numerics["precision"]) if frozen else None
             for state in loop.states:
                 if state in waiting:
@@ -190,8 +196,11 @@ def _prepare(
     recipe: Recipe,
     device: torch.device,
     **given: Any,
-) -> tuple[list[PeerGroup], Records]:
-    """Return the peer groups, restored from their checkpoints, and the records of all students in the order given."""
+) -> tuple[list[PeerGroup], Records, contextlib.ExitStack]:
+    """Return the peer groups, restored from their checkpoints, and the records of all students in the order given.
+
+    The third value holds the locks on the run folders of the students that are not finished.
+    """
     made = learners(students, train, task=task, recipe=recipe, device=device, **given)
     steps = Sampler(train).steps(recipe.batch_size)
     states = {
@@ -199,16 +208,19 @@ def _prepare(
     }
     records = {state: RunRecord(state.learner) for _, state in sorted(states.items())}
     groups = [PeerGroup([states[learner.position] for learner in group], task, train) for group in made]
-    if runs is not None:
-        environment = runtime.environment(device)
-        for record in records.values():
-            record.open(Path(runs), resume, environment)
-        for group in groups:
-            for state in group.states:
-                if records[state].finished:
-                    state.epoch = recipe.epochs
-            Checkpoint(group, records).restore()
-    return groups, records
+    with contextlib.ExitStack() as locks:
+        if runs is not None:
+            environment = runtime.environment(device)
+            for record in records.values():
+                record.open(Path(runs), resume, environment)
+                if record.run and not record.finished:
+                    locks.enter_context(runtime.locked(record.run.folder))
+            for group in groups:
+                for state in group.states:
+                    if records[state].finished:
+                        state.epoch = recipe.epochs
+                Checkpoint(group, records).restore()
+        return groups, records, locks.pop_all()
 
 
 def _numerics(
