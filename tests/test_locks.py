@@ -1,9 +1,10 @@
 """Locks on run folders: one training at a time, released however a process ends."""
 
+import contextlib
 import json
 import os
+import shutil
 import signal
-import subprocess
 import sys
 import time
 from pathlib import Path
@@ -14,36 +15,34 @@ from ickd_lib import runtime, training
 from ickd_lib.runtime import InputError, locks
 from ickd_lib.training import Recipe, Student
 
-HOLD = """
-import sys, time
-from pathlib import Path
-from ickd_lib.runtime import locks
-with locks.locked(Path(sys.argv[1])):
-    print("locked", flush=True)
-    time.sleep(60)
-"""
-
 
 @pytest.fixture
 def held(tmp_path):
-    """A folder that another process holds, and that process."""
-    child = subprocess.Popen([sys.executable, "-c", HOLD, str(tmp_path / "a")], stdout=subprocess.PIPE, text=True)
-    assert child.stdout.readline() == "locked\n"
+    """A folder that another process holds, and the number of that process."""
+    reading, writing = os.pipe()
+    child = os.fork()
+    if not child:
+        with locks.locked(tmp_path / "a"):
+            os.write(writing, b"locked")
+            time.sleep(60)
+            os._exit(0)
+    assert os.read(reading, 6) == b"locked"
     yield tmp_path / "a", child
-    child.kill()
-    child.wait()
+    with contextlib.suppress(ProcessLookupError):
+        os.kill(child, signal.SIGKILL)
+        os.waitpid(child, 0)
 
 
 def test_a_second_training_is_refused_and_a_killed_process_releases_its_lock(held, digits):
     folder, child = held
     students = [Student("resnet8", "ce", name="a")]
     options = {"recipe": Recipe(epochs=1, batch_size=60), "runs": folder.parent, "device": "cpu", "progress": False}
-    with pytest.raises(InputError, match=rf"a is being trained by process {child.pid} on .* since 20\d\d-") as caught:
+    with pytest.raises(InputError, match=rf"a is being trained by process {child} on .* since 20\d\d-") as caught:
         training.distill(students, digits, **options)
     assert "\n" not in str(caught.value)
-    assert runtime.owner(folder)["process"] == child.pid
-    child.send_signal(signal.SIGKILL)
-    child.wait()
+    assert runtime.owner(folder)["process"] == child
+    os.kill(child, signal.SIGKILL)
+    os.waitpid(child, 0)
     assert runtime.owner(folder) is None and (folder / "training.lock").is_file()
     training.distill(students, digits, **options)
     assert (folder / "summary.json").is_file() and not (folder / "training.lock").exists()
@@ -115,8 +114,6 @@ def test_a_system_without_locks_trains(tmp_path, monkeypatch):
 
 
 def test_a_full_disk_is_named_whatever_type_of_error_it_raises(tmp_path, monkeypatch):
-    import shutil
-
     usage = shutil.disk_usage(tmp_path)
     monkeypatch.setattr(shutil, "disk_usage", lambda _: usage._replace(free=4096))
     for error in (RuntimeError("PytorchStreamWriter failed"), Exception("No space left on device (os error 28)")):

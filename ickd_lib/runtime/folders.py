@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 from pathlib import Path
 from typing import Any
@@ -139,7 +140,8 @@ def runs(folder: str | Path) -> list[Run]:
     Raises:
         InputError: there is no run.
     """
-    found = [Run(p.parent) for p in sorted(Path(folder).rglob("config.json"))]
+    # Unlike rglob, walk goes on when a folder is removed meanwhile.
+    found = [Run(p) for p in sorted(Path(path) for path, _, files in os.walk(folder) if "config.json" in files)]
     if not found:
         raise InputError(f"no runs (folders with a config.json) below {folder}")
     return found
