@@ -52,11 +52,12 @@ def progress(folder: str | Path) -> tuple[list[dict[str, Any]], list[str]]:
         found = []
     for known in found:
         if known["state"] == "damaged":
-            left_out.append(known["problem"])
+            named = known["folder"] in known["problem"]
+            left_out.append(known["problem"] if named else f"{known['folder']}: {known['problem']}")
             continue
         try:
             rows.append(_row(Path(known["folder"]), folder) | _numbers(known))
-        except (AttributeError, InputError, KeyError, TypeError, ValueError, OSError) as error:
+        except (ArithmeticError, AttributeError, KeyError, TypeError, ValueError, OSError) as error:
             left_out.append(f"{known['folder']} is not a complete run ({type(error).__name__}: {error}); restore it")
     return sorted(rows, key=lambda row: row["run"]), left_out
 
@@ -91,10 +92,11 @@ def _row(path: Path, top: Path) -> dict[str, Any]:
 def _numbers(known: dict[str, Any]) -> dict[str, Any]:
     """Return the numbers of a run from its row in `overview`, its records and its lock."""
     run, primary = runtime.Run(known["folder"]), tasks.create(known["task"]).primary
-    epochs, done = known["epochs"], known["epoch"]
-    found = {"epoch": done, "epochs": epochs, "done": done / epochs, "metric": primary, "last": known.get(primary)}
+    epochs, done, last = known["epochs"], known["epoch"], known.get(primary)
+    last = None if last is None else float(last)
+    found = {"epoch": done, "epochs": epochs, "done": done / epochs, "metric": primary, "last": last}
     if known["state"] == "finished":
-        return found | {"state": "done", "seconds_left": 0.0, "images_per_second": known["images_per_second"]}
+        return found | {"state": "done", "seconds_left": 0.0, "images_per_second": float(known["images_per_second"])}
     owner = runtime.owner(run.folder)
     diverged = owner is None and (run.folder / "diverged.json").exists()
     found["state"] = "running" if owner is not None else "diverged" if diverged else "stopped"
