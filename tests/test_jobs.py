@@ -4,6 +4,7 @@ import functools
 import io
 import multiprocessing
 import os
+import pickle
 import signal
 import subprocess
 import sys
@@ -17,7 +18,7 @@ import torch
 from ickd_lib import __main__ as cli
 from ickd_lib import runs, runtime, training
 from ickd_lib.runtime import Diverged, InputError
-from ickd_lib.training import Callback, JobsDied, Processes, Recipe, Slurm, slurm
+from ickd_lib.training import Callback, JobsDied, Processes, Recipe, Slurm, processes, slurm
 from ickd_lib.training.jobs import Job
 
 RECIPE = Recipe(epochs=2, batch_size=30, lr=0.05, schedule="cosine")
@@ -97,8 +98,15 @@ def test_the_shortest_executor_and_several_jobs_for_a_seed(call, expected, few):
         for history in histories:
             history.summary["trained_together"], history.position = 2, position
     assert results(found) == expected
+
+
+def test_executors_in_which_trainings_fail_or_hang_are_refused(call, monkeypatch):
     with ThreadPoolExecutor(1) as threads, pytest.raises(InputError, match="threads of one process share random"):
         call(executor=threads)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
+    context = multiprocessing.get_context("fork")
+    with ProcessPoolExecutor(1, context) as pool, pytest.raises(InputError, match="a process pool that forks"):
+        call(executor=pool)
 
 
 def test_a_killed_job_continues_from_its_checkpoint_and_one_that_keeps_dying_is_named(call, expected, tmp_path, capfd):
@@ -214,11 +222,33 @@ def test_slurm_and_submitit_that_are_missing_are_named(tmp_path, monkeypatch):
     monkeypatch.setenv("PATH", str(tmp_path))
     with pytest.raises(InputError, match="the command sbatch of Slurm is not found"):
         Slurm(tmp_path, "gpus=1")
+    for name in ("sbatch", "srun"):
+        (tmp_path / name).write_text("#!/bin/sh\n")
+        (tmp_path / name).chmod(0o755)
+    with pytest.raises(InputError, match="--slurm gpus=1 has no time limit; add time="):
+        Slurm(tmp_path, "gpus=1")
+    executor = Slurm(tmp_path, "gpus=1,partition=long,time=2-0:30,mem=32G")._executor
+    text = executor._executor._make_submission_file_text("command", "1")
+    for line in ("gpus-per-node=1", "partition=long", "time=2910", "mem=32G", "job-name=ickd"):
+        assert f"#SBATCH --{line}\n" in text
 
 
 def test_time_limits_are_read_as_slurm_reads_them():
     times = {"90": 90, "90:30": 91, "1:30:00": 90, "2-0": 2880, "2-12:30": 3630, "2-0:0:1": 2881}
     assert {text: slurm._minutes(text) for text in times} == times
+
+
+def test_each_process_has_a_gpu_by_its_number(monkeypatch):
+    chosen = []
+    monkeypatch.setattr(os, "setpgid", lambda *_: None)
+    monkeypatch.setattr(runtime, "dealt_threads", lambda count: None)
+    for name, value in (("is_available", lambda: True), ("device_count", lambda: 2), ("set_device", chosen.append)):
+        monkeypatch.setattr(torch.cuda, name, value)
+    for number in range(3):
+        receiver, sender = multiprocessing.Pipe(duplex=False)
+        processes._child(sender, number, 1, pickle.dumps((len, [(1, 2)], {})))
+        assert pickle.loads(receiver.recv_bytes()) == (True, 2)
+    assert chosen == [0, 1, 0]
 
 
 def test_the_cores_are_divided_among_the_processes(monkeypatch):

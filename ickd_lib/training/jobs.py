@@ -17,6 +17,7 @@ import traceback
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import BrokenExecutor, Executor, ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
+from multiprocessing.context import BaseContext
 from pathlib import Path
 from typing import Any
 
@@ -197,8 +198,7 @@ def run(jobs: Sequence[Job], executor: Executor, *, retries: int, progress: bool
     Raises:
         KeyboardInterrupt: Ctrl-C stopped the jobs. Those that were training have written their checkpoints.
     """
-    if isinstance(executor, ThreadPoolExecutor):
-        raise InputError("threads of one process share random numbers; give an executor of processes")
+    _check(executor)
     jobs, began = list(jobs), time.perf_counter()
     found: dict[int, Outcome] = {}
     deaths, running = [0] * len(jobs), dict[int, Any]()
@@ -237,7 +237,9 @@ def run(jobs: Sequence[Job], executor: Executor, *, retries: int, progress: bool
                         jobs[other] = replace(jobs[other], again=True, stop="stop again")
                         submit(other)
                     continue
-                if isinstance(outcome, BaseException):
+                if isinstance(outcome, (InputError, OSError)):
+                    outcome = Outcome(wrong=outcome)
+                elif isinstance(outcome, BaseException):
                     outcome = Outcome(died=_line(outcome))
                 deaths[i] += bool(outcome.died)
                 if outcome.stopped or (outcome.died and deaths[i] <= retries):
@@ -265,6 +267,19 @@ def run(jobs: Sequence[Job], executor: Executor, *, retries: int, progress: bool
         if outcome.died:
             outcome.died = f"{jobs[i].name} died {deaths[i]} times ({outcome.died}), see {jobs[i].log}"
     return [found[i] for i in range(len(jobs))]
+
+
+def _check(executor: Executor) -> None:
+    """Raise InputError if trainings cannot run on an executor."""
+    if isinstance(executor, ThreadPoolExecutor):
+        raise InputError("threads of one process share random numbers; give an executor of processes")
+    context = getattr(executor, "_mp_context", None)
+    forks = isinstance(context, BaseContext) and context.get_start_method() == "fork"
+    if forks and (torch.get_num_threads() > 1 or torch.cuda.is_initialized()):
+        raise InputError(
+            "trainings hang in a process pool that forks after torch has used several threads or a GPU; give "
+            "ProcessPoolExecutor(N, multiprocessing.get_context('spawn')), or training.Processes(N)"
+        )
 
 
 def write_inputs(folder: Path, inputs: dict[str, Any]) -> None:

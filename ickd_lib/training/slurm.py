@@ -27,6 +27,7 @@ OPTIONS = {
     "time": "timeout_min",
 }
 EXAMPLE = "partition=gpu,gpus=1,time=8:00:00"
+LONGEST = 30 * 24 * 60  # time limit in minutes of the jobs on this machine
 
 
 class Slurm(Executor):
@@ -35,8 +36,8 @@ class Slurm(Executor):
     Args:
         folder: a folder on a disk that all machines share, for the files of submitit.
         options: options of the jobs as text, such as "partition=gpu,gpus=1,time=8:00:00". The keys are those of
-            `OPTIONS`; "time" is in minutes or in one of Slurm's forms; "cluster=local" runs the jobs on this machine,
-            without Slurm.
+            `OPTIONS`; "time", which is required, is in minutes or in one of Slurm's forms; "cluster=local" runs the jobs
+            on this machine, without Slurm.
     Raises:
         InputError: an option is unknown or has no value, submitit is not installed, or Slurm is not found.
     """
@@ -54,8 +55,10 @@ class Slurm(Executor):
             raise InputError(
                 "the command sbatch of Slurm is not found; run this where jobs are submitted, or use --jobs"
             )
+        if cluster == "slurm" and "timeout_min" not in given:  # the default of submitit is five minutes
+            raise InputError(f"--slurm {options} has no time limit; add time=…, as in {EXAMPLE}")
         self._executor = submitit.AutoExecutor(folder=folder, cluster=cluster)
-        self._executor.update_parameters(**{"timeout_min": 7 * 24 * 60, **given} if cluster == "local" else given)
+        self._executor.update_parameters(**{"name": "ickd", "timeout_min": LONGEST} | given)
         self._jobs: list[tuple[Future, Any]] = []
         self._lock, self._closed = threading.RLock(), False
         self._watcher: threading.Thread | None = None
