@@ -36,8 +36,8 @@ class Slurm(Executor):
     Args:
         folder: a folder on a disk that all machines share, for the files of submitit.
         options: options of the jobs as text, such as "partition=gpu,gpus=1,time=8:00:00". The keys are those of
-            `OPTIONS`; "time", which is required, is in minutes or in one of Slurm's forms; "cluster=local" runs the jobs
-            on this machine, without Slurm.
+            `OPTIONS`; "time", which is required, is in minutes or in one of Slurm's forms; "cluster=local" runs the
+            jobs on this machine, without Slurm.
     Raises:
         InputError: an option is unknown or has no value, submitit is not installed, or Slurm is not found.
     """
