@@ -1,15 +1,18 @@
-"""The command line: ickd train | compare | bank | evaluate | report | diff."""
+"""The command line: ickd train | compare | bank | evaluate | report | status | diff."""
 
 from __future__ import annotations
 
 import argparse
 import contextlib
 import dataclasses
+import functools
 import io
 import json
 import os
 import re
 import sys
+from collections.abc import Callable
+from concurrent.futures import Executor
 from pathlib import Path
 from typing import Any
 
@@ -33,9 +36,15 @@ ANNOTATIONS = {"segmentation": "masks", "detection": "boxes"}  # the kind that a
 
 
 def _splits(given: argparse.Namespace, labels: int = 0, **changes: Any) -> data.Splits:
+    return _loader(given, labels, **changes)(device=runtime.device(given.device))
+
+
+def _loader(given: argparse.Namespace, labels: int = 0, **changes: Any) -> Callable[..., data.Splits]:
+    """Return a function that loads the data set; it can be pickled."""
     options = {"classes": given.classes, "augment": given.augment} | changes
     needed = ANNOTATIONS.get(given.task, "")
-    return data.load(
+    return functools.partial(
+        data.load,
         given.dataset,
         given.data_root,
         **options,
@@ -46,7 +55,6 @@ def _splits(given: argparse.Namespace, labels: int = 0, **changes: Any) -> data.
         annotations=given.annotations or (needed if needed in data.kinds(given.dataset) else ""),
         ignore=given.ignore,
         **{name: getattr(given, name) for name in ("stream", "crop", "views", "workers", "corrupt")},
-        device=runtime.device(given.device),
     )
 
 
@@ -121,29 +129,48 @@ def train(given: argparse.Namespace) -> None:
         print(f"run folder: {history.folder}")
 
 
+def _executor(given: argparse.Namespace) -> contextlib.AbstractContextManager[Executor | None]:
+    """Return what trains the jobs of a comparison; None for this process."""
+    if given.slurm:
+        if given.jobs != 1:
+            raise InputError("--jobs and --slurm exclude each other; Slurm decides how many jobs run at a time")
+        return training.Slurm(Path(given.runs) / "jobs" / "slurm", given.slurm)
+    return training.Processes(given.jobs) if given.jobs != 1 else contextlib.nullcontext()
+
+
 def compare(given: argparse.Namespace) -> None:
     """Train every method over the seeds and print the table."""
-    made = [methods.create(name) for name in given.methods]
     if given.seeds < 1:
         raise InputError(f"seeds={given.seeds} must be 1 or more")
+    with _executor(given) as executor:
+        _compare(given, executor)
+
+
+def _compare(given: argparse.Namespace, executor: Executor | None) -> None:
+    made = [methods.create(name) for name in given.methods]
     recipe, splits = _recipe(given), _splits(given, given.labels)
     teacher = _teacher(given, any(method.needs_teacher for method in made))
     bank = _bank(given, splits.train, teacher, any(method.needs_bank for method in made))
     try:
         found = training.compare(
             given.methods,
-            splits,
+            splits if executor is None else _loader(given, given.labels),
             student=given.student,
             teacher=teacher,
             bank=bank,
             peers=given.peers,
             seeds=given.seeds,
             recipe=recipe,
+            executor=executor,
+            retries=given.retries,
+            methods_per_job=given.methods_per_job,
             **_options(given),
         )
     except Diverged as error:  # all other students were trained to the end
         summaries = [history.summary for histories in error.histories.values() for history in histories]
         counts = {method: given.seeds - len(error.histories[method]) for method in given.methods}
+        if isinstance(error, training.JobsDied):  # the error names them, and the students that diverged
+            counts = {}
         print(runs.table(summaries, diverged={method: count for method, count in counts.items() if count}))
         raise
     print(runs.table([history.summary for histories in found.values() for history in histories]))
@@ -194,6 +221,14 @@ def report(given: argparse.Namespace) -> None:
             part.write_text(text)
     else:
         print(text)
+
+
+def status(given: argparse.Namespace) -> None:
+    """Print how far the runs are."""
+    rows, left_out = runs.progress(given.folder)
+    print(json.dumps({"runs": rows, "left_out": left_out}, indent=2) if given.json else runs.progress_table(rows))
+    for problem in left_out:
+        print(f"left out: {problem}", file=sys.stderr)
 
 
 def diff(given: argparse.Namespace) -> None:

@@ -171,6 +171,32 @@ def _machine_options(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--precision", default="auto", help="auto, fp32 or bf16")
 
 
+def _job_options(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("jobs")
+    group.add_argument(
+        "--jobs",
+        type=int,
+        default=1,
+        help="number of processes on this machine, each of which trains the students of one seed at a time",
+    )
+    group.add_argument(
+        "--slurm",
+        default="",
+        metavar="KEY=VALUE,…",
+        help="train the students of each seed in a job of Slurm, as in partition=gpu,gpus=1,time=8:00:00; other keys: "
+        "account, qos, constraint, exclude, cpus, mem, and cluster=local to try it without Slurm",
+    )
+    group.add_argument(
+        "--retries", type=int, default=3, help="how often a job that died is run again, from its checkpoint"
+    )
+    group.add_argument(
+        "--methods-per-job",
+        type=int,
+        default=0,
+        help="largest number of methods in a job, for more jobs than seeds; each evaluates the teacher again; 0: all",
+    )
+
+
 def parser(arguments: Sequence[str] | None = None) -> argparse.ArgumentParser:
     """Return the parser of the whole command line.
 
@@ -226,6 +252,7 @@ def parser(arguments: Sequence[str] | None = None) -> argparse.ArgumentParser:
         _bank_options(trainer)
         _training_options(trainer, defaults)
         _machine_options(trainer)
+    _job_options(compare)
     bank = command("bank", "Build a teacher's memory bank, save it, and measure its retrieval.")
     bank.add_argument("--out", default="", help="file to write; by default RUNS/DATASET-TEACHER.bank.safetensors")
     bank.add_argument(
@@ -252,6 +279,9 @@ def parser(arguments: Sequence[str] | None = None) -> argparse.ArgumentParser:
     report.add_argument(
         "--without-epochs", action="store_true", help="leave the records of epochs out of the JSON file"
     )
+    status = command("status", "Show how far each run is. Nothing is written.")
+    status.add_argument("folder", nargs="?", default="runs", help="a folder that contains runs")
+    status.add_argument("--json", action="store_true", help="print JSON instead of a table")
     difference = command("diff", "Compare two runs: settings, environment, and the first epoch at which they differ.")
     difference.add_argument("runs", nargs=2, metavar="RUN", help="a run folder")
     return top

@@ -45,6 +45,7 @@ def test_training_needs_no_notebook_package():
         "pandas",
         "timm",
         "pycocotools",
+        "submitit",
     ]
     program = f"import sys, ickd_lib.training, ickd_lib.__main__\nprint([m for m in {banned} if m in sys.modules])\n"
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)

@@ -1,8 +1,9 @@
-"""The results in run folders: an overview of all runs, tables over seeds, and the differences between two runs."""
+"""The results in run folders: overview and progress of all runs, tables over seeds, differences between two runs."""
 
 from ickd_lib.runs.difference import diff
 from ickd_lib.runs.folders import averaged, csv_of, finished, long, overview, records
 from ickd_lib.runs.seeds import differences, grouped, interval, mean_std, named, paired
+from ickd_lib.runs.status import progress, progress_table
 from ickd_lib.runs.tables import beside_published, escaped, latex, table
 
 __all__ = [
@@ -21,6 +22,8 @@ __all__ = [
     "named",
     "overview",
     "paired",
+    "progress",
+    "progress_table",
     "records",
     "table",
 ]

@@ -6,8 +6,9 @@ from ickd_lib.runtime.distributed import broadcast, from_main, processes, rank, 
 from ickd_lib.runtime.errors import Diverged, InputError, choose, notice
 from ickd_lib.runtime.files import fingerprint, read_json, replacing, write_json
 from ickd_lib.runtime.folders import Run, run_name, runs
+from ickd_lib.runtime.locks import locked, owner
 from ickd_lib.runtime.seeds import generator, reseed, seed_of, seeded
-from ickd_lib.runtime.threads import free_threads, same_threads
+from ickd_lib.runtime.threads import dealt_threads, free_threads, same_threads
 from ickd_lib.runtime.versions import code, environment, environment_differences
 
 __all__ = [
@@ -18,6 +19,7 @@ __all__ = [
     "broadcast",
     "choose",
     "code",
+    "dealt_threads",
     "device",
     "environment",
     "environment_differences",
@@ -25,7 +27,9 @@ __all__ = [
     "free_threads",
     "from_main",
     "generator",
+    "locked",
     "notice",
+    "owner",
     "parse_call",
     "precision",
     "processes",

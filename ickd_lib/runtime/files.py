@@ -7,6 +7,7 @@ import errno
 import hashlib
 import json
 import os
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -30,12 +31,19 @@ def replacing(path: str | Path) -> Iterator[Path]:
     try:
         yield beside
         os.replace(beside, path)
-    except OSError as error:
-        if error.errno == errno.ENOSPC:
+    except Exception as error:
+        if _full(error, path.parent):
             raise OSError(errno.ENOSPC, f"no space left while writing {path}; free some space and run again") from None
         raise
     finally:
         beside.unlink(missing_ok=True)
+
+
+def _full(error: Exception, folder: Path) -> bool:
+    """Return whether an error came from a full disk. torch and safetensors raise errors of their own types then."""
+    if isinstance(error, OSError):
+        return error.errno in (errno.ENOSPC, errno.EDQUOT)
+    return "No space left" in str(error) or (isinstance(error, RuntimeError) and shutil.disk_usage(folder).free < 2**20)
 
 
 def write_json(path: str | Path, value: Any) -> None:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 from pathlib import Path
 from typing import Any
 
 from ickd_lib.runtime.errors import InputError
 from ickd_lib.runtime.files import fingerprint, read_json, replacing, write_json
+from ickd_lib.runtime.locks import LOCK
 
 LONGEST = 150  # largest number of characters in a name; file systems allow 255 bytes
 
@@ -57,7 +59,7 @@ class Run:
         """
         run = cls(folder)
         if not run.exists():
-            if run.folder.is_dir() and any(p for p in run.folder.iterdir() if not p.name.endswith(".part")):
+            if run.folder.is_dir() and any(p for p in run.folder.iterdir() if p.name != LOCK and p.suffix != ".part"):
                 raise InputError(f"{folder} contains files but no run; name another folder")
             return run
         if not resume:
@@ -138,7 +140,8 @@ def runs(folder: str | Path) -> list[Run]:
     Raises:
         InputError: there is no run.
     """
-    found = [Run(p.parent) for p in sorted(Path(folder).rglob("config.json"))]
+    # Unlike rglob, walk goes on when a folder is removed meanwhile.
+    found = [Run(p) for p in sorted(Path(path) for path, _, files in os.walk(folder) if "config.json" in files)]
     if not found:
         raise InputError(f"no runs (folders with a config.json) below {folder}")
     return found

@@ -14,6 +14,7 @@ import torch
 from ickd_lib.runtime.errors import notice
 
 STAT = Path("/proc/stat")
+_dealt: set[int] = set()  # numbers of threads that `dealt_threads` set
 
 
 @contextlib.contextmanager
@@ -57,13 +58,23 @@ def _ticks() -> tuple[int, int] | None:
     return user + system, user + _nice + system + sum(rest[:5])
 
 
+def dealt_threads(count: int) -> None:
+    """Set torch's number of threads to `count`, and let trainings of this process use all of them.
+
+    This is for a process that shares the cores with others, each of which was given its number of threads.
+    """
+    torch.set_num_threads(count)
+    _dealt.add(count)
+
+
 def free_threads() -> int:
     """Return how many threads trainings on the CPU use in this process: torch's, or fewer if cores are busy.
 
     Threads that share a core with another job make every parallel operation wait for the slowest one. Busy cores
     are counted only once per process and number of threads, so that all its trainings use the same number.
     """
-    return _free_threads(torch.get_num_threads())
+    threads = torch.get_num_threads()
+    return threads if threads in _dealt else _free_threads(threads)
 
 
 @cache

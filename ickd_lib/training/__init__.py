@@ -3,9 +3,12 @@
 from ickd_lib.training.callbacks import Callback, ProgressBar
 from ickd_lib.training.comparison import compare, peer_group, step_seconds
 from ickd_lib.training.distillation import distill
+from ickd_lib.training.jobs import JobsDied
 from ickd_lib.training.presets import Published, published, published_accuracy
+from ickd_lib.training.processes import Processes
 from ickd_lib.training.recipe import SCHEDULES, Recipe
 from ickd_lib.training.records import History
+from ickd_lib.training.slurm import Slurm
 from ickd_lib.training.streamed_cache import StreamedTeacherCache
 from ickd_lib.training.students import Student
 from ickd_lib.training.teacher_cache import TeacherCache
@@ -15,9 +18,12 @@ __all__ = [
     "SCHEDULES",
     "Callback",
     "History",
+    "JobsDied",
+    "Processes",
     "ProgressBar",
     "Published",
     "Recipe",
+    "Slurm",
     "StreamedTeacherCache",
     "Student",
     "TeacherCache",

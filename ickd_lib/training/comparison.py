@@ -3,7 +3,13 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Sequence
+import tempfile
+import time
+import uuid
+from collections import Counter
+from collections.abc import Callable, Sequence
+from concurrent.futures import Executor
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +23,7 @@ from ickd_lib.models import Network
 from ickd_lib.runtime import Diverged, InputError
 from ickd_lib.tasks import Task
 from ickd_lib.training.distillation import distill
+from ickd_lib.training.jobs import INPUTS, Job, JobsDied, Outcome, run, train, write_inputs
 from ickd_lib.training.recipe import Recipe
 from ickd_lib.training.records import History
 from ickd_lib.training.students import Student
@@ -24,7 +31,7 @@ from ickd_lib.training.students import Student
 
 def compare(
     methods: Sequence[str],
-    splits: Splits,
+    splits: Splits | Callable[[], Splits],
     *,
     student: str = "resnet8",
     teacher: Network | None = None,
@@ -35,18 +42,36 @@ def compare(
     runs: str | Path | None = None,
     device: str | torch.device = "auto",
     precision: str = "auto",
+    executor: Executor | None = None,
+    retries: int = 3,
+    methods_per_job: int = 0,
+    progress: bool = True,
     **options: Any,
 ) -> dict[str, list[History]]:
     """Train one student for each method and seed. The methods of a seed share its batches and the teacher's pass.
 
+    With an executor, these students are one job: the jobs of different seeds train at the same time, and share the
+    teacher and its bank, which are made before and written into one file. On a CPU, the results are the same with and
+    without an executor, bit for bit, if the number of threads is the same.
+
     Args:
         methods: names that `methods.create` accepts.
-        splits: the data.
+        splits: the data, or a function without arguments that loads them, such as `partial(data.load, "digits")`. With
+            an executor, each job calls the function, while splits are written into the file of the jobs.
         student: a model's name.
         teacher, bank, task: as for `distill`.
         peers: networks that are trained beside the student if a method needs peers; see `peer_group`.
         seeds: number of seeds, or the seeds. A seed determines both the initialisation and the order of the data.
-        runs, device, precision: as for `distill`.
+        runs, device, precision: as for `distill`. With an executor and "auto" or "cuda", each job chooses its device,
+            and the networks of the result are on the CPU.
+        executor: trains the jobs, in processes of its own: `Processes`, `Slurm` or any other executor that pickles a
+            call, or one that makes the call at once. `ProcessPoolExecutor` must not fork if a GPU is used.
+        retries: how often a job is run again that died because its process was killed or had no memory. It continues
+            from its checkpoint in `runs`, and from the beginning without `runs`.
+        methods_per_job: the largest number of methods in a job, so that there are several jobs for each seed, each of
+            which evaluates the teacher again; 0 for all. The results are the same, except that a teacher cache is
+            used for a job only if all its methods allow it.
+        progress: whether to show a progress bar; with an executor, a line for each job that ends.
         options: further arguments of `distill`.
     Returns:
         For each method its histories, one per seed: those of the student, not of its peers.
@@ -54,42 +79,78 @@ def compare(
         InputError: no method is given, or `distill` raises it.
         Diverged: a method diverged with some seed. All others are trained to the end first; the exception's `histories`
             are the histories of these, in the form of the result.
+        JobsDied: a job died too often. All others are trained to the end first. This is a `Diverged`, too.
+        KeyboardInterrupt: Ctrl-C stopped the training, after the checkpoints were written.
     """
     if not methods:
         raise InputError("no method to compare; name some, such as ce kd ickd")
-    device = runtime.device(device)
-    if bank is None and teacher is not None and any(create(method).needs_bank for method in methods):
-        images = splits.train.to(device)
-        bank = MemoryBank.build(models.frozen(teacher, device), images, task=task, precision=precision)
+    for name, value in (("retries", retries), ("methods_per_job", methods_per_job)):
+        if value < 0:
+            raise InputError(f"{name}={value} must be 0 or more")
+    chosen = runtime.device(device)
+    needs_bank = bank is None and teacher is not None and any(create(method).needs_bank for method in methods)
+    load = splits if callable(splits) else lambda: splits
+    made = load() if needs_bank or executor is None else None
+    if needs_bank:
+        assert teacher is not None and made is not None
+        images = made.train.to(chosen)
+        bank = MemoryBank.build(models.frozen(teacher, chosen), images, task=task, precision=precision)
+    some = methods_per_job or len(methods)
+    plan = [
+        (seed, [(method, peer_group(student, method, seed, peers)) for method in methods[first : first + some]])
+        for seed in (range(seeds) if isinstance(seeds, int) else seeds)
+        for first in range(0, len(methods), some)
+    ]
+    options |= {"teacher": teacher, "bank": bank, "task": task, "runs": runs, "precision": precision}
+    if executor is None:
+        assert made is not None
+        options |= {"device": chosen, "progress": progress}
+        outcomes = [train(_members(groups), made, data_seed=seed, **options) for seed, groups in plan]
+    else:
+        options |= {"splits": splits, "device": device, "progress": False}
+        outcomes = _run_jobs(plan, executor, options, retries, progress)
     found: dict[str, list[History]] = {method: [] for method in methods}
-    failed = []
-    for seed in range(seeds) if isinstance(seeds, int) else seeds:
-        groups = [peer_group(student, method, seed, peers) for method in methods]
-        try:
-            histories = distill(
-                [member for group in groups for member in group],
-                splits,
-                teacher=teacher,
-                bank=bank,
-                task=task,
-                data_seed=seed,
-                runs=runs,
-                device=device,
-                precision=precision,
-                **options,
-            )
-        except Diverged as error:
-            failed.append(str(error))
-            histories = error.histories
-        trained = {history.position: history for history in histories.values()}
+    for (_, groups), outcome in zip(plan, outcomes, strict=True):
         start = 0
-        for method, group in zip(methods, groups, strict=True):
-            if start in trained:
-                found[method].append(trained[start])
+        for method, group in groups:
+            if start in outcome.histories:
+                found[method].append(outcome.histories[start])
             start += len(group)
-    if failed:
-        raise Diverged("; ".join(failed), found)
+    for outcome in outcomes:
+        if outcome.wrong:
+            raise outcome.wrong
+    died = [outcome.died for outcome in outcomes if outcome.died]
+    if failed := died + [outcome.diverged for outcome in outcomes if outcome.diverged]:
+        raise (JobsDied if died else Diverged)("; ".join(failed), found)
     return found
+
+
+Groups = list[tuple[str, list[Student]]]  # the methods of a job, and the students of each: a student and its peers
+
+
+def _members(groups: Groups) -> list[Student]:
+    return [member for _, group in groups for member in group]
+
+
+def _run_jobs(
+    plan: Sequence[tuple[int, Groups]], executor: Executor, inputs: dict[str, Any], retries: int, progress: bool
+) -> list[Outcome]:
+    """Run one job for each seed and its students, with inputs that are written into a folder below `runs`."""
+    with ExitStack() as stack:
+        if inputs["runs"] is None:
+            folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
+        else:
+            folder = Path(inputs["runs"]) / "jobs" / f"{time.strftime('%Y%m%d-%H%M%S')}-{uuid.uuid4().hex[:6]}"
+            folder.mkdir(parents=True)
+        stack.callback((folder / INPUTS).unlink, missing_ok=True)
+        write_inputs(folder, inputs)
+        parts: Counter[int] = Counter()
+        jobs = []
+        for seed, groups in plan:
+            parts[seed] += 1
+            part = f", part {parts[seed]}" if len(plan) > len({seed for seed, _ in plan}) else ""
+            jobs.append(Job(f"seed {seed}{part}", folder, tuple(_members(groups)), seed))
+        return run(jobs, executor, retries=retries, progress=progress)
 
 
 def peer_group(network: str, method: str, seed: int = 0, peers: Sequence[str] = ()) -> list[Student]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import uuid
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -113,7 +113,7 @@ def distill(
     check_parts(len(splits.train), recipe.batch_size)
     splits = splits.to(device)
     frozen = models.frozen(teacher, device) if teacher else None
-    groups, records = _prepare(
+    groups, records, locks = _prepare(
         students,
         splits.train,
         runs=runs,
@@ -131,10 +131,10 @@ def distill(
     waiting = [state for state, record in records.items() if not record.finished]
     if waiting:
         cached = teacher_cache_top if teacher_cache else None
-        numerics = runtime.from_main(
-            lambda: _numerics(waiting, records, splits, frozen, task, device, precision, cached, capture)
-        )
-        with contextlib.ExitStack() as stack:
+        with locks as stack:
+            numerics = runtime.from_main(
+                lambda: _numerics(waiting, records, splits, frozen, task, device, precision, cached, capture)
+            )
             stack.enter_context(torch.cuda.device(device) if device.type == "cuda" else contextlib.nullcontext())
             stack.enter_context(runtime.same_threads(numerics["threads"]))
             stack.enter_context(torch.random.fork_rng())
@@ -171,6 +171,10 @@ def distill(
                 callbacks=[*callbacks, *([ProgressBar()] if progress and runtime.rank() == 0 else [])],
             )
             loop.train(stop)
+            for group in going:
+                if group.failed:
+                    for state in group.states:
+                        records[state].fail(group.failed)
             reference = task.bank_samples(frozen, splits.test, precision=numerics["precision"]) if frozen else None
             for state in loop.states:
                 if state in waiting:
@@ -214,8 +218,11 @@ def _prepare(
     recipe: Recipe,
     device: torch.device,
     **given: Any,
-) -> tuple[list[PeerGroup], Records]:
-    """Return the peer groups, restored from their checkpoints, and the records of all students in the order given."""
+) -> tuple[list[PeerGroup], Records, contextlib.ExitStack]:
+    """Return the peer groups, restored from their checkpoints, and the records of all students in the order given.
+
+    The third value holds the locks on the run folders of the students that are not finished.
+    """
     made = learners(students, train, task=task, recipe=recipe, device=device, **given)
     steps = Sampler(train).steps(recipe.batch_size)
     states = {
@@ -223,16 +230,25 @@ def _prepare(
     }
     records = {state: RunRecord(state.learner) for _, state in sorted(states.items())}
     groups = [PeerGroup([states[learner.position] for learner in group], task, train) for group in made]
-    if runs is not None:
-        environment = runtime.environment(device)
-        for record in records.values():
-            record.open(Path(runs), resume, environment)
-        for group in groups:
-            for state in group.states:
-                if records[state].finished:
-                    state.epoch = recipe.epochs
-            Checkpoint(group, records).restore()
-    return groups, records
+    with contextlib.ExitStack() as locks:
+        if runs is not None:
+            environment = runtime.environment(device)
+            for record in records.values():
+                record.open(Path(runs), resume, environment)
+            runtime.from_main(lambda: _lock(records.values(), locks))
+            for group in groups:
+                for state in group.states:
+                    if records[state].finished:
+                        state.epoch = recipe.epochs
+                Checkpoint(group, records).restore()
+        return groups, records, locks.pop_all()
+
+
+def _lock(records: Iterable[RunRecord], locks: contextlib.ExitStack) -> None:
+    """Lock the run folders of the students that are not finished, until `locks` is closed."""
+    for record in records:
+        if record.run and not record.finished:
+            locks.enter_context(runtime.locked(record.run.folder))
 
 
 def _numerics(

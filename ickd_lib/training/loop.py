@@ -26,6 +26,7 @@ from ickd_lib.training.teacher_cache import TeacherCache
 AHEAD = {"cpu": 64, "cuda": 1024}  # number of steps for which the teacher cache is filled at once
 AGREE = 8  # steps after which several processes agree on whether to stop or to write checkpoints
 WAIT = 0.5  # seconds by which the host may run ahead of a GPU
+_stops: list[threading.Event] = []  # the events that `stoppable` has yielded in this process
 
 
 class Loop:
@@ -195,6 +196,12 @@ def stopped(loop: Loop) -> KeyboardInterrupt:
     return KeyboardInterrupt("stopped; the same call continues from here" if kept else "stopped; nothing was saved")
 
 
+def stop_training() -> None:
+    """Stop the training of this process between two steps, as Ctrl-C does; without a training, do nothing."""
+    for stop in _stops:
+        stop.set()
+
+
 @contextlib.contextmanager
 def stoppable() -> Iterator[threading.Event]:
     """Yield an event that Ctrl-C or SIGTERM sets, to stop training between two steps; a second signal stops at once."""
@@ -209,8 +216,10 @@ def stoppable() -> Iterator[threading.Event]:
         stop.set()
 
     before = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM)}
+    _stops.append(stop)
     try:
         yield stop
     finally:
+        _stops.remove(stop)
         for number, handler in before.items():
             signal.signal(number, handler)

@@ -85,9 +85,17 @@ class RunRecord:
             self.summary, self.epochs = summary, self.run.metrics
 
     def create(self, numerics: dict[str, Any], group: str, environment: dict[str, Any]) -> None:
-        """Write the configuration of a new run."""
-        if self.run and runtime.rank() == 0 and not self.run.exists():
+        """Write the configuration of a new run. A run that diverged before is trained again from its checkpoint."""
+        if not self.run or runtime.rank():
+            return
+        if not self.run.exists():
             self.run.create(self.learner.settings, numerics, group, environment)
+        (self.run.folder / "diverged.json").unlink(missing_ok=True)
+
+    def fail(self, reason: str) -> None:
+        """Record that the student diverged."""
+        if self.run and runtime.rank() == 0:
+            runtime.write_json(self.run.folder / "diverged.json", {"reason": reason})
 
     def rewind(self, epochs: int) -> None:
         """Drop the records beyond the first `epochs` epochs, which are trained again."""

@@ -16,6 +16,7 @@ from ickd_lib.data import Batch, Images
 from ickd_lib.models import Network
 from ickd_lib.models.inference import images_of_a_pass
 from ickd_lib.runtime.distributed import gather, share, shares
+from ickd_lib.runtime.locks import lock
 from ickd_lib.tasks import Samples
 from ickd_lib.training.stored_outputs import StoredOutputs
 
@@ -201,11 +202,8 @@ class _Log:
 def _locked(file: Any) -> bool:
     """Lock a file until this process closes it, and return True; return False if another process has locked it."""
     try:
-        import fcntl
-    except ImportError:  # a system without locks: do not write to a file that another process may be writing
+        return lock(file)
+    except NotImplementedError:  # a system without locks: do not write to a file that another process may be writing
         return os.path.getsize(file.name) == 0
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError:
         return False
-    return True
