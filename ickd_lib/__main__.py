@@ -15,7 +15,7 @@ from typing import Any
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
 from ickd_lib import data, methods, metrics, runs, runtime, tasks, training
-from ickd_lib.memory import MemoryBank
+from ickd_lib.memory import MemoryBank, requested
 from ickd_lib.models import Network
 from ickd_lib.options import parser, recipe_defaults
 from ickd_lib.runs.seeds import task_of
@@ -98,13 +98,21 @@ def train(given: argparse.Namespace) -> None:
         found = training.published(given.method, network, given.student, given.published)
         given.method, recipe, given.augment = found.method, found.recipe, found.augment
         print(f"{'published' if found.official else 'not published'} settings: {found.source}", file=sys.stderr)
+    requested(given.search)
     method, splits = methods.create(given.method), _splits(given, given.labels)
     teacher = _teacher(given, method.needs_teacher)
     bank = _bank(given, splits.train, teacher, method.needs_bank)
     students = training.peer_group(given.student, given.method, given.seed, given.peers)
     students[0] = dataclasses.replace(students[0], name=given.name)
     histories = training.distill(
-        students, splits, teacher=teacher, bank=bank, recipe=recipe, data_seed=given.data_seed, **_options(given)
+        students,
+        splits,
+        teacher=teacher,
+        bank=bank,
+        recipe=recipe,
+        data_seed=given.data_seed,
+        search=given.search,
+        **_options(given),
     )
     for history in histories.values():
         print(json.dumps(history.summary, indent=2))
@@ -116,6 +124,7 @@ def compare(given: argparse.Namespace) -> None:
     made = [methods.create(name) for name in given.methods]
     if given.seeds < 1:
         raise InputError(f"seeds={given.seeds} must be 1 or more")
+    requested(given.search)
     recipe, splits = _recipe(given), _splits(given, given.labels)
     teacher = _teacher(given, any(method.needs_teacher for method in made))
     bank = _bank(given, splits.train, teacher, any(method.needs_bank for method in made))
@@ -129,6 +138,7 @@ def compare(given: argparse.Namespace) -> None:
             peers=given.peers,
             seeds=given.seeds,
             recipe=recipe,
+            search=given.search,
             **_options(given),
         )
     except Diverged as error:  # all other students were trained to the end

@@ -12,7 +12,7 @@ import torch
 
 from ickd_lib import models, runtime
 from ickd_lib.data import Images, Sampler, Splits
-from ickd_lib.memory import MemoryBank, require_fit
+from ickd_lib.memory import Faiss, MemoryBank, require_fit
 from ickd_lib.methods import Method
 from ickd_lib.models import Network
 from ickd_lib.runtime import Diverged, InputError
@@ -52,6 +52,7 @@ def distill(
     teacher_cache: str | Path | None = None,
     teacher_cache_gigabytes: float = 4.0,
     capture: bool = True,
+    search: str | Faiss = "exact",
 ) -> dict[str, History]:
     """Train students on the same batches, with one pass of the teacher for all of them.
 
@@ -86,6 +87,9 @@ def distill(
         teacher_cache_gigabytes: largest size of the cache.
         capture: on a GPU, whether to capture a step as a CUDA graph and replay it, which makes small networks fast.
             With False every step runs eagerly, for debugging inside a method. On a CPU it has no effect.
+        search: how the nearest negatives of the training samples are found: "exact", or "faiss" (or a `memory.Faiss`)
+            for an approximate search, which is faster in a large bank; see `MemoryBank.table`. It is a setting of the
+            run, whose summary has the measured recall. Negatives that are searched for in every step stay exact.
     Returns:
         A History for each student, by name, in the order given.
     Raises:
@@ -110,6 +114,7 @@ def distill(
         data_seed=data_seed,
         evaluate_every=evaluate_every,
         device=device,
+        search=search,
     )
     waiting = [state for state, record in records.items() if not record.finished]
     if waiting:
@@ -124,7 +129,9 @@ def distill(
             )
             if isinstance(source, TeacherCache):
                 stack.callback(source.close)
-            teacher_bank = _teacher_bank(bank, waiting, splits.train, frozen, task, numerics["precision"])
+            teacher_bank = _teacher_bank(bank, waiting, splits.train, frozen, task, numerics["precision"], search)
+            for state in waiting:
+                records[state].recall = teacher_bank.recall(state) if teacher_bank else {}
             _create_runs(waiting, records, numerics, device)
             going = [group for group in groups if any(state in waiting for state in group.states)]
             loop = Loop(
@@ -313,6 +320,7 @@ def _teacher_bank(
     teacher: Network | None,
     task: Task,
     precision: str,
+    search: str | Faiss,
 ) -> TeacherBank | None:
     """Return the teacher's bank with the in-context samples of the students; None if no student needs it."""
     if not any(state.learner.method.needs_bank for state in waiting):
@@ -320,7 +328,7 @@ def _teacher_bank(
     assert teacher is not None
     bank = bank.to(train.index.device) if bank else MemoryBank.build(teacher, train, task=task, precision=precision)
     require_fit(bank, train, teacher, task)
-    return TeacherBank(bank, waiting, task.keys(train)[0], allow_missing=task.allow_missing)
+    return TeacherBank(bank, waiting, task.keys(train)[0], allow_missing=task.allow_missing, search=search)
 
 
 def _create_runs(
