@@ -13,6 +13,7 @@ from ickd_lib.runtime import InputError, errors
 
 CLASSES = tuple("abcdef")
 needs_faiss = pytest.mark.skipif(importlib.util.find_spec("faiss") is None, reason="needs faiss-cpu (the extra faiss)")
+FEW = Faiss(lists=40, probes=10)
 METHOD = "ickd(positives=2, negatives=7)"
 
 
@@ -33,7 +34,7 @@ def test_negatives_have_another_class_and_most_of_the_nearest_are_found(half, ca
     monkeypatch.setattr(errors, "_noticed", set())
     bank = made(half=half)
     near, far = bank.table(positives=5, negatives=20)
-    same, found = bank.table(positives=5, negatives=20, search="faiss")
+    same, found = bank.table(positives=5, negatives=20, search=FEW)
     assert torch.equal(near.rows, same.rows) and torch.equal(near.similarity, same.similarity)
     assert found.mask.all() and (bank.labels[found.rows] != bank.labels[:, None]).all()
     assert all(len(set(row)) == 20 for row in found.rows.tolist())
@@ -45,9 +46,9 @@ def test_negatives_have_another_class_and_most_of_the_nearest_are_found(half, ca
     assert bank.recall[20] == pytest.approx(sum(shares) / len(shares), abs=0.03) and bank.recall[20] > 0.8
     said = capsys.readouterr().err
     assert f"found {bank.recall[20]:.2%} of the 20 nearest negatives of 256 queries" in said and said.count("\n") == 1
-    assert bank.table(positives=5, negatives=20, search="faiss")[1] is found
+    assert bank.table(positives=5, negatives=20, search=FEW)[1] is found
     some = torch.arange(0, 3000, 7)
-    part = bank.table(positives=5, negatives=20, rows=some, search="faiss")[1]
+    part = bank.table(positives=5, negatives=20, rows=some, search=FEW)[1]
     assert torch.equal(part.rows, found.rows[some]) and torch.equal(part.similarity, found.similarity[some])
 
 
@@ -91,8 +92,8 @@ def test_faiss_and_torch_use_as_many_threads():
 
 
 def test_settings_follow_from_the_number_of_rows():
-    assert Faiss().resolved(1_280_000) == Faiss(4525, 141)
-    assert Faiss().resolved(3000) == Faiss(46, 8) and Faiss().resolved(50) == Faiss(1, 1)
+    assert Faiss().resolved(1_280_000) == Faiss(4525, 64)
+    assert Faiss().resolved(3000) == Faiss(75, 64) and Faiss().resolved(50) == Faiss(1, 1)
     assert Faiss(100, 500).resolved(10_000) == Faiss(100, 100)
     with pytest.raises(InputError, match="lists=-1 and probes=0 must be 0 or more"):
         Faiss(lists=-1)

@@ -122,7 +122,7 @@ def test_a_bank_is_built_in_parts_in_memory_or_in_a_file(labels, teacher, digits
         assert half.source == single.source | {"precision": "half"} and half.classes == single.classes
     assert "mapped" in repr(half) and not list(tmp_path.glob(".*"))
     half.release()
-    near, _ = half.table(positives=3, negatives=9)
+    near, _ = half.table(positives=3, negatives=9, allow_missing=True)
     assert half.gather(near).logits.dtype == torch.float32
 
 

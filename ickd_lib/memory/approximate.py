@@ -16,12 +16,13 @@ from ickd_lib import runtime
 from ickd_lib.memory import retrieval
 from ickd_lib.memory.rows import PART
 from ickd_lib.memory.search import Neighbours, dot
-from ickd_lib.runtime import InputError, choose
+from ickd_lib.runtime import InputError, choose, distributed
 
 if TYPE_CHECKING:
     from ickd_lib.memory.bank import MemoryBank
 
-POINTS = 64  # number of rows per list from which the centres of the lists are computed
+POINTS = 40  # number of rows per list from which the centres of the lists are computed
+PROBES = 64  # number of lists that are probed for a query
 ITERATIONS = 10  # number of iterations of k-means for the centres
 SAMPLE = 256  # number of queries from which the recall is measured
 LARGE = 200_000  # from this number of rows on, a notice on a CPU compares the times of both searches
@@ -34,8 +35,9 @@ class Faiss:
     The rows are divided among lists by the nearest of as many centres, which k-means computes. A query is compared with
     the rows in the lists of the nearest centres, which are probed.
 
-    lists: number of lists; 0 for 4 √N, and at most N / 64.
-    probes: number of lists that are probed for a query; 0 for a 32nd of the lists, and at least 8.
+    lists: number of lists; 0 for 4 √N. There are at most N / 40.
+    probes: number of lists that are probed for a query; 0 for 64. Some of these contain mostly rows of the query's own
+        class, so that a few are not enough.
     seed: seed of k-means.
     """
 
@@ -50,7 +52,7 @@ class Faiss:
     def resolved(self, rows: int) -> Faiss:
         """Return the settings for a number of rows, with numbers instead of 0."""
         lists = min(self.lists or round(4 * math.sqrt(rows)), max(1, rows // POINTS))
-        return replace(self, lists=lists, probes=min(self.probes or max(8, lists // 32), lists))
+        return replace(self, lists=lists, probes=min(self.probes or PROBES, lists))
 
 
 def requested(search: str | Faiss) -> Faiss | None:
@@ -160,6 +162,12 @@ def _faiss() -> Any:
     return faiss
 
 
+def _note(text: str) -> None:
+    """Print a notice, of several processes in the first one only."""
+    if distributed.rank() == 0:
+        runtime.notice(text)
+
+
 def _array(features: Tensor) -> Any:
     """Return features as a NumPy array in float32."""
     return features.float().cpu().contiguous().numpy()
@@ -188,7 +196,7 @@ def recall(bank: MemoryBank, rows: Tensor | None, found: Neighbours, settings: F
         hits += int(torch.isin(found.rows[drawn[i]][found.mask[drawn[i]]], true).sum())
         total += len(true)
     share = hits / max(1, total)
-    runtime.notice(
+    _note(
         f"search='faiss' found {share:.2%} of the {k} nearest negatives of {len(drawn)} queries, where "
         f"{settings.probes} of {settings.lists} lists are probed"
     )
@@ -240,7 +248,7 @@ def suggest(bank: MemoryBank, queries: int, negatives: int) -> None:
     each = min(taken) / (len(some[:1024]) * len(some))
     exact, fast = (each * operations(len(bank), queries, negatives, s) / 60 for s in (None, Faiss()))
     faster = "faiss" if fast < exact else "exact"
-    runtime.notice(
+    _note(
         f"the table of {queries:,} rows is searched exactly, in about {exact:,.0f} minutes; search='faiss', which is "
         f"approximate, would take about {fast:,.0f}: {faster} is faster (estimated from a small product)"
     )

@@ -164,7 +164,7 @@ class TeacherBank:
                 per_class=spec.per_class,
                 allow_missing=self.allow_missing,
             )
-        return (replace(near, own=bank.logits[rows]) if spec.own else near), far
+        return (replace(near, own=bank.logits[rows].float()) if spec.own else near), far
 
     def _from_tables(
         self,
