@@ -15,6 +15,7 @@ import argparse
 import importlib.util
 import resource
 import statistics
+from pathlib import Path
 from typing import Any
 
 import machine
@@ -126,9 +127,14 @@ if __name__ == "__main__":
     parser.add_argument("--rounds", type=int, default=1, help="how often each search is measured")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N")
     parser.add_argument("--queries", type=int, default=1024, help="of a large bank: number of rows that are queries")
+    parser.add_argument(
+        "--banks", nargs="+", default=[], help="measure banks in files, in half precision and with faiss"
+    )
     parser.add_argument("--json", default="", help="file for the results")
     given = parser.parse_args()
-    if given.rows < approximate.LARGE:
+    if given.banks:
+        found = {Path(path).name: retrieval_large.losses(path) for path in given.banks}
+    elif given.rows < approximate.LARGE:
         found = measure(given.rows, given.features, given.rounds, given.device)
     else:
         found = retrieval_large.measure(given.rows, given.features, given.queries)

@@ -1,6 +1,7 @@
 """Measures retrieval from a bank of ImageNet's size: half precision, in a mapped file, on a CPU.
 
     python benchmarks/retrieval.py --rows 1280000 --features 512 [--queries 1024] [--json FILE]
+    python benchmarks/retrieval.py --banks FILE ...  # for banks of `ickd bank`: what half precision and faiss change
 
 The features of each of 1,000 classes are the centre of a group of classes, plus that of the class, plus noise in 32
 dimensions and some in all, and are rectified. The logits are zeros, which take as much memory as others. The search for
@@ -9,6 +10,7 @@ all rows would take hours, so that some rows are queries; their time is multipli
 
 from __future__ import annotations
 
+import dataclasses
 import tempfile
 import time
 from pathlib import Path
@@ -19,7 +21,7 @@ import torch
 import torch.nn.functional as F
 
 from ickd_lib import runtime
-from ickd_lib.memory import Faiss, MemoryBank, approximate, files, retrieval
+from ickd_lib.memory import Faiss, MemoryBank, Neighbours, approximate, files, retrieval
 
 POSITIVES, NEGATIVES, CLASSES, GROUPS = 8, 128, 1000, 50
 PART = 2**15
@@ -101,6 +103,44 @@ class Clock:
         self.restart()
 
 
+def shared(one: Neighbours, other: Neighbours) -> float:
+    """Return the share of the rows in `one`, [Q, k], that are also in `other`."""
+    both = zip(one.rows.tolist(), other.rows.tolist(), strict=True)
+    return round(sum(len({*a} & {*b}) for a, b in both) / one.rows.numel(), 4)
+
+
+def losses(path: str | Path, queries: int = 1024) -> dict[str, Any]:
+    """Measure which neighbours in a bank stay the same in half precision and with faiss, and how its values change.
+
+    Args:
+        path: the file of a bank in single precision.
+        queries: number of rows that are queries.
+    """
+    bank = MemoryBank.load(path)
+    tensors = bank.tensors | {"features": bank.features.half(), "logits": bank.logits.half()}
+    half = MemoryBank(**tensors, classes=bank.classes)  # type: ignore[arg-type]
+    rows = torch.randperm(len(bank), generator=runtime.generator(0, "queries"))[:queries].sort().values
+    exact, rounded = (one.table(positives=POSITIVES, negatives=NEGATIVES, rows=rows) for one in (bank, half))
+    chosen = Faiss().resolved(len(bank))
+    index = approximate.Index(bank, chosen)
+    found: dict[str, Any] = {"rows": len(bank), "features": bank.features.shape[1], "queries": len(rows)}
+    for name, probes in (("", chosen.probes), (" with twice as many probes", 2 * chosen.probes)):
+        index.settings = dataclasses.replace(chosen, probes=probes)
+        _, far = retrieval.table(bank, rows, 0, NEGATIVES, False, False, index)
+        found[f"recall@{NEGATIVES} of faiss{name}, {probes} of {chosen.lists} lists"] = shared(exact[1], far)
+    same = [a.rows == b.rows for a, b in zip(exact, rounded, strict=True)]
+    change = max(
+        (a.similarity - b.similarity)[s].abs().max().item() for a, b, s in zip(exact, rounded, same, strict=True)
+    )
+    return found | {
+        f"half: recall@{POSITIVES} of positives": shared(exact[0], rounded[0]),
+        f"half: recall@{NEGATIVES} of negatives": shared(exact[1], rounded[1]),
+        "half: largest change of a cosine": round(change, 5),
+        "half: largest change of a logit": round((bank.logits - half.logits.float()).abs().max().item(), 4),
+        "largest logit": round(bank.logits.abs().max().item(), 1),
+    }
+
+
 def sample(bank: MemoryBank, queries: int) -> torch.Tensor:
     """Return rows of some classes that are drawn at random: as in a whole table, several queries have one class."""
     order = torch.randperm(len(bank.classes), generator=runtime.generator(0, "queries")).tolist()
@@ -146,10 +186,6 @@ def measure(rows: int, features: int, queries: int = 1024, folder: str | None = 
             found[name] = retrieval.table(bank, drawn, POSITIVES, NEGATIVES, False, False, used)
             clock(name)
             memory[name] = peak_gigabytes(reset=True)
-        shares = [
-            len({*ours} & {*theirs}) / NEGATIVES
-            for ours, theirs in zip(found["faiss"][1].rows.tolist(), found["exact"][1].rows.tolist(), strict=True)
-        ]
     scale, cpu = rows / len(drawn), clock.cpu_seconds
     table = rows * (POSITIVES + NEGATIVES) * (8 + 4 + 1) / 1e9
     return result | {
@@ -161,7 +197,7 @@ def measure(rows: int, features: int, queries: int = 1024, folder: str | None = 
             "exact": round(cpu["exact"] * scale / 60, 1),
             "faiss": round((cpu["faiss"] * scale + cpu["index of faiss"]) / 60, 1),
         },
-        f"recall@{NEGATIVES}_of_faiss": round(sum(shares) / len(shares), 4),
+        f"recall@{NEGATIVES}_of_faiss": shared(found["exact"][1], found["faiss"][1]),
         "share_of_equal_positives": (found["faiss"][0].rows == found["exact"][0].rows).double().mean().item(),
         "gigabytes_resident": memory,
         "gigabytes_of_a_table_of_all_rows": round(table, 2),

@@ -11,6 +11,7 @@ import torch
 from torch.autograd import DeviceType
 
 from ickd_lib import data, methods, models, runtime
+from ickd_lib.memory import MemoryBank
 from ickd_lib.runs import finished, table
 from ickd_lib.training import Recipe, Student
 
@@ -153,6 +154,11 @@ def test_a_large_bank_is_searched_in_its_file(monkeypatch, tmp_path):
     assert found["queries"] == 200 and not list(tmp_path.iterdir())
     assert found["recall@128_of_faiss"] > 0.9 and found["share_of_equal_positives"] == 1
     assert set(found["gigabytes_resident"]) == {"writing", "loading, class means", "index of faiss", "exact", "faiss"}
+    retrieval_large.write_bank(tmp_path / "half", 1000, 16, 12)
+    single = MemoryBank.load(tmp_path / "half")
+    MemoryBank(single.features.float(), single.logits, single.labels, single.index, single.classes).save(tmp_path / "b")
+    lost = retrieval_large.losses(tmp_path / "b", queries=50)
+    assert lost["half: recall@128 of negatives"] > 0.9 and lost["half: largest change of a cosine"] < 1e-3
     estimate = found["estimate_for_a_gpu"]
     assert estimate["operations"] == "2 · 3,000² · 16 = 2.88e+08" and "not measured" in estimate["note"]
 

@@ -101,7 +101,9 @@ class Index:
         generator = runtime.generator(settings.seed, "faiss")
         count = min(len(self.order), POINTS * settings.lists)
         some = self.order[torch.randperm(len(self.order), generator=generator)[:count].sort().values.to(written.device)]
-        self._lists.train(_array(bank.features[some]))
+        points = _array(bank.features[some])
+        bank.release()
+        self._lists.train(points)
         for part in self.order.split(PART):
             self._lists.add(_array(bank.features[part]))
             bank.release()
