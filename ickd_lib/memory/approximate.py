@@ -15,7 +15,7 @@ from torch import Tensor
 from ickd_lib import runtime
 from ickd_lib.memory import retrieval
 from ickd_lib.memory.rows import PART
-from ickd_lib.memory.search import Neighbours, dot
+from ickd_lib.memory.search import CHUNK, Neighbours, dot
 from ickd_lib.runtime import InputError, choose, distributed
 
 if TYPE_CHECKING:
@@ -88,24 +88,25 @@ class Index:
         self.order = written[bank.labels[written].argsort(stable=True)]  # positions in the bank of the rows
         sizes = torch.bincount(bank.labels[written], minlength=len(bank.classes))
         self.ends = sizes.cumsum(0).tolist()
+        generator = runtime.generator(settings.seed, "faiss")
+        drawn = torch.randperm(len(self.order), generator=generator)[: POINTS * settings.lists]
+        points = bank.features[self.order[drawn.sort().values.to(written.device)]].float().cpu()
+        bank.release()
+        centres = _centres(points, settings.lists, generator)
         dim, inner = bank.features.shape[1], faiss.METRIC_INNER_PRODUCT
-        self._centres = faiss.IndexFlatIP(dim)
+        self._coarse = faiss.IndexFlatIP(dim)
+        self._coarse.add(centres.numpy())
         if bank.features.dtype == torch.half:
             kind = faiss.ScalarQuantizer.QT_fp16
-            self._lists = faiss.IndexIVFScalarQuantizer(self._centres, dim, settings.lists, kind, inner, False)
+            self._lists = faiss.IndexIVFScalarQuantizer(self._coarse, dim, settings.lists, kind, inner, False)
+            self._lists.train(points[:1].numpy())  # nothing is learned for this kind of number
         else:
-            self._lists = faiss.IndexIVFFlat(self._centres, dim, settings.lists, inner)
-        self._lists.cp.seed = runtime.seed_of(settings.seed, "faiss") % 2**31
-        self._lists.cp.niter, self._lists.cp.max_points_per_centroid = ITERATIONS, POINTS
-        self._lists.cp.min_points_per_centroid = 1  # no warning about small banks
-        generator = runtime.generator(settings.seed, "faiss")
-        count = min(len(self.order), POINTS * settings.lists)
-        some = self.order[torch.randperm(len(self.order), generator=generator)[:count].sort().values.to(written.device)]
-        points = _array(bank.features[some])
-        bank.release()
-        self._lists.train(points)
+            self._lists = faiss.IndexIVFFlat(self._coarse, dim, settings.lists, inner)
         for part in self.order.split(PART):
-            self._lists.add(_array(bank.features[part]))
+            features = bank.features[part].float().cpu()
+            nearest = _nearest(features, centres, 1)
+            rows, lists = faiss.swig_ptr(features.numpy()), faiss.swig_ptr(nearest.numpy())
+            self._lists.add_core(len(part), rows, None, lists)
             bank.release()
 
     def search_into(self, into: Neighbours, queries: Tensor, labels: Tensor) -> None:
@@ -137,7 +138,7 @@ class Index:
         faiss = _faiss()
         own = faiss.IDSelectorRange(first, end)
         chosen = faiss.SearchParametersIVF(nprobe=probes, sel=faiss.IDSelectorNot(own))
-        _, found = self._lists.search(_array(queries), k, params=chosen)
+        _, found = self._lists.search(queries.cpu().contiguous().numpy(), k, params=chosen)
         return torch.from_numpy(found).to(queries.device)
 
     def _write(self, into: Neighbours, queries: Tensor, chosen: Tensor, found: Tensor) -> None:
@@ -170,9 +171,23 @@ def _note(text: str) -> None:
         runtime.notice(text)
 
 
-def _array(features: Tensor) -> Any:
-    """Return features as a NumPy array in float32."""
-    return features.float().cpu().contiguous().numpy()
+def _centres(points: Tensor, count: int, generator: torch.Generator) -> Tensor:
+    """Return the centres of k-means for points of unit length, [P, D], scaled to unit length: [count, D].
+
+    It is computed here and not by faiss, whose matrix products took five times as long.
+    """
+    centres = points[torch.randperm(len(points), generator=generator)[:count]]
+    for _ in range(ITERATIONS):
+        nearest = _nearest(points, centres, 1).squeeze(1)
+        sums = torch.zeros_like(centres).index_add_(0, nearest, points)
+        used = torch.bincount(nearest, minlength=count) > 0
+        centres = torch.where(used[:, None], F.normalize(sums, dim=1), centres)
+    return centres.contiguous()
+
+
+def _nearest(points: Tensor, centres: Tensor, count: int) -> Tensor:
+    """Return which centres [L, D] have the largest inner products with each point [P, D], [P, count]."""
+    return torch.cat([(some @ centres.T).topk(count, dim=1).indices for some in points.split(CHUNK)])
 
 
 @torch.no_grad()
