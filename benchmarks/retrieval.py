@@ -5,6 +5,8 @@
 The features of each of 100 classes are its centre plus noise, and are rectified as in a network that ends in a ReLU. On
 a CPU, if faiss-cpu is installed, its IndexFlatIP is measured too: with the same class constraints (one index of each
 class and one of all other classes), and without constraints.
+
+From 200,000 rows on, the bank is in half precision and in a mapped file, as `retrieval_large` describes.
 """
 
 from __future__ import annotations
@@ -13,14 +15,16 @@ import argparse
 import importlib.util
 import resource
 import statistics
+from pathlib import Path
 from typing import Any
 
 import machine
 import numpy as np
+import retrieval_large
 import torch
 
 from ickd_lib import runtime
-from ickd_lib.memory import MemoryBank
+from ickd_lib.memory import MemoryBank, approximate
 
 POSITIVES, NEGATIVES = 8, 128
 
@@ -122,9 +126,22 @@ if __name__ == "__main__":
     parser.add_argument("--features", type=int, default=256, help="number of features of a row")
     parser.add_argument("--rounds", type=int, default=1, help="how often each search is measured")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N")
+    parser.add_argument("--queries", type=int, default=1024, help="of a large bank: number of rows that are queries")
+    parser.add_argument(
+        "--banks", nargs="+", default=[], help="measure banks in files, in half precision and with faiss"
+    )
+    parser.add_argument("--json", default="", help="file for the results")
     given = parser.parse_args()
-    for key, value in measure(given.rows, given.features, given.rounds, given.device).items():
+    if given.banks:
+        found = {Path(path).name: retrieval_large.losses(path) for path in given.banks}
+    elif given.rows < approximate.LARGE:
+        found = measure(given.rows, given.features, given.rounds, given.device)
+    else:
+        found = retrieval_large.measure(given.rows, given.features, given.queries)
+    for key, value in found.items():
         print(f"{key}: {value}")
+    if given.json:
+        runtime.write_json(given.json, found)
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6
     print(f"peak memory of the process: {peak:.1f} GB; CPU threads: {torch.get_num_threads()}")
     if torch.cuda.is_available():

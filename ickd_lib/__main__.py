@@ -24,7 +24,7 @@ if os.environ.get("RANK", "0") != "0":  # of several processes, the first one sh
     os.environ.setdefault("TQDM_DISABLE", "1")
 
 from ickd_lib import data, methods, metrics, runs, runtime, tasks, training
-from ickd_lib.memory import MemoryBank
+from ickd_lib.memory import MemoryBank, requested
 from ickd_lib.models import Network
 from ickd_lib.options import parser, recipe_defaults
 from ickd_lib.runs.seeds import task_of
@@ -116,13 +116,21 @@ def train(given: argparse.Namespace) -> None:
         found = training.published(given.method, network, given.student, given.published)
         given.method, recipe, given.augment = found.method, found.recipe, found.augment
         print(f"{'published' if found.official else 'not published'} settings: {found.source}", file=sys.stderr)
+    requested(given.search)
     method, splits = methods.create(given.method), _splits(given, given.labels)
     teacher = _teacher(given, method.needs_teacher)
     bank = _bank(given, splits.train, teacher, method.needs_bank)
     students = training.peer_group(given.student, given.method, given.seed, given.peers)
     students[0] = dataclasses.replace(students[0], name=given.name)
     histories = training.distill(
-        students, splits, teacher=teacher, bank=bank, recipe=recipe, data_seed=given.data_seed, **_options(given)
+        students,
+        splits,
+        teacher=teacher,
+        bank=bank,
+        recipe=recipe,
+        data_seed=given.data_seed,
+        search=given.search,
+        **_options(given),
     )
     for history in histories.values():
         print(json.dumps(history.summary, indent=2))
@@ -142,6 +150,7 @@ def compare(given: argparse.Namespace) -> None:
     """Train every method over the seeds and print the table."""
     if given.seeds < 1:
         raise InputError(f"seeds={given.seeds} must be 1 or more")
+    requested(given.search)
     with _executor(given) as executor:
         _compare(given, executor)
 
@@ -164,6 +173,7 @@ def _compare(given: argparse.Namespace, executor: Executor | None) -> None:
             executor=executor,
             retries=given.retries,
             methods_per_job=given.methods_per_job,
+            search=given.search,
             **_options(given),
         )
     except Diverged as error:  # all other students were trained to the end

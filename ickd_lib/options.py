@@ -119,6 +119,11 @@ def _bank_options(parser: argparse.ArgumentParser) -> None:
         default="teacher",
         help="labels of the images in the bank that are not the student's: predicted by the teacher, or given",
     )
+    group.add_argument(
+        "--search",
+        default="exact",
+        help="exact; or faiss, an approximate search for the negatives, which is faster in a large bank",
+    )
 
 
 def recipe_defaults(task: str) -> dict[str, Any]:

@@ -11,6 +11,7 @@ import torch
 from torch.autograd import DeviceType
 
 from ickd_lib import data, methods, models, runtime
+from ickd_lib.memory import MemoryBank
 from ickd_lib.runs import finished, table
 from ickd_lib.training import Recipe, Student
 
@@ -21,6 +22,7 @@ import contention
 import loops
 import machine
 import retrieval
+import retrieval_large
 import speed
 
 RECIPE = Recipe(epochs=2, batch_size=16, schedule="cosine")
@@ -143,6 +145,22 @@ def test_retrieval_is_compared_with_faiss_if_it_is_installed():
     result = retrieval.measure(rows=3000, features=16)
     assert set(result["seconds_of"]) == {"ickd_lib", "faiss, same constraints", "faiss, no constraints"}
     assert min(result["agreement_with_faiss"]) > 0.999  # faiss orders near ties by its own rounding
+
+
+def test_a_large_bank_is_searched_in_its_file(monkeypatch, tmp_path):
+    pytest.importorskip("faiss", reason="needs faiss-cpu (the extra faiss)")
+    monkeypatch.setattr(retrieval_large, "CLASSES", 12)
+    found = retrieval_large.measure(3000, 16, queries=200, folder=str(tmp_path))
+    assert found["queries"] == 200 and not list(tmp_path.iterdir())
+    assert found["recall@128_of_faiss"] > 0.9 and found["share_of_equal_positives"] == 1
+    assert set(found["gigabytes_resident"]) == {"writing", "loading, class means", "index of faiss", "exact", "faiss"}
+    retrieval_large.write_bank(tmp_path / "half", 1000, 16, 12)
+    single = MemoryBank.load(tmp_path / "half")
+    MemoryBank(single.features.float(), single.logits, single.labels, single.index, single.classes).save(tmp_path / "b")
+    lost = retrieval_large.losses(tmp_path / "b", queries=50)
+    assert lost["half: recall@128 of negatives"] > 0.9 and lost["half: largest change of a cosine"] < 1e-3
+    estimate = found["estimate_for_a_gpu"]
+    assert estimate["operations"] == "2 · 3,000² · 16 = 2.88e+08" and "not measured" in estimate["note"]
 
 
 def test_contention_measures_each_case_in_its_own_process(monkeypatch):

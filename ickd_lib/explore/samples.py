@@ -120,7 +120,7 @@ class SampleSet:
             at: positions of the samples, shape [n]; None for all N.
         """
         rows = bank.rows(self.keys if at is None else self.keys[at])
-        return Output(bank.logits[rows], bank.features[rows])
+        return Output(bank.logits[rows].float(), bank.features[rows].float())
 
     def thumbnails(self, at: Tensor) -> Tensor:
         """Return the pictures of some samples, uint8, shape [n, 3, h, w].

@@ -1,5 +1,6 @@
-"""The memory bank: a network's features and logits for a data set, and exact retrieval of in-context samples."""
+"""The memory bank: a network's features and logits for a data set, and the retrieval of in-context samples."""
 
+from ickd_lib.memory.approximate import Faiss, requested
 from ickd_lib.memory.bank import MemoryBank
 from ickd_lib.memory.dynamic import DynamicBank
 from ickd_lib.memory.search import NEGATIVES, POSITIVES, InContext, Neighbours
@@ -9,9 +10,11 @@ __all__ = [
     "NEGATIVES",
     "POSITIVES",
     "DynamicBank",
+    "Faiss",
     "InContext",
     "MemoryBank",
     "Neighbours",
+    "requested",
     "require_fit",
     "source_of",
 ]

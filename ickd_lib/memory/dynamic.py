@@ -18,11 +18,14 @@ class DynamicBank(MemoryBank):
     Args:
         bank: the bank, all of whose rows were written; it is not changed.
         features: whether features are written too, not only logits.
+    Raises:
+        InputError: the rows of the bank are in half precision or in a mapped file.
     """
 
     def __init__(self, bank: MemoryBank, *, features: bool) -> None:
+        bank.require_writable()
         vars(self).update(vars(bank))  # what is not written is shared
-        self._tables, self._means, self._sums = {}, None, None
+        self._tables, self._indices, self._means, self._sums = {}, {}, None, None
         self.logits, self._unit_logits = bank.logits.clone(), bank.unit_logits().clone()
         if features:
             self.features, self.norms = bank.features.clone(), bank.norms.clone()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING
 
 import torch
@@ -9,13 +10,26 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ickd_lib import runtime
-from ickd_lib.memory.search import InContext, Neighbours, fields, full_precision, nothing, own_class, search_into
-from ickd_lib.runtime import InputError
+from ickd_lib.memory.rows import PART, Rows
+from ickd_lib.memory.search import (
+    CHUNK,
+    InContext,
+    Neighbours,
+    fields,
+    full_precision,
+    nothing,
+    own_class,
+    search_in_parts,
+    search_into,
+)
+from ickd_lib.runtime import InputError, distributed
 
 if TYPE_CHECKING:
+    from ickd_lib.memory.approximate import Index
     from ickd_lib.memory.bank import MemoryBank
 
-CHUNK = 1024  # number of queries in one product; their similarities to 50,000 rows take 200 MB
+GROUP = 2**14  # number of rows that are queries at once where rows are converted to float32
+WHOLE = 2**18  # up to this number of rows, a CPU computes the similarities to all rows in one product
 FEW = 256  # up to this number, queries are compared with all rows at once; more are searched class by class
 
 
@@ -29,36 +43,98 @@ def search(
     negatives: int,
     per_class: bool,
     allow_missing: bool,
+    index: Index | None = None,
 ) -> tuple[Neighbours, Neighbours]:
     """Return the nearest rows of the class of each query and of all other classes; see `MemoryBank.retrieve`.
 
     Args:
         rows: position of each query in the bank, shape [B]; -1 for a query that is not in the bank.
+        index: an index that searches for the negatives approximately; None to search exactly.
     """
     queries = F.normalize(features.float(), dim=1)
-    written, all_queries = bank.filled.nonzero().squeeze(1), torch.arange(len(queries), device=queries.device)
-    present = [] if allow_missing and len(queries) <= FEW else labels.unique().tolist()
+    filled, all_queries = bank.filled, torch.arange(len(queries), device=queries.device)
+    written = filled.nonzero().squeeze(1)
+    in_parts = _in_parts(bank, len(written))
+    few = len(queries) <= FEW and not in_parts
+    present = [] if allow_missing and few else labels.unique().tolist()
     if not allow_missing:
         require(bank, present, labels, rows, positives, negatives, per_class)
     near, far = nothing(len(queries), positives, queries), nothing(len(queries), negatives, queries)
-    few, pools = len(queries) <= FEW, {}
-    if per_class or not few:
-        pools = {c: pool[bank.filled[pool]] for c, pool in bank.class_rows.items()}
+    needed = bank.class_rows if per_class else () if few else present
+    pools = {c: bank.class_rows[c][filled[bank.class_rows[c]]] for c in needed}
     groups = [(all_queries, written)] if few else [((labels == c).nonzero().squeeze(1), pools[c]) for c in present]
     with full_precision():
-        for chosen, pool in groups:
+        for chosen, pool in groups if positives else ():
             blocked = (labels[chosen, None] != bank.labels[pool]) | (rows[chosen, None] == pool)
             search_into(near, queries, chosen, bank.features, pool, blocked)
         # The queries are sorted by class, so that a chunk has few classes, and few columns must be excluded for each.
-        classes = bank.labels[written]
-        scratch = None if few or per_class else queries.new_empty(min(CHUNK, len(queries)), len(written))
-        for chosen in labels.argsort(stable=True).split(CHUNK):
-            if per_class:
-                _best_of_each_class(bank, far, queries, labels, chosen, pools)
-            else:
-                own = labels[chosen, None] == classes if few else own_class(labels[chosen], classes)
-                search_into(far, queries, chosen, bank.features, written, own, scratch)
+        by_class = labels.argsort(stable=True)
+        if index is not None and not per_class:
+            index.search_into(far, queries, labels)
+        elif in_parts and not per_class and negatives:
+            search_in_parts(
+                far, queries, by_class, _parts(bank, written), lambda some, p: own_class(labels[some], bank.labels[p])
+            )
+        else:
+            classes = bank.labels[written]
+            scratch = None if few or per_class else queries.new_empty(min(CHUNK, len(queries)), len(written))
+            for chosen in by_class.split(CHUNK) if negatives else ():
+                if per_class:
+                    _best_of_each_class(bank, far, queries, labels, chosen, pools)
+                else:
+                    own = labels[chosen, None] == classes if few else own_class(labels[chosen], classes)
+                    search_into(far, queries, chosen, bank.features, written, own, scratch)
+    bank.release()
     return near, far
+
+
+def _in_parts(bank: Rows, count: int) -> bool:
+    """Return whether `count` rows of a bank are searched in parts, and not all at once."""
+    return bank.stored or (count > WHOLE and bank.labels.device.type == "cpu")
+
+
+def _parts(bank: Rows, pool: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
+    """Yield the positions [P] and the features [P, D] in float32 of some rows, in parts."""
+    for part in pool.split(PART):
+        first, last = int(part[0]), int(part[-1])
+        whole = last - first + 1 == len(part)
+        yield part, bank.features[slice(first, last + 1) if whole else part].float()
+        bank.release()
+
+
+def table(
+    bank: MemoryBank,
+    rows: Tensor | None,
+    positives: int,
+    negatives: int,
+    per_class: bool,
+    allow_missing: bool,
+    index: Index | None = None,
+) -> tuple[Neighbours, Neighbours]:
+    """Return the neighbours of rows of the bank; where several processes train together, each searches for its share.
+
+    Args:
+        rows: positions of the M rows; None for all rows.
+    """
+    device = bank.labels.device
+    asked = torch.arange(len(bank), device=device) if rows is None else rows
+    labels = bank.labels[asked]
+    requested = positives, negatives, per_class, allow_missing
+    if distributed.world() > 1:
+        if not allow_missing:  # all processes raise the error, not only the one whose share has the small class
+            require(bank, labels.unique().tolist(), labels, asked, positives, negatives, per_class)
+        mine = distributed.share(len(asked))
+        asked, labels, rows = asked[mine], labels[mine], asked[mine]
+    if not _in_parts(bank, len(bank)):
+        features = bank.features if rows is None else bank.features[rows]
+        near, far = search(bank, features, labels, asked, *requested, index)
+    else:
+        near, far = (nothing(len(asked), k, labels) for k in (positives, negatives))
+        for some in labels.argsort(stable=True).split(GROUP):
+            found = search(bank, bank.features[asked[some]], labels[some], asked[some], *requested, index)
+            for whole, part in zip((*fields(near), *fields(far)), (*fields(found[0]), *fields(found[1])), strict=True):
+                whole[some] = part
+    return tuple(Neighbours(*map(distributed.gather, fields(one))) for one in (near, far))  # type: ignore[return-value]
 
 
 def _best_of_each_class(
@@ -81,13 +157,26 @@ def _best_of_each_class(
 @torch.no_grad()
 def nearest(bank: MemoryBank, features: Tensor, rows: Tensor, k: int) -> Neighbours:
     """Return the k nearest rows of any class; the arguments are those of `search`."""
-    queries = F.normalize(features.float(), dim=1)
     written = bank.filled.nonzero().squeeze(1)
-    found = nothing(len(queries), k, queries)
+    found = nothing(len(features), k, rows)
     with full_precision():
+        if _in_parts(bank, len(written)):
+            for some in torch.arange(len(features), device=rows.device).split(GROUP):
+                queries, own, part = F.normalize(features[some].float(), dim=1), rows[some], nothing(len(some), k, rows)
+                every = torch.arange(len(some), device=rows.device)
+                search_in_parts(part, queries, every, _parts(bank, written), _itself(own))
+                for whole, found_part in zip(fields(found), fields(part), strict=True):
+                    whole[some] = found_part
+            return found
+        queries = F.normalize(features.float(), dim=1)
         for chosen in torch.arange(len(queries), device=queries.device).split(CHUNK):
             search_into(found, queries, chosen, bank.features, written, rows[chosen, None] == written)
     return found
+
+
+def _itself(own: Tensor) -> Callable[[Tensor, Tensor], Tensor]:
+    """Return a function that blocks each query's own row, whose position is in `own` [Q]."""
+    return lambda chosen, pool: own[chosen, None] == pool
 
 
 # -------------------------------------------------------------------------------- controls for retrieval
@@ -145,9 +234,10 @@ def _distinct(limits: Tensor, k: int, generator: torch.Generator) -> tuple[Tenso
 def _neighbours(bank: MemoryBank, rows: Tensor, features: Tensor, mask: Tensor) -> Neighbours:
     """Return the rows at positions `rows` [M, k] as neighbours of M queries with these features, [M, D]."""
     parts = [
-        (bank.features[some] * own[:, None]).sum(-1)
+        (bank.features[some].float() * own.float()[:, None]).sum(-1)
         for some, own in zip(rows.split(CHUNK), features.split(CHUNK), strict=True)
     ]
+    bank.release()
     return Neighbours(rows, torch.cat(parts), mask)
 
 
@@ -168,7 +258,7 @@ def random_written(
     queries, found = F.normalize(features.float(), dim=1), []
     for k, allowed in ((positives, same & available), (negatives, ~same & available)):
         drawn, rows = chance.masked_fill(~allowed, -1).topk(min(k, len(bank)), dim=1)
-        similarity = (bank.features[rows] * queries[:, None]).sum(-1)
+        similarity = (bank.features[rows].float() * queries[:, None]).sum(-1)
         found.append(Neighbours(rows, similarity, drawn >= 0))
     return found[0], found[1]
 
@@ -179,9 +269,9 @@ def class_samples(bank: MemoryBank, index: Tensor, labels: Tensor) -> tuple[InCo
     classes, (sums, counts) = len(bank.classes), bank.class_sums()
     rows = bank.rows(index)
     inside = (rows >= 0) & bank.filled[rows]
-    query = bank.features[rows] * inside[:, None]
+    query = bank.features[rows].float() * inside[:, None]
     rest = counts[labels] - inside.long()
-    itself = torch.cat([bank.logits[rows], bank.features[rows]], 1) * inside[:, None]
+    itself = torch.cat([bank.logits[rows].float(), bank.features[rows].float()], 1) * inside[:, None]
     own = (sums[labels] - itself) / rest.clamp(min=1)[:, None]
     means = (sums / counts.clamp(min=1)[:, None]).expand(len(index), -1, -1)
     mask = (counts > 0) & (torch.arange(classes, device=labels.device) != labels[:, None])
@@ -207,12 +297,12 @@ def require(
     per_class: bool,
 ) -> None:
     """Raise InputError if there are too few written rows for the queries of a class in `present`."""
-    sizes = {c: int(bank.filled[pool].sum()) for c, pool in bank.class_rows.items()}
-    own = bank.filled[rows.clamp(min=0)] & (rows >= 0)
+    filled = bank.filled
+    sizes = {c: int(filled[pool].sum()) for c, pool in bank.class_rows.items()}
+    own, total, classes = filled[rows.clamp(min=0)] & (rows >= 0), sum(sizes.values()), sum(map(bool, sizes.values()))
     for c in present:
         _check(bank, c, sizes[c] - bool(own[labels == c].any()), positives, "positives")
-        others = [size for other, size in sizes.items() if other != c]
-        available = sum(size > 0 for size in others) if per_class else sum(others)
+        available = classes - bool(sizes[c]) if per_class else total - sizes[c]
         _check(bank, c, available, negatives, "classes of negatives" if per_class else "negatives")
 
 

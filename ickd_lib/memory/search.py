@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
+CHUNK = 1024  # number of queries in one product; their similarities to 50,000 rows take 200 MB
 BLOCK = 32  # number of columns of scores in a block; the maxima of the blocks are compared first
 POSITIVES, NEGATIVES = 8, 128  # default numbers of in-context samples
 FIELDS = ("index", "similarity", "logits", "features", "mask")  # the tensors of in-context samples
@@ -110,36 +111,93 @@ def search_into(
     k = into.rows.shape[1]
     if k == 0 or len(pool) == 0:
         return
-    whole = len(pool) == len(features)
-    members = features if whole else features[pool]
-    selected = queries[chosen]
+    members = (features if len(pool) == len(features) else features[pool]).float()
+    similarity, places = nearest_members(queries[chosen], members, k, blocked, scratch)
+    _write(into, chosen, similarity, pool[places])
+
+
+def _write(into: Neighbours, chosen: Tensor, similarity: Tensor, rows: Tensor) -> None:
+    """Write similarities in float64, -inf where there is no neighbour, and rows, [Q, up to k], into neighbours."""
+    found = similarity.shape[1]
+    into.rows[chosen, :found] = rows
+    into.similarity[chosen, :found] = similarity.float().masked_fill(similarity == -torch.inf, 0)
+    into.mask[chosen, :found] = similarity > -torch.inf
+
+
+def nearest_members(
+    selected: Tensor,
+    members: Tensor,
+    k: int,
+    blocked: Tensor | Sequence[tuple[slice, Tensor]],
+    scratch: Tensor | None = None,
+) -> tuple[Tensor, Tensor]:
+    """Return the cosines in float64 of the nearest members to some queries, the largest first, and their places.
+
+    Args:
+        selected: features of the queries, unit length, shape [Q, D].
+        members: features of the rows to choose from, unit length, shape [P, D].
+        k: number of members.
+        blocked, scratch: as in `search_into`.
+    Returns:
+        Cosines, -inf where there is no member, and places in `members`, of equal cosines the lower one first: each of
+        shape [Q, k], or [Q, P] if P is smaller.
+    """
     rough = selected @ members.T if scratch is None else torch.mm(selected, members.T, out=scratch[: len(selected)])
     if isinstance(blocked, Tensor):
         rough.masked_fill_(blocked, -torch.inf)
     else:
         for some, columns in blocked:
             rough[some].index_fill_(1, columns, -torch.inf)
-    wide = min(k + 8, len(pool))
+    wide = min(k + 8, len(members))
     proposed, places = _top(rough, wide)
     places = places.sort(dim=1).values  # lower rows first, so that a stable sort settles ties
-    exact = _dot(selected, members, places).masked_fill_(rough.gather(1, places) == -torch.inf, -torch.inf)
+    exact = dot(selected, members, places).masked_fill_(rough.gather(1, places) == -torch.inf, -torch.inf)
     found = min(k, wide)
     similarity, order = exact.sort(dim=1, descending=True, stable=True)
     similarity, places = similarity[:, :found].clone(), places.gather(1, order[:, :found])
-    if wide < len(pool):
-        rounding = 2 * features.shape[1] * 2.0**-24
+    if wide < len(members):
+        rounding = 2 * members.shape[1] * 2.0**-24
         worst = proposed.min(1).values
         unsettled = ((similarity[:, -1] <= worst + rounding) & (worst > -torch.inf)).nonzero().squeeze(1)
         for some in unsettled.split(16 if rough.device.type == "cpu" else 512) if len(unsettled) else ():
             within = rough[some] >= (similarity[some, -1:] - rounding).float()
             width = int(within.sum(1).max())
             reach = rough[some].masked_fill(~within, -torch.inf).topk(width, dim=1).indices.sort(dim=1).values
-            scores = _dot(selected[some], members, reach).masked_fill_(~within.gather(1, reach), -torch.inf)
+            scores = dot(selected[some], members, reach).masked_fill_(~within.gather(1, reach), -torch.inf)
             top, order = scores.sort(dim=1, descending=True, stable=True)
             similarity[some], places[some] = top[:, :found], reach.gather(1, order[:, :found])
-    into.rows[chosen, :found] = pool[places]
-    into.similarity[chosen, :found] = similarity.float().masked_fill(similarity == -torch.inf, 0)
-    into.mask[chosen, :found] = similarity > -torch.inf
+    return similarity, places
+
+
+def search_in_parts(
+    into: Neighbours,
+    queries: Tensor,
+    chosen: Tensor,
+    parts: Iterable[tuple[Tensor, Tensor]],
+    blocked: Callable[[Tensor, Tensor], Tensor | Sequence[tuple[slice, Tensor]]],
+) -> None:
+    """Find what `search_into` finds, with one part of the rows in memory at a time. The result is the same.
+
+    Args:
+        into, queries, chosen: as in `search_into`.
+        parts: positions [P] of the rows of each part, which ascend over all parts, and their features [P, D], float32.
+        blocked: returns the rows of a part that are blocked, in the form that `search_into` takes, for positions of
+            queries and positions of rows.
+    """
+    k = into.rows.shape[1]
+    if k == 0:
+        return
+    similarity = torch.full((len(chosen), k), -torch.inf, dtype=torch.double, device=queries.device)
+    rows = torch.zeros(len(chosen), k, dtype=torch.long, device=queries.device)
+    for pool, members in parts:
+        for start in range(0, len(chosen), CHUNK):
+            some = slice(start, start + CHUNK)
+            found, places = nearest_members(queries[chosen[some]], members, k, blocked(chosen[some], pool))
+            both = torch.cat([similarity[some], found], 1)  # rows of earlier parts are lower, so a stable sort suffices
+            both, order = both.sort(dim=1, descending=True, stable=True)
+            similarity[some] = both[:, :k]
+            rows[some] = torch.cat([rows[some], pool[places]], 1).gather(1, order[:, :k])
+    _write(into, chosen, similarity, rows)
 
 
 def own_class(labels: Tensor, pool_labels: Tensor) -> list[tuple[slice, Tensor]]:
@@ -175,7 +233,7 @@ def _top(scores: Tensor, k: int) -> tuple[Tensor, Tensor]:
     return values, torch.where(at < k * BLOCK, block * BLOCK + at % BLOCK, whole + at - k * BLOCK)
 
 
-def _dot(queries: Tensor, members: Tensor, places: Tensor) -> Tensor:
+def dot(queries: Tensor, members: Tensor, places: Tensor) -> Tensor:
     """Compute inner products in float64 of each query [Q, D] with the members [P, D] at places [Q, w]: [Q, w]."""
     rows = max(1, min(16, SCRATCH // max(1, places.shape[1] * members.shape[1])))  # a few fit into a CPU's cache
     parts = [

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from ickd_lib import models, runtime
 from ickd_lib.runtime import InputError, choose
-from ickd_lib.tasks import Classification, Samples, Task
+from ickd_lib.tasks import Classification, Task
 
 if TYPE_CHECKING:
     from ickd_lib.data import Images
@@ -34,31 +34,36 @@ def require_task(images: Images, teacher: models.Network, task: Task) -> None:
     task.check_network(teacher)
 
 
-def labelled(
-    samples: Samples, images: Images, teacher: models.Network, labels: str | Tensor, task: Task
-) -> tuple[Tensor, dict[str, str]]:
-    """Return the label of each row of a bank, [N], and an entry for its `source` if labels were predicted.
+def known_labels(
+    keys: Tensor, columns: int, images: Images, teacher: models.Network, labels: str | Tensor, task: Task
+) -> tuple[Tensor | None, dict[str, str]]:
+    """Return for which rows of a bank the label is known, [N], and an entry for its `source` if others are predicted.
 
     Args:
-        samples: the teacher's N samples of the images.
+        keys: keys of the N rows.
+        columns: number of columns of the teacher's logits.
         images, teacher, task: what the bank is built from.
         labels: see `MemoryBank.build`.
+    Returns:
+        None and an empty dictionary if the labels of all rows are those of the images.
     Raises:
         InputError: labels are predicted, and the teacher's classes are not those of the images.
     """
     if isinstance(labels, str):
         if choose(labels, ("given", "teacher"), "labels") == "given":
-            return samples.labels, {}
-        labels = samples.key[:0]
-    if (
-        samples.logits.shape[1] != len(task.outputs(images.classes))
-        or (teacher.classes or images.classes) != images.classes
-    ):
+            return None, {}
+        labels = keys[:0]
+    if columns != len(task.outputs(images.classes)) or (teacher.classes or images.classes) != images.classes:
         raise InputError(f"{teacher.name} predicts other classes than those of {images.name}; give labels='given'")
-    keys = labels.to(samples.key.device).unique()
-    given = torch.isin(samples.key, keys)
-    mark = {"labels": f"{int(given.sum())} given ({runtime.fingerprint(keys)}), the others predicted by the teacher"}
-    return torch.where(given, samples.labels, samples.logits.argmax(1)), mark
+    given = labels.to(keys.device).unique()
+    known = torch.isin(keys, given)
+    mark = f"{int(known.sum())} given ({runtime.fingerprint(given)}), the others predicted by the teacher"
+    return known, {"labels": mark}
+
+
+def predicted(labels: Tensor, logits: Tensor, known: Tensor | None) -> Tensor:
+    """Return the labels [N] of rows, with the class of the largest logit where they are not known."""
+    return labels if known is None else torch.where(known, labels, logits.argmax(1))
 
 
 def require_fit(
@@ -105,7 +110,7 @@ def _agree(bank: MemoryBank, images: Images, teacher: models.Network, task: Task
     """Return whether the bank's features of a few samples are those that the teacher computes, up to rounding."""
     some = keys.unique()[:: max(1, len(keys) // CHECKED)][:CHECKED].contiguous()
     found, rows = task.bank_samples(teacher, images, keys=some), bank.rows(some)
-    stored = bank.features[rows] * bank.norms[rows, None]
+    stored = bank.features[rows].float() * bank.norms[rows, None]
     every = slice(None, None, max(1, len(bank) // SPREAD))
-    variance = (bank.features[every] * bank.norms[every, None]).var(0).sum()
+    variance = (bank.features[every].float() * bank.norms[every, None]).var(0).sum()
     return bool((found.features.float() - stored).square().sum(1).mean() <= TOLERANCE * variance)

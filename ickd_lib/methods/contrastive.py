@@ -175,8 +175,8 @@ class CRDBank(WithLabels):
         assert bank is not None
         drawn = torch.randint(len(bank), (min(self.negatives, len(bank)),), device=labels.device)
         student = F.normalize(self.student_embedding(context.student.features), dim=1)
-        positives = F.normalize(self.teacher_embedding(bank.features[bank.rows(context.student.key)]), dim=1)
-        negatives = F.normalize(self.teacher_embedding(bank.features[drawn]), dim=1)
+        positives = F.normalize(self.teacher_embedding(bank.features[bank.rows(context.student.key)].float()), dim=1)
+        negatives = F.normalize(self.teacher_embedding(bank.features[drawn].float()), dim=1)
         other = bank.labels[drawn] != labels[:, None]
         with torch.no_grad():
             scores = (student @ negatives.T / self.temperature).masked_fill(~other, -torch.inf)

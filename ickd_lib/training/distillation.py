@@ -11,10 +11,8 @@ from typing import Any
 import torch
 
 from ickd_lib import models, runtime
-from ickd_lib.data import Images, Sampler, Splits, StreamedImages, loader
-from ickd_lib.data.crops import VIEWS
-from ickd_lib.memory import MemoryBank, require_fit
-from ickd_lib.methods import Method
+from ickd_lib.data import Images, Sampler, Splits, loader
+from ickd_lib.memory import Faiss, MemoryBank
 from ickd_lib.models import Network
 from ickd_lib.runtime import Diverged, InputError
 from ickd_lib.runtime.distributed import any_process, wait_for_all
@@ -23,17 +21,17 @@ from ickd_lib.training import precision_benchmark
 from ickd_lib.training.callbacks import Callback, ProgressBar
 from ickd_lib.training.capture import Capture, cuda_graph, reason_against, works_on_host
 from ickd_lib.training.checkpoints import Checkpoint, Records
-from ickd_lib.training.in_context import TeacherBank
-from ickd_lib.training.loop import AHEAD, Loop, stoppable, stopped
+from ickd_lib.training.loop import Loop, stoppable, stopped
 from ickd_lib.training.peers import PeerGroup
 from ickd_lib.training.recipe import Recipe
 from ickd_lib.training.records import History, RunRecord
 from ickd_lib.training.several import check_equal, check_parts
 from ickd_lib.training.state import TrainingState
-from ickd_lib.training.stepper import Stepper, TeacherPass
+from ickd_lib.training.stepper import Stepper
 from ickd_lib.training.streamed_cache import StreamedTeacherCache
 from ickd_lib.training.students import Student, learners
 from ickd_lib.training.teacher_cache import TeacherCache
+from ickd_lib.training.teacher_source import cacheable, teacher_bank, teacher_source
 
 
 def distill(
@@ -58,6 +56,7 @@ def distill(
     teacher_cache_top: int = 0,
     capture: bool = True,
     sync_batchnorm: bool = False,
+    search: str | Faiss = "exact",
 ) -> dict[str, History]:
     """Train students on the same batches, with one pass of the teacher for all of them.
 
@@ -100,6 +99,9 @@ def distill(
             has no effect.
         sync_batchnorm: with several processes, whether batch normalisation uses the statistics of the whole batch
             instead of those of each process's part.
+        search: how the nearest negatives of the training samples are found: "exact", or "faiss" (or a `memory.Faiss`)
+            for an approximate search, which is faster in a large bank; see `MemoryBank.table`. It is a setting of the
+            run, whose summary has the measured recall. Negatives that are searched for in every step stay exact.
     Returns:
         A History for each student, by name, in the order given.
     Raises:
@@ -126,6 +128,7 @@ def distill(
         evaluate_every=evaluate_every,
         device=device,
         sync_batchnorm=sync_batchnorm,
+        search=search,
     )
     check_equal([(runtime.fingerprint(state.learner.settings), state.position) for state in records])
     waiting = [state for state, record in records.items() if not record.finished]
@@ -140,12 +143,14 @@ def distill(
             stack.enter_context(torch.random.fork_rng())
             stop = stack.enter_context(stoppable())
             stack.enter_context(loader.watched())
-            source = _teacher_source(
+            source = teacher_source(
                 waiting, splits.train, frozen, task, numerics, teacher_cache, teacher_cache_gigabytes
             )
             if isinstance(source, (TeacherCache, StreamedTeacherCache)):
                 stack.callback(source.close)
-            teacher_bank = _teacher_bank(bank, waiting, splits.train, frozen, task, numerics["precision"])
+            own_bank = teacher_bank(bank, waiting, splits.train, frozen, task, numerics["precision"], search)
+            for state in waiting:
+                records[state].recall = own_bank.recall(state) if own_bank else {}
             _create_runs(waiting, records, numerics, device)
             going = [group for group in groups if any(state in waiting for state in group.states)]
             loop = Loop(
@@ -158,7 +163,7 @@ def distill(
                     splits.train,
                     task,
                     source,
-                    teacher_bank,
+                    own_bank,
                     batch_size=recipe.batch_size,
                     precision=numerics["precision"],
                     epochs=recipe.epochs,
@@ -283,7 +288,7 @@ def _numerics(
         "device": str(device),
         "precision": runtime.precision(precision, device, min(train.size)),
         "threads": runtime.free_threads() if device.type == "cpu" else torch.get_num_threads(),
-        "teacher_cache": cached is not None and task.cacheable and teacher is not None and _cacheable(waiting, train),
+        "teacher_cache": cached is not None and task.cacheable and teacher is not None and cacheable(waiting, train),
         "captured": capture and device.type == "cuda" and task.capturable and runtime.world() == 1,
     }
     if found["teacher_cache"] and cached:
@@ -296,79 +301,6 @@ def _numerics(
         taken = precision_benchmark.seconds(network, teacher if runs_teacher else None, train, task)
         found |= {"precision_benchmark": taken, "precision": precision_benchmark.faster(taken)}
     return found
-
-
-def _cacheable(waiting: Sequence[TrainingState], train: Images) -> bool:
-    """Return whether a teacher cache is possible: all views are numbered, and no method needs the teacher's maps."""
-    found = [state.learner.method for state in waiting]
-    strong = any("strong" in method.needs for method in found)
-    if train.views >= VIEWS:
-        runtime.notice("the teacher cache is not used, because each epoch draws new views; give a number of views")
-        return False
-    return _needs_pass(waiting) and not strong and not _compares_maps(found) and train.augment == "crop"
-
-
-def _compares_maps(found: Sequence[Method]) -> bool:
-    """Return whether some method uses maps of the teacher, and not only of the student."""
-    return any({"maps", "teacher"} <= method.needs for method in found)
-
-
-def _needs_pass(waiting: Sequence[TrainingState]) -> bool:
-    """Return whether some student needs the teacher's outputs for the views of a batch."""
-    found = [state.learner.method for state in waiting]
-    return any("teacher" in method.needs or _uses_view_features(method) for method in found)
-
-
-def _uses_view_features(method: Method) -> bool:
-    """Return whether in-context samples are requested that depend on the teacher's features of the views."""
-    return any(spec.view_features for spec in method.retrievals)
-
-
-def _teacher_source(
-    waiting: Sequence[TrainingState],
-    train: Images,
-    teacher: Network | None,
-    task: Task,
-    numerics: dict[str, Any],
-    folder: str | Path | None,
-    gigabytes: float,
-) -> TeacherPass | TeacherCache | StreamedTeacherCache | None:
-    """Return what provides the teacher's samples of a batch: a forward pass or the cache; None if none are needed."""
-    if teacher is None or not _needs_pass(waiting):
-        return None
-    found = [state.learner.method for state in waiting]
-    needs = frozenset().union(*(method.needs for method in found))
-    precision = numerics["precision"]
-    if not numerics["teacher_cache"]:
-        return TeacherPass(task, teacher, maps=_compares_maps(found), precision=precision)
-    given: dict[str, Any] = {
-        "features": "features" in needs or any(_uses_view_features(method) for method in found),
-        "precision": precision,
-        "folder": folder,
-        "gigabytes": gigabytes,
-        "top": numerics.get("teacher_cache_top", 0),
-    }
-    if isinstance(train, StreamedImages):
-        return StreamedTeacherCache(teacher, train, **given)
-    ahead = (AHEAD[train.index.device.type] + 1) * waiting[0].recipe.batch_size
-    return TeacherCache(teacher, train, ahead=ahead, **given)
-
-
-def _teacher_bank(
-    bank: MemoryBank | None,
-    waiting: Sequence[TrainingState],
-    train: Images,
-    teacher: Network | None,
-    task: Task,
-    precision: str,
-) -> TeacherBank | None:
-    """Return the teacher's bank with the in-context samples of the students; None if no student needs it."""
-    if not any(state.learner.method.needs_bank for state in waiting):
-        return None
-    assert teacher is not None
-    bank = bank.to(train.index.device) if bank else MemoryBank.build(teacher, train, task=task, precision=precision)
-    require_fit(bank, train, teacher, task)
-    return TeacherBank(bank, waiting, task.keys(train)[0], allow_missing=task.allow_missing)
 
 
 def _create_runs(

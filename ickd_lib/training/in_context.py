@@ -9,10 +9,11 @@ import torch
 from torch import Tensor
 
 from ickd_lib import runtime
-from ickd_lib.memory import MemoryBank, Neighbours
+from ickd_lib.memory import Faiss, MemoryBank, Neighbours
 from ickd_lib.methods import InContextPair, Retrieval
 from ickd_lib.tasks import Samples, mean_of_each
 from ickd_lib.training.state import TrainingState
+from ickd_lib.training.students import searched
 
 Key = tuple[Retrieval, int]  # the requested samples, and the seed of random ones
 
@@ -29,14 +30,21 @@ class TeacherBank:
         keys: keys of the training samples.
         allow_missing: whether in-context samples are masked where a class has too few rows, and a note is printed;
             otherwise that is an error.
+        search: how the nearest negatives in tables are found; see `MemoryBank.table`.
     Attributes:
         own: the rows of the training samples: the bank itself if it has no others.
     """
 
     def __init__(
-        self, bank: MemoryBank, states: Sequence[TrainingState], keys: Tensor, *, allow_missing: bool = False
+        self,
+        bank: MemoryBank,
+        states: Sequence[TrainingState],
+        keys: Tensor,
+        *,
+        allow_missing: bool = False,
+        search: str | Faiss = "exact",
     ) -> None:
-        self.allow_missing = allow_missing
+        self.allow_missing, self.search = allow_missing, search
         self.bank = self.own = bank
         self._queries: Tensor | None = None  # positions of the training samples in a larger bank
         self._place = torch.arange(len(bank), device=bank.labels.device)  # of each row of the bank in the tables
@@ -58,7 +66,7 @@ class TeacherBank:
                 self._note_missing(spec.positives)
         # Computed here once, because students on different streams must not compute them at the same time.
         for one in (self.bank, self.own):
-            one.class_means(), one.class_sums(), one.unit_logits()
+            one.prepare()
         for state in states:
             if changing := [spec for spec in state.learner.method.retrievals if spec.dynamic]:
                 state.keep_teacher_rows(bank, features=any(spec.view_features for spec in changing))
@@ -104,8 +112,14 @@ class TeacherBank:
                     per_class=spec.per_class,
                     allow_missing=self.allow_missing,
                     rows=self._queries,
+                    search=self.search if searched(spec) else "exact",
                 )
         return found[spec.order][0], found[spec.negatives_order][1]
+
+    def recall(self, state: TrainingState) -> dict[str, float]:
+        """Return the measured recall of the student's negatives, for its summary; empty if all were found exactly."""
+        found = [spec for one, spec in self._keys if one is state and self.search != "exact" and searched(spec)]
+        return {f"recall@{spec.negatives}": self.bank.recall[spec.negatives] for spec in found}
 
     @torch.no_grad()
     def retrieve(
@@ -150,7 +164,7 @@ class TeacherBank:
                 per_class=spec.per_class,
                 allow_missing=self.allow_missing,
             )
-        return (replace(near, own=bank.logits[rows]) if spec.own else near), far
+        return (replace(near, own=bank.logits[rows].float()) if spec.own else near), far
 
     def _from_tables(
         self,

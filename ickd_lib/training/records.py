@@ -51,6 +51,7 @@ class RunRecord:
         run: the run folder, or None if none was requested.
         epochs: the records so far, one per epoch.
         summary: the summary of a finished student, else None.
+        recall: measured recall of an approximate search for negatives, for the summary.
     """
 
     def __init__(self, learner: Learner) -> None:
@@ -58,6 +59,7 @@ class RunRecord:
         self.run: runtime.Run | None = None
         self.epochs: list[dict[str, Any]] = []
         self.summary: dict[str, Any] | None = None
+        self.recall: dict[str, float] = {}
         self.network: Network = learner.network  # the one that is evaluated and kept, once the student is finished
 
     @property
@@ -178,6 +180,7 @@ class RunRecord:
             "seconds": round(state.seconds, 3),
             "images_per_second": round(images / max(state.seconds, 1e-9), 1),
             "trained_together": together,
+            **self.recall,
         }
         if splits.train.streamed:
             self.summary["waited_share"] = round(state.waited / max(state.seconds, 1e-9), 4)
@@ -217,6 +220,8 @@ def described(settings: dict[str, Any]) -> dict[str, Any]:
         found["in_context"] = settings["in_context"]
     if isinstance(bank := settings.get("bank"), dict):
         found["bank_rows"] = bank["rows"]
+    if "search" in settings:
+        found["search"] = settings["search"]["name"]
     if "peers" in settings:
         found["peers"] = [peer["student"]["network"] for peer in settings["peers"]]
         found["peer_group"] = settings.get("peer_group", settings.get("circle"))

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from ickd_lib import methods, models, runtime
 from ickd_lib.data import Images
-from ickd_lib.memory import MemoryBank, source_of
+from ickd_lib.memory import Faiss, MemoryBank, requested, source_of
 from ickd_lib.models import Network
 from ickd_lib.runtime import InputError
 from ickd_lib.runtime.folders import default_name
@@ -80,6 +80,7 @@ def learners(
     evaluate_every: int,
     device: torch.device,
     sync_batchnorm: bool = False,
+    search: str | Faiss = "exact",
 ) -> list[list[Learner]]:
     """Create the students of each peer group; a student without peers is a group of its own.
 
@@ -103,11 +104,15 @@ def learners(
         **({} if task.name == "classification" else {"task": task.name}),
         **({"sync_batchnorm": True} if sync_batchnorm else {}),
     }
+    approximate = requested(search)
     groups: dict[object, list[Learner]] = {}
     for i, student in enumerate(students):
-        learner = _learner(i, student, train, task, teacher, bank, shared, device)
+        learner = _learner(i, student, train, task, teacher, bank, shared, device, approximate)
         own = student.peer_group or ("peers" in learner.method.needs) or (i,)
         groups.setdefault(own, []).append(learner)
+    every = [learner for group in groups.values() for learner in group]
+    if approximate and not any("search" in learner.settings for learner in every):
+        raise InputError("search='faiss' is for a method with nearest negatives from the teacher's bank, such as ickd")
     named = [[_named(learner, group) for learner in group] for group in groups.values()]
     names = [learner.name for group in named for learner in group]
     for name in names:
@@ -125,6 +130,7 @@ def _learner(
     bank: MemoryBank | None,
     shared: dict[str, Any],
     device: torch.device,
+    search: Faiss | None,
 ) -> Learner:
     """Create a student that does not have its name yet, because the default name depends on the peers."""
     given = student.method
@@ -157,6 +163,8 @@ def _learner(
         settings["in_context"] = asked[0] if len(asked) == 1 else asked
     if bank and method.needs_bank and bank.source != source_of(train, teacher):
         settings["bank"] = _described(bank)
+    if search and any(searched(spec) for spec in method.retrievals):
+        settings["search"] = {"name": "faiss", **asdict(search.resolved(len(bank) if bank else rows))}
     if student.name:
         runtime.run_name(student.name)
     network = network.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
@@ -173,6 +181,12 @@ def _learner(
         _classifiers(network, teacher, train.size) if "classifiers" in method.needs else None,
         settings | {"peer_group": student.peer_group},
     )
+
+
+def searched(spec: methods.Retrieval) -> bool:
+    """Return whether the negatives of a request are the nearest ones in a table, for which an approximate search is."""
+    nearest = spec.negatives > 0 and spec.negatives_order == "nearest"
+    return spec.source == "teacher" and spec.query == "row" and nearest
 
 
 def _described(bank: MemoryBank) -> dict[str, Any]:

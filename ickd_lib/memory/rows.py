@@ -1,0 +1,189 @@
+"""The rows of a memory bank: their tensors, their keys, the writing of new content, and what is derived from them."""
+
+from __future__ import annotations
+
+import mmap
+from collections.abc import Iterator
+from functools import cached_property
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ickd_lib.runtime import InputError
+
+TENSORS = ("features", "logits", "labels", "index", "norms", "written")
+PART = 2**16  # number of stored rows that are converted to float32 at once; with 512 features they take 134 MB
+
+
+class Rows:
+    """The rows of a memory bank; the arguments are those of `MemoryBank`.
+
+    Attributes:
+        stored: whether features and logits are kept as they were stored, in half precision or in a mapped file. They
+            are then converted to float32 in parts, where they are used, and are not written.
+    """
+
+    def __init__(
+        self,
+        features: Tensor,
+        logits: Tensor,
+        labels: Tensor,
+        index: Tensor,
+        classes: tuple[str, ...],
+        *,
+        norms: Tensor | None = None,
+        written: Tensor | None = None,
+        source: dict[str, str] | None = None,
+        mapped: mmap.mmap | None = None,
+    ) -> None:
+        if len(index) and not bool((index.diff() > 0).all()):
+            raise InputError("the index of a bank must be ascending and contain each key once")
+        self.stored = mapped is not None or (features.dtype == torch.half and norms is not None)
+        if self.stored:
+            assert norms is not None
+            self.norms, self.features, self.logits = norms, features, logits
+        else:
+            features = features.float()
+            self.norms = features.norm(dim=1) if norms is None else norms
+            unit = (features.norm(dim=1, keepdim=True) - 1).abs() < 1e-5  # normalising again could change last bits
+            self.features = torch.where(unit, features, F.normalize(features, dim=1))
+            self.logits = logits.float()
+        self.labels, self.index, self.classes = labels, index, tuple(classes)
+        self.written = torch.zeros_like(labels) if written is None else written
+        self.source = source or {}
+        self._mapped = mapped
+        self._means: Tensor | None = None
+        self._sums: tuple[Tensor, Tensor] | None = None
+        self._unit_logits: Tensor | None = None
+        self._row_of = torch.full((int(index.max()) + 1 if len(index) else 1,), -1, device=index.device)
+        self._row_of[index] = torch.arange(len(index), device=index.device)
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def __repr__(self) -> str:
+        dim, classes = self.features.shape[1], len(self.classes)
+        kind = (", half precision" if self.features.dtype == torch.half else "") + (", mapped" if self._mapped else "")
+        return f"MemoryBank({len(self):,} rows, {dim} features, {classes} classes, {self.labels.device}{kind})"
+
+    @property
+    def filled(self) -> Tensor:
+        """True for each row that has been written, shape [N]."""
+        return self.written >= 0
+
+    @property
+    def tensors(self) -> dict[str, Tensor]:
+        """All tensors with one entry for each row, by name."""
+        return {name: getattr(self, name) for name in TENSORS}
+
+    @cached_property
+    def class_rows(self) -> dict[int, Tensor]:
+        """The positions of the rows of each class."""
+        return {c: (self.labels == c).nonzero().squeeze(1) for c in range(len(self.classes))}
+
+    def rows(self, index: Tensor) -> Tensor:
+        """Return the position of each key in `index` [B], shape [B]; -1 for a key that the bank does not have."""
+        in_range = (index >= 0) & (index < len(self._row_of))
+        return torch.where(in_range, self._row_of[index.clamp(0, len(self._row_of) - 1)], -1)
+
+    def parts(self) -> Iterator[slice]:
+        """Yield slices of all rows, so small that each can be converted to float32; one slice if none must be."""
+        size = PART if self.stored else max(1, len(self))
+        for start in range(0, len(self), size):
+            yield slice(start, start + size)
+            self.release()
+
+    def release(self) -> None:
+        """Release the memory of a mapped file, whose content is read again where it is needed.
+
+        The system does this by itself when memory becomes scarce. Until then it counts as memory of this process.
+        """
+        if self._mapped is not None and hasattr(mmap, "MADV_DONTNEED"):
+            self._mapped.madvise(mmap.MADV_DONTNEED)
+
+    def require_writable(self) -> None:
+        """Raise InputError if the rows are kept as they were stored."""
+        if self.stored:
+            raise InputError(
+                "the rows of a bank in half precision or in a mapped file are not written in training; "
+                "build it without half, or load it without mapped"
+            )
+
+    @torch.no_grad()
+    def update(self, index: Tensor, features: Tensor, logits: Tensor, *, momentum: float = 0.0, step: int = 0) -> None:
+        """Write new features and logits into the rows of some samples.
+
+        In a training step, retrieve before writing, so that queries are compared with rows of earlier steps only.
+
+        Args:
+            index: keys, each once, shape [B].
+            features: new features, shape [B, D], which are detached.
+            logits: new logits, shape [B, C], which are detached.
+            momentum: weight of the old content in a row that was written before; the new content has the rest.
+            step: number of the present step, at least 0, which is stored in `written`.
+        Raises:
+            InputError: the bank does not have one of the keys, or its rows are not written (`stored`).
+        """
+        self.require_writable()
+        rows = self.rows(index)
+        if bool((rows < 0).any()):
+            raise InputError(f"key {int(index[rows < 0][0])} is not in this bank; build the bank from this data set")
+        stay = momentum * self.filled[rows, None]
+        before = self.features[rows] * self.norms[rows, None]
+        mixed = stay * before + (1 - stay) * features.detach().float()
+        self.features[rows], self.norms[rows] = F.normalize(mixed, dim=1), mixed.norm(dim=1)
+        self.logits[rows] = stay * self.logits[rows] + (1 - stay) * logits.detach().float()
+        self.written[rows] = step
+        self._changed()
+
+    def restore(self, tensors: dict[str, Tensor]) -> None:
+        """Replace the content of the rows by `tensors`, those of another bank of the same data set."""
+        self.norms, self.features, self.logits, self.written = (
+            tensors[name].to(self.labels.device) for name in ("norms", "features", "logits", "written")
+        )
+        self._changed()
+
+    def _changed(self) -> None:
+        """Drop everything that was computed from the previous content."""
+        self._means = self._sums = self._unit_logits = None
+
+    def prepare(self) -> None:
+        """Compute what is derived from all rows now, and not at the first use."""
+        self.class_means(), self.class_sums()
+        if not self.stored:
+            self.unit_logits()
+
+    def unit_logits(self) -> Tensor:
+        """Return the logits scaled to unit length, shape [N, C]. They are computed at the first call."""
+        if self._unit_logits is None:
+            self._unit_logits = F.normalize(self.logits.float(), dim=1)
+        return self._unit_logits
+
+    def class_sums(self) -> tuple[Tensor, Tensor]:
+        """Return the sum of logits and unit-length features over each class, [C, C + D], and its number of rows, [C].
+
+        Only written rows count.
+        """
+        if self._sums is None:
+            width = self.logits.shape[1] + self.features.shape[1]
+            sums = torch.zeros(len(self.classes), width, device=self.labels.device)
+            for part in self.parts():
+                both = torch.cat([self.logits[part].float(), self.features[part].float()], 1)
+                sums.index_add_(0, self.labels[part], both * self.filled[part, None])
+            counts = torch.zeros(len(self.classes), dtype=torch.long, device=self.labels.device)
+            self._sums = sums, counts.index_add_(0, self.labels, self.filled.long())
+        return self._sums
+
+    def class_means(self) -> Tensor:
+        """Return the mean of the original features of each class, scaled to unit length: [C, D].
+
+        The mean of a class without written rows is zero.
+        """
+        if self._means is None:
+            sums = torch.zeros(len(self.classes), self.features.shape[1], device=self.features.device)
+            weights = (self.norms * self.filled)[:, None]
+            for part in self.parts():
+                sums.index_add_(0, self.labels[part], self.features[part].float() * weights[part])
+            self._means = F.normalize(sums, dim=1)
+        return self._means
