@@ -34,6 +34,8 @@ def from_torchvision(
     )
     full = f"torchvision/{name}"
     own_mean, own_std = IMAGENET_NORMALISATION if pretrained else IDENTITY
+    if name in for_segmentation or name in for_detection:
+        known_weights(pretrained)
     if name in for_detection:
         network = build(full, lambda: detector(models, name, num_classes, pretrained, options))
     else:
@@ -49,11 +51,10 @@ def from_torchvision(
 
 def _classifier(models: Any, name: str, num_classes: int, pretrained: bool | str) -> tuple[Network, Any, Any]:
     """Create torchvision's classifier `name`; also return mean and std of its weights."""
-    whole_only(f"torchvision/{name}", pretrained)
     mean, std = IDENTITY
     options: dict[str, Any] = {"num_classes": num_classes}
     if pretrained:
-        weights = models.get_model_weights(name).DEFAULT
+        weights = _weights(models, name, pretrained)
         mean, std = weights.transforms().mean, weights.transforms().std
         options = {"weights": weights}
     elif name in ("googlenet", "inception_v3"):
@@ -71,7 +72,18 @@ def _classifier(models: Any, name: str, num_classes: int, pretrained: bool | str
     _name_maps(network)
     if network.num_classes != num_classes:
         _replace_classifier(network, num_classes)
+    elif pretrained:
+        network.trained_on = {"weights": f"torchvision {weights.name}"}
     return network, mean, std
+
+
+def _weights(models: Any, name: str, pretrained: bool | str) -> Any:
+    """Return torchvision's weights of a classifier: the default ones for True, or those of a name."""
+    if pretrained == "backbone":
+        whole_only(f"torchvision/{name}", pretrained)
+    weights = models.get_model_weights(name)
+    wanted = "DEFAULT" if pretrained is True else str(pretrained)
+    return weights[choose(wanted, list(weights.__members__), what=f"weights of torchvision/{name}")]
 
 
 def from_timm(
@@ -102,6 +114,8 @@ def from_timm(
         maps=_stages(module),
     )
     _name_maps(network)
+    if pretrained and config["num_classes"] == num_classes:
+        network.trained_on = {"weights": f"timm {config.get('tag') or 'default'}"}
     return network
 
 
@@ -157,7 +171,16 @@ def no_options(name: str, options: dict[str, Any]) -> None:
 def whole_only(name: str, pretrained: bool | str) -> None:
     """Raise an InputError if the weights of a backbone are wanted for a classifier."""
     if pretrained not in (True, False):
-        raise InputError(f"{name} with pretrained={pretrained!r}; a classifier takes True or False")
+        raise InputError(
+            f"{name} with pretrained={pretrained!r}; a classifier takes True or False, and one of torchvision the name "
+            "of its weights, such as IMAGENET1K_V1"
+        )
+
+
+def known_weights(pretrained: bool | str) -> None:
+    """Raise an InputError if `pretrained` is the name of weights, which only torchvision's classifiers have."""
+    if pretrained not in (True, False, "backbone"):
+        raise InputError(f"pretrained={pretrained!r}; it is True, False or 'backbone'")
 
 
 def _replace_classifier(network: Network, num_classes: int) -> None:
