@@ -8,9 +8,10 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from PIL import Image
 from torch.autograd import DeviceType
 
-from ickd_lib import data, methods, models, runtime
+from ickd_lib import data, methods, models, runtime, training
 from ickd_lib.runs import finished, table
 from ickd_lib.training import Recipe, Student
 
@@ -18,10 +19,12 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks"))
 import accuracy
 import cifar100
 import contention
+import imagenet
 import loops
 import machine
 import retrieval
 import speed
+import tables
 
 RECIPE = Recipe(epochs=2, batch_size=16, schedule="cosine")
 
@@ -331,3 +334,78 @@ def test_speed_measures_each_part_once_and_continues_after_an_interruption(monke
     assert again["resnet8→resnet8"] == first and len(calls) == 2
     speed.main()
     assert len(calls) == 2
+
+
+def test_the_table_of_imagenet_trains_each_method_as_published():
+    given = SimpleNamespace(
+        pairs=list(imagenet.PAIRS),
+        methods=list(imagenet.METHODS),
+        seeds=[0, 1],
+        together=2,
+        epochs=0,
+        batch_size=0,
+        teacher_weights="pretrained",
+    )
+    planned = list(imagenet.planned(given))
+    assert [one.seed for one in planned] == sorted(one.seed for one in planned)
+    assert {(one.teacher, one.student) for one in planned} == {
+        ("torchvision/resnet34(pretrained='IMAGENET1K_V1')", "torchvision/resnet18"),
+        ("torchvision/resnet50(pretrained='IMAGENET1K_V1')", "MobileNetV1"),
+    }
+    assert sum(len(one.methods) for one in planned) == 2 * 2 * len(imagenet.METHODS)
+    assert max(len(one.methods) for one in planned) == 2
+    for one in planned:
+        for method in one.methods:
+            found = training.published(method, one.teacher, one.student, "imagenet")
+            assert (found.recipe, found.augment) == (one.recipe, one.augment)
+    given.batch_size, given.epochs, given.teacher_weights = 1024, 2, "none"
+    for one in imagenet.planned(given):
+        assert one.recipe.lr == pytest.approx(0.4) and one.recipe.epochs == 2 and "(" not in one.teacher
+
+
+@pytest.fixture
+def photographs(tmp_path):
+    """A folder of JPEG files with the names of ImageNet's."""
+    folder = tmp_path / "photographs"
+    folder.mkdir()
+    pixels = torch.randint(256, (24, 24, 36, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(0)).numpy()
+    for i in range(24):
+        Image.fromarray(pixels[i]).save(folder / f"n{i:08}_thing.JPEG")
+    return folder
+
+
+def test_a_sample_has_the_layout_of_imagenet(photographs, tmp_path):
+    assert (
+        imagenet.sample(photographs, tmp_path / "set", classes=2, held_out=4, repeats=3) == f"imagenet:{tmp_path}/set"
+    )
+    train, val = (sorted((tmp_path / "set" / split).glob("*/*.JPEG")) for split in ("train", "val"))
+    assert (len(train), len(val)) == (2 * 8 * 3, 2 * 4)
+    assert {path.parent.name for path in (*train, *val)} == {"n00000000", "n00000012"}
+    assert not {path.resolve() for path in train} & {path.resolve() for path in val}
+    imagenet.sample(photographs, tmp_path / "set", classes=2, held_out=4, repeats=3)  # again, over what exists
+    with pytest.raises(runtime.InputError, match=r"contains 24 .JPEG files; expected 60 or more"):
+        imagenet.sample(photographs, tmp_path / "other")
+
+
+def test_the_table_of_imagenet_is_trained_once_and_printed(photographs, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(imagenet, "sample", partial(imagenet.sample, classes=2, held_out=4, repeats=2))
+    call = ["imagenet.py", "--sample", str(photographs), "--teacher-weights", "none", "--image-size", "32"]
+    call += ["--epochs", "1", "--batch-size", "16", "--pairs", "mobilenet", "--methods", "kd", "ce", "--device", "cpu"]
+    call += ["--runs", str(tmp_path / "runs")]
+    monkeypatch.setattr(sys, "argv", [*call, "--minutes", "0.00001"])
+    assert imagenet.main() == tables.UNFINISHED
+    assert "the same call continues from here" in capsys.readouterr().err
+    monkeypatch.setattr(sys, "argv", call)
+    assert imagenet.main() == 0
+    printed = capsys.readouterr().out
+    assert printed.count(" seed 0: ") == 2 and "32 training images: torchvision/resnet50 → MobileNetV1" in printed
+    assert len(list((tmp_path / "runs/json/table").iterdir())) == 2
+    monkeypatch.setattr(imagenet.training, "distill", None)  # any training fails from here on
+    assert imagenet.main() == 0
+    monkeypatch.setattr(sys, "argv", ["imagenet.py", "--report", "--runs", str(tmp_path / "runs")])
+    assert imagenet.main() == 0
+    table = "| `ce` | 1 | 16 | 1 |"
+    assert capsys.readouterr().out.count(table) == 2
+    monkeypatch.setattr(sys, "argv", ["imagenet.py", "--data", "imagenett:none", "--runs", str(tmp_path / "other")])
+    assert imagenet.main() == 2
+    assert capsys.readouterr().err.startswith("error: ")
