@@ -38,6 +38,7 @@ def _splits(given: argparse.Namespace, labels: int = 0, **changes: Any) -> data.
         download=given.download,
         annotations=given.annotations or (needed if needed in data.kinds(given.dataset) else ""),
         ignore=given.ignore,
+        **{name: getattr(given, name) for name in ("stream", "crop", "views", "workers", "corrupt")},
         device=runtime.device(given.device),
     )
 

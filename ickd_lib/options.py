@@ -47,8 +47,8 @@ def _data_options(parser: argparse.ArgumentParser) -> None:
         "--image-size",
         type=int,
         default=0,
-        help="height and width in pixels to which the images of a folder are resized; shorter side of images with "
-        "masks or boxes; 0: keep their size",
+        help="height and width in pixels to which the images of a folder are resized, or of random resized crops (0: "
+        "224); shorter side of images with masks or boxes; 0: keep their size",
     )
     group.add_argument(
         "--annotations",
@@ -57,6 +57,35 @@ def _data_options(parser: argparse.ArgumentParser) -> None:
     )
     group.add_argument(
         "--ignore", type=int, default=None, help="value of the ignored pixels in the masks of masks:PATH, beside 255"
+    )
+    group.add_argument(
+        "--stream",
+        action="store_true",
+        help="decode image files when they are needed, even if all images fit into memory; without it the available "
+        "memory decides",
+    )
+    group.add_argument(
+        "--crop",
+        default="",
+        help="crops of the images of a folder: pad (own size, after padding) or resized (random resized crops); by "
+        "default pad, for imagenet:PATH resized",
+    )
+    group.add_argument(
+        "--views",
+        type=int,
+        default=0,
+        help="number of random resized crops of each image, which a teacher cache can hold; 0: new ones in each epoch",
+    )
+    group.add_argument(
+        "--workers",
+        type=int,
+        default=None,
+        help="number of processes that decode streamed images; by default one less than the number of cores",
+    )
+    group.add_argument(
+        "--corrupt",
+        default="stop",
+        help="what to do with image files that cannot be read: stop with an error, or skip them",
     )
 
 

@@ -24,7 +24,16 @@ def registry(monkeypatch):
 
 
 def test_the_data_sets_of_the_library_are_registered():
-    assert data.names() == ["cifar100", "coco:PATH", "digits", "folder:PATH", "masks:PATH", "scenes", "voc:PATH"]
+    assert data.names() == [
+        "cifar100",
+        "coco:PATH",
+        "digits",
+        "folder:PATH",
+        "imagenet:PATH",
+        "masks:PATH",
+        "scenes",
+        "voc:PATH",
+    ]
 
 
 @pytest.mark.usefixtures("registry")

@@ -1,16 +1,19 @@
 """Data sets: `load` one by name, then draw batches with a `Sampler`.
 
-`Images` have one label each; `DenseImages` have class masks or objects.
+`Images` and `StreamedImages` have one label each; `DenseImages` have class masks or objects.
 """
 
 from ickd_lib.data.dense import DenseBatch, DenseImages
-from ickd_lib.data.images import Batch, Images, Splits
+from ickd_lib.data.images import Images, Splits
 from ickd_lib.data.joint import RandomCrop, RandomResize
+from ickd_lib.data.labelled import Batch, LabelledImages
+from ickd_lib.data.loader import Loader
 from ickd_lib.data.loading import load
 from ickd_lib.data.objects import Objects, SplitObjects
 from ickd_lib.data.sampler import Sampler
 from ickd_lib.data.selection import stratified
 from ickd_lib.data.sets import DataSet, kinds, names, register
+from ickd_lib.data.streamed import StreamedImages
 from ickd_lib.data.strong import AUGMENTATIONS
 
 __all__ = [
@@ -20,12 +23,15 @@ __all__ = [
     "DenseBatch",
     "DenseImages",
     "Images",
+    "LabelledImages",
+    "Loader",
     "Objects",
     "RandomCrop",
     "RandomResize",
     "Sampler",
     "SplitObjects",
     "Splits",
+    "StreamedImages",
     "kinds",
     "load",
     "names",

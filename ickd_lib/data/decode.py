@@ -10,6 +10,7 @@ import re
 import warnings
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -38,7 +39,9 @@ def image_files(folder: Path) -> list[Path]:
     return sorted(p for p in folder.rglob("*") if p.suffix.lower() in extensions and p.is_file() and p.name[0] != ".")
 
 
-def decode(files: Mapping[str, Sequence[Path]], image_size: int = 0) -> dict[str, Tensor]:
+def decode(
+    files: Mapping[str, Sequence[Path]], image_size: int = 0, failed: dict[str, list[int]] | None = None
+) -> dict[str, Tensor]:
     """Read image files of one size, or resize them to one size.
 
     One warning names the first file of each kind that was converted: 16-bit, floating-point, transparent.
@@ -47,6 +50,8 @@ def decode(files: Mapping[str, Sequence[Path]], image_size: int = 0) -> dict[str
         files: the files of each split.
         image_size: height and width in pixels to which the images are resized and cropped at the centre. With 0 they
             are not resized, and all must have the size of the first one.
+        failed: if given, files that cannot be read are no error. Their pixels are 0, and their positions in each split
+            are written here.
     Returns:
         The pixels of each split: uint8, shape [N, 3, H, W].
     Raises:
@@ -61,10 +66,13 @@ def decode(files: Mapping[str, Sequence[Path]], image_size: int = 0) -> dict[str
     with warnings.catch_warnings(), ThreadPoolExecutor() as pool:
         warnings.simplefilter("ignore", Image.DecompressionBombWarning)
         for split, paths in files.items():
-            arrays = []
-            results = pool.map(lambda path: _read(path, image_size), paths)
+            arrays: list[Tensor | None] = []
+            results = pool.map(partial(_attempt, image_size, failed is not None), paths)
             progress = tqdm(results, f"reading {split}", len(paths), leave=False, unit="image")
             for path, (array, conversions) in zip(paths, progress, strict=True):
+                if array is None:
+                    arrays.append(None)
+                    continue
                 size = size or array.shape
                 if array.shape != size:
                     pool.shutdown(cancel_futures=True)  # otherwise all other files would be read before the error
@@ -75,22 +83,28 @@ def decode(files: Mapping[str, Sequence[Path]], image_size: int = 0) -> dict[str
                 arrays.append(torch.from_numpy(array.copy()))
                 for conversion in conversions:
                     converted.setdefault(conversion, []).append(path)
-            pixels[split] = torch.stack(arrays).permute(0, 3, 1, 2)
+            if failed is not None:
+                failed[split] = [i for i, one in enumerate(arrays) if one is None]
+            black = torch.zeros(size or (1, 1, 3), dtype=torch.uint8)
+            pixels[split] = torch.stack([black if one is None else one for one in arrays]).permute(0, 3, 1, 2)
     if converted:
         parts = [f"{len(paths)} with {conversion} (first: {paths[0]})" for conversion, paths in converted.items()]
         warnings.warn(f"converted images to 8-bit RGB: {'; '.join(parts)}", stacklevel=2)
     return pixels
 
 
-def pixels_of(path: Path) -> Tensor:
-    """Read one image file at its own size: uint8, shape [3, H, W].
+def pixels_of(path: Path, image_size: int = 0) -> Tensor:
+    """Read one image file: uint8, shape [3, H, W].
 
     For each kind of conversion, a note is printed once.
 
+    Args:
+        path: the file.
+        image_size: as for `decode`; with 0 the image keeps its own size.
     Raises:
         InputError: as for `decode`.
     """
-    array, conversions = _read(path, 0)
+    array, conversions = _read(path, image_size)
     for conversion in conversions:
         runtime.notice(f"images are converted to 8-bit RGB: {conversion}")
     return torch.from_numpy(array.copy()).permute(2, 0, 1).contiguous()
@@ -112,15 +126,23 @@ def size_of(path: Path) -> tuple[int, int]:
         raise InputError(f"{path} cannot be read ({error}); repair or remove it") from None
 
 
+def _attempt(image_size: int, tolerant: bool, path: Path) -> tuple[np.ndarray | None, list[str]]:
+    """Return what `_read` returns; None as the array of a file that cannot be read, if that is no error."""
+    try:
+        return _read(path, image_size)
+    except InputError:
+        if tolerant:
+            return None, []
+        raise
+
+
 def _read(path: Path, image_size: int) -> tuple[np.ndarray, list[str]]:
     """Read one image as uint8 [H, W, 3], upright, and return it with the conversions that were applied."""
     from PIL import Image, ImageOps
 
     try:
         with Image.open(path) as file:  # reads the header; the pixels are decoded later
-            limit = Image.MAX_IMAGE_PIXELS
-            if limit is not None and file.width * file.height > limit:
-                raise _too_large(path, f"{file.width}×{file.height} pixels", limit)
+            require_few_pixels(path, file.height, file.width)
             image, conversions = _to_rgb(ImageOps.exif_transpose(file), file.format, path)
             if image_size:
                 image = ImageOps.fit(image, (image_size, image_size), Image.Resampling.BICUBIC)
@@ -133,6 +155,15 @@ def _read(path: Path, image_size: int) -> tuple[np.ndarray, list[str]]:
         raise _too_large(path, f"{number.group() if number else 'too many'} pixels", Image.MAX_IMAGE_PIXELS) from None
     except Exception as error:  # Pillow's decoders raise many types; each means that this file is unreadable.
         raise InputError(f"{path} cannot be read ({error}); repair or remove it") from None
+
+
+def require_few_pixels(path: Path, height: int, width: int) -> None:
+    """Raise InputError if an image has more pixels than Pillow's limit against decompression bombs."""
+    from PIL import Image
+
+    limit = Image.MAX_IMAGE_PIXELS
+    if limit is not None and width * height > limit:
+        raise _too_large(path, f"{width}×{height} pixels", limit)
 
 
 def _too_large(path: Path, size: str, limit: int | None) -> InputError:

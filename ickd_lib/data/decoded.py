@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils.data import get_worker_info
 from tqdm import tqdm
 
 from ickd_lib import runtime
@@ -59,8 +60,11 @@ def select(tensors: tuple[Tensor, ...] | Decoded, rows: Sequence[int]) -> tuple[
 
 
 def fetch(tensors: tuple[Tensor, ...] | Decoded, rows: Sequence[int]) -> list[Tensor]:
-    """Return the tensors at the positions `rows`, decoded in threads where they are not in memory."""
-    if isinstance(tensors, Decoded):
+    """Return the tensors at the positions `rows`, decoded in threads where they are not in memory.
+
+    A worker process of a `Loader` uses one thread.
+    """
+    if isinstance(tensors, Decoded) and get_worker_info() is None:
         with ThreadPoolExecutor() as pool:
             return list(pool.map(tensors.__getitem__, rows))
     return [tensors[i] for i in rows]
@@ -93,7 +97,7 @@ def extent(sizes: Tensor) -> str:
     return f"images of {height}×{width} pixels"
 
 
-def channel_statistics(parts: Sequence[Tensor]) -> tuple[tuple[float, ...], tuple[float, ...]]:
+def channel_statistics(parts: Iterable[Tensor]) -> tuple[tuple[float, ...], tuple[float, ...]]:
     """Return mean and standard deviation of each channel of uint8 images, scaled to [0, 1].
 
     They are computed in float64 from the counts of the 256 levels, which needs no copy of the images as floats.

@@ -13,12 +13,13 @@ from torch import Tensor
 from ickd_lib import runtime
 from ickd_lib.data import strong
 from ickd_lib.data.decoded import Decoded, extent, fetch, marks, select
-from ickd_lib.data.joint import RandomCrop, RandomResize
+from ickd_lib.data.joint import Geometry, RandomCrop, RandomResize
 from ickd_lib.data.objects import Objects, SplitObjects
 from ickd_lib.runtime import InputError
 
 IGNORED = 255
 VIEWS = 2**31
+Windows = tuple[list[Tensor], list[Tensor] | None, list[Geometry]]  # images, masks and geometries of a batch
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -70,6 +71,7 @@ class DenseImages:
         objects: the objects of each image.
         views: the number of view numbers from which a `Sampler` draws. With the default each epoch has new views; with
             a small number the outputs of a teacher for all views can be stored.
+        workers: number of processes in which a `Loader` decodes files; 0 decodes them in the process that trains.
         ignored: the value of ignored pixels in `masks`, 255; it is not an argument.
     """
 
@@ -84,6 +86,7 @@ class DenseImages:
     masks: tuple[Tensor, ...] | Decoded | None = None
     objects: SplitObjects | None = None
     views: int = VIEWS
+    workers: int = 0
     ignored: int = field(default=IGNORED, init=False)
 
     def __len__(self) -> int:
@@ -96,6 +99,11 @@ class DenseImages:
             f"DenseImages({self.name!r}, {len(self)} {self.extent}, {len(self.classes)} classes, "
             f"{' and '.join(kinds)}, {where}, {self.index.device})"
         )
+
+    @property
+    def streamed(self) -> bool:
+        """Whether the images are decoded when they are needed, so that batches should be made ahead by a `Loader`."""
+        return isinstance(self.images, Decoded)
 
     @property
     def spec(self) -> dict[str, Any]:
@@ -179,59 +187,82 @@ class DenseImages:
             objects=None if self.objects is None else self.objects.to(device),
         )
 
-    def batch(self, rows: Tensor, view: Tensor | None = None, *keys: int) -> DenseBatch:
+    def batch(self, rows: Tensor, view: Tensor | None = None, *keys: int, made: Windows | None = None) -> DenseBatch:
         """Return a batch. Images and annotations are functions of the data-set row and the view number.
 
         Args:
             rows: positions of the images in the split, shape [B].
             view: view number of each image, shape [B]; None for images without augmentation.
             keys: not used; other data sets draw random numbers with them.
+            made: what `windows` returns for these rows and views, if it is known already.
         """
-        positions, device = rows.tolist(), self.index.device
+        device = self.index.device
         index = self.index[rows.to(device)]
-        images = fetch(self.images, positions)
-        if isinstance(self.images, Decoded):
-            check_sizes(images, self.sizes[rows.cpu()], [self.images.items[i] for i in positions])
-        masks = None if self.masks is None else fetch(self.masks, positions)
+        images, masks, geometries = made or self.windows(rows.tolist(), None if view is None else view.tolist())
         objects = None if self.objects is None else self.objects.subset(rows).decoded()
-        if view is not None:
-            geometries = [
-                self.transform.draw(image.shape[1], image.shape[2], runtime.generator("dense view", row, number))
-                for image, row, number in zip(images, index.tolist(), view.tolist(), strict=True)
-            ]
-            # Outside the image, pixels have the mean colour, which is 0 after normalisation, and are ignored in masks.
-            colour = [round(255 * m) for m in self.mean]
-            images = [geometry.pixels(x, colour) for geometry, x in zip(geometries, images, strict=True)]
-            if masks is not None:
-                masks = [geometry.labels(x, self.ignored) for geometry, x in zip(geometries, masks, strict=True)]
-            objects = None if objects is None else objects.moved(geometries)
+        if objects is not None and view is not None:
+            objects = objects.moved(geometries)
         return DenseBatch(
-            self._together([x.to(device) for x in images]),
+            self._together([x.to(device, non_blocking=True) for x in images]),
             index,
             torch.full_like(index, -1) if view is None else view.to(device),
-            None if masks is None else self._together([x.to(device) for x in masks]),
+            None if masks is None else self._together([x.to(device, non_blocking=True) for x in masks]),
             () if objects is None else objects.per_image(),
             len(self.classes),
             max(self.transform.sizes) if isinstance(self.transform, RandomResize) and view is not None else 0,
         )
 
-    def strong_view(self, rows: Tensor, *keys: int) -> DenseBatch:
+    def windows(self, rows: Sequence[int], view: Sequence[int] | None) -> Windows:
+        """Return the images and masks of a batch, decoded and augmented, as uint8.
+
+        Args:
+            rows: positions of B images in the split.
+            view: view number of each image; None for images without augmentation.
+        """
+        images = fetch(self.images, rows)
+        if isinstance(self.images, Decoded):
+            check_sizes(images, self.sizes[list(rows)], [self.images.items[i] for i in rows])
+        masks = None if self.masks is None else fetch(self.masks, rows)
+        if view is None:
+            return images, masks, []
+        geometries = [
+            self.transform.draw(image.shape[1], image.shape[2], runtime.generator("dense view", row, number))
+            for image, row, number in zip(images, self.index[list(rows)].tolist(), view, strict=True)
+        ]
+        # Outside the image, pixels have the mean colour, which is 0 after normalisation, and are ignored in masks.
+        colour = [round(255 * m) for m in self.mean]
+        images = [geometry.pixels(x, colour) for geometry, x in zip(geometries, images, strict=True)]
+        if masks is not None:
+            masks = [geometry.labels(x, self.ignored) for geometry, x in zip(geometries, masks, strict=True)]
+        return images, masks, geometries
+
+    @cached_property
+    def host(self) -> DenseHost:
+        """The part of the split that worker processes use."""
+        return DenseHost(replace(self.to("cpu"), objects=None))
+
+    def strong_numbers(self, rows: Tensor, *keys: int) -> Tensor:
+        """Return the view number of a second view of each image, shape [B], as a function of its row and `keys`."""
+        index = self.index[rows.to(self.index.device)].tolist()
+        return torch.tensor([runtime.seed_of("second view", *keys, row) % self.views for row in index])
+
+    def strong_view(self, rows: Tensor, view: Tensor, *keys: int, made: Windows | None = None) -> DenseBatch:
         """Return another view of some images, whose colours and sharpness are then changed; see `strong.recoloured`.
 
         The annotations follow the new crop and flip. All draws are a function of the data-set row and `keys`.
 
         Args:
             rows: positions of the images in the split, shape [B].
+            view: their `strong_numbers`.
             keys: integers that select the random numbers.
+            made: as for `batch`.
         Returns:
             A batch whose `view` is -1.
         """
-        index = self.index[rows.to(self.index.device)].tolist()
-        view = [runtime.seed_of("second view", *keys, row) % self.views for row in index]
-        batch = self.batch(rows, torch.tensor(view))
+        batch = self.batch(rows, view, made=made)
         changed = [
             strong.recoloured(image, runtime.generator("colours", *keys, row))
-            for image, row in zip(batch.images, index, strict=True)
+            for image, row in zip(batch.images, batch.index.tolist(), strict=True)
         ]
         together = isinstance(batch.images, Tensor)
         images = torch.stack(changed).contiguous(memory_format=torch.channels_last) if together else tuple(changed)
@@ -245,6 +276,22 @@ class DenseImages:
         if one:
             return torch.stack(pixels).to(torch.float32, memory_format=torch.channels_last).div_(255)
         return tuple(x.float().div_(255) for x in pixels)
+
+
+@dataclass(frozen=True, eq=False)
+class DenseHost:
+    """Makes the images and masks of a batch in a worker process; see `DenseImages.windows`."""
+
+    images: DenseImages
+
+    @property
+    def index(self) -> Tensor:
+        """Row of each image in the data set, on the CPU."""
+        return self.images.index
+
+    def __call__(self, rows: Sequence[int], view: Sequence[int] | None = None) -> tuple[Windows, list[int]]:
+        """Return the windows of a batch, and no replaced images."""
+        return self.images.windows(rows, view), []
 
 
 def check_sizes(images: Sequence[Tensor], sizes: Tensor, items: Sequence[Any]) -> None:

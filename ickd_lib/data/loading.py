@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -28,6 +29,11 @@ def load(
     download: bool = False,
     annotations: str = "",
     ignore: int | None = None,
+    stream: bool = False,
+    crop: str = "",
+    views: int = 0,
+    workers: int | None = None,
+    corrupt: str = "stop",
     device: torch.device | str = "cpu",
 ) -> Splits:
     """Load a data set.
@@ -35,8 +41,9 @@ def load(
     Args:
         name: one of `data.names()`: "digits" (1,797 handwritten digits of 8×8 pixels, part of scikit-learn), "cifar100"
             (the published folder `cifar-100-python` in `root`), "folder:PATH" (class folders of images in PATH/train
-            and in PATH/test or PATH/val), or a data set that you registered (see `data.register`). With class masks or
-            objects: "scenes" (drawn from the digits), "masks:PATH", "voc:PATH" and "coco:PATH".
+            and in PATH/test or PATH/val), "imagenet:PATH" (the published folders train and val), or a data set that you
+            registered (see `data.register`). With class masks or objects: "scenes" (drawn from the digits),
+            "masks:PATH", "voc:PATH" and "coco:PATH".
         root: the folder that contains downloaded data sets.
         classes: keep these classes only (see `data.selection.restricted`). An empty sequence keeps all classes.
         labels: number of training images to keep, stratified by class; 0 keeps all.
@@ -52,6 +59,14 @@ def load(
         annotations: "masks", "boxes" or "instances" for "scenes", "boxes" or "masks" for "voc:PATH", "boxes" or
             "instances" for "coco:PATH"; by default the first of these.
         ignore: value of the ignored pixels in the files of "masks:PATH".
+        stream: decode image files when they are needed, in worker processes, even if all images fit into memory.
+            Without it the available memory decides.
+        crop: "pad" (the image's own size after padding) or "resized" (random resized crops of `image_size`, by default
+            224), for the images of a folder; by default "pad".
+        views: number of random resized crops of each image, so that a teacher cache can hold them; 0 draws new ones in
+            each epoch.
+        workers: number of processes that decode streamed images; None for one less than the number of cores.
+        corrupt: "stop" with an error that names a file that cannot be read, or "skip" such files.
         device: the device that holds the images.
     Raises:
         InputError: the name is unknown, files are missing or damaged, or a number does not fit the data.
@@ -59,9 +74,24 @@ def load(
     augment = augmentation(augment)
     if not 0 <= val < 1:
         raise InputError(f"val={val} is not a fraction of the training images; give 0 or more and less than 1")
+    if workers is not None and workers < 0:
+        raise InputError(f"workers={workers} is negative; give a number of processes, or 0 to decode in this process")
     splits = sets.create(
-        name, root=root, image_size=image_size, download=download, annotations=annotations, ignore=ignore
+        name,
+        root=root,
+        image_size=image_size,
+        download=download,
+        annotations=annotations,
+        ignore=ignore,
+        stream=stream,
+        crop=crop,
+        views=views,
+        corrupt=corrupt,
+        device=device,
     ).read()
+    if splits.train.streamed:
+        count = usual_workers() if workers is None else workers
+        splits = Splits(*(replace(images, workers=count) for images in splits))  # type: ignore[call-arg]
     if isinstance(splits.train, DenseImages):
         for option, given, default in (("classes", list(classes), []), ("augment", augment, "crop")):
             if given != default:
@@ -84,3 +114,9 @@ def load(
     if labels:
         train = train.few(labels, seed)
     return Splits(train, held_out, test).to(device)
+
+
+def usual_workers() -> int:
+    """Return the number of processes that decode: the cores that each training process of this machine has, less 1."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return max(1, cores // int(os.environ.get("LOCAL_WORLD_SIZE", "1")) - 1)

@@ -12,7 +12,7 @@ from torch import Tensor
 from ickd_lib import runtime
 from ickd_lib.data import strong
 from ickd_lib.data.dense import DenseImages
-from ickd_lib.data.images import Batch, Images
+from ickd_lib.data.labelled import Batch, LabelledImages
 from ickd_lib.runtime import InputError
 
 
@@ -28,7 +28,7 @@ class Sampler:
             `DenseBatch`es, and partners are not defined for these.
     """
 
-    def __init__(self, images: Images | DenseImages) -> None:
+    def __init__(self, images: LabelledImages | DenseImages) -> None:
         self.images: Any = images
 
     def __repr__(self) -> str:
@@ -53,9 +53,17 @@ class Sampler:
         """
         order, view = self.plan(data_seed=data_seed, epoch=epoch)
         steps = self.steps(batch_size)
-        for step in range(first, steps):
-            end = len(self.images) if step == steps - 1 else (step + 1) * batch_size
-            part = slice(step * batch_size, end)
+        ends = [*range(batch_size, steps * batch_size, batch_size), len(self.images)]
+        parts = [(step, slice(step * batch_size, ends[step])) for step in range(first, steps)]
+        if self.images.streamed:
+            from ickd_lib.data.loader import Loader
+
+            order, view = order.cpu(), view.cpu()
+            planned = ((step, order[part], view[part]) for step, part in parts)
+            loaded = Loader(self.images, len(parts)).steps(planned, data_seed=data_seed, epoch=epoch)
+            yield from (one.batch for one in loaded)
+            return
+        for step, part in parts:
             yield self.batch(order[part], view[part], data_seed, epoch, step)
 
     def plan(self, *, data_seed: int, epoch: int) -> tuple[Tensor, Tensor]:
@@ -78,7 +86,7 @@ class Sampler:
         """
         return self.images.batch(rows, view, *keys)
 
-    def strong_view(self, rows: Tensor, *, data_seed: int, epoch: int, step: int) -> Any:
+    def strong_view(self, rows: Tensor, *, data_seed: int, epoch: int, step: int, made: Any = None) -> Any:
         """Return a strongly augmented view of some images; see `strong.distorted` and `DenseImages.strong_view`.
 
         Crop and flip are drawn anew. The draws are a function of (data_seed, epoch, step), for `DenseImages` also of
@@ -87,18 +95,26 @@ class Sampler:
         Args:
             rows: positions of the images in the split, shape [B].
             data_seed, epoch, step: select the random numbers.
+            made: what the split's `host` makes of the rows and their `strong_numbers`, if it is known already.
         Returns:
             B images with the labels, or the annotations, and the indices of the rows; their `view` is -1.
         """
-        images = self.images
+        images, keys = self.images, (data_seed, epoch, step)
+        view = self.strong_numbers(rows, data_seed=data_seed, epoch=epoch, step=step)
         if isinstance(images, DenseImages):
-            return images.strong_view(rows, data_seed, epoch, step)
-        generator = runtime.generator(data_seed, "second view", epoch, step)
-        view = torch.randint(images.views, (len(rows),), generator=generator).to(rows.device)
-        pixels = strong.distorted(images.cropped(rows, view), data_seed, epoch, step)
+            return images.strong_view(rows, view, *keys, made=made)
+        pixels = strong.distorted(images.cropped(rows, view) if made is None else made, *keys)
         return Batch(pixels, images.labels[rows], images.index[rows], torch.full_like(view, -1))
 
-    def partners(self, batch: Batch, *, data_seed: int, epoch: int, step: int) -> Batch:
+    def strong_numbers(self, rows: Tensor, *, data_seed: int, epoch: int, step: int) -> Tensor:
+        """Return the view number of the second crop and flip of each image, shape [B]; the arguments are as above."""
+        images = self.images
+        if isinstance(images, DenseImages):
+            return images.strong_numbers(rows, data_seed, epoch, step)
+        generator = runtime.generator(data_seed, "second view", epoch, step)
+        return torch.randint(images.views, (len(rows),), generator=generator).to(rows.device)
+
+    def partners(self, batch: Batch, *, data_seed: int, epoch: int, step: int, made: Tensor | None = None) -> Batch:
         """Draw, for each image of a batch, a random image of its class, which may be itself, in a random view.
 
         The draws are a function of (data_seed, epoch, step).
@@ -106,23 +122,31 @@ class Sampler:
         Args:
             batch: B images of this split.
             data_seed, epoch, step: select the random numbers.
+            made: what the split's `host` makes of the `partner_numbers`, if it is known already.
         Returns:
             B images, cropped and flipped, with the labels of `batch`.
         Raises:
             InputError: the images have masks or objects, and so not one class each.
         """
-        images = self.images
-        if isinstance(images, DenseImages):
+        if isinstance(self.images, DenseImages):
             raise InputError(
-                f"{images.name} has no partners of the same class, because an image with masks or objects may have "
-                "several classes; choose a method without partners"
+                f"{self.images.name} has no partners of the same class, because an image with masks or objects may "
+                "have several classes; choose a method without partners"
             )
+        images, device = self.images, batch.index.device
+        rows, view = self.partner_numbers(batch.labels, data_seed=data_seed, epoch=epoch, step=step)
+        rows, view = rows.to(device), view.to(device)
+        pixels = images.augmented(rows, view) if made is None else made.float().div_(255)
+        return Batch(pixels, images.labels[rows], images.index[rows], view)
+
+    def partner_numbers(self, labels: Tensor, *, data_seed: int, epoch: int, step: int) -> tuple[Tensor, Tensor]:
+        """Return the position and the view number of the partner of each image with one of the labels [B], [B] each."""
         members, starts, sizes = self._by_class
         generator = runtime.generator(data_seed, "partner", epoch, step)
-        drawn = torch.randint(2**40, (len(batch.index),), generator=generator).to(members.device)
-        view = torch.randint(images.views, (len(batch.index),), generator=generator).to(members.device)
-        rows = members[starts[batch.labels] + drawn % sizes[batch.labels]]
-        return Batch(images.augmented(rows, view), images.labels[rows], images.index[rows], view)
+        drawn = torch.randint(2**40, (len(labels),), generator=generator).to(members.device)
+        view = torch.randint(self.images.views, (len(labels),), generator=generator).to(members.device)
+        labels = labels.to(members.device)
+        return members[starts[labels] + drawn % sizes[labels]], view
 
     @cached_property
     def _by_class(self) -> tuple[Tensor, Tensor, Tensor]:
@@ -132,7 +156,8 @@ class Sampler:
             members: positions of the images, sorted by class, shape [N].
             starts, sizes: first place in `members` and number of images of each class, shape [C].
         """
-        images = self.images
-        members = images.labels.argsort(stable=True)
-        sizes = torch.bincount(images.labels, minlength=len(images.classes))
+        # The batches of a streamed split are planned on the CPU.
+        labels = self.images.host.labels if self.images.streamed else self.images.labels
+        members = labels.argsort(stable=True)
+        sizes = torch.bincount(labels, minlength=len(self.images.classes))
         return members, sizes.cumsum(0) - sizes, sizes

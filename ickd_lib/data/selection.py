@@ -5,7 +5,7 @@ from __future__ import annotations
 import operator
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING, SupportsIndex
+from typing import TYPE_CHECKING, SupportsIndex, TypeVar
 
 import torch
 from torch import Tensor
@@ -14,7 +14,9 @@ from ickd_lib import runtime
 from ickd_lib.runtime import InputError
 
 if TYPE_CHECKING:
-    from ickd_lib.data.images import Images
+    from ickd_lib.data.labelled import LabelledImages
+
+S = TypeVar("S", bound="LabelledImages")
 
 
 def stratified(labels: Tensor, count: int, classes: tuple[str, ...], seed: int) -> Tensor:
@@ -52,7 +54,7 @@ def stratified(labels: Tensor, count: int, classes: tuple[str, ...], seed: int) 
     return torch.cat(drawn).sort().values
 
 
-def extended(subset: Images, everything: Images, count: int, seed: int = 0) -> Images:
+def extended(subset: S, everything: S, count: int, seed: int = 0) -> S:
     """Return a subset together with other images, which are drawn at random whatever their classes.
 
     Args:
@@ -74,7 +76,7 @@ def extended(subset: Images, everything: Images, count: int, seed: int = 0) -> I
     return everything.subset(chosen.nonzero().squeeze(1))
 
 
-def only(images: Images, classes: Sequence[str | int]) -> Images:
+def only(images: S, classes: Sequence[str | int]) -> S:
     """Return the images of the given classes; the labels and the list of classes do not change.
 
     Args:
@@ -88,7 +90,7 @@ def only(images: Images, classes: Sequence[str | int]) -> Images:
     return images.subset(selected.to(images.labels.device)[images.labels].nonzero().squeeze(1))
 
 
-def restricted(images: Images, classes: Sequence[str | int]) -> Images:
+def restricted(images: S, classes: Sequence[str | int]) -> S:
     """Return the images of the given classes, relabelled so that the list of classes contains these K only.
 
     Args:
@@ -111,7 +113,7 @@ def restricted(images: Images, classes: Sequence[str | int]) -> Images:
     new_label[chosen] = torch.arange(len(chosen))
     kept, names = only(images, chosen), tuple(images.classes[c] for c in chosen)
     title, slash, split = images.name.partition("/")
-    return replace(
+    return replace(  # type: ignore[type-var]  # every kind of images is a dataclass
         kept,
         labels=new_label.to(kept.labels.device)[kept.labels],
         classes=names,
@@ -120,7 +122,7 @@ def restricted(images: Images, classes: Sequence[str | int]) -> Images:
     )
 
 
-def positions(images: Images, classes: Sequence[str | int]) -> list[int]:
+def positions(images: LabelledImages, classes: Sequence[str | int]) -> list[int]:
     """Return the positions of the given classes in the data set's list, each once and sorted.
 
     Args:

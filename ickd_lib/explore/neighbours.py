@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ickd_lib import losses, memory
-from ickd_lib.data import Batch, Images
+from ickd_lib.data import Batch, Images, LabelledImages
 from ickd_lib.memory import InContext, MemoryBank
 from ickd_lib.methods import Context, Method, describe
 from ickd_lib.methods.incontext import ICKD
@@ -124,7 +124,7 @@ def require_fit(
     if queries is not None and queries.classes != images.classes:
         raise InputError(f"queries and images must have the same classes, not {queries.classes} and {images.classes}")
     # Networks for regions and boxes are evaluated on images of any size.
-    if isinstance(images, Images) and queries is not None and queries.size != images.size:
+    if isinstance(images, LabelledImages) and queries is not None and queries.size != images.size:
         raise InputError(
             f"the queries have {queries.size} pixels, but the bank's images {images.size}; load both at the same size"
         )

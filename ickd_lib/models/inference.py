@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from ickd_lib import runtime
+from ickd_lib.data import loader
 from ickd_lib.models.inspection import evaluating
 from ickd_lib.models.network import Network, Output
 
@@ -39,11 +40,12 @@ def predict(network: Network, images: Images, *, batch_size: int = 0, precision:
     """
     device = images.labels.device
     chosen = runtime.precision(precision, device, min(images.size))
-    parts, step = [], batch_size or images_of_a_pass(device)
-    with evaluating(network):
-        for start in range(0, len(images), step):
+    parts, step, rows = [], batch_size or images_of_a_pass(device), range(len(images))
+    slices = [slice(start, min(start + step, rows.stop)) for start in range(rows.start, rows.stop, step)]
+    with evaluating(network), loader.watched():
+        for pixels in loader.pixels(images, slices):
             with runtime.autocast(device, chosen):
-                output = network(images.pixels(slice(start, start + step)))
+                output = network(pixels)
             parts.append((output.logits.float(), output.features.float()))
     logits, features = zip(*parts, strict=True)
     return Output(torch.cat(logits), torch.cat(features))

@@ -165,7 +165,7 @@ def samples(images: Images, *, classes: int = 10, each: int = 12) -> Figure:
 
 def _paste(canvas: np.ndarray, images: Images, at: int, x: float, y: float, zoom: int) -> None:
     """Copy an image to the position (x, y) of the canvas, enlarged by the factor `zoom`."""
-    picture = array(images.images[at].permute(1, 2, 0)).repeat(zoom, 0).repeat(zoom, 1)
+    picture = array(images.shown(slice(at, at + 1))[0].permute(1, 2, 0)).repeat(zoom, 0).repeat(zoom, 1)
     left, top = round(x), round(y)
     canvas[top : top + picture.shape[0], left : left + picture.shape[1]] = picture
 

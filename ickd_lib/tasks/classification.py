@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from ickd_lib import losses, metrics, models, runtime
-from ickd_lib.data import Batch, Images
+from ickd_lib.data import Batch, Images, LabelledImages
 from ickd_lib.models import Network
 from ickd_lib.runtime import InputError
 from ickd_lib.tasks.base import Column, Samples, Task, positions, register
@@ -31,7 +31,7 @@ class Classification(Task):
     unsupported = frozenset({"pixels"})
 
     def check(self, images: Images) -> None:
-        if not isinstance(images, Images):
+        if not isinstance(images, LabelledImages):
             raise InputError(
                 f"classification needs images with one label each, but {images.name} has masks or boxes; choose the "
                 "task segmentation or detection"
@@ -82,4 +82,4 @@ class Classification(Task):
         return metrics.classification(logits, images.labels, teacher.logits if teacher else None)
 
     def pictures(self, images: Images, keys: Tensor) -> Tensor:
-        return images.images[positions(images, keys)]
+        return images.shown(positions(images, keys))

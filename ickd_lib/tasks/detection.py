@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from ickd_lib import metrics, runtime
-from ickd_lib.data import DenseBatch, DenseImages, Objects
+from ickd_lib.data import DenseBatch, DenseImages, Objects, loader
 from ickd_lib.data.decoded import fetch
 from ickd_lib.models import Detections, Detector, Regions
 from ickd_lib.models.inspection import evaluating
@@ -124,9 +124,8 @@ class Detection(Task):
         device = images.index.device
         found: list[Detections] = []
         objects: list[Objects] = []
-        with runtime.autocast(device, _precision(precision, images)):
-            for rows in torch.arange(len(images)).split(PASS):
-                batch = images.batch(rows)
+        with runtime.autocast(device, _precision(precision, images)), loader.watched():
+            for batch in loader.batches(images, torch.arange(len(images)).split(PASS)):
                 found += network.detect(batch.images)
                 objects += batch.objects
         numbers = metrics.detection(found, objects, images.classes)
@@ -173,9 +172,9 @@ def _annotations(images: DenseImages) -> tuple[Objects, Tensor]:
 
 def _regions(network: Detector, images: DenseImages, rows: Tensor, precision: str) -> Iterator[tuple[Tensor, Regions]]:
     """Yield the network's outputs for the annotated boxes of some images, with the key of each box."""
-    with evaluating(network), runtime.autocast(images.index.device, _precision(precision, images)):
-        for some in rows.split(PASS):
-            batch = images.batch(some)
+    autocast = runtime.autocast(images.index.device, _precision(precision, images))
+    with evaluating(network), autocast, loader.watched():
+        for batch in loader.batches(images, rows.split(PASS)):
             objects = [one.select(~one.crowd) for one in batch.objects]
             regions = network.at_objects(batch.images, [one.boxes for one in objects])
             yield (

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ickd_lib import metrics, runtime
-from ickd_lib.data import DenseBatch, DenseImages
+from ickd_lib.data import DenseBatch, DenseImages, loader
 from ickd_lib.data.decoded import Decoded, fetch, threaded
 from ickd_lib.models import Network, Output
 from ickd_lib.models.inspection import evaluating
@@ -260,13 +260,14 @@ def _outputs(network: Network, images: DenseImages, precision: str) -> Iterator[
     """
     device = images.index.device
     precision = runtime.precision(precision, device, int(images.sizes.min()))
-    with evaluating(network), torch.no_grad():
-        start = 0
-        while start < len(images):
-            same = (images.sizes[start:] == images.sizes[start]).all(1).long().cumprod(0).sum()
-            count = min(int(same), max(1, PASS // int(images.sizes[start].prod())))
-            batch = images.batch(torch.arange(start, start + count))
+    parts, start = [], 0
+    while start < len(images):
+        same = (images.sizes[start:] == images.sizes[start]).all(1).long().cumprod(0).sum()
+        count = min(int(same), max(1, PASS // int(images.sizes[start].prod())))
+        parts.append(torch.arange(start, start + count))
+        start += count
+    with evaluating(network), torch.no_grad(), loader.watched():
+        for batch in loader.batches(images, parts):
             with runtime.autocast(device, precision):
                 output = network(_stacked(batch.images))
             yield batch, Output(output.logits.float(), output.features.float())
-            start += count

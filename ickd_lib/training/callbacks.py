@@ -40,7 +40,10 @@ class Callback:
 
 
 class ProgressBar(Callback):
-    """A progress bar with the epoch, the losses, the latest primary test metric and the training speed."""
+    """A progress bar with the epoch, the losses, the latest primary test metric and the training speed.
+
+    If images are streamed, it also shows the share of the time in which steps waited for them.
+    """
 
     def start(self, training: Loop) -> None:
         done = training.epoch * training.steps + training.step
@@ -70,6 +73,9 @@ class ProgressBar(Callback):
             shown["test"] = f"{known[0]:.1%}" if len(known) == 1 else f"{known[0]:.1%}–{known[-1]:.1%}"
         if rate := self.bar.format_dict["rate"]:
             shown["images/s"] = f"{rate * training.recipe.batch_size * len(training.states):.0f}"
+        if training.states and training.splits.train.streamed:
+            state = training.states[0]
+            shown["waits for data"] = f"{state.waited / max(state.seconds, 1e-9):.0%}"
         self.bar.set_postfix(shown, refresh=False)
 
 

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from ickd_lib import models, runtime
-from ickd_lib.data import Images, Sampler, Splits
+from ickd_lib.data import Images, Sampler, Splits, loader
 from ickd_lib.memory import MemoryBank, require_fit
 from ickd_lib.methods import Method
 from ickd_lib.models import Network
@@ -119,6 +119,7 @@ def distill(
             stack.enter_context(runtime.same_threads(numerics["threads"]))
             stack.enter_context(torch.random.fork_rng())
             stop = stack.enter_context(stoppable())
+            stack.enter_context(loader.watched())
             source = _teacher_source(
                 waiting, splits.train, frozen, task, numerics, teacher_cache, teacher_cache_gigabytes
             )
@@ -141,7 +142,7 @@ def distill(
                     batch_size=recipe.batch_size,
                     precision=numerics["precision"],
                     epochs=recipe.epochs,
-                    capture=_capture(capture and numerics["captured"], callbacks, waiting, splits.train.augment),
+                    capture=_capture(capture and numerics["captured"], callbacks, waiting, splits.train),
                 ),
                 recipe=recipe,
                 data_seed=data_seed,
@@ -333,13 +334,14 @@ def _create_runs(
 
 
 def _capture(
-    requested: bool, callbacks: Sequence[Callback], waiting: Sequence[TrainingState], augment: str
+    requested: bool, callbacks: Sequence[Callback], waiting: Sequence[TrainingState], train: Images
 ) -> Capture | None:
     """Return the function that captures steps; None if capture is not requested, or steps must run eagerly."""
     if not requested:
         return None
     why = reason_against(callbacks, [state.learner.network for state in waiting])
-    why = why or works_on_host([state.learner.method for state in waiting], augment)
+    why = why or works_on_host([state.learner.method for state in waiting], train.augment)
+    why = why or ("its images are streamed" if train.streamed else "")
     if not why and not all(state.optimizer.fused for state in waiting):
         why = f"the optimiser {waiting[0].recipe.optimizer} has no fused form"
     if why:

@@ -127,6 +127,10 @@ class RunRecord:
                     record[f"{name}_{task.primary}"] = found[task.primary]
         record["weights"] = runtime.fingerprint(state.network.state_dict())
         record["seconds"] = round(state.seconds, 3)
+        if splits.train.streamed:
+            record["waited_seconds"] = round(state.waited, 3)
+        if state.replaced:
+            record["replaced_images"] = state.replaced
         self.epochs.append(record)
         if self.run:
             self.run.log(record)
@@ -166,6 +170,8 @@ class RunRecord:
             "images_per_second": round(images / max(state.seconds, 1e-9), 1),
             "trained_together": together,
         }
+        if splits.train.streamed:
+            self.summary["waited_share"] = round(state.waited / max(state.seconds, 1e-9), 4)
         if self.run:
             save_weights(network, self.run.folder / "student.safetensors")
             runtime.write_json(self.run.folder / "summary.json", self.summary)

@@ -82,6 +82,8 @@ class TrainingState:
     Attributes:
         epoch, step: number of epochs that are done, and of steps that are done in the present epoch.
         seconds: time that the training took so far.
+        waited: the part of it in which a step waited for streamed images.
+        replaced: number of streamed images that could not be decoded and were replaced.
         phase: number of the method's restarts that have passed.
         retrieves: the in-context samples from the teacher's bank that the coming step uses.
         memory: the student's own bank if its method or a peer uses one, else None.
@@ -92,7 +94,8 @@ class TrainingState:
     def __init__(self, learner: Learner, recipe: Recipe, steps: int, size: tuple[int, int]) -> None:
         self.learner, self.recipe, self.steps = learner, recipe, steps
         self.epoch = self.step = self.phase = 0
-        self.seconds = 0.0
+        self.seconds = self.waited = 0.0
+        self.replaced = 0
         self.retrieves: tuple[Retrieval, ...] = ()
         self.meters = Meters()
         self.optimizer = Optimizer(learner.network, learner.method, recipe, size)
@@ -199,6 +202,7 @@ class TrainingState:
             "epoch": self.epoch,
             "step": self.step,
             "seconds": self.seconds,
+            "waited": self.waited,
             "meters": vars(self.meters),
             "network": learner.network.state_dict(),
             "method": learner.method.state_dict(),
@@ -211,6 +215,7 @@ class TrainingState:
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Restore a state that `state_dict` returned."""
         self.epoch, self.step, self.seconds = state["epoch"], state["step"], state["seconds"]
+        self.waited = state.get("waited", 0.0)
         self.meters = Meters(**state["meters"])
         self.learner.network.load_state_dict(state["network"])
         self.learner.method.load_state_dict(state["method"])

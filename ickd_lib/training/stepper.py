@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor
 
 from ickd_lib import runtime
-from ickd_lib.data import Batch, Images, Sampler
+from ickd_lib.data import Batch, Images, Loader, Sampler
+from ickd_lib.data.loader import Loaded
 from ickd_lib.models import Network
 from ickd_lib.tasks import Samples, Task
 from ickd_lib.training.capture import Capture, CapturedSteps, works_on_host
@@ -78,6 +79,8 @@ class Stepper:
         self.step = torch.zeros(1, dtype=torch.long, device=device)  # number of the step in the epoch
         self.before = torch.zeros((), dtype=torch.long, device=device)  # number of steps of earlier epochs
         self.total = epochs * self.steps
+        self.loader = Loader(train) if train.streamed else None  # type: ignore[arg-type]
+        self.loaded: Iterator[Loaded] = iter(())
         several = device.type == "cuda" and len(groups) > 1
         self.streams = [torch.cuda.Stream(device) for _ in groups] if several else []
         self.captured = CapturedSteps(None if works_on_host(methods, train.augment) else capture)
@@ -92,13 +95,23 @@ class Stepper:
         self.keys = data_seed, epoch
         self.step.fill_(first)
         self.before.fill_(epoch * self.steps)
+        if self.loader:
+            # Planned on the CPU, where the worker processes are.
+            order, view = order.cpu(), view.cpu()
+            planned = ((step, *self._part(order, view, step)) for step in range(first, self.steps))
+            self.loaded = self.loader.steps(
+                planned, data_seed=data_seed, epoch=epoch, strong=self.two_views, partner=self.pairs
+            )
         if self.bank:
             self.bank.begin_epoch(epoch)
 
     def planned(self, step: int, steps: int = 1) -> tuple[Tensor, Tensor]:
         """Return positions and views of the images of up to `steps` steps, from `step` on."""
+        return self._part(self.order, self.view, step, steps)
+
+    def _part(self, order: Tensor, view: Tensor, step: int, steps: int = 1) -> tuple[Tensor, Tensor]:
         end = (step + steps) * self.batch_size if step + steps < self.steps else self.images
-        return self.order[step * self.batch_size : end], self.view[step * self.batch_size : end]
+        return order[step * self.batch_size : end], view[step * self.batch_size : end]
 
     def take(self, groups: Sequence[PeerGroup], step: int) -> None:
         """Take one step of the epoch for these groups."""
@@ -108,25 +121,22 @@ class Stepper:
         if self.captured.capture:
             runtime.reseed(self.order.device, *self.keys, step, [state.learner.seed for state in states])
         names = [state.learner.method.config["name"] for state in states]
+        waited = self.loader.waited if self.loader else 0.0
         self.captured.run(kind, lambda: self._work(groups, size, step), names, size == self.batch_size)
         for state in states:
             state.step += 1
+            if self.loader:
+                state.waited += self.loader.waited - waited
+                state.replaced = len(self.loader.replaced)
 
     def _work(self, groups: Sequence[PeerGroup], size: int, step: int) -> None:
         """Compute a step from values on the device alone; only steps that run eagerly use the number `step`."""
-        places = self.step * self.batch_size + torch.arange(size, device=self.step.device)
-        batch = self.sampler.batch(self.order[places], self.view[places], *self.keys, step)
-        data_seed, epoch = self.keys if self.pairs or self.two_views else (0, 0)
-        strong = partner = None
-        if self.two_views:
-            strong = self.sampler.strong_view(self.order[places], data_seed=data_seed, epoch=epoch, step=step)
-        if self.pairs:
-            partner = self.sampler.partners(batch, data_seed=data_seed, epoch=epoch, step=step)
+        data = self._data(size, step) if self.loader is None else next(d for d in self.loaded if d.step == step)
         inputs = StepInputs(
             task=self.task,
-            batch=batch,
-            strong=strong,
-            partner=partner,
+            batch=data.batch,
+            strong=data.strong,
+            partner=data.partner,
             teacher=self.teacher,
             bank=self.bank,
             precision=self.precision,
@@ -150,3 +160,15 @@ class Stepper:
             for group in groups:
                 train_step(group, inputs, shared)
         self.step += 1
+
+    def _data(self, size: int, step: int) -> Loaded:
+        """Return the data of a step from images that the device holds."""
+        places = self.step * self.batch_size + torch.arange(size, device=self.step.device)
+        batch = self.sampler.batch(self.order[places], self.view[places], *self.keys, step)
+        data_seed, epoch = self.keys if self.pairs or self.two_views else (0, 0)
+        strong = partner = None
+        if self.two_views:
+            strong = self.sampler.strong_view(self.order[places], data_seed=data_seed, epoch=epoch, step=step)
+        if self.pairs:
+            partner = self.sampler.partners(batch, data_seed=data_seed, epoch=epoch, step=step)
+        return Loaded(step, batch, strong, partner)

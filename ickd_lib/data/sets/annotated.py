@@ -60,7 +60,7 @@ class DenseDataSet(DataSet):
         for split in ("train", "test"):
             if not len(parts[split].images):
                 raise InputError(f"{self.title}/{split} contains no image; expected at least one")
-        small = is_small([part.sizes for part in parts.values()])
+        small = not self.stream and is_small([part.sizes for part in parts.values()])
         images = {split: _resident(part.images, small, split) for split, part in parts.items()}
         for split, part in parts.items():
             if small and isinstance(part.images, Decoded):

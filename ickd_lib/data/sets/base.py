@@ -4,18 +4,22 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
 
 from ickd_lib import runtime
+from ickd_lib.data.crops import KINDS
 from ickd_lib.data.decoded import channel_statistics
 from ickd_lib.data.images import Images, Splits
 from ickd_lib.runtime import InputError
 from ickd_lib.runtime.registry import enter
 
-OPTIONS = frozenset({"path", "root", "image_size", "download", "annotations", "ignore"})
+OPTIONS = frozenset(
+    {"path", "root", "image_size", "download", "annotations", "ignore", "stream", "crop", "views", "corrupt"}
+)
+CORRUPT = ("stop", "skip")
 
 
 class DataSet:
@@ -28,10 +32,15 @@ class DataSet:
         download: whether files that are missing may be downloaded.
         annotations: the kind of annotation that is read, one of `kinds`; by default the first.
         ignore: value of the pixels of a class mask that are ignored; None for the data set's own.
+        stream: whether files are decoded when they are needed, even if the images would fit into memory.
+        crop: "pad" or "resized" (see `PadCrop` and `ResizedCrop`); "" for the data set's own.
+        views: see `ResizedCrop`.
+        corrupt: "stop" or "skip" files that cannot be read.
+        device: the device that will hold the images.
 
     `options` declares which of these a subclass uses. A data set with the option "path" is named "NAME:PATH". A path,
-    an `image_size`, `annotations` or `ignore` for a data set without that option is an error; `root` and `download`
-    have no effect on data sets that do not declare them.
+    or another option that a data set does not declare is an error; `root`, `download` and `device` have no effect on
+    data sets that do not use them.
     """
 
     options: frozenset[str] = frozenset()
@@ -47,8 +56,14 @@ class DataSet:
         download: bool = False,
         annotations: str = "",
         ignore: int | None = None,
+        stream: bool = False,
+        crop: str = "",
+        views: int = 0,
+        corrupt: str = "stop",
+        device: torch.device | str = "cpu",
     ) -> None:
-        self.path, self.root = Path(path), Path(root)
+        self.path, self.root, self.device = Path(path), Path(root), device
+        self.stream, self.crop, self.views, self.corrupt = stream, crop, views, corrupt
         self.image_size, self.download = image_size, download
         self.annotations, self.ignore = annotations or next(iter(self.kinds), ""), ignore
 
@@ -209,27 +224,34 @@ def create(
     name: str,
     *,
     root: str | Path = "data",
-    image_size: int = 0,
     download: bool = False,
-    annotations: str = "",
-    ignore: int | None = None,
+    device: torch.device | str = "cpu",
+    **options: Any,
 ) -> DataSet:
     """Create a data set by name without reading it.
 
     Args:
         name: one of `names()`, with a path in the place of PATH.
-        root, image_size, download, annotations, ignore: as in `DataSet`.
+        root, download, device: as in `DataSet`.
+        options: its other arguments, except the path.
     Raises:
-        InputError: the name is unknown, the path is missing, or the data set does not have an option that is given.
+        InputError: the name is unknown, the path is missing, an option has a wrong value, or the data set does not have
+            an option that is given.
     """
     chosen, path = _named(name)
     cls = _REGISTRY[chosen]
-    if image_size < 0:
-        raise InputError(f"image_size={image_size} is negative; give a number of pixels, or 0 to keep the images' size")
-    for option, value in (("image_size", image_size or None), ("annotations", annotations or None), ("ignore", ignore)):
-        if value is not None and option not in cls.options:
+    for number in ("image_size", "views"):
+        if options.get(number, 0) < 0:
+            what = "pixels, or 0 to keep the images' size" if number == "image_size" else "views of an image, or 0"
+            raise InputError(f"{number}={options[number]} is negative; give a number of {what}")
+    for option, values in (("crop", KINDS), ("corrupt", CORRUPT)):
+        if options.get(option):
+            options[option] = runtime.choose(options[option], values, option)
+    for option, value in options.items():
+        unset = None if option == "ignore" else "stop" if option == "corrupt" else type(value)()
+        if value != unset and option not in cls.options:
             able = ", ".join(n for n in names() if option in _REGISTRY[n.partition(":")[0]].options)
             raise InputError(f"{option}={value} is not an option of {chosen}, only of {able}; leave it out")
-    if annotations:
-        annotations = runtime.choose(annotations, cls.kinds, f"kind of annotations of {chosen}")
-    return cls(path=path, root=root, image_size=image_size, download=download, annotations=annotations, ignore=ignore)
+    if options.get("annotations"):
+        options["annotations"] = runtime.choose(options["annotations"], cls.kinds, f"kind of annotations of {chosen}")
+    return cls(path=path, root=root, download=download, device=device, **options)

@@ -34,7 +34,7 @@ class Coco(DenseDataSet):
     decoded by pycocotools when they are needed.
     """
 
-    options = frozenset({"path", "annotations", "image_size"})
+    options = frozenset({"path", "annotations", "image_size", "stream"})
     kinds = ("boxes", "instances")
 
     def read(self) -> Splits:

@@ -2,52 +2,96 @@
 
 from __future__ import annotations
 
+import warnings
+from dataclasses import replace
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
+from ickd_lib import runtime
+from ickd_lib.data.crops import ResizedCrop
 from ickd_lib.data.decode import decode, image_files
+from ickd_lib.data.headers import header_of
 from ickd_lib.data.images import Splits
-from ickd_lib.data.sets.base import DataSet, register
+from ickd_lib.data.sets.base import register
+from ickd_lib.data.sets.streams import FileDataSet, class_files
 from ickd_lib.runtime import InputError
+
+SIDE = 224  # height and width of random resized crops unless an `image_size` is given
 
 
 @register("folder")
-class Folder(DataSet):
+class Folder(FileDataSet):
     """Images in PATH/train/CLASS/ and PATH/test/CLASS/, and optionally PATH/val/CLASS/.
 
-    If there is no test/, val/ is the test split. The images must have one size, unless an `image_size` is given, to
-    which they are resized and cropped. The augmentation is a flip, and a crop after padding by an eighth of the width.
+    If there is no test/, val/ is the test split. With the default crop "pad", the images must have one size, unless an
+    `image_size` is given, to which they are resized and cropped. The augmentation is a flip, and a crop after padding
+    by an eighth of the width. With the crop "resized", they may differ in size, and `ResizedCrop` crops them.
     """
 
-    options = frozenset({"path", "image_size"})
+    options = frozenset({"path", "image_size", "stream", "crop", "views", "corrupt"})
 
     def read(self) -> Splits:
         folders = self._split_folders()
         classes = _class_folders(folders["train"])
         if len(classes) < 2:
             raise InputError(f"{folders['train']} has {len(classes)} class folders; expected two or more")
-        files: dict[str, list[Path]] = {}
-        labels: dict[str, Tensor] = {}
-        for split, folder in folders.items():
+        for folder in folders.values():
             unknown = [name for name in _class_folders(folder) if name not in classes]
             if unknown:
                 raise InputError(
                     f"{folder / unknown[0]} is a class folder that train/ does not have; add it there or remove it"
                 )
+        if self.crop == "resized":
+            return self._streamed(folders, classes, ResizedCrop(self.image_size or SIDE, self.views))
+        if self.views:
+            raise InputError(f"views={self.views} is an option of crop='resized'; give both, or leave views out")
+        if self.stream:
+            self.fits(0, "")
+            return self._streamed(folders, classes, None)
+        files: dict[str, list[Path]] = {}
+        labels: dict[str, Tensor] = {}
+        for split, folder in folders.items():
             of_class = {c: image_files(folder / c) for c in classes}
-            for c in classes:
-                if split == "train" and not of_class[c]:
-                    raise InputError(f"{folder / c} contains no image; add some or remove the folder")
+            self._require(folder, classes, [len(of_class[c]) for c in classes])
             files[split] = [file for c in classes for file in of_class[c]]
             labels[split] = torch.tensor([i for i, c in enumerate(classes) for _ in of_class[c]], dtype=torch.long)
-            if not files[split]:
-                raise InputError(
-                    f"{folder} contains no image; expected class folders with the names of those in train/"
-                )
-        pixels = decode(files, self.image_size)
-        return self.splits(pixels, labels, classes=classes, pad=pixels["train"].shape[-1] // 8, flip=True)
+        height, width = (self.image_size,) * 2 if self.image_size else _first_size(files["train"])
+        count = sum(map(len, files.values()))
+        if not self.fits(3 * count * height * width, f"{count:,} images of {height}×{width} pixels"):
+            return self._streamed(folders, classes, None)
+        failed: dict[str, list[int]] = {}
+        pixels = decode(files, self.image_size, failed if self.corrupt == "skip" else None)
+        rows = {split: self._rows(split, paths, failed.get(split, [])) for split, paths in files.items()}
+        if any(failed.values()):
+            pixels = {split: pixels[split][kept] for split, kept in rows.items()}
+            labels = {split: labels[split][kept] for split, kept in rows.items()}
+        splits = self.splits(pixels, labels, classes=classes, pad=pixels["train"].shape[-1] // 8, flip=True)
+        return Splits(*(replace(one, index=rows.get(name, one.index)) for name, one in splits._asdict().items()))
+
+    def _streamed(self, folders: dict[str, Path], classes: tuple[str, ...], crop: ResizedCrop | None) -> Splits:
+        files = {split: class_files(folder, classes) for split, folder in folders.items()}
+        for split, (_, labels) in files.items():
+            self._require(folders[split], classes, torch.bincount(labels, minlength=len(classes)).tolist())
+        return self.streams(files, classes, crop)
+
+    def _require(self, folder: Path, classes: tuple[str, ...], counts: list[int]) -> None:
+        """Raise InputError if a class of train/ or a whole split has no image."""
+        for name, count in zip(classes, counts, strict=True):
+            if folder.name == "train" and not count:
+                raise InputError(f"{folder / name} contains no image; add some or remove the folder")
+        if not sum(counts):
+            raise InputError(f"{folder} contains no image; expected class folders with the names of those in train/")
+
+    def _rows(self, split: str, files: list[Path], failed: list[int]) -> Tensor:
+        """Return the rows of the files that could be read, and print how many could not."""
+        readable = torch.ones(len(files), dtype=torch.bool)
+        readable[failed] = False
+        if failed:
+            first = files[failed[0]]
+            runtime.notice(f"{self.title}/{split}: {len(failed):,} unreadable files are left out, such as {first}")
+        return readable.nonzero().squeeze(1)
 
     def _split_folders(self) -> dict[str, Path]:
         """Return the folders of the splits "train", "test" and, where both val/ and test/ exist, "val"."""
@@ -66,3 +110,15 @@ class Folder(DataSet):
 def _class_folders(folder: Path) -> tuple[str, ...]:
     """Return the names of the folders in `folder` that are not hidden, sorted."""
     return tuple(sorted(p.name for p in folder.iterdir() if p.is_dir() and p.name[0] != "."))
+
+
+def _first_size(files: list[Path]) -> tuple[int, int]:
+    """Return height and width of the first image that can be read; of none, (0, 0), and decoding names the file."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of Pillow, about large images, which are an error later
+        for path in files:
+            try:
+                return header_of(path)[:2]
+            except InputError:
+                continue
+    return 0, 0

@@ -61,7 +61,7 @@ class MaskDataSet(DenseDataSet):
                 raise InputError(f"{self.title}/{split} contains no image; expected at least one")
         check_apart(images, published=bool(usual))
         sizes = {split: sizes_of(paths, split) for split, paths in images.items()}
-        keep = is_small(list(sizes.values()))
+        keep = not self.stream and is_small(list(sizes.values()))
         found: dict[str, list[Tensor]] = {}
         pixels: dict[str, Tensor] = {}
         for split, paths in masks.items():
@@ -109,7 +109,7 @@ class Masks(MaskDataSet):
     the first class.
     """
 
-    options = frozenset({"path", "ignore", "image_size"})
+    options = frozenset({"path", "ignore", "image_size", "stream"})
 
     def read(self) -> Splits:
         images, masks = {}, {}

@@ -35,7 +35,7 @@ class Voc(MaskDataSet):
     those of Pascal VOC if 20 is the highest value, and numbers otherwise.
     """
 
-    options = frozenset({"path", "annotations", "image_size"})
+    options = frozenset({"path", "annotations", "image_size", "stream"})
     kinds = ("boxes", "masks")
 
     def read(self) -> Splits:

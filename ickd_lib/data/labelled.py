@@ -1,0 +1,157 @@
+"""What all splits of images with one label each have in common, wherever their pixels are."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor
+
+from ickd_lib.data import selection, strong
+from ickd_lib.data.decoded import extent
+
+S = TypeVar("S", bound="LabelledImages")
+
+
+@dataclass(frozen=True, repr=False)
+class Batch:
+    """The images and labels of one training step.
+
+    images: float in [0, 1], shape [B, 3, H, W], in channels-last memory format. Networks normalise them themselves.
+    labels: class of each image, shape [B]. Under Mixup and CutMix: the class of the image with the largest share.
+    index: row of each image in the data set, shape [B]; under Mixup and CutMix that of the same image.
+    view: view number of each image, shape [B], or -1 where strong augmentation was applied after the view.
+    soft: class probabilities under Mixup and CutMix, shape [B, C]; otherwise None.
+    """
+
+    images: Tensor
+    labels: Tensor
+    index: Tensor
+    view: Tensor
+    soft: Tensor | None = None
+
+    @property
+    def targets(self) -> Tensor:
+        """The targets of cross-entropy: `soft` [B, C] where images are mixed, otherwise `labels` [B]."""
+        return self.labels if self.soft is None else self.soft
+
+    def __repr__(self) -> str:
+        sizes = torch.tensor([self.images.shape[2:]])
+        targets = "labels" if self.soft is None else "soft labels"
+        return f"Batch({len(self.images)} {extent(sizes)}, {targets}, {self.images.device})"
+
+
+class LabelledImages(ABC):
+    """A split of N images with one label each. `Images` holds its pixels; `StreamedImages` decodes them when needed.
+
+    Attributes:
+        labels: class of each image, int64, shape [N].
+        index: row of each image in the whole split, int64, shape [N]; a subset keeps the rows of its images.
+        classes: names of the C classes.
+        mean, std: mean and standard deviation of each channel, scaled to [0, 1].
+        name: data set and split, such as "cifar100/train".
+        augment, superclasses, superclass_of: see `Images`.
+        streamed: whether the batches should be made ahead of their use by a `Loader`.
+    """
+
+    labels: Tensor
+    index: Tensor
+    classes: tuple[str, ...]
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    name: str
+    augment: str
+    superclasses: tuple[str, ...]
+    superclass_of: tuple[int, ...]
+    streamed = False
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    @property
+    @abstractmethod
+    def size(self) -> tuple[int, int]:
+        """Height and width in pixels of the images that a network is trained and evaluated on."""
+
+    @property
+    @abstractmethod
+    def views(self) -> int:
+        """The number of views of an image."""
+
+    @property
+    @abstractmethod
+    def fingerprint(self) -> str:
+        """16 hexadecimal digits that identify the images, labels, rows and class names."""
+
+    @abstractmethod
+    def subset(self: S, rows: Tensor) -> S:
+        """Return the images at the positions `rows`, which keep their data-set rows in `index`."""
+
+    @abstractmethod
+    def to(self: S, device: torch.device | str) -> S:
+        """Return the same images on another device."""
+
+    @abstractmethod
+    def shown(self, rows: Tensor | slice) -> Tensor:
+        """Return images without augmentation: uint8, shape [n, 3, H, W]."""
+
+    @abstractmethod
+    def cropped(self, rows: Tensor, view: Tensor) -> Tensor:
+        """Return the views `view` [B] of the images at the positions `rows` [B]: uint8, shape [B, 3, H, W]."""
+
+    @property
+    def spec(self) -> dict[str, Any]:
+        """The arguments of `models.create` that depend on the data: num_classes, mean and std."""
+        return {"num_classes": len(self.classes), "mean": self.mean, "std": self.std}
+
+    @property
+    def extent(self) -> str:
+        """The size of the images as text."""
+        return extent(torch.tensor([self.size]))
+
+    def draw(self, count: int, seed: int = 0) -> Tensor:
+        """Return the positions of `count` images, stratified; see `selection.stratified`."""
+        return selection.stratified(self.labels, count, self.classes, seed)
+
+    def few(self: S, count: int, seed: int = 0) -> S:
+        """Return a stratified subset of `count` images; see `selection.stratified`."""
+        return self.subset(self.draw(count, seed))
+
+    def only(self: S, classes: Sequence[str | int]) -> S:
+        """Return the images of the given classes with unchanged labels; see `selection.only`."""
+        return selection.only(self, classes)
+
+    def restricted(self: S, classes: Sequence[str | int]) -> S:
+        """Return the images of the given classes, relabelled from 0 on; see `selection.restricted`."""
+        return selection.restricted(self, classes)
+
+    def pixels(self, rows: Tensor | slice = slice(None)) -> Tensor:
+        """Return images without augmentation: float in [0, 1], shape [n, 3, H, W]."""
+        return self.shown(rows).float().div_(255)
+
+    def augmented(self, rows: Tensor, view: Tensor) -> Tensor:
+        """Return what `cropped` returns as float in [0, 1], shape [B, 3, H, W]."""
+        return self.cropped(rows, view).float().div_(255)
+
+    def batch(self, rows: Tensor, view: Tensor, *keys: int, made: Tensor | None = None) -> Batch:
+        """Return one augmented batch.
+
+        Args:
+            rows: positions of the images in the split, shape [B].
+            view: view number of each image, shape [B].
+            keys: integers; the random numbers of strong augmentation are a function of them.
+            made: what `cropped(rows, view)` returns, if it is known already.
+        """
+        pixels = self.cropped(rows, view) if made is None else made
+        if self.augment == "crop":
+            return Batch(pixels.float().div_(255), self.labels[rows], self.index[rows], view)
+        images, shares = strong.augmented(pixels, self.augment, *keys)
+        soft = None
+        if shares is not None:
+            # A matrix product with one-hot labels would be rounded under reduced precision; a sum is not.
+            soft = shares.new_zeros(len(rows), len(self.classes)).index_add_(1, self.labels[rows], shares)
+            rows = rows[shares.argmax(1)]
+        return Batch(images, self.labels[rows], self.index[rows], torch.full_like(view, -1), soft)

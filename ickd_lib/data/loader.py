@@ -1,0 +1,228 @@
+"""Batches that worker processes decode and crop ahead of their use, in the order in which they are requested."""
+
+from __future__ import annotations
+
+import contextlib
+import signal
+import time
+from collections import deque
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from ickd_lib import runtime
+from ickd_lib.data.dense import DenseImages
+from ickd_lib.data.labelled import LabelledImages
+from ickd_lib.data.sampler import Sampler
+from ickd_lib.data.streamed import StreamedImages
+from ickd_lib.runtime import InputError
+
+Request = list[tuple[Tensor, Tensor | None]]  # positions of images and their views, for each part of a step
+
+
+class Loaded(NamedTuple):
+    """What a training step needs of the data.
+
+    step: number of the step in the epoch.
+    batch: the augmented images.
+    strong: a second, strongly augmented view of the images; None if it was not requested.
+    partner: random images of the same classes; None if they were not requested.
+    """
+
+    step: int
+    batch: Any
+    strong: Any = None
+    partner: Any = None
+
+
+class Loader:
+    """Makes the batches of a streamed split in worker processes, ahead of their use.
+
+    The batches do not depend on the number of processes.
+
+    Args:
+        images: the split; its `workers` is the number of processes. With 0 this process makes the batches.
+        workers: largest number of processes; None for that of the split.
+    Attributes:
+        waited: seconds that the caller of this object has waited for batches so far.
+        replaced: data-set rows of the images that could not be decoded and were replaced.
+    """
+
+    def __init__(self, images: StreamedImages | DenseImages, workers: int | None = None) -> None:
+        self.images: Any = images
+        self.waited = 0.0
+        self.replaced: set[int] = set()
+        self.workers = images.workers if workers is None else min(workers, images.workers)
+        self._requests = _Requests()
+        self._loader: DataLoader[Any] | None = None
+
+    def made(self, requests: Iterable[Request]) -> Iterator[list[Any]]:
+        """Yield what the split's `host` makes of each part of each request, on the split's device.
+
+        Raises:
+            InputError: a file cannot be decoded, or a worker process ended.
+        """
+        began = time.perf_counter()
+        results: Iterator[Any]
+        if not self.workers:
+            host = _Host(self.images.host)
+            results = (host[request] for request in map(_plain, requests))
+        else:
+            if self._loader is None:
+                self._loader = self._processes()
+            self._requests.given = map(_plain, requests)
+            results = iter(self._loader)
+        while True:
+            with watched():
+                found = next(results, None)
+            self.waited += time.perf_counter() - began
+            if found is None:
+                return
+            if isinstance(found, str):
+                raise InputError(found)
+            yield [self._moved(*part) for part in found]
+            began = time.perf_counter()
+
+    def _processes(self) -> DataLoader[Any]:
+        return DataLoader(
+            _Host(self.images.host),
+            batch_size=None,
+            sampler=self._requests,
+            num_workers=self.workers,
+            collate_fn=_unchanged,
+            pin_memory=self.images.index.device.type == "cuda",
+            worker_init_fn=_ignore_interrupts,
+            persistent_workers=True,
+            generator=torch.Generator(),  # so that torch's global one is left as it is
+        )
+
+    def _moved(self, made: Any, replaced: list[int]) -> Any:
+        """Return a part of a batch on the device of the split, and note the images that were replaced."""
+        for position in replaced:
+            row = int(self.images.host.index[position])
+            if not self.replaced:
+                runtime.notice(
+                    f"{self.images.path(position)} cannot be decoded; it and others like it are replaced by the next "
+                    "image of the same class"
+                )
+            self.replaced.add(row)
+        return made.to(self.images.index.device, non_blocking=True) if isinstance(made, Tensor) else made
+
+    def steps(
+        self,
+        planned: Iterable[tuple[int, Tensor, Tensor]],
+        *,
+        data_seed: int,
+        epoch: int,
+        strong: bool = False,
+        partner: bool = False,
+    ) -> Iterator[Loaded]:
+        """Yield the batches of training steps, which equal those of a `Sampler`.
+
+        Args:
+            planned: number, positions [B] and view numbers [B] of each step, on the CPU.
+            data_seed, epoch: select the random numbers of strong augmentation, of `strong` and of `partner`.
+            strong, partner: whether to make these too; see `Loaded`.
+        """
+        sampler, device = Sampler(self.images), self.images.index.device
+        # Under Mixup and CutMix, the labels for which partners are drawn are known only when the images are mixed.
+        ahead = partner and "mix" not in self.images.augment
+        waiting: deque[tuple[int, Request]] = deque()
+
+        def requests() -> Iterator[Request]:
+            for step, rows, view in planned:
+                keys = {"data_seed": data_seed, "epoch": epoch, "step": step}
+                request: Request = [(rows, view)]
+                if strong:
+                    request.append((rows, sampler.strong_numbers(rows, **keys)))
+                if ahead:
+                    request.append(sampler.partner_numbers(self.images.host.labels[rows], **keys))
+                waiting.append((step, request))
+                yield request
+
+        for parts in self.made(requests()):
+            step, request = waiting.popleft()
+            keys = {"data_seed": data_seed, "epoch": epoch, "step": step}
+            rows, view = (one.to(device, non_blocking=True) for one in request[0] if one is not None)
+            batch = self.images.batch(rows, view, data_seed, epoch, step, made=parts[0])
+            second = sampler.strong_view(rows, **keys, made=parts[1]) if strong else None
+            other = sampler.partners(batch, **keys, made=parts[-1] if ahead else None) if partner else None
+            yield Loaded(step, batch, second, other)
+
+    def close(self) -> None:
+        """End the worker processes; the next request starts new ones."""
+        self._loader = None
+
+
+def batches(images: DenseImages, parts: Sequence[Tensor]) -> Iterator[Any]:
+    """Yield batches without augmentation of the images at the given positions, made ahead where files are decoded."""
+    if not images.streamed or len(parts) < 2:
+        yield from map(images.batch, parts)
+        return
+    made = Loader(images, len(parts)).made([(rows, None)] for rows in parts)
+    for rows, part in zip(parts, made, strict=True):
+        yield images.batch(rows, made=part[0])
+
+
+def pixels(images: LabelledImages, parts: Sequence[slice]) -> Iterator[Tensor]:
+    """Yield images without augmentation as floats in [0, 1], [n, 3, H, W], for each slice of positions."""
+    if not isinstance(images, StreamedImages) or len(parts) < 2:
+        yield from map(images.pixels, parts)
+        return
+    every = torch.arange(len(images))
+    for (part,) in Loader(images, len(parts)).made([(every[rows], None)] for rows in parts):
+        yield part.float().div_(255)
+
+
+@contextlib.contextmanager
+def watched() -> Iterator[None]:
+    """Turn torch's error about a worker process that ended, which it raises at any time, into an InputError."""
+    try:
+        yield
+    except RuntimeError as error:
+        if "DataLoader worker" not in str(error):
+            raise
+        reason = str(error).split(". ")[0].strip().splitlines()[0]
+        raise InputError(
+            f"a process that decodes images ended unexpectedly ({reason}); if memory is short, give fewer workers; the "
+            "same call continues an interrupted training"
+        ) from None
+
+
+class _Host(Dataset[Any]):
+    """What a worker process runs. An error about the input is returned as text, because torch adds its traceback."""
+
+    def __init__(self, host: Any) -> None:
+        self.host = host
+
+    def __getitem__(self, request: list[tuple[list[int], list[int] | None]]) -> list[Any] | str:
+        try:
+            return [self.host(rows, view) for rows, view in request]
+        except InputError as error:
+            return str(error)
+
+
+class _Requests:
+    """The requests of the present epoch; the DataLoader, which outlives the epoch, iterates over them."""
+
+    given: Iterator[Any] = iter(())
+
+    def __iter__(self) -> Iterator[Any]:
+        return self.given
+
+
+def _plain(request: Request) -> list[tuple[list[int], list[int] | None]]:
+    """Return a request without tensors, which would be sent to the processes as files in shared memory."""
+    return [(rows.tolist(), None if view is None else view.tolist()) for rows, view in request]
+
+
+def _unchanged(made: Any) -> Any:
+    return made
+
+
+def _ignore_interrupts(worker: int) -> None:
+    """Let Ctrl-C reach the process that trains only: it still needs the batches of its last step."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)

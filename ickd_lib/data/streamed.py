@@ -1,0 +1,212 @@
+"""A split of images that are decoded and cropped when they are needed, because they do not fit into memory."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import get_worker_info
+
+from ickd_lib import runtime
+from ickd_lib.data import strong
+from ickd_lib.data.crops import PadCrop, ResizedCrop
+from ickd_lib.data.decode import pixels_of
+from ickd_lib.data.files import JPEG, Files
+from ickd_lib.data.headers import decoded
+from ickd_lib.data.labelled import LabelledImages
+from ickd_lib.runtime import InputError
+
+
+@dataclass(frozen=True, eq=False)
+class FileSource:
+    """Decodes the images of files.
+
+    files: the files of all images of the data-set split.
+    image_size: height and width to which Pillow resizes each image when it is read; 0 keeps its size.
+    exact: whether Pillow reads every file, as it does for images that are held in memory.
+    """
+
+    files: Files
+    image_size: int = 0
+    exact: bool = False
+
+    def __getitem__(self, row: int) -> Tensor:
+        """Return the image in a row of the split: uint8, shape [3, h, w]."""
+        if self.exact:
+            return pixels_of(self.files.path(row), self.image_size)
+        return decoded(self.files.path(row), bool(self.files.kind[row] == JPEG))
+
+
+@dataclass(frozen=True, eq=False)
+class KeptSource:
+    """The decoded images of a split, which may differ in size, in one block of memory.
+
+    files: their files, for messages.
+    pixels: all images one after another in the order height, width, channel, uint8.
+    ends: the end of each image in `pixels`, int64, shape [M].
+    """
+
+    files: Files
+    pixels: Tensor
+    ends: np.ndarray
+
+    def __getitem__(self, row: int) -> Tensor:
+        """Return the image in a row of the split: uint8, shape [3, h, w]."""
+        height, width = self.files.sizes[row].tolist()
+        end = int(self.ends[row])
+        return self.pixels[end - 3 * height * width : end].view(height, width, 3).permute(2, 0, 1)
+
+
+@dataclass(frozen=True, eq=False)
+class Cropper:
+    """Makes the crops of images: the part of a batch that a worker process computes.
+
+    source: the images of the data-set split by their rows.
+    crop: how they are cropped.
+    index: row of each image of the split, int64 on the CPU, shape [N].
+    labels: class of each image, int64 on the CPU, shape [N].
+    skip: whether an image that cannot be decoded is replaced by the next one of its class; if not, it is an error.
+    """
+
+    source: FileSource | KeptSource
+    crop: PadCrop | ResizedCrop
+    index: Tensor
+    labels: Tensor
+    skip: bool
+
+    def __call__(self, rows: Sequence[int], view: Sequence[int] | None = None) -> tuple[Tensor, list[int]]:
+        """Return the crops of images in memory of the CPU.
+
+        Args:
+            rows: positions of B images in the split.
+            view: view number of each; None for the images without augmentation.
+        Returns:
+            uint8, shape [B, 3, H, W], in channels-last memory format; and the positions of images that were replaced.
+        Raises:
+            InputError: a file cannot be decoded.
+        """
+        with torch.inference_mode(False):  # a mode of one thread, but all threads write here
+            out = torch.empty(len(rows), 3, *self.crop.size, dtype=torch.uint8, memory_format=torch.channels_last)
+        replaced: list[int] = []
+
+        def make(at: int) -> None:
+            row, image = self._readable(rows[at], replaced)
+            out[at] = self.crop.whole(image) if view is None else self.crop.view(image, row, view[at])
+
+        if len(rows) > 1 and get_worker_info() is None and isinstance(self.source, FileSource):
+            with ThreadPoolExecutor() as pool:
+                list(pool.map(make, range(len(rows))))
+        else:
+            for at in range(len(rows)):
+                make(at)
+        return out, sorted(replaced)
+
+    def _readable(self, position: int, replaced: list[int]) -> tuple[int, Tensor]:
+        """Return the row and the pixels of an image, or of the next one of its class that can be decoded."""
+        row = int(self.index[position])
+        try:
+            return row, self.source[row]
+        except InputError as error:
+            if not self.skip:
+                raise
+            replaced.append(position)
+            same = (self.labels == self.labels[position]).nonzero().squeeze(1)
+            for other in torch.cat([same[same > position], same[same < position]]).tolist():
+                try:
+                    return int(self.index[other]), self.source[int(self.index[other])]
+                except InputError:
+                    continue
+            raise InputError(f"{error}; no other image of its class can be read either") from None
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class StreamedImages(LabelledImages):
+    """One split of a data set whose images are decoded and cropped when they are needed.
+
+    A `Loader` does so ahead of time in worker processes. Its methods are those of `Images`, except that the pixels are
+    not an attribute.
+
+    Args:
+        source: the images of the data-set split by their rows.
+        crop: the crops of training and of evaluation.
+        labels, index, classes, mean, std, name, augment: as for `Images`.
+        workers: number of processes that decode; 0 decodes in the process that trains.
+        skip: whether an image that cannot be decoded is replaced by the next one of its class; if not, it is an error.
+        superclasses, superclass_of: as for `Images`.
+    """
+
+    source: FileSource | KeptSource
+    crop: PadCrop | ResizedCrop
+    labels: Tensor
+    index: Tensor
+    classes: tuple[str, ...]
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    name: str
+    augment: str = "crop"
+    workers: int = 1
+    skip: bool = False
+    superclasses: tuple[str, ...] = ()
+    superclass_of: tuple[int, ...] = ()
+    streamed = True
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "augment", strong.augmentation(self.augment))
+
+    def __repr__(self) -> str:
+        where = "decoded when needed" if isinstance(self.source, FileSource) else "cropped when needed"
+        return (
+            f"StreamedImages({self.name!r}, {len(self)} {self.extent}, {len(self.classes)} classes, "
+            f"augment={self.augment!r}, {where}, {self.labels.device})"
+        )
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """Height and width of a crop in pixels."""
+        return self.crop.size
+
+    @property
+    def views(self) -> int:
+        """The number of views of an image."""
+        return self.crop.count
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """16 hexadecimal digits that change with the path or size of a file, a label, row or class, and the crops."""
+        files = self.source.files
+        arrays = [torch.from_numpy(one.copy()) for one in (files.names, files.ends, files.bytes)]
+        described = [repr(self.crop), list(self.classes), list(self.mean), list(self.std)]
+        return runtime.fingerprint(*arrays, self.labels, self.index, described)
+
+    @cached_property
+    def host(self) -> Cropper:
+        """The part of the split that worker processes use."""
+        return Cropper(self.source, self.crop, self.index.cpu(), self.labels.cpu(), self.skip)
+
+    def subset(self, rows: Tensor) -> StreamedImages:
+        """Return the images at the positions `rows`, which keep their data-set rows in `index`."""
+        rows = rows.to(self.labels.device)
+        return replace(self, labels=self.labels[rows], index=self.index[rows])
+
+    def to(self, device: torch.device | str) -> StreamedImages:
+        """Return the same split with labels, rows and batches on another device."""
+        return replace(self, labels=self.labels.to(device), index=self.index.to(device))
+
+    def shown(self, rows: Tensor | slice) -> Tensor:
+        """Return images without augmentation: uint8, shape [n, 3, H, W]. They are decoded now, so give few rows."""
+        positions = torch.arange(len(self))[rows] if isinstance(rows, slice) else rows
+        return self.host(positions.tolist())[0].to(self.labels.device)
+
+    def cropped(self, rows: Tensor, view: Tensor) -> Tensor:
+        """Return the views `view` [B] of the images at the positions `rows` [B]: uint8, shape [B, 3, H, W]."""
+        return self.host(rows.tolist(), view.tolist())[0].to(self.labels.device)
+
+    def path(self, position: int) -> Any:
+        """Return the path of the file of an image."""
+        return self.source.files.path(int(self.index[position]))
