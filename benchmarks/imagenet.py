@@ -114,7 +114,8 @@ def train(given: argparse.Namespace, device: torch.device) -> list[str]:
     folder, out, failed = Path(given.runs, "table"), Path(given.out, "table"), []
     # Process 0 alone reads which runs are finished, because it writes their files while others may still look for them.
     done = distributed.broadcast(already_written(out))
-    load = partial(data.load, given.data, image_size=given.image_size, device=device)
+    streamed = {"stream": given.stream, "views": given.views, "workers": given.workers}
+    load = partial(data.load, given.data, image_size=given.image_size, crop="resized", device=device, **streamed)
     splits_with = functools.cache(lambda augment: load(augment=augment))
     teacher_named = functools.cache(lambda name: teacher_of(name, splits_with("crop"), given, device))
     for one in planned(given):
@@ -133,6 +134,8 @@ def train(given: argparse.Namespace, device: torch.device) -> list[str]:
                 evaluate_every=max(1, one.recipe.epochs // 20),
                 checkpoint_seconds=given.checkpoint_seconds,
                 runs=folder,
+                teacher_cache=Path(given.runs, "teacher_cache") if given.views else None,
+                teacher_cache_gigabytes=given.teacher_cache_gigabytes,
                 progress=sys.stderr.isatty(),
             )
         except runtime.Diverged as error:  # the other students of the pass are finished
@@ -208,6 +211,18 @@ def main() -> int:
         help="batch size of all methods, to which their learning rate is scaled; 0: the published ones",
     )
     parser.add_argument("--image-size", type=int, default=224, help="height and width of the crops in pixels")
+    parser.add_argument(
+        "--views",
+        type=int,
+        default=0,
+        help="number of random crops of each image, for which a teacher cache in RUNS is used; 0: new ones in each "
+        "epoch, as published",
+    )
+    parser.add_argument("--teacher-cache-gigabytes", type=float, default=64, help="largest size of the teacher cache")
+    parser.add_argument(
+        "--workers", type=int, default=None, help="processes that decode images; by default the free cores"
+    )
+    parser.add_argument("--stream", action="store_true", help="decode images as needed even if they fit into memory")
     parser.add_argument("--together", type=int, default=4, help="largest number of students in one pass")
     parser.add_argument("--minutes", type=float, default=0, help="minutes after which to stop; 0: never")
     parser.add_argument("--checkpoint-seconds", type=float, default=600, help="seconds between checkpoints")

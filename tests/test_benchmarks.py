@@ -20,6 +20,7 @@ import accuracy
 import cifar100
 import contention
 import imagenet
+import imagenet_cost
 import loops
 import machine
 import retrieval
@@ -409,3 +410,28 @@ def test_the_table_of_imagenet_is_trained_once_and_printed(photographs, tmp_path
     monkeypatch.setattr(sys, "argv", ["imagenet.py", "--data", "imagenett:none", "--runs", str(tmp_path / "other")])
     assert imagenet.main() == 2
     assert capsys.readouterr().err.startswith("error: ")
+
+
+def test_the_backward_pass_is_counted_as_twice_the_forward_pass():
+    """FlopCounterMode agrees for a network without depthwise convolutions."""
+    network = models.create("torchvision/resnet18", 1000)
+    forward, _ = machine.work(network, imagenet_cost.SIZE, training=False, bytes_each=2)
+    both, _ = machine.work(network, imagenet_cost.SIZE, training=True, bytes_each=2)
+    assert imagenet_cost.backward(network) == pytest.approx(both - forward, rel=1e-3)
+
+
+def test_the_memory_of_a_pass_is_that_of_what_it_keeps(monkeypatch):
+    class Two(models.Network):
+        def __init__(self):
+            super().__init__(5, 4)
+            self.conv = torch.nn.Conv2d(3, 4, 3, padding=1)
+            self.head = torch.nn.Linear(4, 5)
+
+        def forward_normalised(self, x):
+            x = self.conv(x).relu()
+            features = x.mean((2, 3))
+            return models.Output(self.head(features), features)
+
+    monkeypatch.setattr(imagenet_cost, "SIZE", (16, 16))
+    images, maps, features = 3 * 16 * 16, 4 * 16 * 16, 4  # in bf16: of the convolution, the ReLU and the linear layer
+    assert imagenet_cost.saved_bytes(Two()) == 2 * (images + maps + features)
