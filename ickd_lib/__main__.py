@@ -48,8 +48,10 @@ def _recipe(given: argparse.Namespace, **changes: Any) -> Recipe:
 
 
 def _options(given: argparse.Namespace) -> dict[str, Any]:
-    names = ("device", "precision", "evaluate_every", "checkpoint_seconds", "runs", "teacher_cache_gigabytes")
+    names = ("device", "precision", "evaluate_every", "checkpoint_seconds", "runs")
     others = {
+        "teacher_cache_gigabytes": given.teacher_cache_gigabytes,
+        "teacher_cache_top": given.teacher_cache_top,
         "resume": not given.no_resume,
         "capture": not given.no_capture,
         "teacher_cache": given.teacher_cache or None,

@@ -150,6 +150,12 @@ def _training_options(parser: argparse.ArgumentParser, defaults: dict[str, Any])
     )
     group.add_argument("--teacher-cache-gigabytes", type=float, default=4.0, help="largest size of the teacher cache")
     group.add_argument(
+        "--teacher-cache-top",
+        type=int,
+        default=0,
+        help="number of the largest logits of each output in the teacher cache; 0: all of them",
+    )
+    group.add_argument(
         "--no-capture", action="store_true", help="on a GPU, run every step eagerly instead of capturing it"
     )
 

@@ -25,6 +25,8 @@ class Batch:
     index: row of each image in the data set, shape [B]; under Mixup and CutMix that of the same image.
     view: view number of each image, shape [B], or -1 where strong augmentation was applied after the view.
     soft: class probabilities under Mixup and CutMix, shape [B, C]; otherwise None.
+    planned: for streamed images without strong augmentation, `index` and `view` on the CPU, where reading them waits
+        for no GPU; otherwise None.
     """
 
     images: Tensor
@@ -32,6 +34,7 @@ class Batch:
     index: Tensor
     view: Tensor
     soft: Tensor | None = None
+    planned: tuple[Tensor, Tensor] | None = None
 
     @property
     def targets(self) -> Tensor:

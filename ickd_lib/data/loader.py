@@ -7,6 +7,7 @@ import signal
 import time
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 import torch
@@ -15,7 +16,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from ickd_lib import runtime
 from ickd_lib.data.dense import DenseImages
-from ickd_lib.data.labelled import LabelledImages
+from ickd_lib.data.labelled import Batch, LabelledImages
 from ickd_lib.data.sampler import Sampler
 from ickd_lib.data.streamed import StreamedImages
 from ickd_lib.runtime import InputError
@@ -148,6 +149,8 @@ class Loader:
             keys = {"data_seed": data_seed, "epoch": epoch, "step": step}
             rows, view = (one.to(device, non_blocking=True) for one in request[0] if one is not None)
             batch = self.images.batch(rows, view, data_seed, epoch, step, made=parts[0])
+            if isinstance(batch, Batch) and request[0][1] is not None and self.images.augment == "crop":
+                batch = replace(batch, planned=(self.images.host.index[request[0][0]], request[0][1]))
             second = sampler.strong_view(rows, **keys, made=parts[1]) if strong else None
             other = sampler.partners(batch, **keys, made=parts[-1] if ahead else None) if partner else None
             yield Loaded(step, batch, second, other)

@@ -6,6 +6,7 @@ from ickd_lib.training.distillation import distill
 from ickd_lib.training.presets import Published, published, published_accuracy
 from ickd_lib.training.recipe import SCHEDULES, Recipe
 from ickd_lib.training.records import History
+from ickd_lib.training.streamed_cache import StreamedTeacherCache
 from ickd_lib.training.students import Student
 from ickd_lib.training.teacher_cache import TeacherCache
 from ickd_lib.training.teachers import evaluate, load, pretrain
@@ -17,6 +18,7 @@ __all__ = [
     "ProgressBar",
     "Published",
     "Recipe",
+    "StreamedTeacherCache",
     "Student",
     "TeacherCache",
     "compare",

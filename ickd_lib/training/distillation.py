@@ -11,7 +11,8 @@ from typing import Any
 import torch
 
 from ickd_lib import models, runtime
-from ickd_lib.data import Images, Sampler, Splits, loader
+from ickd_lib.data import Images, Sampler, Splits, StreamedImages, loader
+from ickd_lib.data.crops import VIEWS
 from ickd_lib.memory import MemoryBank, require_fit
 from ickd_lib.methods import Method
 from ickd_lib.models import Network
@@ -28,6 +29,7 @@ from ickd_lib.training.recipe import Recipe
 from ickd_lib.training.records import History, RunRecord
 from ickd_lib.training.state import TrainingState
 from ickd_lib.training.stepper import Stepper, TeacherPass
+from ickd_lib.training.streamed_cache import StreamedTeacherCache
 from ickd_lib.training.students import Student, learners
 from ickd_lib.training.teacher_cache import TeacherCache
 
@@ -51,6 +53,7 @@ def distill(
     callbacks: Sequence[Callback] = (),
     teacher_cache: str | Path | None = None,
     teacher_cache_gigabytes: float = 4.0,
+    teacher_cache_top: int = 0,
     capture: bool = True,
 ) -> dict[str, History]:
     """Train students on the same batches, with one pass of the teacher for all of them.
@@ -84,6 +87,8 @@ def distill(
             step. The cache is also skipped in segmentation and detection, when the augmentation goes beyond crop and
             flip, or when any method needs the teacher's feature maps or a second, strongly augmented view.
         teacher_cache_gigabytes: largest size of the cache.
+        teacher_cache_top: number of the largest logits of each output that are stored, the others being replaced by a
+            common one (`StoredOutputs`); 0 stores all.
         capture: on a GPU, whether to capture a step as a CUDA graph and replay it, which makes small networks fast.
             With False every step runs eagerly, for debugging inside a method. On a CPU it has no effect.
     Returns:
@@ -113,7 +118,8 @@ def distill(
     )
     waiting = [state for state, record in records.items() if not record.finished]
     if waiting:
-        numerics = _numerics(waiting, records, splits, frozen, task, device, precision, bool(teacher_cache), capture)
+        cached = teacher_cache_top if teacher_cache else None
+        numerics = _numerics(waiting, records, splits, frozen, task, device, precision, cached, capture)
         with contextlib.ExitStack() as stack:
             stack.enter_context(torch.cuda.device(device) if device.type == "cuda" else contextlib.nullcontext())
             stack.enter_context(runtime.same_threads(numerics["threads"]))
@@ -123,7 +129,7 @@ def distill(
             source = _teacher_source(
                 waiting, splits.train, frozen, task, numerics, teacher_cache, teacher_cache_gigabytes
             )
-            if isinstance(source, TeacherCache):
+            if isinstance(source, (TeacherCache, StreamedTeacherCache)):
                 stack.callback(source.close)
             teacher_bank = _teacher_bank(bank, waiting, splits.train, frozen, task, numerics["precision"])
             _create_runs(waiting, records, numerics, device)
@@ -220,10 +226,12 @@ def _numerics(
     task: Task,
     device: torch.device,
     precision: str,
-    cached: bool,
+    cached: int | None,
     capture: bool,
 ) -> dict[str, Any]:
     """Return what changes rounding beside the settings. Resumed runs keep the numerics that they were started with.
+
+    `cached` is the number of logits that a teacher cache stores, 0 for all; None if there is no cache.
 
     Raises:
         InputError: resumed runs were started on another kind of device, or have different numerics.
@@ -242,9 +250,11 @@ def _numerics(
         "device": str(device),
         "precision": runtime.precision(precision, device, min(train.size)),
         "threads": runtime.free_threads() if device.type == "cpu" else torch.get_num_threads(),
-        "teacher_cache": cached and task.cacheable and teacher is not None and _cacheable(waiting, train),
+        "teacher_cache": cached is not None and task.cacheable and teacher is not None and _cacheable(waiting, train),
         "captured": capture and device.type == "cuda" and task.capturable,
     }
+    if found["teacher_cache"] and cached:
+        found["teacher_cache_top"] = cached
     long = recipe.epochs * waiting[0].steps >= precision_benchmark.STEPS
     if precision == "auto" and device.type == "cpu" and long and min(train.size) >= 16:
         runs_teacher = any("teacher" in state.learner.method.needs for state in waiting)
@@ -259,6 +269,9 @@ def _cacheable(waiting: Sequence[TrainingState], train: Images) -> bool:
     """Return whether a teacher cache is possible: all views are numbered, and no method needs the teacher's maps."""
     found = [state.learner.method for state in waiting]
     strong = any("strong" in method.needs for method in found)
+    if train.views >= VIEWS:
+        runtime.notice("the teacher cache is not used, because each epoch draws new views; give a number of views")
+        return False
     return _needs_pass(waiting) and not strong and not _compares_maps(found) and train.augment == "crop"
 
 
@@ -286,7 +299,7 @@ def _teacher_source(
     numerics: dict[str, Any],
     folder: str | Path | None,
     gigabytes: float,
-) -> TeacherPass | TeacherCache | None:
+) -> TeacherPass | TeacherCache | StreamedTeacherCache | None:
     """Return what provides the teacher's samples of a batch: a forward pass or the cache; None if none are needed."""
     if teacher is None or not _needs_pass(waiting):
         return None
@@ -295,16 +308,17 @@ def _teacher_source(
     precision = numerics["precision"]
     if not numerics["teacher_cache"]:
         return TeacherPass(task, teacher, maps=_compares_maps(found), precision=precision)
-    device, batch_size = train.index.device, waiting[0].recipe.batch_size
-    return TeacherCache(
-        teacher,
-        train,
-        features="features" in needs or any(_uses_view_features(method) for method in found),
-        precision=precision,
-        folder=folder,
-        gigabytes=gigabytes,
-        ahead=(AHEAD[device.type] + 1) * batch_size,
-    )
+    given: dict[str, Any] = {
+        "features": "features" in needs or any(_uses_view_features(method) for method in found),
+        "precision": precision,
+        "folder": folder,
+        "gigabytes": gigabytes,
+        "top": numerics.get("teacher_cache_top", 0),
+    }
+    if isinstance(train, StreamedImages):
+        return StreamedTeacherCache(teacher, train, **given)
+    ahead = (AHEAD[train.index.device.type] + 1) * waiting[0].recipe.batch_size
+    return TeacherCache(teacher, train, ahead=ahead, **given)
 
 
 def _teacher_bank(

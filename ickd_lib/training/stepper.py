@@ -16,6 +16,7 @@ from ickd_lib.training.capture import Capture, CapturedSteps, works_on_host
 from ickd_lib.training.in_context import TeacherBank
 from ickd_lib.training.peers import PeerGroup
 from ickd_lib.training.step import StepInputs, teacher_targets, train_step
+from ickd_lib.training.streamed_cache import StreamedTeacherCache
 from ickd_lib.training.teacher_cache import TeacherCache
 
 
@@ -60,7 +61,7 @@ class Stepper:
         groups: Sequence[PeerGroup],
         train: Images,
         task: Task,
-        teacher: TeacherPass | TeacherCache | None,
+        teacher: TeacherPass | TeacherCache | StreamedTeacherCache | None,
         bank: TeacherBank | None,
         *,
         batch_size: int,

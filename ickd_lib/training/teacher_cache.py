@@ -16,6 +16,7 @@ from ickd_lib.data import Batch, Images
 from ickd_lib.models import Network
 from ickd_lib.models.inference import images_of_a_pass
 from ickd_lib.tasks import Samples
+from ickd_lib.training.stored_outputs import StoredOutputs
 
 
 class TeacherCache:
@@ -36,6 +37,7 @@ class TeacherCache:
         gigabytes: largest size of the cache (the logits of all views of CIFAR-100 take 1.6 GB); outputs beyond it are
             computed each time.
         ahead: largest number of views in one call of `fill`; None for the number of images.
+        top: number of the largest logits that are kept; 0 keeps all (`StoredOutputs`).
     """
 
     def __init__(
@@ -48,10 +50,12 @@ class TeacherCache:
         folder: str | Path | None = None,
         gigabytes: float = 4.0,
         ahead: int | None = None,
+        top: int = 0,
     ) -> None:
         self.teacher, self.images, self.precision = teacher, images, precision
         self.classes = teacher.num_classes
-        self.width = self.classes + (teacher.features_dim if features else 0)
+        self.records = StoredOutputs(self.classes, teacher.features_dim if features else 0, top)
+        self.width = self.records.width
         self.capacity = min(len(images) * images.views, int(gigabytes * 1e9 / (2 * self.width)))
         device = images.labels.device
         self.known = 0
@@ -64,7 +68,9 @@ class TeacherCache:
         self._position[images.index] = torch.arange(len(images), device=device)
         self._log: _Log | None = None
         if folder is not None:
-            mark = runtime.fingerprint(teacher.identity, images.fingerprint, images.views, self.width, precision)
+            mark = runtime.fingerprint(
+                teacher.identity, images.fingerprint, images.views, self.width, precision, *([top] if top else [])
+            )
             self._log = _Log(Path(folder) / f"{teacher.name.replace('/', '-')}-{mark}", self.width)
             self._read()
 
@@ -100,8 +106,7 @@ class TeacherCache:
             pixels = self.images.augmented(some // self.images.views, some % self.images.views)
             with runtime.autocast(pixels.device, self.precision):
                 output = self.teacher(pixels)
-            both = [output.logits.float(), output.features.float()][: 1 + (self.width > self.classes)]
-            parts.append(torch.cat(both, 1).half())
+            parts.append(self.records.pack(output.logits, output.features))
         fresh = torch.cat(parts)
         stay = min(len(keys), self.capacity - self.known)
         self._kept[self.known : self.known + stay] = fresh[:stay]
@@ -123,8 +128,7 @@ class TeacherCache:
         Returns:
             Logits [B, C], and features [B, D], or [B, 0] if they are not kept.
         """
-        kept = self._kept[self._place[self._position[index], view].long()].float()
-        return kept[:, : self.classes], kept[:, self.classes :]
+        return self.records.unpack(self._kept[self._place[self._position[index], view].long()])
 
     def __call__(self, batch: Batch, like: Samples | None = None) -> Samples:
         """Return the teacher's samples of a batch, instead of a forward pass."""

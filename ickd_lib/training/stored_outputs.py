@@ -1,0 +1,62 @@
+"""How a teacher cache stores the teacher's outputs: in half precision, all logits or the largest ones alone."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from ickd_lib.runtime import InputError
+
+LARGEST = 2**15  # number of classes that 16 bits can count
+
+
+class StoredOutputs:
+    """The form of the stored outputs.
+
+    With `top`, the K largest logits are stored exactly, up to the rounding. All other classes get one common logit, so
+    that the total probability of these classes at temperature 1 is that of the teacher: the logarithm of the mean of
+    exp(logit) over them. The probabilities of the K classes at temperature 1 are then those of the teacher too, and the
+    common logit is never larger than the K stored ones.
+
+    Args:
+        classes: number of classes C.
+        features_dim: number of features D, or 0 if they are not stored.
+        top: number K of the logits that are stored; 0 stores all.
+    Raises:
+        InputError: K is negative or not smaller than C, or C is too large for it.
+    """
+
+    def __init__(self, classes: int, features_dim: int, top: int = 0) -> None:
+        if top and not (0 < top < classes <= LARGEST):
+            raise InputError(
+                f"teacher_cache_top={top} is not a number of logits from 1 to {min(classes, LARGEST) - 1}, one less "
+                "than the teacher's classes; give 0 to store all logits"
+            )
+        self.classes, self.features_dim, self.top = classes, features_dim, top
+        self.logits = 2 * top + 1 if top else classes  # numbers of 16 bits
+        self.width = self.logits + features_dim
+
+    def pack(self, logits: Tensor, features: Tensor) -> Tensor:
+        """Return logits [n, C] and features [n, D] as records, half, shape [n, width]."""
+        logits = logits.float()
+        if self.top:
+            values, at = logits.topk(self.top, 1)
+            others = logits.scatter(1, at, -torch.inf)
+            rest = others.logsumexp(1, keepdim=True) - math.log(self.classes - self.top)
+            logits = torch.cat([values, rest], 1)
+        parts = [logits, features.float()] if self.features_dim else [logits]
+        record = torch.cat(parts, 1).half()
+        # The positions are 16 bits wide as well, and are stored as if they were half precision numbers.
+        return torch.cat([at.to(torch.int16).view(torch.half), record], 1) if self.top else record
+
+    def unpack(self, records: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the logits [n, C] and features [n, D] of records [n, width], in float32."""
+        features = records[:, self.logits :].float()
+        if not self.top:
+            return records[:, : self.classes].float(), features
+        at = records[:, : self.top].contiguous().view(torch.int16).long()
+        values = records[:, self.top : self.logits].float()
+        logits = values[:, -1:].expand(-1, self.classes).scatter(1, at, values[:, :-1])
+        return logits, features

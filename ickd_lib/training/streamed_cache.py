@@ -1,0 +1,151 @@
+"""A teacher cache for streamed images, which may be larger than memory."""
+
+from __future__ import annotations
+
+import os
+import warnings
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from ickd_lib import runtime
+from ickd_lib.data import Batch, StreamedImages
+from ickd_lib.models import Network
+from ickd_lib.tasks import Samples
+from ickd_lib.training.stored_outputs import StoredOutputs
+
+
+class StreamedTeacherCache:
+    """The teacher's outputs for numbered views of streamed images, in half precision, in a memory-mapped file.
+
+    The teacher is evaluated on the views of a batch whose outputs are not stored yet, so that no image is decoded for
+    the cache alone. Each view has a fixed place in the file. Several processes may use one file at the same time.
+
+    Args:
+        teacher: a frozen network in evaluation mode, on the images' device.
+        images: N images whose augmentation is "crop" and whose views are numbered.
+        features: whether to store the features too.
+        precision: precision of the teacher, "fp32" or "bf16".
+        folder: folder of the file; None keeps the outputs in memory.
+        gigabytes: largest size of the cache. Views beyond it are computed each time; a note is printed.
+        top: number of the largest logits that are stored; 0 stores all (`StoredOutputs`).
+    """
+
+    def __init__(
+        self,
+        teacher: Network,
+        images: StreamedImages,
+        *,
+        features: bool = False,
+        precision: str = "fp32",
+        folder: str | Path | None = None,
+        gigabytes: float = 4.0,
+        top: int = 0,
+    ) -> None:
+        self.teacher, self.precision, self.views = teacher, precision, images.views
+        self.records = StoredOutputs(teacher.num_classes, teacher.features_dim if features else 0, top)
+        every = len(images) * images.views
+        self.capacity = min(every, int(gigabytes * 1e9 / (2 * (self.records.width + 1))))
+        if self.capacity < every:
+            runtime.notice(
+                f"the teacher cache has room for {self.capacity:,} of {every:,} views, and the others are computed "
+                "each time; allow more gigabytes, or store fewer logits (teacher_cache_top)"
+            )
+        index = images.host.index
+        self._position = torch.full((int(index.max()) + 1,), -1)
+        self._position[index] = torch.arange(len(index))
+        path = None
+        if folder is not None:
+            mark = runtime.fingerprint(
+                teacher.identity, images.fingerprint, images.views, self.records.width, precision, top
+            )
+            path = Path(folder) / f"{teacher.name.replace('/', '-')}-{mark}.f16"
+        self._slots = _Slots(path, self.capacity, self.records.width)
+
+    @property
+    def known(self) -> int:
+        """The number of views whose outputs are stored."""
+        return self._slots.count()
+
+    @torch.no_grad()
+    def __call__(self, batch: Batch, like: Samples | None = None) -> Samples:
+        """Return the teacher's samples of a batch: stored ones, or those of a forward pass, which are then stored."""
+        index, view = batch.planned or (batch.index.cpu(), batch.view.cpu())
+        device = batch.labels.device
+        keys = (self._position[index] * self.views + view).numpy()
+        stored, found = self._slots.read(keys)
+        records = torch.from_numpy(stored).to(device, non_blocking=True)
+        missing = torch.from_numpy((~found).nonzero()[0])
+        if len(missing):
+            at = missing.to(device)
+            with runtime.autocast(device, self.precision):
+                output = self.teacher(batch.images[at])
+            fresh = self.records.pack(output.logits, output.features)
+            records[at] = fresh
+            self._slots.write(keys[~found], fresh.cpu().numpy())
+        logits, features = self.records.unpack(records)
+        image = torch.arange(len(batch.labels), device=device)
+        return Samples(logits, features, batch.labels, batch.index, image)
+
+    def close(self) -> None:
+        """Close the file."""
+        self._slots.close()
+
+
+class _Slots:
+    """Records at fixed places in a file, or in memory if there is no path.
+
+    The last number of a record is 1, so that a place that was never written is known by its 0. The file is written by
+    `pwrite`, which reports a full disk, whereas writing to mapped memory would end the process.
+    """
+
+    def __init__(self, path: Path | None, slots: int, width: int) -> None:
+        self.width = width + 1
+        self.path, self._file = path, -1
+        shape = (slots, self.width)
+        if path is None:
+            self._array: np.ndarray = np.zeros(shape, np.float16)  # the system provides memory as it is written
+            return
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            self._file = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
+            if os.fstat(self._file).st_size < 2 * slots * self.width:
+                os.truncate(path, 2 * slots * self.width)  # takes no space on the disk until it is written
+            self._array = np.memmap(path, np.float16, "r", shape=shape) if slots else np.zeros(shape, np.float16)
+        except OSError as error:
+            self._array = np.zeros((0, self.width), np.float16)
+            self._give_up(error)
+
+    def read(self, keys: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Return the records at the places [n, width], and which of them are stored, bool [n]."""
+        inside = keys < len(self._array)
+        records = np.zeros((len(keys), self.width), np.float16)
+        records[inside] = self._array[keys[inside]]
+        return records[:, :-1].copy(), records[:, -1] == 1
+
+    def write(self, keys: np.ndarray, records: np.ndarray) -> None:
+        """Store records [n, width] at the places [n]; those beyond the capacity are left out."""
+        inside = keys < len(self._array)
+        keys, records = keys[inside], records[inside]
+        records = np.concatenate([records, np.ones((len(records), 1), np.float16)], 1)
+        if self.path is None:
+            self._array[keys] = records
+            return
+        try:
+            for key, record in zip(keys.tolist(), records, strict=True) if self._file >= 0 else ():
+                os.pwrite(self._file, record.tobytes(), 2 * self.width * key)
+        except OSError as error:
+            self._give_up(error)
+
+    def count(self) -> int:
+        return int((self._array[:, -1] == 1).sum())
+
+    def _give_up(self, error: OSError) -> None:
+        warnings.warn(f"the teacher's outputs are no longer written to {self.path}: {error}", stacklevel=4)
+        self.close()
+
+    def close(self) -> None:
+        if self._file >= 0:
+            os.close(self._file)
+        self._file = -1
