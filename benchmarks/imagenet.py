@@ -242,7 +242,8 @@ def main() -> int:
                 given.data = distributed.broadcast(distributed.rank() or sample(Path(given.sample), folder))
             return limited(lambda: train(given, device), given.minutes)
     except runtime.InputError as error:
-        print(f"error: {error}", file=sys.stderr)
+        if os.environ.get("LOCAL_RANK", "0") == "0":
+            print(f"error: {error}", file=sys.stderr)
         return 2
 
 

@@ -64,8 +64,11 @@ def limited(train: Callable[[], list[str]], minutes: float) -> int:
         train: trains all students, and returns a message for each pass in which students diverged.
         minutes: minutes after which to stop; 0: never.
     Returns:
-        0; 1 if students diverged, after their names were printed; 75 after a stop by the time or by Ctrl-C.
+        0; 1 if students diverged, after their names were printed; 75 after a stop by the time or by Ctrl-C. Of several
+        processes, all but the first return 0: torchrun would otherwise end the first one when another one is done, even
+        while it writes a checkpoint.
     """
+    first = os.environ.get("RANK", "0") == "0"
     if minutes:
         # The alarm has the effect of Ctrl-C: training stops between two steps, and a checkpoint is written. Python's
         # handler is set first, because a process that a shell started in the background ignores Ctrl-C.
@@ -75,16 +78,11 @@ def limited(train: Callable[[], list[str]], minutes: float) -> int:
     try:
         failed = train()
     except KeyboardInterrupt:
-        _complain("stopped before the end; the same call continues from here")
-        return UNFINISHED
+        failed, status = ["stopped before the end; the same call continues from here"], UNFINISHED
+    else:
+        status = int(bool(failed))
     finally:
         signal.setitimer(signal.ITIMER_REAL, 0)
-    for line in failed:
-        _complain(line)
-    return bool(failed)
-
-
-def _complain(line: str) -> None:
-    """Print a line to stderr, once on each machine."""
-    if os.environ.get("LOCAL_RANK", "0") == "0":
+    for line in failed if first else []:
         print(line, file=sys.stderr)
+    return status if first else 0

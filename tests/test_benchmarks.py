@@ -364,6 +364,20 @@ def test_the_table_of_imagenet_trains_each_method_as_published():
         assert one.recipe.lr == pytest.approx(0.4) and one.recipe.epochs == 2 and "(" not in one.teacher
 
 
+def test_of_several_processes_the_first_one_has_the_exit_status(monkeypatch, capsys):
+    """torchrun ends all processes when one fails, and the first one may still write a checkpoint."""
+
+    def interrupted():
+        raise KeyboardInterrupt
+
+    for rank, status in (("0", tables.UNFINISHED), ("1", 0)):
+        monkeypatch.setenv("RANK", rank)
+        assert tables.limited(interrupted, 0) == status
+        assert tables.limited(lambda: ["a diverged"], 0) == bool(status)
+        assert tables.limited(list, 0) == 0
+        assert capsys.readouterr().err.count("\n") == (2 if status else 0)
+
+
 @pytest.fixture
 def photographs(tmp_path):
     """A folder of JPEG files with the names of ImageNet's."""

@@ -486,7 +486,9 @@ def test_a_failed_download_is_one_line(monkeypatch):
         raise OSError("no route to host\nand more")
 
     monkeypatch.setattr(torchvision.models.ResNet18_Weights, "get_state_dict", offline)
-    with pytest.raises(ValueError, match=r"torchvision/resnet18 .*no route to host") as error:
+    with pytest.raises(
+        ValueError, match=r"torchvision/resnet18 .*no route to host; .* save https://.*pth in /"
+    ) as error:
         models.create("torchvision/resnet18", pretrained=True)
     one_line(error)
 

@@ -6,6 +6,7 @@ import importlib
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import torch
 from torch import nn
 
 from ..runtime import InputError, choose
@@ -52,15 +53,17 @@ def from_torchvision(
 def _classifier(models: Any, name: str, num_classes: int, pretrained: bool | str) -> tuple[Network, Any, Any]:
     """Create torchvision's classifier `name`; also return mean and std of its weights."""
     mean, std = IDENTITY
+    advice = ""
     options: dict[str, Any] = {"num_classes": num_classes}
     if pretrained:
         weights = _weights(models, name, pretrained)
         mean, std = weights.transforms().mean, weights.transforms().std
         options = {"weights": weights}
+        advice = f"; if this machine has no connection, save {weights.url} in {torch.hub.get_dir()}/checkpoints"
     elif name in ("googlenet", "inception_v3"):
         options["init_weights"] = True  # the default, which torchvision warns about if it is not given
 
-    module = build(f"torchvision/{name}", lambda: models.get_model(name, **options))
+    module = build(f"torchvision/{name}", lambda: models.get_model(name, **options), advice)
     if getattr(module, "aux_logits", False):
         module.aux_logits = False
         for head in ("aux1", "aux2", "AuxLogits"):
@@ -150,14 +153,14 @@ def _import(package: str, module: str) -> Any:
         raise InputError(f"{package}/… models need the library {package}; run pip install {package}") from None
 
 
-def build(name: str, make: Callable[[], Any]) -> Any:
-    """Run `make`; any of its errors becomes an InputError in one line."""
+def build(name: str, make: Callable[[], Any], advice: str = "") -> Any:
+    """Run `make`; any of its errors becomes an InputError in one line, which ends with the advice."""
     try:
         return make()
     except InputError:
         raise
     except Exception as error:  # no internet connection, no such weights, a damaged download
-        raise InputError(f"{name} cannot be created: {type(error).__name__}: {first_line(error)}") from error
+        raise InputError(f"{name} cannot be created: {type(error).__name__}: {first_line(error)}{advice}") from error
 
 
 def no_options(name: str, options: dict[str, Any]) -> None:
