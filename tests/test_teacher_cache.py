@@ -8,10 +8,14 @@ from dataclasses import replace
 import pytest
 import registered
 import torch
+from streams import write_folder
 
-from ickd_lib import methods, models, runtime, training
-from ickd_lib.training import Recipe, Student, TeacherCache, stepper
+from ickd_lib import data, methods, models, runtime, training
+from ickd_lib.data import Sampler
+from ickd_lib.runtime import InputError
+from ickd_lib.training import Recipe, StreamedTeacherCache, Student, TeacherCache, stepper, streamed_cache
 from ickd_lib.training.loop import AHEAD
+from ickd_lib.training.stored_outputs import SPREAD, StoredOutputs
 
 HALF = 1e-3  # the rounding of half precision, relative
 RECIPE = Recipe(epochs=3, batch_size=16, lr=0.02, schedule="cosine")
@@ -265,3 +269,171 @@ print(len(keys), len(log._files))
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     assert done.stdout.split() == [str(cache.known), "0"]
     assert (folder / "keys.i64").stat().st_size == 8 * cache.known
+
+
+# ---------------------------------------------------------------------------------------------- the largest logits
+
+
+def test_all_logits_are_stored_as_before():
+    logits, features = torch.randn(2, 5, 10, generator=torch.Generator().manual_seed(0))
+    stored = StoredOutputs(10, 10)
+    assert stored.width == 20 and torch.equal(stored.pack(logits, features), torch.cat([logits, features], 1).half())
+    assert all(map(torch.equal, stored.unpack(stored.pack(logits, features)), (logits.half(), features.half())))
+    assert torch.equal(StoredOutputs(10, 0).pack(logits, features), logits.half())
+
+
+@pytest.mark.parametrize("top", [1, 4, 11])
+def test_of_the_other_logits_the_total_probability_is_stored(top):
+    generator = torch.Generator().manual_seed(0)
+    logits, features = 3 * torch.randn(50, 12, generator=generator), torch.randn(50, 6, generator=generator)
+    stored = StoredOutputs(12, 6, top)
+    assert stored.width == 2 * top + 1 + 6
+    found, kept = stored.unpack(stored.pack(logits, features))
+    assert torch.allclose(kept, features, rtol=HALF, atol=HALF) and found.shape == (50, 12)
+    for ours, theirs in zip(found, logits, strict=True):
+        best, others = theirs.sort(descending=True).indices.split([top, 12 - top])
+        assert torch.allclose(ours[best], theirs[best], rtol=HALF, atol=HALF)
+        assert len(ours[others].unique()) == 1 and ours[others].max() <= ours[best].min()
+        totals = [(one[others] / SPREAD).exp().sum() for one in (ours, theirs)]
+        assert torch.allclose(*totals, rtol=4 * HALF)
+
+
+@pytest.mark.parametrize("top", [-1, 10, 40000])
+def test_a_wrong_number_of_logits_is_one_line(top):
+    with pytest.raises(InputError, match=rf"teacher_cache_top={top} is not a number of logits from 1 to 9"):
+        StoredOutputs(10, 0, top)
+
+
+def test_the_largest_logits_are_another_cache(digits, frozen, tmp_path):
+    images, (rows, view) = digits.train, views(digits.train, 100)
+    for top in (0, 3, 0, 3):
+        cache = TeacherCache(frozen, images, folder=tmp_path, top=top)
+        cache.fill(rows, view)
+        logits, _ = cache.take(images.index[rows], view)
+        expected = frozen.network(images.augmented(rows, view)).logits
+        best = expected.argmax(1)
+        assert torch.equal(logits.argmax(1), best)
+        assert torch.allclose(logits.gather(1, best[:, None]), expected.gather(1, best[:, None]), rtol=HALF, atol=HALF)
+        cache.close()
+    assert len(list(tmp_path.iterdir())) == 2
+
+
+# ------------------------------------------------------------------------------------------------- streamed images
+
+
+@pytest.fixture
+def streamed(tmp_path, monkeypatch):
+    """A function that loads a small folder with numbered random resized crops."""
+    monkeypatch.setenv("ICKD_CACHE", str(tmp_path / "scans"))
+    monkeypatch.setattr(runtime.errors, "_noticed", set())
+    folder = write_folder(tmp_path / "data", train=7)
+    given = {"stream": True, "crop": "resized", "image_size": 16, "workers": 1}
+    return lambda views=2: data.load(f"folder:{folder}", views=views, **given)
+
+
+@pytest.fixture
+def own(streamed):
+    """A teacher with the classes of the folder."""
+    with runtime.seeded(5):
+        return Counting(models.create("resnet8", **streamed().train.spec).eval().requires_grad_(False))
+
+
+def outputs(cache, images, epoch=0):
+    """Go through an epoch, and return the largest difference to the teacher's outputs."""
+    largest = 0.0
+    for batch in Sampler(images).batches(8, data_seed=0, epoch=epoch):
+        samples, expected = cache(batch), cache.teacher.network(batch.images)
+        largest = max(largest, float((samples.logits - expected.logits).abs().max()))
+        if samples.features.shape[1]:
+            largest = max(largest, float((samples.features - expected.features).abs().max()))
+        assert torch.equal(samples.key, batch.index) and torch.equal(samples.labels, batch.labels)
+    return largest
+
+
+@pytest.mark.parametrize("kept", [False, True])
+@pytest.mark.parametrize("features", [False, True])
+def test_of_streamed_images_each_view_is_evaluated_once(streamed, own, tmp_path, kept, features):
+    images = streamed().train
+    part = images.subset(torch.tensor([20, 3, 5, 11, 2, 9, 17, 8, 1, 12]))
+    cache = StreamedTeacherCache(own, part, folder=tmp_path / "cache" if kept else None, features=features)
+    for epoch in range(6):
+        assert outputs(cache, part, epoch) < 5e-3
+    assert own.seen == cache.known and 10 < cache.known <= 20
+    cache.close()
+    if kept:
+        again = StreamedTeacherCache(own, part, folder=tmp_path / "cache", features=features)
+        assert again.known == own.seen and outputs(again, part) < 5e-3 and own.seen == again.known
+        other = StreamedTeacherCache(own, streamed(3).train.subset(torch.arange(5)), folder=tmp_path / "cache")
+        assert other.known == 0 and len(list((tmp_path / "cache").iterdir())) == 2
+
+
+def test_views_beyond_the_capacity_are_evaluated_each_time(streamed, own, tmp_path, capsys):
+    images = streamed().train
+    cache = StreamedTeacherCache(own, images, folder=tmp_path / "cache", gigabytes=20 * 2 * 4 / 1e9)
+    assert cache.capacity == 20 and "room for 20 of 42 views" in capsys.readouterr().err
+    for _ in range(2):
+        assert outputs(cache, images) < 5e-3
+    assert cache.known < 20 and own.seen == cache.known + 2 * (21 - cache.known)
+
+
+def test_a_full_disk_or_a_folder_that_cannot_be_made_costs_a_warning(streamed, own, tmp_path, monkeypatch):
+    images = streamed().train
+
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    cache = StreamedTeacherCache(own, images, folder=tmp_path / "cache")
+    monkeypatch.setattr(streamed_cache.os, "pwrite", full)
+    with pytest.warns(UserWarning, match=r"no longer written to .*No space left"):
+        assert outputs(cache, images) < 5e-3
+    (tmp_path / "file").write_text("")
+    with pytest.warns(UserWarning, match="no longer written to"):
+        cache = StreamedTeacherCache(own, images, folder=tmp_path / "file")
+    assert outputs(cache, images) < 5e-3 and cache.known == 0
+
+
+def distilled(splits, teacher, **given):
+    options = {"recipe": Recipe(epochs=3, batch_size=8, lr=0.02, schedule="cosine"), "device": "cpu", "progress": False}
+    (history,) = training.distill([Student("resnet8", "kd", 1)], splits, teacher=teacher, **options, **given).values()
+    return history
+
+
+def test_a_streamed_training_reads_the_cache_and_resumes_exactly(streamed, own, tmp_path, monkeypatch, capsys):
+    splits, cache = streamed(), tmp_path / "cache"
+    plain = distilled(splits, own.network)
+    whole = distilled(splits, own.network, teacher_cache=cache / "a", runs=tmp_path / "whole")
+    assert runtime.Run(whole.folder).config["numerics"]["teacher_cache"] is True
+    assert torch.allclose(losses(whole), losses(plain), rtol=2e-2, atol=2e-3)
+    with monkeypatch.context() as patched:  # a later training evaluates the teacher on no training image
+        evaluated = []
+        write = streamed_cache._Slots.write
+        patched.setattr(streamed_cache._Slots, "write", lambda *given: evaluated.append(given) or write(*given))
+        again = distilled(splits, own.network, teacher_cache=cache / "a")
+    assert not evaluated and again.epochs[-1]["weights"] == whole.epochs[-1]["weights"]
+    step, count = stepper.train_step, []
+
+    def stopping(*given):
+        if len(count) == 4:
+            raise KeyboardInterrupt
+        count.append(1)
+        step(*given)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(stepper, "train_step", stopping)
+        with pytest.raises(KeyboardInterrupt):
+            distilled(splits, own.network, teacher_cache=cache / "b", runs=tmp_path / "cut", checkpoint_seconds=0)
+    resumed = distilled(splits, own.network, teacher_cache=cache / "b", runs=tmp_path / "cut")
+    assert resumed.epochs[-1]["weights"] == whole.epochs[-1]["weights"]
+
+
+def test_the_largest_logits_of_a_streamed_training_are_recorded(streamed, own, tmp_path):
+    history = distilled(streamed(), own.network, teacher_cache=tmp_path / "cache", teacher_cache_top=2, runs=tmp_path)
+    assert runtime.Run(history.folder).config["numerics"]["teacher_cache_top"] == 2
+    with pytest.raises(InputError, match="teacher_cache_top=3 is not a number of logits from 1 to 2"):
+        distilled(streamed(), own.network, teacher_cache=tmp_path / "cache", teacher_cache_top=3)
+
+
+def test_views_that_each_epoch_draws_anew_have_no_cache(streamed, own, tmp_path, capsys):
+    history = distilled(streamed(0), own.network, teacher_cache=tmp_path / "cache", runs=tmp_path / "runs")
+    assert runtime.Run(history.folder).config["numerics"]["teacher_cache"] is False
+    assert "the teacher cache is not used, because each epoch draws new views" in capsys.readouterr().err

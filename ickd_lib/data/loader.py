@@ -8,6 +8,7 @@ import time
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
+from pickle import UnpicklingError
 from typing import Any, NamedTuple
 
 import torch
@@ -59,6 +60,7 @@ class Loader:
         self.workers = images.workers if workers is None else min(workers, images.workers)
         self._requests = _Requests()
         self._loader: DataLoader[Any] | None = None
+        self._results: Iterator[Any] = iter(())
 
     def made(self, requests: Iterable[Request]) -> Iterator[list[Any]]:
         """Yield what the split's `host` makes of each part of each request, on the split's device.
@@ -67,25 +69,36 @@ class Loader:
             InputError: a file cannot be decoded, or a worker process ended.
         """
         began = time.perf_counter()
-        results: Iterator[Any]
         if not self.workers:
             host = _Host(self.images.host)
-            results = (host[request] for request in map(_plain, requests))
+            self._results = (host[request] for request in map(_plain, requests))
         else:
             if self._loader is None:
                 self._loader = self._processes()
             self._requests.given = map(_plain, requests)
-            results = iter(self._loader)
+            self._results = iter(self._loader)
         while True:
-            with watched():
-                found = next(results, None)
+            try:
+                found = self._next()
+            except InputError:  # ends the processes now, and not when the error's traceback is forgotten
+                self.close()
+                raise
             self.waited += time.perf_counter() - began
             if found is None:
                 return
-            if isinstance(found, str):
-                raise InputError(found)
             yield [self._moved(*part) for part in found]
             began = time.perf_counter()
+
+    def _next(self) -> list[Any] | None:
+        """Return the next result; None at the end."""
+        with watched():
+            try:
+                found = next(self._results, None)
+            except (ConnectionError, EOFError, FileNotFoundError, UnpicklingError) as error:
+                raise _ended(error) from None  # the results of a process are lost with it
+        if isinstance(found, str):
+            raise InputError(found)
+        return found
 
     def _processes(self) -> DataLoader[Any]:
         return DataLoader(
@@ -157,7 +170,13 @@ class Loader:
 
     def close(self) -> None:
         """End the worker processes; the next request starts new ones."""
-        self._loader = None
+        # Not left to the garbage collector: the traceback of an error may refer to the results, and torch raises its
+        # own error about a process that ended as long as it knows of the process.
+        end = getattr(self._results, "_shutdown_workers", None)
+        self._results, self._loader = iter(()), None
+        if end is not None:
+            with contextlib.suppress(RuntimeError):
+                end()
 
 
 def batches(images: DenseImages, parts: Sequence[Tensor]) -> Iterator[Any]:
@@ -188,11 +207,16 @@ def watched() -> Iterator[None]:
     except RuntimeError as error:
         if "DataLoader worker" not in str(error):
             raise
-        reason = str(error).split(". ")[0].strip().splitlines()[0]
-        raise InputError(
-            f"a process that decodes images ended unexpectedly ({reason}); if memory is short, give fewer workers; the "
-            "same call continues an interrupted training"
-        ) from None
+        raise _ended(error) from None
+
+
+def _ended(error: Exception) -> InputError:
+    """Return the error for a worker process that ended, given how it was noticed."""
+    reason = (str(error).split(". ")[0].strip() or type(error).__name__).splitlines()[0]
+    return InputError(
+        f"a process that decodes images ended unexpectedly ({reason}); if memory is short, give fewer workers; the "
+        "same call continues an interrupted training"
+    )
 
 
 class _Host(Dataset[Any]):
