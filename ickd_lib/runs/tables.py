@@ -142,13 +142,16 @@ def published_table(summaries: Sequence[dict[str, Any]]) -> str:
         for method, seeds in by_method.items():
             accuracy = rest.pop((method, epochs), None)
             measured = percent([score(alike) for alike in seeds], 2).rstrip("%")
+            five = [statistics.fmean(one["top5"] for one in alike) for alike in seeds if "top5" in alike[0]]
             line = [f"`{method}`", f"{epochs}", f"{batch_size}", f"{len(seeds)}", measured, _percent(accuracy)]
-            tables.setdefault(title, []).append(line)
-    head = ["method", "epochs", "batch", "seeds", "measured, %", "published, %"]
+            tables.setdefault(title, []).append([*line, percent(five, 2).rstrip("%") if five else ""])
+    head = ["method", "epochs", "batch", "seeds", "measured, %", "published, %", "top-5, %"]
     parts = []
     for title, lines in tables.items():
         rest = others[title]
-        left = [[f"`{method}`", f"{epochs}", "", "", "", _percent(value)] for (method, epochs), value in rest.items()]
+        left = [
+            [f"`{method}`", f"{epochs}", "", "", "", _percent(value), ""] for (method, epochs), value in rest.items()
+        ]
         parts.append(f"{title}\n\n{markdown_table(head, [*lines, *left])}\n")
     return "\n".join(parts)
 
