@@ -23,21 +23,18 @@ from __future__ import annotations
 
 import argparse
 import os
-import re
-import signal
 import sys
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
-from ickd_lib import data, methods, runtime, training
-from ickd_lib.runs import finished
-from ickd_lib.training import Recipe, Student, capture
+from tables import already_written, limited, passes, write_finished
 
-UNFINISHED = 75  # exit status of a call that --minutes or Ctrl-C stopped
+from ickd_lib import data, methods, runtime, training
+from ickd_lib.training import Recipe, Student
+
 PROTOCOL = Recipe()
 SHORT = Recipe(epochs=60, schedule="cosine")
 # The choices of IC-KD in stage `tune`. Each differs from the defaults in one respect. With `order='random'` the
@@ -165,46 +162,6 @@ def of_stage(stage: str, plan: Plan, pair: tuple[str, str]) -> list[str]:
     return [*CHOICES, *SCALES]
 
 
-def passes(every: list[str], together: int) -> list[list[str]]:
-    """Divide methods into groups of at most `together` methods. Each group is trained in one pass.
-
-    A method whose steps cannot be captured on a GPU is a group of its own, because those of other students in the same
-    pass could not be captured either: one with `query='view'`, or one that works on the host, such as MLKD.
-    """
-
-    def fits(method: str) -> bool:
-        return "query='view'" not in method and not capture.works_on_host([methods.create(method)], "crop")
-
-    alone = [[method] for method in every if not fits(method)]
-    rest = [method for method in every if [method] not in alone]
-    return [rest[i : i + together] for i in range(0, len(rest), together)] + alone
-
-
-def write_finished(folder: Path, out: Path) -> list[dict[str, Any]]:
-    """Write a JSON file in `out` for each finished run below `folder` that has none yet.
-
-    The class names are the same in every run and are left out.
-
-    Returns:
-        The summaries of the runs for which a file was written.
-    """
-    written = []
-    for run in map(runtime.Run, sorted(path.parent for path in folder.glob("*/summary.json"))):
-        path = out / (re.sub(r"[^\w.=+-]+", "-", run.folder.name) + ".json")
-        if not path.exists() and run.summary:
-            config = run.config
-            config["settings"]["data"].pop("classes", None)
-            runtime.write_json(path, {"config": config, "epochs": run.metrics, "summary": run.summary})
-            written.append(run.summary)
-    return written
-
-
-def already_written(folder: Path) -> set[tuple[str, str, str, int]]:
-    """Return the teacher, student, method and seed of each run with a JSON file in the folder."""
-    summaries = finished([folder]) if any(folder.glob("*.json")) else []
-    return {(one["teacher"], one["network"], one["method"], one["data_seed"]) for one in summaries}
-
-
 def train(stage: str, plan: Plan, given: argparse.Namespace) -> list[str]:
     """Train all students of a stage, pair after pair. Students of one pass share the batches and the teacher's outputs.
 
@@ -271,22 +228,7 @@ def main() -> int:
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N")
     given = parser.parse_args()
     given.out = given.out or Path(given.runs, given.plan, "json")
-    if given.minutes:
-        # The alarm has the effect of Ctrl-C: training stops between two steps, and a checkpoint is written. Python's
-        # handler is set first, because a process that a shell started in the background ignores Ctrl-C.
-        signal.signal(signal.SIGINT, signal.default_int_handler)
-        signal.signal(signal.SIGALRM, lambda *_: os.kill(os.getpid(), signal.SIGINT))
-        signal.setitimer(signal.ITIMER_REAL, 60 * given.minutes)
-    try:
-        failed = train(given.stage, PLANS[given.plan], given)
-    except KeyboardInterrupt:
-        print("stopped before the end; the same call continues from here", file=sys.stderr)
-        return UNFINISHED
-    finally:
-        signal.setitimer(signal.ITIMER_REAL, 0)
-    for line in failed:
-        print(line, file=sys.stderr)
-    return bool(failed)
+    return limited(lambda: train(given.stage, PLANS[given.plan], given), given.minutes)
 
 
 if __name__ == "__main__":

@@ -10,12 +10,16 @@ from ickd_lib.runtime import InputError, choose
 # For every parameter that a notebook may have, its type and the condition that its value must fulfil.
 _POSITIVE, _NOT_NEGATIVE = (lambda v: v > 0, "above 0"), (lambda v: v >= 0, "0 or more")
 PARAMETERS: dict[str, tuple[type, tuple[Callable[[Any], bool], str] | None]] = {
-    "dataset": (str, (lambda v: bool(v), "the name of a data set, such as digits, cifar100 or folder:PATH")),
+    "dataset": (
+        str,
+        (lambda v: bool(v), "the name of a data set, such as digits, cifar100, folder:PATH or imagenet:PATH"),
+    ),
     "data_root": (str, None),
     "annotations": (str, (lambda v: v in ("", "masks", "boxes"), "masks, boxes or an empty text")),
     "ignore": (int, (lambda v: -1 <= v <= 255, "a value of ignored pixels, or -1 for none")),
     "download": (bool, None),
     "image_size": (int, _NOT_NEGATIVE),
+    "stream": (bool, None),
     "teacher": (str, (lambda v: bool(v), "a model's name")),
     "teacher_weights": (str, None),
     "teacher_epochs": (int, _POSITIVE),

@@ -95,7 +95,8 @@ def _teacher_options(parser: argparse.ArgumentParser, required: bool = False) ->
     group.add_argument(
         "--teacher-weights",
         default="",
-        help="checkpoint of the teacher; by default it is trained, and kept for later runs",
+        help="checkpoint of the teacher, or pretrained for the weights that are part of its name, as in "
+        "\"torchvision/resnet34(pretrained='IMAGENET1K_V1')\"; by default it is trained, and kept for later runs",
     )
     group.add_argument(
         "--teacher-classes", nargs="+", default=[], help="the teacher's classes; by default those of the student"

@@ -8,9 +8,10 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from PIL import Image
 from torch.autograd import DeviceType
 
-from ickd_lib import data, methods, models, runtime
+from ickd_lib import data, methods, models, runtime, training
 from ickd_lib.memory import MemoryBank
 from ickd_lib.runs import finished, table
 from ickd_lib.training import Recipe, Student
@@ -19,11 +20,14 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks"))
 import accuracy
 import cifar100
 import contention
+import imagenet
+import imagenet_cost
 import loops
 import machine
 import retrieval
 import retrieval_large
 import speed
+import tables
 
 RECIPE = Recipe(epochs=2, batch_size=16, schedule="cosine")
 
@@ -349,3 +353,117 @@ def test_speed_measures_each_part_once_and_continues_after_an_interruption(monke
     assert again["resnet8→resnet8"] == first and len(calls) == 2
     speed.main()
     assert len(calls) == 2
+
+
+def test_the_table_of_imagenet_trains_each_method_as_published():
+    given = SimpleNamespace(
+        pairs=list(imagenet.PAIRS),
+        methods=list(imagenet.METHODS),
+        seeds=[0, 1],
+        together=2,
+        epochs=0,
+        batch_size=0,
+        teacher_weights="pretrained",
+    )
+    planned = list(imagenet.planned(given))
+    assert [one.seed for one in planned] == sorted(one.seed for one in planned)
+    assert {(one.teacher, one.student) for one in planned} == {
+        ("torchvision/resnet34(pretrained='IMAGENET1K_V1')", "torchvision/resnet18"),
+        ("torchvision/resnet50(pretrained='IMAGENET1K_V1')", "MobileNetV1"),
+    }
+    assert sum(len(one.methods) for one in planned) == 2 * 2 * len(imagenet.METHODS)
+    assert max(len(one.methods) for one in planned) == 2
+    for one in planned:
+        for method in one.methods:
+            found = training.published(method, one.teacher, one.student, "imagenet")
+            assert (found.recipe, found.augment) == (one.recipe, one.augment)
+    given.batch_size, given.epochs, given.teacher_weights = 1024, 2, "none"
+    for one in imagenet.planned(given):
+        assert one.recipe.lr == pytest.approx(0.4) and one.recipe.epochs == 2 and "(" not in one.teacher
+
+
+def test_of_several_processes_the_first_one_has_the_exit_status(monkeypatch, capsys):
+    """torchrun ends all processes when one fails, and the first one may still write a checkpoint."""
+
+    def interrupted():
+        raise KeyboardInterrupt
+
+    for rank, status in (("0", tables.UNFINISHED), ("1", 0)):
+        monkeypatch.setenv("RANK", rank)
+        assert tables.limited(interrupted, 0) == status
+        assert tables.limited(lambda: ["a diverged"], 0) == bool(status)
+        assert tables.limited(list, 0) == 0
+        assert capsys.readouterr().err.count("\n") == (2 if status else 0)
+
+
+@pytest.fixture
+def photographs(tmp_path):
+    """A folder of JPEG files with the names of ImageNet's."""
+    folder = tmp_path / "photographs"
+    folder.mkdir()
+    pixels = torch.randint(256, (24, 24, 36, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(0)).numpy()
+    for i in range(24):
+        Image.fromarray(pixels[i]).save(folder / f"n{i:08}_thing.JPEG")
+    return folder
+
+
+def test_a_sample_has_the_layout_of_imagenet(photographs, tmp_path):
+    assert (
+        imagenet.sample(photographs, tmp_path / "set", classes=2, held_out=4, repeats=3) == f"imagenet:{tmp_path}/set"
+    )
+    train, val = (sorted((tmp_path / "set" / split).glob("*/*.JPEG")) for split in ("train", "val"))
+    assert (len(train), len(val)) == (2 * 8 * 3, 2 * 4)
+    assert {path.parent.name for path in (*train, *val)} == {"n00000000", "n00000012"}
+    assert not {path.resolve() for path in train} & {path.resolve() for path in val}
+    imagenet.sample(photographs, tmp_path / "set", classes=2, held_out=4, repeats=3)  # again, over what exists
+    with pytest.raises(runtime.InputError, match=r"contains 24 .JPEG files; expected 60 or more"):
+        imagenet.sample(photographs, tmp_path / "other")
+
+
+def test_the_table_of_imagenet_is_trained_once_and_printed(photographs, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(imagenet, "sample", partial(imagenet.sample, classes=2, held_out=4, repeats=2))
+    call = ["imagenet.py", "--sample", str(photographs), "--teacher-weights", "none", "--image-size", "32"]
+    call += ["--epochs", "1", "--batch-size", "16", "--pairs", "mobilenet", "--methods", "kd", "ce", "--device", "cpu"]
+    call += ["--runs", str(tmp_path / "runs")]
+    monkeypatch.setattr(sys, "argv", [*call, "--minutes", "0.00001"])
+    assert imagenet.main() == tables.UNFINISHED
+    assert "the same call continues from here" in capsys.readouterr().err
+    monkeypatch.setattr(sys, "argv", call)
+    assert imagenet.main() == 0
+    printed = capsys.readouterr().out
+    assert printed.count(" seed 0: ") == 2 and "32 training images: torchvision/resnet50 → MobileNetV1" in printed
+    assert len(list((tmp_path / "runs/json/table").iterdir())) == 2
+    monkeypatch.setattr(imagenet.training, "distill", None)  # any training fails from here on
+    assert imagenet.main() == 0
+    monkeypatch.setattr(sys, "argv", ["imagenet.py", "--report", "--runs", str(tmp_path / "runs")])
+    assert imagenet.main() == 0
+    table = "| `ce` | 1 | 16 | 1 |"
+    assert capsys.readouterr().out.count(table) == 2
+    monkeypatch.setattr(sys, "argv", ["imagenet.py", "--data", "imagenett:none", "--runs", str(tmp_path / "other")])
+    assert imagenet.main() == 2
+    assert capsys.readouterr().err.startswith("error: ")
+
+
+def test_the_backward_pass_is_counted_as_twice_the_forward_pass():
+    """FlopCounterMode agrees for a network without depthwise convolutions."""
+    network = models.create("torchvision/resnet18", 1000)
+    forward, _ = machine.work(network, imagenet_cost.SIZE, training=False, bytes_each=2)
+    both, _ = machine.work(network, imagenet_cost.SIZE, training=True, bytes_each=2)
+    assert imagenet_cost.backward(network) == pytest.approx(both - forward, rel=1e-3)
+
+
+def test_the_memory_of_a_pass_is_that_of_what_it_keeps(monkeypatch):
+    class Two(models.Network):
+        def __init__(self):
+            super().__init__(5, 4)
+            self.conv = torch.nn.Conv2d(3, 4, 3, padding=1)
+            self.head = torch.nn.Linear(4, 5)
+
+        def forward_normalised(self, x):
+            x = self.conv(x).relu()
+            features = x.mean((2, 3))
+            return models.Output(self.head(features), features)
+
+    monkeypatch.setattr(imagenet_cost, "SIZE", (16, 16))
+    images, maps, features = 3 * 16 * 16, 4 * 16 * 16, 4  # in bf16: of the convolution, the ReLU and the linear layer
+    assert imagenet_cost.saved_bytes(Two()) == 2 * (images + maps + features)

@@ -1,6 +1,7 @@
 """Measurements of retrieval agree with loops over all pairs."""
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -8,7 +9,13 @@ import torch.nn.functional as F
 
 from ickd_lib import metrics
 from ickd_lib.memory import MemoryBank
-from ickd_lib.memory.measurements import chance_precision, nearest_similarities, precision_at, retrieval_seconds
+from ickd_lib.memory.measurements import (
+    chance_precision,
+    nearest_similarities,
+    pixel_features,
+    precision_at,
+    retrieval_seconds,
+)
 from ickd_lib.runtime import InputError
 
 CLASSES = ("a", "b", "c")
@@ -78,6 +85,15 @@ def test_nearest_similarities_are_means_over_the_queries(small, queries):
     assert found["own"] == pytest.approx(own.mean().item(), abs=1e-6)
     assert found["other"] == pytest.approx(other.mean().item(), abs=1e-6)
     assert found["other_nearer"] == pytest.approx((other >= own).double().mean().item())
+
+
+def test_pixel_features_of_small_images_are_their_pixels_and_larger_ones_are_averaged(digits):
+    images = digits.train
+    assert torch.equal(pixel_features(images), images.pixels().flatten(1))
+    large = replace(images, images=images.images.repeat_interleave(6, 2).repeat_interleave(6, 3))  # 48 pixels
+    found = pixel_features(large, side=8).view(len(images), 3, 8, 8)
+    torch.testing.assert_close(found, images.pixels())
+    assert pixel_features(large).shape == (len(images), 3 * 16 * 16)
 
 
 def test_retrieval_seconds_are_positive_for_each_size(untouched_generator):

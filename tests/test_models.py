@@ -18,12 +18,23 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
 
 from ickd_lib import models
 
 FACTS = json.loads((Path(__file__).parent / "zoo.json").read_text())["models"]
 REFERENCES = [name for name, facts in FACTS.items() if "logits" in facts]
-FAMILIES = ["resnet8", "resnet8x4", "ResNet18", "wrn_16_2", "vgg11", "MobileNetV2", "ShuffleV1", "ShuffleV2"]
+FAMILIES = [
+    "resnet8",
+    "resnet8x4",
+    "ResNet18",
+    "wrn_16_2",
+    "vgg11",
+    "MobileNetV1",
+    "MobileNetV2",
+    "ShuffleV1",
+    "ShuffleV2",
+]
 CIFAR_MEAN, CIFAR_STD = (0.5071, 0.4867, 0.4408), (0.2675, 0.2565, 0.2761)
 
 
@@ -145,6 +156,16 @@ def test_tiny_images_and_the_fourth_pooling_of_vgg():
     for side in (32, 64, 128):
         vgg(torch.rand(1, 3, side, side))
     assert sides == [4, 4, 8]
+
+
+def test_mobilenet_v1_on_images_of_imagenet():
+    """Howard et al. 2017, tables 1 and 8: 4.2 million parameters and 569 million multiplications and additions."""
+    network = models.create("MobileNetV1", 1000).eval()
+    assert sum(p.numel() for p in network.parameters()) == 4_231_976 and network.features_dim == 1024
+    assert models.map_shapes(network, (224, 224)) == [(128, 56, 56), (256, 28, 28), (512, 14, 14), (1024, 7, 7)]
+    with torch.no_grad(), FlopCounterMode(display=False) as counted:
+        assert network(torch.rand(1, 3, 224, 224)).logits.shape == (1, 1000)
+    assert counted.get_total_flops() / 2 == pytest.approx(569e6, rel=0.01)
 
 
 def test_names_in_any_case():
@@ -433,7 +454,29 @@ def test_pretrained_torchvision_networks_have_their_preprocessing_and_accept_oth
     assert torch.equal(other.module.classifier[0].weight, source.classifier[0].weight)
     assert other.num_classes == 7 and other(torch.rand(2, 3, 32, 32)).logits.shape == (2, 7)
     assert not other.mean.any() and other.std.flatten()[0] == pytest.approx(0.229)
+    assert same.trained_on == {"weights": "torchvision IMAGENET1K_V1"} and not other.trained_on
     assert torch.equal(models.create("torchvision/mobilenet_v3_small").mean, torch.zeros(1, 3, 1, 1))
+
+
+def test_pretrained_torchvision_networks_by_the_name_of_their_weights(monkeypatch):
+    torchvision = pytest.importorskip("torchvision")
+    loaded = []
+
+    def named(weights, *_, **__):
+        loaded.append(weights.name)
+        return torchvision.models.resnet50().state_dict()
+
+    monkeypatch.setattr(torchvision.models.ResNet50_Weights, "get_state_dict", named)  # no download
+    network = models.create("torchvision/resnet50(pretrained='imagenet1k_v1')", 1000, mean=(0, 0, 0))
+    models.create("torchvision/resnet50", 1000, pretrained=True)
+    assert loaded == ["IMAGENET1K_V1", "IMAGENET1K_V2"]
+    assert network.trained_on == {"weights": "torchvision IMAGENET1K_V1"}
+    assert network.name == "torchvision/resnet50(pretrained='imagenet1k_v1')" and network.stages
+    torch.testing.assert_close(network.mean.flatten(), torch.tensor([0.485, 0.456, 0.406]))
+    for name in ("torchvision/resnet18", "torchvision/fcn_resnet50", "timm/resnet10t"):
+        with pytest.raises(ValueError, match="IMAGENET1K_V9") as error:
+            models.create(name, 1000, pretrained="IMAGENET1K_V9")
+        one_line(error)
 
 
 def test_a_failed_download_is_one_line(monkeypatch):
@@ -443,7 +486,9 @@ def test_a_failed_download_is_one_line(monkeypatch):
         raise OSError("no route to host\nand more")
 
     monkeypatch.setattr(torchvision.models.ResNet18_Weights, "get_state_dict", offline)
-    with pytest.raises(ValueError, match=r"torchvision/resnet18 .*no route to host") as error:
+    with pytest.raises(
+        ValueError, match=r"torchvision/resnet18 .*no route to host; .* save https://.*pth in /"
+    ) as error:
         models.create("torchvision/resnet18", pretrained=True)
     one_line(error)
 

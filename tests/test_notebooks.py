@@ -7,10 +7,12 @@ import os
 import sys
 from pathlib import Path
 
+import numpy as np
 import papermill
 import pytest
 from nbclient.exceptions import DeadKernelError
 from papermill.exceptions import PapermillExecutionError
+from PIL import Image
 
 from ickd_lib import notebook as library
 
@@ -135,6 +137,32 @@ def test_a_notebook_runs(path, tmp_path, runs):
     if "retrieval" in summary:
         retrieved = summary["retrieval"]
         assert any(v > 2 * retrieved["chance"] for k, v in retrieved.items() if k.startswith("precision@"))
+
+
+def test_the_memory_bank_of_streamed_images(tmp_path):
+    """Notebook 02 on files in the layout of ImageNet, of several sizes, which are decoded when they are needed."""
+    generator = np.random.default_rng(0)
+    for c in range(2):
+        for split, count in (("train", 24), ("val", 6)):
+            folder = tmp_path / "set" / split / f"n{c:08}"
+            folder.mkdir(parents=True)
+            for i in range(count):
+                shape = (int(generator.integers(48, 64)), int(generator.integers(48, 64)), 3)
+                pixels = generator.integers(100 * c, 100 * c + 100, shape, dtype=np.uint8)  # one class is brighter
+                Image.fromarray(pixels).save(folder / f"{i}.JPEG")
+    small = {name: value for name, value in SMALL.items() if name in run.declared(FOLDER / "02_memory_bank.ipynb")}
+    small |= {
+        "dataset": f"imagenet:{tmp_path / 'set'}",
+        "image_size": 40,
+        "stream": True,
+        "labels": 10,
+        "device": "cpu",
+    }
+    execute(FOLDER / "02_memory_bank.ipynb", tmp_path, runs=str(tmp_path / "runs"), **small)
+    summary = json.loads((tmp_path / "summary.json").read_text())
+    assert summary["bank"]["rows"] == 48 and summary["bank"]["reloaded_equal"]
+    assert all(math.isfinite(number) for number in numbers(summary))
+    assert summary["precision"]["raw pixels, held-out"][0] == 1.0, "brightness alone tells the classes apart"
 
 
 def numbers(value):

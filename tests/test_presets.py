@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import pytest
 
 from ickd_lib import methods, training
@@ -11,7 +13,7 @@ from ickd_lib.training.presets import accuracy, cifar100, coco, imagenet
 from ickd_lib.training.presets.protocols import IMAGENET, IMAGENET_512
 
 R34_R18 = ("torchvision/resnet34", "torchvision/resnet18")
-R50_MN1 = ("torchvision/resnet50", "timm/mobilenetv1_100.ra4_e3600_r224_in1k")
+R50_MN1 = ("torchvision/resnet50(pretrained='IMAGENET1K_V1')", "MobileNetV1")
 FIFTHS = {"epochs": 200, "batch_size": 128, "lr": 0.1, "schedule": "fifths", "milestones": (0.3, 0.6, 0.8)}
 TABLES = {"cifar100": cifar100, "imagenet": imagenet, "coco": coco}
 
@@ -110,7 +112,17 @@ def test_weights_on_cifar100(method, pair, expected):
         ("nkd", R34_R18, "nkd(gamma=1.5, temperature=1.0)"),
         ("uskd", R34_R18, "uskd(alpha=1.0, mu=0.005)"),
         ("ctkd", R34_R18, "ctkd(of='kd(ce=1.0, kd=1.0)', epochs=5)"),
-        ("wkd_l", R50_MN1, "wkd_l(gamma=25.0, temperature=2.0, sharpness=2.0)"),
+        ("wkd_l", R34_R18, "wkd_l(gamma=30.0, temperature=2.0, decay=0.0)"),
+        ("wkd_l", R50_MN1, "wkd_l(gamma=25.0, temperature=2.0, sharpness=2.0, decay=0.0)"),
+        ("wkd_f", R34_R18, "wkd_f(wkd_f=0.02, mean=2.0, decay=0.0)"),
+        ("wkd_f", R50_MN1, "wkd_f(wkd_f=0.005, mean=2.0, decay=0.3)"),
+        ("kd", R50_MN1, "kd(ce=0.5, kd=0.5, temperature=1.0)"),
+        ("dist", R34_R18, "dist(temperature=1.0)"),
+        ("ckd", R50_MN1, "ckd(ckd=10.0)"),
+        ("lskd", R34_R18, "lskd(ce=1.0)"),
+        ("lskd", R50_MN1, "lskd(ce=1.0)"),
+        ("ickd", R34_R18, "ickd"),
+        ("ickd(nicd=1.0)", R50_MN1, "ickd(nicd=1.0)"),
         ("simkd", ("resnet50", "resnet18"), "simkd"),
         ("catkd", R34_R18, "catkd(catkd=0.5, resolution=4)"),
     ],
@@ -166,6 +178,53 @@ def test_settings_on_coco():
         assert iterations == pytest.approx(180_000, rel=0.02)
         assert [share * iterations for share in recipe.milestones] == pytest.approx([120_000, 160_000], rel=0.02)
         assert recipe.warmup * 118_287 / recipe.batch_size == pytest.approx(1000)
+
+
+STEPS = {"schedule": "step", "milestones": (0.3, 0.6, 0.9), "epochs": 100}
+LARGE = {**STEPS, "batch_size": 512, "lr": 0.2}
+USUAL = {**STEPS, "batch_size": 256, "lr": 0.1}
+
+
+@pytest.mark.parametrize("pair", [R34_R18, R50_MN1])
+@pytest.mark.parametrize(
+    ("method", "expected"),
+    [
+        ("ce", USUAL),
+        ("kd", LARGE),
+        ("dkd", LARGE),
+        ("lskd", LARGE),
+        ("ckd", {"schedule": "cosine", "milestones": (), "epochs": 200, "batch_size": 512, "lr": 0.2}),
+        ("dist", {**USUAL, "nesterov": True, "decay_norms_and_biases": False}),
+        ("wkd_l", USUAL),
+        ("ickd", LARGE),
+    ],
+)
+def test_recipes_of_the_pairs_of_imagenet(method, expected, pair):
+    found = training.published(method, *pair, "imagenet")
+    common = {"momentum": 0.9, "nesterov": False, "weight_decay": 1e-4, "warmup": 0.0, "decay_norms_and_biases": True}
+    given = dataclasses.asdict(found.recipe)
+    assert {name: given[name] for name in {**common, **expected}} == {**common, **expected}
+    assert found.augment == "crop"
+
+
+def test_what_is_not_official_on_imagenet_has_a_reason():
+    official = {
+        (method, pair): training.published(method, *pair, "imagenet").official
+        for method in ("ce", "kd", "dkd", "ckd", "dist", "lskd", "wkd_l", "wkd_f", "ickd")
+        for pair in (R34_R18, R50_MN1)
+    }
+    others = {("lskd", R50_MN1), *((name, pair) for name in ("wkd_l", "wkd_f", "ickd") for pair in (R34_R18, R50_MN1))}
+    assert {key for key, value in official.items() if not value} == others
+    assert "the paper states its settings nowhere" in training.published("ickd", *R34_R18, "imagenet").source
+    assert "no configuration for this pair" in training.published("lskd", *R50_MN1, "imagenet").source
+    assert "README" in training.published("lskd", *R34_R18, "imagenet").source
+    assert "CKA" in training.published("wkd_l", *R34_R18, "imagenet").source
+
+
+def test_names_of_the_same_networks_on_imagenet():
+    other = ("timm/resnet50.a1_in1k", "timm/mobilenetv1_100.ra4_e3600_r224_in1k")
+    assert training.published("dkd", *other, "imagenet") == training.published("dkd", *R50_MN1, "imagenet")
+    assert training.published_accuracy(*other, "imagenet") == training.published_accuracy(*R50_MN1, "imagenet")
 
 
 def test_recipes_on_imagenet():
@@ -239,6 +298,10 @@ def test_published_accuracies_are_named_as_they_would_be_trained():
     found = training.published_accuracy(*R34_R18, "imagenet")
     assert found["dkd(nckd=0.5, temperature=1.0, warmup=1)", 100] == 71.70
     assert found["ctkd(of='kd(ce=1.0, kd=1.0)', epochs=5)", 120] == 71.32
+    assert found["kd(ce=0.5, kd=0.5, temperature=1.0)", 100] == 71.03 and found["KD+DOT", 100] == 71.72
+    found = training.published_accuracy(*R50_MN1, "imagenet")
+    assert found["teacher", 90] == 76.16 and found["ce", 100] == 69.21 and found["dist(temperature=1.0)", 100] == 73.24
+    assert found["wkd_l(gamma=25.0, temperature=2.0, sharpness=2.0, decay=0.0)", 100] == 73.17
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pytest
 
-from ickd_lib import methods, plots, runs, runtime
+from ickd_lib import methods, plots, runs, runtime, training
 from ickd_lib.runtime import InputError
 
 RECIPE = {"epochs": 4, "batch_size": 64, "lr": 0.1, "schedule": "onecycle"}
@@ -258,6 +258,27 @@ def test_published_numbers_stand_beside_their_pair_and_budget_only():
     for other in ({"train_images": 10_000}, {"network": "resnet8"}, {"dataset": "digits"}):
         ((_, (_, theirs)),) = runs.beside_published([summary_of("kd", 0, 0.7, **other)]).items()
         assert theirs == {}
+
+
+def test_a_table_has_published_numbers_beside_the_measured_ones():
+    """Methods that are published with different epochs and batch sizes stand in one table."""
+    pair = {"dataset": "imagenet", "train_images": 1_281_167, "network": "torchvision/resnet18"}
+    pair |= {"teacher": "torchvision/resnet34(pretrained='IMAGENET1K_V1')", "epochs": 100}
+    kd, ckd = (training.published(name, pair["teacher"], pair["network"], "imagenet").method for name in ("kd", "ckd"))
+    found = [summary_of(kd, seed, 0.71 + seed / 100, batch_size=512, top5=0.9 + seed / 100, **pair) for seed in (0, 1)]
+    found += [
+        summary_of("ce", 0, 0.699, **pair | {"batch_size": 256}),
+        summary_of(ckd, 0, 0.7, **pair | {"epochs": 200}),
+    ]
+    title, _, head, _, *lines = runs.published_table(found).splitlines()
+    assert title == f"**imagenet**, 1,281,167 training images: {pair['teacher']} → torchvision/resnet18"
+    assert head == "| method | epochs | batch | seeds | measured, % | published, % | top-5, % |"
+    assert lines[0] == f"| `{kd}` | 100 | 512 | 2 | 71.50 ± 0.71 | 71.03 | 90.50 ± 0.71 |"
+    assert lines[1] == "| `ce` | 100 | 256 | 1 | 69.90 | 69.90 |  |"
+    assert lines[2].startswith(f"| `{ckd}` | 200 |") and lines[2].endswith(" | 1 | 70.00 |  |  |")
+    assert "| `teacher` | 90 |  |  |  | 73.31 |  |" in lines and "| `RLD` | 100 |  |  |  | 71.91 |  |" in lines
+    part = runs.published_table([summary_of(kd, 0, 0.7, **pair | {"train_images": 1000})]).splitlines()
+    assert len(part) == 5 and part[4].endswith(" | 1 | 70.00 |  |  |")
 
 
 def test_what_is_chosen_by_held_out_images_tells_nothing_of_the_test_images():

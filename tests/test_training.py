@@ -8,6 +8,7 @@ import subprocess
 import sys
 import threading
 import time
+from types import SimpleNamespace
 
 import pytest
 import registered
@@ -566,6 +567,24 @@ def test_a_teacher_is_trained_once_and_kept(digits, tmp_path, monkeypatch):
             training.pretrain("resnet8", digits, **call, seed=1)
     weights = next((tmp_path / "teachers").glob("*/student.safetensors"))
     assert same(first, training.pretrain("resnet8", digits, weights=weights, device="cpu"))
+
+
+def test_a_teacher_with_the_weights_of_its_name_is_not_trained(digits, monkeypatch):
+    torchvision = pytest.importorskip("torchvision")
+    source = torchvision.models.mobilenet_v3_small()
+    weights = torchvision.models.MobileNet_V3_Small_Weights
+    monkeypatch.setattr(weights, "get_state_dict", lambda self, *_, **__: source.state_dict())  # no download
+    monkeypatch.setattr(distillation, "Stepper", None)  # any training fails
+    name, classes = "torchvision/mobilenet_v3_small(pretrained='IMAGENET1K_V1')", tuple(f"n{i:08}" for i in range(1000))
+    train = SimpleNamespace(spec={**digits.train.spec, "num_classes": 1000}, classes=classes)
+    network = training.pretrain(name, SimpleNamespace(train=train), weights="pretrained", device="cpu")
+    assert torch.equal(network.module.classifier[3].weight, source.classifier[3].weight) and not network.training
+    assert network.classes == classes and network.trained_on == {"weights": "torchvision IMAGENET1K_V1"}
+    for other in (name, "resnet8"):
+        with pytest.raises(
+            InputError, match=r"has no pretrained weights for 10 classes; name some that have, as in .*V1"
+        ):
+            training.pretrain(other, digits, weights="pretrained", device="cpu")
 
 
 def test_compare_pairs_the_methods_by_seed(digits, teacher):

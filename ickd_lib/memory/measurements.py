@@ -8,9 +8,11 @@ from collections.abc import Callable, Sequence
 from functools import partial
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from ickd_lib import runtime
+from ickd_lib.data import LabelledImages, loader
 from ickd_lib.memory.bank import MemoryBank
 from ickd_lib.memory.search import InContext, Neighbours
 from ickd_lib.runtime import InputError
@@ -31,6 +33,25 @@ def nearest_similarities(positives: InContext, negatives: InContext) -> dict[str
         "other": other.mean().item(),
         "other_nearer": (other >= own).double().mean().item(),
     }
+
+
+def pixel_features(images: LabelledImages, *, largest: int = 32, side: int = 16) -> Tensor:
+    """Return the pixels of all images as features, with which those of a network can be compared.
+
+    Args:
+        images: N images.
+        largest: images with a longer side are averaged to `side` × `side`, so that the features of many images fit into
+            memory.
+        side: see `largest`.
+    Returns:
+        Floats in [0, 1], shape [N, 3 H W] or [N, 3 side²].
+    """
+    rows = range(len(images))
+    parts = []
+    for pixels in loader.pixels(images, [slice(at, min(at + 512, rows.stop)) for at in rows[::512]]):
+        small = pixels if max(images.size) <= largest else F.adaptive_avg_pool2d(pixels, side)
+        parts.append(small.flatten(1))
+    return torch.cat(parts)
 
 
 def precision_at(

@@ -11,10 +11,21 @@ from typing import Any
 
 from .. import runtime
 from ..runtime import InputError, choose
-from . import fpn, mobilenet_v2, projectors, resnet, resnet_imagenet, shufflenet_v1, shufflenet_v2, vgg, wrn
+from . import (
+    fpn,
+    mobilenet_v1,
+    mobilenet_v2,
+    projectors,
+    resnet,
+    resnet_imagenet,
+    shufflenet_v1,
+    shufflenet_v2,
+    vgg,
+    wrn,
+)
 from .detection import Detections, Detector, Regions, TrainingPass
 from .extension import extend
-from .external import IDENTITY, LIBRARIES, build, no_options
+from .external import IDENTITY, LIBRARIES, build, known_weights, no_options
 from .inference import predict
 from .inspection import classifier, map_shapes, unpooled_size
 from .network import Network, Output, frozen
@@ -56,6 +67,7 @@ ZOO: dict[str, Callable[[int], Network]] = {
     **resnet_imagenet.NETWORKS,
     **wrn.NETWORKS,
     **vgg.NETWORKS,
+    **mobilenet_v1.NETWORKS,
     **mobilenet_v2.NETWORKS,
     **shufflenet_v1.NETWORKS,
     **shufflenet_v2.NETWORKS,
@@ -103,9 +115,11 @@ def create(
         num_classes: C; of detectors without the background.
         mean: [3], subtracted from images in [0, 1]; by default 0, or a pretrained model's own.
         std: [3], by which the difference is divided; by default 1, or a pretrained model's own.
-        pretrained: load the default weights of torchvision or timm. The last layer is initialised anew if these
-            weights have another number of classes. For zoo networks use `load_weights`. "backbone" loads the ImageNet
-            weights of the backbone of a torchvision network for segmentation or detection.
+        pretrained: load the default weights of torchvision or timm; for a classifier of torchvision also the name of
+            weights, such as "IMAGENET1K_V1", from which the distillation literature starts. The last layer is
+            initialised anew if these weights have another number of classes. For zoo networks use `load_weights`.
+            "backbone" loads the ImageNet weights of the backbone of a torchvision network for segmentation or
+            detection.
         options: of detectors, the arguments of torchvision's FasterRCNN, RetinaNet or FCOS, such as
             `min_size=600, max_size=1000`; `min_size=None` leaves the size of images, which is the default of the zoo's
             detectors.
@@ -131,12 +145,11 @@ def create(
         found = create(plain, num_classes, **({"mean": mean, "std": std, "pretrained": pretrained} | options | given))
         found.name += "(" + ", ".join(f"{key}={value!r}" for key, value in given.items()) + ")"
         return found
-    if pretrained not in (True, False, "backbone"):
-        raise InputError(f"pretrained={pretrained!r}; it is True, False or 'backbone'")
     library, slash, model = str(name).partition("/")
     if slash:
         library = choose(library, LIBRARIES, what="model library")
         return LIBRARIES[library](model, num_classes, mean, std, pretrained, options)
+    known_weights(pretrained)
     name = choose(name, [*names(), *names("segmentation"), *names("detection")], what="model")
     base, _, head = name.partition("-")
     on_torchvision = head == "fpn" and base not in ZOO

@@ -6,6 +6,7 @@ import importlib
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import torch
 from torch import nn
 
 from ..runtime import InputError, choose
@@ -34,6 +35,8 @@ def from_torchvision(
     )
     full = f"torchvision/{name}"
     own_mean, own_std = IMAGENET_NORMALISATION if pretrained else IDENTITY
+    if name in for_segmentation or name in for_detection:
+        known_weights(pretrained)
     if name in for_detection:
         network = build(full, lambda: detector(models, name, num_classes, pretrained, options))
     else:
@@ -49,17 +52,18 @@ def from_torchvision(
 
 def _classifier(models: Any, name: str, num_classes: int, pretrained: bool | str) -> tuple[Network, Any, Any]:
     """Create torchvision's classifier `name`; also return mean and std of its weights."""
-    whole_only(f"torchvision/{name}", pretrained)
     mean, std = IDENTITY
+    advice = ""
     options: dict[str, Any] = {"num_classes": num_classes}
     if pretrained:
-        weights = models.get_model_weights(name).DEFAULT
+        weights = _weights(models, name, pretrained)
         mean, std = weights.transforms().mean, weights.transforms().std
         options = {"weights": weights}
+        advice = f"; if this machine has no connection, save {weights.url} in {torch.hub.get_dir()}/checkpoints"
     elif name in ("googlenet", "inception_v3"):
         options["init_weights"] = True  # the default, which torchvision warns about if it is not given
 
-    module = build(f"torchvision/{name}", lambda: models.get_model(name, **options))
+    module = build(f"torchvision/{name}", lambda: models.get_model(name, **options), advice)
     if getattr(module, "aux_logits", False):
         module.aux_logits = False
         for head in ("aux1", "aux2", "AuxLogits"):
@@ -71,7 +75,18 @@ def _classifier(models: Any, name: str, num_classes: int, pretrained: bool | str
     _name_maps(network)
     if network.num_classes != num_classes:
         _replace_classifier(network, num_classes)
+    elif pretrained:
+        network.trained_on = {"weights": f"torchvision {weights.name}"}
     return network, mean, std
+
+
+def _weights(models: Any, name: str, pretrained: bool | str) -> Any:
+    """Return torchvision's weights of a classifier: the default ones for True, or those of a name."""
+    if pretrained == "backbone":
+        whole_only(f"torchvision/{name}", pretrained)
+    weights = models.get_model_weights(name)
+    wanted = "DEFAULT" if pretrained is True else str(pretrained)
+    return weights[choose(wanted, list(weights.__members__), what=f"weights of torchvision/{name}")]
 
 
 def from_timm(
@@ -102,6 +117,8 @@ def from_timm(
         maps=_stages(module),
     )
     _name_maps(network)
+    if pretrained and config["num_classes"] == num_classes:
+        network.trained_on = {"weights": f"timm {config.get('tag') or 'default'}"}
     return network
 
 
@@ -136,14 +153,14 @@ def _import(package: str, module: str) -> Any:
         raise InputError(f"{package}/… models need the library {package}; run pip install {package}") from None
 
 
-def build(name: str, make: Callable[[], Any]) -> Any:
-    """Run `make`; any of its errors becomes an InputError in one line."""
+def build(name: str, make: Callable[[], Any], advice: str = "") -> Any:
+    """Run `make`; any of its errors becomes an InputError in one line, which ends with the advice."""
     try:
         return make()
     except InputError:
         raise
     except Exception as error:  # no internet connection, no such weights, a damaged download
-        raise InputError(f"{name} cannot be created: {type(error).__name__}: {first_line(error)}") from error
+        raise InputError(f"{name} cannot be created: {type(error).__name__}: {first_line(error)}{advice}") from error
 
 
 def no_options(name: str, options: dict[str, Any]) -> None:
@@ -157,7 +174,16 @@ def no_options(name: str, options: dict[str, Any]) -> None:
 def whole_only(name: str, pretrained: bool | str) -> None:
     """Raise an InputError if the weights of a backbone are wanted for a classifier."""
     if pretrained not in (True, False):
-        raise InputError(f"{name} with pretrained={pretrained!r}; a classifier takes True or False")
+        raise InputError(
+            f"{name} with pretrained={pretrained!r}; a classifier takes True or False, and one of torchvision the name "
+            "of its weights, such as IMAGENET1K_V1"
+        )
+
+
+def known_weights(pretrained: bool | str) -> None:
+    """Raise an InputError if `pretrained` is the name of weights, which only torchvision's classifiers have."""
+    if pretrained not in (True, False, "backbone"):
+        raise InputError(f"pretrained={pretrained!r}; it is True, False or 'backbone'")
 
 
 def _replace_classifier(network: Network, num_classes: int) -> None:

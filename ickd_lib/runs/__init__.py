@@ -4,7 +4,7 @@ from ickd_lib.runs.difference import diff
 from ickd_lib.runs.folders import averaged, csv_of, finished, long, overview, records
 from ickd_lib.runs.seeds import differences, grouped, interval, mean_std, named, paired
 from ickd_lib.runs.status import progress, progress_table
-from ickd_lib.runs.tables import beside_published, escaped, latex, table
+from ickd_lib.runs.tables import beside_published, escaped, latex, published_table, table
 
 __all__ = [
     "averaged",
@@ -24,6 +24,7 @@ __all__ = [
     "paired",
     "progress",
     "progress_table",
+    "published_table",
     "records",
     "table",
 ]

@@ -7,6 +7,7 @@ import statistics
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from ickd_lib.runs.findings import markdown_table, percent
 from ickd_lib.runs.seeds import Setting, differences, grouped, mean_std, score, task_of
 from ickd_lib.tasks import Column
 from ickd_lib.training.presets import published_accuracy
@@ -112,16 +113,58 @@ def beside_published(
     """
     found = {}
     for setting, by_method in grouped(summaries).items():
-        dataset, images, teacher, network, epochs, *_ = setting
+        epochs = setting[4]
         ours = {method: [score(alike) for alike in seeds] for method, seeds in by_method.items()}
-        data = "imagenet" if images == IMAGENET else "cifar100" if (dataset, images) == ("cifar100", 50_000) else ""
-        known = published_accuracy(teacher, network, data) if data else {}
         others = {
             method if trained == epochs else f"{method}, {trained} epochs": accuracy / 100
-            for (method, trained), accuracy in known.items()
+            for (method, trained), accuracy in _known(setting).items()
         }
         found["".join(_caption(setting))] = ours, others
     return found
+
+
+def published_table(summaries: Sequence[dict[str, Any]]) -> str:
+    """Format the accuracy of each method beside the published one, in percent, as a Markdown table for each pair.
+
+    Each row has its own epochs and batch size, because methods are published with different ones. Published numbers
+    that no run stands beside are the last rows. Those with another number of epochs than a run are not beside it.
+
+    Args:
+        summaries: summaries of finished runs. For published numbers see `beside_published`.
+    """
+    tables: dict[str, list[list[str]]] = {}
+    others: dict[str, dict[tuple[str, int], float]] = {}
+    for setting, by_method in grouped(summaries).items():
+        dataset, images, teacher, network, epochs, batch_size, *_, held_out = setting
+        title = f"**{dataset}**, {images:,} training images: {f'{teacher} → ' if teacher else ''}{network}"
+        title += ", on images held out of train" if held_out else ""
+        rest = others.setdefault(title, _known(setting))
+        for method, seeds in by_method.items():
+            accuracy = rest.pop((method, epochs), None)
+            measured = percent([score(alike) for alike in seeds], 2).rstrip("%")
+            five = [statistics.fmean(one["top5"] for one in alike) for alike in seeds if "top5" in alike[0]]
+            line = [f"`{method}`", f"{epochs}", f"{batch_size}", f"{len(seeds)}", measured, _percent(accuracy)]
+            tables.setdefault(title, []).append([*line, percent(five, 2).rstrip("%") if five else ""])
+    head = ["method", "epochs", "batch", "seeds", "measured, %", "published, %", "top-5, %"]
+    parts = []
+    for title, lines in tables.items():
+        rest = others[title]
+        left = [
+            [f"`{method}`", f"{epochs}", "", "", "", _percent(value), ""] for (method, epochs), value in rest.items()
+        ]
+        parts.append(f"{title}\n\n{markdown_table(head, [*lines, *left])}\n")
+    return "\n".join(parts)
+
+
+def _percent(accuracy: float | None) -> str:
+    return "" if accuracy is None else f"{accuracy:.2f}"
+
+
+def _known(setting: Setting) -> dict[tuple[str, int], float]:
+    """Return the accuracies published for a setting, as `published_accuracy` does; none for a part of a data set."""
+    dataset, images, teacher, network, *_ = setting
+    data = "imagenet" if images == IMAGENET else "cifar100" if (dataset, images) == ("cifar100", 50_000) else ""
+    return published_accuracy(teacher, network, data) if data else {}
 
 
 def _cells(

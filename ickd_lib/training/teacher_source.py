@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from ickd_lib import runtime
 from ickd_lib.data import Images, StreamedImages
 from ickd_lib.data.crops import VIEWS
 from ickd_lib.memory import Faiss, MemoryBank, require_fit

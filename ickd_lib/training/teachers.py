@@ -18,6 +18,8 @@ from ickd_lib.training.distillation import distill
 from ickd_lib.training.recipe import Recipe
 from ickd_lib.training.students import Student
 
+PRETRAINED = "pretrained"  # in place of a checkpoint: the weights that the network's name asks its library for
+
 
 def pretrain(
     name: str,
@@ -37,17 +39,20 @@ def pretrain(
         splits: the data to train on; the network's `trained_on` records which data and how many labels.
         recipe: as for `distill`.
         seed: seed of the initialisation and of the order of the data.
-        weights: a checkpoint to load instead of training (see `models.load_weights`).
+        weights: a checkpoint to load instead of training (see `models.load_weights`); or "pretrained" for the weights
+            that are part of the name, as in "torchvision/resnet34(pretrained='IMAGENET1K_V1')". They were trained on
+            the classes of ImageNet in the order of the names of their folders, which must be those of the data.
         runs: the folder of all runs.
         device: the device on which the network is trained and returned.
         options: further arguments of `distill`.
     Returns:
         The network in evaluation mode.
+    Raises:
+        InputError: the weights cannot be loaded, or "pretrained" weights have another number of classes than the data.
     """
     if weights:
         network = _loaded(name, splits.train.spec, weights)
         network.classes = splits.train.classes
-        network.trained_on = {"weights": Path(weights).name}
         return network.to(runtime.device(device))
     recipe = recipe or Recipe(**(options.get("task") or Classification()).recipe)
     train = splits.train
@@ -91,7 +96,15 @@ def _loaded(name: str, spec: dict[str, Any], weights: str | Path, reused: dict[s
         network = models.create(name, **spec)
         if reused:
             network = models.Reused(network, **reused)
-    return models.load_weights(network, weights).eval()
+    if weights != PRETRAINED:
+        models.load_weights(network, weights)
+        network.trained_on = {"weights": Path(weights).name}
+    elif not network.trained_on:
+        raise InputError(
+            f"{name} has no pretrained weights for {network.num_classes} classes; name some that have, as in "
+            "torchvision/resnet34(pretrained='IMAGENET1K_V1') for the 1000 classes of ImageNet, or give a checkpoint"
+        )
+    return network.eval()
 
 
 def evaluate(

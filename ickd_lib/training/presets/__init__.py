@@ -12,6 +12,7 @@ from ickd_lib.training.presets.protocols import SMALL, Key, Settings
 from ickd_lib.training.recipe import Recipe
 
 _TABLES = {"cifar100": cifar100, "imagenet": imagenet, "coco": coco}
+_SAME = {"mobilenetv1_100": "MobileNetV1"}  # names of the same network on ImageNet in a library and in the zoo
 _TITLES = {"cifar100": "CIFAR-100", "imagenet": "ImageNet", "coco": "COCO"}
 
 
@@ -36,8 +37,8 @@ def published(method: str, teacher: str, student: str, data: str = "cifar100") -
         method: name of a method; arguments in the name take precedence over the published ones. Few combinations of
             methods have published settings. For the others the result is the protocol of `kd`, which is not official.
         teacher, student: names of networks. On ImageNet, the library and the tag do not matter, so that the pair
-            torchvision/resnet34 and torchvision/resnet18 is the same as timm/resnet34.a1_in1k and timm/resnet18. The
-            teacher is ignored for a method that has none.
+            torchvision/resnet34 and torchvision/resnet18 is the same as timm/resnet34.a1_in1k and timm/resnet18, and
+            MobileNetV1 the same as timm/mobilenetv1_100. The teacher is ignored for a method that has none.
         data: "cifar100", "imagenet" or "coco" (detection).
     Raises:
         InputError: no method or data set has this name, or no settings are published for the method or the pair.
@@ -67,7 +68,9 @@ def published(method: str, teacher: str, student: str, data: str = "cifar100") -
     else:
         weights = {**settings.weights, **(settings.pairs or {}).get(key, {}), **given}
         chosen = methods.create(made.config["name"], **weights)
-    return Published(methods.describe(chosen), recipe, settings.augment, settings.source, settings.official)
+    official = settings.official and key not in settings.stand_ins
+    source = settings.stand_ins.get(key, settings.source)
+    return Published(methods.describe(chosen), recipe, settings.augment, source, official)
 
 
 def available(method: str) -> str:
@@ -117,6 +120,7 @@ def _pair(teacher: str, student: str, data: str) -> tuple[str, str]:
     teacher, student = (name.partition("(")[0] for name in (teacher, student))
     if data == "imagenet":
         teacher, student = (name.rpartition("/")[2].partition(".")[0] for name in (teacher, student))
+        student = _SAME.get(student, student)
     return teacher, student
 
 

@@ -200,11 +200,13 @@ SETTINGS: dict[str, Settings] = {
         "configurations of yzd-v/cls_KD", FIFTHS, pairs={"ResNet18": {"alpha": 0.1, "beta": 0.1, "mu": 0.1}}
     ),
     "wkd_l": _common(
-        "configurations of JiamingLv/WKD",
+        "configurations of JiamingLv/WKD, but their cost of transport is computed from the teacher's outputs for all "
+        "training images (CKA), and here from the weights of its classifier",
         pairs={
             R32X4_R8X4: {"gamma": 600.0, "temperature": 8.0},
             W40_2_SN1: {"gamma": 200.0, "temperature": 6.0},
         },
+        official=False,
     ),
     "wkd_f": _common(
         "the copy of a configuration of JiamingLv/WKD in Changhy26/WKL, which could not be compared with the original",

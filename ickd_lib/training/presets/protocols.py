@@ -27,6 +27,7 @@ class Settings:
     augment: augmentation of the data.
     official: whether the settings are the authors' own. If these are unknown or cannot be expressed, `source` contains
         the reason.
+    stand_ins: the reason by pair, if the settings of some pairs only are not the authors' own.
     """
 
     source: str
@@ -38,6 +39,7 @@ class Settings:
     written: str = ""
     augment: str = "crop"
     official: bool = True
+    stand_ins: Mapping[Key, str] = field(default_factory=dict)
 
 
 def drops(epochs: int, *at: int) -> dict[str, Any]:
