@@ -571,7 +571,8 @@ def test_a_teacher_is_trained_once_and_kept(digits, tmp_path, monkeypatch):
 
 def test_a_teacher_with_the_weights_of_its_name_is_not_trained(digits, monkeypatch):
     torchvision = pytest.importorskip("torchvision")
-    source = torchvision.models.mobilenet_v3_small()
+    with torch.random.fork_rng():
+        source = torchvision.models.mobilenet_v3_small()
     weights = torchvision.models.MobileNet_V3_Small_Weights
     monkeypatch.setattr(weights, "get_state_dict", lambda self, *_, **__: source.state_dict())  # no download
     monkeypatch.setattr(distillation, "Stepper", None)  # any training fails
