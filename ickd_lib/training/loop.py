@@ -13,7 +13,7 @@ import torch
 from ickd_lib import runtime
 from ickd_lib.data import Splits
 from ickd_lib.runtime import Diverged
-from ickd_lib.runtime.distributed import any_process
+from ickd_lib.runtime.distributed import any_process, wait_for_all
 from ickd_lib.tasks import Task
 from ickd_lib.training.callbacks import Callback
 from ickd_lib.training.checkpoints import Checkpoint, Records
@@ -127,6 +127,7 @@ class Loop:
                 self.save()
                 self.saved = time.perf_counter()
                 if stopping:
+                    wait_for_all()  # torchrun ends the others when one ends, and the first one is still writing
                     raise stopped(self)
             for callback in self.callbacks:
                 callback.step(self)
