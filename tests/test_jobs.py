@@ -138,8 +138,9 @@ def test_a_process_pool_that_breaks_is_replaced(call, expected, tmp_path, capfd)
     assert "the process pool is broken" in capfd.readouterr().err
 
 
-def test_submitit_runs_the_jobs(call, expected, tmp_path):
+def test_submitit_runs_the_jobs(call, expected, tmp_path, monkeypatch):
     pytest.importorskip("submitit", reason="submitit is not installed (extra slurm)")
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join(sys.path))  # the jobs import this file, and this library
     options = {"callbacks": [Kills(tmp_path, seed=1)], "checkpoint_seconds": 0, "runs": tmp_path / "runs"}
     with Slurm(tmp_path / "slurm", "cluster=local,time=10") as executor:
         assert results(call(executor=executor, seeds=[1], **options)) == {m: e[1:] for m, e in expected.items()}
