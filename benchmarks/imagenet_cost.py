@@ -2,7 +2,7 @@
 
     python benchmarks/imagenet_cost.py
 
-Nothing is timed: the counts are those of the real networks. docs/imagenet_estimate.md derives hours from them.
+Nothing is timed: the counts are those of the real networks. docs/scale.md derives hours from them.
 """
 
 from __future__ import annotations
