@@ -145,11 +145,6 @@ def test_bad_input_is_one_line(tmp_path):
     done = finished(start(2, [*command, "--batch-size", "31"]))
     assert [status for status, _, _ in done] == [2, 2]
     assert done[0][2].count("\n") == 1 and "not divisible by the 2 processes" in done[0][2] and not done[1][2]
-    processes = start(2, command)
-    other = start(2, command, ICKD_TIMEOUT="60")
-    for process in (processes[1], other[0]):
-        process.kill()
-    del processes, other
 
 
 def test_parts_of_a_batch(monkeypatch):
