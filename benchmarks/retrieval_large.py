@@ -176,14 +176,14 @@ def measure(rows: int, features: int, queries: int = 1024, folder: str | None = 
             "queries": len(drawn),
             "gigabytes_of_the_file": round(path.stat().st_size / 1e9, 2),
         }
-        chosen = Faiss().resolved(rows)
-        clock.restart()
-        index = approximate.Index(bank, chosen)
-        clock("index of faiss")
-        memory["index of faiss"] = peak_gigabytes(reset=True)
-        for name, used in {"exact": None, "faiss": index}.items():
+        chosen, index = Faiss().resolved(rows), None
+        for name in ("exact", "faiss"):
             clock.restart()
-            found[name] = retrieval.table(bank, drawn, POSITIVES, NEGATIVES, False, False, used)
+            if name == "faiss":
+                index = approximate.Index(bank, chosen)
+                clock("index of faiss")
+                memory["index of faiss"] = peak_gigabytes(reset=True)
+            found[name] = retrieval.table(bank, drawn, POSITIVES, NEGATIVES, False, False, index)
             clock(name)
             memory[name] = peak_gigabytes(reset=True)
     scale, cpu = rows / len(drawn), clock.cpu_seconds

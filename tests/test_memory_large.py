@@ -40,9 +40,8 @@ def equal(one, other):
 def small_parts(monkeypatch):
     """Everything is divided into several parts."""
     for module, name, size in (
-        (rows, "PART", 64),
+        (rows, "SUMMED", 64),
         (retrieval, "PART", 64),
-        (approximate, "PART", 64),
         (search, "CHUNK", 90),
         (retrieval, "GROUP", 300),
         (building, "PART", 32),

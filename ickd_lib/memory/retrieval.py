@@ -67,13 +67,14 @@ def search(
         for chosen, pool in groups if positives else ():
             blocked = (labels[chosen, None] != bank.labels[pool]) | (rows[chosen, None] == pool)
             search_into(near, queries, chosen, bank.features, pool, blocked)
+            bank.release()
         # The queries are sorted by class, so that a chunk has few classes, and few columns must be excluded for each.
         by_class = labels.argsort(stable=True)
         if index is not None and not per_class:
             index.search_into(far, queries, labels)
         elif in_parts and not per_class and negatives:
             search_in_parts(
-                far, queries, by_class, _parts(bank, written), lambda some, p: own_class(labels[some], bank.labels[p])
+                far, queries, by_class, parts(bank, written), lambda some, p: own_class(labels[some], bank.labels[p])
             )
         else:
             classes = bank.labels[written]
@@ -93,7 +94,7 @@ def _in_parts(bank: Rows, count: int) -> bool:
     return bank.stored or (count > WHOLE and bank.labels.device.type == "cpu")
 
 
-def _parts(bank: Rows, pool: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
+def parts(bank: Rows, pool: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
     """Yield the positions [P] and the features [P, D] in float32 of some rows, in parts."""
     for part in pool.split(PART):
         first, last = int(part[0]), int(part[-1])
@@ -164,7 +165,7 @@ def nearest(bank: MemoryBank, features: Tensor, rows: Tensor, k: int) -> Neighbo
             for some in torch.arange(len(features), device=rows.device).split(GROUP):
                 queries, own, part = F.normalize(features[some].float(), dim=1), rows[some], nothing(len(some), k, rows)
                 every = torch.arange(len(some), device=rows.device)
-                search_in_parts(part, queries, every, _parts(bank, written), _itself(own))
+                search_in_parts(part, queries, every, parts(bank, written), _itself(own))
                 for whole, found_part in zip(fields(found), fields(part), strict=True):
                     whole[some] = found_part
             return found

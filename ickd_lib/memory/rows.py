@@ -13,7 +13,8 @@ from torch import Tensor
 from ickd_lib.runtime import InputError
 
 TENSORS = ("features", "logits", "labels", "index", "norms", "written")
-PART = 2**16  # number of stored rows that are converted to float32 at once; with 512 features they take 134 MB
+PART = 2**16  # number of rows whose features are converted to float32 at once; 512 features take 134 MB
+SUMMED = 2**14  # the same for features and logits, while their sums are computed; 512 and 1,000 take 99 MB
 
 
 class Rows:
@@ -89,7 +90,7 @@ class Rows:
 
     def parts(self) -> Iterator[slice]:
         """Yield slices of all rows, so small that each can be converted to float32; one slice if none must be."""
-        size = PART if self.stored else max(1, len(self))
+        size = SUMMED if self.stored else max(1, len(self))
         for start in range(0, len(self), size):
             yield slice(start, start + size)
             self.release()
