@@ -85,8 +85,8 @@ def test_several_processes_give_the_losses_of_one(of_each_number, world):
         for own, other in later:  # after an update, rounding errors grow
             assert own == pytest.approx(other, rel=5e-3, abs=1e-4), name
         assert result["train"] == pytest.approx(expected["train"], abs=0.03), name
-        assert result["test"] == pytest.approx(expected["test"], abs=0.02), name
-        assert result["weights"] == pytest.approx(expected["weights"], rel=1e-5), name
+        assert result["test"] == pytest.approx(expected["test"], abs=0.045), name
+        assert result["weights"] == pytest.approx(expected["weights"], rel=1e-4), name
 
 
 def test_regions_and_proposals(tmp_path):

@@ -23,6 +23,7 @@ from . import (
     vgg,
     wrn,
 )
+from .batchnorm import synchronised
 from .detection import Detections, Detector, Regions, TrainingPass
 from .extension import extend
 from .external import IDENTITY, LIBRARIES, build, known_weights, no_options
@@ -31,7 +32,6 @@ from .inspection import classifier, map_shapes, unpooled_size
 from .network import Network, Output, frozen
 from .reused import Reused
 from .segmentation import FCN, wrap_segmentation
-from .synchronised import synchronised
 from .torchvision_dense import IMAGENET_NORMALISATION
 from .weights import load_weights
 from .wrapped import wrap
