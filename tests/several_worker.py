@@ -80,9 +80,16 @@ def dense():
     return found
 
 
+def streamed(folder):
+    splits = data.load(f"folder:{folder}", stream=True, crop="resized", views=2, image_size=16, workers=1)
+    with runtime.seeded():
+        teacher = models.create("resnet8", **splits.train.spec)
+    return trained(["ckd", "mlkd"], splits, teacher=teacher, recipe=Recipe(**vars(RECIPE) | {"batch_size": 8}))
+
+
 def main(case, out, *given):
     torch.set_num_threads(1)
-    found = {"classification": classification, "dense": dense}[case](*given)
+    found = {"classification": classification, "dense": dense, "streamed": streamed}[case](*given)
     if runtime.rank() == 0:
         runtime.write_json(out, found)
 

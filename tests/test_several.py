@@ -11,6 +11,8 @@ from pathlib import Path
 
 import pytest
 import several_worker
+import torch
+from PIL import Image
 
 from ickd_lib import runtime, training
 from ickd_lib.runtime import InputError, distributed
@@ -99,6 +101,22 @@ def test_regions_and_proposals(tmp_path):
             assert two[name]["test"] == pytest.approx(expected["test"], abs=1e-3)
         else:  # a detector draws its proposals at random, so that only the loss of the first step is nearly equal
             assert two[name]["losses"][0] == pytest.approx(expected["losses"][0], rel=0.25)
+
+
+def test_streamed_images(tmp_path):
+    generator = torch.Generator().manual_seed(0)
+    for split, count in (("train", 11), ("test", 4)):  # 22 training images: batches of 8, 8 and 6
+        for name in ("a", "b"):
+            folder = tmp_path / "images" / split / name
+            folder.mkdir(parents=True)
+            for i in range(count):
+                pixels = torch.randint(256, (20, 24, 3), generator=generator, dtype=torch.uint8)
+                Image.fromarray(pixels.numpy()).save(folder / f"{i}.jpg")
+    one, two = (results("streamed", world, tmp_path, str(tmp_path / "images")) for world in (1, 2))
+    for name, expected in one.items():  # mlkd has a second view, which each process makes for the whole batch
+        assert two[name]["different"] == 1
+        for own, other in zip(two[name]["losses"], expected["losses"], strict=True):
+            assert own == pytest.approx(other, rel=5e-3, abs=1e-4), name
 
 
 def record(folder):
