@@ -8,6 +8,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from PIL import Image
 from torch.autograd import DeviceType
 
 from ickd_lib import data, methods, models, runtime
@@ -18,6 +19,7 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks"))
 import accuracy
 import cifar100
 import contention
+import loading
 import loops
 import machine
 import retrieval
@@ -331,3 +333,20 @@ def test_speed_measures_each_part_once_and_continues_after_an_interruption(monke
     assert again["resnet8→resnet8"] == first and len(calls) == 2
     speed.main()
     assert len(calls) == 2
+
+
+def test_loading_compares_both_loops_on_the_same_files(tmp_path, monkeypatch):
+    sources = []
+    for i in range(4):
+        sources.append(tmp_path / f"{i}.JPEG")
+        Image.new("RGB", (40 + i, 30), (40 * i, 0, 0)).save(sources[-1])
+    monkeypatch.setenv("ICKD_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(loading, "BATCH", 4)
+    found = loading.speed(sources, 24, rounds=1, workers=1)
+    assert (
+        set(found["images_per_second"]) == set(found["processor_milliseconds_per_image"]) == {"reference", "ickd_lib"}
+    )
+    assert all(values[0] > 0 for values in found["images_per_second"].values()) and found["ratio"] > 0
+    loading.link(sources, tmp_path / "linked", 24)
+    (first, second) = (next(loop(tmp_path / "linked", 0)) for loop in (loading.reference, loading.streamed))
+    assert first.shape == second.shape == (4, 3, 224, 224) and first.dtype == second.dtype == torch.float32
