@@ -6,7 +6,8 @@ FOLDER contains JPEG files, such as some of ImageNet; the classes do not matter.
 temporary folder. Both loops crop and flip at random, at 224 pixels, and end with a normalised batch of floats. The
 rounds of the two loops take turns, so that other work on the machine slows down both. The processor's time for an
 image, in all processes of a loop, hardly depends on other work. With `--paths`, that many links are made, and the
-memory of the processes is measured too, which takes some minutes.
+memory of the processes is measured too, which takes some minutes. Parts that the file already contains are not measured
+again.
 """
 
 from __future__ import annotations
@@ -115,8 +116,11 @@ def speed(sources: list[Path], count: int, rounds: int, workers: int) -> dict[st
 
 
 def memory_of(kind: str, root: Path) -> dict[str, float]:
-    """Return seconds and megabytes of a process that lists the images and decodes some of them with two workers."""
-    before, start = private_megabytes(os.getpid()), time.perf_counter()
+    """Return seconds and megabytes of a process that lists the images and decodes some of them with two workers.
+
+    That of the main process is what was added to it, that of a worker what it does not share.
+    """
+    before, start = megabytes(os.getpid(), "Rss"), time.perf_counter()
     if kind == "ickd_lib":
         images = data.load(f"imagenet:{root}", stream=True, workers=2).train
         found = {"seconds_to_start": round(time.perf_counter() - start, 1)}
@@ -133,17 +137,17 @@ def memory_of(kind: str, root: Path) -> dict[str, float]:
         if i == 10:
             break
     children = Path(f"/proc/{os.getpid()}/task/{os.getpid()}/children").read_text().split()
-    workers = [private_megabytes(int(child)) for child in children]
+    workers = [megabytes(int(child), "Private_") for child in children]
     return found | {
-        "main_process_megabytes": round(private_megabytes(os.getpid()) - before),
+        "main_process_megabytes": round(megabytes(os.getpid(), "Rss") - before),
         "worker_megabytes": round(statistics.mean(workers)) if workers else 0,
     }
 
 
-def private_megabytes(process: int) -> float:
-    """Return the memory that a process does not share with others."""
+def megabytes(process: int, kind: str) -> float:
+    """Return the memory of a process: all of it ("Rss"), or what it does not share with others ("Private_")."""
     lines = Path(f"/proc/{process}/smaps_rollup").read_text().splitlines()
-    return sum(int(line.split()[1]) for line in lines if line.startswith("Private_")) / 1000
+    return sum(int(line.split()[1]) for line in lines if line.startswith(kind)) / 1000
 
 
 def memory(sources: list[Path], count: int) -> dict[str, Any]:
@@ -177,9 +181,11 @@ def main() -> None:
     sources = sorted(given.folder.glob("*.JPEG"))
     if not sources:
         raise SystemExit(f"{given.folder} contains no *.JPEG file")
-    result = {"machine": machine.name(runtime.device("auto")), "cores": os.cpu_count(), "torch": torch.__version__}
-    result["speed"] = speed(sources, given.images, given.rounds, given.workers)
-    if given.paths:
+    about = {"machine": machine.name(runtime.device("auto")), "cores": os.cpu_count(), "torch": torch.__version__}
+    result = runtime.read_json(given.out) if given.out and Path(given.out).exists() else about
+    if "speed" not in result:
+        result["speed"] = speed(sources, given.images, given.rounds, given.workers)
+    if given.paths and "memory" not in result:
         result["memory"] = memory(sources, given.paths)
     print(json.dumps(result, indent=2))
     if given.out:

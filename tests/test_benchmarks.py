@@ -22,6 +22,7 @@ import cifar100
 import contention
 import imagenet
 import imagenet_cost
+import loading
 import loops
 import machine
 import retrieval
@@ -467,3 +468,20 @@ def test_the_memory_of_a_pass_is_that_of_what_it_keeps(monkeypatch):
     monkeypatch.setattr(imagenet_cost, "SIZE", (16, 16))
     images, maps, features = 3 * 16 * 16, 4 * 16 * 16, 4  # in bf16: of the convolution, the ReLU and the linear layer
     assert imagenet_cost.saved_bytes(Two()) == 2 * (images + maps + features)
+
+
+def test_loading_compares_both_loops_on_the_same_files(tmp_path, monkeypatch):
+    sources = []
+    for i in range(4):
+        sources.append(tmp_path / f"{i}.JPEG")
+        Image.new("RGB", (40 + i, 30), (40 * i, 0, 0)).save(sources[-1])
+    monkeypatch.setenv("ICKD_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(loading, "BATCH", 4)
+    found = loading.speed(sources, 24, rounds=1, workers=1)
+    assert (
+        set(found["images_per_second"]) == set(found["processor_milliseconds_per_image"]) == {"reference", "ickd_lib"}
+    )
+    assert all(values[0] > 0 for values in found["images_per_second"].values()) and found["ratio"] > 0
+    loading.link(sources, tmp_path / "linked", 24)
+    (first, second) = (next(loop(tmp_path / "linked", 0)) for loop in (loading.reference, loading.streamed))
+    assert first.shape == second.shape == (4, 3, 224, 224) and first.dtype == second.dtype == torch.float32
