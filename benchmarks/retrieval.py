@@ -142,7 +142,8 @@ if __name__ == "__main__":
         print(f"{key}: {value}")
     if given.json:
         runtime.write_json(given.json, found)
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6
-    print(f"peak memory of the process: {peak:.1f} GB; CPU threads: {torch.get_num_threads()}")
-    if torch.cuda.is_available():
-        print(f"peak memory on the GPU: {torch.cuda.max_memory_allocated() / 1e9:.1f} GB")
+    if given.rows < approximate.LARGE:
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6
+        print(f"peak memory of the process: {peak:.1f} GB; CPU threads: {torch.get_num_threads()}")
+        if torch.cuda.is_available():
+            print(f"peak memory on the GPU: {torch.cuda.max_memory_allocated() / 1e9:.1f} GB")
