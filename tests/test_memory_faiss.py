@@ -126,7 +126,7 @@ def test_the_search_is_a_setting_of_the_run(teacher, digits, tmp_path):
     assert usual.folder == exact.folder
     settings = json.loads((usual.folder / "config.json").read_text())["settings"]
     assert "search" not in settings and "recall@7" not in usual.summary
-    found, other = trained(METHOD, "kd", search=Faiss(probes=1, lists=2))
+    found, other = trained(METHOD, "kd", search=Faiss(probes=1, lists=1))
     settings = json.loads((found.folder / "config.json").read_text())["settings"]
     assert settings["search"] == {"name": "faiss", "lists": 1, "probes": 1, "seed": 0}
     assert found.folder != usual.folder and found.summary["recall@7"] == 1 and found.summary["search"] == "faiss"
