@@ -84,7 +84,8 @@ def processes(device: str = "auto") -> Iterator[torch.device]:
         torch.cuda.set_device(local)  # so that "auto" and "cuda" are this GPU
         chosen = find_device("cuda")
     seconds = timedelta(seconds=float(os.environ.get("ICKD_TIMEOUT", TIMEOUT)))
-    dist.init_process_group("nccl" if chosen.type == "cuda" else "gloo", timeout=seconds)
+    # Objects and flags are exchanged between the hosts, also if the tensors of the training are on GPUs.
+    dist.init_process_group("cpu:gloo,cuda:nccl" if chosen.type == "cuda" else "gloo", timeout=seconds)
     try:
         yield chosen
     except RuntimeError as error:
@@ -95,18 +96,7 @@ def processes(device: str = "auto") -> Iterator[torch.device]:
             "continues from the last checkpoint"
         ) from error
     finally:
-        _HOST.clear()
         dist.destroy_process_group()
-
-
-_HOST: list[Any] = []  # the group that exchanges objects and numbers on the host; a GPU is never waited for
-
-
-def _host() -> Any:
-    """Return the gloo group of all processes, which is created at the first call."""
-    if not _HOST:
-        _HOST.append(dist.group.WORLD if dist.get_backend() == "gloo" else dist.new_group(backend="gloo"))
-    return _HOST[0]
 
 
 def broadcast(value: T) -> T:
@@ -114,7 +104,7 @@ def broadcast(value: T) -> T:
     if world() == 1:
         return value
     values = [value]
-    dist.broadcast_object_list(values, src=0, group=_host())
+    dist.broadcast_object_list(values, src=0)
     return values[0]
 
 
@@ -123,14 +113,13 @@ def gather_objects(value: T) -> list[T]:
     if world() == 1:
         return [value]
     values: list[Any] = [None] * world()
-    dist.all_gather_object(values, value, group=_host())
+    dist.all_gather_object(values, value)
     return values
 
 
 def wait_for_all() -> None:
     """Wait until all processes have called this."""
-    if world() > 1:
-        dist.barrier(group=_host())
+    any_process(False)
 
 
 def any_process(*flags: bool) -> tuple[bool, ...]:
@@ -138,7 +127,7 @@ def any_process(*flags: bool) -> tuple[bool, ...]:
     if world() == 1:
         return flags
     found = torch.tensor(flags, dtype=torch.int8)
-    dist.all_reduce(found, dist.ReduceOp.MAX, group=_host())
+    dist.all_reduce(found, dist.ReduceOp.MAX)
     return tuple(bool(flag) for flag in found)
 
 
@@ -152,14 +141,14 @@ def total(tensor: Tensor) -> Tensor:
 
 
 def from_main(function: Callable[[], T]) -> T:
-    """Call a function in process 0 and return its result in all processes; an InputError is raised in all of them."""
+    """Call a function in process 0 and return its result in all processes; its InputError is raised in all of them."""
     if world() == 1:
         return function()
     result: tuple[Any, str] = (None, "")
     if rank() == 0:
         try:
             result = function(), ""
-        except InputError as error:
+        except (InputError, OSError) as error:
             result = None, str(error)
     value, message = broadcast(result)
     if message:
