@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Any
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -207,6 +207,6 @@ class StreamedImages(LabelledImages):
         """Return the views `view` [B] of the images at the positions `rows` [B]: uint8, shape [B, 3, H, W]."""
         return self.host(rows.tolist(), view.tolist())[0].to(self.labels.device)
 
-    def path(self, position: int) -> Any:
+    def path(self, position: int) -> Path:
         """Return the path of the file of an image."""
         return self.source.files.path(int(self.index[position]))
