@@ -296,7 +296,7 @@ def test_pillow_decodes_where_torchvision_cannot(tmp_path, monkeypatch):
     path = tmp_path / "a.jpg"
     save(path, "RGB")
     expected = headers.decoded(path, True)
-    monkeypatch.setattr(headers, "_decode_jpeg", None)
+    monkeypatch.setattr(headers, "_decoder", lambda: None)
     assert torch.equal(headers.decoded(path, True), expected)
 
 

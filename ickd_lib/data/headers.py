@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import cache, partial
 from pathlib import Path
 from typing import BinaryIO, NamedTuple
 
@@ -84,19 +86,22 @@ def decoded(path: Path, jpeg: bool) -> Tensor:
     Raises:
         InputError: the file cannot be read.
     """
-    if jpeg and _decode_jpeg is not None:
+    if jpeg and (decode := _decoder()):
         try:
-            data = torch.frombuffer(bytearray(path.read_bytes()), dtype=torch.uint8)
-            return _decode_jpeg(data, mode=_RGB, apply_exif_orientation=True)
+            return decode(torch.frombuffer(bytearray(path.read_bytes()), dtype=torch.uint8))
         except (RuntimeError, ValueError, OSError):  # Pillow's error names the file
             pass
     return pixels_of(path)
 
 
-try:
-    from torchvision.io import ImageReadMode
-    from torchvision.io import decode_jpeg as _decode_jpeg
+@cache
+def _decoder() -> Callable[[Tensor], Tensor] | None:
+    """Return torchvision's decoder of the bytes of a JPEG file; None where there is none.
 
-    _RGB = ImageReadMode.RGB
-except ImportError:  # its decoders are deprecated since torchvision 0.29
-    _decode_jpeg = None
+    Its decoders are deprecated since torchvision 0.29. The import takes long, so it is left until a file is decoded.
+    """
+    try:
+        from torchvision.io import ImageReadMode, decode_jpeg
+    except ImportError:
+        return None
+    return partial(decode_jpeg, mode=ImageReadMode.RGB, apply_exif_orientation=True)
