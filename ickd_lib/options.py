@@ -47,8 +47,8 @@ def _data_options(parser: argparse.ArgumentParser) -> None:
         "--image-size",
         type=int,
         default=0,
-        help="height and width in pixels to which the images of a folder are resized, or of random resized crops (0: "
-        "224); shorter side of images with masks or boxes; 0: keep their size",
+        help="height and width in pixels: of the images of a folder after resizing (0: their own size), or of random "
+        "resized crops (0: 224). With masks or boxes: the shorter side (0: their own size)",
     )
     group.add_argument(
         "--annotations",
@@ -61,8 +61,8 @@ def _data_options(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--stream",
         action="store_true",
-        help="decode image files when they are needed, even if all images fit into memory; without it the available "
-        "memory decides",
+        help="decode image files when they are needed, even if all images fit into memory; by default only if they "
+        "would take more than half of the available memory (with masks or boxes: more than 1 GiB)",
     )
     group.add_argument(
         "--crop",
@@ -80,7 +80,8 @@ def _data_options(parser: argparse.ArgumentParser) -> None:
         "--workers",
         type=int,
         default=None,
-        help="number of processes that decode streamed images; by default one less than the number of cores",
+        help="number of worker processes, for each training process, that decode streamed images; by default its "
+        "share of the cores, less one",
     )
     group.add_argument(
         "--corrupt",
@@ -151,7 +152,10 @@ def _training_options(parser: argparse.ArgumentParser, defaults: dict[str, Any])
         "--no-resume", action="store_true", help="stop with an error if a run exists already, instead of resuming it"
     )
     group.add_argument(
-        "--teacher-cache", default="", help="folder of a cache of the teacher's outputs, for this and later runs"
+        "--teacher-cache",
+        default="",
+        help="folder of a cache of the teacher's outputs, for this and later runs; random resized crops also need "
+        "--views",
     )
     group.add_argument("--teacher-cache-gigabytes", type=float, default=4.0, help="largest size of the teacher cache")
     group.add_argument(
@@ -173,7 +177,9 @@ def _training_options(parser: argparse.ArgumentParser, defaults: dict[str, Any])
 def _machine_options(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("machine")
     group.add_argument("--runs", default="runs", help="folder that contains the run folders")
-    group.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N")
+    group.add_argument(
+        "--device", default="auto", help="auto, cpu, cuda or cuda:N; with several processes auto, cpu or cuda"
+    )
     group.add_argument("--precision", default="auto", help="auto, fp32 or bf16")
 
 

@@ -444,7 +444,9 @@ def test_a_flat_folder_has_its_classes_in_the_ground_truth(imagenet, truth, monk
     assert test.labels.tolist() == [0, 1, 2] * 3
     if truth == "csv":
         (imagenet / "LOC_val_solution.csv").write_text("ImageId,PredictionString\nILSVRC2012_val_00000001,n9 1 2 3 4\n")
-        with pytest.raises(InputError, match="gives ILSVRC2012_val_00000001 the class n9, which is no folder"):
+        with pytest.raises(
+            InputError, match="gives ILSVRC2012_val_00000001 the class n9, but train/ has no such folder"
+        ):
             data.load(f"imagenet:{imagenet}", stream=True)
 
 

@@ -119,7 +119,7 @@ def test_a_killed_job_continues_from_its_checkpoint_and_one_that_keeps_dying_is_
     assert str(caught.value).startswith("seed 1 died 2 times (Died: killed by SIGKILL), see ")
     assert "\n" not in str(caught.value) and isinstance(caught.value, Diverged)
     err = capfd.readouterr().err
-    assert err.count("goes on in another attempt, because Died: killed by SIGKILL") == 2
+    assert err.count("is run again (Died: killed by SIGKILL)") == 2
     assert "seed 0: done after " in err and "seed 1: failed after " in err and "1 of 2 jobs done in " in err
     (folder,) = (tmp_path / "runs" / "jobs").iterdir()
     assert sorted(path.name for path in folder.iterdir()) == ["seed0.log", "seed1.log"], "the inputs were removed"
@@ -200,7 +200,7 @@ def test_the_command_line_trains_in_processes_and_ctrl_c_stops_them(tmp_path):
         ("--jobs 2 --slurm gpus=1", "--jobs and --slurm exclude each other"),
         ("--slurm partion=gpu", "unknown key of --slurm 'partion'; did you mean 'partition'?"),
         ("--slurm gpus", "--slurm gpus has no value; write it like partition=gpu,"),
-        ("--slurm gpus=one", "--slurm has 'one' where a whole number is expected"),
+        ("--slurm gpus=one", "--slurm gpus=one is not a whole number"),
         ("--slurm time=soon", "--slurm time=soon is no time"),
         ("--slurm time=0", "--slurm time=0 must be above 0"),
         ("--retries -1", "retries=-1 must be 0 or more"),

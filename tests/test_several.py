@@ -191,7 +191,7 @@ def test_shares_cover_everything_once(monkeypatch, count):
         (("1.0", "code", ("a", (0, 0))), "process 1 has another version of torch"),
         ((None, "code 2", ("a", (0, 0))), "process 1 has another source of ickd_lib"),
         ((None, None, ("b", (0, 0))), "process 1 has other settings or data than process 0"),
-        ((None, None, ("a", (3, 0))), "process 1 does not see the run folders of process 0"),
+        ((None, None, ("a", (3, 0))), "process 1 does not find the run folders of process 0"),
     ],
 )
 def test_processes_must_agree(monkeypatch, other, message):

@@ -157,7 +157,7 @@ def for_all(
 
 
 def cache_folder() -> Path:
-    """Return the folder of what the library remembers of data sets: ICKD_CACHE, else `ickd` in the user's caches."""
+    """Return the folder of scans and statistics of data sets: ICKD_CACHE, else `ickd` in the user's cache folder."""
     given = os.environ.get("ICKD_CACHE", "")
     return Path(given) if given else Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "ickd"
 

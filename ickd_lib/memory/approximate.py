@@ -24,7 +24,7 @@ POINTS = 40  # number of rows per list from which the centres of the lists are c
 PROBES = 64  # number of lists that are probed for a query
 ITERATIONS = 10  # number of iterations of k-means for the centres
 SAMPLE = 256  # number of queries from which the recall is measured
-LARGE = 200_000  # from this number of rows on, a notice on a CPU compares the times of both searches
+LARGE = 200_000  # from this number of rows on, a note on a CPU compares the times of both searches
 
 
 @dataclass(frozen=True)
@@ -65,7 +65,7 @@ def requested(search: str | Faiss) -> Faiss | None:
             return None
         search = Faiss()
     if importlib.util.find_spec("faiss") is None:
-        raise InputError("search='faiss' needs faiss, which is not installed: pip install 'ickd[faiss]'")
+        raise InputError("search='faiss' needs faiss, which is not installed: run pip install faiss-cpu")
     return search
 
 
@@ -171,7 +171,7 @@ def _faiss() -> Any:
 
 
 def _note(text: str) -> None:
-    """Print a notice, of several processes in the first one only."""
+    """Print a note, of several processes in the first one only."""
     if distributed.rank() == 0:
         runtime.notice(text)
 
@@ -235,7 +235,7 @@ RESCORE = 400  # the computation and ordering of the cosine of a neighbour in do
 
 
 def operations(rows: int, queries: int, negatives: int, settings: Faiss | None = None) -> float:
-    """Return how many comparisons of a query with a row a search takes as long as, in a large matrix product.
+    """Return the time of a search in units of one comparison, a query with a row in a large matrix product.
 
     Args:
         rows: number of rows of the bank.
@@ -273,6 +273,6 @@ def suggest(bank: MemoryBank, queries: int, negatives: int) -> None:
     exact, fast = (each * operations(len(bank), queries, negatives, s) / 60 for s in (None, Faiss()))
     faster = "faiss" if fast < exact else "exact"
     _note(
-        f"the table of {queries:,} rows is searched exactly, in about {exact:,.0f} minutes; search='faiss', which is "
-        f"approximate, would take about {fast:,.0f}: {faster} is faster (estimated from a small product)"
+        f"the exact search for {queries:,} rows takes about {exact:,.0f} minutes, and the approximate one "
+        f"(search='faiss') about {fast:,.0f} minutes, estimated from a small matrix product; {faster} is faster"
     )

@@ -92,7 +92,7 @@ class MemoryBank(Rows):
             precision: "auto", "fp32" or "bf16".
             half: whether to keep features and logits in half precision. They are computed in parts, so that only a
                 part is ever held in float32. With ResNet56 and ShuffleNetV1 as teachers of CIFAR-100, cosines changed
-                by at most 0.0003 and logits, of up to 43, by at most 0.016; 99.8% of the 8 nearest positives and 99.9%
+                by at most 0.0003 and logits, of up to 43, by at most 0.016; 99.8% of the 8 nearest positives and 99.8%
                 of the 128 nearest negatives stayed the same.
             path: with `half`, the file of the bank, which is written in parts and then mapped; None to keep the rows in
                 memory.

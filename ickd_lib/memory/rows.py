@@ -108,7 +108,7 @@ class Rows:
         if self.stored:
             raise InputError(
                 "the rows of a bank in half precision or in a mapped file are not written in training; "
-                "build it without half, or load it without mapped"
+                "build the bank without half, and load it without mapped"
             )
 
     @torch.no_grad()

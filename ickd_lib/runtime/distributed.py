@@ -66,7 +66,7 @@ def processes(device: str = "auto") -> Iterator[torch.device]:
     Processes on GPUs exchange tensors by NCCL, processes on CPUs by gloo.
 
     Args:
-        device: "auto", "cpu" or "cuda": with the latter, each process of a machine has a GPU of its own.
+        device: "auto", "cpu" or "cuda". On GPUs, process i of a machine uses GPU i.
     Raises:
         ProcessLost: inside the context, another process ended or did not answer in time.
         InputError: there are fewer GPUs than processes on this machine, or `device` names one GPU for all of them.
@@ -92,8 +92,8 @@ def processes(device: str = "auto") -> Iterator[torch.device]:
         if isinstance(error, ProcessLost) or not _LOST.search(str(error)):
             raise
         raise ProcessLost(
-            f"another process of this training ended or did not answer for {seconds.seconds} s; the same command "
-            "continues from the last checkpoint"
+            f"another process of this training ended, or did not answer for {seconds.total_seconds():.0f} s "
+            f"({str(error).splitlines()[0]}); the same command continues from the last checkpoint"
         ) from error
     finally:
         dist.destroy_process_group()

@@ -44,7 +44,7 @@ def locked(folder: Path) -> Iterator[None]:
 
     The file training.lock in the folder is locked, and contains the process, the host and the time. It is removed at
     the end. On a system without fcntl there is no lock. On a file system without locks, training goes on after a
-    notice.
+    note.
 
     Raises:
         InputError: another process trains the run.

@@ -61,7 +61,8 @@ def distill(
     """Train students on the same batches, with one pass of the teacher for all of them.
 
     If `torchrun` started several processes (see `runtime.processes`), all of them call this function with the same
-    arguments, and each trains on its part of every batch. The first one writes the run folders, which all must see.
+    arguments, and each trains on its part of every batch. The first one writes the run folders, which must be readable
+    by all.
 
     Args:
         students: the students to train. Those of one peer group use each other's outputs; all others are trained

@@ -144,7 +144,7 @@ class Job:
 
     @contextlib.contextmanager
     def _apart(self) -> Iterator[None]:
-        """In a process of its own, print to the log, and stop when told to.
+        """In a process of its own, print to the log, and stop on request.
 
         A job stops when the file `stop` appears, when the process that started it dies, or when Slurm is about to end
         it, for which submitit sends SIGUSR2.
@@ -244,7 +244,7 @@ def run(jobs: Sequence[Job], executor: Executor, *, retries: int, progress: bool
                 deaths[i] += bool(outcome.died)
                 if outcome.stopped or (outcome.died and deaths[i] <= retries):
                     why = outcome.died or "it was stopped"
-                    bar.write(f"{jobs[i].name} goes on in another attempt, because {why}", sys.stderr)
+                    bar.write(f"{jobs[i].name} is run again ({why})", sys.stderr)
                     jobs[i] = replace(jobs[i], again=True)
                     submit(i)
                     continue
@@ -301,7 +301,7 @@ def write_inputs(folder: Path, inputs: dict[str, Any]) -> None:
 
 
 def _stop(folder: Path, names: set[str], futures: Any) -> None:
-    """Tell jobs to stop, cancel those that wait, and wait for the others."""
+    """Request jobs to stop, cancel those that wait, and wait for the others."""
     for name in names:
         (folder / name).touch()
     waiting = [future for future in futures if future is not None and not future.cancel()]

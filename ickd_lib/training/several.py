@@ -34,12 +34,12 @@ def check_parts(images: int, batch_size: int) -> None:
     if 0 < last < 2 * world() > 2 and images > batch_size:
         raise InputError(
             f"the last batch of {images} images has {last}, fewer than 2 for each of {world()} processes; choose a "
-            "batch_size with a larger rest"
+            "batch_size that leaves more images for the last batch"
         )
 
 
 def check_equal(training: Sequence[tuple[str, tuple[int, int]]]) -> None:
-    """Raise InputError if the processes do not train the same, or do not see the same run folders.
+    """Raise InputError if the processes have different settings, or do not read the same run folders.
 
     Args:
         training: fingerprint of the settings, and epoch and step, of each student.
@@ -57,7 +57,7 @@ def check_equal(training: Sequence[tuple[str, tuple[int, int]]]) -> None:
             )
         if other != first:
             raise InputError(
-                f"process {process} does not see the run folders of process 0; give a folder that all machines share"
+                f"process {process} does not find the run folders of process 0; give a folder that all machines share"
             )
 
 

@@ -49,7 +49,7 @@ class Slurm(Executor):
         try:
             import submitit
         except ImportError:
-            raise InputError("submitit is not installed; install it with pip install 'ickd[slurm]'") from None
+            raise InputError("submitit is not installed; run pip install submitit") from None
         cluster = runtime.choose(given.pop("cluster", "slurm"), ("slurm", "local"), "cluster")
         if cluster == "slurm" and shutil.which("sbatch") is None:
             raise InputError(
@@ -127,7 +127,7 @@ def _parsed(text: str) -> dict[str, Any]:
         if name in found:
             if not found[name].isdecimal():
                 raise InputError(
-                    f"--slurm has {found[name]!r} where a whole number is expected; write it like {EXAMPLE}"
+                    f"--slurm {name.split('_')[0]}={found[name]} is not a whole number; write it like {EXAMPLE}"
                 )
             found[name] = int(found[name])
     if "timeout_min" in found:

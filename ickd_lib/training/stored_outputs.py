@@ -16,7 +16,7 @@ SPREAD = 2.0  # a compromise between 1 and 4, the temperatures that are usual
 class StoredOutputs:
     """The form of the stored outputs.
 
-    With `top`, the K largest logits are stored exactly, up to the rounding. All other classes get one common logit,
+    With `top`, the K largest logits are stored, with their positions. All other classes get one common logit,
     with which their total probability at the temperature `SPREAD` is that of the teacher; it is never larger than the K
     stored ones. At temperature 1 these classes then have a little less probability than the teacher gives them, and at
     4 a little more.

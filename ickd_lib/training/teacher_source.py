@@ -26,7 +26,9 @@ def cacheable(waiting: Sequence[TrainingState], train: Images) -> bool:
     found = [state.learner.method for state in waiting]
     strong = any("strong" in method.needs for method in found)
     if train.views >= VIEWS:
-        runtime.notice("the teacher cache is not used, because each epoch draws new views; give a number of views")
+        runtime.notice(
+            "the teacher cache is not used, because each epoch draws new views; give a number of views (--views)"
+        )
         return False
     return _needs_pass(waiting) and not strong and not _compares_maps(found) and train.augment == "crop"
 

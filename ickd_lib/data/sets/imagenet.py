@@ -88,8 +88,11 @@ class ImageNet(FileDataSet):
         labels = [place.get(of.get(stem, ""), -1) for stem in stems]
         if -1 in labels:
             stem = stems[labels.index(-1)]
+            if stem not in of:
+                raise InputError(f"{source} has no class for {stem}; complete the file or remove the image")
             raise InputError(
-                f"{source} gives {stem} the class {of.get(stem)}, which is no folder in train/; correct one"
+                f"{source} gives {stem} the class {of[stem]}, but train/ has no such folder; correct the file or add "
+                "the folder"
             )
         return torch.tensor(labels, dtype=torch.long)
 
