@@ -29,7 +29,7 @@ from ickd_lib.models import Network
 from ickd_lib.options import parser, recipe_defaults
 from ickd_lib.runs.seeds import task_of
 from ickd_lib.runtime import Diverged, InputError
-from ickd_lib.runtime.distributed import ProcessLost
+from ickd_lib.runtime.distributed import ProcessLost, reports
 from ickd_lib.training import Recipe
 
 ANNOTATIONS = {"segmentation": "masks", "detection": "boxes"}  # the kind that a task needs
@@ -194,7 +194,8 @@ def bank(given: argparse.Namespace) -> None:
     built = MemoryBank.build(teacher, images, task=tasks.create(given.task), precision=given.precision)
     name = re.sub(r"[^\w.-]+", "-", f"{images.name.split('/')[0]}-{teacher.name}")
     path = Path(given.out or Path(given.runs) / f"{name}.bank.safetensors")
-    built.save(path)
+    if runtime.rank() == 0:
+        built.save(path)
     numbers = metrics.retrieval(built, images, k=given.k)
     print(json.dumps({"bank": str(path), "rows": len(built), "features": built.features.shape[1], **numbers}, indent=2))
 
@@ -302,9 +303,10 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def _failed(message: str, status: int) -> int:
-    """Print the message of an error, once on each machine, and return the exit status."""
-    if os.environ.get("LOCAL_RANK", "0") == "0":
-        print(message, file=sys.stderr)
+    """Print the message of an error, of several processes with the same error in one, and return the exit status."""
+    if reports(message):
+        process = f"process {rank}: " if (rank := os.environ.get("RANK", "0")) != "0" else ""
+        print(f"{process}{message}", file=sys.stderr)
     return status
 
 

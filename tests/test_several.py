@@ -3,7 +3,6 @@
 import json
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -12,6 +11,7 @@ from pathlib import Path
 import pytest
 import several_worker
 import torch
+import torch.distributed as dist
 from PIL import Image
 
 from ickd_lib import runtime, training
@@ -20,19 +20,26 @@ from ickd_lib.training import several
 from ickd_lib.training.records import save_weights
 
 WORKER = str(Path(several_worker.__file__))
+STORES = []  # each is kept until the tests end, because processes read it
 TRAIN = ["-m", "ickd_lib", "train", "--dataset", "digits", "--labels", "128", "--student", "resnet8", "--method", "ckd"]
 TRAIN += ["--teacher", "resnet8", "--batch-size", "32", "--lr", "0.01", "--device", "cpu", "--precision", "fp32"]
 
 
 def start(world, arguments, **environment):
     """Start the processes of a training as torchrun does, without its agent, so that each can be killed."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = str(free.getsockname()[1])
+    store = dist.TCPStore("127.0.0.1", 0, None, True, wait_for_workers=False)  # that of torchrun's agent
+    STORES.append(store)
     tests = os.path.dirname(WORKER)
-    given = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join([os.path.dirname(tests), tests])}
-    given |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "WORLD_SIZE": str(world)}
-    given |= {"LOCAL_WORLD_SIZE": str(world)} | environment
+    given = os.environ | {
+        "OMP_NUM_THREADS": "1",
+        "PYTHONPATH": os.pathsep.join([os.path.dirname(tests), tests]),
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": str(store.port),
+        "TORCHELASTIC_USE_AGENT_STORE": "True",
+        "WORLD_SIZE": str(world),
+        "LOCAL_WORLD_SIZE": str(world),
+        **environment,
+    }
     return [
         subprocess.Popen(
             [sys.executable, *arguments],
@@ -167,12 +174,14 @@ def test_bad_input_is_one_line(tmp_path):
 
 def test_parts_of_a_batch(monkeypatch):
     monkeypatch.setattr(several, "world", lambda: 4)
-    several.check_parts(100, 20)
-    several.check_parts(50, 64)
+    several.check_parts(100, 5, 20)
+    several.check_parts(50, 1, 64)
+    several.check_parts(101, 5, 20)  # a single image is joined to the batch before it
     with pytest.raises(InputError, match="batch_size=30 is not divisible by the 4 processes; choose a multiple of 4"):
-        several.check_parts(100, 30)
-    with pytest.raises(InputError, match="the last batch of 103 images has 3, fewer than 2 for each of 4 processes"):
-        several.check_parts(103, 20)
+        several.check_parts(100, 4, 30)
+    for images, steps, size in ((103, 6, 20), (7, 1, 64), (8, 2, 4)):
+        with pytest.raises(InputError, match=f"last batch of {images} images has .* each of the 4 processes needs 2"):
+            several.check_parts(images, steps, size)
 
 
 @pytest.mark.parametrize("count", [0, 1, 3, 4, 10])

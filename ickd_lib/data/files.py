@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import warnings
+import zipfile
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
@@ -168,7 +169,7 @@ def _known(files: Files, kept: Path, sizes: np.ndarray, kind: np.ndarray) -> np.
     try:
         with np.load(kept) as content:
             old = Files(files.root, *(content[name] for name in FIELDS))
-    except (OSError, ValueError, KeyError):  # there is none, or it is damaged
+    except (OSError, ValueError, KeyError, zipfile.BadZipFile):  # there is none, or it is damaged
         return known
     if len(old) == len(files) and np.array_equal(old.ends, files.ends) and np.array_equal(old.names, files.names):
         at = np.arange(len(files))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import signal
 import time
 from collections import deque
@@ -23,6 +24,10 @@ from ickd_lib.data.streamed import StreamedImages
 from ickd_lib.runtime import InputError
 
 Request = list[tuple[Tensor, Tensor | None]]  # positions of images and their views, for each part of a step
+
+
+class WorkerDied(InputError):
+    """Raised where a process that decodes images ended; another attempt may succeed."""
 
 
 class Loaded(NamedTuple):
@@ -112,7 +117,7 @@ class Loader:
             num_workers=self.workers,
             collate_fn=_unchanged,
             pin_memory=self.images.index.device.type == "cuda",
-            worker_init_fn=_ignore_interrupts,
+            worker_init_fn=_apart,
             persistent_workers=True,
             generator=torch.Generator(),  # so that torch's global one is left as it is
         )
@@ -185,6 +190,7 @@ class Loader:
 
 def batches(images: DenseImages, parts: Sequence[Tensor]) -> Iterator[Any]:
     """Yield batches without augmentation of the images at the given positions, made ahead where files are decoded."""
+    parts = [rows for rows in parts if len(rows)]
     if not images.streamed or len(parts) < 2:
         yield from map(images.batch, parts)
         return
@@ -214,10 +220,10 @@ def watched() -> Iterator[None]:
         raise _ended(error) from None
 
 
-def _ended(error: Exception) -> InputError:
+def _ended(error: Exception) -> WorkerDied:
     """Return the error for a worker process that ended, given how it was noticed."""
     reason = (str(error).split(". ")[0].strip() or type(error).__name__).splitlines()[0]
-    return InputError(
+    return WorkerDied(
         f"a process that decodes images ended unexpectedly ({reason}); if memory is short, give fewer workers; the "
         "same call continues an interrupted training"
     )
@@ -254,6 +260,11 @@ def _unchanged(made: Any) -> Any:
     return made
 
 
-def _ignore_interrupts(worker: int) -> None:
-    """Let Ctrl-C reach the process that trains only: it still needs the batches of its last step."""
+def _apart(worker: int) -> None:
+    """Keep signals to the training from the processes that decode: it still needs the batches of its last step."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    for name in ("SIGUSR1", "SIGUSR2"):  # Slurm sends them to all processes of a job
+        if hasattr(signal, name):
+            signal.signal(getattr(signal, name), signal.SIG_IGN)
+    if hasattr(os, "setpgid"):  # torchrun ends the process group of the training with SIGTERM
+        os.setpgid(0, 0)

@@ -10,11 +10,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ickd_lib import models
+from ickd_lib import models, runtime
 from ickd_lib.memory import files
 from ickd_lib.memory.rows import TENSORS
 from ickd_lib.memory.source import known_labels, predicted, require_task, source_of
 from ickd_lib.runtime import InputError
+from ickd_lib.runtime.distributed import wait_for_all
 from ickd_lib.tasks import Classification, Task
 
 if TYPE_CHECKING:
@@ -66,6 +67,7 @@ def _in_parts(
     order = keys.argsort()
     keys, given = keys[order], given[order]
     tensors = {"index": keys, "labels": given.clone(), "written": torch.zeros_like(keys)}
+    writes = path is not None and runtime.rank() == 0  # of several processes, the first one writes the file
     with contextlib.ExitStack() as stack:
         for start in range(0, len(keys), PART):
             some = slice(start, start + PART)
@@ -79,16 +81,20 @@ def _in_parts(
                     "classes": task.outputs(images.classes),
                     "source": source_of(images, teacher) | mark | {"precision": "half"},
                 }
-                tensors |= {name: rows.new_empty(len(keys), *rows.shape[1:]) for name, rows in part.items()}
-                if path is not None:
+                device = features.device if path is None else torch.device("meta")  # a file needs their sizes only
+                tensors |= {
+                    name: rows.new_empty(len(keys), *rows.shape[1:], device=device) for name, rows in part.items()
+                }
+                if path is not None and writes:
                     write = stack.enter_context(files.in_parts(path, tensors, **about))
             tensors["labels"][some] = predicted(given[some], part["logits"], None if known is None else known[some])
             for name, rows in part.items():
                 if path is None:
                     tensors[name][some] = rows
-                else:
+                elif writes:
                     write(name, start, rows)
-        if path is not None:
+        if writes:
             for name in ("index", "labels", "written"):
                 write(name, 0, tensors[name])
-    return {**tensors, **about} if path is None else files.read(path, TENSORS, keys.device, mapped=True)
+    wait_for_all()
+    return {**tensors, **about} if path is None else files.read(path, TENSORS, "cpu", mapped=True)

@@ -28,7 +28,6 @@ class CTKD(Method):
     epochs: number of epochs over which the factor of the gradient falls to -1, by a cosine.
     """
 
-    separable = True
     paper = "Li et al. 2023, arXiv 2211.16231"
     code = "zhengli97/CTKD"
     of: Any  # the method
@@ -40,7 +39,7 @@ class CTKD(Method):
             raise InputError(f"{of!r} has no temperature that ctkd could learn; choose a method with one, such as kd")
         self.of, self.epochs = method, positive("epochs", epochs)
         self.theta = nn.Parameter(torch.ones(()))
-        self.needs, self.label_space = method.needs, method.label_space
+        self.needs, self.label_space, self.separable = method.needs, method.label_space, method.separable
         self.restarts, self.embedding_rates, self.momentum = method.restarts, method.embedding_rates, method.momentum
 
     @property

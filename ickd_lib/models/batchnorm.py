@@ -17,13 +17,17 @@ M = TypeVar("M", bound=nn.Module)
 def synchronised(module: M) -> M:
     """Return the module with its batch normalisation over the images of all processes; weights and names stay.
 
+    With one process, the module stays as it is.
+
     On a GPU this is `torch.nn.SyncBatchNorm`. That does not run on a CPU, where the layers are replaced here.
     """
+    if world() == 1:
+        return module
     if any(parameter.is_cuda for parameter in module.parameters()):
         return nn.SyncBatchNorm.convert_sync_batchnorm(module)
     for part in module.modules():
-        if isinstance(part, _BatchNorm):
-            part.__class__ = type(f"Synchronised{type(part).__name__}", (_Synchronised, type(part)), {})
+        if type(part) in _SYNCHRONISED:
+            part.__class__ = _SYNCHRONISED[type(part)]
     return module
 
 
@@ -35,8 +39,8 @@ class _Synchronised(_BatchNorm):
             return super().forward(input)
         axes = [0, *range(2, input.ndim)]
         shape = [1, -1, *[1] * (input.ndim - 2)]
-        count = _Sum.apply(input.new_tensor(input.numel() / input.shape[1]))
         values = input.float() if input.dtype in (torch.half, torch.bfloat16) else input
+        count = _Sum.apply(values.new_tensor(input.numel() / input.shape[1]))
         mean = _Sum.apply(values.sum(axes)) / count
         centred = values - mean.view(shape)
         variance = _Sum.apply(centred.square().sum(axes)) / count
@@ -50,6 +54,20 @@ class _Synchronised(_BatchNorm):
         if self.affine:
             normalised = normalised * self.weight.view(shape) + self.bias.view(shape)
         return normalised.to(input.dtype)
+
+
+class SynchronisedBatchNorm1d(_Synchronised, nn.BatchNorm1d):
+    """`nn.BatchNorm1d` over the samples of all processes."""
+
+
+class SynchronisedBatchNorm2d(_Synchronised, nn.BatchNorm2d):
+    """`nn.BatchNorm2d` over the images of all processes."""
+
+
+_SYNCHRONISED: dict[type, type] = {
+    nn.BatchNorm1d: SynchronisedBatchNorm1d,
+    nn.BatchNorm2d: SynchronisedBatchNorm2d,
+}
 
 
 class _Sum(torch.autograd.Function):

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import os
 import re
+import time
 from collections.abc import Callable, Iterator
 from datetime import timedelta
 from typing import Any, TypeVar
@@ -59,6 +60,32 @@ class ProcessLost(RuntimeError):
 _LOST = re.compile(r"closed by peer|connection reset|connection refused|timed out|timeout|broken pipe|nccl|gloo", re.I)
 
 
+_STORE: list[dist.Store] = []  # values that all processes can read, also after an error in one of them
+
+
+def reports(message: str) -> bool:
+    """Return whether this process is to print the message of an error, which ends it.
+
+    Process 0 prints its error. The others print theirs only if process 0 has not printed one with the same beginning
+    within 2 seconds.
+    """
+    if not _STORE:
+        return True
+    message = message[:60]
+    try:
+        if os.environ.get("RANK", "0") == "0":
+            _STORE[0].set("error", message)
+            return True
+        until = time.monotonic() + 2
+        while time.monotonic() < until:
+            if _STORE[0].check(["error"]):
+                return _STORE[0].get("error").decode() != message
+            time.sleep(0.05)
+    except (RuntimeError, OSError):  # process 0 has ended
+        pass
+    return True
+
+
 @contextlib.contextmanager
 def processes(device: str = "auto") -> Iterator[torch.device]:
     """Join the processes that `torchrun` started, and yield the device of this one; alone, only yield the device.
@@ -84,10 +111,14 @@ def processes(device: str = "auto") -> Iterator[torch.device]:
         torch.cuda.set_device(local)  # so that "auto" and "cuda" are this GPU
         chosen = find_device("cuda")
     seconds = timedelta(seconds=float(os.environ.get("ICKD_TIMEOUT", TIMEOUT)))
-    # Objects and flags are exchanged between the hosts, also if the tensors of the training are on GPUs.
-    dist.init_process_group("cpu:gloo,cuda:nccl" if chosen.type == "cuda" else "gloo", timeout=seconds)
     try:
+        store, number, count = next(dist.rendezvous("env://", timeout=seconds))
+        _STORE[:] = [dist.PrefixStore("ickd", store)]
+        # Objects and flags are exchanged between the hosts, also if the tensors of the training are on GPUs.
+        backend = "cpu:gloo,cuda:nccl" if chosen.type == "cuda" else "gloo"
+        dist.init_process_group(backend, store=store, rank=number, world_size=count, timeout=seconds)
         yield chosen
+        dist.destroy_process_group()  # after an error, it would wait for the other processes
     except RuntimeError as error:
         if isinstance(error, ProcessLost) or not _LOST.search(str(error)):
             raise
@@ -95,8 +126,6 @@ def processes(device: str = "auto") -> Iterator[torch.device]:
             f"another process of this training ended, or did not answer for {seconds.total_seconds():.0f} s "
             f"({str(error).splitlines()[0]}); the same command continues from the last checkpoint"
         ) from error
-    finally:
-        dist.destroy_process_group()
 
 
 def broadcast(value: T) -> T:

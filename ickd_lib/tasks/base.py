@@ -155,6 +155,7 @@ class Task:
         network: the task of the networks that it takes (`Network.task`).
         recipe: the defaults of those settings of `training.Recipe` for which the task has other defaults.
         unsupported: the needs of methods (`methods.NEEDS`) that the task cannot provide.
+        unsupported_in_parts: the needs that it cannot provide with several processes.
         sample: what a sample is called in the explorers, in the singular and the plural.
     """
 
@@ -168,6 +169,7 @@ class Task:
     network = "classification"
     recipe: Mapping[str, Any] = MappingProxyType({})
     unsupported: frozenset[str] = frozenset()
+    unsupported_in_parts: frozenset[str] = frozenset()
     sample: tuple[str, str] = ("image", "images")
 
     def outputs(self, classes: tuple[str, ...]) -> tuple[str, ...]:

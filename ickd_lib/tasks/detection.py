@@ -60,6 +60,7 @@ class Detection(Task):
             "weight_decay": 0.01,
         }
     )
+    unsupported_in_parts = frozenset({"maps"})  # their sizes depend on the images of the part
     unsupported = frozenset({"partner", "strong", "peers", "earlier", "pixels", "pooled features"})
 
     def outputs(self, classes: tuple[str, ...]) -> tuple[str, ...]:

@@ -264,10 +264,10 @@ def _outputs(network: Network, images: DenseImages, precision: str) -> Iterator[
 
     All images of a batch have the same size. Several processes each evaluate a part of the images.
     """
-    if runtime.world() > 1:
-        images = images.subset(torch.arange(len(images))[share(len(images))])
     device = images.index.device
     precision = runtime.precision(precision, device, int(images.sizes.min()))
+    if runtime.world() > 1:
+        images = images.subset(torch.arange(len(images))[share(len(images))])
     parts, start = [], 0
     while start < len(images):
         same = (images.sizes[start:] == images.sizes[start]).all(1).long().cumprod(0).sum()

@@ -90,6 +90,8 @@ def compare(
     chosen = runtime.device(device)
     needs_bank = bank is None and teacher is not None and any(create(method).needs_bank for method in methods)
     load = splits if callable(splits) else lambda: splits
+    if executor is not None and runtime.world() > 1:
+        raise InputError("jobs are started by one process, not by torchrun; leave one of the two out")
     made = load() if needs_bank or executor is None else None
     if needs_bank:
         assert teacher is not None and made is not None

@@ -113,7 +113,7 @@ def distill(
     task, device = task or Classification(), runtime.device(device)
     recipe = recipe or Recipe(**task.recipe)
     _check(students, splits, task, teacher, evaluate_every)
-    check_parts(len(splits.train), recipe.batch_size)
+    check_parts(len(splits.train), Sampler(splits.train).steps(recipe.batch_size), recipe.batch_size)
     splits = splits.to(device)
     frozen = models.frozen(teacher, device) if teacher else None
     groups, records, locks = _prepare(
@@ -131,7 +131,8 @@ def distill(
         sync_batchnorm=sync_batchnorm,
         search=search,
     )
-    check_equal([(runtime.fingerprint(state.learner.settings), state.position) for state in records])
+    if runtime.world() > 1:
+        check_equal([(runtime.fingerprint(state.learner.settings), state.position) for state in records])
     waiting = [state for state, record in records.items() if not record.finished]
     if waiting:
         cached = teacher_cache_top if teacher_cache else None
@@ -168,7 +169,9 @@ def distill(
                     batch_size=recipe.batch_size,
                     precision=numerics["precision"],
                     epochs=recipe.epochs,
-                    capture=_capture(capture and numerics["captured"], callbacks, waiting, splits.train),
+                    capture=_capture(
+                        capture and numerics["captured"] and runtime.world() == 1, callbacks, waiting, splits.train
+                    ),
                 ),
                 recipe=recipe,
                 data_seed=data_seed,
@@ -295,7 +298,9 @@ def _numerics(
     if found["teacher_cache"] and cached:
         found["teacher_cache_top"] = cached
     long = recipe.epochs * waiting[0].steps >= precision_benchmark.STEPS
-    if precision == "auto" and device.type == "cpu" and long and min(train.size) >= 16:
+    # Process 0 alone measures, so that the layers of several processes that wait for each other cannot be measured.
+    measured = precision == "auto" and device.type == "cpu" and runtime.world() == 1
+    if measured and long and min(train.size) >= 16:
         runs_teacher = any("teacher" in state.learner.method.needs for state in waiting)
         runs_teacher = runs_teacher and not found["teacher_cache"]
         network = waiting[0].learner.network

@@ -26,6 +26,7 @@ from tqdm import tqdm
 
 from ickd_lib import runtime
 from ickd_lib.data import Splits
+from ickd_lib.data.loader import WorkerDied
 from ickd_lib.runtime import Diverged, InputError
 from ickd_lib.training.callbacks import Callback
 from ickd_lib.training.distillation import distill
@@ -111,6 +112,8 @@ class Job:
         with self._apart() if self.caller != _process() else contextlib.nullcontext():
             try:
                 outcome = self._train()
+            except WorkerDied as error:
+                outcome = Outcome(died=str(error))
             except (InputError, OSError) as error:
                 outcome = Outcome(wrong=error)
             except KeyboardInterrupt:

@@ -24,17 +24,23 @@ from ickd_lib.runtime.distributed import gather, gather_objects, lengths, rank, 
 from ickd_lib.tasks import Pixels, Samples
 
 
-def check_parts(images: int, batch_size: int) -> None:
-    """Raise InputError if the batches cannot be divided among the processes."""
+def check_parts(images: int, steps: int, batch_size: int) -> None:
+    """Raise InputError if the batches of an epoch cannot be divided among the processes, with two images for each.
+
+    Args:
+        images: number of images of an epoch.
+        steps: number of its batches.
+        batch_size: size of all batches but the last.
+    """
     if batch_size % world():
         raise InputError(
             f"batch_size={batch_size} is not divisible by the {world()} processes; choose a multiple of {world()}"
         )
-    last = images % batch_size
-    if 0 < last < 2 * world() > 2 and images > batch_size:
+    last = images - (steps - 1) * batch_size
+    if world() > 1 and min(batch_size if steps > 1 else last, last) < 2 * world():
         raise InputError(
-            f"the last batch of {images} images has {last}, fewer than 2 for each of {world()} processes; choose a "
-            "batch_size that leaves more images for the last batch"
+            f"the last batch of {images} images has {last} and the others have {batch_size}, but each of the {world()} "
+            "processes needs 2; choose another batch_size or fewer processes"
         )
 
 

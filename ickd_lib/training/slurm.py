@@ -87,7 +87,12 @@ class Slurm(Executor):
             time.sleep(self.POLL)
             with self._lock:
                 for future, job in list(self._jobs):
-                    self._look(future, job)
+                    try:
+                        self._look(future, job)
+                    except Exception as error:  # an end of this thread would leave all futures without a result
+                        self._jobs.remove((future, job))
+                        if not future.done():
+                            future.set_exception(error)
                 if not self._jobs:
                     self._watcher = None
                     return

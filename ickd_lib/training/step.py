@@ -110,6 +110,8 @@ def step_losses(group: PeerGroup, inputs: StepInputs, shared: Targets | None) ->
         learner = state.learner
         runtime.reseed(inputs.rng_device, learner.seed, state.epoch, state.step, "method")
         context = method_context(state, inputs, own, supervised, target, peers, earlier)
+        if runtime.world() > 1:  # the passes above have drawn another number of values in each process
+            runtime.reseed(inputs.rng_device, learner.seed, state.epoch, state.step, "method")
         terms = learner.method(context)
         if not len(own.known.key):  # no region, or no proposal on an object: a mean over no samples is NaN
             terms = {name: torch.where(term.isnan(), 0, term) for name, term in terms.items()}

@@ -110,8 +110,9 @@ class _Slots:
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             self._file = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
-            if os.fstat(self._file).st_size < 2 * slots * self.width:
-                os.truncate(path, 2 * slots * self.width)  # takes no space on the disk until it is written
+            size = 2 * slots * self.width
+            if os.fstat(self._file).st_size < size:  # its empty parts take no space on the disk
+                self._put(b"\0", size - 1)  # `truncate` could shorten a file that another process made longer just now
             self._array = np.memmap(path, np.float16, "r", shape=shape) if slots else np.zeros(shape, np.float16)
         except OSError as error:
             self._array = np.zeros((0, self.width), np.float16)
@@ -134,9 +135,17 @@ class _Slots:
             return
         try:
             for key, record in zip(keys.tolist(), records, strict=True) if self._file >= 0 else ():
-                os.pwrite(self._file, record.tobytes(), 2 * self.width * key)
+                self._put(record.tobytes(), 2 * self.width * key)
         except OSError as error:
             self._give_up(error)
+
+    def _put(self, content: bytes, at: int) -> None:
+        """Write bytes at a position of the file."""
+        if hasattr(os, "pwrite"):
+            os.pwrite(self._file, content, at)
+        else:  # on Windows
+            os.lseek(self._file, at, os.SEEK_SET)
+            os.write(self._file, content)
 
     def count(self) -> int:
         return int((self._array[:, -1] == 1).sum())

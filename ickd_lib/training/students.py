@@ -241,6 +241,11 @@ def _check(network: Network, method: methods.Method, train: Images, task: Task, 
     needs = method.needs | ({"bank"} if method.needs_bank else set())
     if missing := needs & task.unsupported:
         raise InputError(f"method {name!r} needs {', '.join(sorted(missing))}, which {task.name} does not have")
+    if runtime.world() > 1 and (missing := needs & task.unsupported_in_parts):
+        raise InputError(
+            f"method {name!r} needs {', '.join(sorted(missing))}, which {task.name} does not have with several "
+            "processes; train with one process"
+        )
     compared = teacher if "teacher" in method.needs else None  # a method may use the maps of the student alone
     for one in (network, compared) if "maps" in method.needs else ():
         if one is not None and not one.stages:

@@ -56,7 +56,8 @@ def pretrain(
         return network.to(runtime.device(device))
     recipe = recipe or Recipe(**(options.get("task") or Classification()).recipe)
     train = splits.train
-    mark = runtime.fingerprint(name, dataclasses.asdict(recipe), seed, train.fingerprint, train.augment)
+    synchronised = ["sync_batchnorm"] if options.get("sync_batchnorm") else []
+    mark = runtime.fingerprint(name, dataclasses.asdict(recipe), seed, train.fingerprint, train.augment, *synchronised)
     title = re.sub(r"\W+", "-", f"{train.name.split('/')[0]} {name}").strip("-")[:100] + f"-{mark[:8]}"
     return distill(
         [Student(name, "ce", seed, title)],

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from ickd_lib import runtime
 from ickd_lib.data.images import Splits
 from ickd_lib.data.sets.base import DataSet, register
 from ickd_lib.runtime import InputError
@@ -25,8 +26,8 @@ class Cifar100(DataSet):
 
     def read(self) -> Splits:
         folder = self.root / "cifar-100-python"
-        if self.download and not (folder / "train").exists():
-            self._download()
+        if self.download:
+            runtime.from_main(lambda: None if (folder / "train").exists() else self._download())
         classes, superclasses = _read_names(folder / "meta")
         pixels, labels = {}, {}
         superclass_of = [-1] * len(classes)
