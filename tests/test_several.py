@@ -2,6 +2,7 @@
 
 import json
 import os
+import pickle
 import signal
 import subprocess
 import sys
@@ -9,14 +10,15 @@ import time
 from pathlib import Path
 
 import pytest
+import scenes
 import several_worker
 import torch
 import torch.distributed as dist
 from PIL import Image
 
-from ickd_lib import runtime, training
+from ickd_lib import methods, models, runtime, tasks, training
 from ickd_lib.runtime import InputError, distributed
-from ickd_lib.training import several
+from ickd_lib.training import several, students
 from ickd_lib.training.records import save_weights
 
 WORKER = str(Path(several_worker.__file__))
@@ -25,7 +27,7 @@ TRAIN = ["-m", "ickd_lib", "train", "--dataset", "digits", "--labels", "128", "-
 TRAIN += ["--teacher", "resnet8", "--batch-size", "32", "--lr", "0.01", "--device", "cpu", "--precision", "fp32"]
 
 
-def start(world, arguments, **environment):
+def start(world, arguments, session=False, **environment):
     """Start the processes of a training as torchrun does, without its agent, so that each can be killed."""
     store = dist.TCPStore("127.0.0.1", 0, None, True, wait_for_workers=False)  # that of torchrun's agent
     STORES.append(store)
@@ -47,6 +49,7 @@ def start(world, arguments, **environment):
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
+            start_new_session=session,
         )
         for rank in range(world)
     ]
@@ -110,15 +113,19 @@ def test_regions_and_proposals(tmp_path):
             assert two[name]["losses"][0] == pytest.approx(expected["losses"][0], rel=0.25)
 
 
-def test_streamed_images(tmp_path):
+def write_images(folder, train):
+    """Write class folders with this number of training images, and four test images, for each of two classes."""
     generator = torch.Generator().manual_seed(0)
-    for split, count in (("train", 11), ("test", 4)):  # 22 training images: batches of 8, 8 and 6
+    for split, count in (("train", train), ("test", 4)):
         for name in ("a", "b"):
-            folder = tmp_path / "images" / split / name
-            folder.mkdir(parents=True)
+            (folder / split / name).mkdir(parents=True)
             for i in range(count):
                 pixels = torch.randint(256, (20, 24, 3), generator=generator, dtype=torch.uint8)
-                Image.fromarray(pixels.numpy()).save(folder / f"{i}.jpg")
+                Image.fromarray(pixels.numpy()).save(folder / split / name / f"{i}.jpg")
+
+
+def test_streamed_images(tmp_path):
+    write_images(tmp_path / "images", train=11)  # batches of 8, 8 and 6
     one, two = (results("streamed", world, tmp_path, str(tmp_path / "images")) for world in (1, 2))
     for name, expected in one.items():  # mlkd has a second view, which each process makes for the whole batch
         assert two[name]["different"] == 1
@@ -163,6 +170,20 @@ def test_a_killed_process_ends_the_others_and_any_number_resumes(weights, tmp_pa
     lines = [json.loads(line) for line in record(tmp_path / "a")]
     assert [line["epoch"] for line in lines] == list(range(1, 13))
     assert [json.loads(line) for line in kept[:-1]] == lines[: len(kept) - 1]
+
+
+def test_a_signal_to_all_processes_of_a_job_leaves_a_checkpoint(tmp_path):
+    """torchrun and Slurm send SIGTERM to the processes that decode images too."""
+    write_images(tmp_path / "images", train=30)
+    command = ["-m", "ickd_lib", "train", "--dataset", f"folder:{tmp_path / 'images'}", "--stream", "--workers", "1"]
+    command += ["--student", "resnet8", "--method", "ce", "--batch-size", "10", "--epochs", "200", "--device", "cpu"]
+    command += ["--precision", "fp32", "--image-size", "16", "--crop", "resized", "--runs", str(tmp_path / "runs")]
+    (process,) = start(1, command, session=True)
+    wait_for(2, tmp_path / "runs", [process])
+    os.killpg(process.pid, signal.SIGTERM)
+    ((status, _, errors),) = finished([process])
+    assert status == 130 and "the same call continues from here" in errors
+    assert list((tmp_path / "runs").glob("*/checkpoint.pt"))
 
 
 def test_bad_input_is_one_line(tmp_path):
@@ -210,6 +231,22 @@ def test_processes_must_agree(monkeypatch, other, message):
     monkeypatch.setattr(several, "gather_objects", gathered)
     with pytest.raises(InputError, match=message):
         several.check_equal([("a", (0, 0))])
+
+
+def test_layers_of_batch_normalisation_can_be_pickled(monkeypatch):
+    network = models.create("resnet8", 10)
+    assert models.synchronised(network) is network and type(network.bn1) is torch.nn.BatchNorm2d  # with one process
+    monkeypatch.setattr(models.batchnorm, "world", lambda: 2)
+    assert type(models.synchronised(network).bn1).__name__ == "SynchronisedBatchNorm2d"
+    pickle.loads(pickle.dumps(network))
+
+
+def test_maps_of_detectors_are_refused_with_several_processes(monkeypatch):
+    splits = scenes.small("detection")
+    monkeypatch.setattr(students.runtime, "world", lambda: 2)
+    network = models.create("resnet8-fpn", **splits.train.spec)
+    with pytest.raises(InputError, match="needs maps, which detection does not have with several processes"):
+        students._check(network, methods.create("reviewkd"), splits.train, tasks.create("detection"), network)
 
 
 def test_one_process_exchanges_nothing():
