@@ -296,12 +296,12 @@ def test_students_that_are_finished_when_a_stop_comes_are_written(tiny, monkeypa
         finish(*given)
 
     monkeypatch.setattr(record, "finish", interrupted)
-    assert tiny("--methods", "kd", "--seeds", "0") == cifar100.UNFINISHED
+    assert tiny("--methods", "kd", "--seeds", "0") == tables.UNFINISHED
     assert {one["method"] for one in finished([tmp_path / "runs/tiny/json/table"])} == {"ce", "kd"}
 
 
 def test_a_call_whose_minutes_are_over_exits_with_75_and_the_next_one_resumes(tiny, tmp_path, capsys):
-    assert tiny("--methods", "ce", "--seeds", "0", "--minutes", "0.0001") == cifar100.UNFINISHED
+    assert tiny("--methods", "ce", "--seeds", "0", "--minutes", "0.0001") == tables.UNFINISHED
     assert "the same call continues from here" in capsys.readouterr().err
     assert tiny("--methods", "ce", "--seeds", "0") == 0
     assert [one["method"] for one in finished([tmp_path / "runs/tiny/json/table"])] == ["ce"]

@@ -82,7 +82,9 @@ def steps(network, optimizer, count=5):
     for _ in range(count):
         loss = network(torch.randn(8, 3, generator=generator)).square().mean()
         if isinstance(optimizer, Optimizer):
-            optimizer.step(loss)
+            optimizer.clear()
+            loss.backward()
+            optimizer.step()
         else:
             optimizer.zero_grad()
             loss.backward()
