@@ -234,7 +234,7 @@ def test_a_notice_compares_the_times_of_both_searches_for_a_large_bank(monkeypat
     monkeypatch.setattr(approximate, "LARGE", 300)
     bank.table(positives=1, negatives=3), bank.table(positives=1, negatives=3)
     said = capsys.readouterr().err
-    assert said.count("\n") == 1 and "the table of 400 rows is searched exactly, in about 0 minutes" in said
+    assert said.count("\n") == 1 and "the exact search for 400 rows takes about 0 minutes" in said
     assert "exact is faster" in said
     # With many rows the approximate search is faster, and with few the exact one.
     for count, faster in ((1000, False), (1_280_000, True)):
