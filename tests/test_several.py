@@ -58,7 +58,7 @@ def start(world, arguments, session=False, **environment):
 def finished(processes):
     """Wait for the processes, and return exit status, output and errors of each."""
     try:
-        return [(process.wait(240), *process.communicate()) for process in processes]
+        return [(process.wait(500), *process.communicate()) for process in processes]
     finally:
         for process in processes:
             process.kill()
@@ -71,18 +71,21 @@ def weights(teacher, tmp_path_factory):
     return str(path)
 
 
-def results(case, world, folder, *given):
-    out = folder / f"{case}-{world}.json"
-    for status, _, errors in finished(start(world, [WORKER, case, str(out), *given])):
-        assert status == 0, errors
-    return json.loads(out.read_text())
+def results(case, worlds, folder, *given):
+    """Run a case with several numbers of processes, all at the same time, and return the results of each."""
+    out = [folder / f"{case}-{world}.json" for world in worlds]
+    started = [start(world, [WORKER, case, str(path), *given]) for world, path in zip(worlds, out, strict=True)]
+    for processes in started:
+        for status, _, errors in finished(processes):
+            assert status == 0, errors
+    return [json.loads(path.read_text()) for path in out]
 
 
 @pytest.fixture(scope="module")
 def of_each_number(weights, tmp_path_factory):
     """The results of one, two and four processes for every registered method."""
-    folder = tmp_path_factory.mktemp("several")
-    return {world: results("classification", world, folder, weights) for world in (1, 2, 4)}
+    found = results("classification", (1, 2, 4), tmp_path_factory.mktemp("several"), weights)
+    return dict(zip((1, 2, 4), found, strict=True))
 
 
 @pytest.mark.parametrize("world", [2, 4])
@@ -102,7 +105,7 @@ def test_several_processes_give_the_losses_of_one(of_each_number, world):
 
 
 def test_regions_and_proposals(tmp_path):
-    one, two = (results("dense", world, tmp_path) for world in (1, 2))
+    one, two = results("dense", (1, 2), tmp_path)
     for name, expected in one.items():
         assert two[name]["different"] == 1
         if name.startswith("segmentation"):
@@ -126,7 +129,7 @@ def write_images(folder, train):
 
 def test_streamed_images(tmp_path):
     write_images(tmp_path / "images", train=11)  # batches of 8, 8 and 6
-    one, two = (results("streamed", world, tmp_path, str(tmp_path / "images")) for world in (1, 2))
+    one, two = results("streamed", (1, 2), tmp_path, str(tmp_path / "images"))
     for name, expected in one.items():  # mlkd has a second view, which each process makes for the whole batch
         assert two[name]["different"] == 1
         for own, other in zip(two[name]["losses"], expected["losses"], strict=True):

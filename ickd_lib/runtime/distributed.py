@@ -7,6 +7,7 @@ processes must call a function that exchanges something, in the same order.
 from __future__ import annotations
 
 import contextlib
+import gc
 import os
 import re
 import time
@@ -118,6 +119,7 @@ def processes(device: str = "auto") -> Iterator[torch.device]:
         backend = "cpu:gloo,cuda:nccl" if chosen.type == "cuda" else "gloo"
         dist.init_process_group(backend, store=store, rank=number, world_size=count, timeout=seconds)
         yield chosen
+        gc.collect()  # models that still refer to the group would end it, and its threads, while Python exits
         dist.destroy_process_group()  # after an error, it would wait for the other processes
     except RuntimeError as error:
         if isinstance(error, ProcessLost) or not _LOST.search(str(error)):
