@@ -243,7 +243,9 @@ def test_an_error_of_a_dense_image_is_one_line():
 
 
 def test_predictions_leave_torchs_generator_where_it_was(folder):
+    before = torch.get_rng_state()
     images = data.load(f"folder:{folder}", stream=True).train
     with runtime.seeded(0):
         network = models.create("resnet8", **images.spec)
-    models.predict(network, images, batch_size=4)
+    assert len(models.predict(network, images, batch_size=4).logits) == len(images)
+    assert torch.equal(before, torch.get_rng_state())

@@ -84,7 +84,8 @@ def test_a_forked_process_does_not_keep_the_lock(tmp_path):
             os._exit(0)
     try:
         with locks.locked(tmp_path / "a"):
-            pass
+            assert os.waitpid(child, os.WNOHANG) == (0, 0), "the child still runs"
+            assert runtime.owner(tmp_path / "a")["process"] == os.getpid()
     finally:
         os.kill(child, signal.SIGKILL)
         os.waitpid(child, 0)

@@ -85,7 +85,7 @@ class Job:
     folder: folder of the inputs that all jobs share, and of the logs.
     students, data_seed: as for `distill`.
     again: whether an earlier attempt died or was stopped, so that its runs are resumed.
-    stop: name of the file in `folder` that tells the job to stop.
+    stop: name of the file in `folder`; the job stops when it exists.
     caller: the process that waits for the job.
     """
 
