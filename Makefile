@@ -29,7 +29,7 @@ run: setup
 	@$(BIN)/python notebooks/run.py
 
 test: setup
-	@$(BIN)/python -m pytest
+	@$(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist worksteal
 
 lint: setup
 	$(BIN)/ruff check .
