@@ -192,7 +192,7 @@ def bank(given: argparse.Namespace) -> None:
     assert teacher is not None
     images = _splits(given, given.labels).train
     built = MemoryBank.build(teacher, images, task=tasks.create(given.task), precision=given.precision)
-    name = re.sub(r"[^\w.-]+", "-", f"{images.name.split('/')[0]}-{teacher.name}")
+    name = runtime.shortened(re.sub(r"[^\w.-]+", "-", f"{images.name.split('/')[0]}-{teacher.name}"))
     path = Path(given.out or Path(given.runs) / f"{name}.bank.safetensors")
     if runtime.rank() == 0:
         built.save(path)

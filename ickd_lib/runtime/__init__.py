@@ -5,7 +5,7 @@ from ickd_lib.runtime.devices import autocast, device, precision
 from ickd_lib.runtime.distributed import broadcast, from_main, processes, rank, world
 from ickd_lib.runtime.errors import Diverged, InputError, choose, notice
 from ickd_lib.runtime.files import fingerprint, read_json, replacing, write_json
-from ickd_lib.runtime.folders import Run, run_name, runs
+from ickd_lib.runtime.folders import Run, run_name, runs, shortened
 from ickd_lib.runtime.locks import locked, owner
 from ickd_lib.runtime.seeds import generator, reseed, seed_of, seeded
 from ickd_lib.runtime.threads import dealt_threads, free_threads, same_threads
@@ -42,6 +42,7 @@ __all__ = [
     "same_threads",
     "seed_of",
     "seeded",
+    "shortened",
     "world",
     "write_json",
 ]

@@ -12,28 +12,42 @@ from ickd_lib.runtime.errors import InputError
 from ickd_lib.runtime.files import fingerprint, read_json, replacing, write_json
 from ickd_lib.runtime.locks import LOCK
 
-LONGEST = 150  # largest number of characters in a name; file systems allow 255 bytes
+LONGEST = 150  # largest number of bytes in a name; file systems allow 255
+RESERVED = ("jobs", "teachers")  # folders in the folder of all runs that contain other things
 
 
 def run_name(given: str) -> str:
     """Check the name that a caller gives to a run folder.
 
     Raises:
-        InputError: the name is not one path component of letters, digits and . _ = + -, is too long, or does not begin
-            with a letter, a digit or _.
+        InputError: the name is not one path component of letters, digits and . _ = + -, is too long, does not begin
+            with a letter or a digit, or is that of a folder with other content.
     """
-    if not re.fullmatch(r"[^\W_][\w.=+-]*", given) or len(given) > LONGEST:
+    if not re.fullmatch(r"[^\W_][\w.=+-]*", given) or len(given.encode()) > LONGEST:
         raise InputError(
-            f"name={given!r} cannot be the name of a run folder; use up to {LONGEST} letters, digits and . _ = + -, "
-            "beginning with a letter or digit"
+            f"name={given!r} cannot be the name of a run folder; use up to {LONGEST} bytes of letters, digits and "
+            ". _ = + -, beginning with a letter or digit"
+        )
+    if given.lower() in RESERVED:
+        raise InputError(
+            f"name={given!r} cannot be the name of a run folder, as {given}/ has other content; use another"
         )
     return given
 
 
 def default_name(label: str, settings: dict[str, Any]) -> str:
     """Return `label`, with hyphens for characters that are not allowed, followed by a fingerprint of `settings`."""
-    cleaned = re.sub(r"[^\w.=+-]+", "-", label).strip("-.=+") or "run"
-    return f"{cleaned[: LONGEST - 7]}-{fingerprint(settings)[:6]}"
+    cleaned = re.sub(r"[^\w.=+-]+", "-", label).strip("-.=+_") or "run"
+    return f"{_cut(cleaned, LONGEST - 7)}-{fingerprint(settings)[:6]}"
+
+
+def shortened(name: str, longest: int = LONGEST) -> str:
+    """Return a name of at most `longest` bytes; a longer one is cut and ends with a fingerprint of the whole name."""
+    return name if len(name.encode()) <= longest else f"{_cut(name, longest - 7)}-{fingerprint(name)[:6]}"
+
+
+def _cut(name: str, longest: int) -> str:
+    return name.encode()[:longest].decode(errors="ignore")
 
 
 class Run:
@@ -59,6 +73,8 @@ class Run:
         """
         run = cls(folder)
         if not run.exists():
+            if run.folder.exists() and not run.folder.is_dir():
+                raise InputError(f"{folder} is a file, not a folder; name another folder")
             if run.folder.is_dir() and any(p for p in run.folder.iterdir() if p.name != LOCK and p.suffix != ".part"):
                 raise InputError(f"{folder} contains files but no run; name another folder")
             return run

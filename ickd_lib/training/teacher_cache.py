@@ -73,7 +73,7 @@ class TeacherCache:
             mark = runtime.fingerprint(
                 teacher.identity, images.fingerprint, images.views, self.width, precision, *([top] if top else [])
             )
-            self._log = _Log(Path(folder) / f"{teacher.name.replace('/', '-')}-{mark}", self.width)
+            self._log = _Log(Path(folder) / f"{runtime.shortened(teacher.name.replace('/', '-'))}-{mark}", self.width)
             self._read()
 
     def _read(self) -> None:

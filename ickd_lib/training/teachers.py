@@ -58,7 +58,8 @@ def pretrain(
     train = splits.train
     synchronised = ["sync_batchnorm"] if options.get("sync_batchnorm") else []
     mark = runtime.fingerprint(name, dataclasses.asdict(recipe), seed, train.fingerprint, train.augment, *synchronised)
-    title = re.sub(r"\W+", "-", f"{train.name.split('/')[0]} {name}").strip("-")[:100] + f"-{mark[:8]}"
+    title = re.sub(r"\W+", "-", f"{train.name.split('/')[0]} {name}").strip("-_")[:100]
+    title = f"{runtime.shortened(title, 140)}-{mark[:8]}"
     return distill(
         [Student(name, "ce", seed, title)],
         splits,
