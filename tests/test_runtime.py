@@ -100,12 +100,13 @@ def test_a_run_is_resumed_or_refused(tmp_path):
 
 def test_metrics_survive_a_cut_line(tmp_path):
     run = Run(tmp_path)
+    run.create({}, {}, "g", {})
     for epoch in (1, 2, 3):
         run.log({"epoch": epoch})
     with open(tmp_path / "metrics.jsonl", "a") as file:
         file.write('{"epoch": 4, "lo')
     assert [r["epoch"] for r in run.metrics] == [1, 2, 3]
-    run.keep_metrics(2)
+    run.keep_metrics(run.metrics[:2])
     assert [r["epoch"] for r in run.metrics] == [1, 2]
 
 

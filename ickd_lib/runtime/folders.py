@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import re
@@ -9,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from ickd_lib.runtime.errors import InputError
-from ickd_lib.runtime.files import fingerprint, read_json, replacing, write_json
+from ickd_lib.runtime.files import fingerprint, flush, read_json, remove_parts, replacing, write_error, write_json
 from ickd_lib.runtime.locks import LOCK
 
 LONGEST = 150  # largest number of bytes in a name; file systems allow 255
@@ -97,6 +98,11 @@ class Run:
         config = {"settings": settings, "numerics": numerics, "group": group, "environment": environment}
         write_json(self.folder / "config.json", config)
 
+    def clean(self) -> None:
+        """Remove what killed processes left of the run's files. The run must be locked."""
+        if self.folder.is_dir():
+            remove_parts(self.folder, ended=False)
+
     def exists(self) -> bool:
         """Whether the folder contains a config.json."""
         return (self.folder / "config.json").is_file()
@@ -131,23 +137,54 @@ class Run:
         """The records of metrics.jsonl, one per epoch; a last line that is incomplete after a crash is left out."""
         path = self.folder / "metrics.jsonl"
         records = []
-        for line in path.read_text().splitlines() if path.is_file() else []:
+        for line in path.read_text("utf-8").splitlines() if path.is_file() else []:
             try:
                 records.append(json.loads(line))
-            except ValueError:
+            except (ValueError, RecursionError):
                 break
         return records
 
-    def keep_metrics(self, epochs: int) -> None:
-        """Drop the records beyond the first `epochs` epochs, which a resumed run writes again."""
-        records = [r for r in self.metrics if r["epoch"] <= epochs]
+    def readable_metrics(self, epochs: int) -> list[dict[str, Any]]:
+        """Return the records of the first `epochs` epochs, up to the first one that is damaged."""
+        found: list[dict[str, Any]] = []
+        with contextlib.suppress(KeyError, TypeError, ValueError):
+            for record in self.metrics:
+                if record["epoch"] != len(found) + 1 or len(found) == epochs:
+                    break
+                found.append(record)
+        return found
+
+    def keep_metrics(self, records: list[dict[str, Any]]) -> None:
+        """Write metrics.jsonl anew with some records; those of later epochs are written again by a resumed run."""
+        self.require()
         with replacing(self.folder / "metrics.jsonl") as part:
-            part.write_text("".join(json.dumps(r) + "\n" for r in records))
+            part.write_text("".join(json.dumps(r) + "\n" for r in records), encoding="utf-8")
 
     def log(self, record: dict[str, Any]) -> None:
-        """Append the record of one epoch to metrics.jsonl."""
-        with open(self.folder / "metrics.jsonl", "a") as file:
-            file.write(json.dumps(record) + "\n")
+        """Append the record of one epoch to metrics.jsonl.
+
+        Raises:
+            InputError: the run was removed.
+            OSError: the file cannot be written.
+        """
+        self.require()
+        path = self.folder / "metrics.jsonl"
+        try:
+            with open(path, "a", encoding="utf-8") as file:
+                file.write(json.dumps(record) + "\n")
+        except OSError as error:
+            raise write_error(error, path) from None
+
+    def flush_metrics(self) -> None:
+        """Wait until metrics.jsonl is on the disk, before a file is written from which the training is resumed."""
+        path = self.folder / "metrics.jsonl"
+        if path.is_file():
+            flush(path)
+
+    def require(self) -> None:
+        """Raise InputError if the run was removed while it was trained, so that no part of it is written anew."""
+        if not self.exists():
+            raise InputError(f"{self.folder} was removed while it was trained; start again to train anew")
 
 
 def runs(folder: str | Path) -> list[Run]:
