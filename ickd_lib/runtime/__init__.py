@@ -5,7 +5,7 @@ from ickd_lib.runtime.devices import autocast, device, precision
 from ickd_lib.runtime.distributed import broadcast, from_main, processes, rank, world
 from ickd_lib.runtime.errors import Diverged, InputError, choose, notice
 from ickd_lib.runtime.files import fingerprint, read_json, replacing, write_json
-from ickd_lib.runtime.folders import Run, run_name, runs, shortened
+from ickd_lib.runtime.folders import Run, complete, run_name, runs, shortened
 from ickd_lib.runtime.locks import locked, owner
 from ickd_lib.runtime.seeds import generator, reseed, seed_of, seeded
 from ickd_lib.runtime.tensors import (
@@ -32,6 +32,7 @@ __all__ = [
     "check_tensors",
     "choose",
     "code",
+    "complete",
     "dealt_threads",
     "device",
     "environment",

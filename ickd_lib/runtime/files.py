@@ -131,10 +131,10 @@ def read_json(path: str | Path) -> Any:
         InputError: the file does not exist or is not JSON.
     """
     try:
-        return json.loads(Path(path).read_text())
+        return json.loads(Path(path).read_text("utf-8"))
     except FileNotFoundError:
         raise InputError(f"{path} does not exist; is this a run folder?") from None
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise InputError(f"{path} is not JSON ({error}); restore or remove it") from None
 
 

@@ -6,6 +6,7 @@ import contextlib
 import json
 import os
 import re
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -49,6 +50,18 @@ def shortened(name: str, longest: int = LONGEST) -> str:
 
 def _cut(name: str, longest: int) -> str:
     return name.encode()[:longest].decode(errors="ignore")
+
+
+@contextlib.contextmanager
+def complete(run: str | Path) -> Iterator[None]:
+    """Raise the errors that the files of a damaged run lead to, such as a missing key, as an InputError in one line."""
+    try:
+        yield
+    except InputError:
+        raise
+    except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError, RecursionError, OSError) as error:
+        text = " ".join(f"{type(error).__name__}: {error}".split())[:200]
+        raise InputError(f"{run} is not a complete run ({text}); restore or remove it") from None
 
 
 class Run:

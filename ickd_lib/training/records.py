@@ -16,6 +16,7 @@ from ickd_lib.tasks import Samples, Task
 from ickd_lib.training.state import TrainingState
 from ickd_lib.training.students import Learner
 
+NUMERICS = {"device": str, "precision": str, "threads": int, "teacher_cache": bool, "captured": bool}  # of config.json
 DRIFT_IMAGES = 2000  # number of images for which the rows of a bank in training are compared with rebuilt rows
 
 
@@ -79,9 +80,16 @@ class RunRecord:
         self.run = runtime.Run.open(folder / learner.name, learner.settings, resume=resume)
         if not self.run.exists():
             return
-        for line in runtime.environment_differences(self.run.config.get("environment", {}), environment):
-            runtime.notice(f"{self.run.folder} is from another environment: {line}")
-        if summary := self.run.summary:
+        with runtime.complete(self.run.folder):
+            config, summary = self.run.config, self.run.summary
+            for line in runtime.environment_differences(config.get("environment", {}), environment):
+                runtime.notice(f"{self.run.folder} is from another environment: {line}")
+            for key, kind in NUMERICS.items() if summary is None else ():
+                if not isinstance(value := config["numerics"][key], kind):
+                    raise TypeError(f"{key}={value!r} in config.json is not of type {kind.__name__}")
+            if summary is not None and not isinstance(summary["name"], str):
+                raise TypeError("the name in summary.json is not a text")
+        if summary is not None:
             models.load_weights(learner.network, self.run.folder / "student.safetensors")
             learner.network.eval()
             epochs = learner.settings["recipe"]["epochs"]
