@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import dataclasses
+import difflib
 import functools
 import io
 import json
@@ -23,7 +24,7 @@ if int(os.environ.get("WORLD_SIZE", "1")) > 1:  # torch warns about weights that
 if os.environ.get("RANK", "0") != "0":  # of several processes, the first one shows progress; tqdm reads this at import
     os.environ.setdefault("TQDM_DISABLE", "1")
 
-from ickd_lib import data, methods, metrics, runs, runtime, tasks, training
+from ickd_lib import data, methods, metrics, models, runs, runtime, tasks, training
 from ickd_lib.memory import MemoryBank, requested
 from ickd_lib.models import Network
 from ickd_lib.options import parser, recipe_defaults
@@ -83,6 +84,13 @@ def _teacher(given: argparse.Namespace, needed: bool) -> Network | None:
         return None
     if Path(given.teacher, "config.json").is_file():
         return training.load(given.teacher, device=given.device)
+    library, slash, _ = given.teacher.partition("(")[0].partition("/")
+    if slash and not difflib.get_close_matches(library.lower(), models.LIBRARIES, 1):
+        what = "is not the folder of a run" if Path(given.teacher).exists() else "does not exist"
+        raise InputError(
+            f"--teacher {given.teacher}: this {what}; name the folder of a run, or a model, as in resnet20 or "
+            "torchvision/resnet34"
+        )
     splits = _splits(given, augment="crop", classes=given.teacher_classes or given.classes)
     options = _options(given) | {"resume": True}
     recipe = _recipe(given, epochs=given.teacher_epochs or given.epochs)
@@ -188,11 +196,13 @@ def _compare(given: argparse.Namespace, executor: Executor | None) -> None:
 
 def bank(given: argparse.Namespace) -> None:
     """Build and save a memory bank, and print its retrieval precision."""
+    if given.k < 1:
+        raise InputError(f"--k {given.k} is not a number of neighbours; give 1 or more")
     teacher = _teacher(given, True)
     assert teacher is not None
     images = _splits(given, given.labels).train
     built = MemoryBank.build(teacher, images, task=tasks.create(given.task), precision=given.precision)
-    name = re.sub(r"[^\w.-]+", "-", f"{images.name.split('/')[0]}-{teacher.name}")
+    name = runtime.shortened(re.sub(r"[^\w.-]+", "-", f"{images.name.split('/')[0]}-{teacher.name}"))
     path = Path(given.out or Path(given.runs) / f"{name}.bank.safetensors")
     if runtime.rank() == 0:
         built.save(path)
@@ -215,17 +225,9 @@ def report(given: argparse.Namespace) -> None:
     if given.figure:
         _draw(given, summaries)
     if given.json:
-        found = [run for folder in given.folders for run in runtime.runs(folder) if run.summary]
-        records = [
-            {
-                "run": run.folder.name,
-                "config": run.config,
-                "epochs": [] if given.without_epochs else run.metrics,
-                "summary": run.summary,
-            }
-            | ({"role": "teacher"} if run.folder.parent.name == "teachers" else {})
-            for run in found
-        ]
+        records = runs.collected(given.folders)
+        if given.without_epochs:
+            records = [run | {"epochs": []} for run in records]
         runtime.write_json(given.json, records)
     if given.out:
         with runtime.replacing(given.out) as part:
@@ -259,6 +261,8 @@ def _draw(given: argparse.Namespace, summaries: list[dict[str, Any]]) -> None:
             raise InputError(f"differences are drawn for one setting, not {len(settings)}; name fewer runs")
         ((setting, by_method),) = settings.items()
         apart = runs.differences(by_method, given.baseline)
+        if not apart:
+            raise InputError(f"no other method has two seeds in common with {given.baseline}; name more runs")
         ranked = dict(sorted(apart.items(), key=lambda pair: -pair[1]["mean"]))
         task = task_of(next(iter(by_method.values()))[0][0])
         of = {"miou": "mIoU", "ap": "AP"}.get(task.primary, task.primary)

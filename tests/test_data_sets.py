@@ -10,8 +10,10 @@ import pytest
 import torch
 from PIL import Image
 
-from ickd_lib import data
+from ickd_lib import data, runtime
+from ickd_lib.data.decode import pixels_of
 from ickd_lib.data.sets import base
+from ickd_lib.data.sets.masks import read_mask
 from ickd_lib.runtime import InputError
 
 # -------------------------------------------------------------------------------------------- registry
@@ -299,6 +301,39 @@ def test_a_pgm_file_of_sixteen_bits_is_scaled_even_where_it_is_dark(folder):
         assert data.load(f"folder:{folder}").train.images.max() == 1
 
 
+def png_of_sixteen_bits(values):
+    """A PNG file in colour with 16 bits a channel, which Pillow does not write, uint16 [h, w, 3]."""
+    lines = b"".join(b"\0" + line.astype(">u2").tobytes() for line in values)
+    height, width = values.shape[:2]
+    ihdr = b"IHDR" + struct.pack(">IIBBBBB", width, height, 16, 2, 0, 0, 0)
+    chunks = [ihdr, b"IDAT" + zlib.compress(lines), b"IEND"]
+    return b"\x89PNG\r\n\x1a\n" + b"".join(
+        struct.pack(">I", len(c) - 4) + c + struct.pack(">I", zlib.crc32(c)) for c in chunks
+    )
+
+
+@pytest.mark.parametrize("crop", ["pad", "resized"])
+def test_streamed_images_of_sixteen_bits_are_scaled_and_the_first_file_is_named(folder, crop, capsys, monkeypatch):
+    monkeypatch.setattr(runtime.errors, "_noticed", set())
+    for path in sorted(folder.rglob("*.*")):
+        Image.fromarray(SIXTEEN).save(path.with_suffix(".png"))
+        if path.suffix != ".png":
+            path.unlink()
+    train = data.load(f"folder:{folder}", stream=True, crop=crop, image_size=12, workers=0).train
+    shown = train.shown(torch.tensor([0, 1]))[1, 2]
+    assert torch.equal(shown, SCALED) if crop == "pad" else len(shown.unique()) > 100
+    named = [line for line in capsys.readouterr().err.splitlines() if "16 bits a channel" in line]
+    assert len(named) == 1 and "divided by 257 (first: " in named[0] and named[0].endswith(".png)")
+
+
+def test_a_note_names_the_first_file_in_colour_of_sixteen_bits(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(runtime.errors, "_noticed", set())
+    for name in ("a.png", "b.png"):
+        (tmp_path / name).write_bytes(png_of_sixteen_bits(np.stack([SIXTEEN] * 3, -1)))
+        assert (pixels_of(tmp_path / name)[0].int() - SCALED.int()).abs().max() <= 1
+    assert capsys.readouterr().err.endswith(f"of which Pillow reads the upper 8 (first: {tmp_path / 'a.png'})\n")
+
+
 @pytest.mark.filterwarnings("error")
 def test_thirty_two_bits_with_values_of_eight_are_kept(folder):
     values = np.arange(144, dtype=np.int32).reshape(12, 12)
@@ -414,6 +449,13 @@ def test_a_decompression_bomb_is_refused_before_it_is_decoded(folder, width, siz
     with pytest.raises(InputError, match=rf"cat/1.png has {size}, more than Pillow's limit of 89478485") as caught:
         data.load(f"folder:{folder}", image_size=12)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_a_mask_that_is_a_decompression_bomb_is_refused(tmp_path):
+    (tmp_path / "mask.png").write_bytes(png_header(10_000, 10_000))
+    with pytest.raises(InputError, match=r"mask.png has 10000×10000 pixels, more than Pillow's limit"):
+        read_mask(255, tmp_path / "mask.png")
 
 
 def test_the_limit_on_pixels_is_pillows(folder, monkeypatch):

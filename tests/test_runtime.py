@@ -100,16 +100,37 @@ def test_a_run_is_resumed_or_refused(tmp_path):
 
 def test_metrics_survive_a_cut_line(tmp_path):
     run = Run(tmp_path)
+    run.create({}, {}, "g", {})
     for epoch in (1, 2, 3):
         run.log({"epoch": epoch})
     with open(tmp_path / "metrics.jsonl", "a") as file:
         file.write('{"epoch": 4, "lo')
     assert [r["epoch"] for r in run.metrics] == [1, 2, 3]
-    run.keep_metrics(2)
+    run.keep_metrics(run.metrics[:2])
     assert [r["epoch"] for r in run.metrics] == [1, 2]
 
 
-@pytest.mark.parametrize("name", ["..", ".", "-", "", "a/b", "../a", "/etc", "~", "a b", "a" * 200, ".hidden", "a\0b"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "..",
+        ".",
+        "-",
+        "",
+        "///",
+        "a/b",
+        "../a",
+        "/etc",
+        "~",
+        "a b",
+        "a" * 200,
+        "é" * 140,
+        ".hidden",
+        "a\0b",
+        "a\n",
+        "jobs",
+    ],
+)
 def test_a_name_that_is_no_path_component_is_refused(name):
     with pytest.raises(InputError, match="cannot be the name of a run folder") as caught:
         runtime.run_name(name)
@@ -117,10 +138,23 @@ def test_a_name_that_is_no_path_component_is_refused(name):
 
 
 def test_default_names_are_path_components_of_limited_length():
-    for label in ("resnet8-ickd(nicd=2.0)-seed0", "../..", "a/b", "x" * 500):
+    for label in ("resnet8-ickd(nicd=2.0)-seed0", "../..", "a/b", "x" * 500, "é" * 500, "網" * 100, "_a"):
         name = default_name(label, {"a": 1})
         assert runtime.run_name(name) == name
     assert default_name("a", {"a": 1}) != default_name("a", {"a": 2})
+
+
+def test_long_names_are_cut_and_end_with_a_fingerprint():
+    assert runtime.shortened("a" * 150) == "a" * 150
+    names = [runtime.shortened(name) for name in ("a" * 151, "a" * 152, "網" * 151)]
+    assert len({*names}) == 3 and all(len(name.encode()) <= 150 for name in names)
+    assert names[0] == runtime.shortened("a" * 151)
+
+
+def test_a_file_in_place_of_a_run_folder_is_refused(tmp_path):
+    (tmp_path / "r").write_text("")
+    with pytest.raises(InputError, match="is a file, not a folder"):
+        Run.open(tmp_path / "r", {})
 
 
 def test_a_config_of_something_else_is_not_a_run(tmp_path):

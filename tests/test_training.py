@@ -674,12 +674,12 @@ def test_a_full_disk_keeps_the_last_checkpoint(digits, tmp_path, monkeypatch):
     students = [Student("dropping", "ce", 0, "a")]
     save, written = torch.save, []
 
-    def full(state, path):
+    def full(state, file):
         if len(written) == 2:
-            path.write_bytes(b"half")
+            file.write(b"half")
             raise OSError(28, "No space left on device")
-        written.append(path)
-        save(state, path)
+        written.append(file)
+        save(state, file)
 
     with monkeypatch.context() as patch:
         patch.setattr(torch, "save", full)

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from PIL import Image
 
 SIXTEEN_BITS = "16 bits a channel, divided by 257"
+UPPER_BITS = "16 bits in each of several channels, of which Pillow reads the upper 8"
 FLOATING_POINT = "floating-point values, multiplied by 255"
 ORIENTATION = 0x0112  # EXIF tag; from 5 on its values exchange height and width
 TRANSPARENCY = "transparent pixels, composited on white"
@@ -96,7 +97,7 @@ def decode(
 def pixels_of(path: Path, image_size: int = 0) -> Tensor:
     """Read one image file: uint8, shape [3, H, W].
 
-    For each kind of conversion, a note is printed once.
+    For each kind of conversion, a note that names the first file is printed once.
 
     Args:
         path: the file.
@@ -106,7 +107,7 @@ def pixels_of(path: Path, image_size: int = 0) -> Tensor:
     """
     array, conversions = _read(path, image_size)
     for conversion in conversions:
-        runtime.notice(f"images are converted to 8-bit RGB: {conversion}")
+        runtime.notice(f"images are converted to 8-bit RGB: {conversion} (first: {path})", once=conversion)
     return torch.from_numpy(array.copy()).permute(2, 0, 1).contiguous()
 
 
@@ -143,7 +144,9 @@ def _read(path: Path, image_size: int) -> tuple[np.ndarray, list[str]]:
     try:
         with Image.open(path) as file:  # reads the header; the pixels are decoded later
             require_few_pixels(path, file.height, file.width)
+            upper_bits = not file.mode.startswith("I") and ";16" in str(file.tile[:1])  # how Pillow will decode it
             image, conversions = _to_rgb(ImageOps.exif_transpose(file), file.format, path)
+            conversions += [UPPER_BITS] * upper_bits
             if image_size:
                 image = ImageOps.fit(image, (image_size, image_size), Image.Resampling.BICUBIC)
             return np.asarray(image), conversions

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -89,6 +90,8 @@ def load(
         corrupt=corrupt,
         device=device,
     ).read()
+    if repeated := [name for name, count in Counter(splits.train.classes).items() if count > 1]:
+        raise InputError(f"{name} has several classes of the name {repeated[0]!r}; give each class a name of its own")
     if splits.train.streamed:
         count = usual_workers() if workers is None else workers
         splits = Splits(*(replace(images, workers=count) for images in splits))  # type: ignore[call-arg]

@@ -6,7 +6,7 @@ import contextlib
 import json
 import mmap
 import struct
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,50 +19,29 @@ from ickd_lib.runtime import InputError
 if TYPE_CHECKING:
     from ickd_lib.memory.bank import MemoryBank
 
-KINDS = {"I64": torch.int64, "F32": torch.float32, "F16": torch.float16}  # names of types in a safetensors file
 MAPPED = ("features", "logits")  # the tensors that are mapped; the others are small and are read
 
 
 def save(bank: MemoryBank, path: str | Path) -> None:
     """Write a bank as a safetensors file, completely or not at all."""
-    from safetensors.torch import save_file
-
-    tensors = {name: tensor.contiguous() for name, tensor in bank.tensors.items()}
-    with runtime.replacing(path) as part:
-        save_file(tensors, part, metadata={"classes": json.dumps(bank.classes), "source": json.dumps(bank.source)})
+    runtime.save_tensors(path, bank.tensors, _metadata(bank.classes, bank.source))
 
 
-@contextlib.contextmanager
 def in_parts(
     path: str | Path, like: dict[str, Tensor], classes: tuple[str, ...], source: dict[str, str]
-) -> Iterator[Callable[[str, int, Tensor], None]]:
-    """Write the file of a bank in parts, completely or not at all.
+) -> contextlib.AbstractContextManager[Callable[[str, int, Tensor], None]]:
+    """Write the file of a bank in parts, completely or not at all; see `runtime.writing_tensors`.
 
     Args:
-        path: the file, in the format of safetensors.
+        path: the file.
         like: tensors that have the names, shapes and types of those of the file. Their values are not read.
         classes, source: those of the bank.
-    Yields:
-        A function that writes rows: the name of a tensor, the position of the first row, and the rows.
     """
-    kinds = {kind: name for name, kind in KINDS.items()}
-    header: dict[str, Any] = {"__metadata__": {"classes": json.dumps(classes), "source": json.dumps(source)}}
-    end = 0
-    for name, tensor in sorted(like.items(), key=lambda item: -item[1].itemsize):  # so that all are aligned
-        begin, end = end, end + tensor.nbytes
-        header[name] = {"dtype": kinds[tensor.dtype], "shape": list(tensor.shape), "data_offsets": [begin, end]}
-    text = json.dumps(header).encode()
-    text += b" " * (-len(text) % 8)
-    with runtime.replacing(path) as part, open(part, "wb") as file:
-        file.write(struct.pack("<Q", len(text)) + text)
-        file.truncate(8 + len(text) + end)
+    return runtime.writing_tensors(path, like, _metadata(classes, source))
 
-        def write(name: str, first: int, rows: Tensor) -> None:
-            each = like[name].nbytes // len(like[name])
-            file.seek(8 + len(text) + header[name]["data_offsets"][0] + first * each)
-            file.write(rows.cpu().contiguous().numpy().data)
 
-        yield write
+def _metadata(classes: tuple[str, ...], source: dict[str, str]) -> dict[str, str]:
+    return {"classes": json.dumps(classes), "source": json.dumps(source)}
 
 
 def read(path: str | Path, names: Sequence[str], device: torch.device | str, *, mapped: bool = False) -> dict[str, Any]:
@@ -83,15 +62,21 @@ def read(path: str | Path, names: Sequence[str], device: torch.device | str, *, 
     if mapped and torch.device(device).type != "cpu":
         raise InputError(f"mapped=True keeps the bank in a file, not on {device}; leave one of the two out")
     try:
+        open(path, "rb").close()  # the error of safetensors for a file without permission has no cause
         if mapped:
-            return _map(Path(path), names)
-        with safe_open(path, "pt", device=str(device)) as file:
-            meta = {key: json.loads(value) for key, value in file.metadata().items()}
-            tensors = {name: file.get_tensor(name) for name in names}
-            return {**tensors, "classes": tuple(meta["classes"]), "source": meta["source"]}
-    except (SafetensorError, KeyError, TypeError, AttributeError, ValueError, struct.error) as error:
-        if isinstance(error, InputError):
+            found = _map(Path(path), names)
+        else:
+            with safe_open(path, "pt", device=str(device)) as file:
+                found = {name: file.get_tensor(name) for name in names} | _described(file.metadata())
+        runtime.check_tensors(path)
+        return found
+    except InputError as error:
+        raise InputError(f"{error}; build it again") from None
+    except (OSError, MemoryError, RuntimeError) as error:
+        if not runtime.not_read(error):
             raise
+        raise InputError(f"{path} cannot be read: {runtime.reason(error)}") from None
+    except (SafetensorError, KeyError, TypeError, AttributeError, ValueError, struct.error) as error:
         raise InputError(f"{path} is not a memory bank, or is damaged ({error}); build it again") from None
 
 
@@ -103,17 +88,21 @@ def _map(path: Path, names: Sequence[str]) -> dict[str, Any]:
         start, size = 8 + length, path.stat().st_size
         expected = start + max(header[name]["data_offsets"][1] for name in names)
         if size < expected:
-            raise InputError(f"{path} is truncated: it has {size:,} of {expected:,} bytes; build it again")
+            raise InputError(f"{path} is truncated: it has {size:,} of {expected:,} bytes")
         # A private map: what is written into it by mistake does not reach the file.
         whole = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)
     found = {}
     for name in names:
         entry = header[name]
-        kind, (begin, end) = KINDS[entry["dtype"]], entry["data_offsets"]
+        kind, (begin, end) = runtime.KINDS[entry["dtype"]], entry["data_offsets"]
         count = (end - begin) // kind.itemsize
         view = torch.frombuffer(whole, dtype=kind, count=count, offset=start + begin) if count else torch.empty(0)
         found[name] = view.to(kind).view(entry["shape"])
         if name not in MAPPED:
             found[name] = found[name].clone()
-    meta = {key: json.loads(value) for key, value in header["__metadata__"].items()}
-    return {**found, "classes": tuple(meta["classes"]), "source": meta["source"], "mapped": whole}
+    return {**found, **_described(header["__metadata__"]), "mapped": whole}
+
+
+def _described(metadata: dict[str, str]) -> dict[str, Any]:
+    """Return classes and source from the metadata of a file."""
+    return {"classes": tuple(json.loads(metadata["classes"])), "source": json.loads(metadata["source"])}

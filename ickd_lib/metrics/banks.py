@@ -29,8 +29,10 @@ def retrieval(bank: MemoryBank, images: Images, *, k: int = 8, features: Tensor 
         chance: expected precision of randomly drawn rows.
         superclass_precision@k: share of the k neighbours that have the query's superclass, if there are superclasses.
     Raises:
-        InputError: a query has fewer than k other rows.
+        InputError: k is below 1, or a query has fewer than k other rows.
     """
+    if k < 1:
+        raise InputError(f"k={k} is not a number of neighbours; give 1 or more")
     if features is None:
         found, labels = bank.nearest(bank.features, bank.index, k=k), bank.labels
     else:

@@ -38,6 +38,7 @@ from .wrapped import wrap
 from .wrapped_detection import wrap_detection
 
 __all__ = [
+    "LIBRARIES",
     "Detections",
     "Detector",
     "Network",

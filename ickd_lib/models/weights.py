@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..runtime import InputError
+from ..runtime import InputError, check_object, check_tensors, not_read, reason
 from .detection import Detector
 from .network import Network
 from .wrapped import Wrapped
@@ -59,23 +59,31 @@ def _read(path: Path) -> Any:
     if not path.is_file():
         raise InputError(f"{path} does not exist; name a .safetensors or .pth file of weights")
     try:
+        open(path, "rb").close()  # the error of safetensors for a file without permission has no cause
         if path.suffix == ".safetensors":
             from safetensors.torch import load_file
 
-            return load_file(path)
+            content = load_file(path)
+            check_tensors(path)
+            return content
+        check_object(path)
         # RepDistiller's last checkpoint contains its command-line arguments, a Namespace of plain values.
         with torch.serialization.safe_globals([argparse.Namespace]):
             return torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # a damaged file may raise anything
+        if not_read(error):
+            raise InputError(f"{path} cannot be read: {reason(error)}") from error
+        if isinstance(error, InputError):
+            raise InputError(f"{error}; download or save it again") from error
         # torch raises a second error with a page of advice; its context is the short reason.
-        reason = " ".join(str(error.__context__ or error).split())[:100]
-        if isinstance(error, UnpicklingError) and "global" in reason.lower():
+        why = " ".join(str(error.__context__ or error).split())[:100]
+        if isinstance(error, UnpicklingError) and "global" in why.lower():
             raise InputError(
                 f"{path} is refused, because it contains Python objects that could run code when they are unpickled; "
                 "save only the network's state_dict() and load that"
             ) from error
         raise InputError(
-            f"{path} cannot be read ({type(error).__name__}: {reason}); it is not a file of weights, damaged or "
+            f"{path} cannot be read ({type(error).__name__}: {why}); it is not a file of weights, damaged or "
             "incomplete: download or save it again"
         ) from error
 

@@ -22,6 +22,9 @@ def diff(first: str | Path, second: str | Path) -> list[str]:
         InputError: a folder is not a run.
     """
     one, other = runtime.Run(first), runtime.Run(second)
+    for run in (one, other):
+        with runtime.complete(run.folder):
+            _check(run)
     lines = []
     for part in ("settings", "numerics", "environment"):
         first_values, second_values = _flat(one.config.get(part, {})), _flat(other.config.get(part, {}))
@@ -35,6 +38,15 @@ def diff(first: str | Path, second: str | Path) -> list[str]:
     if len(one.metrics) != len(other.metrics):
         lines.append(f"epochs: {len(one.metrics)} in {first}, {len(other.metrics)} in {second}")
     return lines
+
+
+def _check(run: runtime.Run) -> None:
+    """Raise an error of some type if the configuration or the records of a run are not dictionaries."""
+    for part in ("settings", "numerics", "environment"):
+        _flat(run.config.get(part, {}))
+    for record in run.metrics:
+        _flat(record)
+        int(record["epoch"])
 
 
 def _first_difference(pairs: list[tuple[dict[str, Any], dict[str, Any]]], what: str, of: Any) -> str:

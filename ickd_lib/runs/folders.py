@@ -5,12 +5,15 @@ from __future__ import annotations
 import csv
 import io
 import json
+import math
 import statistics
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from ickd_lib import methods, runtime, tasks
+from ickd_lib.runs.seeds import grouped, score, task_of, words
 from ickd_lib.runtime import InputError
 from ickd_lib.training.records import described
 
@@ -19,31 +22,101 @@ def finished(folders: Iterable[str | Path]) -> list[dict[str, Any]]:
     """Return the summaries of all finished runs at or below some folders, without those of teachers.
 
     Args:
-        folders: folders of runs; or JSON files of runs as `ickd report --json` writes them, or folders with such files.
+        folders: as for `collected`.
     Raises:
-        InputError: a folder does not exist or contains no run, or no run is finished.
+        InputError: as for `collected`, or no run is finished.
     """
-    found: list[dict[str, Any] | None] = []
-    for folder in map(Path, folders):
-        kept = _kept(folder)
-        if not kept and not folder.is_dir():
-            raise InputError(f"{folder} is not a folder; name one that contains runs")
-        found.extend(kept)
-        if not kept:
-            students = [run for run in runtime.runs(folder) if run.folder.parent.name != "teachers"]
-            found.extend(run.summary and _named(run.summary, run.config) for run in students)
-    summaries = [summary for summary in found if summary]
-    if not summaries:
+    folders = list(folders)
+    found = [one for one in collected(folders) if one.get("role") != "teacher"]
+    if not found:
         raise InputError(f"no finished run below {', '.join(map(str, folders))}; resume the runs that were stopped")
-    return summaries
+    return [_named(one["summary"], one["config"]) for one in found]
 
 
-def _kept(path: Path) -> list[dict[str, Any]]:
-    """Return the summaries in a JSON file of runs, or in the JSON files of a folder."""
-    files = [path] if path.is_file() else sorted(path.glob("*.json"))
-    values = [value for file in files for value in _listed(runtime.read_json(file))]
+def collected(folders: Iterable[str | Path]) -> list[dict[str, Any]]:
+    """Return the finished runs at or below some folders, each once, in the form of `ickd report --json`.
+
+    A run that is found again, by a second path or in a JSON file, counts once. A damaged run is named in a note and
+    left out.
+
+    Args:
+        folders: folders that contain runs, JSON files that `ickd report --json` wrote, or both; or such files.
+    Returns:
+        For each run its "run" (name), "config", "epochs" (records) and "summary", and the "role" of a teacher.
+    Raises:
+        InputError: a folder does not exist or contains no run.
+    """
+    found: dict[str, dict[str, Any]] = {}
+    for path in map(Path, folders):
+        for place, read in _sources(path):
+            try:
+                with runtime.complete(place):
+                    if (run := read()) is None:
+                        continue
+                    if run.get("role") != "teacher":
+                        _check(_named(run["summary"], run["config"]))
+                    settings = run["config"]["settings"]
+                    data = {key: value for key, value in settings.get("data", {}).items() if key != "classes"}
+                    key = runtime.fingerprint(run["summary"].get("name"), settings | {"data": data})
+            except InputError as error:
+                runtime.notice(f"left out: {'' if place in str(error) else f'{place}: '}{error}")
+            else:
+                found.setdefault(key, run)
+    return list(found.values())
+
+
+Source = tuple[str, Callable[[], dict[str, Any] | None]]  # a run's place, and what reads it; None if it is not finished
+
+
+def _sources(path: Path) -> list[Source]:
+    """Return the runs at or below a path, which are not read yet."""
+    if path.is_file():
+        return _in_file(path)
+    if not path.is_dir():
+        raise InputError(f"{path} is not a folder; name one that contains runs")
+    found: list[Source] = []
+    for file in () if (path / "config.json").is_file() else sorted(path.glob("*.json")):
+        try:
+            found.extend(_in_file(file))
+        except (InputError, OSError) as error:
+            runtime.notice(f"left out: {error}")
+    try:
+        return [(str(run.folder), partial(_read, run)) for run in runtime.runs(path)] + found
+    except InputError:
+        if not found:
+            raise
+        return found
+
+
+def _read(run: runtime.Run) -> dict[str, Any] | None:
+    """Read the run in a folder."""
+    if run.summary is None:
+        return None
+    config, summary, epochs = run.config, run.summary, run.config["settings"]["recipe"]["epochs"]
+    found = {"run": run.folder.name, "config": config, "epochs": run.readable_metrics(epochs), "summary": summary}
+    return found | ({"role": "teacher"} if run.folder.parent.name == "teachers" else {})
+
+
+def _in_file(path: Path) -> list[Source]:
+    """Return the runs in a JSON file; none if it contains something else."""
+    content = runtime.read_json(path)
+    values = content if isinstance(content, list) else [content]
     runs = [one for one in values if isinstance(one, dict) and {"config", "epochs", "summary"} <= set(one)]
-    return [_named(one["summary"], one["config"]) for one in runs if one.get("role") != "teacher"]
+    return [(f"{one.get('run', 'a run')} in {path}", partial(dict, one)) for one in runs]
+
+
+def _check(summary: dict[str, Any]) -> None:
+    """Raise an error of some type if a summary lacks what tables need."""
+    (setting,) = grouped([summary])
+    words(setting)
+    value = score([summary])
+    if not math.isfinite(value):
+        raise ValueError(f"{task_of(summary).primary} is {value}")
+    for column in task_of(summary).columns:
+        float(summary.get(column.key, 0))
+    for key in ("train_images", "epochs", "batch_size", "data_seed"):
+        if not isinstance(summary[key], int):
+            raise TypeError(f"{key} is {summary[key]!r}, not a whole number")
 
 
 def _named(summary: dict[str, Any], config: dict[str, Any]) -> dict[str, Any]:
@@ -52,10 +125,6 @@ def _named(summary: dict[str, Any], config: dict[str, Any]) -> dict[str, Any]:
     if "circle" in summary:  # key of the peer group in earlier versions
         summary["peer_group"] = summary.pop("circle")
     return summary
-
-
-def _listed(value: Any) -> list[Any]:
-    return value if isinstance(value, list) else [value]
 
 
 def overview(folder: str | Path) -> list[dict[str, Any]]:
@@ -82,29 +151,33 @@ def _row(run: runtime.Run, top: Path) -> dict[str, Any]:
         "role": "teacher" if run.folder.parent.name == "teachers" else "student",
     }
     try:
-        settings, summary = run.settings, run.summary
-        found = described(settings) | {"method": _described(settings["method"], settings["method"]["name"])}
-        primary = tasks.create(found["task"]).primary
-        if summary is not None:
-            numbers = {key: value for key, value in summary.items() if value is not None}
-            found = {"state": "finished", "epoch": settings["recipe"]["epochs"], **found, **numbers}
-            found = _named(found, run.config)
-            found.pop("name", None)  # "run" contains it
-            return row | found
-        done = run.metrics
-        found = {"state": "unfinished", "epoch": done[-1]["epoch"] if done else 0, **found}
-        tested = [(record[f"test_{primary}"], record["epoch"]) for record in done if f"test_{primary}" in record]
-        if tested:
-            best = max(tested, key=lambda pair: pair[0])
-            found |= {f"best_{primary}": best[0], "best_epoch": best[1], primary: tested[-1][0]}
-        if held_out := [record[f"val_{primary}"] for record in done if f"val_{primary}" in record]:
-            found[f"val_{primary}"] = held_out[-1]
-        return row | found
+        with runtime.complete(run.folder):
+            return row | _found(run)
     except InputError as error:
-        problem = str(error)
-    except (AttributeError, KeyError, TypeError, ValueError, OSError) as error:
-        problem = f"{run.folder} is not a complete run ({type(error).__name__}: {error}); restore or remove it"
-    return row | {"state": "damaged", "problem": problem}
+        return row | {"state": "damaged", "problem": str(error)}
+
+
+def _found(run: runtime.Run) -> dict[str, Any]:
+    """Return what `overview` contains of a run that is not damaged."""
+    settings, summary = run.settings, run.summary
+    found = described(settings) | {"method": _described(settings["method"], settings["method"]["name"])}
+    primary = tasks.create(found["task"]).primary
+    if summary is not None:
+        numbers = {key: value for key, value in summary.items() if value is not None}
+        found = {"state": "finished", "epoch": settings["recipe"]["epochs"], **found, **numbers}
+        found = _named(found, run.config)
+        _check(found)
+        found.pop("name", None)  # "run" contains it
+        return found
+    done = run.metrics
+    found = {"state": "unfinished", "epoch": done[-1]["epoch"] if done else 0, **found}
+    tested = [(record[f"test_{primary}"], record["epoch"]) for record in done if f"test_{primary}" in record]
+    if tested:
+        best = max(tested, key=lambda pair: pair[0])
+        found |= {f"best_{primary}": best[0], "best_epoch": best[1], primary: tested[-1][0]}
+    if held_out := [record[f"val_{primary}"] for record in done if f"val_{primary}" in record]:
+        found[f"val_{primary}"] = held_out[-1]
+    return found
 
 
 def _described(config: dict[str, Any], otherwise: str) -> str:

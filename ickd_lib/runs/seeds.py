@@ -84,7 +84,7 @@ def named(rows: Sequence[dict[str, Any]], *, by_run: bool = False) -> dict[str, 
     for setting, by_method in groups.items():
         for method, seeds in by_method.items():
             rivals = [other for other in groups if method in groups[other]]
-            differing = [w for i, w in enumerate(_words(setting)) if len({str(other[i]) for other in rivals}) > 1]
+            differing = [w for i, w in enumerate(words(setting)) if len({str(other[i]) for other in rivals}) > 1]
             found[", ".join([method, *differing])] = seeds
     if not by_run:
         return found
@@ -103,7 +103,7 @@ def named(rows: Sequence[dict[str, Any]], *, by_run: bool = False) -> dict[str, 
     }
 
 
-def _words(setting: Setting) -> list[str]:
+def words(setting: Setting) -> list[str]:
     """Describe each entry of a setting."""
     dataset, images, teacher, network, epochs, batch_size, lr, schedule, task, augment, saw, held_out = setting
     return [

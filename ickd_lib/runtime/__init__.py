@@ -5,20 +5,34 @@ from ickd_lib.runtime.devices import autocast, device, precision
 from ickd_lib.runtime.distributed import broadcast, from_main, processes, rank, world
 from ickd_lib.runtime.errors import Diverged, InputError, choose, notice
 from ickd_lib.runtime.files import fingerprint, read_json, replacing, write_json
-from ickd_lib.runtime.folders import Run, run_name, runs
+from ickd_lib.runtime.folders import Run, complete, run_name, runs, shortened
 from ickd_lib.runtime.locks import locked, owner
 from ickd_lib.runtime.seeds import generator, reseed, seed_of, seeded
+from ickd_lib.runtime.tensors import (
+    KINDS,
+    check_object,
+    check_tensors,
+    not_read,
+    reason,
+    save_object,
+    save_tensors,
+    writing_tensors,
+)
 from ickd_lib.runtime.threads import dealt_threads, free_threads, same_threads
 from ickd_lib.runtime.versions import code, environment, environment_differences
 
 __all__ = [
+    "KINDS",
     "Diverged",
     "InputError",
     "Run",
     "autocast",
     "broadcast",
+    "check_object",
+    "check_tensors",
     "choose",
     "code",
+    "complete",
     "dealt_threads",
     "device",
     "environment",
@@ -28,6 +42,7 @@ __all__ = [
     "from_main",
     "generator",
     "locked",
+    "not_read",
     "notice",
     "owner",
     "parse_call",
@@ -35,13 +50,18 @@ __all__ = [
     "processes",
     "rank",
     "read_json",
+    "reason",
     "replacing",
     "reseed",
     "run_name",
     "runs",
     "same_threads",
+    "save_object",
+    "save_tensors",
     "seed_of",
     "seeded",
+    "shortened",
     "world",
     "write_json",
+    "writing_tensors",
 ]

@@ -50,11 +50,15 @@ def choose(name: str, options: Iterable[str], what: str) -> str:
     raise InputError(f"unknown {what} {name!r}; {hint}(known: {listed})")
 
 
-def notice(text: str) -> None:
+def notice(text: str, *, once: str = "") -> None:
     """Print one line of information to stderr, once. It is not a warning, because nothing is wrong.
 
     Of several processes that `torchrun` started, the first one prints.
+
+    Args:
+        text: the line.
+        once: what is reported once, if lines differ, such as by the name of a file; by default the line.
     """
-    if text not in _noticed and os.environ.get("RANK", "0") == "0":
-        _noticed.add(text)
+    if (once or text) not in _noticed and os.environ.get("RANK", "0") == "0":
+        _noticed.add(once or text)
         print(f"note: {text}", file=sys.stderr)

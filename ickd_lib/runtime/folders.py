@@ -2,38 +2,66 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import re
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from ickd_lib.runtime.errors import InputError
-from ickd_lib.runtime.files import fingerprint, read_json, replacing, write_json
+from ickd_lib.runtime.files import fingerprint, flush, read_json, remove_parts, replacing, write_error, write_json
 from ickd_lib.runtime.locks import LOCK
 
-LONGEST = 150  # largest number of characters in a name; file systems allow 255 bytes
+LONGEST = 150  # largest number of bytes in a name; file systems allow 255
+RESERVED = ("jobs", "teachers")  # folders in the folder of all runs that contain other things
 
 
 def run_name(given: str) -> str:
     """Check the name that a caller gives to a run folder.
 
     Raises:
-        InputError: the name is not one path component of letters, digits and . _ = + -, is too long, or does not begin
-            with a letter, a digit or _.
+        InputError: the name is not one path component of letters, digits and . _ = + -, is too long, does not begin
+            with a letter or a digit, or is that of a folder with other content.
     """
-    if not re.fullmatch(r"[^\W_][\w.=+-]*", given) or len(given) > LONGEST:
+    if not re.fullmatch(r"[^\W_][\w.=+-]*", given) or len(given.encode()) > LONGEST:
         raise InputError(
-            f"name={given!r} cannot be the name of a run folder; use up to {LONGEST} letters, digits and . _ = + -, "
-            "beginning with a letter or digit"
+            f"name={given!r} cannot be the name of a run folder; use up to {LONGEST} bytes of letters, digits and "
+            ". _ = + -, beginning with a letter or digit"
+        )
+    if given.lower() in RESERVED:
+        raise InputError(
+            f"name={given!r} cannot be the name of a run folder, as {given}/ has other content; use another"
         )
     return given
 
 
 def default_name(label: str, settings: dict[str, Any]) -> str:
     """Return `label`, with hyphens for characters that are not allowed, followed by a fingerprint of `settings`."""
-    cleaned = re.sub(r"[^\w.=+-]+", "-", label).strip("-.=+") or "run"
-    return f"{cleaned[: LONGEST - 7]}-{fingerprint(settings)[:6]}"
+    cleaned = re.sub(r"[^\w.=+-]+", "-", label).strip("-.=+_") or "run"
+    return f"{_cut(cleaned, LONGEST - 7)}-{fingerprint(settings)[:6]}"
+
+
+def shortened(name: str, longest: int = LONGEST) -> str:
+    """Return a name of at most `longest` bytes; a longer one is cut and ends with a fingerprint of the whole name."""
+    return name if len(name.encode()) <= longest else f"{_cut(name, longest - 7)}-{fingerprint(name)[:6]}"
+
+
+def _cut(name: str, longest: int) -> str:
+    return name.encode()[:longest].decode(errors="ignore")
+
+
+@contextlib.contextmanager
+def complete(run: str | Path) -> Iterator[None]:
+    """Raise the errors that the files of a damaged run lead to, such as a missing key, as an InputError in one line."""
+    try:
+        yield
+    except InputError:
+        raise
+    except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError, RecursionError, OSError) as error:
+        text = " ".join(f"{type(error).__name__}: {error}".split())[:200]
+        raise InputError(f"{run} is not a complete run ({text}); restore or remove it") from None
 
 
 class Run:
@@ -59,6 +87,8 @@ class Run:
         """
         run = cls(folder)
         if not run.exists():
+            if run.folder.exists() and not run.folder.is_dir():
+                raise InputError(f"{folder} is a file, not a folder; name another folder")
             if run.folder.is_dir() and any(p for p in run.folder.iterdir() if p.name != LOCK and p.suffix != ".part"):
                 raise InputError(f"{folder} contains files but no run; name another folder")
             return run
@@ -80,6 +110,11 @@ class Run:
         """Write config.json."""
         config = {"settings": settings, "numerics": numerics, "group": group, "environment": environment}
         write_json(self.folder / "config.json", config)
+
+    def clean(self) -> None:
+        """Remove what killed processes left of the run's files. The run must be locked."""
+        if self.folder.is_dir():
+            remove_parts(self.folder, ended=False)
 
     def exists(self) -> bool:
         """Whether the folder contains a config.json."""
@@ -115,23 +150,54 @@ class Run:
         """The records of metrics.jsonl, one per epoch; a last line that is incomplete after a crash is left out."""
         path = self.folder / "metrics.jsonl"
         records = []
-        for line in path.read_text().splitlines() if path.is_file() else []:
+        for line in path.read_text("utf-8").splitlines() if path.is_file() else []:
             try:
                 records.append(json.loads(line))
-            except ValueError:
+            except (ValueError, RecursionError):
                 break
         return records
 
-    def keep_metrics(self, epochs: int) -> None:
-        """Drop the records beyond the first `epochs` epochs, which a resumed run writes again."""
-        records = [r for r in self.metrics if r["epoch"] <= epochs]
+    def readable_metrics(self, epochs: int) -> list[dict[str, Any]]:
+        """Return the records of the first `epochs` epochs, up to the first one that is damaged."""
+        found: list[dict[str, Any]] = []
+        with contextlib.suppress(KeyError, TypeError, ValueError):
+            for record in self.metrics:
+                if record["epoch"] != len(found) + 1 or len(found) == epochs:
+                    break
+                found.append(record)
+        return found
+
+    def keep_metrics(self, records: list[dict[str, Any]]) -> None:
+        """Write metrics.jsonl anew with some records; those of later epochs are written again by a resumed run."""
+        self.require()
         with replacing(self.folder / "metrics.jsonl") as part:
-            part.write_text("".join(json.dumps(r) + "\n" for r in records))
+            part.write_text("".join(json.dumps(r) + "\n" for r in records), encoding="utf-8")
 
     def log(self, record: dict[str, Any]) -> None:
-        """Append the record of one epoch to metrics.jsonl."""
-        with open(self.folder / "metrics.jsonl", "a") as file:
-            file.write(json.dumps(record) + "\n")
+        """Append the record of one epoch to metrics.jsonl.
+
+        Raises:
+            InputError: the run was removed.
+            OSError: the file cannot be written.
+        """
+        self.require()
+        path = self.folder / "metrics.jsonl"
+        try:
+            with open(path, "a", encoding="utf-8") as file:
+                file.write(json.dumps(record) + "\n")
+        except OSError as error:
+            raise write_error(error, path) from None
+
+    def flush_metrics(self) -> None:
+        """Wait until metrics.jsonl is on the disk, before a file is written from which the training is resumed."""
+        path = self.folder / "metrics.jsonl"
+        if path.is_file():
+            flush(path)
+
+    def require(self) -> None:
+        """Raise InputError if the run was removed while it was trained, so that no part of it is written anew."""
+        if not self.exists():
+            raise InputError(f"{self.folder} was removed while it was trained; start again to train anew")
 
 
 def runs(folder: str | Path) -> list[Run]:

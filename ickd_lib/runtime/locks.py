@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from ickd_lib.runtime.errors import InputError, notice
+from ickd_lib.runtime.files import alive, write_error
 
 LOCK = "training.lock"  # name of the lock file in a run folder
 PATIENCE = 0.5  # seconds; `owner` locks a file for an instant
@@ -86,9 +87,13 @@ def _acquire(folder: Path) -> IO[str] | None:
                 file.truncate(0)
                 file.write(json.dumps({"process": os.getpid(), "host": socket.gethostname(), "since": since}) + "\n")
                 file.flush()
-            except OSError:  # the disk is full
-                file.close()
-                raise
+            except OSError as error:  # the disk is full
+                path.unlink(missing_ok=True)
+                with contextlib.suppress(OSError):
+                    file.close()
+                with contextlib.suppress(OSError):
+                    folder.rmdir()
+                raise write_error(error, path) from None
             _held.add(file)
             return file
         owner = {} if taken else _content(file)
@@ -111,7 +116,7 @@ def owner(folder: Path) -> dict[str, Any] | None:
             try:
                 return None if lock(file, shared=True) else found
             except OSError:
-                return found if found and (found["host"] != socket.gethostname() or _alive(found["process"])) else None
+                return found if found and (found["host"] != socket.gethostname() or alive(found["process"])) else None
     except (OSError, NotImplementedError):
         return None
 
@@ -129,20 +134,9 @@ def _content(file: IO[str]) -> dict[str, Any]:
     try:
         file.seek(0)
         found = json.load(file)
-        return {key: found[key] for key in ("process", "host", "since")}
-    except (ValueError, KeyError, TypeError):
+        return {"process": int(found["process"]), "host": found["host"], "since": found["since"]}
+    except (ValueError, KeyError, TypeError, RecursionError):
         return {}
-
-
-def _alive(process: Any) -> bool:
-    """Return whether a process of this host exists."""
-    try:
-        os.kill(int(process), 0)
-    except PermissionError:
-        return True
-    except (OSError, ValueError, TypeError):
-        return False
-    return True
 
 
 def _close_inherited() -> None:

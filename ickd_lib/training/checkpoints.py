@@ -37,18 +37,26 @@ class Checkpoint:
         return ""
 
     def save(self) -> None:
-        """Write the checkpoint, completely or not at all.
+        """Write the checkpoint, completely or not at all, after the records of the epochs before it.
 
         Raises:
+            InputError: a run folder was removed.
             Diverged: a student has a loss or a weight that is not finite; the previous checkpoint is kept.
         """
         for state in self.group.states:
             state.check_finite(self.kept)
             state.check_weights(self.kept)
         if self.path and runtime.rank() == 0:
-            states = {state.learner.name: state.state_dict() for state in self.group.states}
-            with runtime.replacing(self.path) as part:
-                torch.save(states, part)
+            records = {state.learner.name: self.records[state] for state in self.group.states}
+            for record in records.values():
+                if record.run:
+                    record.run.require()
+                    record.run.flush_metrics()
+            states = {
+                state.learner.name: state.state_dict() | {"records": records[state.learner.name].epochs}
+                for state in self.group.states
+            }
+            runtime.save_object(self.path, states)
 
     def restore(self) -> None:
         """Load the checkpoint if there is one, and drop the records of later epochs.
@@ -62,21 +70,28 @@ class Checkpoint:
         if not (waiting and runs and self.path):
             return
         folders = ", ".join(str(run.folder) for run in runs)
+        states: dict[str, Any] = {}
         if self.path.is_file():
             device = next(waiting[0].learner.network.parameters()).device
             try:
-                states: dict[str, Any] = torch.load(self.path, map_location=device, weights_only=True)
+                runtime.check_object(self.path)
+                states = torch.load(self.path, map_location=device, weights_only=True)
                 for state in waiting:
                     state.load_state_dict(states[state.learner.name])
             except Exception as error:  # torch.load raises many types on a damaged file
+                if runtime.not_read(error):
+                    why = runtime.reason(error)
+                    raise InputError(f"{self.path} cannot be read ({why}); keep it, and correct that first") from None
+                if isinstance(error, InputError):
+                    raise InputError(f"{error}; remove {folders} to train anew") from None
                 what = type(error).__name__
                 raise InputError(f"{self.path} is damaged ({what}); remove {folders} to train anew") from None
         ahead = len(waiting) < len(runs)
-        begun = ahead or self.path.is_file() or any(run.metrics for run in runs)
+        begun = ahead or self.path.is_file() or any((run.folder / "metrics.jsonl").is_file() for run in runs)
         removed = begun and not all(run.exists() for run in runs)
         if removed or (ahead and not all(state.finished for state in waiting)):
             raise InputError(
                 f"peers train together, and some of {folders} were removed or trained alone; remove all to train anew"
             )
         for state in waiting:
-            self.records[state].rewind(state.epoch)
+            self.records[state].rewind(state.epoch, states.get(state.learner.name, {}).get("records", []))

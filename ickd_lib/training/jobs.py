@@ -295,8 +295,7 @@ def write_inputs(folder: Path, inputs: dict[str, Any]) -> None:
         InputError: something cannot be pickled.
     """
     try:
-        with runtime.replacing(folder / INPUTS) as part:
-            torch.save(inputs, part)
+        runtime.save_object(folder / INPUTS, inputs)
     except (pickle.PicklingError, TypeError, AttributeError) as error:
         raise InputError(
             f"the inputs of the jobs cannot be pickled ({error}); define functions and classes in a module"

@@ -16,6 +16,7 @@ from ickd_lib.tasks import Samples, Task
 from ickd_lib.training.state import TrainingState
 from ickd_lib.training.students import Learner
 
+NUMERICS = {"device": str, "precision": str, "threads": int, "teacher_cache": bool, "captured": bool}  # of config.json
 DRIFT_IMAGES = 2000  # number of images for which the rows of a bank in training are compared with rebuilt rows
 
 
@@ -79,17 +80,28 @@ class RunRecord:
         self.run = runtime.Run.open(folder / learner.name, learner.settings, resume=resume)
         if not self.run.exists():
             return
-        for line in runtime.environment_differences(self.run.config.get("environment", {}), environment):
-            runtime.notice(f"{self.run.folder} is from another environment: {line}")
-        if summary := self.run.summary:
+        with runtime.complete(self.run.folder):
+            config, summary = self.run.config, self.run.summary
+            for line in runtime.environment_differences(config.get("environment", {}), environment):
+                runtime.notice(f"{self.run.folder} is from another environment: {line}")
+            for key, kind in NUMERICS.items() if summary is None else ():
+                if not isinstance(value := config["numerics"][key], kind):
+                    raise TypeError(f"{key}={value!r} in config.json is not of type {kind.__name__}")
+            if summary is not None and not isinstance(summary["name"], str):
+                raise TypeError("the name in summary.json is not a text")
+        if summary is not None:
             models.load_weights(learner.network, self.run.folder / "student.safetensors")
             learner.network.eval()
-            self.summary, self.epochs = summary, self.run.metrics
+            epochs = learner.settings["recipe"]["epochs"]
+            self.summary, self.epochs = summary, self.run.readable_metrics(epochs)
+            if len(self.epochs) < epochs:
+                runtime.notice(f"{self.run.folder}/metrics.jsonl has the records of {len(self.epochs)} epochs only")
 
     def create(self, numerics: dict[str, Any], group: str, environment: dict[str, Any]) -> None:
         """Write the configuration of a new run. A run that diverged before is trained again from its checkpoint."""
         if not self.run or runtime.rank():
             return
+        self.run.clean()
         if not self.run.exists():
             self.run.create(self.learner.settings, numerics, group, environment)
         (self.run.folder / "diverged.json").unlink(missing_ok=True)
@@ -97,14 +109,27 @@ class RunRecord:
     def fail(self, reason: str) -> None:
         """Record that the student diverged."""
         if self.run and runtime.rank() == 0:
+            self.run.require()
             runtime.write_json(self.run.folder / "diverged.json", {"reason": reason})
 
-    def rewind(self, epochs: int) -> None:
-        """Drop the records beyond the first `epochs` epochs, which are trained again."""
-        if self.run and self.run.exists():
-            if runtime.rank() == 0:
-                self.run.keep_metrics(epochs)
-            self.epochs = [record for record in self.run.metrics if record["epoch"] <= epochs]
+    def rewind(self, epochs: int, kept: list[dict[str, Any]]) -> None:
+        """Drop the records beyond the first `epochs` epochs, which are trained again.
+
+        Args:
+            epochs: number of epochs that are done.
+            kept: the records in the checkpoint, from which metrics.jsonl is written anew if it lacks some.
+        """
+        if not (self.run and self.run.exists()):
+            return
+        found = self.run.readable_metrics(epochs)
+        if len(found) < epochs:
+            path = self.run.folder / "metrics.jsonl"
+            found = kept if len(kept) > len(found) else found
+            lost = f"; the records of {epochs - len(found)} epochs are lost" if len(found) < epochs else ""
+            runtime.notice(f"{path} was damaged, and is written anew from the checkpoint{lost}")
+        if runtime.rank() == 0:
+            self.run.keep_metrics(found)
+        self.epochs = found
 
     def end_epoch(self, state: TrainingState, splits: Splits, task: Task, precision: str, evaluate: bool) -> None:
         """Record the epoch that was just trained.
@@ -162,7 +187,8 @@ class RunRecord:
         compared = None if self.learner.common else teacher
         numbers = task.metrics(network, splits.test, teacher=compared, precision=precision)
         evaluated = [r for r in self.epochs if f"test_{task.primary}" in r]
-        best = max(evaluated, key=lambda r: r[f"test_{task.primary}"])
+        last = {f"test_{task.primary}": numbers[task.primary], "epoch": recipe.epochs}  # if the records were lost
+        best = max(evaluated, key=lambda r: r[f"test_{task.primary}"], default=last)
         self.summary = {
             "name": self.learner.name,
             **described(settings),
@@ -173,7 +199,11 @@ class RunRecord:
             **numbers,
         }
         if len(splits.val):
-            self.summary[f"val_{task.primary}"] = evaluated[-1][f"val_{task.primary}"]
+            held_out = evaluated[-1] if evaluated else {}
+            known = held_out.get(f"val_{task.primary}")
+            if known is None:
+                known = task.metrics(network, splits.val, precision=precision)[task.primary]
+            self.summary[f"val_{task.primary}"] = known
         images = recipe.epochs * len(splits.train)
         self.summary |= {
             "parameters": sum(parameter.numel() for parameter in network.parameters()),
@@ -185,6 +215,7 @@ class RunRecord:
         if splits.train.streamed:
             self.summary["waited_share"] = round(state.waited / max(state.seconds, 1e-9), 4)
         if self.run and runtime.rank() == 0:
+            self.run.require()
             save_weights(network, self.run.folder / "student.safetensors")
             runtime.write_json(self.run.folder / "summary.json", self.summary)
 
@@ -230,10 +261,7 @@ def described(settings: dict[str, Any]) -> dict[str, Any]:
 
 def save_weights(network: Network, path: Path) -> None:
     """Write a network's weights as a safetensors file, completely or not at all."""
-    from safetensors.torch import save_file
-
-    with runtime.replacing(path) as part:
-        save_file({k: v.contiguous() for k, v in network.state_dict().items()}, part)
+    runtime.save_tensors(path, network.state_dict())
 
 
 def _rebuilt(state: TrainingState, splits: Splits, task: Task, precision: str) -> MemoryBank:

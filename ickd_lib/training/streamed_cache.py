@@ -60,7 +60,7 @@ class StreamedTeacherCache:
             mark = runtime.fingerprint(
                 teacher.identity, images.fingerprint, images.views, self.records.width, precision, top
             )
-            path = Path(folder) / f"{teacher.name.replace('/', '-')}-{mark}.f16"
+            path = Path(folder) / f"{runtime.shortened(teacher.name.replace('/', '-'))}-{mark}.f16"
         self._slots = _Slots(path, self.capacity, self.records.width)
 
     @property

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import warnings
 from pathlib import Path
@@ -73,7 +74,7 @@ class TeacherCache:
             mark = runtime.fingerprint(
                 teacher.identity, images.fingerprint, images.views, self.width, precision, *([top] if top else [])
             )
-            self._log = _Log(Path(folder) / f"{teacher.name.replace('/', '-')}-{mark}", self.width)
+            self._log = _Log(Path(folder) / f"{runtime.shortened(teacher.name.replace('/', '-'))}-{mark}", self.width)
             self._read()
 
     def _read(self) -> None:
@@ -169,11 +170,18 @@ class _Log:
         """Read up to `most` keys [n] and records [n, width], and remove an incomplete record at the end."""
         sizes = [path.stat().st_size if path.is_file() else 0 for path in self._paths]
         whole = runtime.broadcast(min(sizes[0] // (2 * self.width), sizes[1] // 8))
-        for file, size in zip(self._files, (2 * self.width, 8), strict=False):
-            file.truncate(whole * size)
+        try:
+            for file, size in zip(self._files, (2 * self.width, 8), strict=False):
+                file.truncate(whole * size)
+        except OSError as error:
+            self._give_up(error)
         count = min(whole, most)
-        records = np.fromfile(self._paths[0], np.float16, count * self.width) if count else np.empty(0, np.float16)
-        keys = np.fromfile(self._paths[1], np.int64, count) if count else np.empty(0, np.int64)
+        try:
+            records = np.fromfile(self._paths[0], np.float16, count * self.width) if count else np.empty(0, np.float16)
+            keys = np.fromfile(self._paths[1], np.int64, count) if count else np.empty(0, np.int64)
+        except OSError as error:
+            self._give_up(error)
+            count, records, keys = 0, np.empty(0, np.float16), np.empty(0, np.int64)
         return torch.from_numpy(keys), torch.from_numpy(records).view(count, self.width)
 
     @property
@@ -196,7 +204,8 @@ class _Log:
     def close(self) -> None:
         files, self._files = self._files, []
         for file in files:
-            file.close()
+            with contextlib.suppress(OSError):  # after an error, it writes what is left once more
+                file.close()
 
 
 def _locked(file: Any) -> bool:

@@ -58,7 +58,8 @@ def pretrain(
     train = splits.train
     synchronised = ["sync_batchnorm"] if options.get("sync_batchnorm") else []
     mark = runtime.fingerprint(name, dataclasses.asdict(recipe), seed, train.fingerprint, train.augment, *synchronised)
-    title = re.sub(r"\W+", "-", f"{train.name.split('/')[0]} {name}").strip("-")[:100] + f"-{mark[:8]}"
+    title = re.sub(r"\W+", "-", f"{train.name.split('/')[0]} {name}").strip("-_")[:100]
+    title = f"{runtime.shortened(title, 140)}-{mark[:8]}"
     return distill(
         [Student(name, "ce", seed, title)],
         splits,
@@ -79,15 +80,17 @@ def load(folder: str | Path, *, device: str | torch.device = "auto") -> Network:
     Raises:
         InputError: there is no finished run, or its network is not one that `models.create` makes.
     """
-    run = runtime.Run(folder)
-    origin = run.settings["student"]
-    if "mean" not in origin:
-        raise InputError(f"{folder} is the run of a network of your own; load {folder}/student.safetensors into it")
-    spec = {key: origin[key] for key in ("num_classes", "mean", "std")}
-    network = _loaded(origin["network"], spec, Path(folder) / "student.safetensors", origin.get("reused"))
-    data = run.settings["data"]
-    network.classes = tuple(data.get("classes", ()))
-    network.trained_on = {"data": data["name"], "labels": data["images"]}
+    with runtime.complete(folder):
+        settings = runtime.Run(folder).settings
+        origin, data = settings["student"], settings["data"]
+        if "mean" not in origin:
+            raise InputError(f"{folder} is the run of a network of your own; load {folder}/student.safetensors into it")
+        spec = {key: origin[key] for key in ("num_classes", "mean", "std")}
+        name, reused, trained_on = origin["network"], origin.get("reused"), (data["name"], data["images"])
+        classes = tuple(data.get("classes", ()))
+    network = _loaded(name, spec, Path(folder) / "student.safetensors", reused)
+    network.classes = classes
+    network.trained_on = dict(zip(("data", "labels"), trained_on, strict=True))
     return network.to(runtime.device(device))
 
 

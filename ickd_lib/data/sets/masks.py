@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ickd_lib.data.decode import image_files
+from ickd_lib.data.decode import image_files, require_few_pixels
 from ickd_lib.data.decoded import Decoded, threaded
 from ickd_lib.data.dense import IGNORED
 from ickd_lib.data.images import Splits
@@ -163,9 +163,12 @@ def read_mask(ignore: int, path: Path) -> Tensor:
 
     try:
         with Image.open(path) as file:
+            require_few_pixels(path, file.height, file.width)
             values, mode = np.asarray(file), file.mode
     except FileNotFoundError:
         raise InputError(f"{path} does not exist; add the mask, or remove its image from the data set") from None
+    except InputError:
+        raise
     except Exception as error:
         raise InputError(f"{path} cannot be read ({error}); repair or remove it") from None
     if values.ndim != 2 or mode == "F" or values.min() < 0 or values.max() > 255:
