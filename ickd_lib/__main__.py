@@ -210,7 +210,7 @@ def evaluate(given: argparse.Namespace) -> None:
 def report(given: argparse.Namespace) -> None:
     """Print or write the table of finished runs."""
     summaries = runs.finished(given.folders)
-    text = runs.table(summaries, baseline=given.baseline, best_first=True)
+    text = runs.table(summaries, baseline=given.baseline, best_first=True, diverged=runs.diverged(given.folders))
     if given.figure:
         _draw(given, summaries)
     if given.json:

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ickd_lib.runtime import InputError, arguments
+from ickd_lib.runtime import InputError, NotFinite, arguments
 
 TENSORS = ("features", "logits", "labels", "index", "norms", "written")
 PART = 2**16  # number of rows whose features are converted to float32 at once; 512 features take 134 MB
@@ -72,9 +72,9 @@ class Rows:
             self.features = torch.where(unit, features, F.normalize(features, dim=1))
             self.logits = logits.float()
             if logits.numel() and not bool(torch.stack(torch.aminmax(self.logits)).isfinite().all()):
-                raise InputError("the logits of a bank have values that are not finite; its network may have diverged")
+                raise NotFinite("the logits of a bank have values that are not finite")
         if not bool(self.norms.isfinite().all()):
-            raise InputError("the features of a bank have values that are not finite; its network may have diverged")
+            raise NotFinite("the features of a bank have values that are not finite")
         self.labels, self.index, self.classes = labels, index, tuple(classes)
         self.written = torch.zeros_like(labels) if written is None else written
         self.source = source or {}

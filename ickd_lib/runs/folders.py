@@ -6,6 +6,7 @@ import csv
 import io
 import json
 import statistics
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -36,6 +37,21 @@ def finished(folders: Iterable[str | Path]) -> list[dict[str, Any]]:
     if not summaries:
         raise InputError(f"no finished run below {', '.join(map(str, folders))}; resume the runs that were stopped")
     return summaries
+
+
+def diverged(folders: Iterable[str | Path]) -> dict[str, int]:
+    """Return for each method the number of students below some folders that diverged and were not trained again.
+
+    Peers that were trained together count as one student.
+    """
+    found = set()
+    for folder in map(Path, folders):
+        for run in runtime.runs(folder) if folder.is_dir() else ():
+            if run.folder.parent.name != "teachers" and not run.summary and (run.folder / "diverged.json").is_file():
+                row = _row(run, folder)
+                group = row.get("peer_group")
+                found.add((row["method"], run.folder.parent, group or run.folder.name))
+    return dict(Counter(method for method, *_ in sorted(found)))
 
 
 def _kept(path: Path) -> list[dict[str, Any]]:

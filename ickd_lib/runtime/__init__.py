@@ -3,7 +3,7 @@
 from ickd_lib.runtime.calls import parse_call
 from ickd_lib.runtime.devices import autocast, device, precision
 from ickd_lib.runtime.distributed import broadcast, from_main, processes, rank, world
-from ickd_lib.runtime.errors import Diverged, InputError, choose, notice, shown
+from ickd_lib.runtime.errors import Diverged, InputError, NotFinite, choose, notice, shown
 from ickd_lib.runtime.files import fingerprint, read_json, replacing, write_json
 from ickd_lib.runtime.folders import Run, run_name, runs
 from ickd_lib.runtime.locks import locked, owner
@@ -14,6 +14,7 @@ from ickd_lib.runtime.versions import code, environment, environment_differences
 __all__ = [
     "Diverged",
     "InputError",
+    "NotFinite",
     "Run",
     "autocast",
     "broadcast",

@@ -18,16 +18,21 @@ class InputError(ValueError):
     """
 
 
+class NotFinite(InputError):
+    """Raised where a network's outputs contain NaN or infinity."""
+
+
 class Diverged(ArithmeticError):
-    """Raised where the loss of a student became NaN or infinite. The message contains the loss term and the step.
+    """Raised where a loss, a weight or an output of a student became NaN or infinite. The message contains the step.
 
     Attributes:
         histories: the History of every student that finished, by name; empty if none did.
+        step: the step of the epoch, from 0, in which the loss was not finite; None if it was not the loss.
     """
 
-    def __init__(self, message: str, histories: dict[str, Any] | None = None) -> None:
+    def __init__(self, message: str, histories: dict[str, Any] | None = None, step: int | None = None) -> None:
         super().__init__(message)
-        self.histories = histories or {}
+        self.histories, self.step = histories or {}, step
 
 
 def choose(name: str, options: Iterable[str], what: str) -> str:

@@ -27,7 +27,7 @@ from ickd_lib.training.peers import PeerGroup
 from ickd_lib.training.recipe import Recipe
 from ickd_lib.training.records import History, RunRecord
 from ickd_lib.training.several import check_equal, check_parts
-from ickd_lib.training.state import TrainingState
+from ickd_lib.training.state import TrainingState, not_finite
 from ickd_lib.training.stepper import Stepper
 from ickd_lib.training.streamed_cache import StreamedTeacherCache
 from ickd_lib.training.students import Student, learners
@@ -118,6 +118,8 @@ def distill(
     check_parts(len(splits.train), Sampler(splits.train).steps(recipe.batch_size), recipe.batch_size)
     splits = splits.to(device)
     frozen = models.frozen(teacher, device) if teacher else None
+    if frozen and (name := not_finite(frozen.state_dict())):
+        raise InputError(f"the teacher {frozen.name} has values that are not finite in {name}; give another teacher")
     groups, records, locks = _prepare(
         students,
         splits.train,
@@ -182,10 +184,6 @@ def distill(
                 callbacks=[*callbacks, *([ProgressBar()] if progress and runtime.rank() == 0 else [])],
             )
             loop.train(stop)
-            for group in going:
-                if group.failed:
-                    for state in group.states:
-                        records[state].fail(group.failed)
             reference = task.bank_samples(frozen, splits.test, precision=numerics["precision"]) if frozen else None
             for state in loop.states:
                 if state in waiting:
