@@ -31,6 +31,7 @@ from ickd_lib.options import parser, recipe_defaults
 from ickd_lib.runs.seeds import task_of
 from ickd_lib.runtime import Diverged, InputError
 from ickd_lib.runtime.distributed import ProcessLost, reports
+from ickd_lib.runtime.memory import out_of_memory
 from ickd_lib.training import Recipe
 
 ANNOTATIONS = {"segmentation": "masks", "detection": "boxes"}  # the kind that a task needs
@@ -156,8 +157,6 @@ def _executor(given: argparse.Namespace) -> contextlib.AbstractContextManager[Ex
 
 def compare(given: argparse.Namespace) -> None:
     """Train every method over the seeds and print the table."""
-    if given.seeds < 1:
-        raise InputError(f"seeds={given.seeds} must be 1 or more")
     requested(given.search)
     with _executor(given) as executor:
         _compare(given, executor)
@@ -221,7 +220,7 @@ def evaluate(given: argparse.Namespace) -> None:
 def report(given: argparse.Namespace) -> None:
     """Print or write the table of finished runs."""
     summaries = runs.finished(given.folders)
-    text = runs.table(summaries, baseline=given.baseline, best_first=True)
+    text = runs.table(summaries, baseline=given.baseline, best_first=True, diverged=runs.diverged(given.folders))
     if given.figure:
         _draw(given, summaries)
     if given.json:
@@ -283,9 +282,14 @@ def main(arguments: list[str] | None = None) -> int:
         The exit status: 0; 1 if a student diverged; 2 if an input is wrong (one line on stderr); 3 if another process
         of the training ended; 130 if interrupted.
     """
-    top = parser(arguments)
-    given, extra = top.parse_known_args(arguments)
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")  # a console without ± shows "?" instead
     try:
+        top = parser(arguments)
+        given, extra = top.parse_known_args(arguments)
+        if "\0" in "".join(sys.argv[1:] if arguments is None else arguments):
+            raise InputError("an argument contains the character NUL")
         if extra:
             subparsers = next(a for a in top._actions if isinstance(a, argparse._SubParsersAction))
             options = [o for a in subparsers.choices[given.command]._actions for o in a.option_strings]
@@ -301,6 +305,10 @@ def main(arguments: list[str] | None = None) -> int:
         return _failed(f"error: {error}", 1)
     except ProcessLost as error:
         return _failed(f"error: {error}", 3)
+    except (MemoryError, RuntimeError) as error:
+        if not out_of_memory(error):
+            raise
+        return _failed("error: there is not enough memory; take smaller batches, fewer images or smaller numbers", 2)
     except KeyboardInterrupt as stop:
         return _failed(str(stop) or "stopped", 130)
     return 0

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import dataclasses
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, NoReturn, get_args
 
 from ickd_lib import __version__, data, methods, tasks
+from ickd_lib.runtime import InputError, shown
+from ickd_lib.runtime.arguments import BelowOne, Count, Natural, NotNegative, described, fits
 from ickd_lib.training import Recipe
+from ickd_lib.training.recipe import settings
 
 DESCRIPTION = """In-context knowledge distillation.
 
@@ -21,6 +25,26 @@ class _Help(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpF
     pass
 
 
+class _Parser(argparse.ArgumentParser):
+    """A parser whose errors are one line, like all others."""
+
+    def error(self, message: str) -> NoReturn:
+        raise InputError(" ".join(message.split()))
+
+
+def reader(kind: Any) -> Callable[[str], Any]:
+    """Return a function that converts the text of an option to the type of an annotation, and checks its range."""
+    plain = (get_args(kind) or (kind,))[0]
+
+    def read(text: str) -> Any:
+        with contextlib.suppress(ValueError):
+            if fits(value := plain(text), kind):
+                return value
+        raise argparse.ArgumentTypeError(f"expected {described(kind)}, not {shown(text)}")
+
+    return read
+
+
 def _data_options(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("data")
     group.add_argument("--task", default="classification", help=", ".join(tasks.names()))
@@ -28,7 +52,10 @@ def _data_options(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--data-root", default="data", help="folder of downloaded data sets")
     group.add_argument("--download", action="store_true", help="download CIFAR-100 if it is missing")
     group.add_argument(
-        "--labels", type=int, default=0, help="number of labelled images that the student is trained on; 0: all"
+        "--labels",
+        type=reader(Natural),
+        default=0,
+        help="number of labelled images that the student is trained on; 0: all",
     )
     group.add_argument("--classes", nargs="+", default=[], help="the student's classes or superclasses; by default all")
     group.add_argument(
@@ -38,14 +65,14 @@ def _data_options(parser: argparse.ArgumentParser) -> None:
     )
     group.add_argument(
         "--val",
-        type=float,
+        type=reader(BelowOne),
         default=0.0,
         help="fraction of the training images to hold out for validation; validation images of the data set's own are "
         "used for any number above 0",
     )
     group.add_argument(
         "--image-size",
-        type=int,
+        type=reader(Natural),
         default=0,
         help="height and width in pixels: of the images of a folder after resizing (0: their own size), or of random "
         "resized crops (0: 224). With masks or boxes: the shorter side (0: their own size)",
@@ -56,7 +83,10 @@ def _data_options(parser: argparse.ArgumentParser) -> None:
         help="masks, boxes or instances, of a data set that has several of them; by default those that the task needs",
     )
     group.add_argument(
-        "--ignore", type=int, default=None, help="value of the ignored pixels in the masks of masks:PATH, beside 255"
+        "--ignore",
+        type=reader(int),
+        default=None,
+        help="value of the ignored pixels in the masks of masks:PATH, beside 255",
     )
     group.add_argument(
         "--stream",
@@ -72,13 +102,13 @@ def _data_options(parser: argparse.ArgumentParser) -> None:
     )
     group.add_argument(
         "--views",
-        type=int,
+        type=reader(Natural),
         default=0,
         help="number of random resized crops of each image, which a teacher cache can hold; 0: new ones in each epoch",
     )
     group.add_argument(
         "--workers",
-        type=int,
+        type=reader(Natural),
         default=None,
         help="number of worker processes, for each training process, that decode streamed images; by default its "
         "share of the cores, less one",
@@ -103,7 +133,10 @@ def _teacher_options(parser: argparse.ArgumentParser, required: bool = False) ->
         "--teacher-classes", nargs="+", default=[], help="the teacher's classes; by default those of the student"
     )
     group.add_argument(
-        "--teacher-epochs", type=int, default=0, help="epochs of the teacher's training; 0: as many as the student"
+        "--teacher-epochs",
+        type=reader(Natural),
+        default=0,
+        help="epochs of the teacher's training; 0: as many as the student",
     )
 
 
@@ -137,17 +170,19 @@ def recipe_defaults(task: str) -> dict[str, Any]:
 def _training_options(parser: argparse.ArgumentParser, defaults: dict[str, Any]) -> None:
     group = parser.add_argument_group("training")
     for field in dataclasses.fields(Recipe):
-        option = "--" + field.name.replace("_", "-")
+        option, kind = "--" + field.name.replace("_", "-"), settings()[field.name]
         common = {"default": defaults[field.name], "help": field.metadata["help"]}
         if isinstance(field.default, bool):
             action = argparse.BooleanOptionalAction if field.default else "store_true"
             group.add_argument(option, action=action, **common)
         elif isinstance(field.default, tuple):
-            group.add_argument(option, nargs=len(field.default) or "*", type=float, **common)
+            group.add_argument(option, nargs=len(field.default) or "*", type=reader(get_args(kind)[0]), **common)
         else:
-            group.add_argument(option, type=type(field.default), **common)
-    group.add_argument("--evaluate-every", type=int, default=1, help="epochs between evaluations")
-    group.add_argument("--checkpoint-seconds", type=float, default=60.0, help="seconds between checkpoints")
+            group.add_argument(option, type=reader(kind), **common)
+    group.add_argument("--evaluate-every", type=reader(Count), default=1, help="epochs between evaluations")
+    group.add_argument(
+        "--checkpoint-seconds", type=reader(NotNegative), default=60.0, help="seconds between checkpoints"
+    )
     group.add_argument(
         "--no-resume", action="store_true", help="stop with an error if a run exists already, instead of resuming it"
     )
@@ -157,10 +192,12 @@ def _training_options(parser: argparse.ArgumentParser, defaults: dict[str, Any])
         help="folder of a cache of the teacher's outputs, for this and later runs; random resized crops also need "
         "--views",
     )
-    group.add_argument("--teacher-cache-gigabytes", type=float, default=4.0, help="largest size of the teacher cache")
+    group.add_argument(
+        "--teacher-cache-gigabytes", type=reader(NotNegative), default=4.0, help="largest size of the teacher cache"
+    )
     group.add_argument(
         "--teacher-cache-top",
-        type=int,
+        type=reader(Natural),
         default=0,
         help="number of the largest logits of each output in the teacher cache; 0: all of them",
     )
@@ -187,7 +224,7 @@ def _job_options(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("jobs")
     group.add_argument(
         "--jobs",
-        type=int,
+        type=reader(Count),
         default=1,
         help="number of processes on this machine, each of which trains the students of one seed at a time",
     )
@@ -199,11 +236,11 @@ def _job_options(parser: argparse.ArgumentParser) -> None:
         "account, qos, constraint, exclude, cpus, mem, and cluster=local to try it without Slurm",
     )
     group.add_argument(
-        "--retries", type=int, default=3, help="how often a job that died is run again, from its checkpoint"
+        "--retries", type=reader(Natural), default=3, help="how often a job that died is run again, from its checkpoint"
     )
     group.add_argument(
         "--methods-per-job",
-        type=int,
+        type=reader(Natural),
         default=0,
         help="largest number of methods in a job, for more jobs than seeds; each evaluates the teacher again; 0: all",
     )
@@ -219,7 +256,7 @@ def parser(arguments: Sequence[str] | None = None) -> argparse.ArgumentParser:
     first = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
     first.add_argument("--task", nargs="?", default="classification")
     defaults = recipe_defaults(first.parse_known_args(arguments)[0].task)
-    top = argparse.ArgumentParser("ickd", description=DESCRIPTION, formatter_class=_Help, allow_abbrev=False)
+    top = _Parser("ickd", description=DESCRIPTION, formatter_class=_Help, allow_abbrev=False)
     top.add_argument("--version", action="version", version=f"ickd {__version__}")
     commands = top.add_subparsers(dest="command", required=True, metavar="COMMAND")
 
@@ -232,8 +269,10 @@ def parser(arguments: Sequence[str] | None = None) -> argparse.ArgumentParser:
     train.add_argument(
         "--method", default="ickd", help=f"{known}; arguments follow in brackets, as in 'ickd(nicd=0.5)'"
     )
-    train.add_argument("--seed", type=int, default=0, help="seed of the initialisation")
-    train.add_argument("--data-seed", type=int, default=0, help="seed of the order and the augmentation of the images")
+    train.add_argument("--seed", type=reader(int), default=0, help="seed of the initialisation")
+    train.add_argument(
+        "--data-seed", type=reader(int), default=0, help="seed of the order and the augmentation of the images"
+    )
     train.add_argument(
         "--published",
         nargs="?",
@@ -251,7 +290,7 @@ def parser(arguments: Sequence[str] | None = None) -> argparse.ArgumentParser:
     compare = command("compare", "Train a student with several methods over several seeds; print a table.")
     compare.add_argument("--student", default="resnet8", help="a model's name")
     compare.add_argument("--methods", nargs="+", default=["ce", "kd", "ickd"], help=known)
-    compare.add_argument("--seeds", type=int, default=3, help="number of seeds")
+    compare.add_argument("--seeds", type=reader(Count), default=3, help="number of seeds")
     for trainer in (train, compare):
         trainer.add_argument(
             "--peers",
@@ -268,7 +307,7 @@ def parser(arguments: Sequence[str] | None = None) -> argparse.ArgumentParser:
     bank = command("bank", "Build a teacher's memory bank, save it, and measure its retrieval.")
     bank.add_argument("--out", default="", help="file to write; by default RUNS/DATASET-TEACHER.bank.safetensors")
     bank.add_argument(
-        "--k", type=int, default=8, help="number of neighbours for which the retrieval precision is computed"
+        "--k", type=reader(Count), default=8, help="number of neighbours for which the retrieval precision is computed"
     )
     _data_options(bank)
     _teacher_options(bank, required=True)

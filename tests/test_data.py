@@ -54,7 +54,7 @@ def test_few_labels_are_stratified_and_a_function_of_the_seed():
         ({"name": "digits:/nowhere"}, "'digits:/nowhere' has a path, but 'digits' takes none"),
         ({"name": "digits", "labels": 5}, "cannot draw 5 of 1000 images; give a number from 10, one for each class"),
         ({"name": "digits", "labels": 2000}, "cannot draw 2000 of 1000 images"),
-        ({"name": "digits", "val": 1.5}, "val=1.5 is not a fraction"),
+        ({"name": "digits", "val": 1.5}, "val=1.5: expected a finite number from 0 to below 1"),
         (
             {"name": "digits", "image_size": 16},
             "image_size=16 is not an option of digits, only of coco:PATH, folder:PATH",

@@ -192,7 +192,7 @@ def test_available_memory_is_that_of_machine_and_container(monkeypatch, tmp_path
         ({"views": 2, "stream": True}, r"views=2 is an option of crop='resized'"),
         ({"crop": "centre"}, r"unknown crop 'centre'.*pad, resized"),
         ({"corrupt": "ignore"}, r"unknown corrupt 'ignore'.*stop, skip"),
-        ({"workers": -1}, r"workers=-1 is negative"),
+        ({"workers": -1}, r"workers=-1: expected a whole number of 0 or more"),
     ],
 )
 def test_wrong_options_are_one_line(folder, options, message):

@@ -181,7 +181,7 @@ def test_a_misspelt_parameter_stops_the_notebook_at_its_start(tmp_path):
 
 
 def test_a_wrong_value_stops_the_notebook_at_its_start(tmp_path):
-    with pytest.raises(PapermillExecutionError, match=r"epochs='many' is a str; expected int"):
+    with pytest.raises(PapermillExecutionError, match=r"epochs='many': expected a whole number of 1"):
         execute(FOLDER / "03_training.ipynb", tmp_path, epochs="many")
 
 

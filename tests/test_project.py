@@ -75,7 +75,7 @@ ALLOWED = {
     "plots": {"runtime", "data", "memory"},
     "explore": {"runtime", "losses", "data", "models", "metrics", "tasks", "memory", "methods"},
     "widgets": {"runtime", "data", "models", "metrics", "tasks", "memory", "methods", "runs", "plots", "explore"},
-    "options": {"", "data", "tasks", "methods", "training"},
+    "options": {"", "runtime", "data", "tasks", "methods", "training"},
     "__main__": {
         "",
         "options",

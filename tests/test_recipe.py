@@ -39,10 +39,10 @@ def test_milestones_are_shares_of_the_epochs():
 @pytest.mark.parametrize(
     ("wrong", "message"),
     [
-        ({"lr": float("inf")}, "lr=inf must be above 0 and finite"),
-        ({"lr": float("nan")}, "lr=nan must be above 0 and finite"),
-        ({"momentum": 1}, "momentum=1 must be below 1"),
-        ({"ema": 1.0}, "ema=1.0 must be below 1"),
+        ({"lr": float("inf")}, "lr=inf: expected a finite number above 0"),
+        ({"lr": float("nan")}, "lr=nan: expected a finite number above 0"),
+        ({"momentum": 1}, "momentum=1: expected a finite number from 0 to below 1"),
+        ({"ema": 1.0}, "ema=1.0: expected a finite number from 0 to below 1"),
         ({"betas": (0.9, 1.0)}, "betas="),
         ({"betas": (0.9,)}, "betas="),
         ({"milestones": (0.5, 0.2)}, "must be ascending shares"),
@@ -50,7 +50,7 @@ def test_milestones_are_shares_of_the_epochs():
         ({"milestones": (0.5,), "schedule": "cosine"}, "milestones are for the schedules step and fifths"),
         ({"optimizer": "adamv"}, "unknown optimizer 'adamv'; did you mean 'Adam"),
         ({"nesterov": True, "momentum": 0.0}, "nesterov=True needs a momentum"),
-        ({"clip_grad_norm": -1}, "clip_grad_norm=-1 must be 0 or more"),
+        ({"clip_grad_norm": -1}, "clip_grad_norm=-1: expected a finite number of 0 or more"),
     ],
 )
 def test_impossible_recipes_are_one_line(wrong, message):

@@ -20,9 +20,9 @@ def test_choose_finds_any_case_and_names_the_nearest():
     [
         ({"epochs": 3, "lr": 0.1, "epohcs": 3}, r"unknown parameter 'epohcs'; did you mean 'epochs'"),
         ({"epochs": 3}, r"parameter 'lr' is missing"),
-        ({"epochs": "3", "lr": 0.1}, r"epochs='3' is a str; expected int"),
-        ({"epochs": True, "lr": 0.1}, r"epochs=True is a bool; expected int"),
-        ({"epochs": 0, "lr": 0.1}, r"epochs=0 is out of range; expected above 0"),
+        ({"epochs": "3", "lr": 0.1}, r"epochs='3': expected a whole number"),
+        ({"epochs": True, "lr": 0.1}, r"epochs=True: expected a whole number"),
+        ({"epochs": 0, "lr": 0.1}, r"epochs=0: expected a whole number of 1 or more"),
         ({"epochs": 3, "lr": 0.1, "EPOCHS": 3}, r"parameter 'EPOCHS' is spelt 'epochs'"),
     ],
 )

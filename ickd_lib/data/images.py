@@ -12,6 +12,7 @@ from torch import Tensor
 from ickd_lib import runtime
 from ickd_lib.data import strong, views
 from ickd_lib.data.labelled import LabelledImages
+from ickd_lib.runtime.arguments import check_tensor
 
 
 @dataclass(frozen=True, repr=False)
@@ -47,6 +48,9 @@ class Images(LabelledImages):
     augment: str = "crop"
 
     def __post_init__(self) -> None:
+        check_tensor("images", self.images, [None, 3, None, None], torch.uint8)
+        for name in ("labels", "index"):
+            check_tensor(name, getattr(self, name), [len(self.images)], torch.long)
         # In channels-last memory format a crop copies whole pixels, and convolutions are faster.
         object.__setattr__(self, "images", self.images.contiguous(memory_format=torch.channels_last))
         object.__setattr__(self, "augment", strong.augmentation(self.augment))

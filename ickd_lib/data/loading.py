@@ -15,16 +15,18 @@ from ickd_lib.data.dense import DenseImages
 from ickd_lib.data.images import Splits
 from ickd_lib.data.strong import augmentation
 from ickd_lib.runtime import InputError
+from ickd_lib.runtime.arguments import BelowOne, Natural, checked
 
 
+@checked
 def load(
     name: str,
     root: str | Path = "data",
     *,
     classes: Sequence[str | int] = (),
-    labels: int = 0,
-    val: float = 0.0,
-    image_size: int = 0,
+    labels: Natural = 0,
+    val: BelowOne = 0.0,
+    image_size: Natural = 0,
     augment: str = "crop",
     seed: int = 0,
     download: bool = False,
@@ -32,8 +34,8 @@ def load(
     ignore: int | None = None,
     stream: bool = False,
     crop: str = "",
-    views: int = 0,
-    workers: int | None = None,
+    views: Natural = 0,
+    workers: Natural | None = None,
     corrupt: str = "stop",
     device: torch.device | str = "cpu",
 ) -> Splits:
@@ -73,10 +75,6 @@ def load(
         InputError: the name is unknown, files are missing or damaged, or a number does not fit the data.
     """
     augment = augmentation(augment)
-    if not 0 <= val < 1:
-        raise InputError(f"val={val} is not a fraction of the training images; give 0 or more and less than 1")
-    if workers is not None and workers < 0:
-        raise InputError(f"workers={workers} is negative; give a number of processes, or 0 to decode in this process")
     splits = sets.create(
         name,
         root=root,

@@ -10,11 +10,28 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ickd_lib.runtime import InputError
+from ickd_lib.runtime import InputError, NotFinite, arguments
 
 TENSORS = ("features", "logits", "labels", "index", "norms", "written")
 PART = 2**16  # number of rows whose features are converted to float32 at once; 512 features take 134 MB
 SUMMED = 2**14  # the same for features and logits, while their sums are computed; 512 and 1,000 take 99 MB
+
+
+LARGEST_KEY = 2**30  # a table with an entry for each key up to the largest takes 8 GB then
+
+
+def check_rows(features: Tensor, logits: Tensor, labels: Tensor, index: Tensor, classes: int) -> int:
+    """Return the number of rows; raise InputError if their tensors are not those of a bank."""
+    arguments.check_tensor("labels", labels, [None], torch.long)
+    count = len(labels)
+    for name, tensor in (("features", features), ("logits", logits)):
+        arguments.check_tensor(name, tensor, [count, None])
+    arguments.check_tensor("index", index, [count], torch.long)
+    if count and not 0 <= int(labels.min()) <= int(labels.max()) < classes:
+        raise InputError(f"labels of a bank must lie between 0 and {classes - 1}, the positions of its classes")
+    if count and not 0 <= int(index.min()) <= int(index.max()) < LARGEST_KEY:
+        raise InputError(f"index has keys from {int(index.min())} to {int(index.max())}; give some from 0 to 2^30 - 1")
+    return count
 
 
 class Rows:
@@ -38,6 +55,10 @@ class Rows:
         source: dict[str, str] | None = None,
         mapped: mmap.mmap | None = None,
     ) -> None:
+        count = check_rows(features, logits, labels, index, len(classes))
+        for name, tensor in (("norms", norms), ("written", written)):
+            if tensor is not None:
+                arguments.check_tensor(name, tensor, [count], None if name == "norms" else torch.long)
         if len(index) and not bool((index.diff() > 0).all()):
             raise InputError("the index of a bank must be ascending and contain each key once")
         self.stored = mapped is not None or (features.dtype == torch.half and norms is not None)
@@ -50,6 +71,10 @@ class Rows:
             unit = (features.norm(dim=1, keepdim=True) - 1).abs() < 1e-5  # normalising again could change last bits
             self.features = torch.where(unit, features, F.normalize(features, dim=1))
             self.logits = logits.float()
+            if logits.numel() and not bool(torch.stack(torch.aminmax(self.logits)).isfinite().all()):
+                raise NotFinite("the logits of a bank have values that are not finite")
+        if not bool(self.norms.isfinite().all()):
+            raise NotFinite("the features of a bank have values that are not finite")
         self.labels, self.index, self.classes = labels, index, tuple(classes)
         self.written = torch.zeros_like(labels) if written is None else written
         self.source = source or {}

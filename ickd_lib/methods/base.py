@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import inspect
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, TypeVar
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -14,7 +14,8 @@ from torch import Tensor, nn
 from ickd_lib.data import Batch
 from ickd_lib.memory import InContext, MemoryBank
 from ickd_lib.models import Network
-from ickd_lib.runtime import InputError
+from ickd_lib.runtime import arguments
+from ickd_lib.runtime.arguments import NotNegative
 from ickd_lib.tasks import Samples
 
 # "pixels" are the outputs at every pixel, which only segmentation has (`Samples.pixels`), and "pooled features" those
@@ -23,10 +24,9 @@ NEEDS = frozenset(
     {"teacher", "features", "pooled features", "bank", "maps", "pixels", "classifiers", "strong", "partner"}
     | {"peers", "earlier"}
 )
-SOURCES = ("teacher", "peers", "self")
-ORDERS = ("nearest", "random", "class")
+Source = Literal["teacher", "peers", "self"]
+Order = Literal["nearest", "random", "class"]
 LABEL_SPACES = ("same", "shared", "any")
-N = TypeVar("N", int, float)
 
 
 @dataclass(frozen=True)
@@ -164,7 +164,7 @@ class Context:
     classifiers: tuple[nn.Module, nn.Module | None] | None = None
 
     def sources(self, name: str) -> Sequence[TargetSource]:
-        """Return the sources of targets that `name`, one of SOURCES, stands for.
+        """Return the sources of targets that `name`, a `Source`, stands for.
 
         "teacher": the teacher. "peers": the peers. "self": the student's earlier output.
         """
@@ -263,6 +263,10 @@ class Method(nn.Module):
     def __new__(cls, *args: Any, **given: Any) -> Method:
         if args:
             raise TypeError(f"{cls.__name__} takes keyword arguments only")
+        kinds = declared(cls)
+        for name, value in given.items():
+            if name in kinds:
+                arguments.check(name, value, kinds[name], cls.registered_name or cls.__name__)
         self = super().__new__(cls)
         version = {"version": cls.version} if cls.version > 1 else {}
         object.__setattr__(self, "config", {"name": cls.registered_name, **version, **defaults(cls), **given})
@@ -326,7 +330,7 @@ class Method(nn.Module):
 class WithLabels(Method):
     """A method that adds terms to the task's own loss, which has the weight `ce`. A subclass defines `teach`."""
 
-    def __init__(self, *, ce: float = 1.0) -> None:
+    def __init__(self, *, ce: NotNegative = 1.0) -> None:
         super().__init__()
         self.ce = ce
 
@@ -347,24 +351,24 @@ def _searched(source: TargetSource, spec: Retrieval) -> TargetSource:
 
 def defaults(cls: type[Method]) -> dict[str, Any]:
     """Return the arguments of a method and their defaults, those of its base classes first."""
-    found: dict[str, Any] = {}
+    return {parameter.name: parameter.default for parameter, _ in _parameters(cls)}
+
+
+def declared(cls: type[Method]) -> dict[str, Any]:
+    """Return the annotations of the arguments of a method; of one without annotation, the type of its default."""
+    plain = {bool: bool, int: float, float: float, str: str}
+    found = {}
+    for parameter, init in _parameters(cls):
+        kind = arguments.kinds(init).get(parameter.name, plain.get(type(parameter.default)))
+        if kind is not None:
+            found[parameter.name] = kind
+    return found
+
+
+def _parameters(cls: type[Method]) -> Iterator[tuple[inspect.Parameter, Callable[..., None]]]:
+    """Yield the keyword arguments of a method and the constructor that has each, those of its base classes first."""
     for base in reversed(cls.__mro__):
         if issubclass(base, Method) and "__init__" in vars(base):
             for parameter in inspect.signature(base.__init__).parameters.values():
                 if parameter.kind is parameter.KEYWORD_ONLY:
-                    found[parameter.name] = parameter.default
-    return found
-
-
-def positive(name: str, value: N) -> N:
-    """Return `value` if it is above 0, else raise an InputError that contains `name`."""
-    if not value > 0:
-        raise InputError(f"{name}={value} must be above 0")
-    return value
-
-
-def within(name: str, value: float, low: float, high: float) -> float:
-    """Return `value` if it lies between the two bounds, else raise an InputError that contains `name`."""
-    if not low <= value <= high:
-        raise InputError(f"{name}={value} must lie between {low} and {high}")
-    return value
+                    yield parameter, base.__init__

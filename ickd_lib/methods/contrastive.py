@@ -10,9 +10,10 @@ from torch import Tensor, nn
 
 from ickd_lib import losses
 from ickd_lib.memory import MemoryBank
-from ickd_lib.methods.base import Context, WithLabels, positive, within
+from ickd_lib.methods.base import Context, WithLabels
 from ickd_lib.methods.registry import register
 from ickd_lib.runtime import InputError, notice
+from ickd_lib.runtime.arguments import Count, NotNegative, Positive, Share
 from ickd_lib.tasks import mean_of_each
 
 
@@ -51,17 +52,17 @@ class CRD(WithLabels):
     def __init__(
         self,
         *,
-        ce: float = 1.0,
-        crd: float = 0.8,
-        negatives: int = 16384,
-        dim: int = 128,
-        temperature: float = 0.07,
-        memory_momentum: float = 0.5,
+        ce: NotNegative = 1.0,
+        crd: NotNegative = 0.8,
+        negatives: Count = 16384,
+        dim: Count = 128,
+        temperature: Positive = 0.07,
+        memory_momentum: Share = 0.5,
     ) -> None:
         super().__init__(ce=ce)
-        self.crd, self.temperature = crd, positive("temperature", temperature)
-        self.negatives, self.dim = positive("negatives", int(negatives)), positive("dim", int(dim))
-        self.memory_momentum = within("memory_momentum", memory_momentum, 0, 1)
+        self.crd, self.temperature = crd, temperature
+        self.negatives, self.dim = negatives, dim
+        self.memory_momentum = memory_momentum
 
     def setup(self, student_dim: int, teacher_dim: int, num_classes: int, rows: int) -> None:
         self.student_embedding = nn.Linear(student_dim, self.dim)
@@ -158,11 +159,17 @@ class CRDBank(WithLabels):
     log_normaliser: Tensor
 
     def __init__(
-        self, *, ce: float = 1.0, crd: float = 0.8, negatives: int = 16384, dim: int = 128, temperature: float = 0.07
+        self,
+        *,
+        ce: NotNegative = 1.0,
+        crd: NotNegative = 0.8,
+        negatives: Count = 16384,
+        dim: Count = 128,
+        temperature: Positive = 0.07,
     ) -> None:
         super().__init__(ce=ce)
-        self.crd, self.temperature = crd, positive("temperature", temperature)
-        self.negatives, self.dim = positive("negatives", int(negatives)), positive("dim", int(dim))
+        self.crd, self.temperature = crd, temperature
+        self.negatives, self.dim = negatives, dim
 
     def setup(self, student_dim: int, teacher_dim: int, num_classes: int, rows: int) -> None:
         self.student_embedding = nn.Linear(student_dim, self.dim)
@@ -226,16 +233,16 @@ class SEED(WithLabels):
     def __init__(
         self,
         *,
-        ce: float = 1.0,
-        seed: float = 1.0,
-        queue: int = 65536,
-        student_temperature: float = 0.2,
-        teacher_temperature: float = 0.01,
+        ce: NotNegative = 1.0,
+        seed: NotNegative = 1.0,
+        queue: Count = 65536,
+        student_temperature: Positive = 0.2,
+        teacher_temperature: Positive = 0.01,
     ) -> None:
         super().__init__(ce=ce)
-        self.seed, self.size = seed, positive("queue", int(queue))
-        self.student_temperature = positive("student_temperature", student_temperature)
-        self.teacher_temperature = positive("teacher_temperature", teacher_temperature)
+        self.seed, self.size = seed, queue
+        self.student_temperature = student_temperature
+        self.teacher_temperature = teacher_temperature
 
     def setup(self, student_dim: int, teacher_dim: int, num_classes: int, rows: int) -> None:
         if self.size > rows:

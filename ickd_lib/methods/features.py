@@ -6,8 +6,9 @@ import torch
 from torch import Tensor
 
 from ickd_lib import losses
-from ickd_lib.methods.base import Context, WithLabels, positive
+from ickd_lib.methods.base import Context, WithLabels
 from ickd_lib.methods.registry import register
+from ickd_lib.runtime.arguments import Count, NotNegative
 
 
 @register("rkd")
@@ -24,9 +25,11 @@ class RKD(WithLabels):
     paper = "Park et al. 2019, arXiv 1904.05068"
     code = "megvii-research/mdistiller"
 
-    def __init__(self, *, ce: float = 1.0, distance: float = 25.0, angle: float = 50.0, most: int = 256) -> None:
+    def __init__(
+        self, *, ce: NotNegative = 1.0, distance: NotNegative = 25.0, angle: NotNegative = 50.0, most: Count = 256
+    ) -> None:
         super().__init__(ce=ce)
-        self.distance, self.angle, self.most = distance, angle, positive("most", int(most))
+        self.distance, self.angle, self.most = distance, angle, most
 
     def teach(self, context: Context) -> dict[str, Tensor]:
         assert context.teacher is not None
@@ -50,7 +53,7 @@ class PKT(WithLabels):
     paper = "Passalis & Tefas 2018, arXiv 1803.10837"
     code = "megvii-research/mdistiller"
 
-    def __init__(self, *, ce: float = 1.0, pkt: float = 30000.0) -> None:
+    def __init__(self, *, ce: NotNegative = 1.0, pkt: NotNegative = 30000.0) -> None:
         super().__init__(ce=ce)
         self.pkt = pkt
 

@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
 from ickd_lib import losses
 from ickd_lib.memory import NEGATIVES, POSITIVES, InContext
-from ickd_lib.methods.base import ORDERS, SOURCES, Context, Method, Retrieval, TargetSource, positive, within
+from ickd_lib.methods.base import Context, Method, Order, Retrieval, Source, TargetSource
 from ickd_lib.methods.registry import register
-from ickd_lib.runtime import InputError, choose, notice
+from ickd_lib.runtime import InputError, notice
+from ickd_lib.runtime.arguments import Count, Natural, NotNegative, Positive, Share
 from ickd_lib.tasks import Samples
+
+Anchor = Literal["teacher", "aggregate"]
 
 
 @register("ickd")
@@ -68,44 +71,39 @@ class ICKD(Method):
     def __init__(
         self,
         *,
-        ce: float = 0.1,
-        kd: float = 0.9,
-        picd: float = 0.3,
-        nicd: float = 5.0,
-        temperature: float = 4.0,
-        positives: int = POSITIVES,
-        negatives: int = NEGATIVES,
-        aggregation_temperature: float | None = 0.05,
-        average: str = "logits",
-        kappa: float = 0.1,
-        form: str = "infonce",
+        ce: NotNegative = 0.1,
+        kd: NotNegative = 0.9,
+        picd: NotNegative = 0.3,
+        nicd: NotNegative = 5.0,
+        temperature: Positive = 4.0,
+        positives: Natural = POSITIVES,
+        negatives: Count = NEGATIVES,
+        aggregation_temperature: Positive | None = 0.05,
+        average: Literal["logits", "probabilities"] = "logits",
+        kappa: Positive = 0.1,
+        form: Literal["infonce", "hinge", "relational"] = "infonce",
         margin: float = 0.2,
-        anchor: str = "teacher",
-        query: str = "row",
+        anchor: Anchor = "teacher",
+        query: Literal["row", "view"] = "row",
         per_class: bool = False,
-        order: str = "nearest",
-        negatives_order: str = "",
+        order: Order = "nearest",
+        negatives_order: Order | Literal[""] = "",
         redraw: bool = False,
-        source: str = "teacher",
-        warmup: float = 0.0,
-        momentum: float = 0.0,
-        kappa_teacher: float = 0.03,
+        source: Source = "teacher",
+        warmup: Share = 0.0,
+        momentum: Share = 0.0,
+        kappa_teacher: Positive = 0.03,
         residual: float = 0.0,
-        gate: float = 0.0,
+        gate: Share = 0.0,
         dynamic: bool = False,
     ) -> None:
         super().__init__()
         self.ce, self.kd, self.picd, self.nicd = ce, kd, picd, nicd
-        self.temperature, self.kappa = positive("temperature", temperature), positive("kappa", kappa)
-        if aggregation_temperature is not None:
-            positive("aggregation_temperature", aggregation_temperature)
+        self.temperature, self.kappa = temperature, kappa
         self.aggregation_temperature, self.margin = aggregation_temperature, margin
-        self.average = choose(average, ("logits", "probabilities"), "average")
-        self.form = choose(form, ("infonce", "hinge", "relational"), "form")
-        self.kappa_teacher = positive("kappa_teacher", kappa_teacher)
-        self.residual, self.gate = residual, within("gate", gate, 0, 1)
-        self.anchor = choose(anchor, ("teacher", "aggregate"), "anchor")
-        self.source, self.momentum = choose(source, SOURCES, "source"), within("momentum", momentum, 0, 1)
+        self.average, self.form, self.kappa_teacher = average, form, kappa_teacher
+        self.residual, self.gate = residual, gate
+        self.anchor, self.source, self.momentum = anchor, source, momentum
         if not (ce or kd or picd or nicd):
             raise InputError("ce, kd, picd and nicd are all 0; give at least one of them a weight")
         if momentum and self.source == "teacher":
@@ -114,17 +112,18 @@ class ICKD(Method):
             )
         aggregates = bool(picd or residual or (nicd and anchor == "aggregate"))
         pooled = bool(nicd) and form == "relational"  # the positives are in NICD's pool
-        least = 0 if pooled and not aggregates and positives == 0 else positive("positives", positives)
+        if not positives and (aggregates or not pooled):
+            raise InputError("positives=0 must be 1 or more, except for NICD with form='relational' alone")
         request = Retrieval(
-            int(least) * (aggregates or pooled),
-            int(positive("negatives", negatives)) * bool(nicd),
-            choose(query, ("row", "view"), "query") if self.source == "teacher" else "view",
+            positives * (aggregates or pooled),
+            negatives * bool(nicd),
+            query if self.source == "teacher" else "view",
             per_class,
-            choose(order, ORDERS, "order"),
-            choose(negatives_order or order, ORDERS, "negatives_order"),
+            order,
+            negatives_order or order,
             redraw,
             self.source,
-            within("warmup", warmup, 0, 1),
+            warmup,
             unit_negatives=True,
             own=bool(residual),
             dynamic=dynamic,
@@ -277,7 +276,15 @@ def _check_orders(spec: Retrieval) -> None:
 class PICD(ICKD):
     """In-context distillation with the positives alone (PICD), beside cross-entropy; arguments as for `ickd`."""
 
-    def __init__(self, *, ce: float = 0.1, kd: float = 0.0, picd: float = 0.9, nicd: float = 0.0, **choices: Any):
+    def __init__(
+        self,
+        *,
+        ce: NotNegative = 0.1,
+        kd: NotNegative = 0.0,
+        picd: NotNegative = 0.9,
+        nicd: NotNegative = 0.0,
+        **choices: Any,
+    ):
         super().__init__(ce=ce, kd=kd, picd=picd, nicd=nicd, **choices)
 
 
@@ -285,7 +292,15 @@ class PICD(ICKD):
 class NICD(ICKD):
     """In-context distillation with the negatives alone (NICD), beside cross-entropy; arguments as for `ickd`."""
 
-    def __init__(self, *, ce: float = 1.0, kd: float = 0.0, picd: float = 0.0, nicd: float = 1.0, **choices: Any):
+    def __init__(
+        self,
+        *,
+        ce: NotNegative = 1.0,
+        kd: NotNegative = 0.0,
+        picd: NotNegative = 0.0,
+        nicd: NotNegative = 1.0,
+        **choices: Any,
+    ):
         super().__init__(ce=ce, kd=kd, picd=picd, nicd=nicd, **choices)
 
 
@@ -296,15 +311,15 @@ class OnlineICKD(ICKD):
     def __init__(
         self,
         *,
-        ce: float = 1.0,
-        kd: float = 1.0,
-        picd: float = 1.0,
-        nicd: float = 0.1,
-        temperature: float = 4.0,
-        negatives: int = 32,
-        source: str = "peers",
-        warmup: float = 0.1,
-        momentum: float = 0.5,
+        ce: NotNegative = 1.0,
+        kd: NotNegative = 1.0,
+        picd: NotNegative = 1.0,
+        nicd: NotNegative = 0.1,
+        temperature: Positive = 4.0,
+        negatives: Count = 32,
+        source: Source = "peers",
+        warmup: Share = 0.1,
+        momentum: Share = 0.5,
         **choices: Any,
     ) -> None:
         super().__init__(
@@ -325,5 +340,7 @@ class OnlineICKD(ICKD):
 class SelfICKD(OnlineICKD):
     """In-context distillation without a teacher, from the student's own earlier features and logits; see `ickd`."""
 
-    def __init__(self, *, kd: float = 0.0, anchor: str = "aggregate", source: str = "self", **choices: Any) -> None:
+    def __init__(
+        self, *, kd: NotNegative = 0.0, anchor: Anchor = "aggregate", source: Source = "self", **choices: Any
+    ) -> None:
         super().__init__(kd=kd, anchor=anchor, source=source, **choices)

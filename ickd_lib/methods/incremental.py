@@ -6,9 +6,10 @@ import torch
 from torch import Tensor
 
 from ickd_lib import losses
-from ickd_lib.methods.base import Context, WithLabels, positive
+from ickd_lib.methods.base import Context, WithLabels
 from ickd_lib.methods.registry import register
 from ickd_lib.runtime import InputError
+from ickd_lib.runtime.arguments import NotNegative, Positive
 
 
 @register("lwf")
@@ -34,9 +35,11 @@ class LwF(WithLabels):
     code = "mmasana/FACIL"
     version = 2
 
-    def __init__(self, *, ce: float = 1.0, kd: float = 1.0, temperature: float = 2.0, separate: bool = True) -> None:
+    def __init__(
+        self, *, ce: NotNegative = 1.0, kd: NotNegative = 1.0, temperature: Positive = 2.0, separate: bool = True
+    ) -> None:
         super().__init__(ce=ce)
-        self.kd, self.temperature, self.separate = kd, positive("temperature", temperature), separate
+        self.kd, self.temperature, self.separate = kd, temperature, separate
 
     def forward(self, context: Context) -> dict[str, Tensor]:
         if context.common is None or not self.separate:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from typing import Annotated
+
 from torch import Tensor, nn
 
 from ickd_lib import losses, models
-from ickd_lib.methods.base import Context, Method, WithLabels, positive, within
+from ickd_lib.methods.base import Context, Method, WithLabels
 from ickd_lib.methods.registry import register
 from ickd_lib.models import Network
+from ickd_lib.runtime.arguments import Bound, NotNegative, Positive, Share
 
 
 @register("ce")
@@ -18,6 +21,9 @@ class CrossEntropy(Method):
 
     def forward(self, context: Context) -> dict[str, Tensor]:
         return {"ce": context.supervised}
+
+
+Probability = Annotated[float, Bound(lambda value: 0.001 <= value <= 0.999999, "from 0.001 to 0.999999")]
 
 
 @register("ls")
@@ -31,9 +37,9 @@ class LabelSmoothing(Method):
     separable = True
     paper = "Szegedy et al. 2016, arXiv 1512.00567"
 
-    def __init__(self, *, alpha: float = 0.1) -> None:
+    def __init__(self, *, alpha: Share = 0.1) -> None:
         super().__init__()
-        self.alpha = within("alpha", alpha, 0, 1)
+        self.alpha = alpha
 
     def forward(self, context: Context) -> dict[str, Tensor]:
         return {"ls": losses.label_smoothing(context.student.logits, context.student.targets, alpha=self.alpha)}
@@ -57,9 +63,9 @@ class CSKD(WithLabels):
     code = "alinlab/cs-kd"
     version = 2
 
-    def __init__(self, *, ce: float = 1.0, kd: float = 1.0, temperature: float = 4.0) -> None:
+    def __init__(self, *, ce: NotNegative = 1.0, kd: NotNegative = 1.0, temperature: Positive = 4.0) -> None:
         super().__init__(ce=ce)
-        self.kd, self.temperature = kd, positive("temperature", temperature)
+        self.kd, self.temperature = kd, temperature
 
     def teach(self, context: Context) -> dict[str, Tensor]:
         assert context.partner is not None
@@ -83,9 +89,9 @@ class PSKD(Method):
     code = "lgcnsai/PS-KD-Pytorch"
     version = 2
 
-    def __init__(self, *, alpha: float = 0.8) -> None:
+    def __init__(self, *, alpha: Share = 0.8) -> None:
         super().__init__()
-        self.alpha = within("alpha", alpha, 0, 1)
+        self.alpha = alpha
 
     def forward(self, context: Context) -> dict[str, Tensor]:
         assert context.earlier is not None
@@ -118,11 +124,16 @@ class TfKD(Method):
     version = 2
 
     def __init__(
-        self, *, alpha: float = 0.1, temperature: float = 20.0, multiplier: float = 100.0, correct: float = 0.99
+        self,
+        *,
+        alpha: Share = 0.1,
+        temperature: Positive = 20.0,
+        multiplier: NotNegative = 100.0,
+        correct: Probability = 0.99,
     ) -> None:
         super().__init__()
-        self.alpha, self.temperature = within("alpha", alpha, 0, 1), positive("temperature", temperature)
-        self.multiplier, self.correct = multiplier, within("correct", correct, 0.001, 0.999999)
+        self.alpha, self.temperature = alpha, temperature
+        self.multiplier, self.correct = multiplier, correct
 
     def forward(self, context: Context) -> dict[str, Tensor]:
         virtual = losses.tfkd(
@@ -152,7 +163,9 @@ class USKD(WithLabels):
     paper = "Yang et al. 2023, arXiv 2303.13005"
     code = "yzd-v/cls_KD"
 
-    def __init__(self, *, ce: float = 1.0, alpha: float = 0.1, beta: float = 0.1, mu: float = 0.1) -> None:
+    def __init__(
+        self, *, ce: NotNegative = 1.0, alpha: NotNegative = 0.1, beta: NotNegative = 0.1, mu: NotNegative = 0.1
+    ) -> None:
         super().__init__(ce=ce)
         self.alpha, self.beta, self.mu = alpha, beta, mu
 

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import math
-
 from torch import Tensor
 
 from ickd_lib import losses
-from ickd_lib.methods.base import Context, WithLabels, positive
+from ickd_lib.methods.base import Context, WithLabels
 from ickd_lib.methods.registry import register
-from ickd_lib.runtime import InputError
+from ickd_lib.runtime.arguments import Natural, NotNegative, Positive
 
 
 @register("kd")
@@ -31,10 +29,10 @@ class KD(WithLabels):
     code = "megvii-research/mdistiller"
 
     def __init__(
-        self, *, ce: float = 0.1, kd: float = 0.9, temperature: float = 4.0, standardised: bool = False
+        self, *, ce: NotNegative = 0.1, kd: NotNegative = 0.9, temperature: Positive = 4.0, standardised: bool = False
     ) -> None:
         super().__init__(ce=ce)
-        self.kd, self.temperature, self.standardised = kd, positive("temperature", temperature), standardised
+        self.kd, self.temperature, self.standardised = kd, temperature, standardised
 
     def teach(self, context: Context) -> dict[str, Tensor]:
         student, teacher = context.shared_logits()
@@ -53,7 +51,7 @@ class LSKD(KD):
     code = "sunshangquan/logit-standardization-KD"
 
     def __init__(
-        self, *, ce: float = 0.1, kd: float = 9.0, temperature: float = 2.0, standardised: bool = True
+        self, *, ce: NotNegative = 0.1, kd: NotNegative = 9.0, temperature: Positive = 2.0, standardised: bool = True
     ) -> None:
         super().__init__(ce=ce, kd=kd, temperature=temperature, standardised=standardised)
 
@@ -84,17 +82,15 @@ class DKD(WithLabels):
     def __init__(
         self,
         *,
-        ce: float = 1.0,
-        tckd: float = 1.0,
-        nckd: float = 8.0,
-        temperature: float = 4.0,
-        warmup: int = 20,
+        ce: NotNegative = 1.0,
+        tckd: NotNegative = 1.0,
+        nckd: NotNegative = 8.0,
+        temperature: Positive = 4.0,
+        warmup: Natural = 20,
         standardised: bool = False,
     ) -> None:
         super().__init__(ce=ce)
-        self.tckd, self.nckd, self.temperature = tckd, nckd, positive("temperature", temperature)
-        if warmup and not 1 <= warmup < math.inf:
-            raise InputError(f"warmup={warmup} is a number of epochs, so it must be 0 or at least 1")
+        self.tckd, self.nckd, self.temperature = tckd, nckd, temperature
         self.warmup, self.standardised = warmup, standardised
 
     def teach(self, context: Context) -> dict[str, Tensor]:
@@ -127,9 +123,11 @@ class DIST(WithLabels):
     code = "hunto/image_classification_sota"
     version = 2
 
-    def __init__(self, *, ce: float = 1.0, inter: float = 2.0, intra: float = 2.0, temperature: float = 4.0) -> None:
+    def __init__(
+        self, *, ce: NotNegative = 1.0, inter: NotNegative = 2.0, intra: NotNegative = 2.0, temperature: Positive = 4.0
+    ) -> None:
         super().__init__(ce=ce)
-        self.inter, self.intra, self.temperature = inter, intra, positive("temperature", temperature)
+        self.inter, self.intra, self.temperature = inter, intra, temperature
 
     def teach(self, context: Context) -> dict[str, Tensor]:
         inter, intra = losses.dist(*context.shared_logits(), temperature=self.temperature)
@@ -152,9 +150,9 @@ class CKD(WithLabels):
     paper = "Zhu et al. 2024, arXiv 2404.14109"
     code = "ZhouXinzzzzz/CKD"
 
-    def __init__(self, *, ce: float = 1.0, ckd: float = 100.0, temperature: float = 1.0) -> None:
+    def __init__(self, *, ce: NotNegative = 1.0, ckd: NotNegative = 100.0, temperature: Positive = 1.0) -> None:
         super().__init__(ce=ce)
-        self.ckd, self.temperature = ckd, positive("temperature", temperature)
+        self.ckd, self.temperature = ckd, temperature
 
     def teach(self, context: Context) -> dict[str, Tensor]:
         return {"ckd": self.ckd * losses.ckd(*context.shared_logits(), temperature=self.temperature)}
@@ -176,9 +174,9 @@ class NKD(WithLabels):
     paper = "Yang et al. 2023, arXiv 2303.13005"
     code = "yzd-v/cls_KD"
 
-    def __init__(self, *, ce: float = 1.0, gamma: float = 3.5, temperature: float = 3.0) -> None:
+    def __init__(self, *, ce: NotNegative = 1.0, gamma: NotNegative = 3.5, temperature: Positive = 3.0) -> None:
         super().__init__(ce=ce)
-        self.gamma, self.temperature = gamma, positive("temperature", temperature)
+        self.gamma, self.temperature = gamma, temperature
 
     def teach(self, context: Context) -> dict[str, Tensor]:
         assert context.teacher is not None
@@ -205,9 +203,9 @@ class TTM(WithLabels):
     paper = "Zheng & Yang 2024, arXiv 2402.11148"
     code = "zkxufo/TTM"
 
-    def __init__(self, *, ce: float = 1.0, ttm: float = 45.0, exponent: float = 0.1) -> None:
+    def __init__(self, *, ce: NotNegative = 1.0, ttm: NotNegative = 45.0, exponent: Positive = 0.1) -> None:
         super().__init__(ce=ce)
-        self.ttm, self.exponent = ttm, positive("exponent", exponent)
+        self.ttm, self.exponent = ttm, exponent
 
     def teach(self, context: Context) -> dict[str, Tensor]:
         return {"ttm": self.ttm * losses.ttm(*context.shared_logits(), exponent=self.exponent)}
@@ -231,9 +229,9 @@ class WTTM(WithLabels):
     paper = "Zheng & Yang 2024, arXiv 2402.11148"
     code = "zkxufo/TTM"
 
-    def __init__(self, *, ce: float = 1.0, wttm: float = 4.0, exponent: float = 0.2) -> None:
+    def __init__(self, *, ce: NotNegative = 1.0, wttm: NotNegative = 4.0, exponent: Positive = 0.2) -> None:
         super().__init__(ce=ce)
-        self.wttm, self.exponent = wttm, positive("exponent", exponent)
+        self.wttm, self.exponent = wttm, exponent
 
     def teach(self, context: Context) -> dict[str, Tensor]:
         matched = losses.ttm(*context.shared_logits(), exponent=self.exponent, weighted=True)

@@ -6,16 +6,20 @@ Maps of networks with unequal numbers of stages are paired from the shallowest s
 from __future__ import annotations
 
 import math
+from typing import Annotated
 
 import torch
 from torch import Tensor, nn
 
 from ickd_lib import losses, models
-from ickd_lib.methods.base import Context, WithLabels, positive, within
+from ickd_lib.methods.base import Context, WithLabels
 from ickd_lib.methods.registry import register
 from ickd_lib.models import Network, projectors
 from ickd_lib.runtime import InputError
+from ickd_lib.runtime.arguments import Bound, Count, NotNegative, Positive, Share
 from ickd_lib.tasks import Samples
+
+Variance = Annotated[Positive, Bound(lambda value: value <= 500, "and at most 500")]  # e^500 is a float
 
 
 @register("sp")
@@ -31,7 +35,7 @@ class SP(WithLabels):
     code = "megvii-research/mdistiller"
     version = 2  # with the maps after ReLU of VGGs
 
-    def __init__(self, *, ce: float = 1.0, sp: float = 3000.0) -> None:
+    def __init__(self, *, ce: NotNegative = 1.0, sp: NotNegative = 3000.0) -> None:
         super().__init__(ce=ce)
         self.sp = sp
 
@@ -56,7 +60,7 @@ class AT(WithLabels):
     code = "megvii-research/mdistiller"
     version = 2  # with the maps after ReLU of VGGs, and pairs of stages from the shallowest on
 
-    def __init__(self, *, ce: float = 1.0, at: float = 1000.0) -> None:
+    def __init__(self, *, ce: NotNegative = 1.0, at: NotNegative = 1000.0) -> None:
         super().__init__(ce=ce)
         self.at = at
 
@@ -82,9 +86,9 @@ class FitNet(WithLabels):
     paper = "Romero et al. 2015, arXiv 1412.6550"
     code = "HobbitLong/RepDistiller"
 
-    def __init__(self, *, ce: float = 1.0, fitnet: float = 100.0, stage: int = 2) -> None:
+    def __init__(self, *, ce: NotNegative = 1.0, fitnet: NotNegative = 100.0, stage: Count = 2) -> None:
         super().__init__(ce=ce)
-        self.fitnet, self.stage = fitnet, positive("stage", int(stage))
+        self.fitnet, self.stage = fitnet, stage
 
     def adapt(self, student: Network, teacher: Network | None, size: tuple[int, int]) -> Network:
         """Create the regressor, and return the student.
@@ -126,10 +130,14 @@ class VID(WithLabels):
     paper = "Ahn et al. 2019, arXiv 1904.05835"
     code = "megvii-research/mdistiller"
 
-    def __init__(self, *, ce: float = 1.0, vid: float = 1.0, variance: float = 5.0, epsilon: float = 1e-5) -> None:
+    def __init__(
+        self, *, ce: NotNegative = 1.0, vid: NotNegative = 1.0, variance: Variance = 5.0, epsilon: Positive = 1e-5
+    ) -> None:
         super().__init__(ce=ce)
-        self.vid, self.epsilon = vid, positive("epsilon", epsilon)
-        self.variance = epsilon + positive("variance - epsilon", variance - epsilon)
+        self.vid, self.epsilon = vid, epsilon
+        if variance <= epsilon:
+            raise InputError(f"variance={variance} must be above epsilon={epsilon}")
+        self.variance = epsilon + (variance - epsilon)
 
     def adapt(self, student: Network, teacher: Network | None, size: tuple[int, int]) -> Network:
         assert teacher is not None
@@ -171,9 +179,11 @@ class CATKD(WithLabels):
     paper = "Guo et al. 2023, arXiv 2304.12777"
     code = "GzyAftermath/CAT-KD"
 
-    def __init__(self, *, ce: float = 1.0, catkd: float = 15.0, resolution: int = 2, normalised: bool = False) -> None:
+    def __init__(
+        self, *, ce: NotNegative = 1.0, catkd: NotNegative = 15.0, resolution: Count = 2, normalised: bool = False
+    ) -> None:
         super().__init__(ce=ce)
-        self.catkd, self.resolution = catkd, positive("resolution", int(resolution))
+        self.catkd, self.resolution = catkd, resolution
         self.normalised = normalised
 
     def adapt(self, student: Network, teacher: Network | None, size: tuple[int, int]) -> Network:
@@ -218,9 +228,11 @@ class WKDF(WithLabels):
     separable = True
     paper = "Lv et al. 2024, arXiv 2412.08139"
 
-    def __init__(self, *, ce: float = 1.0, wkd_f: float = 0.08, mean: float = 4.0, decay: float = 0.625) -> None:
+    def __init__(
+        self, *, ce: NotNegative = 1.0, wkd_f: NotNegative = 0.08, mean: NotNegative = 4.0, decay: Share = 0.625
+    ) -> None:
         super().__init__(ce=ce)
-        self.wkd_f, self.mean, self.decay = wkd_f, mean, within("decay", decay, 0, 1)
+        self.wkd_f, self.mean, self.decay = wkd_f, mean, decay
 
     def adapt(self, student: Network, teacher: Network | None, size: tuple[int, int]) -> Network:
         assert teacher is not None

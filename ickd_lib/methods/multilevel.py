@@ -7,8 +7,9 @@ from dataclasses import replace
 from torch import Tensor
 
 from ickd_lib import losses
-from ickd_lib.methods.base import Context, WithLabels, positive
+from ickd_lib.methods.base import Context, WithLabels
 from ickd_lib.methods.registry import register
+from ickd_lib.runtime.arguments import NotNegative, Positive
 
 
 @register("mlkd")
@@ -34,16 +35,16 @@ class MLKD(WithLabels):
     def __init__(
         self,
         *,
-        ce: float = 0.1,
-        instance: float = 0.9,
-        batch: float = 0.9,
-        classes: float = 0.9,
-        temperature: float = 4.0,
+        ce: NotNegative = 0.1,
+        instance: NotNegative = 0.9,
+        batch: NotNegative = 0.9,
+        classes: NotNegative = 0.9,
+        temperature: Positive = 4.0,
         standardised: bool = False,
     ) -> None:
         super().__init__(ce=ce)
         self.weights = {"instance": instance, "batch": batch, "classes": classes}
-        self.temperature, self.standardised = positive("temperature", temperature), standardised
+        self.temperature, self.standardised = temperature, standardised
 
     def forward(self, context: Context) -> dict[str, Tensor]:
         assert context.strong is not None
@@ -80,11 +81,17 @@ class SKD(WithLabels):
     code = "HyunJunSik/StreamLined"
 
     def __init__(
-        self, *, ce: float = 0.1, kd: float = 0.9, gram: float = 0.9, temperature: float = 4.0, tikhonov: float = 0.1
+        self,
+        *,
+        ce: NotNegative = 0.1,
+        kd: NotNegative = 0.9,
+        gram: NotNegative = 0.9,
+        temperature: Positive = 4.0,
+        tikhonov: Positive = 0.1,
     ) -> None:
         super().__init__(ce=ce)
         self.kd, self.gram = kd, gram
-        self.temperature, self.tikhonov = positive("temperature", temperature), positive("tikhonov", tikhonov)
+        self.temperature, self.tikhonov = temperature, tikhonov
 
     def teach(self, context: Context) -> dict[str, Tensor]:
         student, teacher = context.shared_logits()

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 import torch
 from torch import Tensor
 
-from ickd_lib import losses, runtime
-from ickd_lib.methods.base import Context, WithLabels, positive
+from ickd_lib import losses
+from ickd_lib.methods.base import Context, WithLabels
 from ickd_lib.methods.registry import register
+from ickd_lib.runtime.arguments import NotNegative, Positive
 
 
 @register("dml")
@@ -29,9 +32,11 @@ class DML(WithLabels):
     code = "AberHu/Knowledge-Distillation-Zoo"  # not the authors', which is in TensorFlow
     version = 2
 
-    def __init__(self, *, ce: float = 1.0, kd: float = 1.0, temperature: float = 1.0, average: bool = False) -> None:
+    def __init__(
+        self, *, ce: NotNegative = 1.0, kd: NotNegative = 1.0, temperature: Positive = 1.0, average: bool = False
+    ) -> None:
         super().__init__(ce=ce)
-        self.kd, self.temperature, self.average = kd, positive("temperature", temperature), average
+        self.kd, self.temperature, self.average = kd, temperature, average
 
     def teach(self, context: Context) -> dict[str, Tensor]:
         logits = context.student.logits
@@ -60,11 +65,16 @@ class KDCL(WithLabels):
     code = "shaoeric/Online-Knowledge-Distillation-via-Collaborative-Learning"
 
     def __init__(
-        self, *, ce: float = 1.0, kd: float = 1.0, temperature: float = 2.0, ensemble: str = "minimum"
+        self,
+        *,
+        ce: NotNegative = 1.0,
+        kd: NotNegative = 1.0,
+        temperature: Positive = 2.0,
+        ensemble: Literal["minimum", "mean"] = "minimum",
     ) -> None:
         super().__init__(ce=ce)
-        self.kd, self.temperature = kd, positive("temperature", temperature)
-        self.ensemble = runtime.choose(ensemble, ("minimum", "mean"), "ensemble")
+        self.kd, self.temperature = kd, temperature
+        self.ensemble = ensemble
 
     def teach(self, context: Context) -> dict[str, Tensor]:
         logits = context.student.logits

@@ -5,8 +5,9 @@ from __future__ import annotations
 from torch import Tensor
 
 from ickd_lib import losses
-from ickd_lib.methods.base import Context, WithLabels, positive, within
+from ickd_lib.methods.base import Context, WithLabels
 from ickd_lib.methods.registry import register
+from ickd_lib.runtime.arguments import NotNegative, Positive, Share
 
 
 @register("refilled")
@@ -38,22 +39,22 @@ class REFILLED(WithLabels):
     def __init__(
         self,
         *,
-        ce: float = 1.0,
-        embedding: float = 62.5,
-        local: float = 25.0,
-        rate: float = 0.1,
-        share: float = 0.5,
-        margin: float = 0.2,
-        embedding_temperature: float = 4.0,
-        local_temperature: float = 2.0,
+        ce: NotNegative = 1.0,
+        embedding: NotNegative = 62.5,
+        local: NotNegative = 25.0,
+        rate: Share = 0.1,
+        share: Share = 0.5,
+        margin: Positive = 0.2,
+        embedding_temperature: Positive = 4.0,
+        local_temperature: Positive = 2.0,
         merged: bool = True,
     ) -> None:
         super().__init__(ce=ce)
-        self.embedding, self.local, self.margin = embedding, local, positive("margin", margin)
+        self.embedding, self.local, self.margin = embedding, local, margin
         self.merged = merged
-        self.embedding_temperature = positive("embedding_temperature", embedding_temperature)
-        self.local_temperature = positive("local_temperature", local_temperature)
-        self.restarts, self.embedding_rates = (within("share", share, 0, 1),), (1.0, within("rate", rate, 0, 1))
+        self.embedding_temperature = embedding_temperature
+        self.local_temperature = local_temperature
+        self.restarts, self.embedding_rates = (share,), (1.0, rate)
 
     def forward(self, context: Context) -> dict[str, Tensor]:
         if context.phase > 0:

@@ -63,14 +63,9 @@ def create(name: str, **weights: Any) -> Method:
     weights = given | weights
     cls = _REGISTRY[runtime.choose(name, _REGISTRY, "method")]
     known = defaults(cls)
-    for key, value in weights.items():
+    for key in weights:
         if key not in known:
             runtime.choose(key, known, f"argument of method {cls.registered_name!r}")
-        if isinstance(known[key], bool) and not isinstance(value, bool):
-            raise InputError(f"{cls.registered_name}({key}={value!r}): expected True or False")
-        numeric = isinstance(known[key], (int, float)) and not isinstance(known[key], bool)
-        if numeric and value is not None and (isinstance(value, bool) or not isinstance(value, (int, float))):
-            raise InputError(f"{cls.registered_name}({key}={value!r}): expected a number like {known[key]!r}")
     return cls(**weights)
 
 

@@ -5,10 +5,11 @@ from __future__ import annotations
 from torch import Tensor
 
 from ickd_lib import losses, models, runtime
-from ickd_lib.methods.base import Context, WithLabels, positive
+from ickd_lib.methods.base import Context, WithLabels
 from ickd_lib.methods.maps import linear_classifier, unpooled
 from ickd_lib.methods.registry import register
 from ickd_lib.models import Network
+from ickd_lib.runtime.arguments import Count, NotNegative
 
 
 @register("simkd")
@@ -31,9 +32,9 @@ class SimKD(WithLabels):
     paper = "Chen et al. 2022, arXiv 2203.14001"
     code = "DefangChen/SimKD"
 
-    def __init__(self, *, ce: float = 0.0, simkd: float = 1.0, factor: int = 2) -> None:
+    def __init__(self, *, ce: NotNegative = 0.0, simkd: NotNegative = 1.0, factor: Count = 2) -> None:
         super().__init__(ce=ce)
-        self.simkd, self.factor = simkd, positive("factor", int(factor))
+        self.simkd, self.factor = simkd, factor
 
     def adapt(self, student: Network, teacher: Network | None, size: tuple[int, int]) -> Network:
         """Return the student with a projector and a copy of the teacher's classifier.

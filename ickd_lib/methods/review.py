@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor, nn
 
 from ickd_lib import losses, models
-from ickd_lib.methods.base import Context, WithLabels, within
+from ickd_lib.methods.base import Context, WithLabels
 from ickd_lib.methods.registry import register
 from ickd_lib.models import Network, projectors
+from ickd_lib.runtime.arguments import NotNegative
 from ickd_lib.tasks import Samples
 
 
@@ -38,9 +38,9 @@ class ReviewKD(WithLabels):
     paper = "Chen et al. 2021, arXiv 2104.09044"
     code = "megvii-research/mdistiller"
 
-    def __init__(self, *, ce: float = 1.0, reviewkd: float = 5.0, warmup: float = 20.0) -> None:
+    def __init__(self, *, ce: NotNegative = 1.0, reviewkd: NotNegative = 5.0, warmup: NotNegative = 20.0) -> None:
         super().__init__(ce=ce)
-        self.reviewkd, self.warmup = reviewkd, within("warmup", warmup, 0, torch.inf)
+        self.reviewkd, self.warmup = reviewkd, warmup
 
     def adapt(self, student: Network, teacher: Network | None, size: tuple[int, int]) -> Network:
         assert teacher is not None
@@ -98,7 +98,7 @@ class HCL(WithLabels):
     paper = "Chen et al. 2021, arXiv 2104.09044"
     code = "megvii-research/mdistiller"
 
-    def __init__(self, *, ce: float = 1.0, hcl: float = 1.0) -> None:
+    def __init__(self, *, ce: NotNegative = 1.0, hcl: NotNegative = 1.0) -> None:
         super().__init__(ce=ce)
         self.hcl = hcl
 

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ickd_lib import losses, runtime
-from ickd_lib.methods.base import Context, WithLabels, positive, within
+from ickd_lib.methods.base import Context, WithLabels
 from ickd_lib.methods.queues import ClassQueues, some_of_each
 from ickd_lib.methods.registry import register
 from ickd_lib.models import projectors
+from ickd_lib.runtime.arguments import Count, Natural, NotNegative, Positive
 from ickd_lib.tasks import Samples
 from ickd_lib.tasks.base import Pixels
 
@@ -58,32 +61,32 @@ class CIRKD(WithLabels):
     def __init__(
         self,
         *,
-        ce: float = 1.0,
-        kd: float = 1.0,
-        batch: float = 1.0,
-        pixel: float = 0.1,
-        region: float = 0.1,
-        temperature: float = 0.1,
-        kd_temperature: float = 1.0,
-        pixel_memory: int = 20000,
-        region_memory: int = 2000,
-        pixel_contrast: int = 4096,
-        region_contrast: int = 1024,
-        pixels_per_image: int = 16,
-        pooling: int = 1,
-        anchors: int = 0,
+        ce: NotNegative = 1.0,
+        kd: NotNegative = 1.0,
+        batch: NotNegative = 1.0,
+        pixel: NotNegative = 0.1,
+        region: NotNegative = 0.1,
+        temperature: Positive = 0.1,
+        kd_temperature: Positive = 1.0,
+        pixel_memory: Count = 20000,
+        region_memory: Count = 2000,
+        pixel_contrast: Count = 4096,
+        region_contrast: Count = 1024,
+        pixels_per_image: Count = 16,
+        pooling: Count = 1,
+        anchors: Natural = 0,
     ) -> None:
         super().__init__(ce=ce)
-        self.anchors = int(within("anchors", anchors, 0, torch.inf))
-        self.pooling = positive("pooling", int(pooling))
+        self.anchors = anchors
+        self.pooling = pooling
         self.kd, self.batch, self.pixel, self.region = kd, batch, pixel, region
-        self.temperature = positive("temperature", temperature)
-        self.kd_temperature = positive("kd_temperature", kd_temperature)
-        self.pixel_memory = positive("pixel_memory", int(pixel_memory))
-        self.region_memory = positive("region_memory", int(region_memory))
-        self.pixel_contrast = positive("pixel_contrast", int(pixel_contrast))
-        self.region_contrast = positive("region_contrast", int(region_contrast))
-        self.pixels_per_image = positive("pixels_per_image", int(pixels_per_image))
+        self.temperature = temperature
+        self.kd_temperature = kd_temperature
+        self.pixel_memory = pixel_memory
+        self.region_memory = region_memory
+        self.pixel_contrast = pixel_contrast
+        self.region_contrast = region_contrast
+        self.pixels_per_image = pixels_per_image
 
     def setup(self, student_dim: int, teacher_dim: int, num_classes: int, rows: int) -> None:
         self.projector = nn.Sequential(
@@ -161,10 +164,17 @@ class CWD(WithLabels):
     paper = "Shu et al. 2021, arXiv 2011.13256"
     code = "irfanICMLL/TorchDistiller"
 
-    def __init__(self, *, ce: float = 1.0, cwd: float = 3.0, temperature: float = 4.0, on: str = "logits") -> None:
+    def __init__(
+        self,
+        *,
+        ce: NotNegative = 1.0,
+        cwd: NotNegative = 3.0,
+        temperature: Positive = 4.0,
+        on: Literal["logits", "features"] = "logits",
+    ) -> None:
         super().__init__(ce=ce)
-        self.cwd, self.temperature = cwd, positive("temperature", temperature)
-        self.on = runtime.choose(on, ("logits", "features"), "output")
+        self.cwd, self.temperature = cwd, temperature
+        self.on = on
         self.label_space = "any" if on == "features" else "same"
 
     def setup(self, student_dim: int, teacher_dim: int, num_classes: int, rows: int) -> None:

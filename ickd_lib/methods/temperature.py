@@ -8,10 +8,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ickd_lib.methods.base import Context, Method, Retrieval, positive
+from ickd_lib.methods.base import Context, Method, Retrieval
 from ickd_lib.methods.registry import create, register
 from ickd_lib.models import Network
 from ickd_lib.runtime import InputError
+from ickd_lib.runtime.arguments import Count, NotNegative
 from ickd_lib.tasks import Samples
 
 
@@ -32,12 +33,12 @@ class CTKD(Method):
     code = "zhengli97/CTKD"
     of: Any  # the method
 
-    def __init__(self, *, of: str = "kd", ce: float | None = None, epochs: int = 10) -> None:
+    def __init__(self, *, of: str = "kd", ce: NotNegative | None = None, epochs: Count = 10) -> None:
         super().__init__()
         method = create(of) if ce is None else create(of, ce=ce)
         if not hasattr(method, "temperature"):
             raise InputError(f"{of!r} has no temperature that ctkd could learn; choose a method with one, such as kd")
-        self.of, self.epochs = method, positive("epochs", epochs)
+        self.of, self.epochs = method, epochs
         self.theta = nn.Parameter(torch.ones(()))
         self.needs, self.label_space, self.separable = method.needs, method.label_space, method.separable
         self.restarts, self.embedding_rates, self.momentum = method.restarts, method.embedding_rates, method.momentum

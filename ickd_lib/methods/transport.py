@@ -7,10 +7,11 @@ from typing import cast
 from torch import Tensor, nn
 
 from ickd_lib import losses, models
-from ickd_lib.methods.base import Context, WithLabels, positive, within
+from ickd_lib.methods.base import Context, WithLabels
 from ickd_lib.methods.registry import register
 from ickd_lib.models import Network
 from ickd_lib.runtime import InputError
+from ickd_lib.runtime.arguments import Count, NotNegative, Positive, Share
 
 
 @register("wkd_l")
@@ -37,18 +38,18 @@ class WKDL(WithLabels):
     def __init__(
         self,
         *,
-        ce: float = 1.0,
-        gamma: float = 600.0,
-        temperature: float = 8.0,
-        sharpness: float = 1.0,
-        regularisation: float = 0.05,
-        iterations: int = 10,
-        decay: float = 0.625,
+        ce: NotNegative = 1.0,
+        gamma: NotNegative = 600.0,
+        temperature: Positive = 8.0,
+        sharpness: Positive = 1.0,
+        regularisation: Positive = 0.05,
+        iterations: Count = 10,
+        decay: Share = 0.625,
     ) -> None:
         super().__init__(ce=ce)
-        self.gamma, self.temperature = gamma, positive("temperature", temperature)
-        self.sharpness, self.regularisation = sharpness, positive("regularisation", regularisation)
-        self.iterations, self.decay = positive("iterations", iterations), within("decay", decay, 0, 1)
+        self.gamma, self.temperature = gamma, temperature
+        self.sharpness, self.regularisation = sharpness, regularisation
+        self.iterations, self.decay = iterations, decay
 
     def adapt(self, student: Network, teacher: Network | None, size: tuple[int, int]) -> Network:
         """Check that the teacher has prototypes, and return the student.

@@ -6,6 +6,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ickd_lib.runtime import NotFinite
+
 
 def accuracy(logits: Tensor, labels: Tensor, k: int = 1) -> float:
     """Compute the share of samples whose label is among the k largest logits.
@@ -52,8 +54,12 @@ def classification(logits: Tensor, labels: Tensor, teacher_logits: Tensor | None
         confidence: mean of the largest probability; a value above the accuracy means overconfidence.
         agreement: with a teacher only, share of samples for which student and teacher predict the same class.
         teacher_kl: with a teacher only, mean of KL(p^T ‖ p^S) in nats.
+    Raises:
+        NotFinite: a logit is NaN or infinite.
     """
     logits = logits.float()
+    if not bool(logits.isfinite().all()):
+        raise NotFinite("the network's logits have values that are not finite")
     found = {
         "accuracy": accuracy(logits, labels),
         "top5": accuracy(logits, labels, 5),

@@ -103,6 +103,9 @@ def _state_dict(content: Any, path: Path) -> dict[str, Tensor]:
             f"{path} contains no state dict, because these items are not tensors: {_listed(others)}; "
             "save state_dict(), alone or as 'model'"
         )
+    dense = {k for k, v in content.items() if v.layout == torch.strided and not v.is_meta and not v.is_complex()}
+    if odd := [key for key in content if key not in dense or not isinstance(key, str)]:
+        raise InputError(f"{path} is no state dict of named, dense tensors: {_listed(odd)}; save state_dict()")
     return dict(content)
 
 

@@ -1,7 +1,7 @@
 """The results in run folders: overview and progress of all runs, tables over seeds, differences between two runs."""
 
 from ickd_lib.runs.difference import diff
-from ickd_lib.runs.folders import averaged, collected, csv_of, finished, long, overview, records
+from ickd_lib.runs.folders import averaged, collected, csv_of, diverged, finished, long, overview, records
 from ickd_lib.runs.seeds import differences, grouped, interval, mean_std, named, paired
 from ickd_lib.runs.status import progress, progress_table
 from ickd_lib.runs.tables import beside_published, escaped, latex, published_table, table
@@ -13,6 +13,7 @@ __all__ = [
     "csv_of",
     "diff",
     "differences",
+    "diverged",
     "escaped",
     "finished",
     "grouped",

@@ -7,6 +7,7 @@ import io
 import json
 import math
 import statistics
+from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from pathlib import Path
@@ -63,6 +64,21 @@ def collected(folders: Iterable[str | Path]) -> list[dict[str, Any]]:
             else:
                 found.setdefault(key, run)
     return list(found.values())
+
+
+def diverged(folders: Iterable[str | Path]) -> dict[str, int]:
+    """Return for each method the number of students below some folders that diverged and were not trained again.
+
+    Peers that were trained together count as one student.
+    """
+    found = set()
+    for folder in map(Path, folders):
+        for run in runtime.runs(folder) if folder.is_dir() else ():
+            if run.folder.parent.name != "teachers" and not run.summary and (run.folder / "diverged.json").is_file():
+                row = _row(run, folder)
+                group = row.get("peer_group")
+                found.add((row["method"], run.folder.parent, group or run.folder.name))
+    return dict(Counter(method for method, *_ in sorted(found)))
 
 
 Source = tuple[str, Callable[[], dict[str, Any] | None]]  # a run's place, and what reads it; None if it is not finished

@@ -3,7 +3,7 @@
 from ickd_lib.runtime.calls import parse_call
 from ickd_lib.runtime.devices import autocast, device, precision
 from ickd_lib.runtime.distributed import broadcast, from_main, processes, rank, world
-from ickd_lib.runtime.errors import Diverged, InputError, choose, notice
+from ickd_lib.runtime.errors import Diverged, InputError, NotFinite, choose, notice, shown
 from ickd_lib.runtime.files import fingerprint, read_json, replacing, write_json
 from ickd_lib.runtime.folders import Run, complete, run_name, runs, shortened
 from ickd_lib.runtime.locks import locked, owner
@@ -25,6 +25,7 @@ __all__ = [
     "KINDS",
     "Diverged",
     "InputError",
+    "NotFinite",
     "Run",
     "autocast",
     "broadcast",
@@ -61,6 +62,7 @@ __all__ = [
     "seed_of",
     "seeded",
     "shortened",
+    "shown",
     "world",
     "write_json",
     "writing_tensors",

@@ -5,7 +5,7 @@ from __future__ import annotations
 import ast
 from typing import Any
 
-from ickd_lib.runtime.errors import InputError
+from ickd_lib.runtime.errors import InputError, shown
 
 
 def parse_call(text: str, what: str, example: str) -> tuple[str, dict[str, Any]]:
@@ -22,8 +22,11 @@ def parse_call(text: str, what: str, example: str) -> tuple[str, dict[str, Any]]
         return name, {}
     try:
         call = ast.parse(f"f({rest}", mode="eval").body  # a name such as torchvision/resnet18 is no Python name
-        if not isinstance(call, ast.Call) or call.args:
+        if not isinstance(call, ast.Call) or not isinstance(call.func, ast.Name) or call.args:
             raise ValueError(text)
-        return name.strip(), {str(k.arg): ast.literal_eval(k.value) for k in call.keywords}
-    except (SyntaxError, ValueError):
-        raise InputError(f"cannot read {what} {text!r}; write it like {example}") from None
+        given = {k.arg: ast.literal_eval(k.value) for k in call.keywords if k.arg}
+        if len(given) < len(call.keywords):
+            raise ValueError(text)
+    except (SyntaxError, ValueError, TypeError, MemoryError, RecursionError):  # the last two: of nested brackets
+        raise InputError(f"cannot read {what} {shown(text)}; write it like {example}") from None
+    return name.strip(), given

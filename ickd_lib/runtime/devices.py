@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from ickd_lib.runtime.errors import InputError
+from ickd_lib.runtime.errors import InputError, shown
 
 
 def device(name: str | torch.device = "auto") -> torch.device:
@@ -19,8 +19,10 @@ def device(name: str | torch.device = "auto") -> torch.device:
         name = "cuda" if torch.cuda.is_available() else "cpu"
     try:
         chosen = torch.device(name)
-    except RuntimeError:
-        raise InputError(f"unknown device {str(name)!r}; use auto, cpu, cuda or cuda:N") from None
+    except (RuntimeError, TypeError):
+        chosen = None
+    if chosen is None or chosen.type not in ("cpu", "cuda"):
+        raise InputError(f"unknown device {shown(str(name))}; use auto, cpu, cuda or cuda:N")
     if chosen.type == "cuda":
         if (chosen.index or 0) >= torch.cuda.device_count():
             raise InputError(
@@ -29,7 +31,7 @@ def device(name: str | torch.device = "auto") -> torch.device:
             )
         if chosen.index is None:
             return torch.device("cuda", torch.cuda.current_device())
-    return chosen
+    return chosen if chosen.type == "cuda" else torch.device("cpu")
 
 
 def precision(name: str, device: torch.device, image_size: int) -> str:

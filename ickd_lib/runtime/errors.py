@@ -18,16 +18,21 @@ class InputError(ValueError):
     """
 
 
+class NotFinite(InputError):
+    """Raised where a network's outputs contain NaN or infinity."""
+
+
 class Diverged(ArithmeticError):
-    """Raised where the loss of a student became NaN or infinite. The message contains the loss term and the step.
+    """Raised where a loss, a weight or an output of a student became NaN or infinite. The message contains the step.
 
     Attributes:
         histories: the History of every student that finished, by name; empty if none did.
+        step: the step of the epoch, from 0, in which the loss was not finite; None if it was not the loss.
     """
 
-    def __init__(self, message: str, histories: dict[str, Any] | None = None) -> None:
+    def __init__(self, message: str, histories: dict[str, Any] | None = None, step: int | None = None) -> None:
         super().__init__(message)
-        self.histories = histories or {}
+        self.histories, self.step = histories or {}, step
 
 
 def choose(name: str, options: Iterable[str], what: str) -> str:
@@ -44,10 +49,19 @@ def choose(name: str, options: Iterable[str], what: str) -> str:
     folded = {option.lower(): option for option in known}
     if isinstance(name, str) and name.lower() in folded:
         return folded[name.lower()]
-    near = difflib.get_close_matches(str(name).lower(), folded, n=1, cutoff=0.5)
+    near = difflib.get_close_matches(str(name)[:100].lower(), folded, n=1, cutoff=0.5)
     hint = f"did you mean {folded[near[0]]!r}? " if near else ""
     listed = ", ".join(known) if len(known) <= 40 else f"{len(known)} names, such as {', '.join(known[:5])}"
-    raise InputError(f"unknown {what} {name!r}; {hint}(known: {listed})")
+    raise InputError(f"unknown {what} {shown(name)}; {hint}(known: {listed})")
+
+
+def shown(value: Any) -> str:
+    """Return a value in one short line."""
+    try:
+        text = " ".join(repr(value).split())
+    except Exception:  # the repr of an object from outside, or of an integer with too many digits, may raise
+        text = type(value).__name__
+    return text if len(text) <= 80 else f"{text[:77]}..."
 
 
 def notice(text: str, *, once: str = "") -> None:

@@ -18,6 +18,11 @@ def available_bytes(device: torch.device | str = "cpu") -> int | None:
     return min(found, default=None)
 
 
+def out_of_memory(error: BaseException) -> bool:
+    """Return whether an error was raised because memory could not be allocated."""
+    return isinstance(error, (MemoryError, torch.OutOfMemoryError)) or "can't allocate memory" in str(error)
+
+
 def _machine() -> int | None:
     """Return the available bytes of this machine."""
     try:

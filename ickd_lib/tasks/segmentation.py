@@ -15,7 +15,7 @@ from ickd_lib.data import DenseBatch, DenseImages, loader
 from ickd_lib.data.decoded import Decoded, fetch, threaded
 from ickd_lib.models import Network, Output
 from ickd_lib.models.inspection import evaluating
-from ickd_lib.runtime import InputError
+from ickd_lib.runtime import InputError, NotFinite
 from ickd_lib.runtime.distributed import gather, share, total
 from ickd_lib.tasks.base import Column, Pixels, Samples, Task, places_of, positions, register
 from ickd_lib.tasks.pictures import crop, whole
@@ -144,6 +144,8 @@ class Segmentation(Task):
         counts = torch.zeros(classes, classes, dtype=torch.long, device=images.index.device)
         for batch, output in _outputs(network, images, precision):
             masks = _stacked(batch.masks)
+            if not bool(output.logits.isfinite().all()):
+                raise NotFinite("the network's logits have values that are not finite")
             enlarged = F.interpolate(output.logits, masks.shape[1:], mode="bilinear")
             labels = masks.long().masked_fill(masks == images.ignored, -1)
             counts += metrics.confusion(enlarged.argmax(1), labels, classes)

@@ -11,7 +11,7 @@ from ickd_lib import runtime
 from ickd_lib.runtime import InputError
 from ickd_lib.training.peers import PeerGroup
 from ickd_lib.training.records import RunRecord
-from ickd_lib.training.state import TrainingState
+from ickd_lib.training.state import TrainingState, not_finite
 
 Records = dict[TrainingState, RunRecord]
 
@@ -28,24 +28,28 @@ class Checkpoint:
         self.group, self.records = group, records
         first = records[group.states[0]].run
         self.path: Path | None = first.folder / "checkpoint.pt" if first else None
+        self.position: tuple[int, int] | None = None  # epoch and step of the file
 
     @property
     def kept(self) -> str:
         """The end of an error message, with the path of the last good checkpoint if there is one."""
-        if self.path and self.path.is_file():
-            return f"; its last good checkpoint is {self.path}"
-        return ""
+        if self.path is None:
+            return ""
+        if self.position is None:
+            return "; there is no checkpoint of it"
+        epoch, step = self.position
+        return f"; its last good checkpoint is {self.path}, of epoch {epoch + 1}, step {step}"
 
     def save(self) -> None:
         """Write the checkpoint, completely or not at all, after the records of the epochs before it.
 
         Raises:
             InputError: a run folder was removed.
-            Diverged: a student has a loss or a weight that is not finite; the previous checkpoint is kept.
+            Diverged: a student has a loss or another value that is not finite; the previous checkpoint is kept.
         """
         for state in self.group.states:
-            state.check_finite(self.kept)
-            state.check_weights(self.kept)
+            state.check_losses()
+            state.check_weights(others=True)
         if self.path and runtime.rank() == 0:
             records = {state.learner.name: self.records[state] for state in self.group.states}
             for record in records.values():
@@ -57,6 +61,7 @@ class Checkpoint:
                 for state in self.group.states
             }
             runtime.save_object(self.path, states)
+        self.position = self.group.position
 
     def restore(self) -> None:
         """Load the checkpoint if there is one, and drop the records of later epochs.
@@ -86,6 +91,11 @@ class Checkpoint:
                     raise InputError(f"{error}; remove {folders} to train anew") from None
                 what = type(error).__name__
                 raise InputError(f"{self.path} is damaged ({what}); remove {folders} to train anew") from None
+            for state in waiting:
+                if name := not_finite(states[state.learner.name]):
+                    problem = f"{self.path} has values that are not finite ({name})"
+                    raise InputError(f"{problem}; remove {folders} to train anew")
+            self.position = self.group.position
         ahead = len(waiting) < len(runs)
         begun = ahead or self.path.is_file() or any((run.folder / "metrics.jsonl").is_file() for run in runs)
         removed = begun and not all(run.exists() for run in runs)

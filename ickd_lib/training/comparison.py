@@ -21,6 +21,7 @@ from ickd_lib.memory import MemoryBank
 from ickd_lib.methods import create
 from ickd_lib.models import Network
 from ickd_lib.runtime import Diverged, InputError
+from ickd_lib.runtime.arguments import Count, Natural, Precision, checked
 from ickd_lib.tasks import Task
 from ickd_lib.training.distillation import distill
 from ickd_lib.training.jobs import INPUTS, Job, JobsDied, Outcome, run, train, write_inputs
@@ -29,6 +30,7 @@ from ickd_lib.training.records import History
 from ickd_lib.training.students import Student
 
 
+@checked
 def compare(
     methods: Sequence[str],
     splits: Splits | Callable[[], Splits],
@@ -38,13 +40,13 @@ def compare(
     bank: MemoryBank | None = None,
     task: Task | None = None,
     peers: Sequence[str] = (),
-    seeds: int | Sequence[int] = 3,
+    seeds: Count | Sequence[int] = 3,
     runs: str | Path | None = None,
     device: str | torch.device = "auto",
-    precision: str = "auto",
+    precision: Precision = "auto",
     executor: Executor | None = None,
-    retries: int = 3,
-    methods_per_job: int = 0,
+    retries: Natural = 3,
+    methods_per_job: Natural = 0,
     progress: bool = True,
     **options: Any,
 ) -> dict[str, list[History]]:
@@ -84,9 +86,6 @@ def compare(
     """
     if not methods:
         raise InputError("no method to compare; name some, such as ce kd ickd")
-    for name, value in (("retries", retries), ("methods_per_job", methods_per_job)):
-        if value < 0:
-            raise InputError(f"{name}={value} must be 0 or more")
     chosen = runtime.device(device)
     needs_bank = bank is None and teacher is not None and any(create(method).needs_bank for method in methods)
     load = splits if callable(splits) else lambda: splits
@@ -182,7 +181,7 @@ def step_seconds(
     steps: int = 8,
     rounds: int = 3,
     device: str | torch.device = "auto",
-    precision: str = "auto",
+    precision: Precision = "auto",
     statistic: Callable[[list[float]], float] = statistics.median,
 ) -> dict[str, float]:
     """Measure the time of a training step of each method, in rounds that alternate between the methods.

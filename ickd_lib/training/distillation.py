@@ -15,6 +15,7 @@ from ickd_lib.data import Images, Sampler, Splits, loader
 from ickd_lib.memory import Faiss, MemoryBank
 from ickd_lib.models import Network
 from ickd_lib.runtime import Diverged, InputError
+from ickd_lib.runtime.arguments import Count, Natural, NotNegative, Precision, checked
 from ickd_lib.runtime.distributed import any_process, wait_for_all
 from ickd_lib.tasks import Classification, Task
 from ickd_lib.training import precision_benchmark
@@ -26,7 +27,7 @@ from ickd_lib.training.peers import PeerGroup
 from ickd_lib.training.recipe import Recipe
 from ickd_lib.training.records import History, RunRecord
 from ickd_lib.training.several import check_equal, check_parts
-from ickd_lib.training.state import TrainingState
+from ickd_lib.training.state import TrainingState, not_finite
 from ickd_lib.training.stepper import Stepper
 from ickd_lib.training.streamed_cache import StreamedTeacherCache
 from ickd_lib.training.students import Student, learners
@@ -34,6 +35,7 @@ from ickd_lib.training.teacher_cache import TeacherCache
 from ickd_lib.training.teacher_source import cacheable, teacher_bank, teacher_source
 
 
+@checked
 def distill(
     students: Sequence[Student],
     splits: Splits,
@@ -44,16 +46,16 @@ def distill(
     recipe: Recipe | None = None,
     data_seed: int = 0,
     device: str | torch.device = "auto",
-    precision: str = "auto",
-    evaluate_every: int = 1,
+    precision: Precision = "auto",
+    evaluate_every: Count = 1,
     runs: str | Path | None = None,
     resume: bool = True,
-    checkpoint_seconds: float = 60.0,
+    checkpoint_seconds: NotNegative = 60.0,
     progress: bool = True,
     callbacks: Sequence[Callback] = (),
     teacher_cache: str | Path | None = None,
-    teacher_cache_gigabytes: float = 4.0,
-    teacher_cache_top: int = 0,
+    teacher_cache_gigabytes: NotNegative = 4.0,
+    teacher_cache_top: Natural = 0,
     capture: bool = True,
     sync_batchnorm: bool = False,
     search: str | Faiss = "exact",
@@ -112,10 +114,12 @@ def distill(
     """
     task, device = task or Classification(), runtime.device(device)
     recipe = recipe or Recipe(**task.recipe)
-    _check(students, splits, task, teacher, evaluate_every)
+    _check(students, splits, task, teacher)
     check_parts(len(splits.train), Sampler(splits.train).steps(recipe.batch_size), recipe.batch_size)
     splits = splits.to(device)
     frozen = models.frozen(teacher, device) if teacher else None
+    if frozen and (name := not_finite(frozen.state_dict())):
+        raise InputError(f"the teacher {frozen.name} has values that are not finite in {name}; give another teacher")
     groups, records, locks = _prepare(
         students,
         splits.train,
@@ -180,10 +184,6 @@ def distill(
                 callbacks=[*callbacks, *([ProgressBar()] if progress and runtime.rank() == 0 else [])],
             )
             loop.train(stop)
-            for group in going:
-                if group.failed:
-                    for state in group.states:
-                        records[state].fail(group.failed)
             reference = task.bank_samples(frozen, splits.test, precision=numerics["precision"]) if frozen else None
             for state in loop.states:
                 if state in waiting:
@@ -199,14 +199,10 @@ def distill(
     return histories
 
 
-def _check(
-    students: Sequence[Student], splits: Splits, task: Task, teacher: Network | None, evaluate_every: int
-) -> None:
+def _check(students: Sequence[Student], splits: Splits, task: Task, teacher: Network | None) -> None:
     """Raise InputError if there is nothing to train or to evaluate, or the data or the teacher is of another task."""
     if not students:
         raise InputError("no student to train; give at least one Student")
-    if evaluate_every < 1:
-        raise InputError(f"evaluate_every={evaluate_every} must be 1 or more")
     for split in (splits.train, splits.test):
         if not len(split):
             raise InputError(f"{split.name} has no image; training needs some in train and in test")

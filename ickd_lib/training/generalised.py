@@ -14,6 +14,7 @@ from ickd_lib.data import Images, Splits
 from ickd_lib.methods import Method
 from ickd_lib.models import Network
 from ickd_lib.runtime import InputError
+from ickd_lib.runtime.arguments import Precision
 from ickd_lib.training.distillation import distill
 from ickd_lib.training.recipe import Recipe
 from ickd_lib.training.students import Student
@@ -67,7 +68,7 @@ def learn_new_classes(
     seeds: int,
     recipe: Recipe,
     device: str | torch.device = "auto",
-    precision: str = "auto",
+    precision: Precision = "auto",
     **options: Any,
 ) -> dict[str, dict[str, list[float]]]:
     """Learn new classes in one increment with each method: the teacher's classes are old, all others are new.

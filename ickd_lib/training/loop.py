@@ -12,7 +12,7 @@ import torch
 
 from ickd_lib import runtime
 from ickd_lib.data import Splits
-from ickd_lib.runtime import Diverged
+from ickd_lib.runtime import Diverged, NotFinite
 from ickd_lib.runtime.distributed import any_process, wait_for_all
 from ickd_lib.tasks import Task
 from ickd_lib.training.callbacks import Callback
@@ -115,10 +115,12 @@ class Loop:
             self.step = step + 1
             stopping, saving = self._requested(stop, step)
             self._synchronise(saving or step == self.steps - 1)
-            if self.device.type == "cpu":  # a GPU's losses are read at the end of an epoch and before a checkpoint
-                self._check(stepping)
-                if not self.going:
-                    return
+            # A GPU's losses are read at the end of an epoch and before a checkpoint.
+            self._check(stepping if self.device.type == "cpu" else [group for group in stepping if group.fault])
+            behind = min((group.position for group in self.going), default=(self.recipe.epochs, 0))
+            if behind > (self.epoch, self.step):  # all groups here have diverged, and those that were resumed are ahead
+                self.epoch, self.step = behind
+                return
             now = time.perf_counter()
             for group in stepping:
                 for state in group.states:
@@ -161,24 +163,51 @@ class Loop:
         """Mark each group that has diverged, so that it is not trained further."""
         for group in groups:
             try:
+                if group.fault:
+                    raise group.fault
                 for state in group.states:
-                    state.check_finite(self.checkpoints[group].kept)
+                    state.check_losses()
             except Diverged as error:
-                group.failed = str(error)
+                self._fail(group, error)
+
+    def _fail(self, group: PeerGroup, error: Diverged) -> None:
+        """Mark a group as diverged, and write the reason into its run folders."""
+        advice = "lower the learning rate or lengthen the warm-up"
+        taught = any(state.learner.method.needs_teacher for state in group.states)
+        if taught and error.step is not None and not self.stepper.teacher_is_finite(error.step):
+            advice = "the teacher's output for these images is not finite"
+        group.failed = f"{error}; {advice}{self.checkpoints[group].kept}"
+        for state in group.states:
+            self.records[state].fail(group.failed)
 
     def _end_epoch(self) -> None:
         """Evaluate and record the epoch, and go to the next one."""
         ended = [group for group in self.going if group.position == (self.epoch, self.steps)]
         self._check(ended)
-        evaluate = self.epoch + 1 == self.recipe.epochs or (self.epoch + 1) % self.evaluate_every == 0
+        for group in ended:
+            if not group.failed:
+                self._record(group)
         self.ended = [state for group in ended if not group.failed for state in group.states]
         for state in self.ended:
-            state.share_buffers()
-            self.records[state].end_epoch(state, self.splits, self.task, self.stepper.precision, evaluate)
             state.end_epoch()
         self.epoch, self.step = self.epoch + 1, 0
         for callback in self.callbacks:
             callback.epoch(self)
+
+    def _record(self, group: PeerGroup) -> None:
+        """Evaluate and record the epoch that a group has completed. It may show that the group has diverged."""
+        evaluate = self.epoch + 1 == self.recipe.epochs or (self.epoch + 1) % self.evaluate_every == 0
+        try:
+            for state in group.states:
+                state.share_buffers()
+                state.check_weights()
+                try:
+                    self.records[state].end_epoch(state, self.splits, self.task, self.stepper.precision, evaluate)
+                except NotFinite as error:
+                    where = f"at epoch {state.epoch + 1}, step {state.step}"
+                    raise Diverged(f"{state.learner.name}: {error} {where}") from None
+        except Diverged as error:
+            self._fail(group, error)
 
     def save(self) -> None:
         """Write the checkpoint of every group. A group that has diverged keeps its last good checkpoint."""
@@ -188,7 +217,7 @@ class Loop:
             try:
                 self.checkpoints[group].save()
             except Diverged as error:
-                group.failed = str(error)
+                self._fail(group, error)
 
 
 def stopped(loop: Loop) -> KeyboardInterrupt:

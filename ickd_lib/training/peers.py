@@ -10,6 +10,7 @@ from torch import Tensor
 from ickd_lib import runtime
 from ickd_lib.data import Images
 from ickd_lib.methods import InContextPair, Retrieval, TargetSource
+from ickd_lib.runtime import Diverged
 from ickd_lib.tasks import Samples, Task
 from ickd_lib.training.several import AveragedGradients
 from ickd_lib.training.state import TrainingState
@@ -27,12 +28,14 @@ class PeerGroup:
         states: one or more students, which are sorted by name.
         task, train: the task and the training images, which define the rows of the banks.
     Attributes:
+        fault: why the group diverged in the present step, if that was found in it.
         failed: the message of the error if the group diverged, else "".
     """
 
     def __init__(self, states: Sequence[TrainingState], task: Task, train: Images) -> None:
         self.states = sorted(states, key=lambda state: state.learner.name)
         self.failed = ""
+        self.fault: Diverged | None = None
         self._averaged: AveragedGradients | None = None
         for state in self.states:
             searched = any(_requests(other, state) for other in self.states)

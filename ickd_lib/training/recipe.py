@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from typing import Any, get_type_hints
 
 import torch
 
 from ickd_lib import runtime
 from ickd_lib.runtime import InputError
+from ickd_lib.runtime.arguments import BelowOne, Count, NotNegative, Positive, check
 
 SCHEDULES = ("step", "cosine", "onecycle", "fifths", "tenth")
 MILESTONES = {"step": (5 / 8, 6 / 8, 7 / 8), "fifths": (5 / 10, 7 / 10, 9 / 10)}  # shares of the epochs
@@ -25,9 +28,9 @@ class Recipe:
     a shorter training correspondingly earlier.
     """
 
-    epochs: int = field(default=240, metadata={"help": "passes over the training images"})
-    batch_size: int = field(default=64, metadata={"help": "images per step"})
-    lr: float = field(default=0.05, metadata={"help": "highest learning rate; 0.01 for MobileNet and ShuffleNet"})
+    epochs: Count = field(default=240, metadata={"help": "passes over the training images"})
+    batch_size: Count = field(default=64, metadata={"help": "images per step"})
+    lr: Positive = field(default=0.05, metadata={"help": "highest learning rate; 0.01 for MobileNet and ShuffleNet"})
     schedule: str = field(
         default="step",
         metadata={"help": "step (×0.1 at the milestones), cosine, onecycle, tenth or fifths; A+B: one for each phase"},
@@ -36,35 +39,26 @@ class Recipe:
         default=(),
         metadata={"help": "shares of the epochs at which a step schedule drops; empty: 5/8, 6/8 and 7/8"},
     )
-    warmup: float = field(default=0.0, metadata={"help": "number of epochs of linear warm-up"})
+    warmup: NotNegative = field(default=0.0, metadata={"help": "number of epochs of linear warm-up"})
     optimizer: str = field(default="sgd", metadata={"help": "sgd, adamw, or any optimiser of torch.optim by name"})
-    momentum: float = field(default=0.9, metadata={"help": "momentum of SGD"})
+    momentum: BelowOne = field(default=0.9, metadata={"help": "momentum of SGD"})
     nesterov: bool = field(default=False, metadata={"help": "Nesterov momentum"})
-    betas: tuple[float, float] = field(default=(0.9, 0.999), metadata={"help": "betas of Adam and its variants"})
-    weight_decay: float = field(default=5e-4, metadata={"help": "weight decay"})
+    betas: tuple[BelowOne, BelowOne] = field(default=(0.9, 0.999), metadata={"help": "betas of Adam and its variants"})
+    weight_decay: NotNegative = field(default=5e-4, metadata={"help": "weight decay"})
     decay_norms_and_biases: bool = field(
         default=True, metadata={"help": "apply weight decay to normalisation layers and biases too"}
     )
-    clip_grad_norm: float = field(default=0.0, metadata={"help": "largest norm of the gradient; 0: no clipping"})
-    ema: float = field(
+    clip_grad_norm: NotNegative = field(default=0.0, metadata={"help": "largest norm of the gradient; 0: no clipping"})
+    ema: BelowOne = field(
         default=0.0,
         metadata={"help": "decay of a moving average of the weights, which is then evaluated; 0: no average"},
     )
 
     def __post_init__(self) -> None:
+        for name, kind in settings().items():
+            check(name, getattr(self, name), kind)
         for name in ("milestones", "betas"):
             object.__setattr__(self, name, tuple(getattr(self, name)))
-        for name in ("epochs", "batch_size", "lr"):
-            if not 0 < getattr(self, name) < math.inf:
-                raise InputError(f"{name}={getattr(self, name)} must be above 0 and finite")
-        for name in ("warmup", "weight_decay", "momentum", "clip_grad_norm", "ema"):
-            if not 0 <= getattr(self, name) < math.inf:
-                raise InputError(f"{name}={getattr(self, name)} must be 0 or more and finite")
-        for name in ("momentum", "ema"):
-            if not getattr(self, name) < 1:
-                raise InputError(f"{name}={getattr(self, name)} must be below 1")
-        if len(self.betas) != 2 or not all(0 <= beta < 1 for beta in self.betas):
-            raise InputError(f"betas={self.betas} must be two numbers from 0 to below 1")
         if not all(0 < share < 1 for share in self.milestones) or list(self.milestones) != sorted(self.milestones):
             raise InputError(f"milestones={self.milestones} must be ascending shares of the epochs, between 0 and 1")
         if self.warmup >= self.epochs and self.warmup:
@@ -130,6 +124,12 @@ class Recipe:
             done = (epoch - self.warmup) / (self.epochs - self.warmup)
         least = 0.1 if self.schedule == "tenth" else 0.0
         return self.lr * (least + (1 - least) * (1 + math.cos(math.pi * done)) / 2)
+
+
+@functools.cache
+def settings() -> dict[str, Any]:
+    """Return the annotation of each setting, which declares its type and range."""
+    return get_type_hints(Recipe, include_extras=True)
 
 
 def optimizers() -> list[str]:

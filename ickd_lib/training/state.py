@@ -190,29 +190,21 @@ class TrainingState:
         same_buffers(self.learner.network)
         same_buffers(self.network)
 
-    def check_finite(self, kept: str = "") -> None:
-        """Raise Diverged if a loss of this epoch is NaN or infinite.
-
-        Args:
-            kept: end of the message, with the path of the last good checkpoint.
-        """
+    def check_losses(self) -> None:
+        """Raise Diverged if a loss of this epoch is NaN or infinite."""
         losses = self.meters.losses
         if losses is None or bool(losses[: self.step].isfinite().all()):
             return
         step, term = (~losses[: self.step].isfinite()).nonzero()[0].tolist()
-        raise Diverged(
-            f"{self.learner.name}: loss term {self.meters.terms[term]!r} became {losses[step, term].item()} at epoch "
-            f"{self.epoch + 1}, step {step + 1}; lower the learning rate or lengthen the warm-up{kept}"
-        )
+        what = f"loss term {self.meters.terms[term]!r} became {losses[step, term].item()}"
+        raise Diverged(f"{self.learner.name}: {what} at epoch {self.epoch + 1}, step {step + 1}", step=step)
 
-    def check_weights(self, kept: str = "") -> None:
-        """Raise Diverged if a weight or a buffer of the network is NaN or infinite; `kept` is as in `check_finite`."""
-        for name, tensor in self.learner.network.state_dict().items():
-            if not bool(tensor.isfinite().all()):
-                raise Diverged(
-                    f"{self.learner.name}: {name} has values that are not finite at epoch {self.epoch + 1}, step "
-                    f"{self.step}; lower the learning rate or lengthen the warm-up{kept}"
-                )
+    def check_weights(self, *, others: bool = False) -> None:
+        """Raise Diverged if a value of the network is NaN or infinite, or with `others` one of the whole state."""
+        state = self.state_dict() if others else {"network": self.learner.network.state_dict()}
+        if name := not_finite({key: value for key, value in state.items() if key != "meters"}):
+            where = f"at epoch {self.epoch + 1}, step {self.step}"
+            raise Diverged(f"{self.learner.name}: {name} has values that are not finite {where}")
 
     def end_epoch(self) -> None:
         """Go to the next epoch."""
@@ -249,3 +241,12 @@ class TrainingState:
         self._restored_rows = state.get("teacher_rows", {})  # until the teacher's bank exists
         if self.average:
             self.average.network.load_state_dict(state["average"])
+
+
+def not_finite(value: Any, name: str = "") -> str:
+    """Return the name of a tensor that contains NaN or infinity, in nested dictionaries and lists; "" if none does."""
+    if isinstance(value, Tensor):
+        return "" if bool(value.isfinite().all()) else name
+    parts = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, (list, tuple)) else ()
+    names = (not_finite(part, f"{name}.{key}" if name else str(key)) for key, part in parts)
+    return next(filter(None, names), "")

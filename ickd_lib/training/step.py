@@ -12,12 +12,13 @@ from ickd_lib import runtime
 from ickd_lib.data import Batch
 from ickd_lib.methods import Context, InContextPair, Retrieval, StrongView, TargetSource
 from ickd_lib.models import Network
+from ickd_lib.runtime import Diverged
 from ickd_lib.runtime.distributed import gather
 from ickd_lib.tasks import Samples, Task
 from ickd_lib.training.in_context import TeacherBank
 from ickd_lib.training.peers import PeerGroup
 from ickd_lib.training.several import gathered, whole_loss
-from ickd_lib.training.state import TrainingState
+from ickd_lib.training.state import TrainingState, not_finite
 
 
 @dataclass(frozen=True)
@@ -187,6 +188,21 @@ def student_samples(state: TrainingState, inputs: StepInputs) -> tuple[Samples, 
     samples, loss = inputs.task.samples(learner.network, inputs.batch, maps=maps, precision=inputs.precision)
     assert loss is not None
     return samples, loss
+
+
+@torch.no_grad()
+def fault(group: PeerGroup, inputs: StepInputs) -> Diverged | None:
+    """Return why a step of the group raised an error, if a student's weights or outputs are not finite; else None."""
+    for state in group.states:
+        learner = state.learner
+        what = not_finite(learner.network.state_dict(), "weight")
+        if not what:
+            samples = student_samples(state, inputs)[0]
+            what = not_finite({"logits": samples.logits, "features": samples.features})
+        if what:
+            where = f"at epoch {state.epoch + 1}, step {state.step + 1}"
+            return Diverged(f"{learner.name}: {what} has values that are not finite {where}")
+    return None
 
 
 @torch.no_grad()

@@ -12,11 +12,13 @@ from ickd_lib.data import Batch, Images, LabelledImages, Loader, Sampler
 from ickd_lib.data.loader import Loaded
 from ickd_lib.models import Network
 from ickd_lib.runtime.distributed import share
+from ickd_lib.runtime.memory import out_of_memory
 from ickd_lib.tasks import Samples, Task
 from ickd_lib.training.capture import Capture, CapturedSteps, works_on_host
 from ickd_lib.training.in_context import TeacherBank
 from ickd_lib.training.peers import PeerGroup
-from ickd_lib.training.step import StepInputs, teacher_targets, train_step
+from ickd_lib.training.state import not_finite
+from ickd_lib.training.step import StepInputs, Targets, fault, teacher_targets, train_step
 from ickd_lib.training.streamed_cache import StreamedTeacherCache
 from ickd_lib.training.teacher_cache import TeacherCache
 
@@ -71,6 +73,7 @@ class Stepper:
         capture: Capture | None = None,
     ) -> None:
         self.sampler, self.task, self.teacher, self.bank = Sampler(train), task, teacher, bank
+        self.train = train
         self.batch_size, self.precision, self.images = batch_size, precision, len(train)
         self.steps = self.sampler.steps(batch_size)
         methods = [state.learner.method for group in groups for state in group.states]
@@ -170,13 +173,39 @@ class Stepper:
             for stream, group in zip(self.streams, groups, strict=False):
                 stream.wait_stream(main)
                 with torch.cuda.stream(stream):
-                    train_step(group, inputs, shared)
+                    self._train(group, inputs, shared)
             for stream in self.streams[: len(groups)]:
                 main.wait_stream(stream)
         else:
             for group in groups:
-                train_step(group, inputs, shared)
+                self._train(group, inputs, shared)
         self.step += 1
+
+    def _train(self, group: PeerGroup, inputs: StepInputs, shared: Targets | None) -> None:
+        """Train a group on the batch. If its outputs are not finite, an error becomes its `fault`, and is not raised.
+
+        Some functions, such as a decomposition of a matrix, raise errors for such values.
+        """
+        try:
+            train_step(group, inputs, shared)
+        except (ArithmeticError, IndexError, RuntimeError, ValueError) as error:
+            if runtime.world() == 1 and not self.captured.capture and not out_of_memory(error):
+                group.fault = fault(group, inputs)
+            if group.fault is None:
+                raise
+
+    @torch.no_grad()
+    def teacher_is_finite(self, step: int) -> bool:
+        """Return whether the teacher's outputs for the images of a step of this epoch are finite.
+
+        They are computed again, without augmentation. With several processes, of which each may ask for another step,
+        and without a teacher, the result is True.
+        """
+        if self.teacher is None or runtime.world() > 1:
+            return True
+        images = self.train.subset(self.planned(step)[0])
+        found = self.task.bank_samples(self.teacher.teacher, images, precision=self.precision)
+        return not not_finite({"logits": found.logits, "features": found.features})
 
     def _data(self, size: int, step: int) -> Loaded:
         """Return the data of a step from images that the device holds."""
