@@ -8,6 +8,8 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
+from torch import Tensor
+
 from ickd_lib import runtime, training
 from ickd_lib.data.crops import ResizedCrop
 from ickd_lib.models import Network
@@ -113,10 +115,15 @@ def facts_of(run: Run, network: Network, size: tuple[int, int], crop: str, *, pr
         run=run.folder.resolve().name,
         data=settings["data"]["name"],
         method=summary.get("method", settings["method"]["name"]),
-        mean=tuple(network.mean.flatten().tolist()),
-        std=tuple(network.std.flatten().tolist()),
+        mean=_rounded(network.mean),
+        std=_rounded(network.std),
         identity=network.identity,
     )
+
+
+def _rounded(values: Tensor) -> tuple[float, ...]:
+    """Return float32 numbers with the nine digits that identify them."""
+    return tuple(float(f"{value:.9g}") for value in values.flatten().tolist())
 
 
 def shape_of(images: Any) -> tuple[tuple[int, int], str]:
