@@ -7,7 +7,7 @@
     training  the loop, teachers, comparisons             runs      tables of run folders, differences of two runs
     theory    the computations behind the idea            plots     figures
     explore   the data behind the explorers               widgets   the interactive explorers
-    notebook  the parameters of the notebooks
+    export    networks as files, and their predictions    notebook  the parameters of the notebooks
 
 Modules are imported when they are first used, so that importing the package costs nothing.
 """
@@ -19,6 +19,7 @@ __version__ = "0.1.0"
 __all__ = [
     "data",
     "explore",
+    "export",
     "losses",
     "memory",
     "methods",

@@ -1,4 +1,4 @@
-"""The command line: ickd train | compare | bank | evaluate | report | status | diff."""
+"""The command line: ickd train | compare | bank | evaluate | export | predict | report | status | diff."""
 
 from __future__ import annotations
 
@@ -25,6 +25,7 @@ if os.environ.get("RANK", "0") != "0":  # of several processes, the first one sh
     os.environ.setdefault("TQDM_DISABLE", "1")
 
 from ickd_lib import data, methods, metrics, models, runs, runtime, tasks, training
+from ickd_lib.export import commands
 from ickd_lib.memory import MemoryBank, requested
 from ickd_lib.models import Network
 from ickd_lib.options import parser, recipe_defaults
@@ -217,6 +218,16 @@ def evaluate(given: argparse.Namespace) -> None:
     print(json.dumps(training.evaluate(network, images, task=task, precision=given.precision), indent=2))
 
 
+def export(given: argparse.Namespace) -> None:
+    """Export the network of a run, and print a table of it, its file and its teacher."""
+    commands.export(given, functools.partial(_splits, given))
+
+
+def predict(given: argparse.Namespace) -> int:
+    """Predict the classes of image files; return 1 if one of them cannot be read."""
+    return commands.predict(given, functools.partial(_splits, given))
+
+
 def report(given: argparse.Namespace) -> None:
     """Print or write the table of finished runs."""
     summaries = runs.finished(given.folders)
@@ -279,8 +290,8 @@ def main(arguments: list[str] | None = None) -> int:
     Args:
         arguments: the command line; None for that of the process.
     Returns:
-        The exit status: 0; 1 if a student diverged; 2 if an input is wrong (one line on stderr); 3 if another process
-        of the training ended; 130 if interrupted.
+        The exit status: 0; 1 if a student diverged, or `predict` could not read an image; 2 if an input is wrong (one
+        line on stderr); 3 if another process of the training ended; 130 if interrupted.
     """
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
@@ -298,7 +309,7 @@ def main(arguments: list[str] | None = None) -> int:
         with runtime.processes(getattr(given, "device", "cpu")):
             output = contextlib.nullcontext() if runtime.rank() == 0 else contextlib.redirect_stdout(io.StringIO())
             with output:  # process 0 prints for all
-                globals()[given.command](given)
+                return globals()[given.command](given) or 0
     except (InputError, OSError) as error:
         return _failed(f"error: {error}", 2)
     except Diverged as error:
@@ -311,7 +322,6 @@ def main(arguments: list[str] | None = None) -> int:
         return _failed("error: there is not enough memory; take smaller batches, fewer images or smaller numbers", 2)
     except KeyboardInterrupt as stop:
         return _failed(str(stop) or "stopped", 130)
-    return 0
 
 
 def _failed(message: str, status: int) -> int:

@@ -45,10 +45,16 @@ def reader(kind: Any) -> Callable[[str], Any]:
     return read
 
 
-def _data_options(parser: argparse.ArgumentParser) -> None:
+def _data_options(parser: argparse.ArgumentParser, of_run: bool = False) -> None:
+    """Add the options of the data. With `of_run`, the default of the data set is that of a run."""
     group = parser.add_argument_group("data")
     group.add_argument("--task", default="classification", help=", ".join(tasks.names()))
-    group.add_argument("--dataset", default="digits", help=", ".join(data.names()))
+    known = ", ".join(data.names())
+    if of_run:
+        help_text = f"{known}; by default that of the run, whose path, if it has one, must be given here"
+        group.add_argument("--dataset", default="", help=help_text)
+    else:
+        group.add_argument("--dataset", default="digits", help=known)
     group.add_argument("--data-root", default="data", help="folder of downloaded data sets")
     group.add_argument("--download", action="store_true", help="download CIFAR-100 if it is missing")
     group.add_argument(
@@ -246,6 +252,41 @@ def _job_options(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def _export_options(export: argparse.ArgumentParser) -> None:
+    export.add_argument("run", help="the run folder")
+    export.add_argument("--format", default="onnx", help="onnx, pt2 (torch.export) or safetensors (weights and a card)")
+    export.add_argument("--out", required=True, help="file to write, which ends in .onnx, .pt2 or .safetensors")
+    export.add_argument(
+        "--preprocess",
+        action="store_true",
+        help="the graph takes uint8 images and gives probabilities; by default images in [0, 1] and logits",
+    )
+    export.add_argument("--int8", action="store_true", help="quantise the network to 8 bits; onnx only")
+    export.add_argument(
+        "--calibration", type=int, default=200, help="number of training images that determine the ranges of --int8"
+    )
+    export.add_argument(
+        "--teacher", default="", help="run folder of the teacher, for the table; by default it is searched beside RUN"
+    )
+    export.add_argument(
+        "--test-images", type=int, default=0, help="number of test images on which the table is measured; 0: all"
+    )
+    _data_options(export, of_run=True)
+    export.set_defaults(device="cpu")
+
+
+def _predict_options(predict: argparse.ArgumentParser) -> None:
+    predict.add_argument("model", help="a run folder, or a file of ickd export that ends in .onnx or .pt2")
+    predict.add_argument("images", nargs="+", metavar="IMAGE", help="an image file, or a folder of image files")
+    predict.add_argument("--bank", default="", help="file of a memory bank, whose most similar rows are shown")
+    predict.add_argument(
+        "--top", type=int, default=3, help="number of classes, and of rows of the bank, for each image"
+    )
+    predict.add_argument("--csv", default="", help="file for the predictions as CSV")
+    _data_options(predict, of_run=True)
+    predict.set_defaults(device="cpu")
+
+
 def parser(arguments: Sequence[str] | None = None) -> argparse.ArgumentParser:
     """Return the parser of the whole command line.
 
@@ -317,6 +358,8 @@ def parser(arguments: Sequence[str] | None = None) -> argparse.ArgumentParser:
     evaluate.add_argument("run", help="the run folder")
     _data_options(evaluate)
     _machine_options(evaluate)
+    _export_options(command("export", "Export the network of a finished run, and compare it with its teacher."))
+    _predict_options(command("predict", "Predict the classes of image files."))
     report = command("report", "Turn run folders into a Markdown table.")
     report.add_argument(
         "folders", nargs="*", default=["runs"], help="folders that contain runs, or JSON files that --json wrote"

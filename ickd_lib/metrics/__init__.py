@@ -5,10 +5,11 @@ from ickd_lib.metrics.boxes import detection
 from ickd_lib.metrics.episodes import few_shot
 from ickd_lib.metrics.logit_space import margins, separation
 from ickd_lib.metrics.pixels import confusion, segmentation
-from ickd_lib.metrics.predictions import accuracy, calibration_error, classification
+from ickd_lib.metrics.predictions import accuracy, best_temperature, calibration_error, classification
 
 __all__ = [
     "accuracy",
+    "best_temperature",
     "calibration_error",
     "classification",
     "confusion",

@@ -1,0 +1,104 @@
+"""The commands `ickd export` and `ickd predict`."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ickd_lib import runs, runtime, tasks, training
+from ickd_lib.data import Splits
+from ickd_lib.export import comparison, predictions, writing
+from ickd_lib.export.facts import facts_of, finished_run, shape_of, teacher_of
+from ickd_lib.export.opened import NetworkModel, format_of, open_model
+from ickd_lib.memory import MemoryBank
+from ickd_lib.runtime import InputError
+
+
+def _data_of(run: runtime.Run, given: argparse.Namespace, load: Callable[[], Splits]) -> Splits:
+    """Load the data of a run: its training images; its validation images if it had the same; all test images."""
+    settings, summary = run.settings, run.summary or {}
+    title, images = settings["data"]["name"].rpartition("/")[0], settings["data"]["images"]
+    given.task = settings.get("task", given.task)
+    if not given.dataset:
+        if ":" in title:
+            kind = title.partition(":")[0]
+            raise InputError(f"{run.folder} does not record the path of its data, {title}; give --dataset {kind}:PATH")
+        given.dataset = title.partition("(")[0]
+    if title.endswith(")") and not given.classes:
+        given.classes = settings["data"]["classes"]
+    splits = load()
+    if images < len(splits.train):
+        splits = splits._replace(train=splits.train.few(images))
+    held_out = f"val_{tasks.create(given.task).primary}" in summary
+    if len(splits.val) and not (held_out and splits.train.fingerprint == settings["data"]["fingerprint"]):
+        runtime.notice("the validation images are not used, because the run was not trained with the same ones")
+        splits = splits._replace(val=splits.val.subset(torch.arange(0)))
+    return splits
+
+
+def export(given: argparse.Namespace, load: Callable[[], Splits]) -> None:
+    """Export the network of a run, and print a table of it, its file and its teacher.
+
+    Args:
+        given: the options.
+        load: loads the data set that the options describe, when it is called.
+    """
+    run = finished_run(given.run)
+    format_of(given.format, given.out)
+    splits = _data_of(run, given, load)
+    teacher = training.load(given.teacher, device="cpu") if given.teacher else teacher_of(run)
+    written = writing.write(
+        given.run,
+        given.out,
+        splits,
+        format=given.format,
+        preprocess=given.preprocess,
+        int8=given.int8,
+        calibration=given.calibration,
+    )
+    facts = written.models["run"].facts
+    print(f"{given.out}: input {facts.input}; output {facts.output}", file=sys.stderr)
+    if written.difference is not None:
+        found = f"largest difference of a probability on {written.images} test images"
+        print(f"{found}: {written.difference:.1e} (tolerance {writing.TOLERANCE:.0e})", file=sys.stderr)
+    models = {f"student {facts.network}" if name == "run" else name: one for name, one in written.models.items()}
+    if teacher is not None and teacher.classes == facts.classes:
+        beside = facts_of(run, teacher, facts.size, facts.crop)
+        models = {f"teacher {teacher.name}": NetworkModel(teacher, beside), **models}
+    if 0 < given.test_images < len(splits.test):
+        drawn = torch.randperm(len(splits.test), generator=runtime.generator("test images"))[: given.test_images]
+        splits = splits._replace(test=splits.test.subset(drawn.sort().values))
+    print(comparison.table(comparison.compare_models(models, splits)), end="")
+
+
+def predict(given: argparse.Namespace, load: Callable[[], Splits]) -> int:
+    """Print the classes of image files; return 1 if one of them cannot be read. The arguments are those of `export`."""
+    shape: dict[str, Any] = {}
+    if not Path(given.model).is_file():
+        run = finished_run(given.model)
+        title = given.dataset or run.settings["data"]["name"]
+        if given.image_size:
+            resized = "resized" in (given.crop, "resized" if title.startswith("imagenet:") else "")
+            shape = {"size": (given.image_size,) * 2, "crop": "resized" if resized else "fit"}
+        else:
+            shape = dict(zip(("size", "crop"), shape_of(_data_of(run, given, load).test), strict=True))
+    model, named = open_model(given.model, **shape), given.dataset
+    bank = MemoryBank.load(given.bank) if given.bank else None
+    found = predictions.predict(model, given.images, top=given.top, bank=bank, dataset=named)
+    if any(not one.problem for one in found):
+        print(predictions.table_of(found))
+    if bank is not None:
+        kind = "features" if predictions.by_features(model, bank) else "logits"
+        print(f"in-context samples: the most similar rows of the bank, by their {kind}", file=sys.stderr)
+    if given.csv:
+        with runtime.replacing(given.csv) as part:
+            part.write_text(runs.csv_of(predictions.rows_of(found)))
+    problems = [one.problem for one in found if one.problem]
+    for problem in problems:
+        print(f"error: {problem}", file=sys.stderr)
+    return int(bool(problems))
