@@ -1,6 +1,7 @@
 """Views, explorers and the neighbour explorer, which displays what the library computes."""
 
 import base64
+import copy
 import gc
 import html
 import io
@@ -8,6 +9,7 @@ import json
 import re
 import time
 import tracemalloc
+import weakref
 from dataclasses import replace
 from statistics import median
 from types import SimpleNamespace
@@ -848,10 +850,19 @@ def test_a_faultless_student_has_no_mistake_to_show(explorer, monkeypatch):
     assert explorer.error == "the student classifies all of these images correctly, so there is no mistake to show"
 
 
-def test_close_releases_all_widgets(digits, bank):
+def test_a_closed_explorer_and_what_it_held_is_freed(digits, bank, student):
+    """The registry of widgets is as long as before, and neither explorer nor network is alive."""
+    gc.collect()
     before = len(ipw.widgets.widget._instances)
-    explorer = NeighbourExplorer(bank, digits.train)
-    explorer.close()
-    after = len(ipw.widgets.widget._instances)
-    assert after - before < 40  # layouts and styles remain; the view, which refers to the explorer, does not
-    assert explorer.view.comm is None and explorer.number.comm is None
+    references = []
+    for _ in range(3):
+        network = copy.deepcopy(student)
+        explorer = NeighbourExplorer(bank, digits.train, student=network)
+        explorer.mistake.click()
+        explorer.close()
+        explorer.close()  # a second call does nothing
+        references += [weakref.ref(one) for one in (explorer, explorer.view, explorer.number, network)]
+    del explorer, network
+    gc.collect()
+    assert [one() for one in references] == [None] * len(references)
+    assert len(ipw.widgets.widget._instances) == before

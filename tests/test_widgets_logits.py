@@ -7,7 +7,9 @@ import json
 import sys
 import time
 import tracemalloc
+import weakref
 
+import ipywidgets as ipw
 import matplotlib.pyplot as plt
 import numpy as np
 import pytest
@@ -354,3 +356,19 @@ def test_an_error_while_pointing_is_displayed(parts, monkeypatch):
     monkeypatch.setattr(logit_blocks, "sample_tiles", lambda *_, **__: 1 / 0)
     explorer.scatters[0].widget.hovering = 5
     assert "ZeroDivisionError" in explorer.error and "alert" in explorer.message.value
+
+
+def test_a_closed_explorer_its_maps_and_logits_are_freed(parts):
+    opened(*parts).close()  # jscatter creates some objects once
+    gc.collect()
+    before, references = len(ipw.widgets.widget._instances), []
+    for _ in range(2):
+        explorer = opened(*parts)
+        explorer.class_.value = 3
+        references += [weakref.ref(one) for one in (explorer, *explorer.scatters, *explorer._maps.values())]
+        references += [weakref.ref(one.widget) for one in explorer.scatters]
+        explorer.close()
+    del explorer
+    gc.collect()
+    assert [one() for one in references] == [None] * len(references)
+    assert len(ipw.widgets.widget._instances) == before

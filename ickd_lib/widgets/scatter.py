@@ -88,6 +88,7 @@ def make_scatter(points: np.ndarray, classes: int) -> Any:
     """
     import jscatter
     import pandas as pd
+    from jscatter.widget import JupyterScatter
 
     kinds = [str(kind) for kind in range(2 * classes)]
     kind = pd.Categorical.from_codes(points[:, 2].astype(int), categories=kinds)
@@ -108,6 +109,8 @@ def make_scatter(points: np.ndarray, classes: int) -> Any:
         transition_points_duration=700,
     )
     scatter.widget.points = points  # jscatter would number only the kinds that occur, and all colours would be shifted
+    for file in (JupyterScatter._esm, JupyterScatter._css):
+        file.changed.disconnect()  # anywidget watches these files, and its watcher would keep every plot alive
     scatter.widget.toolbar_buttons = ["pan_zoom", "lasso", "divider", "full_screen", "reset"]
     scatter.widget.transition_points = True
     return scatter

@@ -57,8 +57,9 @@ class View(anywidget.AnyWidget):
         waiting: text that is displayed until the first call of `show`.
     """
 
-    _esm = HERE / "view.js"
-    _css = HERE / "view.css"
+    # The text and not the path: anywidget watches paths, and its watcher would keep every view alive.
+    _esm = (HERE / "view.js").read_text()
+    _css = (HERE / "view.css").read_text()
     waiting = Unicode("").tag(sync=True)
 
     def __init__(self, on_event: Callable[[str, str], None] | None = None, *, waiting: str = "") -> None:
@@ -109,10 +110,19 @@ class Explorer(ipw.VBox):
 
     def close(self) -> None:
         """Remove the explorer from all pages, and release its widgets with the networks and images that they hold."""
-        below: list[ipw.Widget] = [self]
-        for widget in below:
-            below += getattr(widget, "children", ())
-        for widget in reversed(below[1:]):
+        if self.comm is None:  # closed before
+            return
+        below: dict[str, ipw.Widget] = {self.model_id: self}
+        left: list[ipw.Widget] = [self]
+        while left:  # all widgets to which the state of one refers: children, layouts, styles
+            widget = left.pop()
+            for name in widget.keys:
+                value = getattr(widget, name)
+                for one in value if isinstance(value, (tuple, list)) else (value,):
+                    if isinstance(one, ipw.Widget) and one.model_id not in below:
+                        below[one.model_id] = one
+                        left.append(one)
+        for widget in reversed(list(below.values())[1:]):
             widget.close()
         super().close()
 
