@@ -25,6 +25,7 @@ from ickd_lib import plots
 from ickd_lib.runtime import InputError
 
 HERE = Path(__file__).parent
+SCRIPTS = ("blocks.js", "choices.js", "view.js")
 TILE = 64  # largest side in pixels of an image that is sent to the page
 Block = dict[str, Any]
 
@@ -35,16 +36,21 @@ class View(anywidget.AnyWidget):
     A block is a dictionary with a "kind":
 
     - row: `blocks` side by side.
+    - column: `blocks` one below the other.
     - text: `text` with a `tone`, "note" or "error" (screen readers announce errors).
     - crumbs: a path of `items`, each with `text` and `key`. All but the last are buttons with the event "crumb".
     - tiles: images with text. The bytes of the message contain N RGB images of `shape` (N, height, width). Each of
       `tiles` has `at` (its position among the N images), `key`, `lines` of text (the first one follows a square of
       `colour`, if there is one) and a `label` for screen readers. `tone` is "query", "scene", "same", "other" or
       "plain". Where there is an `event`, the tiles are buttons. `start` is the position of the first image among the
-      bytes of the message; by default they begin with it.
+      bytes of the message; by default they begin with it. `folded` is a name: then only one row of tiles is displayed
+      until it is opened. `pages` is the number of this page, from 0, and the number of pages; the buttons for other
+      pages have the event "page". A line that begins with ✓ or ✗ has the colour of right or wrong.
+    - verdicts: predictions for one sample. Each of `items` has `who`, `name` (the class), its `colour`, `number` (the
+      probability as text) and `right` (None without a label).
     - bars: one row for each of `rows` (`name`, `colour`, `marked`, `values`), with one bar and one number for each of
       `columns`. The lengths are proportional to the values; the largest value of the block has the full length.
-    - table: `columns` and `rows` of texts.
+    - table: `columns` and `rows` of texts, and `tips`: explanations of columns and rows by their names.
     - choices: a table to filter, sort and choose from, with `columns` (`name`, and `number`: whether it is numeric) and
       `rows` (`key`, `cells` of text). `chosen` (keys), `filter` and `sort` (column, whether descending) are its current
       state. The key of its event "choices" is this state as JSON.
@@ -58,7 +64,7 @@ class View(anywidget.AnyWidget):
     """
 
     # The text and not the path: anywidget watches paths, and its watcher would keep every view alive.
-    _esm = (HERE / "view.js").read_text()
+    _esm = "".join((HERE / name).read_text() for name in SCRIPTS)
     _css = (HERE / "view.css").read_text()
     waiting = Unicode("").tag(sync=True)
 
