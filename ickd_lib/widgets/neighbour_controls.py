@@ -8,6 +8,7 @@ import ipywidgets as ipw
 import torch
 
 from ickd_lib.explore import SampleSet
+from ickd_lib.widgets.search import SearchBox
 
 MOST = 128  # largest number of positives and of negatives that can be requested
 STYLE = {"style": {"description_width": "initial"}}
@@ -57,13 +58,7 @@ class NeighbourControls:
         )
         options = [("all", -1), *((name, c) for c, name in enumerate(bank_samples.classes))]
         self.of_class = ipw.Dropdown(options=options, description="class", layout={"width": "200px"}, **STYLE)
-        self.search = ipw.Text(
-            description="search",
-            placeholder="class   teacher:class   student:class   wrong   row:12",
-            continuous_update=False,
-            layout={"width": "440px"},
-            **STYLE,
-        )
+        self.search = SearchBox(queries, ["teacher", "student"] if student else ["teacher"])
         self.back = ipw.Button(description="back", disabled=True, **NARROW)
         self.following = ipw.Button(description="next", **NARROW)
         self.random = ipw.Button(description="random", **NARROW)
@@ -88,12 +83,12 @@ class NeighbourControls:
             options=[(f"{t:g}", t) for t in sorted({1.0, 4.0, float(temperature)})],
             value=float(temperature),
             description="temperature",
-            layout={"width": "max-content"},
+            layout={"width": "max-content", "display": "flex", "flex_flow": "row nowrap", "align_items": "center"},
             style={"description_width": "initial", "button_width": "40px"},
         )
         wrap = {"layout": {"flex_flow": "row wrap"}}
         return [
-            ipw.HBox([self.number, self.of_class, self.search], **wrap),
-            ipw.HBox([self.back, self.following, self.random, self.mistake, self.scale], **wrap),
-            ipw.HBox([self.positives, self.negatives, self.aggregation], **wrap),
+            self.search,
+            ipw.HBox([self.number, self.of_class, self.back, self.following, self.random, self.mistake], **wrap),
+            ipw.HBox([self.positives, self.negatives, self.aggregation, self.scale], **wrap),
         ]

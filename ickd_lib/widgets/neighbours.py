@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any
 
 import torch
@@ -171,13 +171,9 @@ class NeighbourExplorer(NeighbourControls, Explorer):
 
     def _matches(self, text: str) -> list[int]:
         """Return the positions of the queries that match a search text and the chosen class."""
-        text, samples = text.lower(), self.query_samples
-        logits: dict[str, Tensor | None] = {"teacher_logits": None, "student_logits": None}
-        if "student:" in text or "wrong" in text:
-            logits["student_logits"] = self._logits_of_all("student")
-        if "teacher:" in text:
-            logits["teacher_logits"] = self._logits_of_all("teacher")
-        matches = explore.search(text, samples, **logits)
+        samples = self.query_samples
+        logits = {role: partial(self._logits_of_all, role) for role in ("teacher", "student") if self._has(role)}
+        matches = explore.search(text, samples, logits)
         if self.of_class.value >= 0:
             labels = samples.labels.tolist()
             matches = [i for i in matches if labels[i] == self.of_class.value]
@@ -188,18 +184,21 @@ class NeighbourExplorer(NeighbourControls, Explorer):
             )
         return matches
 
-    def _logits_of_all(self, role: str) -> Tensor | None:
-        """Return the logits of the "teacher" or the "student" for all queries, [N, C]; None without this network."""
+    def _has(self, role: str) -> bool:
+        return getattr(self, role) is not None or (role == "teacher" and self.source == "bank")
+
+    def _logits_of_all(self, role: str) -> Tensor:
+        """Return the logits of the "teacher" or the "student" for all queries, [N, C]."""
         samples = self.query_samples
         if role == "teacher" and self.source == "bank":
             return samples.stored_outputs(self.bank).logits
-        network = getattr(self, role)
-        if network is not None and role not in self._predictions:
+        if role not in self._predictions:
             self.show_message(
                 f"Computing the {role}'s predictions for {len(samples):,} {samples.task.sample[1]}, once …"
             )
+            network = getattr(self, role)
             self._predictions[role] = samples.outputs(network, precision=self.precision).logits
-        return self._predictions.get(role)
+        return self._predictions[role]
 
     def _visit(self, path: list[PathEntry]) -> None:
         """Make the last entry of a path the current query."""
