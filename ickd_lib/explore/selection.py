@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import csv
+import io
 import operator
 import re
 from collections.abc import Callable, Mapping
@@ -151,6 +153,31 @@ def positions(text: str, rows: Tensor, name: str) -> Tensor:
             raise InputError(f"{name} has no row {part}; its rows go from {int(rows.min())} to {int(rows.max())}")
         chosen |= found
     return chosen.nonzero().squeeze(1)
+
+
+def selection_csv(samples: SampleSet, at: Tensor, logits: Mapping[str, Tensor]) -> str:
+    """Return a selection as CSV: for each sample its row, file and label, and each network's prediction and confidence.
+
+    Where a sample is a part of an image, the column "region" or "box" has its key.
+
+    Args:
+        samples: the N samples.
+        at: positions of the selected samples, shape [n].
+        logits: by name of the network, its logits of all samples, shape [N, C].
+    """
+    one, classes, buffer = samples.task.sample[0], samples.classes, io.StringIO()
+    part = [] if one == "image" else [one]
+    predicted = {name: [one.cpu() for one in of[at].float().softmax(1).max(1)] for name, of in logits.items()}
+    columns = [f"{name} {what}" for name in logits for what in ("prediction", "confidence")]
+    writer = csv.writer(buffer, lineterminator="\n")
+    writer.writerow(["row", *part, "file", "label", *columns])
+    for i, position in enumerate(at.tolist()):
+        key = [int(samples.keys[position])] * len(part)
+        line = [int(samples.rows[position]), *key, samples.file(position), classes[int(samples.labels[position])]]
+        for confidence, best in predicted.values():
+            line += [classes[int(best[i])], f"{float(confidence[i]):.4f}"]
+        writer.writerow(line)
+    return buffer.getvalue()
 
 
 def _classes_with(word: str, samples: SampleSet) -> Tensor:

@@ -129,6 +129,27 @@ const blocks = {
       make("tbody", {}, ...rows.map(([name, ...cells]) =>
         make("tr", {}, head(name, "row", tips), ...cells.map((cell) => make("td", {}, cell)))))),
 
+  matrix: ({ title, classes, counts }) => {
+    const total = (row) => Math.max(1, row.reduce((sum, count) => sum + count, 0));
+    const cell = (count, i, j) => {
+      const label = `${count} of class ${classes[i]} predicted as ${classes[j]}`;
+      const style = { "--share": count / total(counts[i]) };
+      const className = `ickd-cell ${i === j ? "ickd-hit" : "ickd-miss"}`;
+      return make("td", {}, count ? button("cell", `${i},${j}`, { className, title: label, aria: { label }, style }, count) : "");
+    };
+    return make("div", { className: "ickd-wide" }, make("table", { className: "ickd-matrix" }, make("caption", {}, title),
+      make("thead", {}, make("tr", {}, make("td"),
+        ...classes.map((name) => make("th", { scope: "col" }, make("span", {}, name))))),
+      make("tbody", {}, ...counts.map((row, i) =>
+        make("tr", {}, make("th", { scope: "row" }, classes[i]), ...row.map((count, j) => cell(count, i, j)))))));
+  },
+
+  ranking: ({ title, event, items }) =>
+    make("section", { className: "ickd-ranking", aria: { label: title } }, heading(title),
+      make("ul", {}, ...items.map(({ key, name, colour, number, share }) =>
+        make("li", {}, button(event, key, { style: { "--share": share }, title: `select: ${name}` },
+          make("span", {}, swatch(colour), ...breakable(name)), make("span", { className: "ickd-number" }, number)))))),
+
   picture: ({ alt }, { bytes }) => {
     const url = URL.createObjectURL(new Blob([bytes], { type: "image/png" }));
     return make("img", { className: "ickd-picture", alt, src: url });

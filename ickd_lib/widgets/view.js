@@ -61,6 +61,15 @@ export default () => {
       const watch = new MutationObserver(themed);
       const attributeFilter = ["data-jp-theme-light", "data-vscode-theme-kind"];
       watch.observe(document.body, { attributes: true, attributeFilter });
+      let width = 0, timer;
+      const size = new ResizeObserver(() => {
+        const changed = width && el.clientWidth && el.clientWidth !== width;
+        width = el.clientWidth || width;
+        if (!changed) return;
+        clearTimeout(timer);
+        timer = setTimeout(() => model.send({ event: "resize" }), 300);
+      });
+      size.observe(el);
       el.addEventListener("click", clicked);
       views.add(refresh);
       refresh();
@@ -69,6 +78,8 @@ export default () => {
         views.delete(refresh);
         el.querySelectorAll("img").forEach((one) => URL.revokeObjectURL(one.src));
         watch.disconnect();
+        size.disconnect();
+        clearTimeout(timer);
       };
     },
   };

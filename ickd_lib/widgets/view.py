@@ -54,12 +54,16 @@ class View(anywidget.AnyWidget):
     - choices: a table to filter, sort and choose from, with `columns` (`name`, and `number`: whether it is numeric) and
       `rows` (`key`, `cells` of text). `chosen` (keys), `filter` and `sort` (column, whether descending) are its current
       state. The key of its event "choices" is this state as JSON.
+    - matrix: a confusion matrix of `classes` with `counts` [C][C]. Its cells are buttons with the event "cell" and a
+      key such as "label,prediction".
+    - ranking: a list of buttons with an `event`: `items` with `key`, `name`, `colour`, `number` as text, and `share`,
+      the length of the bar.
     - picture: the bytes are a PNG, and `alt` describes it.
 
     Args:
         on_event: called with the name of an event and its key, two texts: after a click, with "ready" when a page
-            displays the view, and with "theme" when the page's theme changes. The attribute `dark` (whether the theme
-            is dark) is updated before the call.
+            displays the view, with "resize" when its width has changed, and with "theme" when the page's theme
+            changes. The attribute `dark` (whether the theme is dark) is updated before the call.
         waiting: text that is displayed until the first call of `show`.
     """
 
