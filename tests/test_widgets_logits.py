@@ -251,6 +251,17 @@ def test_a_cell_a_class_and_a_button_select(parts):
     assert explorer.members.tolist() == only if only else "there is no image" in explorer.error
 
 
+def test_maps_are_refitted_when_the_page_is_resized(parts, monkeypatch):
+    explorer, sent = opened(*parts), []
+    for one in explorer.scatters:
+        monkeypatch.setattr(one.widget, "send", lambda content, buffers=None: sent.append(content))
+    explorer.view._receive(None, {"event": "resize"}, [])
+    assert explorer.error == "" and len(sent) == 2
+    area = json.loads(json.dumps(sent[0]))["area"]
+    points = explorer.scatters[0].widget.points
+    assert area["x"] < points[:, 0].min() and area["x"] + area["width"] > points[:, 0].max()
+
+
 def test_a_search_selects_as_in_the_other_explorer(parts):
     images, logits = parts
     explorer = opened(images, logits)

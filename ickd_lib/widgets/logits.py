@@ -23,7 +23,7 @@ from ickd_lib.runtime import InputError
 from ickd_lib.tasks import Classification, Task
 from ickd_lib.widgets import logit_blocks as blocks
 from ickd_lib.widgets.logit_controls import PLACES, LogitControls
-from ickd_lib.widgets.scatter import colouring, kinds, legend, make_scatter, paint, points_of
+from ickd_lib.widgets.scatter import colouring, kinds, legend, make_scatter, paint, points_of, refit
 from ickd_lib.widgets.view import Explorer, View, strip
 
 MEMBERS, NEIGHBOURS = 24, 8  # largest number of tiles of each kind on a page
@@ -165,7 +165,7 @@ class LogitSpaceExplorer(LogitControls, Explorer):
                 self._display_errors()
             elif event == "resize":
                 for scatter in self.scatters:
-                    scatter.widget.reset_view()
+                    refit(scatter)
             elif event == "look":
                 self._display_one(int(key))
             elif event == "page":

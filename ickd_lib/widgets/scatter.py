@@ -161,6 +161,16 @@ def paint(scatter: Any, colours: Colouring, dark: bool) -> None:
     scatter.widget.size = [size for *_, size in by_kind]
 
 
+def refit(scatter: Any) -> None:
+    """Show all points of a scatter plot, whatever its width is now."""
+    from jscatter.widget import EVENT_TYPES
+
+    low, high = scatter.widget.points[:, :2].min(0) - 0.05, scatter.widget.points[:, :2].max(0) + 0.05
+    area = {"x": low[0], "width": high[0] - low[0], "y": low[1], "height": high[1] - low[1]}
+    area = {name: float(value) for name, value in area.items()}
+    scatter.widget.send({"type": EVENT_TYPES["VIEW_RESET"], "area": area, "animation": 0})
+
+
 def legend(entries: Sequence[Entry]) -> str:
     """Return a legend as HTML, with a dot of its colour and size before each name."""
     dots = "".join(

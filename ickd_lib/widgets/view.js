@@ -63,7 +63,7 @@ export default () => {
       watch.observe(document.body, { attributes: true, attributeFilter });
       let width = 0, timer;
       const size = new ResizeObserver(() => {
-        const changed = width && el.clientWidth && el.clientWidth !== width;
+        const changed = el.clientWidth && el.clientWidth !== width;
         width = el.clientWidth || width;
         if (!changed) return;
         clearTimeout(timer);

@@ -141,9 +141,9 @@ class Explorer(ipw.VBox):
         raise TypeError(f"{type(self).__name__} must define figures()")
 
     def png(self) -> bytes:
-        """Return the current content as a PNG: the figures, one below the other."""
+        """Return the current content as a PNG: the figures, one below the other, in the theme of the page."""
         with closing_figures(), mpl.rc_context():
-            plots.use()
+            plots.use(self.view.dark)
             return stacked(self.figures())
 
     def show_message(self, text: str) -> None:
