@@ -26,6 +26,8 @@ import pytest
 from jupyter_client.blocking import BlockingKernelClient
 from PIL import Image
 
+from ickd_lib.widgets import View
+
 sync_api = pytest.importorskip(
     "playwright.sync_api", reason="no playwright: pip install playwright to test in a browser"
 )
@@ -63,10 +65,9 @@ def browser():
 def test_bars_are_as_long_as_their_values(browser):
     """The length of each bar is proportional to its value, in all columns, whatever the width of their headings."""
     values = [[0.0, 0.116], [0.123, 0.126], [0.05, 0.5], [0.9, 0.95], [1.0, 0.999]]
-    folder = ROOT / "ickd_lib" / "widgets"
     page = browser.new_page(viewport={"width": 900, "height": 600})
     page.set_content("<div id='view'></div>")
-    page.add_style_tag(content=(folder / "view.css").read_text())
+    page.add_style_tag(content=View._css)
     draw = """async ([code, block]) => {
         const url = URL.createObjectURL(new Blob([code], { type: 'text/javascript' }));
         const view = (await import(url)).default();
@@ -81,7 +82,7 @@ def test_bars_are_as_long_as_their_values(browser):
     for scale in (1, 0.126, 1e-3):  # a table of small probabilities has long bars as well
         rows = [{"name": str(i), "values": [scale * value for value in row]} for i, row in enumerate(values)]
         block = {"kind": "bars", "title": "t", "columns": ["teacher", "student: " + 6 * "a long name "], "rows": rows}
-        widths = page.evaluate(draw, [(folder / "view.js").read_text(), block])
+        widths = page.evaluate(draw, [View._esm, block])
         full = max(widths)
         assert full > 60
         assert [width / full for width in widths] == pytest.approx([x for row in values for x in row], abs=1e-3)
@@ -247,7 +248,7 @@ def samples(lab, browser):
 
 
 SHOWN = """[
-    explorer._samples(explorer.current[0]).address(explorer.current[1]),
+    explorer.sets[explorer.current[0]].address(explorer.current[1]),
     [[int(i), round(float(s), 3)] for found in (explorer.found.positives, explorer.found.negatives)
      for i, s, m in list(zip(found.index[0], found.similarity[0], found.mask[0]))[:20] if m],
     {name: dict(zip(explorer.bank_samples.classes, p[0].tolist()))
@@ -265,11 +266,13 @@ def check_neighbours(samples, explorer) -> None:
     labels = [tile.get_attribute("aria-label") for tile in tiles.all()]
     numbers = [re.search(r"cos (-?[\d.]+).* (?:row|region|box) (\d+)$", label).groups() for label in labels]
     assert [[int(row), float(cosine)] for cosine, row in numbers] == around
-    columns = [name.split(" predicts ")[0] for name in explorer.locator(".ickd-bars thead th").all_inner_texts()[1:]]
+    columns = explorer.locator(".ickd-bars thead th").all_inner_texts()[1:]
     assert columns == list(probabilities)
     for line in explorer.locator(".ickd-bars tbody tr").all():
         name = line.locator("th").inner_text().removesuffix(" ✓")
         values = [float(cell) for cell in line.locator("td").all_inner_texts()]
+        if name.endswith(("other class", "other classes")):
+            continue
         assert values == pytest.approx([p[name] for p in probabilities.values()], abs=6e-4)
 
 
@@ -290,8 +293,8 @@ def test_neighbours_by_mouse(samples):
     check_neighbours(samples, explorer)
     before = samples.evaluate("explorer.number.value")
     explorer.get_by_role("button", name="next mistake").click()
-    expect(crumbs.first).not_to_contain_text(f"row {samples.evaluate(f'int(held_out.index[{before}])')},")
-    at = samples.evaluate("explorer.number.value")
+    expect(crumbs.first).not_to_contain_text(f"row {before},")
+    at = samples.evaluate("explorer.current[1]")
     assert samples.evaluate(f"int(student_output.logits[{at}].argmax()) != int(held_out.labels[{at}])")
     explorer.get_by_label("class", exact=True).select_option("7")
     expect(explorer.locator(".ickd-query .ickd-class")).to_have_text("7")
@@ -299,9 +302,42 @@ def test_neighbours_by_mouse(samples):
     explorer.get_by_label("class", exact=True).select_option("all")
 
 
+def test_the_answer_is_on_the_first_screen_and_negatives_are_folded(samples):
+    """Predictions are under the query, probabilities beside it; one row of negatives is shown until it is opened."""
+    samples.page.set_viewport_size({"width": 1360, "height": 800})
+    explorer = samples.explorer(".ickd-query")
+    chips, probabilities = explorer.locator(".ickd-verdicts li"), samples.evaluate(SHOWN)[2]
+    expect(chips).to_have_count(len(probabilities))
+    for chip, (name, p) in zip(chips.all(), probabilities.items(), strict=True):
+        predicted = max(p, key=p.get)
+        right = explorer.locator(".ickd-query .ickd-class").inner_text() == predicted
+        assert (
+            re.sub(r"\s+", " ", chip.inner_text()) == f"{name} {'✓' if right else '✗'} {predicted} {p[predicted]:.3f}"
+        )
+    boxes = [explorer.locator(f".ickd-{kind}").first.bounding_box() for kind in ("query", "verdicts", "bars", "table")]
+    query, verdicts, bars, table = boxes
+    assert query["y"] + query["height"] <= verdicts["y"] + 1 and verdicts["x"] < bars["x"] < table["x"]
+    top = explorer.bounding_box()["y"]
+    assert max(box["y"] + box["height"] for box in boxes) - top < 700
+    negatives = explorer.locator(".ickd-other button.ickd-tile")
+    shown = explorer.locator(".ickd-other button.ickd-tile:visible")
+    one_row, every = shown.count(), negatives.count()
+    assert 1 < one_row < every
+    assert len({tile.bounding_box()["y"] for tile in shown.all()}) == 1
+    toggle = explorer.get_by_role("button", name=f"show all {every}")
+    toggle.click()
+    expect(shown).to_have_count(every)
+    explorer.get_by_role("button", name="random").click()  # stays open for the next query
+    expect(explorer.get_by_role("button", name="show one row")).to_be_visible()
+    expect(shown).to_have_count(every)
+    explorer.get_by_role("button", name="show one row").click()
+    expect(shown).to_have_count(one_row)
+    samples.page.set_viewport_size({"width": 1360, "height": 1200})
+
+
 def test_neighbours_by_keyboard(samples):
     explorer, keys = samples.explorer(".ickd-query"), samples.page.keyboard
-    explorer.get_by_role("spinbutton", name="query").focus()
+    explorer.get_by_role("spinbutton", name="row").focus()
     reached = []
     for _ in range(14):  # Tab goes through the controls in their order, and on to the neighbours
         reached.append(
@@ -312,9 +348,10 @@ def test_neighbours_by_keyboard(samples):
     assert [name for name in reached if name in known] == [*known, "slider", "slider"]
     explorer.get_by_role("button", name="next", exact=True).focus()
     keys.press("Enter")
-    at = samples.evaluate("explorer.number.value")
+    at = samples.evaluate("explorer.current[1]")
     keys.press("Enter")
-    expect(explorer.get_by_role("spinbutton", name="query")).to_have_value(str(at + 1))
+    following = samples.evaluate(f"int(held_out.index[({at} + 1) % len(held_out)])")
+    expect(explorer.get_by_role("spinbutton", name="row")).to_have_value(str(following))
     slider = explorer.get_by_role("slider").first
     slider.focus()
     keys.press("ArrowRight")

@@ -234,9 +234,12 @@ ZOO = Images(
     "zoo/train",
     ("digit", "animal", "tree"),
     (0, 0, 1, 1, 2, 0),
+    files=tuple({21: "b/two.png", 22: "b/three.png", 30: "c/three.png"}.get(row, "none") for row in range(32)),
 )
 TEACHER = torch.eye(6)[[0, 1, 3, 3, 2, 2, 5]]  # the teacher errs at 2, 4 and 5
 STUDENT = torch.eye(6)[[1, 1, 2, 3, 4, 4, 0]]  # the student at 0, 5 and 6
+STUDENT[3] *= 9  # its confidence is 0.999 here, and 0.352 elsewhere
+LOGITS = {"teacher": TEACHER, "student": lambda: STUDENT}
 
 
 @pytest.mark.parametrize(
@@ -273,10 +276,24 @@ STUDENT = torch.eye(6)[[1, 1, 2, 3, 4, 4, 0]]  # the student at 0, 5 and 6
         ("row:21", [3]),
         ("Row:3", [0]),
         ("row:30 cat", [5]),
+        ("row:12-21", [1, 2, 3]),
+        ("student!=teacher", [0, 2, 4, 5, 6]),
+        ("student=teacher", [1, 3]),
+        ("teacher!=student digit", [0, 6]),
+        ("teacher:wrong", [2, 4, 5]),
+        ("teacher:wrong student:right", [2, 4]),  # the student is right where the teacher is wrong
+        ("right", [1, 2, 3, 4]),
+        ("conf<0.5", [0, 1, 2, 4, 5, 6]),
+        ("conf>=50%", [3]),
+        ("conf>0.9 cat", [3]),
+        ("teacher:conf<.5 tree", [4]),
+        ("student:'maple tree'".replace("'", '"'), [4, 5]),
+        ("file:b/t", [3, 4]),
+        ("FILE:three wrong", [5]),
     ],
 )
 def test_search_finds(text, positions):
-    assert explore.search(text, ZOO, teacher_logits=TEACHER, student_logits=STUDENT) == positions
+    assert explore.search(text, ZOO, LOGITS) == positions
 
 
 def test_search_among_images_without_superclasses():
@@ -303,13 +320,15 @@ def test_search_among_images_without_superclasses():
         ("wrong", False, "'wrong' needs a student; pass student=…"),
         ("tiger student:1", False, "'student:1' needs a student"),
         ("teacher:1", False, "'teacher:1' needs a teacher"),
+        ("student!=teacher", False, "'student!=teacher' needs a student"),
+        ("conf<0.1", True, "no image matches 'conf<0.1'"),
+        ("conf<x", True, "no image matches 'conf<x'"),
+        ("file:zebra", True, "no image matches"),
     ],
 )
 def test_search_explains_in_one_line_why_it_finds_nothing(text, with_logits, reason):
     with pytest.raises(InputError) as error:
-        explore.search(
-            text, ZOO, teacher_logits=TEACHER if with_logits else None, student_logits=STUDENT if with_logits else None
-        )
+        explore.search(text, ZOO, LOGITS if with_logits else {})
     assert str(error.value).startswith(reason) and "\n" not in str(error.value)
 
 

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import csv
 import gc
 import json
 import sys
 import time
 import tracemalloc
+import weakref
+from dataclasses import replace
 
+import ipywidgets as ipw
 import matplotlib.pyplot as plt
 import numpy as np
 import pytest
@@ -65,9 +69,9 @@ def test_nothing_large_is_created_before_a_page_is_open(parts):
         seen += getattr(widget, "children", ())
     seen += [one.layout for one in seen] + [one.style for one in seen if hasattr(one, "style")]
     saved = [{"module": one._view_module, **one.get_state(drop_defaults=True)} for one in seen]
-    scripts = sum(len(one._esm) + len(one._css) for one in seen if hasattr(one, "_esm"))
+    scripts = sum(len(one._esm) + len(getattr(one, "_css", "")) for one in seen if hasattr(one, "_esm"))
     size = len(json.dumps(saved, default=str)) + scripts
-    assert explorer.scatters == [] and size < 60_000, size
+    assert explorer.scatters == [] and size < 120_000, size
     explorer.view._receive(None, {"event": "ready", "dark": False, "fresh": True}, [])
     made_first = list(explorer.scatters)
     explorer.view._receive(None, {"event": "ready", "dark": False, "fresh": False}, [])
@@ -131,16 +135,17 @@ def test_a_lasso_shows_members_their_separation_and_their_neighbours(parts):
         among = [f"{to_own.mean():.3f}", f"{margin.mean():.3f}", f"{100 * (margin < 0).double().mean():.1f}"]
         assert row == [name, f"{right_ones:.1f}", *among, f"{apart['ratio']:.3f}", f"{apart['silhouette']:.3f}"]
     own, near_a, near_b = blocks(explorer.view, "tiles")
-    assert own["title"] == "40 selected, the first 24 shown" and len(own["tiles"]) == 24
-    assert [tile["lines"][1] for tile in own["tiles"]] == [f"row {1000 + 2 * m}" for m in members[:24].tolist()]
+    assert own["title"] == "40 selected" and len(own["tiles"]) == 24 and own["pages"] == [0, 2]
+    assert [tile["lines"][2] for tile in own["tiles"]] == [f"row {1000 + 2 * m}" for m in members[:24].tolist()]
     for tiles, name in ((near_a, "a"), (near_b, "b")):
         of = explore.region(logits[name], images.labels, members, neighbours=8)
         assert [int(tile["key"]) for tile in tiles["tiles"]] == of.nearest.tolist()
-        assert tiles["tiles"][0]["lines"][2] == f"cos {of.cosine[0]:.3f}" and tiles["title"].endswith(name)
+        assert tiles["tiles"][0]["lines"][3] == f"cos {of.cosine[0]:.3f}" and tiles["title"].endswith(name)
         for tile in tiles["tiles"]:  # each shows its own image
             assert explorer.view._last[1][tile["at"] * 8 * 8 * 3] == int(tile["key"])
     explorer.clear.click()
-    assert not len(left.selection) and not len(right.selection) and blocks(explorer.view)[0]["kind"] == "text"
+    assert not len(left.selection) and not len(right.selection) and not blocks(explorer.view)
+    assert blocks(explorer.hovered)[0]["kind"] == "text"
 
 
 def test_kinds_that_no_point_has_do_not_shift_the_colours_of_the_others(parts):
@@ -154,6 +159,140 @@ def test_kinds_that_no_point_has_do_not_shift_the_colours_of_the_others(parts):
         assert one.widget.points[:, 2].tolist() == (images.labels + 5 * errs).tolist()
         kinds = one.widget.color
         assert to_hex(kinds[3]) == to_hex(kinds[8]) == to_hex(class_colours(images.classes)[2][3]["color"])
+
+
+def test_tiles_carry_predictions_and_are_sorted_filtered_and_paged(parts):
+    images, logits = parts
+    explorer = opened(images, logits)
+    explorer.select(torch.arange(200))
+    z = logits["b"]  # of the right map
+    confidence, predicted = z.softmax(1).max(1)
+    assert explorer.judged.value == "b"
+
+    def shown():
+        tiles = blocks(explorer.view, "tiles")[0]
+        for tile in tiles["tiles"]:
+            at = int(tile["key"])
+            mark = "✓" if predicted[at] == images.labels[at] else "✗"
+            assert tile["lines"][1] == f"{mark} class {int(predicted[at])} {confidence[at]:.2f}"
+            assert explorer.view._last[1][tile["at"] * 8 * 8 * 3] == at
+        return [int(tile["key"]) for tile in tiles["tiles"]], tiles["pages"]
+
+    assert shown() == (list(range(24)), [0, 9])
+    explorer.view._receive(None, {"event": "page", "key": "8"}, [])
+    assert shown() == (list(range(192, 200)), [8, 9])
+    explorer.order.value = "lowest confidence"
+    order = confidence.argsort(stable=True).tolist()
+    assert shown() == (order[:24], [0, 9])
+    explorer.shown.value = "wrong"
+    wrong = [at for at in order if predicted[at] != images.labels[at]]
+    assert shown() == (wrong[:24], [0, -(-len(wrong) // 24)])
+    explorer.shown.value = "networks differ"
+    differ = [at for at in order if predicted[at] != logits["a"][at].argmax()]
+    assert shown()[0] == differ[:24] and explorer.error == ""
+
+
+def test_colours_by_prediction_confidence_and_disagreement(parts):
+    images, logits = parts
+    explorer = opened(images, logits)
+    right = explorer.scatters[1].widget
+    places = right.points[:, :2].copy()
+    confidence, predicted = logits["b"].softmax(1).max(1)
+    ok = {name: (z.argmax(1) == images.labels) for name, z in logits.items()}
+
+    def colour(at):
+        return to_hex(right.color[int(right.points[at, 2])])
+
+    explorer.colour.value = "prediction"
+    looks = [to_hex(look["color"]) for look in class_colours(images.classes)[2]]
+    assert [colour(at) for at in range(200)] == [looks[c] for c in predicted.tolist()]
+    explorer.colour.value = "confidence"
+    assert "90–100 %" in explorer.legend.value
+    assert right.points[:, 2].tolist() == [min(9, int(10 * c)) for c in confidence.tolist()]
+    explorer.colour.value = "disagreement"
+    assert "only a right" in explorer.legend.value and "only b right" in explorer.legend.value
+    kind = {(True, True): 0, (True, False): 1, (False, True): 2, (False, False): 3}
+    assert right.points[:, 2].tolist() == [kind[bool(x), bool(y)] for x, y in zip(ok["a"], ok["b"], strict=True)]
+    explorer.shows[1].value = "c"
+    assert "only c right" in explorer.legend.value
+    left = explorer.scatters[0].widget
+    assert left.points[:, 2].tolist() == [kind[bool(x), bool(y)] for x, y in zip(ok["a"], ok["c"], strict=True)]
+    explorer.shows[1].value = "b"
+    explorer.colour.value = "class"
+    assert np.array_equal(right.points[:, :2], places) and explorer.error == ""
+
+
+def test_a_cell_a_class_and_a_button_select(parts):
+    images, logits = parts
+    explorer = opened(images, logits)
+    predicted, labels = logits["b"].argmax(1), images.labels
+    matrix, errors, by_class = blocks(explorer.errors)[0]["blocks"]
+    counts = metrics.confusion(predicted, labels, 5)
+    assert matrix["counts"] == counts.tolist() and matrix["title"].startswith("confusion matrix of b")
+    key = errors["items"][0]["key"]
+    label, wrong = map(int, key.split(","))
+    assert counts[label, wrong] == counts.clone().fill_diagonal_(0).max() == int(errors["items"][0]["number"])
+    explorer.errors._receive(None, {"event": "cell", "key": key}, [])
+    expected = ((labels == label) & (predicted == wrong)).nonzero().squeeze(1).tolist()
+    assert explorer.members.tolist() == expected == explorer.scatters[0].widget.selection.tolist()
+    accuracy = (counts.diagonal() / counts.sum(1)).sort()
+    assert [item["key"] for item in by_class["items"]] == accuracy.indices.tolist()
+    assert by_class["items"][0]["number"] == f"{100 * accuracy.values[0]:.1f} %"
+    explorer.errors._receive(None, {"event": "class", "key": "3"}, [])
+    assert explorer.members.tolist() == (labels == 3).nonzero().squeeze(1).tolist()
+    ok = {name: z.argmax(1) == labels for name, z in logits.items()}
+    assert explorer.first_only.description == "a right, b wrong"
+    explorer.first_only.click()
+    assert explorer.members.tolist() == (ok["a"] & ~ok["b"]).nonzero().squeeze(1).tolist()
+    explorer.shows[1].value = "c"
+    assert explorer.second_only.description == "c right, a wrong"
+    explorer.second_only.click()
+    only = (ok["c"] & ~ok["a"]).nonzero().squeeze(1).tolist()
+    assert explorer.members.tolist() == only if only else "there is no image" in explorer.error
+
+
+def test_maps_are_refitted_when_the_page_is_resized(parts, monkeypatch):
+    explorer, sent = opened(*parts), []
+    for one in explorer.scatters:
+        monkeypatch.setattr(one.widget, "send", lambda content, buffers=None: sent.append(content))
+    explorer.view._receive(None, {"event": "resize"}, [])
+    assert explorer.error == "" and len(sent) == 2
+    area = json.loads(json.dumps(sent[0]))["area"]
+    points = explorer.scatters[0].widget.points
+    assert area["x"] < points[:, 0].min() and area["x"] + area["width"] > points[:, 0].max()
+
+
+def test_a_search_selects_as_in_the_other_explorer(parts):
+    images, logits = parts
+    explorer = opened(images, logits)
+    for text in ("a!=b", "b:wrong", "conf<0.6", '"class 2" a:wrong', "row:1000-1020"):
+        explorer.search.value = text
+        assert explorer.error == "" and explorer.search.value == text
+        assert explorer.members.tolist() == explore.search(text, images, logits, of="b")
+    explorer.class_.value = 1
+    assert explorer.search.value == ""
+    explorer.search.value = "zebra"
+    assert "no image matches 'zebra'" in explorer.error and len(explorer.members) == 40
+
+
+def test_a_selection_is_saved_as_csv(parts, monkeypatch):
+    images, logits = parts
+    saved = []
+    explorer = opened(replace(images, files=tuple(f"c/{row}.png" for row in range(1400))), logits)
+    monkeypatch.setattr(explorer.view, "save", lambda name, data, type: saved.append((name, data.decode())))
+    explorer.save.click()
+    assert "nothing is selected" in explorer.error and not saved
+    explorer.written.value = "1000 1010"
+    explorer.save.click()
+    ((name, text),) = saved
+    rows = list(csv.DictReader(text.splitlines()))
+    assert name == "selection.csv" and [row["row"] for row in rows] == ["1000", "1010"]
+    assert [row["file"] for row in rows] == ["c/1000.png", "c/1010.png"] and rows[0]["label"] == "class 0"
+    for row, at in zip(rows, (0, 5), strict=True):
+        for network, z in logits.items():
+            confidence, best = z[at].softmax(0).max(0)
+            assert row[f"{network} prediction"] == f"class {int(best)}"
+            assert float(row[f"{network} confidence"]) == pytest.approx(float(confidence), abs=1e-4)
 
 
 def test_one_image_has_no_separation_and_is_displayed(parts):
@@ -205,7 +344,9 @@ def test_themes_change_ground_and_not_classes(parts):
 def test_many_classes_are_coloured_by_superclass_or_by_selected_classes():
     images, logits = made(360, 36, upper=12)
     explorer = opened(images, logits)
-    assert explorer.colour.options == ("superclass", "selected classes", "right or wrong")
+    assert explorer.colour.options == (
+        *("superclass", "selected classes", "prediction", "right or wrong", "confidence", "disagreement"),
+    )
     widget, looks = explorer.scatters[0].widget, class_colours(images.classes, *explorer_upper(images))[2]
     assert tuple(widget.color[13]) == pytest.approx(to_rgba(to_hex(looks[1]["color"])))
     assert widget.size[11] > widget.size[1]  # an eleventh colour is the first one again, so larger
@@ -354,3 +495,19 @@ def test_an_error_while_pointing_is_displayed(parts, monkeypatch):
     monkeypatch.setattr(logit_blocks, "sample_tiles", lambda *_, **__: 1 / 0)
     explorer.scatters[0].widget.hovering = 5
     assert "ZeroDivisionError" in explorer.error and "alert" in explorer.message.value
+
+
+def test_a_closed_explorer_its_maps_and_logits_are_freed(parts):
+    opened(*parts).close()  # jscatter creates some objects once
+    gc.collect()
+    before, references = len(ipw.widgets.widget._instances), []
+    for _ in range(2):
+        explorer = opened(*parts)
+        explorer.class_.value = 3
+        references += [weakref.ref(one) for one in (explorer, *explorer.scatters, *explorer._maps.values())]
+        references += [weakref.ref(one.widget) for one in explorer.scatters]
+        explorer.close()
+    del explorer
+    gc.collect()
+    assert [one() for one in references] == [None] * len(references)
+    assert len(ipw.widgets.widget._instances) == before

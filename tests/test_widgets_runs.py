@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 from ipywidgets import Widget
 from matplotlib.figure import Figure
+from PIL import Image
 from test_runs import make_run
 
 from ickd_lib import plots, runs
@@ -69,20 +70,62 @@ def saved(explorer, monkeypatch, name):
 
 
 def test_the_table_contains_every_run(explorer):
-    (table,), _ = explorer.table._last
+    table, alike = explorer.table._last[0]
     assert table["kind"] == "choices" and table["chosen"] == []
+    assert alike["text"] == "All runs have: data set my_digits, images 1,000."  # so these are no columns
     names = [column["name"] for column in table["columns"]]
     rows = {row["key"]: dict(zip(names, row["cells"], strict=True)) for row in table["rows"]}
     assert list(rows) == ["a-ce-0", "a-ce-1", "b-kd-0", "c-ickd-0", "teachers/t"]
+    assert table["sort"] == [names.index("last, %"), True]  # the most accurate run is the first one
     one = rows["a-ce-1"]
-    assert [one[key] for key in ("data set", "images", "teacher", "network", "method", "seed", "epochs", "state")] == [
-        *("my_digits", "1,000", "resnet20", "resnet8", "ce", "1", "4/4", "finished")
+    assert [one[key] for key in ("teacher", "network", "method", "seed", "epochs", "state")] == [
+        *("resnet20", "resnet8", "ce", "1", "4/4", "finished")
     ]
     assert [one[key] for key in ("last, %", "best, %", "NLL", "ECE, %")] == ["91.0", "95.0", "0.250", "5.0"]
     half = rows["c-ickd-0"]
     assert (half["epochs"], half["state"], half["last, %"], half["NLL"]) == ("3/4", "unfinished", "70.0", "")
     assert rows["teachers/t"]["method"] == "ce (a teacher)" and rows["teachers/t"]["teacher"] == ""
     assert all(isinstance(cell, str) for row in table["rows"] for cell in row["cells"])
+
+
+def test_similar_runs_are_told_apart_by_what_differs_and_not_by_a_fingerprint(tmp_path):
+    for name, weight in (("kd-seed0-0a1b2c", 0.1), ("kd-seed0-3d4e5f", 0.5)):
+        run = make_run(tmp_path / name, "kd")
+        config = json.loads((run.folder / "config.json").read_text())
+        config["settings"]["recipe"] = {**config["settings"]["recipe"], "weight_decay": weight}
+        (run.folder / "config.json").write_text(json.dumps(config))
+    make_run(tmp_path / "ce-seed0-aaaaaa")
+    explorer = RunExplorer(tmp_path)
+    ready(explorer)
+    rows = {row["key"]: row["cells"][0] for row in explorer.table._last[0][0]["rows"]}
+    assert rows == {
+        "ce-seed0-aaaaaa": "ce-seed0",
+        "kd-seed0-0a1b2c": "kd-seed0 (weight_decay 0.1)",
+        "kd-seed0-3d4e5f": "kd-seed0 (weight_decay 0.5)",
+    }
+    explorer.mean.value = False
+    assert list(explorer.drawn()) == ["ce, seed 0", "kd, seed 0 (weight_decay 0.1)", "kd, seed 0 (weight_decay 0.5)"]
+
+
+def test_the_picture_has_the_theme_of_the_page(explorer):
+    def brightness():
+        return np.asarray(Image.open(io.BytesIO(explorer.view._last[1])).convert("L")).mean()
+
+    light = brightness()
+    explorer.view._receive(None, {"event": "theme", "dark": True}, [])
+    dark = brightness()
+    explorer.view._receive(None, {"event": "theme", "dark": False}, [])
+    assert explorer.error == "" and dark < 60 < 200 < light == brightness()
+
+
+def test_final_metrics_are_in_descending_order_of_accuracy(explorer, monkeypatch):
+    seen = []
+    draw = plots.finals
+    monkeypatch.setattr(plots, "finals", lambda found: seen.append(found) or draw(found))
+    explorer.mean.value = False
+    choose(explorer, "a-ce-0", "a-ce-1", "b-kd-0")
+    explorer.kind.value = "final metrics"
+    assert [numbers["accuracy, %"] for numbers in seen[-1].values()] == [[0.91], [0.9], [0.9]]
 
 
 def test_chosen_runs_are_drawn_from_their_records(explorer, folder):
@@ -142,11 +185,11 @@ def test_filter_and_order_are_kept_for_the_next_page(explorer):
     choose(explorer, filter="kd seed", sort=(9, True))
     assert explorer.view._last[1] is drawn, "a filter does not redraw the figure"
     explorer.table._receive(None, {"event": "ready", "dark": True, "fresh": True}, [])
-    (table,) = sent[-1]["blocks"]
+    table = sent[-1]["blocks"][0]
     assert table["filter"] == "kd seed" and list(table["sort"]) == [9, True]
     choose(explorer, "b-kd-0", filter="kd")
     explorer.again.click()
-    (table,) = sent[-1]["blocks"]
+    table = sent[-1]["blocks"][0]
     assert table["chosen"] == ["b-kd-0"] and table["filter"] == "kd"
 
 
@@ -189,7 +232,7 @@ def test_damaged_runs_are_named_and_the_others_displayed(folder):
     (folder / "b-kd-0" / "config.json").write_text("{")
     explorer = RunExplorer(folder)
     ready(explorer)
-    table, text = explorer.table._last[0]
+    table, _, text = explorer.table._last[0]
     assert len(table["rows"]) == 4 and "b-kd-0/config.json is not JSON" in text["text"] and text["tone"] == "error"
     choose(explorer, "a-ce-0")
     assert explorer.error == "" and explorer.view._last[1].startswith(b"\x89PNG")

@@ -32,6 +32,8 @@ class Images(LabelledImages):
         superclass_of: position of each class's superclass in `superclasses`; empty where there are none.
         augment: augmentation of the training batches. "crop" is crop and flip; "randaugment", "mixup" and "cutmix" are
             applied after these; "randaugment+cutmix" and "randaugment+mixup" combine two.
+        files: for each row of the whole split the path of its file in the folder of the split; empty where images were
+            not read from files of their own.
     """
 
     images: Tensor
@@ -46,6 +48,7 @@ class Images(LabelledImages):
     superclasses: tuple[str, ...] = ()
     superclass_of: tuple[int, ...] = ()
     augment: str = "crop"
+    files: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         check_tensor("images", self.images, [None, 3, None, None], torch.uint8)

@@ -4,7 +4,7 @@ from ickd_lib.explore.maps import embed
 from ickd_lib.explore.neighbours import Neighbourhood, in_context, neighbourhood, require_fit, terms
 from ickd_lib.explore.regions import Region, region
 from ickd_lib.explore.samples import SampleSet
-from ickd_lib.explore.selection import positions, search
+from ickd_lib.explore.selection import positions, search, selection_csv
 
 __all__ = [
     "Neighbourhood",
@@ -17,5 +17,6 @@ __all__ = [
     "region",
     "require_fit",
     "search",
+    "selection_csv",
     "terms",
 ]

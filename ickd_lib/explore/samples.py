@@ -82,6 +82,12 @@ class SampleSet:
         one, _ = self.task.sample
         return (f"row {row}",) if one == "image" else (f"row {row}", f"{one} {key}")
 
+    def file(self, at: int) -> str:
+        """Return the path of the file of a sample's image in the folder of its split; "" where it has none."""
+        row, files = int(self.rows[at]), getattr(self.images, "files", ())
+        listed = getattr(getattr(self.images, "source", None), "files", None)  # of images that are decoded when needed
+        return listed.name(row) if listed is not None else files[row] if row < len(files) else ""
+
     def positions(self, keys: Tensor) -> Tensor:
         """Return the positions of the samples with these keys.
 

@@ -1,8 +1,12 @@
-"""Selection of samples by a text: words about classes and predictions, or row numbers."""
+"""Selection of samples by a text: words about classes, predictions, confidence, rows and files."""
 
 from __future__ import annotations
 
+import csv
+import io
+import operator
 import re
+from collections.abc import Callable, Mapping
 
 import torch
 from torch import Tensor
@@ -11,56 +15,119 @@ from ickd_lib.data import Images
 from ickd_lib.explore.samples import SampleSet
 from ickd_lib.runtime import InputError
 
+WORD = re.compile(r'(?:[^\s"]|"[^"]*")+')  # quotes hold a name with spaces together
+CONFIDENCE = re.compile(r"conf(<=|>=|<|>)(\d*\.?\d+)(%?)")
+COMPARE = {"<": operator.lt, "<=": operator.le, ">": operator.gt, ">=": operator.ge}
+HELP = (
+    "class or superclass · NAME:class, NAME:wrong or NAME:right for a network's prediction · NAME!=NAME or NAME=NAME "
+    "for two networks · conf<0.5 or NAME:conf>0.9 · row:12 or row:10-20 · file:part-of-name. All words must hold."
+)
 
-def search(
-    text: str,
-    images: Images | SampleSet,
-    *,
-    teacher_logits: Tensor | None = None,
-    student_logits: Tensor | None = None,
-) -> list[int]:
+Logits = Mapping[str, "Tensor | Callable[[], Tensor]"]
+
+
+def search(text: str, images: Images | SampleSet, logits: Logits | None = None, *, of: str = "student") -> list[int]:
     """Return the positions of the samples that match all words of a search text, in ascending order.
 
-    A word is matched against the names of classes and superclasses, in part or whole and in any case. Further forms:
-    `teacher:word` and `student:word` match the class that this network predicts, `row:12` matches the samples of the
-    image with this data-set row, and `wrong` matches the samples that the student misclassifies.
+    A word is matched against the names of classes and superclasses, in part or whole and in any case. With NAME for the
+    name of a network, further words are:
+
+    - NAME:word, the class that this network predicts; NAME:wrong and NAME:right, whether that is the label
+    - NAME!=NAME and NAME=NAME, whether two networks predict different classes or the same one
+    - NAME:conf<0.5, also with <=, > and >=: the probability of the predicted class at temperature 1
+    - row:12 and row:10-20, the data-set row of the image
+    - file:name, a part of the path of the image's file
+
+    Names with spaces are written in quotes, as in teacher:"maple tree".
 
     Args:
         text: the search text. An empty one matches all samples.
         images: the N samples, or images that are one sample each.
-        teacher_logits, student_logits: logits of all samples, shape [N, C]; needed for words about predictions.
+        logits: by name of the network, its logits of all samples, shape [N, C], or a function that returns them. It is
+            called if a word needs them.
+        of: the network to which `wrong`, `right` and `conf` refer without a name.
     Raises:
-        InputError: no sample matches, a row number is not a number, or a word needs logits that are not given.
+        InputError: no sample matches, a word is not understood, or needs logits or file names that are not given.
     """
     samples = images if isinstance(images, SampleSet) else SampleSet(images)
-    labels, (one, several) = samples.labels.cpu(), samples.task.sample
-    logits_of = {"teacher": teacher_logits, "student": student_logits}
+    find = _Finder(samples, logits or {}, of)
     match = torch.ones(len(samples), dtype=torch.bool)
-    for word in text.lower().split():
-        prefix, colon, rest = word.partition(":")
-        if prefix == "row" and colon:
-            if not rest.isdecimal():
-                raise InputError(f"{word!r} is not a data-set row; write a number, such as row:12")
-            match &= torch.tensor([row == int(rest) for row in samples.rows.tolist()])
-        elif word == "wrong" or (prefix in logits_of and colon):
-            network = "student" if word == "wrong" else prefix
-            logits = logits_of[network]
-            if logits is None:
-                raise InputError(f"{word!r} needs a {network}; pass {network}=…")
-            predicted = logits.argmax(1).cpu()
-            wrong = predicted != labels
-            if word == "wrong" and not wrong.any():
-                raise InputError(
-                    f"the student classifies all of these {several} correctly, so there is no mistake to show"
-                )
-            match &= wrong if word == "wrong" else _classes_with(rest, samples)[predicted]
-        else:
-            match &= _classes_with(word, samples)[labels]
+    for word in WORD.findall(text):
+        match &= find(word.replace('"', "").lower())
     if not match.any():
         raise InputError(
-            f"no {one} matches {text!r}; use parts of class names, teacher:NAME, student:NAME, row:NUMBER or wrong"
+            f"no {samples.task.sample[0]} matches {text!r}; use parts of class names, teacher:NAME, student:NAME, "
+            "wrong, student!=teacher, conf<0.5, row:NUMBER or file:NAME"
         )
     return match.nonzero().squeeze(1).tolist()
+
+
+class _Finder:
+    """Finds the samples that match one word: call it for a mask, bool, shape [N]."""
+
+    def __init__(self, samples: SampleSet, logits: Logits, of: str) -> None:
+        self.samples, self.logits, self.of = (
+            samples,
+            {name.lower(): value for name, value in logits.items()},
+            of.lower(),
+        )
+        self.labels = samples.labels.cpu()
+
+    def __call__(self, word: str) -> Tensor:
+        first, differ, second = word.partition("!=")
+        if not differ:
+            first, _, second = word.partition("=")
+        if second and self._known(first) and self._known(second):
+            same = self._predicted(first, word) == self._predicted(second, word)
+            return ~same if differ else same
+        prefix, colon, rest = word.partition(":")
+        if colon and prefix == "row":
+            return self._in_rows(rest, word)
+        if colon and prefix == "file":
+            files = [self.samples.file(at).lower() for at in range(len(self.samples))]
+            if not any(files):
+                raise InputError(
+                    f"{word!r} needs images that were read from files; {self.samples.name} has no file names"
+                )
+            return torch.tensor([rest in file for file in files])
+        if colon and self._known(prefix):
+            return self._predictions(prefix, rest, word)
+        if word in ("wrong", "right") or CONFIDENCE.fullmatch(word):
+            return self._predictions(self.of, word, word)
+        return _classes_with(word, self.samples)[self.labels]
+
+    def _known(self, name: str) -> bool:
+        return name in self.logits or name in ("teacher", "student")
+
+    def _logits(self, name: str, word: str) -> Tensor:
+        found = self.logits.get(name)
+        if found is None:
+            raise InputError(f"{word!r} needs a {name}; pass {name}=…")
+        return (found if isinstance(found, Tensor) else found()).cpu()
+
+    def _predicted(self, name: str, word: str) -> Tensor:
+        return self._logits(name, word).argmax(1)
+
+    def _predictions(self, name: str, word: str, whole: str) -> Tensor:
+        """Return where the prediction of a network has a property: wrong, right, a confidence, or a class."""
+        if bound := CONFIDENCE.fullmatch(word):
+            confidence = self._logits(name, whole).float().softmax(1).amax(1)
+            return COMPARE[bound[1]](confidence, float(bound[2]) / (100 if bound[3] else 1))
+        predicted = self._predicted(name, whole)
+        if word not in ("wrong", "right"):
+            return _classes_with(word, self.samples)[predicted]
+        wrong = predicted != self.labels
+        if word == "wrong" and not wrong.any():
+            several = self.samples.task.sample[1]
+            raise InputError(f"the {name} classifies all of these {several} correctly, so there is no mistake to show")
+        return wrong if word == "wrong" else ~wrong
+
+    def _in_rows(self, text: str, word: str) -> Tensor:
+        ends = re.fullmatch(r"([0-9]+)(?:[-–]([0-9]+))?", text)
+        if not ends:
+            raise InputError(f"{word!r} is not a data-set row; write a number, such as row:12")
+        first, last = int(ends[1]), int(ends[2] or ends[1])
+        return torch.tensor([first <= row <= last for row in self.samples.rows.tolist()])
 
 
 def positions(text: str, rows: Tensor, name: str) -> Tensor:
@@ -86,6 +153,31 @@ def positions(text: str, rows: Tensor, name: str) -> Tensor:
             raise InputError(f"{name} has no row {part}; its rows go from {int(rows.min())} to {int(rows.max())}")
         chosen |= found
     return chosen.nonzero().squeeze(1)
+
+
+def selection_csv(samples: SampleSet, at: Tensor, logits: Mapping[str, Tensor]) -> str:
+    """Return a selection as CSV: for each sample its row, file and label, and each network's prediction and confidence.
+
+    Where a sample is a part of an image, the column "region" or "box" has its key.
+
+    Args:
+        samples: the N samples.
+        at: positions of the selected samples, shape [n].
+        logits: by name of the network, its logits of all samples, shape [N, C].
+    """
+    one, classes, buffer = samples.task.sample[0], samples.classes, io.StringIO()
+    part = [] if one == "image" else [one]
+    predicted = {name: [one.cpu() for one in of[at].float().softmax(1).max(1)] for name, of in logits.items()}
+    columns = [f"{name} {what}" for name in logits for what in ("prediction", "confidence")]
+    writer = csv.writer(buffer, lineterminator="\n")
+    writer.writerow(["row", *part, "file", "label", *columns])
+    for i, position in enumerate(at.tolist()):
+        key = [int(samples.keys[position])] * len(part)
+        line = [int(samples.rows[position]), *key, samples.file(position), classes[int(samples.labels[position])]]
+        for confidence, best in predicted.values():
+            line += [classes[int(best[i])], f"{float(confidence[i]):.4f}"]
+        writer.writerow(line)
+    return buffer.getvalue()
 
 
 def _classes_with(word: str, samples: SampleSet) -> Tensor:

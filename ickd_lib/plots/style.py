@@ -67,8 +67,13 @@ _KNOWN = {
 }
 
 
-def use() -> None:
-    """Set matplotlib's defaults so that figures are readable at a notebook's width, on screens and in print."""
+def use(dark: bool = False) -> None:
+    """Set matplotlib's defaults so that figures are readable at a notebook's width, on screens and in print.
+
+    Args:
+        dark: whether the figures are displayed on a page with a dark theme.
+    """
+    ground, ink, line = ("#111111", "0.9", "0.3") if dark else ("white", "black", "0.9")
     mpl.rcParams.update(
         {
             "figure.dpi": 100,
@@ -84,7 +89,15 @@ def use() -> None:
             "axes.spines.top": False,
             "axes.spines.right": False,
             "axes.grid": False,
-            "grid.color": "0.9",
+            "grid.color": line,
+            "figure.facecolor": ground,
+            "axes.facecolor": ground,
+            "savefig.facecolor": ground,
+            "text.color": ink,
+            "axes.labelcolor": ink,
+            "axes.edgecolor": ink,
+            "xtick.color": ink,
+            "ytick.color": ink,
             "axes.axisbelow": True,
             "lines.markersize": 5,
             "image.interpolation": "nearest",
@@ -102,7 +115,8 @@ def method_style(name: str) -> dict[str, Any]:
     base, bracket, arguments = name.lower().partition("(")
     base = base.strip()
     if base == "teacher":
-        return {"color": "0.1", "linestyle": "-", "marker": "*"}
+        dark = to_rgb(mpl.rcParams["figure.facecolor"])[0] < 0.5
+        return {"color": "0.95" if dark else "0.1", "linestyle": "-", "marker": "*"}
     code = zlib.crc32(base.encode())
     colour, line, marker = _KNOWN.get(base, (code % 10, LINES[code // 10 % len(LINES)], MARKERS[code // 60 % 10]))
     if bracket:

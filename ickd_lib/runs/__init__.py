@@ -1,6 +1,6 @@
 """The results in run folders: overview and progress of all runs, tables over seeds, differences between two runs."""
 
-from ickd_lib.runs.difference import diff
+from ickd_lib.runs.difference import diff, distinctions
 from ickd_lib.runs.folders import averaged, collected, csv_of, diverged, finished, long, overview, records
 from ickd_lib.runs.seeds import differences, grouped, interval, mean_std, named, paired
 from ickd_lib.runs.status import progress, progress_table
@@ -14,6 +14,7 @@ __all__ = [
     "diff",
     "differences",
     "diverged",
+    "distinctions",
     "escaped",
     "finished",
     "grouped",

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from ickd_lib import runtime
 
+SEEDS = ("seed", "fingerprint")  # ends of the keys of settings that do not describe a run
 IGNORED = ("seconds",)  # keys of a record that differ between any two runs
 
 
@@ -47,6 +49,26 @@ def _check(run: runtime.Run) -> None:
     for record in run.metrics:
         _flat(record)
         int(record["epoch"])
+
+
+def distinctions(rows: Sequence[dict[str, Any]]) -> list[str]:
+    """Describe by which settings each of some similar runs differs from the others, as "lr 0.05, weight_decay 0".
+
+    Args:
+        rows: rows of `overview`, of runs that are not damaged.
+    Returns:
+        One text for each row; "" for all if no setting differs but the seeds.
+    """
+    settings = [_flat(runtime.Run(row["folder"]).settings) for row in rows]
+    keys = dict.fromkeys(key for values in settings for key in values)
+    differing = [
+        key
+        for key in keys
+        if not key.endswith(SEEDS) and len({str(values.get(key, "absent")) for values in settings}) > 1
+    ]
+    return [
+        ", ".join(f"{key.rpartition('.')[2]} {values.get(key, 'absent')}" for key in differing) for values in settings
+    ]
 
 
 def _first_difference(pairs: list[tuple[dict[str, Any], dict[str, Any]]], what: str, of: Any) -> str:

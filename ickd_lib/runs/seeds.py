@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import math
-import re
 import statistics
 from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
 from ickd_lib import runtime, tasks
+from ickd_lib.runs.difference import distinctions
 from ickd_lib.runtime import InputError
 
 SETTING = ("dataset", "train_images", "teacher", "network", "epochs", "batch_size", "lr", "schedule")
@@ -75,7 +75,8 @@ def named(rows: Sequence[dict[str, Any]], *, by_run: bool = False) -> dict[str, 
 
     Args:
         rows: rows of `overview`.
-        by_run: give each run a name with its seed, instead of one name for all seeds.
+        by_run: give each run a name with its seed, instead of one name for all seeds. Where names would be equal,
+            they contain the settings that differ, or the path of the run.
     Returns:
         For each name and each seed, the rows that together count once (`grouped`).
     """
@@ -90,12 +91,16 @@ def named(rows: Sequence[dict[str, Any]], *, by_run: bool = False) -> dict[str, 
         return found
     runs = [(f"{name}, seed {row['seed']}", row) for name, seeds in found.items() for alike in seeds for row in alike]
     count = Counter(name for name, _ in runs)
-    # A folder's default name ends with a fingerprint of the settings.
-    marks = [re.search(r"-([0-9a-f]{6})$", row["run"]) for _, row in runs]
-    marked = [
-        f"{name} ({mark[1] if mark else row['run']})" if count[name] > 1 else name
-        for (name, row), mark in zip(runs, marks, strict=True)
-    ]
+    alike: dict[str, list[dict[str, Any]]] = {}
+    for name, row in runs:
+        alike.setdefault(name, []).append(row)
+    marks = {
+        row["run"]: text
+        for rows in alike.values()
+        if len(rows) > 1
+        for row, text in zip(rows, distinctions(rows), strict=True)
+    }
+    marked = [f"{name} ({marks[row['run']] or row['run']})" if count[name] > 1 else name for name, row in runs]
     count = Counter(marked)
     return {
         (f"{runs[i][0]} ({row['run']})" if count[name] > 1 else name): [[row]]

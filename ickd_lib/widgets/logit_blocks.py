@@ -1,4 +1,4 @@
-"""The blocks that the logit-space explorer displays: tiles of samples, predictions, and measures of a region."""
+"""The blocks of the logit-space explorer: tiles, predictions, measures of a region, and the errors of a network."""
 
 from __future__ import annotations
 
@@ -10,6 +10,16 @@ from torch import Tensor
 
 from ickd_lib.explore import Region, SampleSet
 from ickd_lib.widgets.view import Block
+
+CONFUSED = 30  # largest number of pairs in the list of errors
+TIPS = {
+    "accuracy, %": "share of the selection that the network classifies correctly",
+    "distance to own mean": "mean distance of unit-length logits to the mean of their class over all samples",
+    "margin": "distance to the nearest mean of another class minus the distance to the own mean, averaged",
+    "nearer to a wrong mean, %": "share of the selection with a negative margin",
+    "ratio (selection alone)": "mean distance between class means over mean distance within classes, in the selection",
+    "silhouette (selection alone)": "from -1 to 1: how much nearer each sample is to its class than to the next one",
+}
 
 
 def hint(samples: SampleSet) -> Block:
@@ -23,6 +33,35 @@ def hint(samples: SampleSet) -> Block:
     return {"kind": "text", "text": text}
 
 
+def ordered(members: Tensor, labels: Tensor, logits: Tensor, pair: Sequence[Tensor], shown: str, order: str) -> Tensor:
+    """Return the positions of the selected samples that are displayed, in the order of their tiles.
+
+    Args:
+        members: positions of the selected samples, shape [M].
+        labels: class of each sample, shape [N].
+        logits: a network's logits of all samples, shape [N, C], for correctness, confidence and prediction.
+        pair: the logits of two networks, shape [N, C] each.
+        shown: "all", "right", "wrong", or "networks differ" for where the two predict different classes.
+        order: "row", "lowest confidence", "highest confidence", "label" or "prediction".
+    """
+    labels, (confidence, predicted) = labels[members], logits[members].softmax(1).max(1)
+    first, second = (one[members].argmax(1) for one in pair)
+    keep = {
+        "all": labels >= 0,
+        "right": predicted == labels,
+        "wrong": predicted != labels,
+        "networks differ": first != second,
+    }[shown]
+    keys = {
+        "row": members,
+        "lowest confidence": confidence,
+        "highest confidence": -confidence,
+        "label": labels,
+        "prediction": predicted,
+    }[order]
+    return members[keep][keys[keep].argsort(stable=True)]
+
+
 def sample_tiles(
     samples: SampleSet,
     at: Tensor,
@@ -32,6 +71,7 @@ def sample_tiles(
     shape: Sequence[int],
     start: int = 0,
     more: Sequence[str] = (),
+    logits: Tensor | None = None,
     **options: Any,
 ) -> Block:
     """Return a block with one tile for each sample.
@@ -46,13 +86,22 @@ def sample_tiles(
         shape: shape (N, height, width) of the images in the message.
         start: position of the first displayed sample among these images.
         more: one more line of text for each tile.
+        logits: logits of all samples, shape [N, C]. If given, each tile has the prediction, ✓ or ✗, and the confidence.
         options: further entries of the block, such as `tone`.
     """
     tiles = []
     for i, position in enumerate(at.tolist()):
         label, where = int(samples.labels[position]), samples.address(position)
         name = samples.classes[label]
-        lines = {"lines": [name, *where, *more[i : i + 1]], "label": f"look at {', '.join(where)}, {name}"}
+        predicted = []
+        if logits is not None:
+            confidence, best = logits[position].softmax(0).max(0)
+            mark = "✓" if int(best) == label else "✗"
+            predicted = [f"{mark} {samples.classes[int(best)]} {confidence:.2f}"]
+        file = samples.file(position)
+        text = f"look at {', '.join(filter(None, (*where, name, file, *predicted)))}"
+        short = [file.rpartition("/")[2]] if file else []
+        lines = {"lines": [name, *predicted, *where, *short, *more[i : i + 1]], "label": text}
         tiles.append({"at": start + i, "key": str(position), "colour": colour[label], **lines})
     return {"kind": "tiles", "title": title, "shape": shape, "tiles": tiles, "event": "look", **options}
 
@@ -73,13 +122,9 @@ def prediction_table(samples: SampleSet, at: int, logits: Mapping[str, Tensor]) 
         mark = "✓" if predicted == label else "✗"
         numbers = [f"{probabilities[predicted]:.3f}", f"{probabilities[label]:.3f}"]
         rows.append([network, f"{mark} {names[predicted]}", *numbers])
-    columns = ["network", "prediction", "its probability", "probability of the label"]
-    return {
-        "kind": "table",
-        "title": f"predictions for {where} (class {names[label]})",
-        "columns": columns,
-        "rows": rows,
-    }
+    columns = ["network", "prediction", "its probability", "that of the label"]
+    title = f"predictions for {where} (class {names[label]})"
+    return {"kind": "table", "title": title, "columns": columns, "rows": rows}
 
 
 def region_table(found: Mapping[str, Region], samples: SampleSet) -> Block:
@@ -98,7 +143,53 @@ def region_table(found: Mapping[str, Region], samples: SampleSet) -> Block:
     columns = ["network", *next(iter(numbers.values()))]
     rows = [[name, *texts.values()] for name, texts in numbers.items()]
     title = f"separation of the selected {samples.task.sample[1]} in each logit space: {', '.join(mix)}{more}"
-    return {"kind": "table", "title": title, "columns": columns, "rows": rows}
+    return {"kind": "table", "title": title, "columns": columns, "rows": rows, "tips": TIPS}
+
+
+def matrix(counts: Tensor, classes: Sequence[str], name: str) -> Block:
+    """Return the confusion matrix of a network. A click on a cell sends "cell" with "label,prediction" as its key.
+
+    Args:
+        counts: number of samples of each label (row) with each prediction (column), shape [C, C].
+        classes: names of the classes.
+        name: name of the network.
+    """
+    title = f"confusion matrix of {name}: label in rows, prediction in columns"
+    return {"kind": "matrix", "title": title, "classes": list(classes), "counts": counts.tolist()}
+
+
+def most_confused(counts: Tensor, classes: Sequence[str], name: str) -> Block:
+    """Return the most frequent errors of a network as a list. A click sends "cell", as in `matrix`."""
+    errors = counts.clone().fill_diagonal_(0)
+    top = errors.flatten().topk(min(CONFUSED, errors.numel()))
+    items = []
+    for count, at in zip(top.values.tolist(), top.indices.tolist(), strict=True):
+        if count:
+            label, predicted = divmod(at, len(classes))
+            share = count / int(errors.max())
+            text = f"{classes[label]} → {classes[predicted]}"
+            items.append({"key": f"{label},{predicted}", "name": text, "number": str(count), "share": share})
+    title = f"most frequent errors of {name}: label → prediction" if items else f"{name} makes no error"
+    return {"kind": "ranking", "title": title, "event": "cell", "items": items}
+
+
+def class_accuracies(counts: Tensor, classes: Sequence[str], colour: Sequence[str], name: str) -> Block:
+    """Return the accuracy of a network for each class, the lowest first. A click sends "class" with the class's number.
+
+    Args:
+        counts: as for `matrix`.
+        classes: names of the classes.
+        colour: colour of each class.
+        name: name of the network.
+    """
+    accuracy = counts.diagonal() / counts.sum(1)
+    items = [
+        {"key": c, "name": classes[c], "colour": colour[c], "number": f"{100 * accuracy[c]:.1f} %"}
+        | {"share": float(accuracy[c])}
+        for c in accuracy.argsort().tolist()
+        if counts[c].sum()
+    ]
+    return {"kind": "ranking", "title": f"accuracy of {name} by class", "event": "class", "items": items}
 
 
 def _numbers(region: Region) -> dict[str, str]:
@@ -109,7 +200,7 @@ def _numbers(region: Region) -> dict[str, str]:
         "distance to own mean": region.within,
         "margin": region.margin,
         "nearer to a wrong mean, %": 100 * region.negative_margin,
-        "between / within (selection only)": alone.get("ratio", math.nan),
-        "silhouette (selection only)": alone.get("silhouette", math.nan),
+        "ratio (selection alone)": alone.get("ratio", math.nan),
+        "silhouette (selection alone)": alone.get("silhouette", math.nan),
     }
     return {name: "–" if math.isnan(x) else f"{x:.{1 if '%' in name else 3}f}" for name, x in numbers.items()}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -15,24 +16,26 @@ from torch import Tensor
 
 from ickd_lib import metrics, plots, runtime
 from ickd_lib.data import Images
-from ickd_lib.explore import SampleSet, embed, positions, region
+from ickd_lib.explore import SampleSet, embed, positions, region, search, selection_csv
 from ickd_lib.explore.maps import MAPS
 from ickd_lib.models import Network
 from ickd_lib.runtime import InputError
 from ickd_lib.tasks import Classification, Task
 from ickd_lib.widgets import logit_blocks as blocks
-from ickd_lib.widgets.scatter import colouring, legend, make_scatter, paint, points_of
+from ickd_lib.widgets.logit_controls import PLACES, LogitControls
+from ickd_lib.widgets.scatter import colouring, kinds, legend, make_scatter, paint, points_of, refit
 from ickd_lib.widgets.view import Explorer, View, strip
 
-PLACES = {1: ("map of",), 2: ("left map", "right map"), 3: ("left map", "middle map", "right map")}
-MEMBERS, NEIGHBOURS = 24, 8  # largest number of tiles of each kind
+MEMBERS, NEIGHBOURS = 24, 8  # largest number of tiles of each kind on a page
+MATRIX = 20  # largest number of classes for which the whole confusion matrix is displayed
 
 
-class LogitSpaceExplorer(Explorer):
+class LogitSpaceExplorer(LogitControls, Explorer):
     """Display linked maps of the logit spaces of several networks, such as a teacher and its students.
 
-    While the pointer is on an image in one map, the image is marked in all maps and a table lists the networks'
-    predictions. Images are selected with a lasso, a click, a class or row numbers. The explorer then displays the
+    While the pointer is on an image in one map, the image is marked in all maps and a table beside them lists the
+    networks' predictions. Images are selected with a lasso, a click, a search, a class, row numbers, a cell of the
+    confusion matrix, or as those that one network gets right and another one wrong. The explorer then displays the
     selected images, measures of how well each network separates them, and the nearest images outside the selection.
     Where a sample is a region or a box of an image, each point is a region or a box, and is displayed as a crop.
 
@@ -82,43 +85,33 @@ class LogitSpaceExplorer(Explorer):
         self._margins: dict[str, tuple[Tensor, Tensor]] = {}
         self._changing = self._has_page = False
 
-        self._make_controls(how, first)
-        wrap = ipw.Layout(flex_flow="row wrap", grid_gap="4px 12px")
-        controls = [self.how, self.colour, self.class_, self.written, self.clear]
+        self.page = 0  # of the tiles of the selection
+        self._make_controls(self.samples, list(self.logits), how, first)
         super().__init__([], View(self._on_event, waiting="The maps appear as soon as the kernel is idle …"))
-        maps = ipw.HBox(self.panels, layout=wrap)
-        self.children = (ipw.HBox(controls, layout=wrap), self.message, maps, self.legend, self.hovered, self.view)
+        self.errors = View(self._on_event)
+        self.children = self._arranged(self.message, self.view, self.errors)
         for control in (self.how, *self.shows):
             control.observe(self._on_map_choice, "value")
         self.colour.observe(self._on_colour_choice, "value")
         self.class_.observe(self._on_class_choice, "value")
         self.written.observe(self._on_rows, "value")
+        self.search.observe(self._on_search, "value")
+        for control in (self.order, self.shown):
+            control.observe(self._on_tile_choice, "value")
+        self.judged.observe(self._on_judged, "value")
         self.clear.on_click(lambda _: self.select([]))
+        self.first_only.on_click(lambda _: self._select_right_only(*self.pair))
+        self.second_only.on_click(lambda _: self._select_right_only(*self.pair[::-1]))
+        self.save.on_click(self._on_save)
         self._paint()
+        self._name_pair()
 
-    def _make_controls(self, how: str, first: Sequence[str]) -> None:
-        """Create the controls and the empty panels of the maps.
-
-        Args:
-            how: the kind of map that is displayed first.
-            first: names of the networks with the maps that are displayed first.
-        """
-        samples, names = self.samples, list(self.logits)
-        many = len(samples.classes) > 10
-        by = ["superclass"] * bool(many and samples.superclasses) + ["selected classes"] * many or ["class"]
-        classes = [("–", -1), *((name, c) for c, name in enumerate(samples.classes))]
-        self.how = labelled(ipw.Dropdown, "map", options=[(MAPS[key][0], key) for key in MAPS], value=how)
-        self.colour = labelled(ipw.Dropdown, "colour", options=[*by, "right or wrong"])
-        self.class_ = labelled(ipw.Dropdown, "select class", options=classes, value=-1)
-        self.written = labelled(ipw.Text, "select rows", placeholder="3 7 10-20", continuous_update=False)
-        self.clear = ipw.Button(description="clear selection", tooltip=f"deselect all {samples.task.sample[1]}")
-        places = zip(PLACES[len(first)], first, strict=True)
-        self.shows = [labelled(ipw.Dropdown, place, options=names, value=name) for place, name in places]
-        column = ipw.Layout(flex="1 1 0", min_width="240px", overflow="hidden")
-        self.panels = [ipw.VBox([one], layout=column) for one in self.shows]
-        self.legend, self.hovered = ipw.HTML(), View()
-        # A fixed height keeps everything below in its place while the pointer moves over a map.
-        self.hovered.layout.min_height = f"{max(220, 60 + 24 * len(names))}px"
+    @property
+    def pair(self) -> tuple[str, str]:
+        """Names of the two networks that are compared: those of the first two maps, or of the map and another one."""
+        first = self.shows[0].value
+        others = [one.value for one in self.shows[1:]] + [name for name in self.logits if name != first]
+        return first, next((name for name in others if name != first), first)
 
     def select(self, members: Tensor | np.ndarray | Sequence[int], *, by: ipw.Widget | None = None) -> None:
         """Select images, as a lasso does. Errors are displayed.
@@ -132,8 +125,8 @@ class LogitSpaceExplorer(Explorer):
             at = given.nonzero().squeeze(1) if given.dtype == torch.bool else given.long().unique()  # ascending
             if len(at) and not 0 <= int(at[0]) <= int(at[-1]) < len(self.labels):
                 raise InputError(f"positions must be from 0 to {len(self.labels) - 1}, not from {at[0]} to {at[-1]}")
-            self.members = at
-            for control, nothing in ((self.class_, -1), (self.written, "")):
+            self.members, self.page = at, 0
+            for control, nothing in ((self.class_, -1), (self.written, ""), (self.search, "")):
                 if control is not by and control.value != nothing:
                     control.value = nothing
             for scatter in self.scatters:
@@ -169,8 +162,21 @@ class LogitSpaceExplorer(Explorer):
                 self._open()
             elif event in ("ready", "theme"):
                 self._paint()
+                self._display_errors()
+            elif event == "resize":
+                for scatter in self.scatters:
+                    refit(scatter)
             elif event == "look":
                 self._display_one(int(key))
+            elif event == "page":
+                self.page = int(key)
+                self._describe()
+            elif event in ("cell", "class"):
+                label, *rest = map(int, key.split(","))
+                chosen = self.labels == label
+                for predicted in rest:
+                    chosen &= self.logits[self.judged.value].argmax(1) == predicted
+                self.select(chosen)
 
     def _on_map_choice(self, change: dict[str, Any]) -> None:
         with self.guarded():
@@ -179,11 +185,38 @@ class LogitSpaceExplorer(Explorer):
             for control, scatter in zip(self.shows, self.scatters, strict=False):
                 if change["owner"] in (control, self.how):
                     scatter.widget.points = self._points(control.value)
+            self._name_pair()
+            if self.colour.value == "disagreement":
+                self._repaint()
             self._describe()
 
     def _on_colour_choice(self, _: dict[str, Any]) -> None:
         with self.guarded():
-            self._paint()
+            self._repaint()
+
+    def _on_tile_choice(self, _: dict[str, Any]) -> None:
+        with self.guarded():
+            self.page = 0
+            self._describe()
+
+    def _on_judged(self, _: dict[str, Any]) -> None:
+        with self.guarded():
+            self._describe()
+            self._display_errors()
+
+    def _on_search(self, change: dict[str, Any]) -> None:
+        if not self._changing:
+            with self.guarded():
+                of = "student" if "student" in self.logits else self.judged.value
+                text = change["new"].strip()
+                self.select(search(text, self.samples, self.logits, of=of) if text else [], by=self.search)
+
+    def _on_save(self, _: Any) -> None:
+        with self.guarded():
+            if not len(self.members):
+                raise InputError("nothing is selected; select some images, and save again")
+            self.view.save("selection.csv", selection_csv(self.samples, self.members, self.logits).encode(), "text/csv")
+            self.show_message(f"saved: selection.csv, {len(self.members):,} rows")
 
     def _on_class_choice(self, change: dict[str, Any]) -> None:
         if not self._changing:
@@ -228,6 +261,32 @@ class LogitSpaceExplorer(Explorer):
             panel.children = (control, scatter.widget)
         self.show_message("")
         self._describe()
+        self._display_errors()
+
+    def _name_pair(self) -> None:
+        """Write the names of the two compared networks on the buttons."""
+        first, second = self.pair
+        self.first_only.description = f"{first} right, {second} wrong"
+        self.second_only.description = f"{second} right, {first} wrong"
+
+    def _select_right_only(self, right: str, wrong: str) -> None:
+        """Select where one network is right and another one is wrong."""
+        with self.guarded():
+            found = (self.logits[right].argmax(1) == self.labels) & (self.logits[wrong].argmax(1) != self.labels)
+            if not found.any():
+                raise InputError(f"there is no {self.samples.task.sample[0]} that {right} gets right and {wrong} wrong")
+            self.select(found)
+
+    def _display_errors(self) -> None:
+        """Display the confusion matrix and the accuracy by class of the chosen network."""
+        name, classes = self.judged.value, self.samples.classes
+        counts = metrics.confusion(self.logits[name].argmax(1), self.labels, len(classes))
+        whole = [blocks.matrix(counts, classes, name)] if len(classes) <= MATRIX else []
+        lists = [
+            blocks.most_confused(counts, classes, name),
+            blocks.class_accuracies(counts, classes, self._by_class, name),
+        ]
+        self.errors.show({"kind": "row", "blocks": [*whole, *lists]})
 
     def _display_one(self, at: int) -> None:
         """Display one image and each network's prediction for it."""
@@ -247,29 +306,37 @@ class LogitSpaceExplorer(Explorer):
     def _describe(self) -> None:
         """Display the selected images, measures of their separation, and the nearest images outside the selection."""
         count = len(self.members)
+        if count != 1:
+            self.hovered.show(blocks.hint(self.samples))
         if not count:
-            return self.view.show(blocks.hint(self.samples))
+            return self.view.show()
         found = {}
         for name, logits in self.logits.items():
             if name not in self._margins:
                 self._margins[name] = metrics.margins(logits, self.labels)
             margins = self._margins[name]
             found[name] = region(logits, self.labels, self.members, neighbours=NEIGHBOURS, margins=margins)
-        table = blocks.region_table(found, self.samples)
-        title = f"{count:,} selected{f', the first {MEMBERS} shown' * (count > MEMBERS)}"
-        groups: list[tuple[str, Tensor, dict[str, Any]]] = [(title, self.members[:MEMBERS], {})]
+        pair = [self.logits[name] for name in self.pair]
+        judged, how = self.logits[self.judged.value], (self.shown.value, self.order.value)
+        ordered = blocks.ordered(self.members, self.labels, judged, pair, *how)
+        title = f"{count:,} selected"
+        if self.shown.value != "all":
+            title += f", {len(ordered):,} of them: {self.shown.value}"
+        pages = max(1, math.ceil(len(ordered) / MEMBERS))
+        self.page = min(max(0, self.page), pages - 1)
+        own = ordered[self.page * MEMBERS : (self.page + 1) * MEMBERS]
+        groups: list[tuple[str, Tensor, dict[str, Any]]] = [(title, own, {"pages": [self.page, pages]})]
         for name in dict.fromkeys(control.value for control in self.shows):
             near = [f"cos {cosine:.3f}" for cosine in found[name].cosine]
             title = f"nearest outside the selection, for {name}"
-            groups.append((title, found[name].nearest, {"more": near, "tone": "other"}))
+            groups.append((title, found[name].nearest, {"more": near, "tone": "other", "folded": title}))
         data, shape = strip(self.samples.thumbnails(torch.cat([at for _, at, _ in groups])))
         tiles, start = [], 0
         for title, at, options in groups:
-            tiles.append(
-                blocks.sample_tiles(self.samples, at, self._by_class, title=title, shape=shape, start=start, **options)
-            )
+            given = {"title": title, "shape": shape, "start": start, "logits": judged, **options}
+            tiles.append(blocks.sample_tiles(self.samples, at, self._by_class, **given))
             start += len(at)
-        self.view.show(table, *tiles, data=data)
+        self.view.show(*tiles[:1], blocks.region_table(found, self.samples), *tiles[1:], data=data)
         if count == 1:
             self._display_one(int(self.members[0]))
 
@@ -283,11 +350,17 @@ class LogitSpaceExplorer(Explorer):
     def _paint(self) -> None:
         """Set the colours of the points and the legend, for the theme of the page."""
         dark = self.view.dark
-        colours = colouring(self.samples, self.colour.value, self._highlight(), dark)
+        colours = colouring(self.samples, self.colour.value, self._highlight(), dark, self.pair)
         self._by_class = colours.by_class
         self.legend.value = legend(colours.entries)
         for scatter in self.scatters:
             paint(scatter, colours, dark)
+
+    def _repaint(self) -> None:
+        """Give the points their kinds and colours anew."""
+        for control, scatter in zip(self.shows, self.scatters, strict=True):
+            scatter.widget.points = self._points(control.value)
+        self._paint()
 
     def _logits(self, name: str, of: Network | Tensor, precision: str) -> Tensor:
         """Return the logits of a network, or given logits, after a check, as float32 on the CPU, shape [N, C]."""
@@ -314,11 +387,6 @@ class LogitSpaceExplorer(Explorer):
         return self._maps[how, name]
 
     def _points(self, name: str) -> np.ndarray:
-        wrong = self.logits[name].argmax(1) != self.labels
-        return points_of(self._map(name), self.labels, wrong, len(self.samples.classes))
-
-
-def labelled(kind: Any, description: str, **given: Any) -> Any:
-    """Create a control that is as wide as its label and its content."""
-    layout = ipw.Layout(width="auto", max_width="230px" if kind is ipw.Text else "100%")
-    return kind(description=description, layout=layout, style={"description_width": "initial"}, **given)
+        first, second = self.pair
+        pair = (self.logits[first], self.logits[second])
+        return points_of(self._map(name), kinds(self.colour.value, self.labels, self.logits[name], pair))

@@ -1,4 +1,4 @@
-"""The blocks that the neighbour explorer displays: the path of queries, tiles, probability bars and loss terms."""
+"""The blocks of the neighbour explorer: the path of queries, tiles, predictions, probabilities and loss terms."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ Location = tuple[SampleSet, int]  # of a sample: the set that contains it, and i
 
 
 def label_of(location: Location) -> int:
-    """Return the class of a sample."""
+    """Return the class of a sample; -1 where it is unknown."""
     samples, at = location
     return int(samples.labels[at])
 
@@ -29,7 +29,8 @@ def crumbs(path: Sequence[Location]) -> Block:
     items = []
     for i, (samples, at) in enumerate(path):
         name = samples.name.partition("/")[2] or samples.name
-        where = ", ".join([*samples.address(at), samples.classes[label_of((samples, at))]])
+        label = label_of((samples, at))
+        where = ", ".join([*samples.address(at), *([samples.classes[label]] if label >= 0 else [])])
         items.append({"text": f"{name} {where}", "key": i})
     return {"kind": "crumbs", "title": "path", "items": items[-CRUMBS:]}
 
@@ -37,13 +38,16 @@ def crumbs(path: Sequence[Location]) -> Block:
 def displayed_classes(probabilities: Mapping[str, Tensor], label: int) -> list[int]:
     """Return the classes that have a bar: the true class and those with the highest probabilities from any predictor.
 
+    They are in descending order of this probability.
+
     Args:
         probabilities: probabilities from each predictor, shape [C].
-        label: the true class.
+        label: the true class; -1 where it is unknown.
     """
-    peak = torch.stack(list(probabilities.values())).amax(0)
-    peak[label] = torch.inf
-    return sorted(peak.argsort(descending=True, stable=True)[:CLASSES].tolist())
+    order = torch.stack(list(probabilities.values())).amax(0).argsort(descending=True, stable=True).tolist()
+    if label in order[CLASSES:]:
+        order[CLASSES - 1] = label
+    return order[:CLASSES]
 
 
 def colours(samples: SampleSet, displayed: Sequence[int], dark: bool) -> list[str]:
@@ -53,34 +57,66 @@ def colours(samples: SampleSet, displayed: Sequence[int], dark: bool) -> list[st
     """
     highlight = () if len(samples.classes) <= 10 or samples.superclasses else displayed
     upper = (samples.superclasses, samples.superclass_of)
-    _, group, looks = plots.class_colours(samples.classes, *upper, highlight, dark)
+    _, group, looks = plots.class_colours(samples.classes, *upper, sorted(highlight), dark)
     return [to_hex(looks[g]["color"]) for g in group]
 
 
-def tiles(
-    query: Location,
+def query_tile(query: Location, colour: Sequence[str], shape: Sequence[int]) -> Block:
+    """Return the block with the tile of the query.
+
+    Args:
+        query: location of the query.
+        colour: colour of each class.
+        shape: shape (N, height, width) of the images in the message, of which the query is the first.
+    """
+    samples, at = query
+    label = label_of(query)
+    lines = [samples.classes[label] if label >= 0 else "label unknown", *samples.address(at)]
+    tile = {"at": 0, "key": 0, "colour": colour[label] if label >= 0 else "", "lines": lines}
+    tile["label"] = f"query: {', '.join(lines)}"
+    return {"kind": "tiles", "tone": "query", "title": "query", "shape": shape, "tiles": [tile]}
+
+
+def verdicts(query: Location, probabilities: Mapping[str, Tensor], colour: Sequence[str], temperature: float) -> Block:
+    """Return the block with each predictor's prediction for the query, its probability, and whether it is right.
+
+    Args:
+        query: location of the query.
+        probabilities: probabilities from each predictor, shape [C].
+        colour: colour of each class.
+        temperature: temperature of the probabilities.
+    """
+    label, classes = label_of(query), query[0].classes
+    items = []
+    for name, p in probabilities.items():
+        predicted = int(p.argmax())
+        item = {"who": name, "name": classes[predicted], "colour": colour[predicted]}
+        items.append(
+            {**item, "number": f"{float(p[predicted]):.3f}", "right": predicted == label if label >= 0 else None}
+        )
+    return {"kind": "verdicts", "title": f"predictions at temperature {temperature:g}", "items": items}
+
+
+def in_context_tiles(
     bank_samples: SampleSet,
     found: Neighbourhood,
     positives: Tensor,
     negatives: Tensor,
     colour: Sequence[str],
     shape: Sequence[int],
+    of: str,
 ) -> list[Block]:
-    """Return three blocks of tiles: the query, its positives and its negatives.
+    """Return the blocks of tiles of the query's positives and negatives.
 
     Args:
-        query: location of the query.
         bank_samples: the samples of the bank.
         found: the query's neighbourhood, with B = 1.
         positives, negatives: positions of the displayed in-context samples in `bank_samples`, shape [n] each.
         colour: colour of each class.
         shape: shape (N, height, width) of the images in the message: the query, then the positives, then the negatives.
+        of: what the positives share with the query: "its class", or "the predicted class" of a query without a label.
     """
-    samples, at = query
-    label = label_of(query)
-    lines = [samples.classes[label], *samples.address(at)]
-    tile = {"at": 0, "key": 0, "colour": colour[label], "lines": lines, "label": f"query: {', '.join(lines)}"}
-    blocks: list[Block] = [{"kind": "tiles", "tone": "query", "title": "query", "shape": shape, "tiles": [tile]}]
+    blocks: list[Block] = []
     weights = [f"w {weight:.0%}" for weight in found.weights[0].tolist()]
     for kind, positions, retrieved, start in (
         ("positive", positives, found.positives, 1),
@@ -94,10 +130,11 @@ def tiles(
             text = f"{kind} {i + 1}: {', '.join([*lines, *bank_samples.address(position)])}"
             row.append({"at": start + i, "key": key, "colour": colour[label], "lines": lines, "label": text})
         requested, count = retrieved.mask.shape[1], int(retrieved.mask.sum())
-        title = f"{count} nearest of {'its class: cosine, weight w' if of_class else 'other classes'}"
+        title = f"{count} nearest of {f'{of}: cosine, weight w' if of_class else 'other classes'}"
         title += f" ({requested} requested)" if count < requested else ""
         title += f", {len(positions)} shown" if len(positions) < count else ""
         block = {"kind": "tiles", "tone": "same" if of_class else "other", "title": title, "shape": shape}
+        block |= {} if of_class else {"folded": "negatives"}
         blocks.append({**block, "tiles": row, "event": "open"})
     return blocks
 
@@ -142,9 +179,12 @@ def bars(
         }
         for c in displayed
     ]
-    columns = [f"{name} predicts {classes[int(p.argmax())]}" for name, p in probabilities.items()]
-    title = f"probabilities at temperature {temperature:g} (longest bar: the largest value)"
-    return {"kind": "bars", "title": title, "columns": columns, "rows": rows}
+    if others := len(classes) - len(displayed):
+        rest = [max(0.0, 1 - sum(float(p[c]) for c in displayed)) for p in probabilities.values()]
+        name = f"{others} other class{'es' * (others > 1)}"
+        rows.append({"name": name, "colour": "", "marked": False, "values": rest})
+    title = f"probabilities at temperature {temperature:g}, the largest first"
+    return {"kind": "bars", "title": title, "columns": list(probabilities), "rows": rows}
 
 
 def term_table(terms: Mapping[str, tuple[float, float]], count: int, title: str) -> Block:
@@ -165,5 +205,13 @@ def term_table(terms: Mapping[str, tuple[float, float]], count: int, title: str)
         ]
         for name, (value, mean) in terms.items()
     ]
-    columns = ["weighted term", "this query", "share of its loss", f"relative to the mean of {count} queries"]
-    return {"kind": "table", "title": title, "columns": columns, "rows": rows}
+    against = f"relative to the mean of {count} queries"
+    columns = ["weighted term", "this query", "share of its loss", against]
+    tips = {
+        "CE": "cross-entropy with the label",
+        "KD": "KL divergence from the teacher's prediction for the query",
+        "PICD": "KL divergence from the aggregate of the positives",
+        "NICD": "InfoNCE: near the anchor, far from the negatives, by the cosine of logits",
+        against: f"the query's term divided by its mean over {count} randomly drawn queries",
+    }
+    return {"kind": "table", "title": title, "columns": columns, "rows": rows, "tips": tips}

@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import copy
-import math
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any
 
-import ipywidgets as ipw
 import torch
 from matplotlib.figure import Figure
 from torch import Tensor
@@ -22,17 +20,17 @@ from ickd_lib.runtime import InputError
 from ickd_lib.tasks import Classification, Task
 from ickd_lib.tasks.pictures import WHOLE
 from ickd_lib.widgets import neighbour_blocks as blocks
+from ickd_lib.widgets.neighbour_controls import NeighbourControls
 from ickd_lib.widgets.view import Block, Explorer, View, strip
 
-MOST = 128  # largest number of positives and of negatives that can be requested
-SHOWN = 20  # the most similar of these are displayed, in up to four rows of tiles
+SHOWN = 20  # the most similar positives and negatives are displayed
 SAMPLE = 200  # number of queries in the mean loss terms, with which those of one query are compared
 
-# A query on the path: whether it is in the bank, and its position among the bank's samples or the other queries.
-PathEntry = tuple[bool, int]
+# A query on the path: the set of samples that contains it, "bank" or "queries", and its position there.
+PathEntry = tuple[str, int]
 
 
-class NeighbourExplorer(Explorer):
+class NeighbourExplorer(NeighbourControls, Explorer):
     """Display one query after another with its in-context samples, their aggregate and the resulting predictions.
 
     Where a sample is a region or a box of an image, samples are displayed as crops, and the query also in its image.
@@ -41,9 +39,9 @@ class NeighbourExplorer(Explorer):
     in-context sample makes it the query.
 
     Attributes:
-        number, of_class, search, positives, negatives, aggregation: the controls.
+        number, of_class, search, positives, negatives, aggregation, scale: the controls.
         found: the neighbourhood of the current query (`explore.Neighbourhood`). Only its nearest samples are displayed.
-        current: the current query, as whether it is in the bank and its position among the bank's samples or `queries`.
+        current: the current query: "bank" or "queries" for the set that contains it, and its position there.
 
     Args:
         bank: a memory bank.
@@ -55,7 +53,7 @@ class NeighbourExplorer(Explorer):
         teacher: the teacher by which the bank was built; needed for `queries` outside the bank.
         method: an in-context distillation method, as `methods.create` takes it. The loss terms are computed with its
             weights. The controls start at its numbers of in-context samples and its aggregation temperature.
-        temperature: temperature of all displayed probabilities.
+        temperature: temperature of all displayed probabilities at first; a control switches to 1, 4 or this one.
         precision: numerical precision of the networks: "auto", "fp32" or "bf16".
         task: which samples an image has; classification by default.
     Raises:
@@ -72,7 +70,7 @@ class NeighbourExplorer(Explorer):
         queries: Images | None = None,
         teacher: Network | None = None,
         method: str | Method = "ickd",
-        temperature: float = 4.0,
+        temperature: float = 1.0,
         precision: str = "auto",
         task: Task | None = None,
     ) -> None:
@@ -96,88 +94,62 @@ class NeighbourExplorer(Explorer):
                 "leave order and per_class at their defaults"
             )
         self.bank, self.images, self.student, self.teacher = bank, images, student, teacher
-        self.in_bank = queries is None  # whether the queries are the bank's own images
+        self.source = "bank" if queries is None else "queries"  # the set that queries are chosen from
         self.queries = images if queries is None else queries
         self.bank_samples = SampleSet(images, task)
         self.query_samples = self.bank_samples if queries is None else SampleSet(queries, task)
-        self.temperature, self.precision = temperature, precision
+        self.precision = precision
         self.generator = runtime.generator("explorer")
-        self.path: list[PathEntry] = [(self.in_bank, 0)]
+        self.sets = {"bank": self.bank_samples, self.source: self.query_samples}
+        self.path: list[PathEntry] = [(self.source, 0)]
         self.found: explore.Neighbourhood
         self._predictions: dict[str, Tensor] = {}  # each network's logits of all queries, computed for the first search
 
-        self._make_controls(retrieval.positives, retrieval.negatives)
-        wrap = {"layout": {"flex_flow": "row wrap"}}
-        super().__init__(
-            [
-                ipw.HBox([self.number, self.of_class, self.search], **wrap),
-                ipw.HBox([self.back, self.following, self.random, self.mistake], **wrap),
-                ipw.HBox([self.positives, self.negatives, self.aggregation], **wrap),
-            ],
-            View(self._on_event),
+        controls = self._make_controls(
+            self.bank_samples,
+            self.query_samples,
+            positives=retrieval.positives,
+            negatives=retrieval.negatives,
+            tau=self.method.aggregation_temperature,
+            temperature=temperature,
+            student=student is not None,
         )
+        super().__init__(controls, View(self._on_event))
         self.number.observe(self._on_number, "value")
         for choice in (self.of_class, self.search):
             choice.observe(lambda _: self._go_to(0), "value")
-        for slider in (self.positives, self.negatives, self.aggregation):
-            slider.observe(lambda _: self._show(), "value")
+        for control in (self.positives, self.negatives, self.aggregation, self.scale):
+            control.observe(lambda _: self._show(), "value")
         self.following.on_click(lambda _: self._go_to(1))
         self.random.on_click(lambda _: self._go_to(None))
         self.mistake.on_click(lambda _: self._go_to(1, "wrong"))
         self.back.on_click(lambda _: self._visit(self.path[:-1] or self.path))
         self._show()
 
-    def _make_controls(self, positives: int, negatives: int) -> None:
-        """Create the controls.
-
-        Args:
-            positives, negatives: the method's numbers of in-context samples, at which the sliders start; 0 for none.
-        """
-        largest_class = int(torch.bincount(self.bank_samples.labels).max())
-        style = {"style": {"description_width": "initial"}}
-        narrow = {"layout": {"width": "auto"}}
-        count = len(self.query_samples)
-        self.number = ipw.BoundedIntText(0, 0, count - 1, description="query", layout={"width": "130px"}, **style)
-        options = [("all", -1), *((name, c) for c, name in enumerate(self.bank_samples.classes))]
-        self.of_class = ipw.Dropdown(options=options, description="class", layout={"width": "200px"}, **style)
-        self.search = ipw.Text(
-            description="search",
-            placeholder="class   teacher:class   student:class   wrong   row:12",
-            continuous_update=False,
-            layout={"width": "440px"},
-            **style,
-        )
-        self.back = ipw.Button(description="back", disabled=True, **narrow)
-        self.following = ipw.Button(description="next", **narrow)
-        self.random = ipw.Button(description="random", **narrow)
-        self.mistake = ipw.Button(description="next mistake", disabled=self.student is None, **narrow)
-        most = max(1, min(MOST, largest_class - 1)), max(1, min(MOST, len(self.bank_samples) - largest_class))
-        self.positives, self.negatives = (
-            ipw.IntSlider(min(start or 8, end), 1, end, description=name, **style)
-            for start, end, name in zip((positives, negatives), most, ("positives k⁺", "negatives k⁻"), strict=True)
-        )
-        tau = self.method.aggregation_temperature or 1.0  # without a temperature the slider is disabled
-        self.aggregation = ipw.FloatLogSlider(
-            tau,
-            min=min(-3, math.log10(tau)),
-            max=max(0, math.log10(tau)),
-            step=0.05,
-            disabled=self.method.aggregation_temperature is None,
-            description="aggregation τₐ",
-            readout_format=".3f",
-            **style,
-        )
-
     @property
     def current(self) -> PathEntry:
         """The current query, the last entry of the path."""
         return self.path[-1]
 
+    @property
+    def temperature(self) -> float:
+        """Temperature of the displayed probabilities."""
+        return self.scale.value
+
     # ------------------------------------------------------------------------------------------- choosing a query
 
-    def _on_number(self, _: Any) -> None:
-        if self.number.value != self.path[0][1]:
-            self._visit([(self.in_bank, self.number.value)])
+    def _on_number(self, change: dict[str, Any]) -> None:
+        """Display the query with this key, or the next one in the direction of the change."""
+        new, (source, first) = int(change["new"]), self.path[0]
+        if source == self.source and new == int(self.query_samples.keys[first]):
+            return
+        keys = self.query_samples.keys
+        beyond = (keys >= new if new > change["old"] else keys <= new).nonzero().squeeze(1)
+        at = int(beyond[(keys[beyond] - new).abs().argmin()])
+        with self.guarded():
+            self._visit([(self.source, at)])
+            if (key := int(keys[at])) != new:
+                self.show_message(f"{self.query_samples.name} has no {self.number.description} {new}; this is {key}")
 
     def _go_to(self, step: int | None, also: str = "") -> None:
         """Display a query that matches the chosen class, the search text and `also`.
@@ -193,19 +165,15 @@ class NeighbourExplorer(Explorer):
                 at = matches[int(torch.randint(len(matches), (), generator=self.generator))]
             else:
                 at = next((i for i in matches if i > here), matches[0]) if step else matches[0]
-            self._visit([(self.in_bank, at)])
+            self._visit([(self.source, at)])
             if len(matches) < len(self.query_samples):
                 self.show_message(f"match {matches.index(at) + 1} of {len(matches):,}")
 
     def _matches(self, text: str) -> list[int]:
         """Return the positions of the queries that match a search text and the chosen class."""
-        text, samples = text.lower(), self.query_samples
-        logits: dict[str, Tensor | None] = {"teacher_logits": None, "student_logits": None}
-        if "student:" in text or "wrong" in text:
-            logits["student_logits"] = self._logits_of_all("student")
-        if "teacher:" in text:
-            logits["teacher_logits"] = self._logits_of_all("teacher")
-        matches = explore.search(text, samples, **logits)
+        samples = self.query_samples
+        logits = {role: partial(self._logits_of_all, role) for role in ("teacher", "student") if self._has(role)}
+        matches = explore.search(text, samples, logits)
         if self.of_class.value >= 0:
             labels = samples.labels.tolist()
             matches = [i for i in matches if labels[i] == self.of_class.value]
@@ -216,30 +184,33 @@ class NeighbourExplorer(Explorer):
             )
         return matches
 
-    def _logits_of_all(self, role: str) -> Tensor | None:
-        """Return the logits of the "teacher" or the "student" for all queries, [N, C]; None without this network."""
+    def _has(self, role: str) -> bool:
+        return getattr(self, role) is not None or (role == "teacher" and self.source == "bank")
+
+    def _logits_of_all(self, role: str) -> Tensor:
+        """Return the logits of the "teacher" or the "student" for all queries, [N, C]."""
         samples = self.query_samples
-        if role == "teacher" and self.in_bank:
+        if role == "teacher" and self.source == "bank":
             return samples.stored_outputs(self.bank).logits
-        network = getattr(self, role)
-        if network is not None and role not in self._predictions:
+        if role not in self._predictions:
             self.show_message(
                 f"Computing the {role}'s predictions for {len(samples):,} {samples.task.sample[1]}, once …"
             )
+            network = getattr(self, role)
             self._predictions[role] = samples.outputs(network, precision=self.precision).logits
-        return self._predictions.get(role)
+        return self._predictions[role]
 
     def _visit(self, path: list[PathEntry]) -> None:
         """Make the last entry of a path the current query."""
         self.path = path
-        self.number.value = path[0][1]  # equal to the path, so the observer does nothing
+        self.number.value = int(self.query_samples.keys[path[0][1]])  # the observer does nothing
         self._show()
 
     def _on_event(self, event: str, key: str) -> None:
         with self.guarded():
             if event == "open":
                 position = self.bank_samples.positions(torch.tensor(int(key), device=self.bank_samples.keys.device))
-                if (entry := (True, int(position))) != self.current:  # a double click opens the sample once
+                if (entry := ("bank", int(position))) != self.current:  # a double click opens the sample once
                     self._visit([*self.path, entry])
             elif event == "crumb":
                 self._visit(self.path[: int(key) + 1])
@@ -251,10 +222,10 @@ class NeighbourExplorer(Explorer):
     def _show(self) -> None:
         """Retrieve the in-context samples of the current query and display them."""
         with self.guarded():
-            in_bank, at = self.current
-            samples = self._samples(in_bank)
+            source, at = self.current
+            samples = self.sets[source]
             query = torch.tensor([at], device=samples.labels.device)
-            self.found = self._neighbourhood(in_bank, query, self.positives.value, self.negatives.value)
+            self.found = self._neighbourhood(source, query, self.positives.value, self.negatives.value)
             for name, logits in self.found.logits.items():
                 if not logits.isfinite().all():
                     raise InputError(f"some logits of the {name} are nan or infinite; check the network's training")
@@ -265,27 +236,26 @@ class NeighbourExplorer(Explorer):
             location, probabilities = (samples, at), self._probabilities()
             displayed = blocks.displayed_classes(probabilities, blocks.label_of(location))
             colour = blocks.colours(samples, displayed, self.view.dark)
-            tiles = blocks.tiles(location, self.bank_samples, self.found, *shown, colour, shape)
-            picture = samples.scene(at)
-            if picture is not None:
-                more, size = strip(picture[None], longest=WHOLE)
-                image = blocks.scene(location, size, len(data))
-                tiles[0] = {"kind": "row", "blocks": [tiles[0], image]}
+            pictures = [blocks.query_tile(location, colour, shape)]
+            scene = samples.scene(at)
+            if scene is not None:
+                more, size = strip(scene[None], longest=WHOLE)
+                pictures.append(blocks.scene(location, size, len(data)))
                 data += more
+            answer = blocks.verdicts(location, probabilities, colour, self.temperature)
+            query_column = {"kind": "column", "blocks": [{"kind": "row", "blocks": pictures}, answer]}
             bars = blocks.bars(location, probabilities, displayed, colour, self.temperature)
+            around = blocks.in_context_tiles(self.bank_samples, self.found, *shown, colour, shape, "its class")
             self.view.show(
-                blocks.crumbs([(self._samples(in_bank), at) for in_bank, at in self.path]),
-                {"kind": "row", "blocks": tiles},
-                {"kind": "row", "blocks": [bars, *self._term_table()]},
+                blocks.crumbs([(self.sets[source], at) for source, at in self.path]),
+                {"kind": "row", "blocks": [query_column, bars, *self._term_table()]},
+                *around,
                 data=data,
             )
 
-    def _samples(self, in_bank: bool) -> SampleSet:
-        return self.bank_samples if in_bank else self.query_samples
-
-    def _neighbourhood(self, in_bank: bool, at: Tensor, positives: int, negatives: int) -> explore.Neighbourhood:
+    def _neighbourhood(self, source: str, at: Tensor, positives: int, negatives: int) -> explore.Neighbourhood:
         """Return the neighbourhood of the samples at the positions `at`, shape [B]."""
-        samples = self._samples(in_bank)
+        samples, in_bank = self.sets[source], source == "bank"
         if in_bank:
             teacher = samples.stored_outputs(self.bank, at)
         else:
@@ -322,12 +292,12 @@ class NeighbourExplorer(Explorer):
         """Neighbourhood and classes of randomly drawn queries, with which the current query is compared."""
         labels = self.query_samples.labels
         at = torch.randperm(len(labels), generator=runtime.generator("sample"))[:SAMPLE].to(labels.device)
-        return self._neighbourhood(self.in_bank, at, self.positives.max, self.negatives.max), labels[at]
+        return self._neighbourhood(self.source, at, self.positives.max, self.negatives.max), labels[at]
 
     def terms(self) -> dict[str, tuple[float, float]]:
         """Return each weighted loss term of the current query, and its mean over randomly drawn queries."""
-        in_bank, at = self.current
-        label = self._samples(in_bank).labels[at : at + 1]
+        source, at = self.current
+        label = self.sets[source].labels[at : at + 1]
         self.method.aggregation_temperature = tau = self._tau
         reference, labels = self._reference
         reference = reference.first(self.positives.value, self.negatives.value, aggregation_temperature=tau)
@@ -344,8 +314,8 @@ class NeighbourExplorer(Explorer):
 
     def figures(self) -> list[Figure]:
         """Return the current query with its in-context samples, and the predicted probabilities."""
-        in_bank, at = self.current
-        samples = self._samples(in_bank)
+        source, at = self.current
+        samples = self.sets[source]
         near, far = self.found.positives, self.found.negatives
         shown = torch.cat([self._positions(near)[:SHOWN], self._positions(far)[:SHOWN]])
         query, key = samples.pictured(torch.tensor([at])), int(samples.keys[at])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import re
 import statistics
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -37,6 +38,7 @@ COLUMNS: dict[str, tuple[bool, Callable[[dict[str, Any]], str]]] = {
     "ECE, %": (True, lambda row: _number(row, "ece", 100, 1)),
     "agreement, %": (True, lambda row: _number(row, "agreement", 100, 1)),
 }
+SETTINGS = ("data set", "images", "teacher", "network", "epochs", "state")  # columns that may be the same for all runs
 FINALS = {"accuracy, %": "accuracy", "NLL": "nll", "ECE, %": "ece", "agreement, %": "agreement"}
 
 
@@ -68,9 +70,9 @@ class RunExplorer(Explorer):
         self.damaged: list[str] = []
         self._read()
         self.chosen = [runtime.choose(name, self.rows, "run") for name in chosen]
-        self._kept: dict[str, Any] = {"filter": "", "sort": [0, False]}  # state of the table, received from the page
+        self._kept: dict[str, Any] = {"filter": "", "sort": None}  # state of the table, received from the page
         self._records: dict[str, list[dict[str, float]]] = {}  # of each run, kept until a reload
-        self._drawing = False
+        self._drawing = self._dark = False  # whether the figure is being drawn, and was drawn for a dark theme
 
         style = {"style": {"description_width": "initial"}}
         narrow = {"layout": {"width": "auto"}}
@@ -115,7 +117,9 @@ class RunExplorer(Explorer):
 
     def figures(self) -> list[Figure]:
         if self.kind.value == "final metrics":
-            return [plots.finals({name: _finals(seeds) for name, seeds in self.drawn().items()})]
+            found = {name: _finals(seeds) for name, seeds in self.drawn().items()}
+            best = {name: statistics.fmean(numbers.get("accuracy, %", [0])) for name, numbers in found.items()}
+            return [plots.finals(dict(sorted(found.items(), key=lambda item: -best[item[0]])))]
         curves = self._curves()
         if self.kind.value == "loss terms":
             return [plots.losses(curves)]
@@ -164,16 +168,39 @@ class RunExplorer(Explorer):
 
     def _list(self) -> None:
         """Display the table."""
-        columns = [{"name": name, "number": number} for name, (number, _) in COLUMNS.items()]
-        rows = [{"key": run, "cells": [text(row) for _, text in COLUMNS.values()]} for run, row in self.rows.items()]
-        table = {"kind": "choices", "title": f"runs below {self.folder}", "columns": columns, "rows": rows}
+        cells = {name: [text(row) for row in self.rows.values()] for name, (_, text) in COLUMNS.items()}
+        # What all runs have in common is said once, above the table.
+        common = {name: texts[0] for name, texts in cells.items() if name in SETTINGS and len(set(texts)) == 1}
+        shown = [name for name in COLUMNS if name not in common and any(cells[name])]
+        columns = [{"name": name, "number": COLUMNS[name][0]} for name in shown]
+        lines = zip(*(cells[name] if name != "run" else self._names() for name in shown), strict=True)
+        rows = [{"key": run, "cells": list(texts)} for run, texts in zip(self.rows, lines, strict=True)]
+        title = f"runs below {self.folder}"
+        if self._kept["sort"] is None:
+            by = next((name for name in ("last, %", "best, %") if name in shown), "run")
+            self._kept["sort"] = [shown.index(by), by != "run"]
+        note = ", ".join(f"{name} {text}" for name, text in common.items() if text)
+        table = {"kind": "choices", "title": title, "columns": columns, "rows": rows}
         more = f"; and {len(self.damaged) - 1} more damaged runs" if len(self.damaged) > 1 else ""
         left_out = (
             [{"kind": "text", "tone": "error", "text": f"Left out, because damaged: {self.damaged[0]}{more}"}]
             if self.damaged
             else []
         )
-        self.table.show(table | self._kept | {"chosen": self.chosen}, *left_out)
+        alike = [{"kind": "text", "text": f"All runs have: {note}."}] if note and len(rows) > 1 else []
+        self.table.show(table | self._kept | {"chosen": self.chosen}, *alike, *left_out)
+
+    def _names(self) -> list[str]:
+        """Return a name for each run: its path without the fingerprint, and what distinguishes it from similar runs."""
+        short = {run: re.sub(r"-[0-9a-f]{6}$", "", run) for run in self.rows}
+        alike: dict[str, list[str]] = {}
+        for run, name in short.items():
+            alike.setdefault(name, []).append(run)
+        for name, group in alike.items():
+            if len(group) > 1:
+                texts = runs.distinctions([self.rows[run] for run in group])
+                short |= {run: f"{name} ({text})" if text else run for run, text in zip(group, texts, strict=True)}
+        return list(short.values())
 
     def _draw(self) -> None:
         """Display the figure, and a note about the runs that it leaves out."""
@@ -181,6 +208,7 @@ class RunExplorer(Explorer):
             return
         self._drawing = True
         try:
+            self._dark = self.view.dark
             self.number.disabled = self.kind.value != "curves"
             requested = self._requested()
             if self.kind.value == "curves":
@@ -211,7 +239,8 @@ class RunExplorer(Explorer):
             self.number.options = options
         if first:  # a curve needs more than one point
             curves = [seed for seeds in self._curves().values() for seed in seeds]
-            now = "test_accuracy" if any(sum("test_accuracy" in r for r in one) > 1 for one in curves) else "loss"
+            several = [key for key in common if any(sum(key in r for r in one) > 1 for one in curves)]
+            now = next((key for key in ("test_accuracy", "train_accuracy") if key in several), "loss")
         self.number.value = next(key for key in (now, "test_accuracy", *options) if key in common)
 
     def _on_table_event(self, event: str, key: str) -> None:
@@ -228,7 +257,7 @@ class RunExplorer(Explorer):
                     self._draw()
 
     def _on_view_event(self, event: str, _: str) -> None:
-        if event == "ready" and not self.view._last[0]:
+        if event in ("ready", "theme") and (not self.view._last[0] or self.view.dark != self._dark):
             self._changed()
 
     def _changed(self, _: Any = None) -> None:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from matplotlib import colormaps
 from matplotlib.colors import to_hex, to_rgba
 from torch import Tensor
 
@@ -25,13 +26,11 @@ Entry = tuple[str, str, int]  # name, colour, and size of a group of points
 
 @dataclass(frozen=True)
 class Colouring:
-    """Colours and sizes of the points of a map.
-
-    A point's kind is its class c where the network classifies it correctly, and C + c where it does not.
+    """Colours and sizes of the points of a map, by the kinds that `kinds` gives the points.
 
     Args:
         entries: the entries of the legend.
-        by_kind: the legend's entry for each kind of point, length 2 C.
+        by_kind: the legend's entry for each kind of point.
         by_class: colour of each class, length C, even where the points are not coloured by class.
     """
 
@@ -40,14 +39,40 @@ class Colouring:
     by_class: Sequence[str]
 
 
-def colouring(samples: SampleSet, by: str, highlight: Sequence[int], dark: bool) -> Colouring:
+def kinds(by: str, labels: Tensor, logits: Tensor, pair: tuple[Tensor, Tensor]) -> Tensor:
+    """Return the kind of each point of a network's map, int64, shape [N].
+
+    Args:
+        by: what the points are coloured by: "prediction", "confidence", "disagreement", or something that follows from
+            class and correctness. By default the kind is the class c where the network is right, and C + c where it
+            is wrong; by prediction, c is the predicted class. By confidence, it is the tenth from 0 to 9. By
+            disagreement, it is 0 where both of two networks are right, 1 or 2 where only the first or second one is,
+            and 3 where both are wrong.
+        labels: class of each point, shape [N].
+        logits: the network's logits, shape [N, C].
+        pair: the logits of the two networks that are compared, shape [N, C] each.
+    """
+    predicted = logits.argmax(1)
+    wrong = predicted != labels
+    if by == "confidence":
+        return (10 * logits.softmax(1).amax(1)).long().clamp(max=9)
+    if by == "disagreement":
+        first, second = (one.argmax(1) != labels for one in pair)
+        return second.long() + 2 * first.long()
+    return (predicted if by == "prediction" else labels) + logits.shape[1] * wrong
+
+
+def colouring(
+    samples: SampleSet, by: str, highlight: Sequence[int], dark: bool, pair: tuple[str, str] = ("A", "B")
+) -> Colouring:
     """Choose the colours of points.
 
     Args:
         samples: the samples, for their classes and superclasses.
-        by: "class", "superclass", "selected classes" or "right or wrong".
+        by: "class", "superclass", "selected classes", "prediction", "right or wrong", "confidence" or "disagreement".
         highlight: the coloured classes where `by` is "selected classes"; all others are grey.
         dark: whether the page has a dark theme.
+        pair: names of the networks of which the disagreement is shown.
     """
     upper = (samples.superclasses, samples.superclass_of) if by != "selected classes" else ((), ())
     names, group, looks = class_colours(samples.classes, *upper, highlight, dark)
@@ -58,23 +83,30 @@ def colouring(samples: SampleSet, by: str, highlight: Sequence[int], dark: bool)
     if by == "right or wrong":
         entries = [("right", RIGHT, SIZES[0]), ("wrong", WRONG, SIZES[1])]
         return Colouring(entries, [entries[0]] * len(group) + [entries[1]] * len(group), by_class)
+    if by == "confidence":
+        tenths = [to_hex(colormaps["viridis"](i / 9)) for i in range(10)]
+        entries = [(f"{10 * i}–{10 * i + 10} %", tenths[i], SIZES[0]) for i in range(10)]
+        return Colouring(entries, entries, by_class)
+    if by == "disagreement":
+        first, second = pair
+        texts = ("both right", f"only {first} right", f"only {second} right", "both wrong")
+        shades = (GREY[dark], RIGHT, to_hex(PALETTE[2]), WRONG)
+        entries = list(zip(texts, shades, (SIZES[0], SIZES[1], SIZES[1], SIZES[0]), strict=True))
+        return Colouring(entries, entries, by_class)
     entries = list(zip(names, colours, sizes, strict=True))
     return Colouring(entries, [entries[g] for g in group] * 2, by_class)
 
 
-def points_of(plane: np.ndarray, labels: Tensor, wrong: Tensor, classes: int) -> np.ndarray:
+def points_of(plane: np.ndarray, kind: Tensor) -> np.ndarray:
     """Convert a map to the points of a scatter plot, float32, shape [N, 4]: x, y, kind and 0.
 
     Args:
         plane: the map, shape [N, 2]. It is shifted and scaled to the range from -0.95 to 0.95, equally in x and y.
-        labels: class of each point, shape [N].
-        wrong: whether the network misclassifies each point, shape [N].
-        classes: number C of classes.
+        kind: from `kinds`, shape [N].
     """
     low, high = plane.min(0), plane.max(0)
     plane = 1.9 * (plane - (low + high) / 2) / max(float((high - low).max()), 1e-9)
-    kind = (labels + classes * wrong).numpy()
-    return np.column_stack([plane, kind, np.zeros_like(kind)]).astype(np.float32)
+    return np.column_stack([plane, kind.numpy(), np.zeros(len(kind))]).astype(np.float32)
 
 
 def make_scatter(points: np.ndarray, classes: int) -> Any:
@@ -88,9 +120,10 @@ def make_scatter(points: np.ndarray, classes: int) -> Any:
     """
     import jscatter
     import pandas as pd
+    from jscatter.widget import JupyterScatter
 
-    kinds = [str(kind) for kind in range(2 * classes)]
-    kind = pd.Categorical.from_codes(points[:, 2].astype(int), categories=kinds)
+    names = [str(kind) for kind in range(max(2 * classes, 10))]
+    kind = pd.Categorical.from_codes(points[:, 2].astype(int), categories=names)
     scatter = jscatter.Scatter(
         data=pd.DataFrame({"x": points[:, 0], "y": points[:, 1], "kind": kind}),
         x="x",
@@ -99,15 +132,17 @@ def make_scatter(points: np.ndarray, classes: int) -> Any:
         y_scale=(-1, 1),
         height=HEIGHT,
         color_by="kind",
-        color_map=["black"] * len(kinds),
+        color_map=["black"] * len(names),
         size_by="kind",
-        size_map=[4] * len(kinds),
+        size_map=[4] * len(names),
         axes=False,
         opacity_unselected=0.25,
         mouse_mode="lasso",
         transition_points_duration=700,
     )
     scatter.widget.points = points  # jscatter would number only the kinds that occur, and all colours would be shifted
+    for file in (JupyterScatter._esm, JupyterScatter._css):
+        file.changed.disconnect()  # anywidget watches these files, and its watcher would keep every plot alive
     scatter.widget.toolbar_buttons = ["pan_zoom", "lasso", "divider", "full_screen", "reset"]
     scatter.widget.transition_points = True
     return scatter
@@ -118,10 +153,22 @@ def paint(scatter: Any, colours: Colouring, dark: bool) -> None:
     # scatter.background() would also draw axes and a legend, which are switched off.
     scatter.widget.background_color = to_rgba(BACKGROUND[dark])
     scatter.widget.reticle_color = to_rgba(GREY[dark])
-    scatter.widget.color = [to_rgba(colour) for _, colour, _ in colours.by_kind]
+    # All kinds that jscatter was told of have a colour, even those that this colouring does not use.
+    by_kind = [*colours.by_kind, *[colours.by_kind[-1]] * (10 - len(colours.by_kind))]
+    scatter.widget.color = [to_rgba(colour) for _, colour, _ in by_kind]
     scatter.widget.color_selected = scatter.widget.color
     scatter.widget.color_hover = to_rgba(BACKGROUND[not dark])
-    scatter.widget.size = [size for *_, size in colours.by_kind]
+    scatter.widget.size = [size for *_, size in by_kind]
+
+
+def refit(scatter: Any) -> None:
+    """Show all points of a scatter plot, whatever its width is now."""
+    from jscatter.widget import EVENT_TYPES
+
+    low, high = scatter.widget.points[:, :2].min(0) - 0.05, scatter.widget.points[:, :2].max(0) + 0.05
+    area = {"x": low[0], "width": high[0] - low[0], "y": low[1], "height": high[1] - low[1]}
+    area = {name: float(value) for name, value in area.items()}
+    scatter.widget.send({"type": EVENT_TYPES["VIEW_RESET"], "area": area, "animation": 0})
 
 
 def legend(entries: Sequence[Entry]) -> str:

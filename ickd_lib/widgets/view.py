@@ -25,6 +25,7 @@ from ickd_lib import plots
 from ickd_lib.runtime import InputError
 
 HERE = Path(__file__).parent
+SCRIPTS = ("blocks.js", "choices.js", "view.js")
 TILE = 64  # largest side in pixels of an image that is sent to the page
 Block = dict[str, Any]
 
@@ -35,30 +36,40 @@ class View(anywidget.AnyWidget):
     A block is a dictionary with a "kind":
 
     - row: `blocks` side by side.
+    - column: `blocks` one below the other.
     - text: `text` with a `tone`, "note" or "error" (screen readers announce errors).
     - crumbs: a path of `items`, each with `text` and `key`. All but the last are buttons with the event "crumb".
     - tiles: images with text. The bytes of the message contain N RGB images of `shape` (N, height, width). Each of
       `tiles` has `at` (its position among the N images), `key`, `lines` of text (the first one follows a square of
       `colour`, if there is one) and a `label` for screen readers. `tone` is "query", "scene", "same", "other" or
       "plain". Where there is an `event`, the tiles are buttons. `start` is the position of the first image among the
-      bytes of the message; by default they begin with it.
+      bytes of the message; by default they begin with it. `folded` is a name: then only one row of tiles is displayed
+      until it is opened. `pages` is the number of this page, from 0, and the number of pages; the buttons for other
+      pages have the event "page". A line that begins with ✓ or ✗ has the colour of right or wrong.
+    - verdicts: predictions for one sample. Each of `items` has `who`, `name` (the class), its `colour`, `number` (the
+      probability as text) and `right` (None without a label).
     - bars: one row for each of `rows` (`name`, `colour`, `marked`, `values`), with one bar and one number for each of
       `columns`. The lengths are proportional to the values; the largest value of the block has the full length.
-    - table: `columns` and `rows` of texts.
+    - table: `columns` and `rows` of texts, and `tips`: explanations of columns and rows by their names.
     - choices: a table to filter, sort and choose from, with `columns` (`name`, and `number`: whether it is numeric) and
       `rows` (`key`, `cells` of text). `chosen` (keys), `filter` and `sort` (column, whether descending) are its current
       state. The key of its event "choices" is this state as JSON.
+    - matrix: a confusion matrix of `classes` with `counts` [C][C]. Its cells are buttons with the event "cell" and a
+      key such as "label,prediction".
+    - ranking: a list of buttons with an `event`: `items` with `key`, `name`, `colour`, `number` as text, and `share`,
+      the length of the bar.
     - picture: the bytes are a PNG, and `alt` describes it.
 
     Args:
         on_event: called with the name of an event and its key, two texts: after a click, with "ready" when a page
-            displays the view, and with "theme" when the page's theme changes. The attribute `dark` (whether the theme
-            is dark) is updated before the call.
+            displays the view, with "resize" when its width has changed, and with "theme" when the page's theme
+            changes. The attribute `dark` (whether the theme is dark) is updated before the call.
         waiting: text that is displayed until the first call of `show`.
     """
 
-    _esm = HERE / "view.js"
-    _css = HERE / "view.css"
+    # The text and not the path: anywidget watches paths, and its watcher would keep every view alive.
+    _esm = "".join((HERE / name).read_text() for name in SCRIPTS)
+    _css = (HERE / "view.css").read_text()
     waiting = Unicode("").tag(sync=True)
 
     def __init__(self, on_event: Callable[[str, str], None] | None = None, *, waiting: str = "") -> None:
@@ -109,10 +120,19 @@ class Explorer(ipw.VBox):
 
     def close(self) -> None:
         """Remove the explorer from all pages, and release its widgets with the networks and images that they hold."""
-        below: list[ipw.Widget] = [self]
-        for widget in below:
-            below += getattr(widget, "children", ())
-        for widget in reversed(below[1:]):
+        if self.comm is None:  # closed before
+            return
+        below: dict[str, ipw.Widget] = {self.model_id: self}
+        left: list[ipw.Widget] = [self]
+        while left:  # all widgets to which the state of one refers: children, layouts, styles
+            widget = left.pop()
+            for name in widget.keys:
+                value = getattr(widget, name)
+                for one in value if isinstance(value, (tuple, list)) else (value,):
+                    if isinstance(one, ipw.Widget) and one.model_id not in below:
+                        below[one.model_id] = one
+                        left.append(one)
+        for widget in reversed(list(below.values())[1:]):
             widget.close()
         super().close()
 
@@ -121,9 +141,9 @@ class Explorer(ipw.VBox):
         raise TypeError(f"{type(self).__name__} must define figures()")
 
     def png(self) -> bytes:
-        """Return the current content as a PNG: the figures, one below the other."""
+        """Return the current content as a PNG: the figures, one below the other, in the theme of the page."""
         with closing_figures(), mpl.rc_context():
-            plots.use()
+            plots.use(self.view.dark)
             return stacked(self.figures())
 
     def show_message(self, text: str) -> None:

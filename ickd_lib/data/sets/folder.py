@@ -68,7 +68,15 @@ class Folder(FileDataSet):
             pixels = {split: pixels[split][kept] for split, kept in rows.items()}
             labels = {split: labels[split][kept] for split, kept in rows.items()}
         splits = self.splits(pixels, labels, classes=classes, pad=pixels["train"].shape[-1] // 8, flip=True)
-        return Splits(*(replace(one, index=rows.get(name, one.index)) for name, one in splits._asdict().items()))
+        names = {
+            split: tuple(str(file.relative_to(folders[split])) for file in paths) for split, paths in files.items()
+        }
+        return Splits(
+            *(
+                replace(one, index=rows.get(name, one.index), files=names.get(name, ()))
+                for name, one in splits._asdict().items()
+            )
+        )
 
     def _streamed(self, folders: dict[str, Path], classes: tuple[str, ...], crop: ResizedCrop | None) -> Splits:
         files = {split: class_files(folder, classes) for split, folder in folders.items()}
