@@ -246,6 +246,15 @@ def _check(network: Network, method: methods.Method, train: Images, task: Task, 
             f"method {name!r} needs {', '.join(sorted(missing))}, which {task.name} does not have with several "
             "processes; train with one process"
         )
+    if (
+        teacher
+        and not teacher.features_dim
+        and (missing := needs & {"bank", "features", "pooled features", "classifiers"})
+    ):
+        raise InputError(
+            f"method {name!r} needs {', '.join(sorted(missing))} of the teacher, but {teacher.name} has logits alone; "
+            "use one that needs its logits alone, such as kd, dkd or ckd, or a teacher that returns its features too"
+        )
     compared = teacher if "teacher" in method.needs else None  # a method may use the maps of the student alone
     for one in (network, compared) if "maps" in method.needs else ():
         if one is not None and not one.stages:
