@@ -19,7 +19,7 @@ DESCRIPTION = """In-context knowledge distillation.
 
 TEACHER = """a model's name; the folder of a run; or a file: model.py:NAME, a function or class that makes a module, a
 TorchScript program model.pt, or an exported program model.pt2; arguments of models.wrap follow in brackets. The code in
-such files is run"""
+such files is run. predictions.csv: the predictions of a teacher for the training images"""
 
 
 class _Help(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):

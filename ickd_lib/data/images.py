@@ -31,6 +31,8 @@ class Images(LabelledImages):
         superclass_of: position of each class's superclass in `superclasses`; empty where there are none.
         augment: augmentation of the training batches. "crop" is crop and flip; "randaugment", "mixup" and "cutmix" are
             applied after these; "randaugment+cutmix" and "randaugment+mixup" combine two.
+        files: path of the file of every row of the whole split, relative to the folder of the data set; empty where the
+            images are not files.
     """
 
     images: Tensor
@@ -45,6 +47,7 @@ class Images(LabelledImages):
     superclasses: tuple[str, ...] = ()
     superclass_of: tuple[int, ...] = ()
     augment: str = "crop"
+    files: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         # In channels-last memory format a crop copies whole pixels, and convolutions are faster.

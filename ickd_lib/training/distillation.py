@@ -23,6 +23,7 @@ from ickd_lib.training.capture import Capture, cuda_graph, reason_against, works
 from ickd_lib.training.checkpoints import Checkpoint, Records
 from ickd_lib.training.loop import Loop, stoppable, stopped
 from ickd_lib.training.peers import PeerGroup
+from ickd_lib.training.predictions import Predictions
 from ickd_lib.training.recipe import Recipe
 from ickd_lib.training.records import History, RunRecord
 from ickd_lib.training.several import check_equal, check_parts
@@ -116,6 +117,7 @@ def distill(
     check_parts(len(splits.train), Sampler(splits.train).steps(recipe.batch_size), recipe.batch_size)
     splits = splits.to(device)
     frozen = models.frozen(teacher, device) if teacher else None
+    evaluated = None if isinstance(frozen, Predictions) else frozen
     groups, records, locks = _prepare(
         students,
         splits.train,
@@ -138,7 +140,7 @@ def distill(
         cached = teacher_cache_top if teacher_cache else None
         with locks as stack:
             numerics = runtime.from_main(
-                lambda: _numerics(waiting, records, splits, frozen, task, device, precision, cached, capture)
+                lambda: _numerics(waiting, records, splits, evaluated, task, device, precision, cached, capture)
             )
             stack.enter_context(torch.cuda.device(device) if device.type == "cuda" else contextlib.nullcontext())
             stack.enter_context(runtime.same_threads(numerics["threads"]))
@@ -184,7 +186,9 @@ def distill(
                 if group.failed:
                     for state in group.states:
                         records[state].fail(group.failed)
-            reference = task.bank_samples(frozen, splits.test, precision=numerics["precision"]) if frozen else None
+            reference = (
+                task.bank_samples(evaluated, splits.test, precision=numerics["precision"]) if evaluated else None
+            )
             for state in loop.states:
                 if state in waiting:
                     records[state].finish(state, splits, task, numerics["precision"], reference, len(students))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import torch
 from torch import Tensor
@@ -17,8 +17,8 @@ from ickd_lib.training.capture import Capture, CapturedSteps, works_on_host
 from ickd_lib.training.in_context import TeacherBank
 from ickd_lib.training.peers import PeerGroup
 from ickd_lib.training.step import StepInputs, teacher_targets, train_step
-from ickd_lib.training.streamed_cache import StreamedTeacherCache
-from ickd_lib.training.teacher_cache import TeacherCache
+
+TeacherSource = Callable[[Batch, Samples | None], Samples]  # returns the teacher's samples of a batch
 
 
 class TeacherPass:
@@ -62,7 +62,7 @@ class Stepper:
         groups: Sequence[PeerGroup],
         train: Images,
         task: Task,
-        teacher: TeacherPass | TeacherCache | StreamedTeacherCache | None,
+        teacher: TeacherSource | None,
         bank: TeacherBank | None,
         *,
         batch_size: int,

@@ -15,6 +15,7 @@ from ickd_lib.models import Network
 from ickd_lib.runtime import InputError
 from ickd_lib.tasks import Classification, Task
 from ickd_lib.training.distillation import distill
+from ickd_lib.training.predictions import load_predictions
 from ickd_lib.training.recipe import Recipe
 from ickd_lib.training.students import Student
 
@@ -35,7 +36,8 @@ def pretrain(
     """Return a teacher, which is trained with the task's own loss and kept in `runs`/teachers, or loaded from there.
 
     Args:
-        name: a model's name; or a file (see `models.from_file`), whose network is not trained and has the classes
+        name: a model's name; or a file of a network (see `models.from_file`) or of predictions
+            (`load_predictions`), whose network is not trained and has the classes
             of the data, in the same order.
         splits: the data to train on; the network's `trained_on` records which data and how many labels.
         recipe: as for `distill`.
@@ -51,6 +53,10 @@ def pretrain(
     Raises:
         InputError: the weights cannot be loaded, or "pretrained" weights have another number of classes than the data.
     """
+    if runtime.parse_call(name, "model", "resnet8")[0].endswith(".csv"):
+        if weights:
+            raise InputError(f"{name} is a file of predictions, which has no weights; leave out {weights}")
+        return load_predictions(name, splits).to(runtime.device(device))
     if weights or models.is_file(name):
         train = splits.train
         if models.is_file(name):

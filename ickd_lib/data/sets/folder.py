@@ -68,7 +68,13 @@ class Folder(FileDataSet):
             pixels = {split: pixels[split][kept] for split, kept in rows.items()}
             labels = {split: labels[split][kept] for split, kept in rows.items()}
         splits = self.splits(pixels, labels, classes=classes, pad=pixels["train"].shape[-1] // 8, flip=True)
-        return Splits(*(replace(one, index=rows.get(name, one.index)) for name, one in splits._asdict().items()))
+        named = {name: tuple(file.relative_to(self.path).as_posix() for file in files[name]) for name in files}
+        return Splits(
+            *(
+                replace(one, index=rows.get(name, one.index), files=named.get(name, ()))
+                for name, one in splits._asdict().items()
+            )
+        )
 
     def _streamed(self, folders: dict[str, Path], classes: tuple[str, ...], crop: ResizedCrop | None) -> Splits:
         files = {split: class_files(folder, classes) for split, folder in folders.items()}
