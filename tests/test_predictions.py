@@ -65,7 +65,7 @@ def test_files_and_each_form_of_a_line(splits):
     assert probabilities(top, 5) == pytest.approx([0.1, 0.1, 0.8])
     assert torch.allclose(top.logits.mean(1), torch.zeros(1), atol=1e-6), "the logits of a row have the mean 0"
     sure = load_predictions(written("row,ant,bee,cat", "5,0,0,1"), splits)
-    assert probabilities(sure, 5) == pytest.approx([1e-6, 1e-6, 1], abs=1e-6)
+    assert probabilities(sure, 5) == pytest.approx([1e-6, 1e-6, 1], abs=1e-5)
 
 
 def test_students_learn_from_the_row_of_each_image(splits):
@@ -87,7 +87,7 @@ def test_students_learn_from_the_row_of_each_image(splits):
     samples, batch = found["samples"]
     assert torch.equal(samples.logits.argmax(1), batch.index // 3)
     assert losses.kd(samples.logits, samples.logits) == pytest.approx(0, abs=1e-6)
-    with pytest.raises(InputError, match="has no prediction for 1 of 9 training images, such as train/ant/1.png"):
+    with pytest.raises(InputError, match="has no prediction for 1 of 9 training images, such as train/ant/1"):
         few = training.pretrain(written("file,class1,prob1", *lines[:1], *lines[2:]), splits)
         training.distill(made, splits, **options | {"teacher": few})
     assert few.identity != teacher.identity

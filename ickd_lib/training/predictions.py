@@ -68,15 +68,16 @@ class Predictions(Network):
             first = int(index[missing][0])
             named = train.files[first] if train.files else f"row {first}"
             raise InputError(
-                f"{self.name} has no prediction for {int(missing.sum())} of {len(index)} training images, such as {named}"
+                f"{self.name} has no prediction for {int(missing.sum())} of {len(index)} training images, such as "
+                f"{named}; add them, or train on other images"
             )
 
 
 def load_predictions(text: str, splits: Splits) -> Predictions:
     """Read the predictions of a black-box teacher from a CSV file.
 
-    The first line names the columns. The first column is `file`, the path of an image relative to the folder of the data
-    set, or `row`, its row number in the training split. The others are one of these:
+    The first line names the columns. The first column is `file`, the path of an image relative to the folder of the
+    data set, or `row`, its row number in the training split. The others are one of these:
 
         class                            the predicted class
         class1, prob1, class2, prob2, …  the most probable classes with their probabilities; cells may be empty
