@@ -21,6 +21,11 @@ DESCRIPTION = """In-context knowledge distillation.
 """
 
 
+TEACHER = """a model's name; the folder of a run; or a file: model.py:NAME, a function or class that makes a module, a
+TorchScript program model.pt, or an exported program model.pt2; arguments of models.wrap follow in brackets. The code in
+such files is run. predictions.csv: the predictions of a teacher for the training images"""
+
+
 class _Help(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):
     pass
 
@@ -128,7 +133,7 @@ def _data_options(parser: argparse.ArgumentParser, of_run: bool = False) -> None
 
 def _teacher_options(parser: argparse.ArgumentParser, required: bool = False) -> None:
     group = parser.add_argument_group("teacher")
-    group.add_argument("--teacher", default="", required=required, help="a model's name, or the folder of a run")
+    group.add_argument("--teacher", default="", required=required, help=TEACHER)
     group.add_argument(
         "--teacher-weights",
         default="",

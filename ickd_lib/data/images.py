@@ -32,8 +32,8 @@ class Images(LabelledImages):
         superclass_of: position of each class's superclass in `superclasses`; empty where there are none.
         augment: augmentation of the training batches. "crop" is crop and flip; "randaugment", "mixup" and "cutmix" are
             applied after these; "randaugment+cutmix" and "randaugment+mixup" combine two.
-        files: for each row of the whole split the path of its file in the folder of the split; empty where images were
-            not read from files of their own.
+        files: path of the file of every row of the whole split, relative to the folder of the data set; empty where the
+            images are not files.
     """
 
     images: Tensor

@@ -62,7 +62,7 @@ class LabelledImages(ABC):
         classes: names of the C classes.
         mean, std: mean and standard deviation of each channel, scaled to [0, 1].
         name: data set and split, such as "cifar100/train".
-        augment, superclasses, superclass_of: see `Images`.
+        augment, superclasses, superclass_of, files: see `Images`.
         streamed: whether the batches should be made ahead of their use by a `Loader`.
     """
 

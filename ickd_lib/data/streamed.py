@@ -185,6 +185,13 @@ class StreamedImages(LabelledImages):
         return runtime.fingerprint(*arrays, self.labels, self.index, described)
 
     @cached_property
+    def files(self) -> tuple[str, ...]:
+        """Path of the file of every row of the whole split, relative to the folder of the data set."""
+        found, root = self.source.files, Path(self.source.files.root).name
+        prefix = f"{root}/" if root in ("train", "val", "test") else ""
+        return tuple(prefix + found.name(row) for row in range(len(found)))
+
+    @cached_property
     def host(self) -> Cropper:
         """The part of the split that worker processes use."""
         return Cropper(self.source, self.crop, self.index.cpu(), self.labels.cpu(), self.skip)

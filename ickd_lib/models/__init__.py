@@ -30,6 +30,7 @@ from .external import IDENTITY, LIBRARIES, build, known_weights, no_options
 from .inference import predict
 from .inspection import classifier, map_shapes, unpooled_size
 from .network import Network, Output, frozen
+from .own import from_file, is_file
 from .reused import Reused
 from .segmentation import FCN, wrap_segmentation
 from .torchvision_dense import IMAGENET_NORMALISATION
@@ -49,7 +50,9 @@ __all__ = [
     "classifier",
     "create",
     "extend",
+    "from_file",
     "frozen",
+    "is_file",
     "load_weights",
     "map_shapes",
     "names",

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -13,17 +15,31 @@ from .inspection import run_on_black_images, undisturbed
 from .network import Network, Output
 
 
+class Source(NamedTuple):
+    """The file that a network was loaded from, and the arguments of `from_file`; `mark` is a hash of its content."""
+
+    text: str
+    num_classes: int
+    image_size: tuple[int, int] | None
+    mark: str
+
+
 class Wrapped(Network):
     """The network that `wrap` returns.
 
     Attributes:
         module: the wrapped module; its parameters are the network's, with `module.` before their names.
-        layer: name of the layer that the features are taken from, in the wrapped module.
+        layer: name of the layer that the features are taken from, in the wrapped module; "" for the features that the
+            module returns itself, or for none.
         before: whether the features are the input of that layer instead of its output.
         size: (H, W) that images are resized to, or None.
         stages: names of the layers whose outputs are the maps, with `module.` before each. Maps are copies of these
             outputs, since the next layer of a user's module may work in place.
+        source: the file that the module was loaded from, if it was. Another process loads it from there, because it
+            does not have the module's class.
     """
+
+    source: Source | None = None
 
     def __init__(
         self,
@@ -42,6 +58,19 @@ class Wrapped(Network):
         self.size = size
         self.stages = tuple(f"module.{part}" for part in maps)
 
+    def _facts(self) -> list[Any]:
+        return super()._facts() + ([self.source.mark] if self.source else [])
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Wrapped:
+        twin = type(self).__new__(type(self))
+        twin.__dict__.update(copy.deepcopy(self.__getstate__(), memo))
+        return twin
+
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        if self.source is None:
+            return super().__reduce_ex__(protocol)
+        return _loaded_again, (self.source, self.classes, self.trained_on, self.state_dict())
+
     def forward_normalised(self, x: Tensor) -> Output:
         return _logits_and_features(self.module, self.layer, self.before, self._resized(x))
 
@@ -55,6 +84,19 @@ class Wrapped(Network):
         if isinstance(value, (tuple, list)) and value:
             value = value[0]
         return super()._as_map(stage, value).clone()
+
+
+def _loaded_again(source: Source, classes: tuple[str, ...], trained_on: dict[str, Any], state: Any) -> Network:
+    """Load a pickled network from its file. Raise InputError if the file has changed."""
+    from .own import from_file
+
+    network = from_file(source.text, num_classes=source.num_classes, image_size=source.image_size)
+    assert isinstance(network, Wrapped)
+    if network.source != source:
+        raise InputError(f"the file of {network.name} was changed while it was used; start again")
+    network.classes, network.trained_on = classes, trained_on
+    network.load_state_dict(state)
+    return network
 
 
 def wrap(
@@ -73,14 +115,16 @@ def wrap(
     The Network contains the module itself, not a copy. The module is evaluated on two black images, in eval mode and
     without gradients, to find C and D; its modes, its batch-norm statistics and the random state stay as they are. It
     may return a tensor [B, C], a tuple or list whose first item is that tensor, an object with `.logits`, or a
-    dict with "logits".
+    dict with "logits". A dict may also have "features", and a pair may be (logits, features).
 
     Args:
         module: an image classifier that takes normalised images [B, 3, H, W].
         features: name, in `module.named_modules()`, of the submodule whose output is the features. An output [B, D]
             is used as it is; a map [B, D, H, W] is averaged over space (a linear layer's map has its channels last);
-            tokens [B, T, D] are averaged over all T, including a class token. With None, the features are the
-            input of the layer that `models.classifier` finds; in a vision transformer that is the class token.
+            tokens [B, T, D] are averaged over all T, including a class token. With None, they are the
+            features that the module returns, or else the input of the layer that `models.classifier` finds; in a vision
+            transformer that is the class token. The layers of a compiled program (`torch.jit.ScriptModule`) cannot be
+            observed: without features of its own it has none, [B, 0].
         num_classes: C, compared with the number of logits; None accepts any number.
         mean: [3], subtracted from images in [0, 1].
         std: [3], by which the difference is divided.
@@ -105,9 +149,13 @@ def wrap(
 
     images, last = run_on_black_images(module, name, pixels)
     layer = last if features is None else features
-    if layer is None:
-        raise InputError(f"{name} has no linear layer whose input could be its features; name a layer in features=…")
     with undisturbed(module):
+        if features is None and (is_program(module) or returned_features(module(images)) is not None):
+            layer = ""
+        if layer is None:
+            raise InputError(
+                f"{name} has no linear layer whose input could be its features; name a layer in features=…"
+            )
         logits, found, *_ = _logits_and_features(module, layer, features is None, images)
         if num_classes not in (None, logits.shape[1]):
             raise InputError(f"{name} has {logits.shape[1]} classes, not num_classes={num_classes}")
@@ -127,6 +175,10 @@ def _logits_and_features(module: nn.Module, layer: str, before: bool, images: Te
 
     The hook is removed after the pass, so that the module keeps no tensors and a copy of it computes its own features.
     """
+    if not layer:
+        value = module(images)
+        logits, features = _logits(value), returned_features(value)
+        return Output(logits, logits.new_empty(len(logits), 0) if features is None else _pool(features, "features"))
     collected: list[Tensor] = []
     part = module.get_submodule(layer)
     if before:
@@ -142,7 +194,22 @@ def _logits_and_features(module: nn.Module, layer: str, before: bool, images: Te
     return Output(logits, collected[-1])
 
 
-def _pool(value: Any, layer: str, part: nn.Module) -> Tensor:
+def is_program(module: nn.Module) -> bool:
+    """Return whether a module is a compiled program, whose layers cannot be observed while it runs."""
+    programs = (torch.jit.ScriptModule, torch.fx.GraphModule)
+    return any(isinstance(part, programs) for part in (module, *module.children()))
+
+
+def returned_features(value: Any) -> Tensor | None:
+    """Return the features in the value that a module returned, of shape [B, ...]; None if there are none."""
+    if isinstance(value, Mapping):
+        return value.get("features")
+    if isinstance(value, (tuple, list)) and len(value) == 2 and isinstance(value[1], Tensor) and value[1].ndim > 1:
+        return value[1]
+    return None
+
+
+def _pool(value: Any, layer: str, part: nn.Module | None = None) -> Tensor:
     """Average [B, D, H, W] (a linear layer's [B, H, W, D]) or [B, T, D] to features [B, D]."""
     if isinstance(value, (tuple, list)) and value:
         value = value[0]

@@ -4,6 +4,7 @@ from ickd_lib.training.callbacks import Callback, ProgressBar
 from ickd_lib.training.comparison import compare, peer_group, step_seconds
 from ickd_lib.training.distillation import distill
 from ickd_lib.training.jobs import JobsDied
+from ickd_lib.training.predictions import Predictions, load_predictions
 from ickd_lib.training.presets import Published, published, published_accuracy
 from ickd_lib.training.processes import Processes
 from ickd_lib.training.recipe import SCHEDULES, Recipe
@@ -19,6 +20,7 @@ __all__ = [
     "Callback",
     "History",
     "JobsDied",
+    "Predictions",
     "Processes",
     "ProgressBar",
     "Published",
@@ -31,6 +33,7 @@ __all__ = [
     "distill",
     "evaluate",
     "load",
+    "load_predictions",
     "peer_group",
     "pretrain",
     "published",

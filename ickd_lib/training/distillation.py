@@ -24,6 +24,7 @@ from ickd_lib.training.capture import Capture, cuda_graph, reason_against, works
 from ickd_lib.training.checkpoints import Checkpoint, Records
 from ickd_lib.training.loop import Loop, stoppable, stopped
 from ickd_lib.training.peers import PeerGroup
+from ickd_lib.training.predictions import Predictions
 from ickd_lib.training.recipe import Recipe
 from ickd_lib.training.records import History, RunRecord
 from ickd_lib.training.several import check_equal, check_parts
@@ -118,8 +119,9 @@ def distill(
     check_parts(len(splits.train), Sampler(splits.train).steps(recipe.batch_size), recipe.batch_size)
     splits = splits.to(device)
     frozen = models.frozen(teacher, device) if teacher else None
-    if frozen and (name := not_finite(frozen.state_dict())):
-        raise InputError(f"the teacher {frozen.name} has values that are not finite in {name}; give another teacher")
+    evaluated = None if isinstance(frozen, Predictions) else frozen
+    if evaluated and (name := not_finite(evaluated.state_dict())):
+        raise InputError(f"the teacher {evaluated.name} has values that are not finite in {name}; give another teacher")
     groups, records, locks = _prepare(
         students,
         splits.train,
@@ -142,7 +144,7 @@ def distill(
         cached = teacher_cache_top if teacher_cache else None
         with locks as stack:
             numerics = runtime.from_main(
-                lambda: _numerics(waiting, records, splits, frozen, task, device, precision, cached, capture)
+                lambda: _numerics(waiting, records, splits, evaluated, task, device, precision, cached, capture)
             )
             stack.enter_context(torch.cuda.device(device) if device.type == "cuda" else contextlib.nullcontext())
             stack.enter_context(runtime.same_threads(numerics["threads"]))
@@ -184,7 +186,9 @@ def distill(
                 callbacks=[*callbacks, *([ProgressBar()] if progress and runtime.rank() == 0 else [])],
             )
             loop.train(stop)
-            reference = task.bank_samples(frozen, splits.test, precision=numerics["precision"]) if frozen else None
+            reference = (
+                task.bank_samples(evaluated, splits.test, precision=numerics["precision"]) if evaluated else None
+            )
             for state in loop.states:
                 if state in waiting:
                     records[state].finish(state, splits, task, numerics["precision"], reference, len(students))

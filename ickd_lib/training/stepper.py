@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import torch
 from torch import Tensor
@@ -19,8 +19,8 @@ from ickd_lib.training.in_context import TeacherBank
 from ickd_lib.training.peers import PeerGroup
 from ickd_lib.training.state import not_finite
 from ickd_lib.training.step import StepInputs, Targets, fault, teacher_targets, train_step
-from ickd_lib.training.streamed_cache import StreamedTeacherCache
-from ickd_lib.training.teacher_cache import TeacherCache
+
+TeacherSource = Callable[[Batch, Samples | None], Samples]  # returns the teacher's samples of a batch
 
 
 class TeacherPass:
@@ -64,7 +64,7 @@ class Stepper:
         groups: Sequence[PeerGroup],
         train: Images,
         task: Task,
-        teacher: TeacherPass | TeacherCache | StreamedTeacherCache | None,
+        teacher: TeacherSource | None,
         bank: TeacherBank | None,
         *,
         batch_size: int,
@@ -199,12 +199,13 @@ class Stepper:
         """Return whether the teacher's outputs for the images of a step of this epoch are finite.
 
         They are computed again, without augmentation. With several processes, of which each may ask for another step,
-        and without a teacher, the result is True.
+        and without a teacher's network, the result is True.
         """
-        if self.teacher is None or runtime.world() > 1:
+        network = getattr(self.teacher, "teacher", None)
+        if network is None or runtime.world() > 1:
             return True
         images = self.train.subset(self.planned(step)[0])
-        found = self.task.bank_samples(self.teacher.teacher, images, precision=self.precision)
+        found = self.task.bank_samples(network, images, precision=self.precision)
         return not not_finite({"logits": found.logits, "features": found.features})
 
     def _data(self, size: int, step: int) -> Loaded:

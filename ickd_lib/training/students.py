@@ -17,6 +17,7 @@ from ickd_lib.models import Network
 from ickd_lib.runtime import InputError
 from ickd_lib.runtime.folders import default_name
 from ickd_lib.tasks import Task
+from ickd_lib.training.predictions import Predictions
 from ickd_lib.training.recipe import Recipe
 
 
@@ -246,6 +247,17 @@ def _check(network: Network, method: methods.Method, train: Images, task: Task, 
             f"method {name!r} needs {', '.join(sorted(missing))}, which {task.name} does not have with several "
             "processes; train with one process"
         )
+    if (
+        teacher
+        and not teacher.features_dim
+        and (missing := needs & {"bank", "features", "pooled features", "classifiers"})
+    ):
+        raise InputError(
+            f"method {name!r} needs {', '.join(sorted(missing))} of the teacher, but {teacher.name} has logits alone; "
+            "use one that needs its logits alone, such as kd, dkd or ckd, or a teacher that returns its features too"
+        )
+    if isinstance(teacher, Predictions):
+        teacher.require(train)
     compared = teacher if "teacher" in method.needs else None  # a method may use the maps of the student alone
     for one in (network, compared) if "maps" in method.needs else ():
         if one is not None and not one.stages:

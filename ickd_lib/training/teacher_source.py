@@ -15,8 +15,9 @@ from ickd_lib.models import Network
 from ickd_lib.tasks import Task
 from ickd_lib.training.in_context import TeacherBank
 from ickd_lib.training.loop import AHEAD
+from ickd_lib.training.predictions import Predictions
 from ickd_lib.training.state import TrainingState
-from ickd_lib.training.stepper import TeacherPass
+from ickd_lib.training.stepper import TeacherPass, TeacherSource
 from ickd_lib.training.streamed_cache import StreamedTeacherCache
 from ickd_lib.training.teacher_cache import TeacherCache
 
@@ -57,10 +58,12 @@ def teacher_source(
     numerics: dict[str, Any],
     folder: str | Path | None,
     gigabytes: float,
-) -> TeacherPass | TeacherCache | StreamedTeacherCache | None:
-    """Return what provides the teacher's samples of a batch: a forward pass or the cache; None if none are needed."""
+) -> TeacherSource | None:
+    """Return what provides the teacher's samples: a forward pass, the cache or predictions; None if none are needed."""
     if teacher is None or not _needs_pass(waiting):
         return None
+    if isinstance(teacher, Predictions):
+        return teacher.of
     found = [state.learner.method for state in waiting]
     needs = frozenset().union(*(method.needs for method in found))
     precision = numerics["precision"]

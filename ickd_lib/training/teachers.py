@@ -15,6 +15,7 @@ from ickd_lib.models import Network
 from ickd_lib.runtime import InputError
 from ickd_lib.tasks import Classification, Task
 from ickd_lib.training.distillation import distill
+from ickd_lib.training.predictions import load_predictions
 from ickd_lib.training.recipe import Recipe
 from ickd_lib.training.students import Student
 
@@ -35,7 +36,9 @@ def pretrain(
     """Return a teacher, which is trained with the task's own loss and kept in `runs`/teachers, or loaded from there.
 
     Args:
-        name: a model's name.
+        name: a model's name; or a file of a network (see `models.from_file`) or of predictions
+            (`load_predictions`), whose network is not trained and has the classes
+            of the data, in the same order.
         splits: the data to train on; the network's `trained_on` records which data and how many labels.
         recipe: as for `distill`.
         seed: seed of the initialisation and of the order of the data.
@@ -50,8 +53,17 @@ def pretrain(
     Raises:
         InputError: the weights cannot be loaded, or "pretrained" weights have another number of classes than the data.
     """
-    if weights:
-        network = _loaded(name, splits.train.spec, weights)
+    if runtime.parse_call(name, "model", "resnet8")[0].endswith(".csv"):
+        if weights:
+            raise InputError(f"{name} is a file of predictions, which has no weights; leave out {weights}")
+        return load_predictions(name, splits).to(runtime.device(device))
+    if weights or models.is_file(name):
+        train = splits.train
+        if models.is_file(name):
+            network = models.from_file(name, num_classes=len(train.classes), image_size=train.size)
+            network = models.load_weights(network, weights) if weights else network
+        else:
+            network = _loaded(name, train.spec, weights)
         network.classes = splits.train.classes
         return network.to(runtime.device(device))
     recipe = recipe or Recipe(**(options.get("task") or Classification()).recipe)

@@ -68,12 +68,10 @@ class Folder(FileDataSet):
             pixels = {split: pixels[split][kept] for split, kept in rows.items()}
             labels = {split: labels[split][kept] for split, kept in rows.items()}
         splits = self.splits(pixels, labels, classes=classes, pad=pixels["train"].shape[-1] // 8, flip=True)
-        names = {
-            split: tuple(str(file.relative_to(folders[split])) for file in paths) for split, paths in files.items()
-        }
+        named = {name: tuple(file.relative_to(self.path).as_posix() for file in files[name]) for name in files}
         return Splits(
             *(
-                replace(one, index=rows.get(name, one.index), files=names.get(name, ()))
+                replace(one, index=rows.get(name, one.index), files=named.get(name, ()))
                 for name, one in splits._asdict().items()
             )
         )
