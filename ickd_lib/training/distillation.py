@@ -257,8 +257,8 @@ def _check_precision(record: RunRecord, precision: str) -> None:
     if recorded and precision not in ("auto", recorded):
         assert record.run
         raise InputError(
-            f"{record.run.folder} was trained in {recorded}, not {precision}; give precision {recorded} or auto to go on "
-            "with it, or another folder of runs"
+            f"{record.run.folder} was trained in {recorded}, not {precision}; give precision {recorded} or auto to go "
+            "on with it, or another folder of runs"
         )
 
 
