@@ -12,8 +12,14 @@
 Modules are imported when they are first used, so that importing the package costs nothing.
 """
 
+import os
+import sys
 from importlib import import_module
 from types import ModuleType
+
+if "torch" not in sys.modules:
+    # Read when torch loads OpenMP: waiting threads sleep instead of spinning, which is faster on a busy machine.
+    os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
 __version__ = "0.1.0"
 __all__ = [

@@ -17,8 +17,6 @@ from concurrent.futures import Executor
 from pathlib import Path
 from typing import Any
 
-# Set before torch loads OpenMP: waiting threads sleep instead of spinning, which is faster on a busy machine.
-os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 if int(os.environ.get("WORLD_SIZE", "1")) > 1:  # torch warns about weights that some methods train in one phase only
     os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
 if os.environ.get("RANK", "0") != "0":  # of several processes, the first one shows progress; tqdm reads this at import

@@ -10,6 +10,7 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from concurrent.futures import Executor
 from contextlib import ExitStack
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ from ickd_lib.data import Sampler, Splits
 from ickd_lib.memory import MemoryBank
 from ickd_lib.methods import create
 from ickd_lib.models import Network
-from ickd_lib.runtime import Diverged, InputError
+from ickd_lib.runtime import Diverged, InputError, fingerprint
 from ickd_lib.runtime.arguments import Count, Natural, Precision, checked
 from ickd_lib.tasks import Task
 from ickd_lib.training.distillation import distill
@@ -92,17 +93,20 @@ def compare(
     if executor is not None and runtime.world() > 1:
         raise InputError("jobs are started by one process, not by torchrun; leave one of the two out")
     made = load() if needs_bank or executor is None else None
+    chosen_precision: str = precision
+    if runs is not None and made is not None:
+        chosen_precision = _recorded_precision(Path(runs), methods, precision, teacher, made, options)
     if needs_bank:
         assert teacher is not None and made is not None
         images = made.train.to(chosen)
-        bank = MemoryBank.build(models.frozen(teacher, chosen), images, task=task, precision=precision)
+        bank = MemoryBank.build(models.frozen(teacher, chosen), images, task=task, precision=chosen_precision)
     some = methods_per_job or len(methods)
     plan = [
         (seed, [(method, peer_group(student, method, seed, peers)) for method in methods[first : first + some]])
         for seed in (range(seeds) if isinstance(seeds, int) else seeds)
         for first in range(0, len(methods), some)
     ]
-    options |= {"teacher": teacher, "bank": bank, "task": task, "runs": runs, "precision": precision}
+    options |= {"teacher": teacher, "bank": bank, "task": task, "runs": runs, "precision": chosen_precision}
     if executor is None:
         assert made is not None
         options |= {"device": chosen, "progress": progress}
@@ -124,6 +128,42 @@ def compare(
     if failed := died + [outcome.diverged for outcome in outcomes if outcome.diverged]:
         raise (JobsDied if died else Diverged)("; ".join(failed), found)
     return found
+
+
+def _recorded_precision(
+    runs: Path,
+    methods: Sequence[str],
+    precision: str,
+    teacher: Network | None,
+    splits: Splits,
+    options: dict[str, Any],
+) -> str:
+    """Return the precision of the runs of a comparison that exist, in which bank and new seeds are computed too.
+
+    Runs belong to the comparison if they have one of its methods, its teacher, its data and its recipe.
+
+    Raises:
+        InputError: another precision is requested, or the runs have several.
+    """
+    known = [create(method).config for method in methods]
+    mark = teacher and {"name": teacher.name, "fingerprint": teacher.identity}
+    recipe = asdict(options.get("recipe") or Recipe())
+    found: dict[str, Path] = {}
+    for path in sorted(runs.glob("*/config.json")):
+        run = runtime.Run(path.parent)
+        same = run.settings.get("teacher") == mark and run.settings.get("method") in known
+        same = same and run.settings.get("data", {}).get("fingerprint") == splits.train.fingerprint
+        if same and fingerprint(run.settings.get("recipe")) == fingerprint(recipe):
+            found[run.config.get("numerics", {}).get("precision", "auto")] = run.folder
+    if not found or set(found) == {precision}:
+        return precision
+    if precision != "auto" or len(found) > 1:
+        listed = ", ".join(f"{folder} in {one}" for one, folder in found.items())
+        raise InputError(
+            f"this comparison has runs of a precision already ({listed}), not {precision}; give that precision or "
+            "auto, or another folder of runs"
+        )
+    return next(iter(found))
 
 
 Groups = list[tuple[str, list[Student]]]  # the methods of a job, and the students of each: a student and its peers

@@ -137,6 +137,8 @@ def distill(
         sync_batchnorm=sync_batchnorm,
         search=search,
     )
+    for record in records.values():
+        _check_precision(record, precision)
     if runtime.world() > 1:
         check_equal([(runtime.fingerprint(state.learner.settings), state.position) for state in records])
     waiting = [state for state, record in records.items() if not record.finished]
@@ -251,6 +253,17 @@ def _prepare(
                         state.epoch = recipe.epochs
                 Checkpoint(group, records).restore()
         return groups, records, locks.pop_all()
+
+
+def _check_precision(record: RunRecord, precision: str) -> None:
+    """Raise InputError if a precision was requested in which an existing run was not trained."""
+    recorded = record.precision
+    if recorded and precision not in ("auto", recorded):
+        assert record.run
+        raise InputError(
+            f"{record.run.folder} was trained in {recorded}, not {precision}; give precision {recorded} or auto to go "
+            "on with it, or another folder of runs"
+        )
 
 
 def _lock(records: Iterable[RunRecord], locks: contextlib.ExitStack) -> None:

@@ -64,6 +64,12 @@ class RunRecord:
         self.network: Network = learner.network  # the one that is evaluated and kept, once the student is finished
 
     @property
+    def precision(self) -> str:
+        """The precision of an existing run; "" for a new one."""
+        run = self.run
+        return str(run.config.get("numerics", {}).get("precision", "")) if run and run.exists() else ""
+
+    @property
     def finished(self) -> bool:
         """Whether the student was trained completely, now or before."""
         return self.summary is not None

@@ -7,10 +7,29 @@ import math
 import torch
 from torch import Tensor
 
+from ickd_lib import runtime
+from ickd_lib.models.network import Network, Output
 from ickd_lib.runtime import InputError
 
 LARGEST = 2**15  # number of classes that 16 bits can count
+LEAST = 4  # smallest number of images in a pass
 SPREAD = 2.0  # a compromise between 1 and 4, the temperatures that are usual
+
+
+@torch.no_grad()
+def teacher_outputs(teacher: Network, images: Tensor, precision: str) -> Output:
+    """Return a teacher's outputs of images [n, 3, H, W], each of which does not depend on the others.
+
+    On a CPU, products of matrices with fewer than `LEAST` rows are rounded in another way. Which images are computed in
+    one pass depends on when a training was stopped, so a smaller pass repeats an image.
+    """
+    count = len(images)
+    if count < LEAST:
+        images = torch.cat([images, images[-1:].expand(LEAST - count, -1, -1, -1)])
+        images = images.contiguous(memory_format=torch.channels_last)
+    with runtime.autocast(images.device, precision):
+        output = teacher(images)
+    return Output(output.logits[:count], output.features[:count])
 
 
 class StoredOutputs:

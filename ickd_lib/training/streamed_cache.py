@@ -13,7 +13,7 @@ from ickd_lib import runtime
 from ickd_lib.data import Batch, StreamedImages
 from ickd_lib.models import Network
 from ickd_lib.tasks import Samples
-from ickd_lib.training.stored_outputs import StoredOutputs
+from ickd_lib.training.stored_outputs import StoredOutputs, teacher_outputs
 
 
 class StreamedTeacherCache:
@@ -79,8 +79,7 @@ class StreamedTeacherCache:
         missing = torch.from_numpy((~found).nonzero()[0])
         if len(missing):
             at = missing.to(device)
-            with runtime.autocast(device, self.precision):
-                output = self.teacher(batch.images[at])
+            output = teacher_outputs(self.teacher, batch.images[at], self.precision)
             fresh = self.records.pack(output.logits, output.features)
             records[at] = fresh
             self._slots.write(keys[~found], fresh.cpu().numpy())

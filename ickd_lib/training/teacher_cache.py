@@ -19,7 +19,7 @@ from ickd_lib.models.inference import images_of_a_pass
 from ickd_lib.runtime.distributed import gather, share, shares
 from ickd_lib.runtime.locks import lock
 from ickd_lib.tasks import Samples
-from ickd_lib.training.stored_outputs import StoredOutputs
+from ickd_lib.training.stored_outputs import StoredOutputs, teacher_outputs
 
 
 class TeacherCache:
@@ -108,8 +108,7 @@ class TeacherCache:
         counts = shares(len(keys))  # each of several processes computes a part
         for some in keys[share(len(keys))].split(images_of_a_pass(keys.device)):
             pixels = self.images.augmented(some // self.images.views, some % self.images.views)
-            with runtime.autocast(pixels.device, self.precision):
-                output = self.teacher(pixels)
+            output = teacher_outputs(self.teacher, pixels, self.precision)
             parts.append(self.records.pack(output.logits, output.features))
         fresh = gather(torch.cat(parts), counts)
         stay = min(len(keys), self.capacity - self.known)

@@ -72,6 +72,11 @@ def pretrain(
     mark = runtime.fingerprint(name, dataclasses.asdict(recipe), seed, train.fingerprint, train.augment, *synchronised)
     title = re.sub(r"\W+", "-", f"{train.name.split('/')[0]} {name}").strip("-_")[:100]
     title = f"{runtime.shortened(title, 140)}-{mark[:8]}"
+    run = runtime.Run(Path(runs) / "teachers" / title)
+    if run.exists() and (recorded := run.config.get("numerics", {}).get("precision")):
+        if options.get("precision", "auto") not in ("auto", recorded):
+            runtime.notice(f"the teacher {run.folder} was trained in {recorded}, and is used as it is")
+        options["precision"] = "auto"
     return distill(
         [Student(name, "ce", seed, title)],
         splits,
