@@ -197,7 +197,7 @@ def test_names_tell_apart_what_differs_and_nothing_else(folder):
     assert list(names) == ["ce, seed 0 (a-ce-0)", "ce, seed 0 (again-ce-0)"]
     assert [row["run"] for ((row,),) in names.values()] == ["a-ce-0", "again-ce-0"]
     marked = [row | {"run": f"resnet8-ce-seed0-00ab1{i}"} for i, row in enumerate(twice)]
-    assert list(runs.named(marked, by_run=True)) == ["ce, seed 0 (00ab10)", "ce, seed 0 (00ab11)"]
+    assert list(runs.named(marked, by_run=True)) == [f"ce, seed 0 (resnet8-ce-seed0-00ab1{i})" for i in range(2)]
     same = [row | {"run": f"{i}/run-00ab10"} for i, row in enumerate(twice)]
     assert list(runs.named(same, by_run=True)) == ["ce, seed 0 (0/run-00ab10)", "ce, seed 0 (1/run-00ab10)"]
 
