@@ -8,6 +8,7 @@ import torch
 from ickd_lib import data, explore, models, runtime, training
 from ickd_lib.memory import MemoryBank
 from ickd_lib.runtime import InputError
+from ickd_lib.widgets import SuspectExplorer
 
 
 def noisy(seed=0, share=0.1):
@@ -22,7 +23,10 @@ def noisy(seed=0, share=0.1):
 
 
 def test_injected_label_noise_is_found():
-    """Precision at the number injected, beside the teacher's confidence in the label; the teacher saw the noise too."""
+    """Precision at the number injected, beside the teacher's confidence in the label; the teacher saw the noise too.
+
+    Both are 0.96 here, where chance is 0.1 (0.95 and 0.97 for two other seeds, again equal).
+    """
     images, wrong = noisy()
     splits = data.load("digits")._replace(train=images)
     recipe = training.Recipe(epochs=8, lr=0.05, schedule="cosine", batch_size=64)
@@ -34,10 +38,7 @@ def test_injected_label_noise_is_found():
     precision = float(wrong[[row[int(key)] for key in found.key[:count]]].double().mean())
     label = models.predict(history.network, images).logits.softmax(1)[torch.arange(len(images)), images.labels]
     baseline = float(wrong[label.argsort()[:count]].double().mean())
-    print(
-        f"precision at {count}: {precision:.3f} by neighbours, {baseline:.3f} by confidence; chance {count / len(wrong):.3f}"
-    )
-    assert precision > 0.85 and precision > baseline - 0.05
+    assert precision > 0.85 and precision > baseline - 0.05, (precision, baseline)
     clean = data.load("digits").train.labels
     right = [
         int(s) == int(clean[row[int(k)]]) for k, s in zip(found.key[:count], found.suggestion[:count], strict=True)
@@ -58,3 +59,26 @@ def test_the_ranking_equals_a_plain_loop(bank):
     assert len(repr(found)) < 120
     with pytest.raises(InputError, match="at least one neighbour"):
         explore.suspect_labels(bank, neighbours=0)
+
+
+def test_the_explorer_pages_through_suspects_and_shows_their_neighbours(bank, digits, monkeypatch):
+    explorer = SuspectExplorer(bank, digits.train)
+    found = explore.suspect_labels(bank)
+    _, tiles = explorer.view._last[0]
+    rows = [int(key) for key in found.key[:24]]
+    assert [tile["lines"][-1] for tile in tiles["tiles"]] == [f"row {row}" for row in rows] and tiles["pages"][1] == 5
+    first = tiles["tiles"][0]
+    classes = digits.train.classes
+    assert first["lines"][0] == classes[int(found.label[0])]
+    mark = "✓" if found.label[0] == found.suggestion[0] else "✗"
+    assert first["lines"][1] == f"{mark} {classes[int(found.suggestion[0])]} {found.score[0]:.2f}"
+    explorer.view._receive(None, {"event": "page", "key": "4"}, [])
+    assert explorer.view._last[0][1]["pages"] == [4, 5]
+    explorer.view._receive(None, {"event": "open", "key": first["key"]}, [])
+    (near,) = explorer.view._last[0][2:]
+    assert len(near["tiles"]) == 16 and f"row {rows[0]}" in near["title"] and explorer.error == ""
+    saved = []
+    monkeypatch.setattr(explorer.view, "save", lambda name, data, type: saved.append(data.decode().splitlines()))
+    explorer.save.click()
+    assert len(saved[0]) == 121 and saved[0][0] == "row,file,label,suggestion,score"
+    assert explorer.png().startswith(b"\x89PNG")
