@@ -176,7 +176,8 @@ class Notebook:
         self.page.goto(f"{lab.url}/lab/tree/{name}.ipynb?token={lab.token}&reset")
         self.page.wait_for_function("window.jupyterapp !== undefined")
         kernel = "window.jupyterapp.shell.currentWidget?.sessionContext?.session?.kernel"
-        self.page.wait_for_function(f"{kernel}?.connectionStatus === 'connected' && {kernel}.status === 'idle'")
+        ready = f"{kernel}?.connectionStatus === 'connected' && {kernel}.status === 'idle'"
+        self.page.wait_for_function(ready, timeout=120_000)
         self.command("application:toggle-left-area")
         self.command("notebook:run-all-cells")
         expect(self.page.locator(".jp-CodeCell .jp-InputPrompt").first).to_have_text(re.compile(r"\[[\d*]+\]"))

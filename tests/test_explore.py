@@ -364,3 +364,11 @@ def test_a_sample_set_gives_outputs_keys_and_pictures_by_position(digits, bank, 
     pictured = samples.pictured(at)
     assert torch.equal(pictured.images, images.images[at]) and pictured.index.tolist() == samples.keys[at].tolist()
     assert pictured.labels.tolist() == images.labels[at].tolist() and explore.search("", samples) == list(range(99))
+
+
+def test_what_a_notebook_cell_ends_in_is_one_or_two_short_lines(digits, bank, teacher):
+    output = models.predict(teacher, digits.train)
+    found = explore.neighbourhood(bank, output, digits.train.labels, digits.train.index)
+    region = explore.region(output.logits, digits.train.labels, torch.arange(30))
+    for one in (digits, digits.train, bank, teacher, found, region, explore.suspect_labels(bank)):
+        assert len(repr(one)) < 200 and repr(one).count("\n") < 2

@@ -462,6 +462,46 @@ def test_the_search_field_offers_classes_and_forms(explorer, outside):
     assert "has no file names" in explorer.error
 
 
+def test_an_image_of_ones_own_is_a_query(outside, explorer, teacher, student, tmp_path):
+    picture = tmp_path / "three.png"
+    pixels = outside.queries.images[5].permute(1, 2, 0).numpy()
+    Image.fromarray(pixels).resize((24, 16), Image.Resampling.NEAREST).save(picture)
+    outside.file.value = str(picture)
+    assert outside.error == "" and outside.current == ("own", 0)
+    shown = page(outside)
+    assert shown.path == ["image three.png"] and shown.query["tiles"][0]["lines"] == ["label unknown", "three.png"]
+    own = outside.sets["own"]
+    assert own.images.images.shape == outside.images.images[:1].shape
+    p = models.predict(teacher, own.images).logits.softmax(1)[0]
+    teacher_chip, _, student_chip = shown.verdicts
+    assert teacher_chip["name"] == outside.images.classes[int(p.argmax())] and teacher_chip["right"] is None
+    assert student_chip["number"] == f"{float(models.predict(student, own.images).logits.softmax(1).max()):.3f}"
+    assert {tile["lines"][0] for tile in shown.near["tiles"]} == {teacher_chip["name"]} and shown.table == []
+    assert "the class that the teacher predicts" in shown.near["title"] and outside.png().startswith(PNG)
+    tell(outside.view, "open", shown.near["tiles"][0]["key"])
+    assert outside.path[0] == ("own", 0) and len(page(outside).path) == 2
+    outside.back.click()
+    assert outside.current == ("own", 0)
+    outside.following.click()
+    assert outside.current[0] == "queries" and outside.error == ""
+    outside.open_image(picture.read_bytes(), name="again.png")  # as an upload does
+    assert page(outside).path == ["image again.png"]
+    outside.file.value = str(tmp_path / "none.png")
+    assert "there is no file" in outside.error
+    assert explorer.upload.disabled and explorer.file.disabled  # there is no teacher
+    explorer.open_image(picture)
+    assert "pass teacher=…" in explorer.error
+
+
+def test_tiles_have_the_names_of_files(bank, digits, student):
+    files = tuple(f"train/some_{row}.png" for row in range(int(digits.train.index.max()) + 1))
+    explorer = NeighbourExplorer(bank, replace(digits.train, files=files), student=student)
+    for tile in (*page(explorer).near["tiles"], *page(explorer).far["tiles"]):
+        assert tile["lines"][-1] == f"some_{tile['key']}.png" and f"train/some_{tile['key']}.png" in tile["label"]
+    explorer.search.value = f"file:some_{int(digits.train.index[9])}.png"
+    assert explorer.current == ("bank", 9)
+
+
 def test_random_draws_from_what_matches(explorer):
     drawn = set()
     for _ in range(30):

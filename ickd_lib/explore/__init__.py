@@ -2,21 +2,26 @@
 
 from ickd_lib.explore.maps import embed
 from ickd_lib.explore.neighbours import Neighbourhood, in_context, neighbourhood, require_fit, terms
+from ickd_lib.explore.own import own_image
 from ickd_lib.explore.regions import Region, region
 from ickd_lib.explore.samples import SampleSet
 from ickd_lib.explore.selection import positions, search, selection_csv
+from ickd_lib.explore.suspects import Suspects, suspect_labels
 
 __all__ = [
     "Neighbourhood",
     "Region",
     "SampleSet",
+    "Suspects",
     "embed",
     "in_context",
     "neighbourhood",
+    "own_image",
     "positions",
     "region",
     "require_fit",
     "search",
     "selection_csv",
+    "suspect_labels",
     "terms",
 ]

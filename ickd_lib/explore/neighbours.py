@@ -35,6 +35,10 @@ class Neighbourhood:
     weights: Tensor
     logits: dict[str, Tensor]
 
+    def __repr__(self) -> str:
+        positives, negatives = (list(one.index.shape) for one in (self.positives, self.negatives))
+        return f"Neighbourhood(positives {positives}, negatives {negatives}, logits of {', '.join(self.logits)})"
+
     def probabilities(self, temperature: float) -> dict[str, Tensor]:
         """Return softmax(logits / temperature) for each entry of `logits`, [B, C]."""
         return {name: (logits / temperature).softmax(-1) for name, logits in self.logits.items()}

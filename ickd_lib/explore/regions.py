@@ -43,6 +43,10 @@ class Region:
     nearest: Tensor
     cosine: Tensor
 
+    def __repr__(self) -> str:
+        members = int(self.counts.sum())
+        return f"Region({members:,} members, accuracy {self.accuracy:.3f}, margin {self.margin:.3f})"
+
 
 def region(
     logits: Tensor,

@@ -24,12 +24,14 @@ class SampleSet:
     Args:
         images: the images of the split.
         task: which samples an image has; with classification, each image is one sample.
+        numbered: whether the images have data-set rows. Images from elsewhere are addressed by their files.
     Raises:
         InputError: the images do not have the annotations that the task needs.
     """
 
     images: Images
     task: Task = field(default_factory=Classification)
+    numbered: bool = True
 
     def __post_init__(self) -> None:
         self.task.check(self.images)
@@ -78,6 +80,8 @@ class SampleSet:
 
     def address(self, at: int) -> tuple[str, ...]:
         """Return texts that identify the sample at a position: the row of its image, and its key if that is another."""
+        if not self.numbered:
+            return (self.file(at),)
         row, key = int(self.rows[at]), int(self.keys[at])
         one, _ = self.task.sample
         return (f"row {row}",) if one == "image" else (f"row {row}", f"{one} {key}")

@@ -3,6 +3,7 @@
 from ickd_lib.widgets.logits import LogitSpaceExplorer
 from ickd_lib.widgets.neighbours import NeighbourExplorer
 from ickd_lib.widgets.runs import RunExplorer
+from ickd_lib.widgets.suspects import SuspectExplorer
 from ickd_lib.widgets.view import Explorer, View
 
-__all__ = ["Explorer", "LogitSpaceExplorer", "NeighbourExplorer", "RunExplorer", "View"]
+__all__ = ["Explorer", "LogitSpaceExplorer", "NeighbourExplorer", "RunExplorer", "SuspectExplorer", "View"]

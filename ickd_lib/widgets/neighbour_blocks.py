@@ -71,7 +71,8 @@ def query_tile(query: Location, colour: Sequence[str], shape: Sequence[int]) -> 
     """
     samples, at = query
     label = label_of(query)
-    lines = [samples.classes[label] if label >= 0 else "label unknown", *samples.address(at)]
+    file = [samples.file(at)] if samples.numbered and samples.file(at) else []
+    lines = [samples.classes[label] if label >= 0 else "label unknown", *samples.address(at), *file]
     tile = {"at": 0, "key": 0, "colour": colour[label] if label >= 0 else "", "lines": lines}
     tile["label"] = f"query: {', '.join(lines)}"
     return {"kind": "tiles", "tone": "query", "title": "query", "shape": shape, "tiles": [tile]}
@@ -127,7 +128,9 @@ def in_context_tiles(
         for i, (position, cosine) in enumerate(zip(positions.tolist(), retrieved.similarity[0].tolist(), strict=False)):
             label, key = label_of((bank_samples, position)), int(bank_samples.keys[position])
             lines = [bank_samples.classes[label], f"cos {cosine:.3f}", *(weights[i : i + 1] if of_class else [])]
-            text = f"{kind} {i + 1}: {', '.join([*lines, *bank_samples.address(position)])}"
+            file = [bank_samples.file(position)] if bank_samples.file(position) else []
+            text = f"{kind} {i + 1}: {', '.join([*lines, *file, *bank_samples.address(position)])}"
+            lines += [name.rpartition("/")[2] for name in file]
             row.append({"at": start + i, "key": key, "colour": colour[label], "lines": lines, "label": text})
         requested, count = retrieved.mask.shape[1], int(retrieved.mask.sum())
         title = f"{count} nearest of {f'{of}: cosine, weight w' if of_class else 'other classes'}"

@@ -24,6 +24,7 @@ class NeighbourControls:
         back, following, random, mistake: the buttons.
         positives, negatives, aggregation: the sliders.
         scale: temperature of the displayed probabilities.
+        upload, file: an image of one's own as the query, from the user's machine or by its path where the kernel runs.
     """
 
     def _make_controls(
@@ -36,6 +37,7 @@ class NeighbourControls:
         tau: float | None,
         temperature: float,
         student: bool,
+        own: bool,
     ) -> list[ipw.Widget]:
         """Create the controls and return them in rows.
 
@@ -45,6 +47,7 @@ class NeighbourControls:
             tau: aggregation temperature at which its slider starts; None disables the slider.
             temperature: temperature that is selected at first.
             student: whether there is a student.
+            own: whether an image of one's own can be a query.
         """
         largest_class = int(torch.bincount(bank_samples.labels).max())
         one, keys = queries.task.sample[0], queries.keys
@@ -86,9 +89,18 @@ class NeighbourControls:
             layout={"width": "max-content", "display": "flex", "flex_flow": "row nowrap", "align_items": "center"},
             style={"description_width": "initial", "button_width": "40px"},
         )
+        self.upload = ipw.FileUpload(accept="image/*", description="your own image", disabled=not own, **NARROW)
+        self.file = ipw.Text(
+            description="or its path",
+            placeholder="photo.jpg" if own else "needs teacher=… and whole images",
+            continuous_update=False,
+            disabled=not own,
+            **STYLE,
+        )
         wrap = {"layout": {"flex_flow": "row wrap"}}
         return [
             self.search,
             ipw.HBox([self.number, self.of_class, self.back, self.following, self.random, self.mistake], **wrap),
             ipw.HBox([self.positives, self.negatives, self.aggregation, self.scale], **wrap),
+            ipw.HBox([self.upload, self.file], **wrap),
         ]

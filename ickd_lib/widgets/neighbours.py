@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from functools import cached_property, partial
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -26,7 +27,7 @@ from ickd_lib.widgets.view import Block, Explorer, View, strip
 SHOWN = 20  # the most similar positives and negatives are displayed
 SAMPLE = 200  # number of queries in the mean loss terms, with which those of one query are compared
 
-# A query on the path: the set of samples that contains it, "bank" or "queries", and its position there.
+# A query on the path: the set of samples that contains it, "bank", "queries" or "own", and its position there.
 PathEntry = tuple[str, int]
 
 
@@ -41,7 +42,7 @@ class NeighbourExplorer(NeighbourControls, Explorer):
     Attributes:
         number, of_class, search, positives, negatives, aggregation, scale: the controls.
         found: the neighbourhood of the current query (`explore.Neighbourhood`). Only its nearest samples are displayed.
-        current: the current query: "bank" or "queries" for the set that contains it, and its position there.
+        current: the current query: "bank", "queries" or "own" for the set that contains it, and its position there.
 
     Args:
         bank: a memory bank.
@@ -113,6 +114,7 @@ class NeighbourExplorer(NeighbourControls, Explorer):
             tau=self.method.aggregation_temperature,
             temperature=temperature,
             student=student is not None,
+            own=teacher is not None and isinstance(task, Classification),
         )
         super().__init__(controls, View(self._on_event))
         self.number.observe(self._on_number, "value")
@@ -123,6 +125,8 @@ class NeighbourExplorer(NeighbourControls, Explorer):
         self.following.on_click(lambda _: self._go_to(1))
         self.random.on_click(lambda _: self._go_to(None))
         self.mistake.on_click(lambda _: self._go_to(1, "wrong"))
+        self.upload.observe(self._on_upload, "value")
+        self.file.observe(self._on_file, "value")
         self.back.on_click(lambda _: self._visit(self.path[:-1] or self.path))
         self._show()
 
@@ -200,10 +204,34 @@ class NeighbourExplorer(NeighbourControls, Explorer):
             self._predictions[role] = samples.outputs(network, precision=self.precision).logits
         return self._predictions[role]
 
+    def open_image(self, image: str | Path | bytes, *, name: str = "") -> None:
+        """Make an image of one's own the query. Errors are displayed.
+
+        Its label is unknown, so its positives are of the class that the teacher predicts, and it has no loss terms.
+
+        Args:
+            image: path of an image file, or its content.
+            name: name of the file, where `image` is its content.
+        """
+        with self.guarded():
+            if self.upload.disabled:
+                raise InputError("an image of your own needs the teacher and whole images as samples; pass teacher=…")
+            self.sets["own"] = explore.own_image(image, self.images, name=name)
+            self._visit([("own", 0)])
+
+    def _on_file(self, change: dict[str, Any]) -> None:
+        if change["new"]:
+            self.open_image(change["new"])
+
+    def _on_upload(self, change: dict[str, Any]) -> None:
+        if change["new"]:
+            self.open_image(bytes(change["new"][0]["content"]), name=change["new"][0]["name"])
+
     def _visit(self, path: list[PathEntry]) -> None:
         """Make the last entry of a path the current query."""
         self.path = path
-        self.number.value = int(self.query_samples.keys[path[0][1]])  # the observer does nothing
+        if path[0][0] == self.source:
+            self.number.value = int(self.query_samples.keys[path[0][1]])  # the observer does nothing
         self._show()
 
     def _on_event(self, event: str, key: str) -> None:
@@ -245,7 +273,9 @@ class NeighbourExplorer(NeighbourControls, Explorer):
             answer = blocks.verdicts(location, probabilities, colour, self.temperature)
             query_column = {"kind": "column", "blocks": [{"kind": "row", "blocks": pictures}, answer]}
             bars = blocks.bars(location, probabilities, displayed, colour, self.temperature)
-            around = blocks.in_context_tiles(self.bank_samples, self.found, *shown, colour, shape, "its class")
+            around = blocks.in_context_tiles(
+                self.bank_samples, self.found, *shown, colour, shape, self._class_of_positives
+            )
             self.view.show(
                 blocks.crumbs([(self.sets[source], at) for source, at in self.path]),
                 {"kind": "row", "blocks": [query_column, bars, *self._term_table()]},
@@ -262,16 +292,22 @@ class NeighbourExplorer(NeighbourControls, Explorer):
             assert self.teacher is not None
             teacher = samples.outputs(self.teacher, at, precision=self.precision)
         student = samples.outputs(self.student, at, precision=self.precision).logits if self.student else None
+        labels = samples.labels[at]
         return explore.neighbourhood(
             self.bank,
             teacher,
-            samples.labels[at],
+            torch.where(labels < 0, teacher.logits.argmax(1), labels),
             samples.keys[at] if in_bank else None,
             student_logits=student,
             positives=positives,
             negatives=negatives,
             aggregation_temperature=self._tau,
         )
+
+    @property
+    def _class_of_positives(self) -> str:
+        source, at = self.current
+        return "its class" if int(self.sets[source].labels[at]) >= 0 else "the class that the teacher predicts"
 
     def _positions(self, retrieved: InContext) -> Tensor:
         """Return the positions of one query's in-context samples among the bank's samples."""
@@ -305,7 +341,8 @@ class NeighbourExplorer(NeighbourControls, Explorer):
         return {name: (value, mean[name]) for name, value in own.items()}
 
     def _term_table(self) -> list[Block]:
-        if self.student is None:
+        source, at = self.current
+        if self.student is None or int(self.sets[source].labels[at]) < 0:
             return []
         weights = f"τₐ = {self._tau:.2g}" if self._tau else "equal weights"
         samples = f"{self.positives.value} positives, {self.negatives.value} negatives"
@@ -320,10 +357,12 @@ class NeighbourExplorer(NeighbourControls, Explorer):
         shown = torch.cat([self._positions(near)[:SHOWN], self._positions(far)[:SHOWN]])
         query, key = samples.pictured(torch.tensor([at])), int(samples.keys[at])
         look: dict[str, Any] = {"name": ", ".join(samples.address(at)), "scene": samples.scene(at), "most": SHOWN}
-        title = f"Probabilities at temperature {self.temperature:g}"
+        title, label = f"Probabilities at temperature {self.temperature:g}", int(samples.labels[at])
         return [
             plots.neighbours(
                 query, key, self.bank_samples.pictured(shown), near, far, weights=self.found.weights, **look
             ),
-            plots.distributions(self._probabilities(), samples.classes, label=int(samples.labels[at]), title=title),
+            plots.distributions(
+                self._probabilities(), samples.classes, label=label if label >= 0 else None, title=title
+            ),
         ]
