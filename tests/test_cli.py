@@ -187,7 +187,7 @@ def test_a_run_of_other_settings_is_refused(run):
 
 
 def test_every_option_shows_its_default(capsys):
-    for command in ("train", "compare", "bank", "evaluate", "report"):
+    for command in ("train", "compare", "bank", "evaluate", "export", "predict", "report"):
         with pytest.raises(SystemExit) as stop:
             cli.main([command, "--help"])
         assert stop.value.code == 0

@@ -207,7 +207,9 @@ def test_the_comparison_measures_the_networks(folder, digits, teacher):
     (row,) = export.compare_models({"student": listed["student"]}, held_out, rounds=1)
     logits = models.predict(network, digits.train).logits
     assert row["temperature"] == pytest.approx(metrics.best_temperature(logits, digits.train.labels), rel=1e-3)
-    assert "validation images" in export.table([row])
+    assert "fitted to the validation images" in export.table([row])
+    (row,) = export.compare_models({"student": listed["student"]}, held_out, seen=["student"], rounds=1)
+    assert row["fitted_on"] == "half of test" and row["temperature"] == pytest.approx(rows[1]["temperature"])
     with pytest.raises(InputError, match="both must be 1 or more"):
         export.compare_models({}, digits)
 

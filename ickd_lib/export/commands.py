@@ -67,19 +67,25 @@ def export(given: argparse.Namespace, load: Callable[[], Splits]) -> None:
         found = f"largest difference of a probability on {written.images} test images"
         print(f"{found}: {written.difference:.1e} (tolerance {writing.TOLERANCE:.0e})", file=sys.stderr)
     models = {f"student {facts.network}" if name == "run" else name: one for name, one in written.models.items()}
-    if teacher is not None and teacher.classes == facts.classes:
+    seen = []
+    if teacher is not None and teacher.classes != facts.classes:
+        runtime.notice(f"the teacher {teacher.name} is not in the table, because its classes are others")
+    elif teacher is not None:
         beside = facts_of(run, teacher, facts.size, facts.crop)
         models = {f"teacher {teacher.name}": NetworkModel(teacher, beside), **models}
+        data = run.settings["data"]
+        if teacher.trained_on != {"data": data["name"], "labels": data["images"]}:
+            seen = [f"teacher {teacher.name}"]  # it may have been trained on the validation images of the student
     if 0 < given.test_images < len(splits.test):
         drawn = torch.randperm(len(splits.test), generator=runtime.generator("test images"))[: given.test_images]
         splits = splits._replace(test=splits.test.subset(drawn.sort().values))
-    print(comparison.table(comparison.compare_models(models, splits)), end="")
+    print(comparison.table(comparison.compare_models(models, splits, seen=seen)), end="")
 
 
 def predict(given: argparse.Namespace, load: Callable[[], Splits]) -> int:
     """Print the classes of image files; return 1 if one of them cannot be read. The arguments are those of `export`."""
     shape: dict[str, Any] = {}
-    if not Path(given.model).is_file():
+    if Path(given.model).is_dir():
         run = finished_run(given.model)
         title = given.dataset or run.settings["data"]["name"]
         if given.image_size:

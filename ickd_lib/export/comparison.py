@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -23,17 +23,20 @@ ROUNDS = 20
 WARM = 3  # passes before the measurement
 
 
-def compare_models(models: Mapping[str, Model], splits: Splits, *, rounds: int = ROUNDS) -> list[dict[str, Any]]:
+def compare_models(
+    models: Mapping[str, Model], splits: Splits, *, seen: Collection[str] = (), rounds: int = ROUNDS
+) -> list[dict[str, Any]]:
     """Measure size, latency on the CPU, accuracy and calibration of networks.
 
-    The temperature of each network is fitted to the validation images; if there are none, to a random half of the test
-    images, and both calibration errors are then those of the other half. In the passes whose time is measured, the
+    The temperature of each network is fitted to the validation images; if there are none, or the network was trained on
+    them, to a random half of the test images, and both calibration errors are then those of the other half. In the passes whose time is measured, the
     networks take turns, so that other programs slow down all of them alike.
 
     Args:
         models: the networks by their names in the table, as `write` returns them; `open_model` opens others.
         splits: the data, with the classes of all networks. Networks for segmentation are evaluated on the test images
             of their size.
+        seen: names of the networks that were trained on the validation images, as a teacher of all images was.
         rounds: number of passes whose time is measured, for each network and batch size.
     Returns:
         A row for each network: name; parameters; bytes (of the file, or of a run's weights); for batches of 1 and 32
@@ -54,7 +57,11 @@ def compare_models(models: Mapping[str, Model], splits: Splits, *, rounds: int =
     for name, model in models.items():
         row: dict[str, Any] = {"name": name, "parameters": model.facts.parameters, "bytes": model.bytes}
         row |= {f"ms_{batch}": latency[batch][name] for batch in BATCHES}
-        rows.append(row | (_classifier if model.facts.task == "classification" else _segmenter)(model, splits))
+        if model.facts.task == "classification":
+            row |= _classifier(model, splits, len(splits.val) > 0 and name not in seen)
+        else:
+            row |= _segmenter(model, splits)
+        rows.append(row)
     return rows
 
 
@@ -82,11 +89,11 @@ def _quartiles(values: Sequence[float]) -> list[float]:
     return statistics.quantiles(values, n=4, method="inclusive") if len(values) > 1 else [*values] * 3
 
 
-def _classifier(model: Model, splits: Splits) -> dict[str, Any]:
-    """Return accuracy and calibration of a classifier."""
+def _classifier(model: Model, splits: Splits, validation: bool) -> dict[str, Any]:
+    """Return accuracy and calibration of a classifier, with a temperature of the validation images or half of test."""
     logits, labels = _outputs(model, splits.test), splits.test.labels.cpu()
     found: dict[str, Any] = {"accuracy": metrics.accuracy(logits, labels)}
-    if len(splits.val):
+    if validation:
         fitted = _outputs(model, splits.val), splits.val.labels.cpu()
         judged = logits, labels
     else:
@@ -100,7 +107,7 @@ def _classifier(model: Model, splits: Splits) -> dict[str, Any]:
         "ece": metrics.calibration_error(*judged),
         "temperature": temperature,
         "ece_scaled": metrics.calibration_error(judged[0] / temperature, judged[1]),
-        "fitted_on": "validation" if len(splits.val) else "half of test",
+        "fitted_on": "validation" if validation else "half of test",
     }
 
 
@@ -133,12 +140,20 @@ def table(rows: Sequence[dict[str, Any]]) -> str:
         "Times are medians of a pass on the CPU, with quartiles in brackets "
         f"(threads: {torch.get_num_threads()}). The size is that of the file, or of the weights of a run."
     ]
-    fitted = next((row["fitted_on"] for row in rows if "fitted_on" in row), "")
-    if fitted == "validation":
+    on = {
+        where: [row["name"] for row in rows if row.get("fitted_on") == where]
+        for where in ("validation", "half of test")
+    }
+    if on["validation"]:
         notes.append("Temperatures were fitted to the validation images; both ECE are those of the test images.")
-    elif fitted:
-        notes.append("There are no validation images: temperatures were fitted to a random half of the test images.")
-        notes.append("Both ECE are those of the other half.")
+    if on["half of test"]:
+        which = (
+            f"For {', '.join(on['half of test'])}, which saw the validation images in training,"
+            if on["validation"]
+            else ("There are no validation images that a network has not seen:")
+        )
+        notes.append(f"{which} temperatures were fitted to a random half of the test images.")
+        notes.append("Both ECE are then those of the other half.")
     return f"{text}\n\n{' '.join(notes)}\n"
 
 

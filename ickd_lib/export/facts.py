@@ -106,7 +106,7 @@ def facts_of(run: Run, network: Network, size: tuple[int, int], crop: str, *, pr
         task=network.task,
         network=network.name,
         parameters=sum(parameter.numel() for parameter in network.parameters()),
-        classes=network.classes,
+        classes=network.classes or tuple(map(str, range(network.num_classes))),  # runs of early versions name none
         size=(size[0], size[1]),
         crop=crop,
         preprocess=preprocess,

@@ -92,7 +92,8 @@ def write(
         require(package)
     require_writable(path)
     network = training.load(run, device="cpu")
-    if network.classes != splits.test.classes:
+    network.classes = network.classes or splits.test.classes  # runs of early versions name none
+    if network.classes != splits.test.classes or network.num_classes != len(network.classes):
         raise InputError(f"{run} has other classes than {splits.test.name}; give the data set of the run")
     facts = facts_of(source, network, *shape_of(splits.test), preprocess=preprocess)
     models: dict[str, Model] = {"run": NetworkModel(network, facts)}
