@@ -1,4 +1,4 @@
-"""The command line: ickd train | compare | bank | evaluate | report | status | diff."""
+"""The command line: ickd train | compare | teach | bank | evaluate | report | status | diff."""
 
 from __future__ import annotations
 
@@ -184,6 +184,16 @@ def _compare(given: argparse.Namespace, executor: Executor | None) -> None:
         print(runs.table(summaries, diverged={method: count for method, count in counts.items() if count}))
         raise
     print(runs.table([history.summary for histories in found.values() for history in histories]))
+
+
+def teach(given: argparse.Namespace) -> None:
+    """Fine-tune a network, whose run folder can then be a teacher, and print its summary."""
+    training_names = ("epochs", "head_epochs", "lr", "lr_head", "batch_size", "weight_decay", "linear_probe", "seed")
+    names = (*training_names, "data_seed", "name", "runs", "device", "precision")
+    splits = _splits(given, given.labels)
+    history = training.teach(given.network, splits, **{name: getattr(given, name) for name in names})
+    print(json.dumps(history.summary, indent=2))
+    print(f"use it as a teacher: --teacher {history.folder}")
 
 
 def bank(given: argparse.Namespace) -> None:

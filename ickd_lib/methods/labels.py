@@ -20,6 +20,23 @@ class CrossEntropy(Method):
         return {"ce": context.supervised}
 
 
+@register("finetune")
+class FineTune(CrossEntropy):
+    """Cross-entropy for a pretrained network: the classifier is trained first, then all layers.
+
+    The statistics of batch normalisation follow the new images from the beginning.
+
+    head: share of the training in which only the classifier is trained. The schedule of the learning rate begins anew
+        after it.
+    rate: learning rate of all other layers after it, relative to that of the classifier.
+    """
+
+    def __init__(self, *, head: float = 0.2, rate: float = 0.1) -> None:
+        super().__init__()
+        self.restarts = (within("head", head, 0, 1),)
+        self.embedding_rates = (0.0, positive("rate", rate))
+
+
 @register("ls")
 class LabelSmoothing(Method):
     """Cross-entropy with smoothed labels, Szegedy et al. 2016 (arXiv 1512.00567).
