@@ -58,6 +58,16 @@ def _loader(given: argparse.Namespace, labels: int = 0, **changes: Any) -> Calla
     )
 
 
+def _unlabelled(given: argparse.Namespace) -> dict[str, Any]:
+    """Return the options of the data that are about unlabelled images."""
+    if given.unlabelled not in ("", "all") and not given.unlabelled.isdecimal():
+        raise InputError(f"--unlabelled {given.unlabelled} is neither a number nor all")
+    if given.unlabelled and not given.teacher:
+        raise InputError("unlabelled images can only be used with a teacher; name one with --teacher")
+    count = given.unlabelled if given.unlabelled == "all" else int(given.unlabelled or 0)
+    return {"unlabelled": count, "unlabelled_share": given.unlabelled_share}
+
+
 def _recipe(given: argparse.Namespace, **changes: Any) -> Recipe:
     return Recipe(**{field.name: getattr(given, field.name) for field in dataclasses.fields(Recipe)} | changes)
 
@@ -83,7 +93,10 @@ def _teacher(given: argparse.Namespace, needed: bool) -> Network | None:
         return None
     if Path(given.teacher, "config.json").is_file():
         return training.load(given.teacher, device=given.device)
-    splits = _splits(given, augment="crop", classes=given.teacher_classes or given.classes)
+    files: dict[str, Any] = {}
+    if Path(given.dataset.partition(":")[2], "unlabelled").is_dir() and ".csv" in given.teacher:
+        files = {"unlabelled": "all"}  # a file of predictions may have lines for these images
+    splits = _splits(given, augment="crop", classes=given.teacher_classes or given.classes, **files)
     options = _options(given) | {"resume": True}
     recipe = _recipe(given, epochs=given.teacher_epochs or given.epochs)
     return training.pretrain(given.teacher, splits, recipe=recipe, weights=given.teacher_weights, **options)
@@ -91,8 +104,17 @@ def _teacher(given: argparse.Namespace, needed: bool) -> Network | None:
 
 def _bank(given: argparse.Namespace, train: data.Images, teacher: Network | None, needed: bool) -> MemoryBank | None:
     """Return the teacher's memory bank of more images than the student's, `train`; None if it is not requested."""
+    if given.threshold:
+        if not given.unlabelled or given.bank_images:
+            raise InputError("--threshold is for --unlabelled images; give them, without --bank-images")
+        if teacher is None or not needed:
+            raise InputError("--threshold needs a method with a memory bank, such as ickd; name one, or leave it out")
+        options = {"task": tasks.create(given.task), "precision": given.precision}
+        return MemoryBank.build(teacher, train, threshold=given.threshold, **options)
     if not given.bank_images:
         return None
+    if given.unlabelled:
+        raise InputError("the bank contains the --unlabelled images already; leave out --bank-images")
     if teacher is None or not needed:
         raise InputError("--bank-images needs a method with a memory bank, such as ickd, and a teacher; name both")
     images, task = _splits(given, augment="crop").train, tasks.create(given.task)
@@ -117,7 +139,7 @@ def train(given: argparse.Namespace) -> None:
         given.method, recipe, given.augment = found.method, found.recipe, found.augment
         print(f"{'published' if found.official else 'not published'} settings: {found.source}", file=sys.stderr)
     requested(given.search)
-    method, splits = methods.create(given.method), _splits(given, given.labels)
+    method, splits = methods.create(given.method), _splits(given, given.labels, **_unlabelled(given))
     teacher = _teacher(given, method.needs_teacher)
     bank = _bank(given, splits.train, teacher, method.needs_bank)
     students = training.peer_group(given.student, given.method, given.seed, given.peers)
@@ -157,13 +179,13 @@ def compare(given: argparse.Namespace) -> None:
 
 def _compare(given: argparse.Namespace, executor: Executor | None) -> None:
     made = [methods.create(name) for name in given.methods]
-    recipe, splits = _recipe(given), _splits(given, given.labels)
+    recipe, splits = _recipe(given), _splits(given, given.labels, **_unlabelled(given))
     teacher = _teacher(given, any(method.needs_teacher for method in made))
     bank = _bank(given, splits.train, teacher, any(method.needs_bank for method in made))
     try:
         found = training.compare(
             given.methods,
-            splits if executor is None else _loader(given, given.labels),
+            splits if executor is None else _loader(given, given.labels, **_unlabelled(given)),
             student=given.student,
             teacher=teacher,
             bank=bank,

@@ -133,6 +133,28 @@ def _bank_options(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def _unlabelled_options(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("unlabelled images")
+    group.add_argument(
+        "--unlabelled",
+        default="",
+        help="number of training images without labels, or all: files in PATH/unlabelled of a folder, and the images "
+        "that --labels leaves out; the teacher teaches them",
+    )
+    group.add_argument(
+        "--unlabelled-share",
+        type=float,
+        default=0.0,
+        help="their share of each batch; 0: as in the training images",
+    )
+    group.add_argument(
+        "--threshold",
+        type=float,
+        default=0.0,
+        help="least probability of the teacher's prediction for an unlabelled image to have in-context samples",
+    )
+
+
 def recipe_defaults(task: str) -> dict[str, Any]:
     """Return the recipe's defaults for a task, by name of the field; those of a classification for an unknown task."""
     changes = tasks.create(task).recipe if task in tasks.names() else {}
@@ -267,6 +289,7 @@ def parser(arguments: Sequence[str] | None = None) -> argparse.ArgumentParser:
         _data_options(trainer)
         _teacher_options(trainer)
         _bank_options(trainer)
+        _unlabelled_options(trainer)
         _training_options(trainer, defaults)
         _machine_options(trainer)
     _job_options(compare)

@@ -33,6 +33,7 @@ class Images(LabelledImages):
             applied after these; "randaugment+cutmix" and "randaugment+mixup" combine two.
         files: path of the file of every row of the whole split, relative to the folder of the data set; empty where the
             images are not files.
+        unlabelled_share: share of images without labels in each batch; 0 for their share of the images.
     """
 
     images: Tensor
@@ -48,6 +49,7 @@ class Images(LabelledImages):
     superclass_of: tuple[int, ...] = ()
     augment: str = "crop"
     files: tuple[str, ...] = ()
+    unlabelled_share: float = 0.0
 
     def __post_init__(self) -> None:
         # In channels-last memory format a crop copies whole pixels, and convolutions are faster.

@@ -108,6 +108,7 @@ class ICKD(Method):
         self.source, self.momentum = choose(source, SOURCES, "source"), within("momentum", momentum, 0, 1)
         if not (ce or kd or picd or nicd):
             raise InputError("ce, kd, picd and nicd are all 0; give at least one of them a weight")
+        self.unlabelled = self.source == "teacher" and not dynamic
         if momentum and self.source == "teacher":
             raise InputError(
                 f"momentum={momentum} is for a bank that is written during training; with source='teacher' give 0"

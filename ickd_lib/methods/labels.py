@@ -15,6 +15,7 @@ class CrossEntropy(Method):
     """Training with the task's own loss alone (for classification, cross-entropy with the labels)."""
 
     separable = True
+    unlabelled = True
 
     def forward(self, context: Context) -> dict[str, Tensor]:
         return {"ce": context.supervised}

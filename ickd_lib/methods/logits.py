@@ -27,6 +27,7 @@ class KD(WithLabels):
     label_space = "shared"
     pixelwise = True
     separable = True
+    unlabelled = True
     paper = "Hinton, Vinyals & Dean 2015, arXiv 1503.02531"
     code = "megvii-research/mdistiller"
 
@@ -123,6 +124,7 @@ class DIST(WithLabels):
     needs = frozenset({"teacher"})
     label_space = "shared"
     pixelwise = True
+    unlabelled = True
     paper = "Huang et al. 2022, arXiv 2205.10536"
     code = "hunto/image_classification_sota"
     version = 2
@@ -149,6 +151,7 @@ class CKD(WithLabels):
 
     needs = frozenset({"teacher"})
     label_space = "shared"
+    unlabelled = True
     paper = "Zhu et al. 2024, arXiv 2404.14109"
     code = "ZhouXinzzzzz/CKD"
 
@@ -202,6 +205,7 @@ class TTM(WithLabels):
     label_space = "shared"
     pixelwise = True
     separable = True
+    unlabelled = True
     paper = "Zheng & Yang 2024, arXiv 2402.11148"
     code = "zkxufo/TTM"
 
@@ -228,6 +232,7 @@ class WTTM(WithLabels):
     label_space = "shared"
     pixelwise = True
     separable = True
+    unlabelled = True
     paper = "Zheng & Yang 2024, arXiv 2402.11148"
     code = "zkxufo/TTM"
 
