@@ -1,4 +1,4 @@
-"""The command line: ickd train | compare | bank | evaluate | export | predict | report | status | diff."""
+"""The command line: ickd train | compare | teach | bank | evaluate | export | predict | report | status | diff."""
 
 from __future__ import annotations
 
@@ -59,6 +59,16 @@ def _loader(given: argparse.Namespace, labels: int = 0, **changes: Any) -> Calla
     )
 
 
+def _unlabelled(given: argparse.Namespace) -> dict[str, Any]:
+    """Return the options of the data that are about unlabelled images."""
+    if given.unlabelled not in ("", "all") and not given.unlabelled.isdecimal():
+        raise InputError(f"--unlabelled {given.unlabelled} is neither a number nor all")
+    if given.unlabelled and not given.teacher:
+        raise InputError("unlabelled images can only be used with a teacher; name one with --teacher")
+    count = given.unlabelled if given.unlabelled == "all" else int(given.unlabelled or 0)
+    return {"unlabelled": count, "unlabelled_share": given.unlabelled_share}
+
+
 def _recipe(given: argparse.Namespace, **changes: Any) -> Recipe:
     return Recipe(**{field.name: getattr(given, field.name) for field in dataclasses.fields(Recipe)} | changes)
 
@@ -85,13 +95,17 @@ def _teacher(given: argparse.Namespace, needed: bool) -> Network | None:
     if Path(given.teacher, "config.json").is_file():
         return training.load(given.teacher, device=given.device)
     library, slash, _ = given.teacher.partition("(")[0].partition("/")
-    if slash and not difflib.get_close_matches(library.lower(), models.LIBRARIES, 1):
+    own = models.is_file(given.teacher) or ".csv" in given.teacher
+    if slash and not own and not difflib.get_close_matches(library.lower(), models.LIBRARIES, 1):
         what = "is not the folder of a run" if Path(given.teacher).exists() else "does not exist"
         raise InputError(
             f"--teacher {given.teacher}: this {what}; name the folder of a run, or a model, as in resnet20 or "
             "torchvision/resnet34"
         )
-    splits = _splits(given, augment="crop", classes=given.teacher_classes or given.classes)
+    files: dict[str, Any] = {}
+    if Path(given.dataset.partition(":")[2], "unlabelled").is_dir() and ".csv" in given.teacher:
+        files = {"unlabelled": "all"}  # a file of predictions may have lines for these images
+    splits = _splits(given, augment="crop", classes=given.teacher_classes or given.classes, **files)
     options = _options(given) | {"resume": True}
     recipe = _recipe(given, epochs=given.teacher_epochs or given.epochs)
     return training.pretrain(given.teacher, splits, recipe=recipe, weights=given.teacher_weights, **options)
@@ -99,8 +113,17 @@ def _teacher(given: argparse.Namespace, needed: bool) -> Network | None:
 
 def _bank(given: argparse.Namespace, train: data.Images, teacher: Network | None, needed: bool) -> MemoryBank | None:
     """Return the teacher's memory bank of more images than the student's, `train`; None if it is not requested."""
+    if given.threshold:
+        if not given.unlabelled or given.bank_images:
+            raise InputError("--threshold is for --unlabelled images; give them, without --bank-images")
+        if teacher is None or not needed:
+            raise InputError("--threshold needs a method with a memory bank, such as ickd; name one, or leave it out")
+        options = {"task": tasks.create(given.task), "precision": given.precision}
+        return MemoryBank.build(teacher, train, threshold=given.threshold, **options)
     if not given.bank_images:
         return None
+    if given.unlabelled:
+        raise InputError("the bank contains the --unlabelled images already; leave out --bank-images")
     if teacher is None or not needed:
         raise InputError("--bank-images needs a method with a memory bank, such as ickd, and a teacher; name both")
     images, task = _splits(given, augment="crop").train, tasks.create(given.task)
@@ -125,7 +148,7 @@ def train(given: argparse.Namespace) -> None:
         given.method, recipe, given.augment = found.method, found.recipe, found.augment
         print(f"{'published' if found.official else 'not published'} settings: {found.source}", file=sys.stderr)
     requested(given.search)
-    method, splits = methods.create(given.method), _splits(given, given.labels)
+    method, splits = methods.create(given.method), _splits(given, given.labels, **_unlabelled(given))
     teacher = _teacher(given, method.needs_teacher)
     bank = _bank(given, splits.train, teacher, method.needs_bank)
     students = training.peer_group(given.student, given.method, given.seed, given.peers)
@@ -163,13 +186,13 @@ def compare(given: argparse.Namespace) -> None:
 
 def _compare(given: argparse.Namespace, executor: Executor | None) -> None:
     made = [methods.create(name) for name in given.methods]
-    recipe, splits = _recipe(given), _splits(given, given.labels)
+    recipe, splits = _recipe(given), _splits(given, given.labels, **_unlabelled(given))
     teacher = _teacher(given, any(method.needs_teacher for method in made))
     bank = _bank(given, splits.train, teacher, any(method.needs_bank for method in made))
     try:
         found = training.compare(
             given.methods,
-            splits if executor is None else _loader(given, given.labels),
+            splits if executor is None else _loader(given, given.labels, **_unlabelled(given)),
             student=given.student,
             teacher=teacher,
             bank=bank,
@@ -190,6 +213,16 @@ def _compare(given: argparse.Namespace, executor: Executor | None) -> None:
         print(runs.table(summaries, diverged={method: count for method, count in counts.items() if count}))
         raise
     print(runs.table([history.summary for histories in found.values() for history in histories]))
+
+
+def teach(given: argparse.Namespace) -> None:
+    """Fine-tune a network, whose run folder can then be a teacher, and print its summary."""
+    training_names = ("epochs", "head_epochs", "lr", "lr_head", "batch_size", "weight_decay", "linear_probe", "seed")
+    names = (*training_names, "data_seed", "name", "runs", "device", "precision")
+    splits = _splits(given, given.labels)
+    history = training.teach(given.network, splits, **{name: getattr(given, name) for name in names})
+    print(json.dumps(history.summary, indent=2))
+    print(f"use it as a teacher: --teacher {history.folder}")
 
 
 def bank(given: argparse.Namespace) -> None:

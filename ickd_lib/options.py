@@ -172,6 +172,28 @@ def _bank_options(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def _unlabelled_options(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("unlabelled images")
+    group.add_argument(
+        "--unlabelled",
+        default="",
+        help="number of training images without labels, or all: files in PATH/unlabelled of a folder, and the images "
+        "that --labels leaves out; the teacher teaches them",
+    )
+    group.add_argument(
+        "--unlabelled-share",
+        type=float,
+        default=0.0,
+        help="their share of each batch; 0: as in the training images",
+    )
+    group.add_argument(
+        "--threshold",
+        type=float,
+        default=0.0,
+        help="least probability of the teacher's prediction for an unlabelled image to have in-context samples",
+    )
+
+
 def recipe_defaults(task: str) -> dict[str, Any]:
     """Return the recipe's defaults for a task, by name of the field; those of a classification for an unknown task."""
     changes = tasks.create(task).recipe if task in tasks.names() else {}
@@ -347,9 +369,32 @@ def parser(arguments: Sequence[str] | None = None) -> argparse.ArgumentParser:
         _data_options(trainer)
         _teacher_options(trainer)
         _bank_options(trainer)
+        _unlabelled_options(trainer)
         _training_options(trainer, defaults)
         _machine_options(trainer)
     _job_options(compare)
+    teach = command("teach", "Fine-tune a pretrained network; its run folder is a teacher for train and compare.")
+    teach.add_argument("network", help="a model's name, such as 'torchvision/resnet18(pretrained=True)'")
+    teach.add_argument(
+        "--head-epochs", type=int, default=5, help="epochs at the beginning in which only the classifier is trained"
+    )
+    teach.add_argument("--epochs", type=int, default=20, help="epochs after them, in which all layers are trained")
+    teach.add_argument("--lr", type=float, default=1e-4, help="highest learning rate of all layers but the classifier")
+    teach.add_argument("--lr-head", type=float, default=1e-3, help="highest learning rate of the classifier")
+    teach.add_argument("--batch-size", type=int, default=64, help="images per step")
+    teach.add_argument("--weight-decay", type=float, default=0.05, help="weight decay of AdamW")
+    teach.add_argument(
+        "--linear-probe",
+        action="store_true",
+        help="train only the classifier, for --epochs epochs, on features that are computed once, without augmentation",
+    )
+    teach.add_argument("--seed", type=int, default=0, help="seed of the initialisation of the classifier")
+    teach.add_argument("--data-seed", type=int, default=0, help="seed of the order and the augmentation of the images")
+    teach.add_argument(
+        "--name", default="", help="name of the run folder; by default network, method and a fingerprint"
+    )
+    _data_options(teach)
+    _machine_options(teach)
     bank = command("bank", "Build a teacher's memory bank, save it, and measure its retrieval.")
     bank.add_argument("--out", default="", help="file to write; by default RUNS/DATASET-TEACHER.bank.safetensors")
     bank.add_argument(

@@ -34,6 +34,7 @@ class Images(LabelledImages):
             applied after these; "randaugment+cutmix" and "randaugment+mixup" combine two.
         files: path of the file of every row of the whole split, relative to the folder of the data set; empty where the
             images are not files.
+        unlabelled_share: share of images without labels in each batch; 0 for their share of the images.
     """
 
     images: Tensor
@@ -49,6 +50,7 @@ class Images(LabelledImages):
     superclass_of: tuple[int, ...] = ()
     augment: str = "crop"
     files: tuple[str, ...] = ()
+    unlabelled_share: float = 0.0
 
     def __post_init__(self) -> None:
         check_tensor("images", self.images, [None, 3, None, None], torch.uint8)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, TypeVar
 
 import torch
@@ -57,12 +58,12 @@ class LabelledImages(ABC):
     """A split of N images with one label each. `Images` holds its pixels; `StreamedImages` decodes them when needed.
 
     Attributes:
-        labels: class of each image, int64, shape [N].
+        labels: class of each image, int64, shape [N]; -1 for an image without a label.
         index: row of each image in the whole split, int64, shape [N]; a subset keeps the rows of its images.
         classes: names of the C classes.
         mean, std: mean and standard deviation of each channel, scaled to [0, 1].
         name: data set and split, such as "cifar100/train".
-        augment, superclasses, superclass_of, files: see `Images`.
+        augment, superclasses, superclass_of, files, unlabelled_share: see `Images`.
         streamed: whether the batches should be made ahead of their use by a `Loader`.
     """
 
@@ -75,10 +76,16 @@ class LabelledImages(ABC):
     augment: str
     superclasses: tuple[str, ...]
     superclass_of: tuple[int, ...]
+    unlabelled_share: float
     streamed = False
 
     def __len__(self) -> int:
         return len(self.labels)
+
+    @cached_property
+    def unlabelled(self) -> int:
+        """The number of images without a label."""
+        return int((self.labels < 0).sum())
 
     @property
     @abstractmethod

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import torch
 
-from ickd_lib.data import sets
+from ickd_lib.data import selection, sets
 from ickd_lib.data.dense import DenseImages
 from ickd_lib.data.images import Splits
 from ickd_lib.data.strong import augmentation
@@ -37,6 +37,8 @@ def load(
     views: Natural = 0,
     workers: Natural | None = None,
     corrupt: str = "stop",
+    unlabelled: int | str = 0,
+    unlabelled_share: float = 0.0,
     device: torch.device | str = "cpu",
 ) -> Splits:
     """Load a data set.
@@ -70,12 +72,20 @@ def load(
             each epoch.
         workers: number of processes that decode streamed images; None for one less than the number of cores.
         corrupt: "stop" with an error that names a file that cannot be read, or "skip" such files.
+        unlabelled: number of training images without labels, or "all": the files in PATH/unlabelled of a folder, and
+            the images that `labels` leaves out, whose labels are then removed. They have the label -1.
+        unlabelled_share: share of these in each batch, in which images then return as often as necessary; 0 for their
+            share of the training images.
         device: the device that holds the images.
     Raises:
         InputError: the name is unknown, files are missing or damaged, or a number does not fit the data.
     """
     augment = augmentation(augment)
-    splits = sets.create(
+    if not 0 <= unlabelled_share < 1 or (unlabelled_share and not unlabelled):
+        raise InputError(
+            f"unlabelled_share={unlabelled_share} is no share of unlabelled images, below 1; give unlabelled images too"
+        )
+    made = sets.create(
         name,
         root=root,
         image_size=image_size,
@@ -87,23 +97,36 @@ def load(
         views=views,
         corrupt=corrupt,
         device=device,
-    ).read()
+    )
+    made.unlabelled = bool(unlabelled)
+    splits = made.read()
     if repeated := [name for name, count in Counter(splits.train.classes).items() if count > 1]:
         raise InputError(f"{name} has several classes of the name {repeated[0]!r}; give each class a name of its own")
     if splits.train.streamed:
         count = usual_workers() if workers is None else workers
         splits = Splits(*(replace(images, workers=count) for images in splits))  # type: ignore[call-arg]
     if isinstance(splits.train, DenseImages):
-        for option, given, default in (("classes", list(classes), []), ("augment", augment, "crop")):
+        for option, given, default in (
+            ("classes", list(classes), []),
+            ("augment", augment, "crop"),
+            ("unlabelled", unlabelled, 0),
+        ):
             if given != default:
                 raise InputError(
                     f"{option}={given} is not an option of {name}, whose images have masks or objects; leave it out"
                 )
     else:
         if len(classes):
+            if bool((splits.train.labels < 0).any()):
+                raise InputError(
+                    f"classes={list(classes)} of {name}: its unlabelled images may be of others; leave it out"
+                )
             splits = Splits(*(images.restricted(classes) for images in splits))
         splits = Splits(*(replace(images, augment=augment) for images in splits))
     train, held_out, test = splits
+    every, taken = train, []
+    if unlabelled:
+        train = train.subset((train.labels >= 0).nonzero().squeeze(1))
     if not val:
         held_out = held_out.subset(torch.arange(0))
     elif not len(held_out):
@@ -112,8 +135,13 @@ def load(
         rest[drawn] = False
         held_out = replace(train.subset(drawn), name=held_out.name)
         train = train.subset(rest.nonzero().squeeze(1))
+        taken = held_out.index.tolist()
     if labels:
         train = train.few(labels, seed)
+    if unlabelled:
+        train = replace(
+            selection.with_unlabelled(train, every, unlabelled, taken, seed), unlabelled_share=unlabelled_share
+        )
     return Splits(train, held_out, test).to(device)
 
 

@@ -70,11 +70,31 @@ class Sampler:
         """Return the positions of all images in the order of an epoch, shape [N], and the view of each, shape [N]."""
         images = self.images
         device = images.index.device
+        if getattr(images, "unlabelled_share", 0):
+            return self._mixed(data_seed, epoch)
         order = torch.randperm(len(images), generator=runtime.generator(data_seed, "order", epoch)).to(device)
         # A view is drawn for every row up to the largest one, so that an image has the same view in every subset.
         rows = int(images.index.max()) + 1
         drawn = torch.randint(images.views, (rows,), generator=runtime.generator(data_seed, "view", epoch)).to(device)
         return order, drawn[images.index[order]]
+
+    def _mixed(self, data_seed: int, epoch: int) -> tuple[Tensor, Tensor]:
+        """Return what `plan` returns if each batch has the share `unlabelled_share` of images without labels.
+
+        The order has as many places as there are images. Images of both kinds come in shuffled rounds, each in another
+        view.
+        """
+        images, labels = self.images, self.images.labels.cpu()
+        place = torch.arange(len(labels) + 1, dtype=torch.double) * images.unlabelled_share
+        without = place[1:].floor() > place[:-1].floor()
+        order = torch.empty(len(labels), dtype=torch.long)
+        for kind, (places, members) in enumerate(((without, labels < 0), (~without, labels >= 0))):
+            rows, generator = members.nonzero().squeeze(1), runtime.generator(data_seed, "order", epoch, kind)
+            rounds = -(-int(places.sum()) // len(rows))
+            drawn = [rows[torch.randperm(len(rows), generator=generator)] for _ in range(rounds)]
+            order[places] = torch.cat([*drawn, rows[:0]])[: int(places.sum())]
+        view = torch.randint(images.views, (len(labels),), generator=runtime.generator(data_seed, "view", epoch))
+        return order.to(images.index.device), view.to(images.index.device)
 
     def batch(self, rows: Tensor, view: Tensor, *keys: int) -> Batch:
         """Return one augmented batch.

@@ -76,6 +76,35 @@ def extended(subset: S, everything: S, count: int, seed: int = 0) -> S:
     return everything.subset(chosen.nonzero().squeeze(1))
 
 
+def with_unlabelled(labelled: S, everything: S, count: int | str, taken: Sequence[int] = (), seed: int = 0) -> S:
+    """Return labelled images together with others without their labels, which are -1.
+
+    Args:
+        labelled: images of `everything`.
+        everything: the images from which the others are drawn.
+        count: number of the others, or "all".
+        taken: rows of images that are not drawn.
+        seed: the draw is a function of `seed` and `count`.
+    Raises:
+        InputError: there are fewer others than `count`, or none.
+    """
+    known = torch.isin(everything.index, labelled.index)
+    available = (
+        (~known & ~torch.isin(everything.index, torch.tensor(list(taken), dtype=torch.long))).nonzero().squeeze(1)
+    )
+    number = len(available) if count == "all" else count
+    if not isinstance(number, int) or not 0 < number <= len(available):
+        raise InputError(
+            f"unlabelled={count}, but {everything.name} has {len(available)} images beside the labelled ones; give a "
+            "number of them or all, put files into PATH/unlabelled of a folder, or give fewer labels"
+        )
+    drawn = available[torch.randperm(len(available), generator=runtime.generator(seed, "unlabelled", number))[:number]]
+    chosen = torch.cat([known.nonzero().squeeze(1), drawn]).sort().values
+    found = everything.subset(chosen)
+    labels = torch.where(known[chosen], found.labels, -1)
+    return replace(found, labels=labels)  # type: ignore[type-var]  # every kind of images is a dataclass
+
+
 def only(images: S, classes: Sequence[str | int]) -> S:
     """Return the images of the given classes; the labels and the list of classes do not change.
 

@@ -138,7 +138,7 @@ class StreamedImages(LabelledImages):
         labels, index, classes, mean, std, name, augment: as for `Images`.
         workers: number of processes that decode; 0 decodes in the process that trains.
         skip: whether an image that cannot be decoded is replaced by the next one of its class; if not, it is an error.
-        superclasses, superclass_of: as for `Images`.
+        superclasses, superclass_of, unlabelled_share: as for `Images`.
     """
 
     source: FileSource | KeptSource
@@ -154,6 +154,7 @@ class StreamedImages(LabelledImages):
     skip: bool = False
     superclasses: tuple[str, ...] = ()
     superclass_of: tuple[int, ...] = ()
+    unlabelled_share: float = 0.0
     streamed = True
 
     def __post_init__(self) -> None:

@@ -29,8 +29,8 @@ def compare_models(
     """Measure size, latency on the CPU, accuracy and calibration of networks.
 
     The temperature of each network is fitted to the validation images; if there are none, or the network was trained on
-    them, to a random half of the test images, and both calibration errors are then those of the other half. In the passes whose time is measured, the
-    networks take turns, so that other programs slow down all of them alike.
+    them, to a random half of the test images, and both calibration errors are then those of the other half. In the
+    passes whose time is measured, the networks take turns, so that other programs slow down all of them alike.
 
     Args:
         models: the networks by their names in the table, as `write` returns them; `open_model` opens others.

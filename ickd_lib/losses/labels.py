@@ -14,11 +14,14 @@ def cross_entropy(student_logits: Tensor, targets: Tensor) -> Tensor:
 
     Args:
         student_logits: shape [B, C].
-        targets: classes [B], or probabilities [B, C] as Mixup and CutMix produce them.
+        targets: classes [B], with -1 where there is none, or probabilities [B, C] as Mixup and CutMix produce them.
     Returns:
-        A scalar: the mean over B.
+        A scalar: the mean over the samples that have a target; 0 if there is none.
     """
-    return F.cross_entropy(student_logits, targets)
+    if targets.ndim > 1:
+        return F.cross_entropy(student_logits, targets)
+    loss = F.cross_entropy(student_logits, targets, ignore_index=-1)
+    return loss.masked_fill((targets < 0).all(), 0.0)  # instead of NaN
 
 
 def label_smoothing(student_logits: Tensor, targets: Tensor, *, alpha: float = 0.1) -> Tensor:

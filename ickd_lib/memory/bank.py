@@ -78,6 +78,7 @@ class MemoryBank(Rows):
         precision: str = "auto",
         half: bool = False,
         path: str | Path | None = None,
+        threshold: float = 0.0,
     ) -> MemoryBank:
         """Compute a bank with a row for every sample of the images, which are not augmented.
 
@@ -85,7 +86,8 @@ class MemoryBank(Rows):
             teacher: a network on the images' device, which is not changed.
             images: the images; the keys of their samples become the bank's index. They may be more than those that
                 students are trained on.
-            labels: the class of each row. "given": that of the images. "teacher": the class that the teacher predicts.
+            labels: the class of each row. "given": that of the images, or the teacher's prediction for an image without
+                a label (-1). "teacher": the class that the teacher predicts.
                 A tensor of keys [n]: that of the images for these samples, and the teacher's prediction for all others,
                 whose labels are taken as unknown.
             task: defines the samples of an image; by default classification, where an image is one sample.
@@ -96,10 +98,14 @@ class MemoryBank(Rows):
                 of the 128 nearest negatives stayed the same.
             path: with `half`, the file of the bank, which is written in parts and then mapped; None to keep the rows in
                 memory.
+            threshold: least probability of a predicted label. A row whose label is predicted with less is left empty:
+                it is no in-context sample of others, and has none.
         Raises:
             InputError: there is no image, images or teacher are of another task, or the teacher predicts other classes.
         """
-        options = {"labels": labels, "task": task, "precision": precision, "half": half, "path": path}
+        options = {"labels": labels, "task": task, "precision": precision, "half": half, "path": path} | {
+            "threshold": threshold
+        }
         return cls(**building.build(teacher, images, **options))  # type: ignore[arg-type]
 
     @classmethod

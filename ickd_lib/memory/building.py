@@ -13,7 +13,7 @@ from torch import Tensor
 from ickd_lib import models, runtime
 from ickd_lib.memory import files
 from ickd_lib.memory.rows import TENSORS
-from ickd_lib.memory.source import known_labels, predicted, require_task, source_of
+from ickd_lib.memory.source import known_labels, predicted, require_task, source_of, written
 from ickd_lib.runtime import InputError
 from ickd_lib.runtime.distributed import wait_for_all
 from ickd_lib.tasks import Classification, Task
@@ -33,22 +33,30 @@ def build(
     precision: str,
     half: bool,
     path: str | Path | None,
+    threshold: float = 0.0,
 ) -> dict[str, Any]:
     """Return the arguments of `MemoryBank` for its method `build`, which explains the arguments."""
     task = task or Classification()
     require_task(images, teacher, task)
     if path is not None and not half:
         raise InputError("path is for a bank in half precision, which is written in parts; give half=True, or use save")
+    if not 0 <= threshold <= 1:
+        raise InputError(f"threshold={threshold} is a probability; give a number from 0 to 1")
+    if threshold and half:
+        raise InputError("threshold is for a bank that is not in half precision; leave one of the two out")
     if half:
         return _in_parts(teacher, images, labels, task, precision, path)
     samples = task.bank_samples(teacher, images, precision=precision)
     known, mark = known_labels(samples.key, samples.logits.shape[1], images, teacher, labels, task)
     order = samples.key.argsort()
+    if threshold:
+        mark = mark | {"threshold": str(threshold)}
     return {
         "features": samples.features[order],
         "logits": samples.logits[order],
         "labels": predicted(samples.labels, samples.logits, known)[order],
         "index": samples.key[order],
+        "written": written(samples.logits, known, threshold)[order] if threshold else None,
         "classes": task.outputs(images.classes),
         "source": source_of(images, teacher) | mark,
     }

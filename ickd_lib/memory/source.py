@@ -55,15 +55,26 @@ def known_labels(
         InputError: labels are predicted, and the teacher's classes are not those of the images.
     """
     if isinstance(labels, str):
-        if choose(labels, ("given", "teacher"), "labels") == "given":
+        given = choose(labels, ("given", "teacher"), "labels") == "given"
+        if given and not getattr(images, "unlabelled", 0):
             return None, {}
-        labels = keys[:0]
+        labels = images.index[images.labels >= 0] if given else keys[:0]
+    else:
+        given = False
     if columns != len(task.outputs(images.classes)) or (teacher.classes or images.classes) != images.classes:
         raise InputError(f"{teacher.name} predicts other classes than those of {images.name}; give labels='given'")
-    given = labels.to(keys.device).unique()
-    known = torch.isin(keys, given)
-    mark = f"{int(known.sum())} given ({runtime.fingerprint(given)}), the others predicted by the teacher"
+    chosen = labels.to(keys.device).unique()
+    known = torch.isin(keys, chosen)
+    if given:  # which labels are known follows from the data
+        return known, {}
+    mark = f"{int(known.sum())} given ({runtime.fingerprint(chosen)}), the others predicted by the teacher"
     return known, {"labels": mark}
+
+
+def written(logits: Tensor, known: Tensor | None, threshold: float) -> Tensor:
+    """Return 0 for each row [N] whose label is known or predicted with this probability, and -1 for the others."""
+    sure = logits.float().softmax(1).max(1).values >= threshold
+    return torch.where(sure if known is None else sure | known, 0, -1)
 
 
 def predicted(labels: Tensor, logits: Tensor, known: Tensor | None) -> Tensor:
@@ -94,7 +105,7 @@ def require_fit(
     other = f"the bank is of another data set than {images.name}; build it from this one"
     if bank.classes != task.outputs(images.classes) or bool((rows < 0).any()):
         raise InputError(other)
-    if wrong := int((bank.labels[rows] != labels).sum()):
+    if wrong := int(((bank.labels[rows] != labels) & (labels >= 0)).sum()):
         if "labels" in bank.source:
             raise InputError(
                 f"{wrong} samples of {images.name} have another label in the bank, where it was predicted; build it "

@@ -236,6 +236,7 @@ class Method(nn.Module):
         separable: whether the loss is a mean over samples, each of which is compared with its own targets alone. With
             several processes, each then computes the loss of its part of a batch. Any other method receives the samples
             of the whole batch in every process.
+        unlabelled: whether the method can be trained with images that have no label (label -1).
         version: number of the definition of the method, which is increased when its loss changes for equal arguments.
         config: the name, a version above 1, and every argument, defaults included, which a run folder records.
         paper: authors, year and arXiv number of the source.
@@ -254,6 +255,7 @@ class Method(nn.Module):
     bank_classes = 0
     pixelwise = False
     separable = False
+    unlabelled = False
     paper = ""
     code = ""
     version = 1

@@ -36,6 +36,7 @@ class Combined(Method):
                 f"{self.config['name']} has several methods with phases; combine methods of which one does"
             )
         self.separable = all(part.separable for part in parts)
+        self.unlabelled = all(part.unlabelled for part in parts)
         self.momentum = max(part.momentum for part in parts)
         if phased:
             self.restarts, self.embedding_rates = phased[0].restarts, phased[0].embedding_rates

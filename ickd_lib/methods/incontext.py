@@ -106,6 +106,7 @@ class ICKD(Method):
         self.anchor, self.source, self.momentum = anchor, source, momentum
         if not (ce or kd or picd or nicd):
             raise InputError("ce, kd, picd and nicd are all 0; give at least one of them a weight")
+        self.unlabelled = self.source == "teacher" and not dynamic
         if momentum and self.source == "teacher":
             raise InputError(
                 f"momentum={momentum} is for a bank that is written during training; with source='teacher' give 0"

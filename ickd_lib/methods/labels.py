@@ -18,12 +18,30 @@ class CrossEntropy(Method):
     """Training with the task's own loss alone (for classification, cross-entropy with the labels)."""
 
     separable = True
+    unlabelled = True
 
     def forward(self, context: Context) -> dict[str, Tensor]:
         return {"ce": context.supervised}
 
 
 Probability = Annotated[float, Bound(lambda value: 0.001 <= value <= 0.999999, "from 0.001 to 0.999999")]
+
+
+@register("finetune")
+class FineTune(CrossEntropy):
+    """Cross-entropy for a pretrained network: the classifier is trained first, then all layers.
+
+    The statistics of batch normalisation follow the new images from the beginning.
+
+    head: share of the training in which only the classifier is trained. The schedule of the learning rate begins anew
+        after it.
+    rate: learning rate of all other layers after it, relative to that of the classifier.
+    """
+
+    def __init__(self, *, head: Share = 0.2, rate: Positive = 0.1) -> None:
+        super().__init__()
+        self.restarts = (head,)
+        self.embedding_rates = (0.0, rate)
 
 
 @register("ls")

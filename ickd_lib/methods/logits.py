@@ -25,6 +25,7 @@ class KD(WithLabels):
     label_space = "shared"
     pixelwise = True
     separable = True
+    unlabelled = True
     paper = "Hinton, Vinyals & Dean 2015, arXiv 1503.02531"
     code = "megvii-research/mdistiller"
 
@@ -119,6 +120,7 @@ class DIST(WithLabels):
     needs = frozenset({"teacher"})
     label_space = "shared"
     pixelwise = True
+    unlabelled = True
     paper = "Huang et al. 2022, arXiv 2205.10536"
     code = "hunto/image_classification_sota"
     version = 2
@@ -147,6 +149,7 @@ class CKD(WithLabels):
 
     needs = frozenset({"teacher"})
     label_space = "shared"
+    unlabelled = True
     paper = "Zhu et al. 2024, arXiv 2404.14109"
     code = "ZhouXinzzzzz/CKD"
 
@@ -200,6 +203,7 @@ class TTM(WithLabels):
     label_space = "shared"
     pixelwise = True
     separable = True
+    unlabelled = True
     paper = "Zheng & Yang 2024, arXiv 2402.11148"
     code = "zkxufo/TTM"
 
@@ -226,6 +230,7 @@ class WTTM(WithLabels):
     label_space = "shared"
     pixelwise = True
     separable = True
+    unlabelled = True
     paper = "Zheng & Yang 2024, arXiv 2402.11148"
     code = "zkxufo/TTM"
 

@@ -61,6 +61,9 @@ class Classification(Task):
         )
         return samples, losses.cross_entropy(samples.logits, samples.targets) if network.training else None
 
+    def weight(self, batch: Batch) -> Tensor:
+        return (batch.labels >= 0).sum()
+
     def places(self, batch: Batch) -> tuple[Tensor, Tensor]:
         return batch.index, batch.labels
 

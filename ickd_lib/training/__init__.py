@@ -3,6 +3,7 @@
 from ickd_lib.training.callbacks import Callback, ProgressBar
 from ickd_lib.training.comparison import compare, peer_group, step_seconds
 from ickd_lib.training.distillation import distill
+from ickd_lib.training.finetuning import teach
 from ickd_lib.training.jobs import JobsDied
 from ickd_lib.training.predictions import Predictions, load_predictions
 from ickd_lib.training.presets import Published, published, published_accuracy
@@ -39,4 +40,5 @@ __all__ = [
     "published",
     "published_accuracy",
     "step_seconds",
+    "teach",
 ]

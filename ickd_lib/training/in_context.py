@@ -31,6 +31,8 @@ class TeacherBank:
         allow_missing: whether in-context samples are masked where a class has too few rows, and a note is printed;
             otherwise that is an error.
         search: how the nearest negatives in tables are found; see `MemoryBank.table`.
+        unlabelled: whether some training samples have no label. Theirs are then those of their rows, samples are masked
+            where a class has too few rows, and a sample whose row is empty has no in-context samples.
     Attributes:
         own: the rows of the training samples: the bank itself if it has no others.
     """
@@ -43,8 +45,10 @@ class TeacherBank:
         *,
         allow_missing: bool = False,
         search: str | Faiss = "exact",
+        unlabelled: bool = False,
     ) -> None:
-        self.allow_missing, self.search = allow_missing, search
+        self.allow_missing, self.search, self.unlabelled = allow_missing or unlabelled, search, unlabelled
+        allow_missing = self.allow_missing
         self.bank = self.own = bank
         self._queries: Tensor | None = None  # positions of the training samples in a larger bank
         self._place = torch.arange(len(bank), device=bank.labels.device)  # of each row of the bank in the tables
@@ -88,6 +92,7 @@ class TeacherBank:
                 for old, new in zip(table, self._table(spec, (seed, epoch)), strict=True):
                     old.rows.copy_(new.rows)
                     old.similarity.copy_(new.similarity)
+                    old.mask.copy_(new.mask)
 
     def _table(self, spec: Retrieval, seed: object) -> tuple[Neighbours, Neighbours]:
         """Return positives and negatives of every row, each in its own order. Class means are computed in each step."""
@@ -114,6 +119,9 @@ class TeacherBank:
                     rows=self._queries,
                     search=self.search if searched(spec) else "exact",
                 )
+            if self.unlabelled and order == "random":  # random rows may be empty ones
+                for one in found[order]:
+                    one.mask.logical_and_(self.bank.filled[one.rows])
         return found[spec.order][0], found[spec.negatives_order][1]
 
     def recall(self, state: TrainingState) -> dict[str, float]:
@@ -151,6 +159,8 @@ class TeacherBank:
     ) -> InContextPair:
         """Return the in-context samples of one request from a bank; the other arguments are those of `retrieve`."""
         spec, rows = key[0], bank.rows(keys)
+        if self.unlabelled:
+            labels = torch.where(labels < 0, bank.labels[rows], labels)
         if key in self._tables:
             near, far = self._from_tables(spec, self._tables[key], bank, rows, keys, labels)
         else:
@@ -164,6 +174,9 @@ class TeacherBank:
                 per_class=spec.per_class,
                 allow_missing=self.allow_missing,
             )
+        if self.unlabelled:
+            inside = bank.filled[rows][:, None]
+            near, far = replace(near, mask=near.mask & inside), replace(far, mask=far.mask & inside)
         return (replace(near, own=bank.logits[rows].float()) if spec.own else near), far
 
     def _from_tables(

@@ -29,7 +29,7 @@ class Meters:
     terms: names of the loss terms.
     losses: value of each term in each step, shape [steps, terms].
     correct: number of samples for which the label was predicted.
-    seen: number of all samples.
+    seen: number of all samples that have a label.
     agreed: number of samples for which a peer predicted the same class, averaged over the peers.
     """
 
@@ -49,6 +49,7 @@ class Meters:
         fresh: bool,
         *,
         part: bool = False,
+        unlabelled: bool = False,
     ) -> None:
         """Count one step.
 
@@ -60,6 +61,7 @@ class Meters:
             steps: number of steps of an epoch.
             fresh: whether it is the first step of the epoch, in which new terms may begin.
             part: whether terms and samples are those of this process's part of the batch.
+            unlabelled: whether some samples have no label.
         """
         device = samples.logits.device
         if self.losses is None or (fresh and self.terms != list(terms)):
@@ -72,9 +74,9 @@ class Meters:
         losses = torch.stack([term.detach() for term in terms.values()])
         predicted = samples.logits.detach().argmax(1)
         counts = [(predicted == samples.labels).sum(), *((predicted == peer.logits.argmax(1)).sum() for peer in peers)]
-        seen: int | Tensor = len(predicted)
+        seen: int | Tensor = (samples.labels >= 0).sum() if unlabelled else len(predicted)
         if part and runtime.world() > 1:
-            own = torch.stack([*losses.double() / runtime.world(), *counts, counts[0].new_tensor(seen)])
+            own = torch.stack([*losses.double() / runtime.world(), *counts, torch.as_tensor(seen, device=device)])
             every = total(own)
             losses, (*counts, seen) = every[: len(terms)].to(losses.dtype), every[len(terms) :].long()
         self.losses.index_copy_(0, step, losses[None])

@@ -122,7 +122,16 @@ def step_losses(group: PeerGroup, inputs: StepInputs, shared: Targets | None) ->
             terms = {name: term * inputs.scale for name, term in terms.items()}
         losses.append(torch.stack(list(terms.values())).sum())
         others = [peer.output for peer in peers]
-        state.meters.add(terms, own, others, inputs.step, state.steps, state.step == 0, part=not inputs.whole)
+        state.meters.add(
+            terms,
+            own,
+            others,
+            inputs.step,
+            state.steps,
+            state.step == 0,
+            part=not inputs.whole,
+            unlabelled="unlabelled" in learner.settings["data"],
+        )
     group.write_banks(samples)
     if inputs.bank:
         for state, target in zip(group.states, targets, strict=True):

@@ -88,8 +88,9 @@ class Stepper:
         self.step = torch.zeros(1, dtype=torch.long, device=device)  # number of the step in the epoch
         self.before = torch.zeros((), dtype=torch.long, device=device)  # number of steps of earlier epochs
         self.total = epochs * self.steps
-        # Where an image has several samples, the parts of a batch have different numbers of them.
-        self.whole = runtime.world() > 1 and (not task.cacheable or any(group.compares for group in groups))
+        # Where an image has several samples, or some have no label, parts of a batch have different numbers of them.
+        uneven = not task.cacheable or bool(getattr(train, "unlabelled", 0))
+        self.whole = runtime.world() > 1 and (uneven or any(group.compares for group in groups))
         self.loader = Loader(train) if train.streamed else None  # type: ignore[arg-type]
         self.loaded: Iterator[Loaded] = iter(())
         several = device.type == "cuda" and len(groups) > 1 and runtime.world() == 1

@@ -89,13 +89,15 @@ def learners(
         InputError: a network or method does not fit the data or the teacher, a method needs peers and has none, or two
             students have the same name.
     """
+    unlabelled = getattr(train, "unlabelled", 0)
     shared = {
         "data": {
             "name": train.name,
             "fingerprint": train.fingerprint,
-            "images": len(train),
+            "images": len(train) - unlabelled,
             "classes": list(train.classes),
             "augment": train.augment,
+            **({"unlabelled": unlabelled, "unlabelled_share": train.unlabelled_share} if unlabelled else {}),
         },
         "data_seed": data_seed,
         "recipe": asdict(recipe),
@@ -152,7 +154,7 @@ def _learner(
     for part in method.modules():
         if isinstance(part, methods.Method):
             part.bank_rows = len(bank) if bank else 0
-            part.bank_classes = len((bank.labels if bank else labels).unique())
+            part.bank_classes = len((bank.labels if bank else labels[labels >= 0]).unique())
     with runtime.seeded(student.seed, "method"):
         network = method.adapt(network, teacher, train.size)
         if network.added:
@@ -256,12 +258,27 @@ def _check(network: Network, method: methods.Method, train: Images, task: Task, 
             f"method {name!r} needs {', '.join(sorted(missing))} of the teacher, but {teacher.name} has logits alone; "
             "use one that needs its logits alone, such as kd, dkd or ckd, or a teacher that returns its features too"
         )
+    if getattr(train, "unlabelled", 0):
+        _check_unlabelled(method, train, teacher)
     if isinstance(teacher, Predictions):
         teacher.require(train)
     compared = teacher if "teacher" in method.needs else None  # a method may use the maps of the student alone
     for one in (network, compared) if "maps" in method.needs else ():
         if one is not None and not one.stages:
             raise InputError(f"method {name!r} uses maps, but {one.name} names no stages; wrap it with maps=(...)")
+
+
+def _check_unlabelled(method: methods.Method, train: Images, teacher: Network | None) -> None:
+    """Raise InputError if a method cannot use images without labels."""
+    if teacher is None:
+        raise InputError(
+            f"{train.name} has {train.unlabelled} unlabelled images, which only a teacher can use; name one"
+        )
+    if not method.unlabelled:
+        able = ", ".join(name for name in methods.names() if methods.create(name).unlabelled)
+        raise InputError(f"method {method.config['name']!r} needs a label for each image; without some, use {able}")
+    if train.augment.endswith(("mixup", "cutmix")):
+        raise InputError(f"augment={train.augment} mixes labels, which some images do not have; give another one")
 
 
 def _common_classes(

@@ -97,4 +97,6 @@ def teacher_bank(
     assert teacher is not None
     bank = bank.to(train.index.device) if bank else MemoryBank.build(teacher, train, task=task, precision=precision)
     require_fit(bank, train, teacher, task)
-    return TeacherBank(bank, waiting, task.keys(train)[0], allow_missing=task.allow_missing, search=search)
+    unlabelled = bool(getattr(train, "unlabelled", 0))
+    keys = task.keys(train)[0]
+    return TeacherBank(bank, waiting, keys, allow_missing=task.allow_missing, search=search, unlabelled=unlabelled)

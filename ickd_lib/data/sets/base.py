@@ -46,6 +46,7 @@ class DataSet:
     options: frozenset[str] = frozenset()
     kinds: tuple[str, ...] = ()
     registered_name = ""
+    unlabelled = False  # whether images without labels are read too, with the label -1, where the data set has some
 
     def __init__(
         self,
@@ -141,7 +142,8 @@ class DataSet:
             if y is None or y.dtype != torch.int64 or y.shape != x.shape[:1]:
                 given = "no labels" if y is None else f"labels of type {y.dtype} and shape {list(y.shape)}"
                 raise InputError(f"{self.title}/{split} has {given}; expected int64 [{len(x)}], one for each image")
-            if len(y) and not 0 <= int(y.min()) <= int(y.max()) < num_classes:
+            least = -1 if self.unlabelled and split == "train" else 0
+            if len(y) and not least <= int(y.min()) <= int(y.max()) < num_classes:
                 raise InputError(
                     f"{self.title}/{split} has labels from {int(y.min())} to {int(y.max())}; "
                     f"expected 0 to {num_classes - 1}, one for each of the {num_classes} classes"

@@ -12,6 +12,7 @@ from torch import Tensor
 from ickd_lib import runtime
 from ickd_lib.data.crops import ResizedCrop
 from ickd_lib.data.decode import decode, image_files
+from ickd_lib.data.files import listed
 from ickd_lib.data.headers import header_of
 from ickd_lib.data.images import Splits
 from ickd_lib.data.sets.base import register
@@ -27,7 +28,8 @@ class Folder(FileDataSet):
 
     If there is no test/, val/ is the test split. With the default crop "pad", the images must have one size, unless an
     `image_size` is given, to which they are resized and cropped. The augmentation is a flip, and a crop after padding
-    by an eighth of the width. With the crop "resized", they may differ in size, and `ResizedCrop` crops them.
+    by an eighth of the width. With the crop "resized", they may differ in size, and `ResizedCrop` crops them. Images in
+    PATH/unlabelled/, in folders of any depth, are further training images without labels.
     """
 
     options = frozenset({"path", "image_size", "stream", "crop", "views", "corrupt"})
@@ -57,6 +59,10 @@ class Folder(FileDataSet):
             self._require(folder, classes, [len(of_class[c]) for c in classes])
             files[split] = [file for c in classes for file in of_class[c]]
             labels[split] = torch.tensor([i for i, c in enumerate(classes) for _ in of_class[c]], dtype=torch.long)
+        if self._without_labels:
+            others = image_files(self._without_labels)
+            files["train"] += others
+            labels["train"] = torch.cat([labels["train"], torch.full((len(others),), -1)])
         height, width = (self.image_size,) * 2 if self.image_size else _first_size(files["train"])
         count = sum(map(len, files.values()))
         if not self.fits(3 * count * height * width, f"{count:,} images of {height}×{width} pixels"):
@@ -80,7 +86,16 @@ class Folder(FileDataSet):
         files = {split: class_files(folder, classes) for split, folder in folders.items()}
         for split, (_, labels) in files.items():
             self._require(folders[split], classes, torch.bincount(labels, minlength=len(classes)).tolist())
+        if self._without_labels:
+            every, counts = listed(self.path, [*(f"train/{name}" for name in classes), self._without_labels.name])
+            files["train"] = every, torch.cat([files["train"][1], torch.full((counts[-1],), -1)])
         return self.streams(files, classes, crop)
+
+    @property
+    def _without_labels(self) -> Path | None:
+        """The folder of the images without labels, if they are requested and there are some."""
+        folder = self.path / "unlabelled"
+        return folder if self.unlabelled and folder.is_dir() else None
 
     def _require(self, folder: Path, classes: tuple[str, ...], counts: list[int]) -> None:
         """Raise InputError if a class of train/ or a whole split has no image."""

@@ -1,0 +1,154 @@
+"""Fine-tuning of a pretrained network to a teacher: the classifier first, then all layers; or the classifier alone."""
+
+from __future__ import annotations
+
+import copy
+import uuid
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from ickd_lib import models, runtime
+from ickd_lib.data import Sampler, Splits
+from ickd_lib.runtime import InputError
+from ickd_lib.runtime.folders import default_name
+from ickd_lib.tasks import Classification
+from ickd_lib.training.distillation import distill
+from ickd_lib.training.recipe import Recipe
+from ickd_lib.training.records import History, RunRecord
+from ickd_lib.training.state import TrainingState
+from ickd_lib.training.students import Learner, Student, learners
+
+
+def teach(
+    network: str,
+    splits: Splits,
+    *,
+    epochs: int = 20,
+    head_epochs: int = 5,
+    lr: float = 1e-4,
+    lr_head: float = 1e-3,
+    batch_size: int = 64,
+    weight_decay: float = 0.05,
+    linear_probe: bool = False,
+    seed: int = 0,
+    data_seed: int = 0,
+    name: str = "",
+    runs: str | Path | None = "runs",
+    device: str | torch.device = "auto",
+    **options: Any,
+) -> History:
+    """Fine-tune a network on labelled images with AdamW; its run folder can then be a teacher.
+
+    In the first epochs only the classifier is trained, then all layers; the cosine schedule begins anew. This is
+    `distill` with the method `finetune`. With `linear_probe`, only the classifier is trained, on the features of the
+    images without augmentation, which are computed once.
+
+    Args:
+        network: a model's name, such as "torchvision/resnet18(pretrained=True)".
+        splits: the data.
+        epochs: epochs in which all layers are trained; with `linear_probe` all epochs.
+        head_epochs: epochs before them, in which only the classifier is trained.
+        lr: highest learning rate of all layers but the classifier.
+        lr_head: highest learning rate of the classifier.
+        batch_size, weight_decay: as in `Recipe`.
+        seed, name: as in `Student`.
+        data_seed, runs, device: as for `distill`.
+        options: further arguments of `distill`.
+    Returns:
+        The result, with the network.
+    Raises:
+        InputError: as for `distill`; or the last layer of the network is not linear, which `linear_probe` needs.
+    """
+    for what, number, least in (("epochs", epochs, 1), ("head_epochs", head_epochs, 0)):
+        if number < least:
+            raise InputError(f"{what}={number} must be {least} or more")
+    for what, rate in (("lr", lr), ("lr_head", lr_head)):
+        if not rate > 0:
+            raise InputError(f"{what}={rate} must be above 0")
+    recipe = Recipe(
+        epochs=epochs if linear_probe else head_epochs + epochs,
+        batch_size=batch_size,
+        lr=lr_head,
+        schedule="cosine",
+        optimizer="adamw",
+        weight_decay=weight_decay,
+    )
+    common: dict[str, Any] = {"recipe": recipe, "data_seed": data_seed, "device": device, "runs": runs}
+    if linear_probe:
+        return _probe(Student(network, "ce", seed, name), splits, **common, precision=options.get("precision", "auto"))
+    share = head_epochs / recipe.epochs
+    student = Student(network, f"finetune(head={share!r}, rate={lr / lr_head!r})", seed, name)
+    return next(iter(distill([student], splits, **common, **options).values()))
+
+
+def _probe(
+    student: Student,
+    splits: Splits,
+    *,
+    recipe: Recipe,
+    data_seed: int,
+    runs: str | Path | None,
+    device: str | torch.device,
+    precision: str,
+) -> History:
+    """Train the classifier of a network alone, and write a run."""
+    device, task = runtime.device(device), Classification()
+    precision = runtime.precision(precision, device, min(splits.train.size))
+    task.check(splits.train)
+    splits = splits.to(device)
+    train = splits.train
+    given: dict[str, Any] = {
+        "teacher": None,
+        "bank": None,
+        "recipe": recipe,
+        "data_seed": data_seed,
+        "evaluate_every": recipe.epochs,
+    }
+    ((learner,),) = learners([student], train, task=task, device=device, **given)
+    settings = {**learner.settings, "linear_probe": True}
+    label = f"{learner.network.name}-linear-probe-seed{student.seed}"
+    learner = replace(learner, settings=settings, name=student.name or default_name(label, settings))
+    record, environment = RunRecord(learner), runtime.environment(device)
+    if runs is not None:
+        record.open(Path(runs), True, environment)
+    if record.finished:
+        return record.history()
+    record.create({"device": str(device), "precision": precision}, uuid.uuid4().hex[:8], environment)
+    _train_classifier(learner, splits, recipe, data_seed, precision)
+    state = TrainingState(learner, recipe, Sampler(train).steps(recipe.batch_size), train.size)
+    accuracy = task.metrics(learner.network.eval(), splits.test, precision=precision)[task.primary]
+    record.epochs = [{"epoch": recipe.epochs, f"test_{task.primary}": accuracy}]
+    if len(splits.val):
+        record.epochs[0][f"val_{task.primary}"] = task.metrics(learner.network, splits.val)[task.primary]
+    if record.run and runtime.rank() == 0:
+        record.run.log(record.epochs[0])
+    record.finish(state, splits, task, precision, None, 1)
+    return record.history()
+
+
+def _train_classifier(learner: Learner, splits: Splits, recipe: Recipe, data_seed: int, precision: str) -> None:
+    """Train the classifier of a network in place, on features that are computed once."""
+    train, network = splits.train, learner.network
+    layer = models.classifier(network, size=train.size)[1]
+    features = models.predict(network, train, precision=precision).features.float()
+    if not isinstance(layer, nn.Linear) or layer.in_features != features.shape[1]:
+        raise InputError(
+            f"the last layer of {network.name} is {layer}; a linear probe needs a linear layer on features"
+        )
+    head = copy.deepcopy(layer).float()
+    optimizer = torch.optim.AdamW(head.parameters(), recipe.lr, weight_decay=recipe.weight_decay)
+    steps = Sampler(train).steps(recipe.batch_size)
+    for epoch in range(recipe.epochs):
+        order = torch.randperm(len(train), generator=runtime.generator(data_seed, "order", epoch)).to(features.device)
+        for step, rows in enumerate(order.tensor_split(steps)):
+            for group in optimizer.param_groups:
+                group["lr"] = recipe.lr_at(epoch + step / steps)
+            optimizer.zero_grad()
+            F.cross_entropy(head(features[rows]), train.labels[rows]).backward()
+            optimizer.step()
+    layer.load_state_dict(head.state_dict())

@@ -1,0 +1,69 @@
+"""Fine-tuning of a network to a teacher, and a linear probe; the command `teach`."""
+
+import json
+
+import pytest
+import torch
+
+from ickd_lib import __main__ as cli
+from ickd_lib import data, training
+from ickd_lib.runtime import InputError
+
+SHORT = {"epochs": 2, "head_epochs": 1, "batch_size": 30, "device": "cpu", "progress": False}
+
+
+def test_the_classifier_is_trained_first_then_all_layers(digits, tmp_path):
+    seen = []
+
+    class Watch(training.Callback):
+        def step(self, loop):
+            seen.append({k: v.clone() for k, v in loop.states[0].learner.network.named_parameters()})
+
+    history = training.teach("resnet8", digits, runs=tmp_path, callbacks=[Watch()], **SHORT)
+    first, head, last = seen[0], seen[3], seen[-1]  # the first epoch has four steps
+    changed = {name for name in first if not torch.equal(first[name], head[name])}
+    assert changed == {"fc.weight", "fc.bias"}
+    assert all(not torch.equal(head[name], last[name]) for name in head if name.endswith("conv1.weight"))
+    rates = [epoch["lr"] for epoch in history.epochs]
+    assert history.summary["epochs"] == 3 and rates[0] < rates[1], "the schedule begins anew"
+    network = training.load(history.folder)
+    assert network.classes == digits.train.classes
+    training.distill(
+        [training.Student("resnet8", "kd")],
+        digits,
+        teacher=network,
+        **{k: SHORT[k] for k in ("device",)},
+        recipe=training.Recipe(epochs=1, batch_size=60),
+        progress=False,
+    )
+
+
+def test_a_linear_probe_trains_the_classifier_alone(tmp_path):
+    splits = data.load("digits", labels=400, val=0.1)
+    history = training.teach(
+        "resnet8", splits, linear_probe=True, epochs=30, lr_head=0.01, runs=tmp_path, device="cpu", name="probe"
+    )
+    loaded = training.load(tmp_path / "probe")
+    assert history.summary["accuracy"] > 0.4 and history.summary["val_accuracy"] > 0.4
+    assert torch.equal(loaded.fc.weight, history.network.fc.weight)
+    again = training.teach(
+        "resnet8", splits, linear_probe=True, epochs=30, lr_head=0.01, runs=tmp_path, device="cpu", name="probe"
+    )
+    assert again.summary == history.summary, "a finished run is loaded"
+    with pytest.raises(InputError, match="contains a run with"):
+        training.teach("resnet8", splits, linear_probe=True, epochs=3, runs=tmp_path, device="cpu", name="probe")
+
+
+def test_the_command(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    line = "teach resnet8 --labels 60 --epochs 1 --head-epochs 1 --batch-size 30 --device cpu"
+    assert cli.main([*line.split(), "--name", "big"]) == 0
+    assert "use it as a teacher: --teacher runs/big" in capsys.readouterr().out
+    assert json.loads((tmp_path / "runs/big/config.json").read_text())["settings"]["method"]["name"] == "finetune"
+    assert cli.main([*line.split(), "--name", "probe", "--linear-probe"]) == 0
+    for teacher in ("runs/big", "runs/probe"):
+        assert cli.main(f"train --method kd --teacher {teacher} --labels 60 --epochs 1 --device cpu".split()) == 0
+    capsys.readouterr()
+    for wrong, message in (("--epochs 0", "epochs=0 must be 1 or more"), ("--lr 0", "lr=0.0 must be above 0")):
+        assert cli.main([*line.split(), *wrong.split()]) == 2
+        assert message in capsys.readouterr().err
