@@ -1,40 +1,22 @@
-"""The options of the command line."""
+"""Groups of options that several commands have, and those of single commands with many."""
 
 from __future__ import annotations
 
 import argparse
 import contextlib
 import dataclasses
-from collections.abc import Callable, Sequence
-from typing import Any, NoReturn, get_args
+from collections.abc import Callable
+from typing import Any, get_args
 
-from ickd_lib import __version__, data, methods, tasks
-from ickd_lib.runtime import InputError, shown
-from ickd_lib.runtime.arguments import BelowOne, Count, Natural, NotNegative, described, fits
+from ickd_lib import data, tasks
+from ickd_lib.runtime import shown
+from ickd_lib.runtime.arguments import BelowOne, Count, Natural, NotNegative, Share, described, fits
 from ickd_lib.training import Recipe
 from ickd_lib.training.recipe import settings
-
-DESCRIPTION = """In-context knowledge distillation.
-
-  ickd compare --methods ce kd "ickd(nicd=2.0)" --teacher resnet20 --labels 200 --epochs 40 --schedule onecycle
-  ickd train --dataset cifar100 --download --teacher resnet32x4 --student resnet8x4 --method ickd
-"""
-
 
 TEACHER = """a model's name; the folder of a run; or a file: model.py:NAME, a function or class that makes a module, a
 TorchScript program model.pt, or an exported program model.pt2; arguments of models.wrap follow in brackets. The code in
 such files is run. predictions.csv: the predictions of a teacher for the training images"""
-
-
-class _Help(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):
-    pass
-
-
-class _Parser(argparse.ArgumentParser):
-    """A parser whose errors are one line, like all others."""
-
-    def error(self, message: str) -> NoReturn:
-        raise InputError(" ".join(message.split()))
 
 
 def reader(kind: Any) -> Callable[[str], Any]:
@@ -50,7 +32,7 @@ def reader(kind: Any) -> Callable[[str], Any]:
     return read
 
 
-def _data_options(parser: argparse.ArgumentParser, of_run: bool = False) -> None:
+def data_options(parser: argparse.ArgumentParser, of_run: bool = False) -> None:
     """Add the options of the data. With `of_run`, the default of the data set is that of a run."""
     group = parser.add_argument_group("data")
     group.add_argument("--task", default="classification", help=", ".join(tasks.names()))
@@ -131,7 +113,7 @@ def _data_options(parser: argparse.ArgumentParser, of_run: bool = False) -> None
     )
 
 
-def _teacher_options(parser: argparse.ArgumentParser, required: bool = False) -> None:
+def teacher_options(parser: argparse.ArgumentParser, required: bool = False) -> None:
     group = parser.add_argument_group("teacher")
     group.add_argument("--teacher", default="", required=required, help=TEACHER)
     group.add_argument(
@@ -151,7 +133,7 @@ def _teacher_options(parser: argparse.ArgumentParser, required: bool = False) ->
     )
 
 
-def _bank_options(parser: argparse.ArgumentParser) -> None:
+def bank_options(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("memory bank")
     group.add_argument(
         "--bank-images",
@@ -172,7 +154,7 @@ def _bank_options(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def _unlabelled_options(parser: argparse.ArgumentParser) -> None:
+def unlabelled_options(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("unlabelled images")
     group.add_argument(
         "--unlabelled",
@@ -182,13 +164,13 @@ def _unlabelled_options(parser: argparse.ArgumentParser) -> None:
     )
     group.add_argument(
         "--unlabelled-share",
-        type=float,
+        type=reader(Share),
         default=0.0,
         help="their share of each batch; 0: as in the training images",
     )
     group.add_argument(
         "--threshold",
-        type=float,
+        type=reader(Share),
         default=0.0,
         help="least probability of the teacher's prediction for an unlabelled image to have in-context samples",
     )
@@ -200,7 +182,7 @@ def recipe_defaults(task: str) -> dict[str, Any]:
     return {field.name: changes.get(field.name, field.default) for field in dataclasses.fields(Recipe)}
 
 
-def _training_options(parser: argparse.ArgumentParser, defaults: dict[str, Any]) -> None:
+def training_options(parser: argparse.ArgumentParser, defaults: dict[str, Any]) -> None:
     group = parser.add_argument_group("training")
     for field in dataclasses.fields(Recipe):
         option, kind = "--" + field.name.replace("_", "-"), settings()[field.name]
@@ -244,7 +226,7 @@ def _training_options(parser: argparse.ArgumentParser, defaults: dict[str, Any])
     )
 
 
-def _machine_options(parser: argparse.ArgumentParser) -> None:
+def machine_options(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("machine")
     group.add_argument("--runs", default="runs", help="folder that contains the run folders")
     group.add_argument(
@@ -253,7 +235,7 @@ def _machine_options(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--precision", default="auto", help="auto, fp32 or bf16")
 
 
-def _job_options(parser: argparse.ArgumentParser) -> None:
+def job_options(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("jobs")
     group.add_argument(
         "--jobs",
@@ -279,7 +261,7 @@ def _job_options(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def _export_options(export: argparse.ArgumentParser) -> None:
+def export_options(export: argparse.ArgumentParser) -> None:
     export.add_argument("run", help="the run folder")
     export.add_argument("--format", default="onnx", help="onnx, pt2 (torch.export) or safetensors (weights and a card)")
     export.add_argument("--out", required=True, help="file to write, which ends in .onnx, .pt2 or .safetensors")
@@ -290,142 +272,31 @@ def _export_options(export: argparse.ArgumentParser) -> None:
     )
     export.add_argument("--int8", action="store_true", help="quantise the network to 8 bits; onnx only")
     export.add_argument(
-        "--calibration", type=int, default=200, help="number of training images that determine the ranges of --int8"
+        "--calibration",
+        type=reader(Count),
+        default=200,
+        help="number of training images that determine the ranges of --int8",
     )
     export.add_argument(
         "--teacher", default="", help="run folder of the teacher, for the table; by default it is searched beside RUN"
     )
     export.add_argument(
-        "--test-images", type=int, default=0, help="number of test images on which the table is measured; 0: all"
+        "--test-images",
+        type=reader(Natural),
+        default=0,
+        help="number of test images on which the table is measured; 0: all",
     )
-    _data_options(export, of_run=True)
+    data_options(export, of_run=True)
     export.set_defaults(device="cpu")
 
 
-def _predict_options(predict: argparse.ArgumentParser) -> None:
+def predict_options(predict: argparse.ArgumentParser) -> None:
     predict.add_argument("model", help="a run folder, or a file of ickd export that ends in .onnx or .pt2")
     predict.add_argument("images", nargs="+", metavar="IMAGE", help="an image file, or a folder of image files")
     predict.add_argument("--bank", default="", help="file of a memory bank, whose most similar rows are shown")
     predict.add_argument(
-        "--top", type=int, default=3, help="number of classes, and of rows of the bank, for each image"
+        "--top", type=reader(Count), default=3, help="number of classes, and of rows of the bank, for each image"
     )
     predict.add_argument("--csv", default="", help="file for the predictions as CSV")
-    _data_options(predict, of_run=True)
+    data_options(predict, of_run=True)
     predict.set_defaults(device="cpu")
-
-
-def parser(arguments: Sequence[str] | None = None) -> argparse.ArgumentParser:
-    """Return the parser of the whole command line.
-
-    Args:
-        arguments: the command line, whose `--task` determines the defaults of the training; None for that of the
-            process.
-    """
-    first = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
-    first.add_argument("--task", nargs="?", default="classification")
-    defaults = recipe_defaults(first.parse_known_args(arguments)[0].task)
-    top = _Parser("ickd", description=DESCRIPTION, formatter_class=_Help, allow_abbrev=False)
-    top.add_argument("--version", action="version", version=f"ickd {__version__}")
-    commands = top.add_subparsers(dest="command", required=True, metavar="COMMAND")
-
-    def command(name: str, text: str) -> argparse.ArgumentParser:
-        return commands.add_parser(name, help=text, description=text, formatter_class=_Help, allow_abbrev=False)
-
-    known = ", ".join(methods.names())
-    train = command("train", "Train one student.")
-    train.add_argument("--student", default="resnet8", help="a model's name")
-    train.add_argument(
-        "--method", default="ickd", help=f"{known}; arguments follow in brackets, as in 'ickd(nicd=0.5)'"
-    )
-    train.add_argument("--seed", type=reader(int), default=0, help="seed of the initialisation")
-    train.add_argument(
-        "--data-seed", type=reader(int), default=0, help="seed of the order and the augmentation of the images"
-    )
-    train.add_argument(
-        "--published",
-        nargs="?",
-        const="cifar100",
-        default="",
-        metavar="DATA",
-        help="take weights, recipe and augmentation as published for the method and this pair of networks on "
-        "CIFAR-100, or with --published imagenet or coco on ImageNet or COCO; an error if none are published",
-    )
-    train.add_argument(
-        "--name",
-        default="",
-        help="name of the run folder; by default student, method, seed and a fingerprint of the settings",
-    )
-    compare = command("compare", "Train a student with several methods over several seeds; print a table.")
-    compare.add_argument("--student", default="resnet8", help="a model's name")
-    compare.add_argument("--methods", nargs="+", default=["ce", "kd", "ickd"], help=known)
-    compare.add_argument("--seeds", type=reader(Count), default=3, help="number of seeds")
-    for trainer in (train, compare):
-        trainer.add_argument(
-            "--peers",
-            nargs="+",
-            default=[],
-            help="networks to train beside the student if the method needs peers; by default one of the same kind",
-        )
-        _data_options(trainer)
-        _teacher_options(trainer)
-        _bank_options(trainer)
-        _unlabelled_options(trainer)
-        _training_options(trainer, defaults)
-        _machine_options(trainer)
-    _job_options(compare)
-    teach = command("teach", "Fine-tune a pretrained network; its run folder is a teacher for train and compare.")
-    teach.add_argument("network", help="a model's name, such as 'torchvision/resnet18(pretrained=True)'")
-    teach.add_argument(
-        "--head-epochs", type=int, default=5, help="epochs at the beginning in which only the classifier is trained"
-    )
-    teach.add_argument("--epochs", type=int, default=20, help="epochs after them, in which all layers are trained")
-    teach.add_argument("--lr", type=float, default=1e-4, help="highest learning rate of all layers but the classifier")
-    teach.add_argument("--lr-head", type=float, default=1e-3, help="highest learning rate of the classifier")
-    teach.add_argument("--batch-size", type=int, default=64, help="images per step")
-    teach.add_argument("--weight-decay", type=float, default=0.05, help="weight decay of AdamW")
-    teach.add_argument(
-        "--linear-probe",
-        action="store_true",
-        help="train only the classifier, for --epochs epochs, on features that are computed once, without augmentation",
-    )
-    teach.add_argument("--seed", type=int, default=0, help="seed of the initialisation of the classifier")
-    teach.add_argument("--data-seed", type=int, default=0, help="seed of the order and the augmentation of the images")
-    teach.add_argument(
-        "--name", default="", help="name of the run folder; by default network, method and a fingerprint"
-    )
-    _data_options(teach)
-    _machine_options(teach)
-    bank = command("bank", "Build a teacher's memory bank, save it, and measure its retrieval.")
-    bank.add_argument("--out", default="", help="file to write; by default RUNS/DATASET-TEACHER.bank.safetensors")
-    bank.add_argument(
-        "--k", type=reader(Count), default=8, help="number of neighbours for which the retrieval precision is computed"
-    )
-    _data_options(bank)
-    _teacher_options(bank, required=True)
-    _training_options(bank, defaults)
-    _machine_options(bank)
-    evaluate = command("evaluate", "Evaluate the student of a finished run on the test images.")
-    evaluate.add_argument("run", help="the run folder")
-    _data_options(evaluate)
-    _machine_options(evaluate)
-    _export_options(command("export", "Export the network of a finished run, and compare it with its teacher."))
-    _predict_options(command("predict", "Predict the classes of image files."))
-    report = command("report", "Turn run folders into a Markdown table.")
-    report.add_argument(
-        "folders", nargs="*", default=["runs"], help="folders that contain runs, or JSON files that --json wrote"
-    )
-    report.add_argument("--out", default="", help="file to write; by default the table is printed")
-    report.add_argument("--baseline", default="", help="a method; the table then shows the differences to it")
-    report.add_argument(
-        "--figure", default="", help="file for a figure of the accuracies beside published ones, or of the differences"
-    )
-    report.add_argument("--json", default="", help="file for the configuration, records and summary of each run")
-    report.add_argument(
-        "--without-epochs", action="store_true", help="leave the records of epochs out of the JSON file"
-    )
-    status = command("status", "Show how far each run is. Nothing is written.")
-    status.add_argument("folder", nargs="?", default="runs", help="a folder that contains runs")
-    status.add_argument("--json", action="store_true", help="print JSON instead of a table")
-    difference = command("diff", "Compare two runs: settings, environment, and the first epoch at which they differ.")
-    difference.add_argument("runs", nargs=2, metavar="RUN", help="a run folder")
-    return top
