@@ -147,12 +147,11 @@ def table(rows: Sequence[dict[str, Any]]) -> str:
     if on["validation"]:
         notes.append("Temperatures were fitted to the validation images; both ECE are those of the test images.")
     if on["half of test"]:
-        which = (
-            f"For {', '.join(on['half of test'])}, which saw the validation images in training,"
-            if on["validation"]
-            else ("There are no validation images that a network has not seen:")
+        which = f"Those of {', '.join(on['half of test'])}" if on["validation"] else "Temperatures"
+        why = (
+            "which may have been trained on the validation images" if on["validation"] else "without validation images"
         )
-        notes.append(f"{which} temperatures were fitted to a random half of the test images.")
+        notes.append(f"{which}, {why}, were fitted to a random half of the test images.")
         notes.append("Both ECE are then those of the other half.")
     return f"{text}\n\n{' '.join(notes)}\n"
 
