@@ -217,3 +217,15 @@ def test_the_command_line(tmp_path, monkeypatch, capsys, folder):
     for options, message in wrong.items():
         assert cli.main(["train", "--method", "kd", *line.split(), *options.split()]) == 2
         assert message in capsys.readouterr().err.splitlines()[-1]
+
+
+def test_predictions_may_cover_files_without_labels(tmp_path, monkeypatch, capsys, folder):
+    monkeypatch.chdir(tmp_path)
+    names = data.load(f"folder:{folder}", unlabelled="all").train.files
+    (tmp_path / "predictions.csv").write_text("file,class\n" + "".join(f"{name},ant\n" for name in names))
+    line = f"train --dataset folder:{folder} --method kd --epochs 1 --device cpu --teacher predictions.csv"
+    assert cli.main([*line.split(), "--unlabelled", "all"]) == 0
+    assert cli.main([*line.split()]) == 0, "lines of unlabelled images need not be used"
+    (tmp_path / "predictions.csv").write_text("file,class\n" + "".join(f"{name},ant\n" for name in names[:-1]))
+    assert cli.main([*line.split(), "--unlabelled", "all"]) == 2
+    assert "no prediction for 1 of 15 training images" in capsys.readouterr().err.splitlines()[-1]
