@@ -227,8 +227,6 @@ def teach(given: argparse.Namespace) -> None:
 
 def bank(given: argparse.Namespace) -> None:
     """Build and save a memory bank, and print its retrieval precision."""
-    if given.k < 1:
-        raise InputError(f"--k {given.k} is not a number of neighbours; give 1 or more")
     teacher = _teacher(given, True)
     assert teacher is not None
     images = _splits(given, given.labels).train

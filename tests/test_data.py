@@ -67,7 +67,7 @@ def test_few_labels_are_stratified_and_a_function_of_the_seed():
         ({"name": "digits", "classes": [-1, 3]}, "class -1 is out of range"),
         ({"name": "digits", "classes": ["7", 7]}, "selects the class '7' only; give two or more"),
         ({"name": "digits", "classes": ["1", "10"]}, "unknown class '10'; did you mean '1'"),
-        ({"name": "digits", "classes": "56"}, "classes='56' is not a list of classes"),
+        ({"name": "digits", "classes": "56"}, "classes='56': expected a list"),
         ({"name": "digits", "augment": "cutmx"}, "unknown augmentation 'cutmx'; did you mean 'cutmix'"),
         ({"name": "digits", "augment": "mixup+cutmix"}, "mixes images in two ways"),
         ({"name": "digits", "augment": "mixup+mixup"}, "contains a part twice"),

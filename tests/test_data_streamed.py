@@ -187,7 +187,7 @@ def test_available_memory_is_that_of_machine_and_container(monkeypatch, tmp_path
 @pytest.mark.parametrize(
     "options, message",
     [
-        ({"views": -1, "crop": "resized"}, r"views=-1 is negative; give a number of views"),
+        ({"views": -1, "crop": "resized"}, r"views=-1: expected a whole number of 0 or more"),
         ({"views": 2}, r"views=2 is an option of crop='resized'"),
         ({"views": 2, "stream": True}, r"views=2 is an option of crop='resized'"),
         ({"crop": "centre"}, r"unknown crop 'centre'.*pad, resized"),

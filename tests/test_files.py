@@ -1,5 +1,6 @@
 """Files and run folders on a full disk, after a kill or a power cut, with damage, and removed while they are used."""
 
+import json
 import os
 import shutil
 import stat
@@ -290,7 +291,7 @@ def test_files_without_a_checksum_are_read(few, bank, tmp_path):
     loaded = training.load(tmp_path / "a", device="cpu").state_dict()
     assert all(torch.equal(value, loaded[name]) for name, value in network.state_dict().items())
     bank.save(tmp_path / "b")
-    metadata = {"classes": '["a"]', "source": "{}"}
+    metadata = {"classes": json.dumps(bank.classes), "source": "{}"}
     save_file({name: tensor.contiguous() for name, tensor in bank.tensors.items()}, tmp_path / "old", metadata)
     for mapped in (True, False):
         old, new = (MemoryBank.load(tmp_path / name, mapped=mapped) for name in ("old", "b"))

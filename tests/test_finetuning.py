@@ -64,6 +64,6 @@ def test_the_command(tmp_path, monkeypatch, capsys):
     for teacher in ("runs/big", "runs/probe"):
         assert cli.main(f"train --method kd --teacher {teacher} --labels 60 --epochs 1 --device cpu".split()) == 0
     capsys.readouterr()
-    for wrong, message in (("--epochs 0", "epochs=0 must be 1 or more"), ("--lr 0", "lr=0.0 must be above 0")):
+    for wrong, message in (("--epochs 0", "a whole number of 1 or more"), ("--lr 0", "a finite number above 0")):
         assert cli.main([*line.split(), *wrong.split()]) == 2
         assert message in capsys.readouterr().err

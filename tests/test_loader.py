@@ -163,7 +163,7 @@ def test_the_command_line_has_the_options(folder, tmp_path, monkeypatch, capsys)
     assert 0 <= json.loads(printed.out.split("run folder")[0])["waited_share"] <= 1
     assert "waits for data=" in printed.err
     assert cli.main(f"{line} {options} --views -2".split()) == 2
-    assert capsys.readouterr().err.splitlines()[-1].startswith("error: views=-2 is negative")
+    assert capsys.readouterr().err.splitlines()[-1].startswith("error: argument --views: expected")
     assert cli.main("train --views 3 --method ce".split()) == 2
     assert "views=3 is not an option of digits" in capsys.readouterr().err
 

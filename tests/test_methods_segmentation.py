@@ -11,6 +11,7 @@ from torch import nn
 from ickd_lib import losses, methods, models
 from ickd_lib.methods import Context
 from ickd_lib.methods.queues import ClassQueues, some_of_each
+from ickd_lib.runtime import InputError
 from ickd_lib.tasks import Pixels, Samples
 
 pytestmark = pytest.mark.usefixtures("seeded")
@@ -307,7 +308,7 @@ def test_knowledge_review_leaves_the_features_out_where_they_are_of_regions():
 @pytest.mark.parametrize(("name", "network"), [("catkd", "resnet8-fpn"), ("simkd", "resnet8-fcn")])
 def test_methods_that_need_a_classifier_of_pooled_features_refuse_dense_networks(name, network):
     made = models.create(network, C)
-    with pytest.raises(methods.base.InputError, match=f"{name} needs a linear classifier"):
+    with pytest.raises(InputError, match=f"{name} needs a linear classifier"):
         methods.create(name).adapt(made, made, (40, 40))
 
 

@@ -297,7 +297,7 @@ def test_what_is_chosen_by_held_out_images_tells_nothing_of_the_test_images():
 def test_a_run_is_named_by_what_it_was_when_a_default_changes(tmp_path):
     for name, told in (("ickd(nicd=0.25)", "ickd"), ("ckd+ickd(nicd=0.25)", "ckd+ickd"), ("unknown", "unknown(a=1)")):
         config = {"name": name} if name == "unknown" else methods.create(name).config
-        run = {"config": {"settings": {"method": config}}, "epochs": [], "summary": {"method": told}}
+        run = {"config": {"settings": {"method": config}}, "epochs": [], "summary": summary_of(told, 0, 0.9)}
         runtime.write_json(tmp_path / f"{name}.json", run)
     found = sorted(one["method"] for one in runs.finished([tmp_path]))
     assert found == ["ckd+ickd(nicd=0.25)", "ickd(nicd=0.25)", "unknown(a=1)"]

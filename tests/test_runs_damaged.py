@@ -177,7 +177,7 @@ def test_commands_that_cannot_work_are_one_line(folder, capsys):
             ["report", "runs", "--baseline", "ce", "--figure", "a.png"],
             "no other method has two seeds in common with ce",
         ),
-        (["bank", "--teacher", "runs/seed0", "--k", "0"], "--k 0 is not a number of neighbours"),
+        (["bank", "--teacher", "runs/seed0", "--k", "0"], "argument --k: expected a whole number of 1 or more"),
         (["bank", "--teacher", "runs/seed2"], "--teacher runs/seed2: this does not exist; name the folder of a run"),
         (["bank", "--teacher", "./seed2"], "--teacher ./seed2: this does not exist"),
         (["bank", "--teacher", "runs/"], "--teacher runs/: this is not the folder of a run"),

@@ -142,12 +142,12 @@ def test_searches_find_rows_classes_and_predictions(case):
     three = samples.classes.index("3")
     assert explore.search("3", samples) == (samples.labels == three).nonzero().squeeze(1).tolist()
     logits = torch.eye(11)[(samples.labels + 1) % 11]
-    four = explore.search("student:4", samples, student_logits=logits)
+    four = explore.search("student:4", samples, logits={"student": logits})
     assert four == explore.search("3", samples)
     right = torch.eye(11)[samples.labels]
     one, several = case.task.sample
     with pytest.raises(InputError, match=f"all of these {several} correctly"):
-        explore.search("wrong", samples, student_logits=right)
+        explore.search("wrong", samples, logits={"student": right})
     with pytest.raises(InputError, match=f"no {one} matches 'zebra'"):
         explore.search("zebra", samples)
 

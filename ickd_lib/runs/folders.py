@@ -74,7 +74,8 @@ def diverged(folders: Iterable[str | Path]) -> dict[str, int]:
     found = set()
     for folder in map(Path, folders):
         for run in runtime.runs(folder) if folder.is_dir() else ():
-            if run.folder.parent.name != "teachers" and not run.summary and (run.folder / "diverged.json").is_file():
+            files = {file.name for file in run.folder.glob("*.json")}
+            if run.folder.parent.name != "teachers" and "diverged.json" in files and "summary.json" not in files:
                 row = _row(run, folder)
                 group = row.get("peer_group")
                 found.add((row["method"], run.folder.parent, group or run.folder.name))

@@ -65,7 +65,7 @@ def fits(value: Any, kind: Any) -> bool:
     if origin is Literal:
         return any(type(value) is type(part) and value == part for part in parts)
     if origin in (tuple, list, Sequence):
-        if isinstance(value, str) or not isinstance(value, (list, tuple)):
+        if isinstance(value, str) or not isinstance(value, Sequence if origin is Sequence else (list, tuple)):
             return False
         if origin is tuple and parts[-1] is not ...:
             return len(value) == len(parts) and all(map(fits, value, parts))

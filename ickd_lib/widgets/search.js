@@ -30,6 +30,7 @@ export default {
     };
     input.addEventListener("input", complete);
     input.addEventListener("change", send);
+    input.addEventListener("keydown", (event) => event.key === "Enter" && !event.isComposing && send());
     model.on("change:value", follow);
     label.append(input);
     el.replaceChildren(label, offers, help);
