@@ -311,10 +311,10 @@ def test_neighbours_by_keyboard(samples):
     known = ("next", "random", "next mistake", "slider")
     assert [name for name in reached if name in known] == [*known, "slider", "slider"]
     explorer.get_by_role("button", name="next", exact=True).focus()
-    keys.press("Enter")
     at = samples.evaluate("explorer.number.value")
-    keys.press("Enter")
-    expect(explorer.get_by_role("spinbutton", name="query")).to_have_value(str(at + 1))
+    for presses in (1, 2):  # the button keeps the focus
+        keys.press("Enter")
+        expect(explorer.get_by_role("spinbutton", name="query")).to_have_value(str(at + presses))
     slider = explorer.get_by_role("slider").first
     slider.focus()
     keys.press("ArrowRight")
