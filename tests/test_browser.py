@@ -348,11 +348,11 @@ def test_neighbours_by_keyboard(samples):
     known = ("next", "random", "next mistake", "slider")
     assert [name for name in reached if name in known] == [*known, "slider", "slider"]
     explorer.get_by_role("button", name="next", exact=True).focus()
-    keys.press("Enter")
     at = samples.evaluate("explorer.current[1]")
-    keys.press("Enter")
-    following = samples.evaluate(f"int(held_out.index[({at} + 1) % len(held_out)])")
-    expect(explorer.get_by_role("spinbutton", name="row")).to_have_value(str(following))
+    for presses in (1, 2):  # the button keeps the focus
+        keys.press("Enter")
+        following = samples.evaluate(f"int(held_out.index[({at} + {presses}) % len(held_out)])")
+        expect(explorer.get_by_role("spinbutton", name="row")).to_have_value(str(following))
     slider = explorer.get_by_role("slider").first
     slider.focus()
     keys.press("ArrowRight")
