@@ -59,7 +59,7 @@ def test_few_labels_are_stratified_and_a_function_of_the_seed():
             {"name": "digits", "image_size": 16},
             "image_size=16 is not an option of digits, only of coco:PATH, folder:PATH",
         ),
-        ({"name": "folder:/nowhere", "image_size": -1}, "image_size=-1 is negative"),
+        ({"name": "folder:/nowhere", "image_size": -1}, "image_size=-1: expected a whole number of 0 or more"),
         (
             {"name": "digits", "classes": [3, 10]},
             "class 10 is out of range; digits has 10 classes, numbered from 0 to 9",
