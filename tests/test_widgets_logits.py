@@ -144,7 +144,7 @@ def test_a_lasso_shows_members_their_separation_and_their_neighbours(parts):
         for tile in tiles["tiles"]:  # each shows its own image
             assert explorer.view._last[1][tile["at"] * 8 * 8 * 3] == int(tile["key"])
     explorer.clear.click()
-    assert not len(left.selection) and not len(right.selection) and not blocks(explorer.view)
+    assert not len(left.selection) and not len(right.selection) and not blocks(explorer.view, "tiles")
     assert blocks(explorer.hovered)[0]["kind"] == "text"
 
 
@@ -226,19 +226,19 @@ def test_a_cell_a_class_and_a_button_select(parts):
     images, logits = parts
     explorer = opened(images, logits)
     predicted, labels = logits["b"].argmax(1), images.labels
-    matrix, errors, by_class = blocks(explorer.errors)[0]["blocks"]
+    matrix, errors, by_class = blocks(explorer.view)[-1]["blocks"]
     counts = metrics.confusion(predicted, labels, 5)
     assert matrix["counts"] == counts.tolist() and matrix["title"].startswith("confusion matrix of b")
     key = errors["items"][0]["key"]
     label, wrong = map(int, key.split(","))
     assert counts[label, wrong] == counts.clone().fill_diagonal_(0).max() == int(errors["items"][0]["number"])
-    explorer.errors._receive(None, {"event": "cell", "key": key}, [])
+    explorer.view._receive(None, {"event": "cell", "key": key}, [])
     expected = ((labels == label) & (predicted == wrong)).nonzero().squeeze(1).tolist()
     assert explorer.members.tolist() == expected == explorer.scatters[0].widget.selection.tolist()
     accuracy = (counts.diagonal() / counts.sum(1)).sort()
     assert [item["key"] for item in by_class["items"]] == accuracy.indices.tolist()
     assert by_class["items"][0]["number"] == f"{100 * accuracy.values[0]:.1f} %"
-    explorer.errors._receive(None, {"event": "class", "key": "3"}, [])
+    explorer.view._receive(None, {"event": "class", "key": "3"}, [])
     assert explorer.members.tolist() == (labels == 3).nonzero().squeeze(1).tolist()
     ok = {name: z.argmax(1) == labels for name, z in logits.items()}
     assert explorer.first_only.description == "a right, b wrong"

@@ -60,14 +60,14 @@ class LogitControls:
         self.save = ipw.Button(
             description="save selection", tooltip="CSV of rows, files, labels and predictions", layout={"width": "auto"}
         )
-        self.legend, self.hovered = ipw.HTML(), View()
+        self.legend, self.hovered = ipw.HTML(), View(styled=False)
         # Beside the maps where the page is wide enough. Its size does not follow its content, so that nothing moves
         # while the pointer is on a map.
         size = {"flex": "0 1 330px", "min_width": "280px", "height": "410px", "overflow": "auto"}
         for name, value in size.items():
             setattr(self.hovered.layout, name, value)
 
-    def _arranged(self, message: ipw.Widget, view: View, errors: View) -> tuple[ipw.Widget, ...]:
+    def _arranged(self, message: ipw.Widget, view: View) -> tuple[ipw.Widget, ...]:
         """Return the rows of the page."""
         pair = [self.first_only, self.second_only] if len(self.judged.options) > 1 else []
         maps = ipw.HBox(self.panels, layout={"flex": "3 1 500px", "grid_gap": "4px 12px", "overflow": "hidden"})
@@ -79,7 +79,6 @@ class LogitControls:
             self.legend,
             ipw.HBox([self.judged, self.order, self.shown, self.save], **WRAP),
             view,
-            errors,
         )
 
 

@@ -24,7 +24,7 @@ from ickd_lib.tasks import Classification, Task
 from ickd_lib.widgets import logit_blocks as blocks
 from ickd_lib.widgets.logit_controls import PLACES, LogitControls
 from ickd_lib.widgets.scatter import colouring, kinds, legend, make_scatter, paint, points_of, refit
-from ickd_lib.widgets.view import Explorer, View, strip
+from ickd_lib.widgets.view import Block, Explorer, View, strip
 
 MEMBERS, NEIGHBOURS = 24, 8  # largest number of tiles of each kind on a page
 MATRIX = 20  # largest number of classes for which the whole confusion matrix is displayed
@@ -88,8 +88,9 @@ class LogitSpaceExplorer(LogitControls, Explorer):
         self.page = 0  # of the tiles of the selection
         self._make_controls(self.samples, list(self.logits), how, first)
         super().__init__([], View(self._on_event, waiting="The maps appear as soon as the kernel is idle …"))
-        self.errors = View(self._on_event)
-        self.children = self._arranged(self.message, self.view, self.errors)
+        self._selected: tuple[list[Block], bytes] = [], b""
+        self._errors: list[Block] = []
+        self.children = self._arranged(self.message, self.view)
         for control in (self.how, *self.shows):
             control.observe(self._on_map_choice, "value")
         self.colour.observe(self._on_colour_choice, "value")
@@ -286,7 +287,13 @@ class LogitSpaceExplorer(LogitControls, Explorer):
             blocks.most_confused(counts, classes, name),
             blocks.class_accuracies(counts, classes, self._by_class, name),
         ]
-        self.errors.show({"kind": "row", "blocks": [*whole, *lists]})
+        self._errors = [{"kind": "row", "blocks": [*whole, *lists]}]
+        self._display()
+
+    def _display(self) -> None:
+        """Display what describes the selection and, below it, the errors."""
+        shown, data = self._selected
+        self.view.show(*shown, *self._errors, data=data)
 
     def _display_one(self, at: int) -> None:
         """Display one image and each network's prediction for it."""
@@ -309,7 +316,8 @@ class LogitSpaceExplorer(LogitControls, Explorer):
         if count != 1:
             self.hovered.show(blocks.hint(self.samples))
         if not count:
-            return self.view.show()
+            self._selected = [], b""
+            return self._display()
         found = {}
         for name, logits in self.logits.items():
             if name not in self._margins:
@@ -336,7 +344,8 @@ class LogitSpaceExplorer(LogitControls, Explorer):
             given = {"title": title, "shape": shape, "start": start, "logits": judged, **options}
             tiles.append(blocks.sample_tiles(self.samples, at, self._by_class, **given))
             start += len(at)
-        self.view.show(*tiles[:1], blocks.region_table(found, self.samples), *tiles[1:], data=data)
+        self._selected = [*tiles[:1], blocks.region_table(found, self.samples), *tiles[1:]], data
+        self._display()
         if count == 1:
             self._display_one(int(self.members[0]))
 

@@ -65,6 +65,7 @@ class View(anywidget.AnyWidget):
             displays the view, with "resize" when its width has changed, and with "theme" when the page's theme
             changes. The attribute `dark` (whether the theme is dark) is updated before the call.
         waiting: text that is displayed until the first call of `show`.
+        styled: whether the view brings the style sheet, which the other views of an explorer share.
     """
 
     # The text and not the path: anywidget watches paths, and its watcher would keep every view alive.
@@ -72,8 +73,10 @@ class View(anywidget.AnyWidget):
     _css = (HERE / "view.css").read_text()
     waiting = Unicode("").tag(sync=True)
 
-    def __init__(self, on_event: Callable[[str, str], None] | None = None, *, waiting: str = "") -> None:
-        super().__init__(waiting=waiting)
+    def __init__(
+        self, on_event: Callable[[str, str], None] | None = None, *, waiting: str = "", styled: bool = True
+    ) -> None:
+        super().__init__(waiting=waiting, **{} if styled else {"_css": ""})
         self._on_event, self.dark = on_event, False
         self._last: tuple[list[Block], bytes] = [], b""
         self.on_msg(self._receive)
