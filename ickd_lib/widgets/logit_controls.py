@@ -13,7 +13,7 @@ from ickd_lib.widgets.search import SearchBox
 from ickd_lib.widgets.view import View
 
 PLACES = {1: ("map of",), 2: ("left map", "right map"), 3: ("left map", "middle map", "right map")}
-ORDERS = ("row", "lowest confidence", "highest confidence", "label", "prediction")
+ORDERS = ("outliers first", "row", "lowest confidence", "highest confidence", "label", "prediction")
 SHOWN = ("all", "right", "wrong", "networks differ")
 WRAP = {"layout": {"flex_flow": "row wrap", "grid_gap": "4px 12px"}}
 
@@ -27,7 +27,7 @@ class LogitControls:
         first_only, second_only: selection of what the first of two displayed networks gets right and the second wrong,
             and the other way round.
         judged, order, shown: whose predictions the tiles and the errors show, the order of the tiles, and which.
-        save: download of the selection.
+        export: download of the selection.
     """
 
     def _make_controls(self, samples: SampleSet, names: Sequence[str], how: str, first: Sequence[str]) -> None:
@@ -57,7 +57,7 @@ class LogitControls:
         self.judged = labelled(ipw.Dropdown, "predictions of", options=names, value=first[-1])
         self.order = labelled(ipw.Dropdown, "order", options=ORDERS)
         self.shown = labelled(ipw.Dropdown, "show", options=SHOWN if len(names) > 1 else SHOWN[:3])
-        self.save = ipw.Button(
+        self.export = ipw.Button(
             description="save selection", tooltip="CSV of rows, files, labels and predictions", layout={"width": "auto"}
         )
         self.legend, self.hovered = ipw.HTML(), View(styled=False)
@@ -77,7 +77,7 @@ class LogitControls:
             message,
             ipw.HBox([maps, self.hovered], **WRAP),
             self.legend,
-            ipw.HBox([self.judged, self.order, self.shown, self.save], **WRAP),
+            ipw.HBox([self.judged, self.order, self.shown, self.export], **WRAP),
             view,
         )
 

@@ -42,10 +42,11 @@ class View(anywidget.AnyWidget):
     - tiles: images with text. The bytes of the message contain N RGB images of `shape` (N, height, width). Each of
       `tiles` has `at` (its position among the N images), `key`, `lines` of text (the first one follows a square of
       `colour`, if there is one) and a `label` for screen readers. `tone` is "query", "scene", "same", "other" or
-      "plain". Where there is an `event`, the tiles are buttons. `start` is the position of the first image among the
-      bytes of the message; by default they begin with it. `folded` is a name: then only one row of tiles is displayed
-      until it is opened. `pages` is the number of this page, from 0, and the number of pages; the buttons for other
-      pages have the event "page". A line that begins with ✓ or ✗ has the colour of right or wrong.
+      "plain". Where there is an `event`, the tiles are buttons, except for those that are marked as `plain`. `start` is
+      the position of the first image among the bytes of the message; by default they begin with it. `folded` is a
+      name: then only one row of tiles is displayed until it is opened. `pages` is the number of this page, from 0, and
+      the number of pages; the buttons for other pages have the event "page". A line that begins with ✓ or ✗ has the
+      colour of right or wrong.
     - verdicts: predictions for one sample. Each of `items` has `who`, `name` (the class), its `colour`, `number` (the
       probability as text) and `right` (None without a label).
     - bars: one row for each of `rows` (`name`, `colour`, `marked`, `values`), with one bar and one number for each of
