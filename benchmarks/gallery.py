@@ -17,6 +17,7 @@ from ickd_lib import data, training
 from ickd_lib.memory import MemoryBank
 from ickd_lib.widgets import LogitSpaceExplorer, NeighbourExplorer, SuspectExplorer
 
+FIRST = "maple_tree student:oak_tree teacher:maple_tree"  # finds the first query
 POINTS = 2000  # test images with which the maps are computed; the gallery contains some of them
 LIMIT = 1_000_000  # largest size of a file in bytes
 
@@ -37,9 +38,10 @@ def main() -> None:
 
     queries = {"queries": splits.test, "teacher": teacher, "student": student}
     neighbours = NeighbourExplorer(bank, splits.train, method="ickd(negatives=32)", **queries)
+    neighbours.search.value = FIRST
     neighbours.save(given.out / "neighbours.html", queries=12, shown=8)
     spaces = {"teacher": teacher, "student": student}
-    LogitSpaceExplorer(spaces, splits.test.few(POINTS, 0)).save(given.out / "logit_space.html", points=400)
+    LogitSpaceExplorer(spaces, splits.test.few(POINTS, 0)).save(given.out / "logit_space.html", points=600)
     SuspectExplorer(bank, splits.train).save(given.out / "suspects.html", suspects=24)
     for path in sorted(given.out.glob("*.html")):
         size = path.stat().st_size

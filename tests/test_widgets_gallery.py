@@ -92,5 +92,5 @@ def test_the_selection_is_among_the_points_of_a_gallery(digits, tmp_path):
 
 @pytest.mark.parametrize("name", ["a.txt", "none/a.html"])
 def test_a_wrong_path_is_refused(digits, bank, tmp_path, name):
-    with pytest.raises(InputError, match="HTML file|does not exist"):
+    with pytest.raises(InputError, match=r"HTML file|does not exist"):
         SuspectExplorer(bank, digits.train).save(tmp_path / name)

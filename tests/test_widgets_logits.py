@@ -56,6 +56,10 @@ def blocks(view, kind=None):
     return [block for block in view._last[0] if kind in (None, block["kind"])]
 
 
+def legend(explorer):
+    return [item["name"] for item in blocks(explorer.view, "legend")[0]["items"]]
+
+
 @pytest.fixture
 def parts():
     plt.switch_backend("Agg")
@@ -99,7 +103,7 @@ def test_points_have_the_places_of_the_map_and_the_colours_of_their_classes(part
         kind = int(points[at, 2])
         assert tuple(left.color[kind]) == pytest.approx(to_rgba(scatter.WRONG if wrong[at] else scatter.RIGHT))
         assert left.size[kind] == (7 if wrong[at] else 4)
-    assert "wrong" in explorer.legend.value and left.axes is False and left.legend is False
+    assert "wrong" in legend(explorer) and left.axes is False and left.legend is False
 
 
 def test_pointing_at_an_image_displays_it_and_its_predictions(parts):
@@ -210,14 +214,14 @@ def test_colours_by_prediction_confidence_and_disagreement(parts):
     looks = [to_hex(look["color"]) for look in class_colours(images.classes)[2]]
     assert [colour(at) for at in range(200)] == [looks[c] for c in predicted.tolist()]
     explorer.colour.value = "confidence"
-    assert "90–100 %" in explorer.legend.value
+    assert "90–100 %" in legend(explorer)
     assert right.points[:, 2].tolist() == [min(9, int(10 * c)) for c in confidence.tolist()]
     explorer.colour.value = "disagreement"
-    assert "only a right" in explorer.legend.value and "only b right" in explorer.legend.value
+    assert "only a right" in legend(explorer) and "only b right" in legend(explorer)
     kind = {(True, True): 0, (True, False): 1, (False, True): 2, (False, False): 3}
     assert right.points[:, 2].tolist() == [kind[bool(x), bool(y)] for x, y in zip(ok["a"], ok["b"], strict=True)]
     explorer.shows[1].value = "c"
-    assert "only c right" in explorer.legend.value
+    assert "only c right" in legend(explorer)
     left = explorer.scatters[0].widget
     assert left.points[:, 2].tolist() == [kind[bool(x), bool(y)] for x, y in zip(ok["a"], ok["c"], strict=True)]
     explorer.shows[1].value = "b"
@@ -252,6 +256,21 @@ def test_a_cell_a_class_and_a_button_select(parts):
     explorer.second_only.click()
     only = (ok["c"] & ~ok["a"]).nonzero().squeeze(1).tolist()
     assert explorer.members.tolist() == only if only else "there is no image" in explorer.error
+
+
+def test_an_entry_of_the_legend_selects(parts):
+    images, logits = parts
+    explorer = opened(images, logits)
+    predicted = logits["b"].argmax(1)  # of the network whose predictions are shown
+    for by, holds in {
+        "class": lambda c: images.labels == c,
+        "prediction": lambda c: predicted == c,
+        "right or wrong": lambda c: (predicted != images.labels) == bool(c),
+        "disagreement": lambda c: (logits["a"].argmax(1) == images.labels) & (predicted != images.labels),
+    }.items():
+        explorer.colour.value = by
+        explorer.view._receive(None, {"event": "legend", "key": "1"}, [])
+        assert explorer.error == "" and explorer.members.tolist() == holds(1).nonzero().squeeze(1).tolist()
 
 
 def test_maps_are_refitted_when_the_page_is_resized(parts, monkeypatch):
@@ -358,7 +377,7 @@ def test_many_classes_are_coloured_by_superclass_or_by_selected_classes():
     explorer.class_.value = 30
     names, group, looks = class_colours(images.classes, (), (), [30])
     assert tuple(explorer.scatters[0].widget.color[30]) == pytest.approx(to_rgba(to_hex(looks[group[30]]["color"])))
-    assert "class 30" in explorer.legend.value and "others" in explorer.legend.value and names == ["class 30", "others"]
+    assert "class 30" in legend(explorer) and "others" in legend(explorer) and names == ["class 30", "others"]
 
 
 def explorer_upper(images):

@@ -144,6 +144,11 @@ const blocks = {
         make("tr", {}, make("th", { scope: "row" }, classes[i]), ...row.map((count, j) => cell(count, i, j)))))));
   },
 
+  legend: ({ title, items }) =>
+    make("section", { className: "ickd-legend", aria: { label: title } },
+      ...items.map(({ key, name, colour, tip, pressed }) => button("legend", key, { title: tip ?? "",
+        ...(pressed === undefined ? {} : { aria: { pressed } }) }, swatch(colour), ...breakable(name)))),
+
   ranking: ({ title, event, items }) =>
     make("section", { className: "ickd-ranking", aria: { label: title } }, heading(title),
       make("ul", {}, ...items.map(({ key, name, colour, number, share }) =>

@@ -103,7 +103,7 @@ function maps({ images, classes, labels, networks, shown, colours, judged, selec
   const state = { by: Object.keys(colours)[0], judged, members: new Set(selected), title: "selected", here: -1 };
   const right = (name, i) => networks[name].predicted[i] === labels[i];
   const SVG = "http://www.w3.org/2000/svg";
-  const legend = make("div", { className: "ickd-legend" }), below = make("div");
+  const legend = make("div"), below = make("div");
   const beside = make("div", { className: "ickd-beside", aria: { live: "polite" } });
 
   const tile = (i) => {
@@ -182,13 +182,8 @@ function maps({ images, classes, labels, networks, shown, colours, judged, selec
 
   const refresh = () => {
     const { entries, of } = colours[state.by];
-    legend.replaceChildren(...entries.map(([name, colour], e) => {
-      const members = every((i) => shown.some((network) => of[network][i] === e));
-      const pressed = members.length === state.members.size && members.every((i) => state.members.has(i));
-      const one = make("button", { type: "button", aria: { pressed } }, swatch(colour), name);
-      one.onclick = () => (pressed ? select([], "") : select(members, name));
-      return one;
-    }));
+    legend.replaceChildren(put({ kind: "legend", title: "legend", items: entries.map(([name, colour], key) =>
+      ({ key, name, colour, tip: `select: ${name}`, pressed: state.title === name })) }));
     drawn.forEach((map) => map.paint());
     const counts = new Map();
     const classesRight = classes.map(() => [0, 0]);
@@ -215,6 +210,12 @@ function maps({ images, classes, labels, networks, shown, colours, judged, selec
       `, the lowest confidence of ${state.judged} first`;
     const chosen = { kind: "tiles", title, event: "look", sheet: images.sheet, tiles: members.slice(0, MOST).map(tile) };
     below.replaceChildren(...(members.length ? [put(chosen)] : []), put({ kind: "row", blocks: rankings }));
+  };
+  legend.onclick = ({ target }) => {
+    const entry = Number(target.closest("[data-event]")?.dataset.key ?? NaN);
+    if (Number.isNaN(entry)) return;
+    const { entries, of } = colours[state.by], name = entries[entry][0];
+    state.title === name ? select([], "") : select(every((i) => of[state.judged][i] === entry), name);
   };
   below.onclick = ({ target }) => {
     const { event, key } = target.closest("[data-event]")?.dataset ?? {};

@@ -115,7 +115,7 @@ def write(path: str | Path, title: str, about: str, content: Mapping[str, Any], 
     style = "".join((HERE / name).read_text() for name in ("view.css", "gallery.css"))
     script = "".join((HERE / name).read_text() for name in FILES)
     # Nothing inside the JSON can close its element. The browser executes no script but the one with this hash.
-    text = json.dumps(content | {"sheets": sheets.encoded()}, separators=(",", ":")).replace("<", "\\u003c")
+    text = json.dumps({**content, "sheets": sheets.encoded()}, separators=(",", ":")).replace("<", "\\u003c")
     given = {"title": html.escape(title), "about": html.escape(about), "content": text}
     page = PAGE.format(style=style, script=script, style_hash=_hash(style), script_hash=_hash(script), **given)
     with runtime.replacing(path) as part:

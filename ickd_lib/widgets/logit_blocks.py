@@ -22,6 +22,21 @@ TIPS = {
 }
 
 
+def legend(entries: Sequence[tuple[str, str, int]], several: str, name: str) -> Block:
+    """Return the legend of the maps. A click on an entry sends the event "legend" with the entry's number.
+
+    Args:
+        entries: name, colour and size of each kind of point.
+        several: what the points are, such as "images".
+        name: the network whose predictions decide, where the colours differ between maps.
+    """
+    items = [
+        {"key": at, "name": text, "colour": colour, "tip": f"select these {several}, by the predictions of {name}"}
+        for at, (text, colour, _) in enumerate(dict.fromkeys(entries))
+    ]
+    return {"kind": "legend", "title": "legend; a click selects", "items": items}
+
+
 def hint(samples: SampleSet) -> Block:
     """Return the text that is displayed while nothing is selected."""
     one, several = samples.task.sample

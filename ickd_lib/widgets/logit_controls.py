@@ -60,7 +60,7 @@ class LogitControls:
         self.export = ipw.Button(
             description="save selection", tooltip="CSV of rows, files, labels and predictions", layout={"width": "auto"}
         )
-        self.legend, self.hovered = ipw.HTML(), View(styled=False)
+        self.hovered = View(styled=False)
         # Beside the maps where the page is wide enough. Its size does not follow its content, so that nothing moves
         # while the pointer is on a map.
         size = {"flex": "0 1 330px", "min_width": "280px", "height": "410px", "overflow": "auto"}
@@ -76,7 +76,6 @@ class LogitControls:
             ipw.HBox([self.how, self.colour, self.class_, self.written, *pair, self.clear], **WRAP),
             message,
             ipw.HBox([maps, self.hovered], **WRAP),
-            self.legend,
             ipw.HBox([self.judged, self.order, self.shown, self.export], **WRAP),
             view,
         )

@@ -21,8 +21,8 @@ def save(explorer: LogitSpaceExplorer, path: str | Path, points: int) -> None:
     """Write the gallery of a logit-space explorer; `LogitSpaceExplorer.save` describes the arguments."""
     samples, count = explorer.samples, len(explorer.labels)
     drawn = torch.randperm(count, generator=runtime.generator("gallery"))
-    at = torch.cat([explorer.members[:points], drawn]).tolist()  # what is selected is among the points
-    at = torch.tensor(sorted(list(dict.fromkeys(at))[: min(points, count)]))
+    wanted = torch.cat([explorer.members[:points], drawn]).tolist()  # what is selected is among the points
+    at = torch.tensor(sorted(list(dict.fromkeys(wanted))[: min(points, count)]))
     sheets = gallery.Sheets()
     data, shape = strip(samples.thumbnails(at))
     tiles = []

@@ -134,8 +134,8 @@ class Selection(LogitControls, Explorer):
             found[name] = region(logits, self.labels, self.members, neighbours=NEIGHBOURS, margins=margins)
         pair = [self.logits[name] for name in self.pair]
         judged, how = self.logits[self.judged.value], (self.shown.value, self.order.value)
-        _, margins = self._margins_of(self.judged.value)
-        ordered = blocks.ordered(self.members, self.labels, judged, pair, margins, *how)
+        _, apart = self._margins_of(self.judged.value)
+        ordered = blocks.ordered(self.members, self.labels, judged, pair, apart, *how)
         title = f"{count:,} selected"
         if self.shown.value != "all":
             title += f", {len(ordered):,} of them: {self.shown.value}"

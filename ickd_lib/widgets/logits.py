@@ -22,7 +22,8 @@ from ickd_lib.widgets import logit_blocks as blocks
 from ickd_lib.widgets import logit_gallery
 from ickd_lib.widgets.logit_controls import PLACES
 from ickd_lib.widgets.logit_selection import Selection
-from ickd_lib.widgets.scatter import colouring, kinds, legend, make_scatter, paint, points_of, refit
+from ickd_lib.widgets.rerun import resume
+from ickd_lib.widgets.scatter import Colouring, colouring, kinds, make_scatter, paint, points_of, refit
 from ickd_lib.widgets.view import Block, View, strip
 
 MATRIX = 20  # largest number of classes for which the whole confusion matrix is displayed
@@ -87,8 +88,14 @@ class LogitSpaceExplorer(Selection):
         self._make_controls(self.samples, list(self.logits), how, first)
         super().__init__([], View(self._on_event, waiting="The maps appear as soon as the kernel is idle …"))
         self._selected: tuple[list[Block], bytes] = [], b""
+        self._colours: Colouring
         self._errors: list[Block] = []
         self.children = self._arranged(self.message, self.view)
+        earlier = resume(
+            self, ("how", "colour", "judged", "order", "shown"), f"{self.samples.name} {list(self.logits)}"
+        )
+        if earlier is not None and len(earlier.labels) == len(self.labels):
+            self.members = earlier.members
         for control in (self.how, *self.shows):
             control.observe(self._on_map_choice, "value")
         self.colour.observe(self._on_colour_choice, "value")
@@ -144,6 +151,8 @@ class LogitSpaceExplorer(Selection):
             elif event == "page":
                 self.page = int(key)
                 self._describe()
+            elif event == "legend":
+                self.select(self._of_entry(int(key)))
             elif event in ("cell", "class"):
                 label, *rest = map(int, key.split(","))
                 chosen = self.labels == label
@@ -229,7 +238,8 @@ class LogitSpaceExplorer(Selection):
     def _display(self) -> None:
         """Display what describes the selection and, below it, the errors."""
         shown, data = self._selected
-        self.view.show(*shown, *self._errors, data=data)
+        legend = blocks.legend(self._colours.entries, self.samples.task.sample[1], self.judged.value)
+        self.view.show(legend, *shown, *self._errors, data=data)
 
     def _display_one(self, at: int) -> None:
         """Display one image and each network's prediction for it."""
@@ -258,15 +268,23 @@ class LogitSpaceExplorer(Selection):
         dark = self.view.dark
         colours = colouring(self.samples, self.colour.value, self._highlight(), dark, self.pair)
         self._by_class = colours.by_class
-        self.legend.value = legend(colours.entries)
+        self._colours = colours
         for scatter in self.scatters:
             paint(scatter, colours, dark)
 
+    def _of_entry(self, at: int) -> Tensor:
+        """Return which samples have the legend's entry with this number, a mask [N], by the predictions of `judged`."""
+        pair = (self.logits[self.pair[0]], self.logits[self.pair[1]])
+        kind = kinds(self.colour.value, self.labels, self.logits[self.judged.value], pair)
+        entries = list(dict.fromkeys(self._colours.entries))
+        return torch.tensor([entries.index(entry) == at for entry in self._colours.by_kind])[kind]
+
     def _repaint(self) -> None:
         """Give the points their kinds and colours anew."""
-        for control, scatter in zip(self.shows, self.scatters, strict=True):
+        for control, scatter in zip(self.shows, self.scatters, strict=False):
             scatter.widget.points = self._points(control.value)
         self._paint()
+        self._display()
 
     def _logits(self, name: str, of: Network | Tensor, precision: str) -> Tensor:
         """Return the logits of a network, or given logits, after a check, as float32 on the CPU, shape [N, C]."""

@@ -23,6 +23,7 @@ from ickd_lib.tasks.pictures import WHOLE
 from ickd_lib.widgets import neighbour_blocks as blocks
 from ickd_lib.widgets import neighbour_gallery
 from ickd_lib.widgets.neighbour_controls import NeighbourControls
+from ickd_lib.widgets.rerun import resume
 from ickd_lib.widgets.view import Block, Explorer, View, strip
 
 SHOWN = 20  # the most similar positives and negatives are displayed
@@ -118,6 +119,11 @@ class NeighbourExplorer(NeighbourControls, Explorer):
             own=teacher is not None and isinstance(task, Classification),
         )
         super().__init__(controls, View(self._on_event))
+        of = f"{len(bank)} {self.query_samples.name} {len(self.query_samples)}"
+        earlier = resume(self, ("search", "of_class", "positives", "negatives", "aggregation", "scale"), of)
+        if earlier is not None and "own" not in earlier.sets:
+            self.path = earlier.path
+            self.number.value = earlier.number.value
         self.number.observe(self._on_number, "value")
         for choice in (self.of_class, self.search):
             choice.observe(lambda _: self._go_to(0), "value")
@@ -145,8 +151,8 @@ class NeighbourExplorer(NeighbourControls, Explorer):
 
     def _on_number(self, change: dict[str, Any]) -> None:
         """Display the query with this key, or the next one in the direction of the change."""
-        new, (source, first) = int(change["new"]), self.path[0]
-        if source == self.source and new == int(self.query_samples.keys[first]):
+        new = int(change["new"])
+        if new == self._number():
             return
         keys = self.query_samples.keys
         beyond = (keys >= new if new > change["old"] else keys <= new).nonzero().squeeze(1)
@@ -231,9 +237,13 @@ class NeighbourExplorer(NeighbourControls, Explorer):
     def _visit(self, path: list[PathEntry]) -> None:
         """Make the last entry of a path the current query."""
         self.path = path
-        if path[0][0] == self.source:
-            self.number.value = int(self.query_samples.keys[path[0][1]])  # the observer does nothing
+        if (number := self._number()) is not None:
+            self.number.value = number  # the observer does nothing
         self._show()
+
+    def _number(self) -> int | None:
+        """Return the key of the last query of the path that belongs to `queries`; None if there is none."""
+        return next((int(self.query_samples.keys[at]) for name, at in self.path[::-1] if name == self.source), None)
 
     def _on_event(self, event: str, key: str) -> None:
         with self.guarded():

@@ -61,10 +61,18 @@ export default () => {
       const watch = new MutationObserver(themed);
       const attributeFilter = ["data-jp-theme-light", "data-vscode-theme-kind"];
       watch.observe(document.body, { attributes: true, attributeFilter });
+      // ipywidgets gives the handles of sliders no name, so screen readers would announce a number alone.
+      const name = () => {
+        for (const slider of el.closest(".ickd-explorer")?.querySelectorAll(".widget-slider") ?? []) {
+          const label = slider.querySelector(".widget-label")?.textContent ?? "";
+          slider.querySelectorAll("[role=slider], .widget-readout").forEach((one) => one.setAttribute("aria-label", label));
+        }
+      };
       let width = 0, timer;
       const size = new ResizeObserver(() => {
         const changed = el.clientWidth && el.clientWidth !== width;
         width = el.clientWidth || width;
+        name(); // the view is part of the page now
         if (!changed) return;
         clearTimeout(timer);
         timer = setTimeout(() => model.send({ event: "resize" }), 300);

@@ -25,6 +25,11 @@ from ickd_lib import plots
 from ickd_lib.runtime import InputError
 
 HERE = Path(__file__).parent
+# Below the picture of an explorer in a saved notebook. The rule hides what JupyterLab writes in place of a widget that
+# has no kernel; view.css hides the sentence where the explorer is live.
+STATIC = """<p class="ickd-static">This is a picture of the explorer. To use it, run the cells of this notebook.</p>
+<style>.jp-OutputArea-child:has(.ickd-static) + .jp-OutputArea-child .jupyter-widgets:not(:has(*)) { display: none; }
+</style>"""
 SCRIPTS = ("blocks.js", "choices.js", "view.js")
 TILE = 64  # largest side in pixels of an image that is sent to the page
 Block = dict[str, Any]
@@ -57,6 +62,7 @@ class View(anywidget.AnyWidget):
       state. The key of its event "choices" is this state as JSON.
     - matrix: a confusion matrix of `classes` with `counts` [C][C]. Its cells are buttons with the event "cell" and a
       key such as "label,prediction".
+    - legend: buttons with the event "legend": `items` with `key`, `name`, `colour`, and `tip`, an explanation.
     - ranking: a list of buttons with an `event`: `items` with `key`, `name`, `colour`, `number` as text, and `share`,
       the length of the bar.
     - picture: the bytes are a PNG, and `alt` describes it.
@@ -121,6 +127,7 @@ class Explorer(ipw.VBox):
         self.message, self.error = ipw.HTML(layout={"min_height": "26px"}), ""
         self.view = view
         super().__init__([*controls, self.message, view])
+        self.add_class("ickd-explorer")
 
     def close(self) -> None:
         """Remove the explorer from all pages, and release its widgets with the networks and images that they hold."""
@@ -175,11 +182,12 @@ class Explorer(ipw.VBox):
         self.message.value = f'<div role="{role}" style="color: {colour}">{html.escape(text)}</div>' if text else ""
 
     def _ipython_display_(self) -> None:
-        # There are two outputs. Notebooks without a kernel and other viewers display the picture; where the explorer is
-        # live, view.css hides it.
+        # Notebooks without a kernel and other viewers display the picture and a sentence; where the explorer is live,
+        # view.css hides both.
         try:
             picture = {"image/png": base64.b64encode(self.png()).decode()}
             display(picture, metadata={"image/png": {"needs_background": "light"}}, raw=True)
+            display({"text/html": STATIC}, raw=True)
         except Exception as error:
             if not self.error:  # an earlier error is the cause of this one
                 self._show_error(error)
