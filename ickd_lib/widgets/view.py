@@ -28,7 +28,7 @@ HERE = Path(__file__).parent
 # Below the picture of an explorer in a saved notebook. The rule hides what JupyterLab writes in place of a widget that
 # has no kernel; view.css hides the sentence where the explorer is live.
 STATIC = """<p class="ickd-static">This is a picture of the explorer. To use it, run the cells of this notebook.</p>
-<style>.jp-OutputArea-child:has(.ickd-static) + .jp-OutputArea-child .jupyter-widgets:not(:has(*)) { display: none; }
+<style>.jp-OutputArea-child:has(.ickd-static) + .jp-OutputArea-child > .jupyter-widgets:not(:has(*)) { display: none; }
 </style>"""
 SCRIPTS = ("blocks.js", "choices.js", "view.js")
 TILE = 64  # largest side in pixels of an image that is sent to the page
