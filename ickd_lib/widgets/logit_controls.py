@@ -24,6 +24,7 @@ class LogitControls:
     Attributes:
         how, colour, shows: the kind of map, the colours of the points, and the network of each map.
         search, class_, written, clear: selection by search, class or rows, and its removal.
+        fit: shows all points.
         first_only, second_only: selection of what the first of two displayed networks gets right and the second wrong,
             and the other way round.
         judged, order, shown: whose predictions the tiles and the errors show, the order of the tiles, and which.
@@ -50,6 +51,8 @@ class LogitControls:
         self.written = labelled(ipw.Text, "select rows", placeholder="3 7 10-20", continuous_update=False)
         self.clear = ipw.Button(description="clear selection", tooltip=f"deselect all {samples.task.sample[1]}")
         places = zip(PLACES[len(first)], first, strict=True)
+        # The plot's own reset would show the same section on narrow pages too, without the points at its sides.
+        self.fit = ipw.Button(description="fit maps", tooltip="show all points", layout={"width": "auto"})
         self.shows = [labelled(ipw.Dropdown, place, options=names, value=name) for place, name in places]
         column = ipw.Layout(flex="1 1 0", min_width="240px", overflow="hidden")
         self.panels = [ipw.VBox([one], layout=column) for one in self.shows]
@@ -73,7 +76,7 @@ class LogitControls:
         maps = ipw.HBox(self.panels, layout={"flex": "3 1 500px", "grid_gap": "4px 12px", "overflow": "hidden"})
         return (
             self.search,
-            ipw.HBox([self.how, self.colour, self.class_, self.written, *pair, self.clear], **WRAP),
+            ipw.HBox([self.how, self.colour, self.class_, self.written, *pair, self.clear, self.fit], **WRAP),
             message,
             ipw.HBox([maps, self.hovered], **WRAP),
             ipw.HBox([self.judged, self.order, self.shown, self.export], **WRAP),

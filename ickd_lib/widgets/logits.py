@@ -109,6 +109,7 @@ class LogitSpaceExplorer(Selection):
         self.first_only.on_click(lambda _: self._select_right_only(*self.pair))
         self.second_only.on_click(lambda _: self._select_right_only(*self.pair[::-1]))
         self.export.on_click(self._on_export)
+        self.fit.on_click(lambda _: self._fit())
         self._paint()
         self._name_pair()
 
@@ -144,8 +145,7 @@ class LogitSpaceExplorer(Selection):
                 self._paint()
                 self._display_errors()
             elif event == "resize":
-                for scatter in self.scatters:
-                    refit(scatter)
+                self._fit()
             elif event == "look":
                 self._display_one(int(key))
             elif event == "page":
@@ -159,6 +159,11 @@ class LogitSpaceExplorer(Selection):
                 for predicted in rest:
                     chosen &= self.logits[self.judged.value].argmax(1) == predicted
                 self.select(chosen)
+
+    def _fit(self) -> None:
+        """Show all points of each map."""
+        for scatter in self.scatters:
+            refit(scatter)
 
     def _on_map_choice(self, change: dict[str, Any]) -> None:
         with self.guarded():

@@ -142,7 +142,7 @@ def make_scatter(points: np.ndarray, classes: int) -> Any:
     scatter.widget.points = points  # jscatter would number only the kinds that occur, and all colours would be shifted
     for file in (JupyterScatter._esm, JupyterScatter._css):
         file.changed.disconnect()  # anywidget watches these files, and its watcher would keep every plot alive
-    scatter.widget.toolbar_buttons = ["pan_zoom", "lasso", "divider", "full_screen", "reset"]
+    scatter.widget.toolbar_buttons = ["pan_zoom", "lasso", "divider", "full_screen"]
     scatter.widget.transition_points = True
     return scatter
 
