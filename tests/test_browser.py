@@ -579,7 +579,7 @@ def test_all_points_are_in_the_maps_on_narrow_pages_too(spaces):
         shown = [
             one for one in explorer.locator("canvas:not([aria-hidden])").all() if one.bounding_box()["height"] > 200
         ]
-        assert len(shown) == 2
+        assert shown
         for one in shown:
             drawn = Image.open(io.BytesIO(one.screenshot())).convert("RGB")
             edge = drawn.crop((drawn.width - 2, drawn.height // 2, drawn.width, drawn.height))

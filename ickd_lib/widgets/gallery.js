@@ -150,7 +150,9 @@ function maps({ images, classes, labels, networks, shown, colours, judged, selec
       role: "listbox", "aria-multiselectable": "true", "aria-label": `map of ${name}` })) {
       svg.setAttribute(attribute, value);
     }
-    svg.append(...circles);
+    const labelled = document.createElementNS(SVG, "g");
+    labelled.setAttribute("aria-hidden", "true");
+    svg.append(...circles, labelled);
     svg.onfocus = () => look(state.here < 0 ? 0 : state.here);
     svg.onkeydown = (event) => {
       const way = { ArrowLeft: [-1, 0], ArrowRight: [1, 0], ArrowUp: [0, 1], ArrowDown: [0, -1] }[event.key];
@@ -172,6 +174,21 @@ function maps({ images, classes, labels, networks, shown, colours, judged, selec
         circle.setAttribute("aria-selected", state.members.has(i));
         circle.classList.toggle("ickd-faded", state.members.size > 0 && !state.members.has(i));
       });
+      label();
+    };
+    // The name of each cluster stands at the median of its points.
+    const median = (numbers) => numbers.sort((one, other) => one - other)[Math.floor(numbers.length / 2)];
+    const label = () => {
+      const { entries, of } = colours[state.by], named = ["class", "superclass"].includes(state.by) && entries.length <= 20;
+      labelled.replaceChildren(...(named ? entries : []).flatMap(([text], e) => {
+        const members = every((i) => of[name][i] === e);
+        if (!members.length || (state.members.size && !members.some((i) => state.members.has(i)))) return [];
+        const one = document.createElementNS(SVG, "text");
+        one.setAttribute("x", median(members.map((i) => points[i][0])));
+        one.setAttribute("y", -median(members.map((i) => points[i][1])));
+        one.textContent = text.replaceAll("_", " ");
+        return [one];
+      }));
     };
     const mark = (here) => {
       circles.forEach((circle, i) => circle.classList.toggle("ickd-here", i === here));
