@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import re
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
 from accessibility import serious_findings
-from test_browser import browser, expect, pytestmark  # noqa: F401  the fixture and the mark
+from test_browser import ROOT, browser, expect, pytestmark  # noqa: F401  the fixture and the mark
 
 from ickd_lib import models, runtime
 from ickd_lib.explore import suspect_labels
@@ -42,7 +43,7 @@ def folder(explorers, tmp_path_factory):
 
 @pytest.fixture
 def opened(browser, folder):  # noqa: F811
-    """A function that opens a gallery; afterwards there must have been no request to a network and no error."""
+    """Open a gallery by name or path; afterwards, there must have been no request to a network and no error."""
     pages, problems = [], []
 
     def open_(name, **options):
@@ -52,7 +53,7 @@ def opened(browser, folder):  # noqa: F811
         page.on("console", lambda m: problems.append(m.text) if m.type in ("error", "warning") else None)
         page.on("pageerror", lambda error: problems.append(str(error)))
         page.on("dialog", lambda dialog: problems.append(f"dialog: {dialog.message}"))
-        page.goto((folder / f"{name}.html").as_uri())
+        page.goto((name if isinstance(name, Path) else folder / f"{name}.html").as_uri())
         expect(page.locator("#gallery button").first).to_be_visible()
         return page
 
@@ -158,4 +159,16 @@ def test_a_gallery_is_accessible(opened, name, theme):
     page = opened(name, color_scheme=theme)
     if name == "maps":
         page.locator(".ickd-legend button").first.click()
+    assert serious_findings(page) == []
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "docs" / "gallery").glob("*.html")), ids=lambda path: path.stem)
+def test_the_committed_galleries_are_small_and_work(opened, path):
+    page = opened(path)
+    assert path.stat().st_size < 1_000_000
+    head, before = page.locator("#gallery"), page.locator("#gallery").inner_text()
+    (page.locator("h2").or_(page.locator("svg.ickd-map")).first).focus()
+    page.keyboard.press("ArrowRight")
+    page.keyboard.press("ArrowRight")
+    expect(head).not_to_have_text(before)
     assert serious_findings(page) == []

@@ -105,7 +105,11 @@ class SuspectExplorer(Explorer):
         sheets = gallery.Sheets()
         listing = sheets.add(*self._listing(slice(0, suspects)))
         keys = [str(tile["key"]) for tile in listing["tiles"]]
-        pages = {key: [gallery.opened_in(sheets.add(*self._around(int(key))), keys)] for key in keys}
+        pages = {}
+        for one, key in zip(listing["tiles"], keys, strict=True):
+            around = gallery.opened_in(sheets.add(*self._around(int(key))), keys)
+            own = {"kind": "tiles", "tone": "query", "title": "suspect", "tiles": [one], "sheet": listing["sheet"]}
+            pages[key] = [{"kind": "row", "blocks": [own, around]}]
         listing = gallery.opened_in(listing, keys)
         content = {"kind": "list", "of": "suspect", "listing": listing, "pages": pages}
         gallery.write(path, f"Suspect labels of {self.samples.name}", ABOUT, content, sheets)

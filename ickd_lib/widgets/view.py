@@ -6,6 +6,7 @@ import base64
 import contextlib
 import html
 import io
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -146,6 +147,10 @@ class Explorer(ipw.VBox):
         for widget in reversed(list(below.values())[1:]):
             widget.close()
         super().close()
+
+    def __del__(self) -> None:
+        if not sys.is_finalizing():  # at the end of a program there is nothing left to close
+            super().__del__()
 
     def figures(self) -> list[Figure]:
         """Return the current content as figures."""
