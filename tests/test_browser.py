@@ -440,7 +440,7 @@ def test_a_slider_is_redrawn_once_at_a_time_and_settles(samples):
         }"""
     )
     redrawn, settled = took
-    assert redrawn <= 20 and settled < 2500  # milliseconds; docs/notebooks.md has the time on a quiet machine
+    assert redrawn <= 20 and settled < 2500  # milliseconds, on a busy machine too
     assert float(slider.get_attribute("aria-valuenow")) == before + 20
     expect(explorer.locator(".ickd-same button.ickd-tile")).to_have_count(min(20, before + 20))
     expect(explorer.locator(".ickd-same .ickd-title")).to_contain_text(f"{before + 20} nearest")

@@ -160,7 +160,8 @@ class NeighbourExplorer(NeighbourControls, Explorer):
         with self.guarded():
             self._visit([(self.source, at)])
             if (key := int(keys[at])) != new:
-                self.show_message(f"{self.query_samples.name} has no {self.number.description} {new}; this is {key}")
+                what = self.number.description.rpartition(" ")[2]
+                self.show_message(f"{self.query_samples.name} has no {what} {new}; this is {key}")
 
     def _go_to(self, step: int | None, also: str = "") -> None:
         """Display a query that matches the chosen class, the search text and `also`.
