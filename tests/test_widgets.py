@@ -191,6 +191,20 @@ def displayed(explorer, monkeypatch) -> list:
     return outputs
 
 
+def test_the_first_figure_of_a_notebook_may_be_that_of_an_explorer():
+    """In a notebook it switches matplotlib's interactive mode on, which displays the figures of later cells."""
+
+    class First(Plain):
+        def figures(self):
+            plt.ion()
+            return super().figures()
+
+    plt.ioff()
+    First().png()
+    assert plt.isinteractive()
+    plt.ioff()
+
+
 def test_without_a_page_a_picture_is_displayed(monkeypatch):
     explorer, before = Plain(), plt.get_fignums()
     picture, _, bundle = displayed(explorer, monkeypatch)

@@ -160,7 +160,11 @@ class Explorer(ipw.VBox):
         """Return the current content as a PNG: the figures, one below the other, in the theme of the page."""
         with closing_figures(), mpl.rc_context():
             plots.use(self.view.dark)
-            return stacked(self.figures())
+            drawn = stacked(self.figures())
+            interactive = mpl.is_interactive()
+        # The first figure of a notebook switches this on, and without it no figure of a later cell would be displayed.
+        mpl.interactive(interactive)
+        return drawn
 
     def show_message(self, text: str) -> None:
         """Display a message until the next interaction. A displayed error stays."""
