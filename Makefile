@@ -6,9 +6,10 @@ READY := .venv/.ready
 # OpenMP threads that wait without spinning: on a busy machine small networks train many times faster.
 export OMP_WAIT_POLICY ?= passive
 
-.PHONY: help setup run test lint lab clean
+.PHONY: help setup try run test lint lab clean
 
 help:
+	@echo "make try    install, run the first notebook alone, in about a minute"
 	@echo "make run    install, run all notebooks on the embedded digits, show the results"
 	@echo "make test   install, run the tests"
 	@echo "make lab    install, open JupyterLab on the notebooks"
@@ -24,6 +25,9 @@ $(READY): pyproject.toml
 	$(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable ".[notebooks,dense,test]"
 	@touch $@
+
+try: setup
+	@$(BIN)/python notebooks/run.py 00
 
 run: setup
 	@$(BIN)/python notebooks/run.py

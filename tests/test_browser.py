@@ -23,6 +23,7 @@ from pathlib import Path
 import nbformat
 import papermill
 import pytest
+from accessibility import serious_findings
 from jupyter_client.blocking import BlockingKernelClient
 from PIL import Image
 
@@ -180,7 +181,9 @@ class Notebook:
         self.page.wait_for_function(ready, timeout=120_000)
         self.command("application:toggle-left-area")
         self.command("notebook:run-all-cells")
-        expect(self.page.locator(".jp-CodeCell .jp-InputPrompt").first).to_have_text(re.compile(r"\[[\d*]+\]"))
+        expect(self.page.locator(".jp-CodeCell .jp-InputPrompt:not(.jp-Placeholder-prompt)").first).to_have_text(
+            re.compile(r"\[[\d*]+\]")
+        )
         self.wait(300)
         cells = "window.jupyterapp.shell.currentWidget.content.widgets"
         outputs = self.page.evaluate(f"{cells}.flatMap((cell) => cell.model.sharedModel.getOutputs?.() ?? [])")
@@ -216,6 +219,19 @@ class Notebook:
         found.wait_for(timeout=60_000)
         found.scroll_into_view_if_needed()
         return found
+
+    def tab_order(self, presses: int) -> list[str]:
+        """Names of the elements that Tab reaches, each once; of tiles, only what precedes the colon."""
+        name = """() => {
+            const one = document.activeElement;
+            const label = one.getAttribute('aria-label') ?? one.labels?.[0]?.textContent ?? one.innerText;
+            return label.trim().split(':')[0];
+        }"""
+        names = []
+        for _ in range(presses):
+            names.append(self.page.evaluate(name))
+            self.page.keyboard.press("Tab")
+        return list(dict.fromkeys(names))
 
     def theme(self, dark: bool) -> None:
         self.command("apputils:change-theme", theme=f"JupyterLab {'Dark' if dark else 'Light'}")
@@ -338,15 +354,11 @@ def test_the_answer_is_on_the_first_screen_and_negatives_are_folded(samples):
 
 def test_neighbours_by_keyboard(samples):
     explorer, keys = samples.explorer(".ickd-query"), samples.page.keyboard
-    explorer.get_by_role("spinbutton", name="row").focus()
-    reached = []
-    for _ in range(14):  # Tab goes through the controls in their order, and on to the neighbours
-        reached.append(
-            samples.page.evaluate("(document.activeElement.innerText || document.activeElement.role || '').trim()")
-        )
-        keys.press("Tab")
-    known = ("next", "random", "next mistake", "slider")
-    assert [name for name in reached if name in known] == [*known, "slider", "slider"]
+    explorer.get_by_label("search", exact=True).focus()
+    reached = samples.tab_order(40)
+    order = ["search", "test row", "class", "next", "random", "next mistake", "positives k⁺", "negatives k⁻"]
+    order += ["aggregation τₐ", "1", "4", "your own image (0)", "or its path", "positive 1", "negative 1"]
+    assert [name for name in reached if name in order] == order  # as docs/notebooks.md states
     explorer.get_by_role("button", name="next", exact=True).focus()
     at = samples.evaluate("explorer.current[1]")
     for presses in (1, 2):  # the button keeps the focus
@@ -403,6 +415,67 @@ def test_neighbours_are_updated_at_once_and_without_flicker(samples):
     )
     assert sorted(took["took"])[10] < 500  # milliseconds; 106 were seen with a bank of 50,000 x 256, on a quiet machine
     assert took["lowest"] > 0.6 * took["highest"]  # classes of the query may differ by a line of tiles
+
+
+def test_a_slider_is_redrawn_once_at_a_time_and_settles(samples):
+    """Twenty quick key presses: never more redraws than presses, and the last value is displayed at the end."""
+    explorer = samples.explorer(".ickd-query")
+    samples.page.wait_for_timeout(500)
+    slider = explorer.get_by_role("slider", name="positives k⁺")
+    before = int(float(slider.get_attribute("aria-valuenow")))
+    took = slider.evaluate(
+        """async (slider) => {
+            const view = document.querySelector('.ickd-query').closest('.ickd'), drawn = [];
+            const seen = new MutationObserver(() => drawn.push(performance.now()));
+            seen.observe(view, { childList: true });
+            slider.focus();
+            for (let i = 0; i < 20; i++) {
+                slider.dispatchEvent(new KeyboardEvent('keydown', { key: 'ArrowRight', bubbles: true }));
+                await new Promise((done) => setTimeout(done, 15));
+            }
+            const end = performance.now();
+            await new Promise((done) => setTimeout(done, 3000));
+            seen.disconnect();
+            return [drawn.length, Math.max(...drawn) - end];
+        }"""
+    )
+    redrawn, settled = took
+    assert redrawn <= 20 and settled < 2500  # milliseconds, on a busy machine too
+    assert float(slider.get_attribute("aria-valuenow")) == before + 20
+    expect(explorer.locator(".ickd-same button.ickd-tile")).to_have_count(min(20, before + 20))
+    expect(explorer.locator(".ickd-same .ickd-title")).to_contain_text(f"{before + 20} nearest")
+
+
+def test_a_cell_that_is_run_again_keeps_query_and_controls(samples):
+    explorer = samples.explorer(".ickd-query")
+    explorer.get_by_label("class", exact=True).select_option("5")
+    expect(explorer.locator(".ickd-query .ickd-class")).to_have_text("5")
+    explorer.get_by_role("button", name="next", exact=True).click()
+    state = "[explorer.of_class.value, explorer.positives.value, explorer.number.value, explorer.path[0][1]]"
+    samples.page.wait_for_timeout(500)
+    before, first = samples.evaluate(state), samples.evaluate("explorer.model_id")
+    samples.page.evaluate(
+        """() => {
+            const content = window.jupyterapp.shell.currentWidget.content;
+            content.activeCellIndex = content.widgets.findIndex(
+                (cell) => cell.model.sharedModel.source.includes('widgets.NeighbourExplorer('));
+        }"""
+    )
+    samples.command("notebook:run-cell")
+    assert until(lambda: samples.evaluate("explorer.model_id") != first)
+    assert samples.evaluate(state) == before and before[0] == 5
+    explorer = samples.explorer(".ickd-query")
+    check_neighbours(samples, explorer)
+    explorer.get_by_label("class", exact=True).select_option("all")
+
+
+@pytest.mark.parametrize("dark", [False, True])
+def test_the_explorers_are_accessible(samples, spaces, dark):
+    for notebook in (samples, spaces):
+        notebook.page.bring_to_front()
+        notebook.theme(dark)
+        assert serious_findings(notebook.page, ".ickd-explorer") == []
+        notebook.theme(False)
 
 
 def test_neighbours_in_both_themes(samples):
@@ -495,6 +568,23 @@ def test_logit_space_by_mouse(spaces):
     explorer.get_by_role("combobox", name="right map").select_option("teacher")
     expect(explorer.get_by_text("nearest outside the selection, for teacher")).to_be_visible()
     explorer.get_by_role("combobox", name="right map").select_option("ickd")
+
+
+def test_all_points_are_in_the_maps_on_narrow_pages_too(spaces):
+    """At the left and right edge of each map there is ground alone, after the page has become narrow or wide."""
+    for width in (1024, 1440, 1360):
+        spaces.page.set_viewport_size({"width": width, "height": 1200})
+        explorer = spaces.explorer("canvas:not([aria-hidden])")
+        spaces.page.wait_for_timeout(2500)
+        shown = [
+            one for one in explorer.locator("canvas:not([aria-hidden])").all() if one.bounding_box()["height"] > 200
+        ]
+        assert shown
+        for one in shown:
+            drawn = Image.open(io.BytesIO(one.screenshot())).convert("RGB")
+            edge = drawn.crop((drawn.width - 2, drawn.height // 2, drawn.width, drawn.height))
+            ((_, ground),) = edge.getcolors(1000) or [(0, 0)] * 2  # one colour, or points are cut off
+            assert min(ground) > 240  # the map is not black in a light theme
 
 
 def test_logit_space_by_keyboard(spaces):
@@ -676,6 +766,9 @@ def test_without_its_kernel_a_picture_is_displayed(samples):
     picture = cell.locator(".jp-RenderedImage")
     expect(picture).to_be_hidden()  # the explorer is live
     samples.command("notebook:shutdown-kernel")
+    expect(cell.get_by_role("alert")).to_have_text(re.compile("^The kernel has stopped, .* run the cells again"))
     samples.page.reload()
     expect(picture).to_be_visible(timeout=60_000)
+    expect(cell.get_by_text("This is a picture of the explorer")).to_be_visible()
     expect(cell.locator(".ickd")).to_have_count(0)
+    expect(cell.get_by_text("Error displaying widget")).to_be_hidden()

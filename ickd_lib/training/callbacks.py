@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING
 
 from tqdm import tqdm
 
+from ickd_lib import runtime
+
 if TYPE_CHECKING:
     from ickd_lib.training.loop import Loop
 
@@ -43,12 +45,18 @@ class ProgressBar(Callback):
     """A progress bar with the epoch, the losses, the latest primary test metric and the training speed.
 
     If images are streamed, it also shows the share of the time in which steps waited for them.
+
+    Args:
+        who: what is trained, such as "teacher resnet20"; by default the number of students.
     """
+
+    def __init__(self, who: str = "") -> None:
+        self.who = who
 
     def start(self, training: Loop) -> None:
         done = training.epoch * training.steps + training.step
         total = training.recipe.epochs * training.steps
-        self.bar = tqdm(total=total, initial=done, mininterval=0.5)
+        self.bar = tqdm(total=total, initial=done, mininterval=0.5, file=runtime.stream())
         self.shown = 0.0
 
     def step(self, training: Loop) -> None:
@@ -64,7 +72,9 @@ class ProgressBar(Callback):
         self.bar.close()
 
     def _show(self, training: Loop) -> None:
-        self.bar.set_description(f"epoch {min(training.epoch + 1, training.recipe.epochs)}/{training.recipe.epochs}")
+        count, epochs = len(training.states), training.recipe.epochs
+        who = self.who or f"{count} student{'s' * (count > 1)}"
+        self.bar.set_description(f"{who}, epoch {min(training.epoch + 1, epochs)}/{epochs}")
         shown = _losses(training)
         key = f"test_{training.task.primary}"
         latest = [next((r[key] for r in training.records[s].epochs[::-1] if key in r), None) for s in training.states]

@@ -52,7 +52,7 @@ def distill(
     runs: str | Path | None = None,
     resume: bool = True,
     checkpoint_seconds: NotNegative = 60.0,
-    progress: bool = True,
+    progress: bool | str = True,
     callbacks: Sequence[Callback] = (),
     teacher_cache: str | Path | None = None,
     teacher_cache_gigabytes: NotNegative = 4.0,
@@ -89,7 +89,7 @@ def distill(
             error.
         checkpoint_seconds: seconds between checkpoints. Ctrl-C writes a checkpoint and stops the training; the same
             call continues it.
-        progress: whether to show a progress bar.
+        progress: whether to show a progress bar, or what it says is trained.
         callbacks: see `Callback`.
         teacher_cache: folder of a cache of the teacher's outputs for each view of each image, in half precision, which
             later trainings with the same teacher and data use too (`TeacherCache`). With None the teacher runs in every
@@ -185,7 +185,14 @@ def distill(
                 data_seed=data_seed,
                 evaluate_every=evaluate_every,
                 checkpoint_seconds=checkpoint_seconds,
-                callbacks=[*callbacks, *([ProgressBar()] if progress and runtime.rank() == 0 else [])],
+                callbacks=[
+                    *callbacks,
+                    *(
+                        [ProgressBar(progress if isinstance(progress, str) else "")]
+                        if progress and runtime.rank() == 0
+                        else []
+                    ),
+                ],
             )
             loop.train(stop)
             reference = (
