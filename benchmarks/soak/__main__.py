@@ -22,12 +22,14 @@ import sys
 import tempfile
 import time
 from collections import Counter
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import sklearn.datasets
 import torch
 import torch._dynamo  # an optimiser imports it, which takes seconds
+from PIL import Image
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import inputs
@@ -49,7 +51,7 @@ def main() -> int:
     seed = int(time.time()) if given.seed is None else given.seed
     found: dict[str, Any] = json.loads(given.out.read_text()) if given.out.exists() else {"counts": {}, "wrong": []}
     before = len(found["wrong"])
-    sklearn.datasets.load_digits()
+    warm_up()
     with tempfile.TemporaryDirectory() as folder:
         repeat(Path(folder), given.minutes, random.Random(seed), found, given.out)
     for name, count in sorted(found["counts"].items()):
@@ -57,6 +59,13 @@ def main() -> int:
     for problem in found["wrong"][before:]:
         print(f"\nWRONG: {problem}")
     return int(len(found["wrong"]) > before)
+
+
+def warm_up() -> None:
+    """Do once what takes seconds, so that forked processes do not repeat it."""
+    sklearn.datasets.load_digits()
+    runtime.environment(torch.device("cpu"))
+    Image.init()
 
 
 def repeat(folder: Path, minutes: float, draw: random.Random, found: dict[str, Any], out: Path) -> None:
@@ -73,17 +82,18 @@ def repeat(folder: Path, minutes: float, draw: random.Random, found: dict[str, A
             campaign = next(waiting, None)
             if campaign:
                 made.append(campaign)
-            parts = [lambda c=c: c.killed(draw, counts) for c in draw.sample(made, min(3, len(made)))]
-            parts.append(lambda: draw.choice(made).twice(draw, counts))
+            parts = [partial(one.killed, draw, counts) for one in draw.sample(made, min(4, len(made)))]
+            parts.append(partial(draw.choice(made).twice, draw, counts))
             if not reason:
-                parts.append(lambda: draw.choice(made).on_full_disk(draw, counts, folder / "disk"))
-            parts.append(lambda: bad_inputs(draw, folder, counts))
-            if len(made) > 1 and counts["rounds"] % 5 == 0:
-                parts.append(lambda: explore(draw, folder, counts, found))
+                parts.append(partial(draw.choice(made).on_full_disk, draw, counts, folder / "disk"))
+            parts.append(partial(bad_inputs, draw, folder, counts))
+            if counts["rounds"] % 5 == 4:
+                parts.append(partial(explore, draw, folder, counts, found))
             for part in parts:
                 found["wrong"] += part()
                 counts["minutes"] = round(earlier + (time.monotonic() - began) / 60, 1)
-                found |= {"counts": dict(counts), "environment": runtime.environment(torch.device("cpu"))}
+                found["counts"] = dict(sorted(counts.items()))
+                found["environment"] = runtime.environment(torch.device("cpu"))
                 found["machine"] = machine.name(torch.device("cpu"))
                 runtime.write_json(out, found)
                 if time.monotonic() > until:

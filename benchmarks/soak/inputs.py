@@ -14,13 +14,24 @@ from children import TRACEBACK, Child
 
 from ickd_lib import methods, options
 
-SECONDS = 4.0  # an input that is accepted trains; it is ended then
+SECONDS = 2.5  # an input that is accepted trains; it is ended then
 TEXTS = [
     *"nan NaN inf -inf 1e30 1e999 -1 0 -0.0 0.5 1e-320 None True [] {} () x .. . / /// ~ - -- = , : * ? % \\".split(),
     *("", " ", "9" * 400, "9" * 5000, "±", "a\0b", "\n", "\t", "<b>&amp;</b>", "'", '"', "$(id)", "a" * 300, "ü/ü"),
     *("/dev/null", "/dev/full", "/proc/self/mem", "/nowhere/at/all", "../..", "lone \udcff surrogate", "0x10", "1_000"),
     *("ickd(", "ickd()", "ickd(nicd=1)(kd=2)", "kd(kd=1", "kd(**{})", "kd(__import__('os'))", "ce+", "+", "ce+ce"),
-    *("folder:", "folder:/dev", "coco:", "voc:/proc", "masks:x", "imagenet:", "folder:\0", "folder:..", "scenes", "digits"),
+    *(
+        "folder:",
+        "folder:/dev",
+        "coco:",
+        "voc:/proc",
+        "masks:x",
+        "imagenet:",
+        "folder:\0",
+        "folder:..",
+        "scenes",
+        "digits",
+    ),
     *("torchvision/resnet18", "timm/none", "a.csv", "a.py:x", "model.pt", "cuda:99", "meta", "mps", "bf16", "fp16"),
 ]
 VALUES = "None nan inf -inf 1e999 -1 0 0.5 1e300 1e30 True 'x' [] (1,2) {} 10**9 1j -0.0 b'' ... 2**70 1e-320".split()

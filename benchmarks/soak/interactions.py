@@ -18,7 +18,20 @@ from ickd_lib import data, models
 from ickd_lib.memory import MemoryBank
 from ickd_lib.widgets import LogitSpaceExplorer, NeighbourExplorer, RunExplorer, SuspectExplorer, View
 
-KEYS = ["0", "1", "2", "0,1", "3,3", "-1", "999999", "x", "", "±", '{"chosen": [], "filter": "x", "sort": [0, true]}', "{"]
+KEYS = [
+    "0",
+    "1",
+    "2",
+    "0,1",
+    "3,3",
+    "-1",
+    "999999",
+    "x",
+    "",
+    "±",
+    '{"chosen": [], "filter": "x", "sort": [0, true]}',
+    "{",
+]
 EVENTS = ["ready", "theme", "resize", "open", "crumb", "look", "page", "cell", "class", "choices", "unknown"]
 
 

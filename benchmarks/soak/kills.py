@@ -17,9 +17,9 @@ from children import TRACEBACK, Child, die_between_files, die_in_write, fail_in_
 from PIL import Image
 from safetensors.torch import load_file
 
-KILLS = 5  # largest number of kills of one training
+KILLS = 8  # largest number of kills of one training
 COMMON = (
-    "--device cpu --precision fp32 --schedule cosine --lr 0.05 --checkpoint-seconds 0 --epochs 3 --evaluate-every 2"
+    "--device cpu --precision fp32 --schedule cosine --lr 0.05 --checkpoint-seconds 0 --epochs 2 --evaluate-every 2"
 ).split()
 IN_CONTEXT = "ickd(positives=2, negatives=4)"
 
@@ -64,18 +64,20 @@ class Campaign:
         place = self.folder / "killed"
         shutil.rmtree(place, ignore_errors=True)
         wrong = []
-        for _ in range(draw.randrange(2, KILLS + 1)):
+        for _ in range(draw.randrange(3, KILLS + 1)):
             kind = draw.choice(["kill", "kill", "kill", "write", "files", "error", "stop"])
             chance = random.Random(draw.random())
             before = {"write": die_in_write, "files": die_between_files, "error": fail_in_write}.get(kind)
             child = self.start(place, (lambda: before(chance)) if before else lambda: None)  # noqa: B023
-            ended = child.wait(draw.uniform(0, self.seconds) if before is None else 600)
+            ended = child.wait(draw.uniform(0, 0.7 * self.seconds) if before is None else 120)
             if kind == "stop" and not ended:
                 child.kill(draw.choice([signal.SIGTERM, signal.SIGINT]), group=False)
                 if not child.wait(600):
                     wrong.append("a stopped training did not end")
             elif not ended:
                 child.kill(group=draw.random() < 0.5)
+                if before:
+                    wrong.append(f"{kind} did not end: {child.output[-1500:]}")
             status = child.status
             if "Traceback" in child.output or status in (TRACEBACK, -signal.SIGSEGV, -signal.SIGBUS):
                 wrong.append(f"{kind} ended with {status}: {child.output[-1500:]}")
@@ -105,7 +107,7 @@ class Campaign:
         wrong = [] if first.wait(600) and second.wait(600) else ["a training of two did not end"]
         for child in (first, second):
             refused = child.status == 2 and "is being trained by" in child.output
-            if child.status and not refused or "Traceback" in child.output:
+            if (child.status and not refused) or "Traceback" in child.output:
                 wrong.append(f"of two trainings, one ended with {child.status}: {child.output[-1500:]}")
             counts["refused_as_second"] += refused
         if first.status and second.status:
@@ -143,29 +145,25 @@ def campaigns(folder: Path) -> Iterator[Campaign]:
     made = folder / "images"
     draw_images(made)
     data = ["--dataset", f"folder:{made}"]
-    teacher = Child(
-        ["train", *data, "--student", "resnet8", "--method", "ce", "--name", "teacher", *COMMON, "--batch-size", "8"]
-        + ["--runs", str(folder / "teachers")],
-        folder / "teacher-log",
-    )
+    student = ["train", *data, "--student", "resnet8", *COMMON]
+    named = ["--method", "ce", "--name", "teacher", "--batch-size", "8", "--runs", str(folder / "teachers")]
+    teacher = Child([*student, *named], folder / "teacher-log")
     if not teacher.wait(600) or teacher.status:
         raise RuntimeError(teacher.output)
     taught = ["--teacher", str(folder / "teachers" / "teacher")]
-    train = ["train", *data, *taught, "--student", "resnet8", *COMMON]
+    train = [*student, *taught]
     compare = ["compare", *data, *taught, "--student", "resnet8", "--seeds", "1", *COMMON]
-    digits = ["--dataset", "digits", "--labels", "40", "--student", "resnet8", "--method", "bootstrap"]
+    digits = ["--dataset", "digits", "--labels", "40", "--student", "resnet8", "--optimizer", "adamw"]
     yield Campaign(folder / "classification", [*train, "--method", IN_CONTEXT, "--batch-size", "9"])
-    yield Campaign(
-        folder / "streamed", [*train, "--method", "dkd", "--batch-size", "11", "--stream", "--workers", "1"]
-    )
+    yield Campaign(folder / "streamed", [*train, "--method", "dkd", "--batch-size", "11", "--stream", "--workers", "1"])
     yield Campaign(folder / "cache", [*train, "--method", "kd", "--batch-size", "7"], "teacher-cache")
     crops = ["--stream", "--workers", "0", "--crop", "resized", "--views", "3", "--image-size", "16"]
     yield Campaign(folder / "crops", [*train, "--method", "kd", "--batch-size", "7", *crops], "teacher-cache")
     yield Campaign(folder / "compare", [*compare, "--methods", "ce", IN_CONTEXT, "crd", "dml", "--batch-size", "13"])
-    yield Campaign(folder / "adam", ["train", *digits[:6], "--method", "ce", *COMMON, "--batch-size", "8", "--optimizer", "adamw"])
+    yield Campaign(folder / "adam", ["train", *digits, "--method", "ce", *COMMON, "--batch-size", "8"])
 
 
-def draw_images(folder: Path, classes: int = 3, each: int = 12) -> None:
+def draw_images(folder: Path, classes: int = 3, each: int = 9) -> None:
     """Write small PNG files of random pixels, in train/ and val/."""
     generator = torch.Generator().manual_seed(0)
     for split, count in (("train", each), ("val", each // 3)):
