@@ -41,7 +41,11 @@ class Child:
         sys.stdout.flush()
         self.process = os.fork()
         if not self.process:
-            os._exit(_run(arguments, log, before, folder))
+            status = TRACEBACK
+            try:
+                status = _run(arguments, log, before, folder)
+            finally:  # also after Ctrl-C, so that the child does not go on as its parent would
+                os._exit(status)
 
     def wait(self, seconds: float) -> bool:
         """Wait until the process has ended, and return True; False if it has not after some seconds."""

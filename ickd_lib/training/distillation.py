@@ -252,7 +252,9 @@ def _prepare(
                 for state in group.states:
                     if records[state].finished:
                         state.epoch = recipe.epochs
-                Checkpoint(group, records).restore()
+                checkpoint = Checkpoint(group, records)
+                checkpoint.restore()
+                runtime.from_main(checkpoint.complete_records)
         return groups, records, locks.pop_all()
 
 
