@@ -102,14 +102,14 @@ def _run(arguments: list[str], log: Path, before: Callable[[], object], folder: 
 
 def die_in_write(draw: random.Random) -> None:
     """Let this process be killed by the system in the middle of a write that would make a file too large."""
-    limit = int(10 ** draw.uniform(1, 5.9))
+    limit = int(10 ** draw.uniform(3.7, 5.9))
     signal.signal(signal.SIGXFSZ, signal.SIG_DFL)
     resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
 
 
 def fail_in_write(draw: random.Random) -> None:
     """Let a write that would make a file too large raise an error."""
-    limit = int(10 ** draw.uniform(1, 5.9))
+    limit = int(10 ** draw.uniform(3.7, 5.9))
     resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
 
 

@@ -195,7 +195,7 @@ class _Log:
         there = min(sizes[:2])
         sums = np.fromfile(self._paths[2], np.uint32, 2 * sizes[2]).reshape(-1, 2).tolist() if sizes[2] else []
         if there and not sums:  # a cache of an earlier version has no checksums
-            sums = [(there, self._checksum(0, there))]
+            sums = [[there, self._checksum(0, there)]]
             self._write(2, np.array(sums, np.uint32).tobytes())
         whole = 0
         for number, (count, checksum) in enumerate(sums):
