@@ -51,7 +51,7 @@ def interact(number: int, seed: int, runs: Path) -> dict[str, Any]:
     draw = random.Random(seed)
     splits = data.load("digits", labels=100)
     splits = splits._replace(test=splits.test.few(100))
-    teacher = models.frozen(models.create("resnet8", num_classes=10, mean=splits.train.mean, std=splits.train.std))
+    teacher = models.create("resnet8", **splits.train.spec).eval()
     bank = MemoryBank.build(teacher, splits.train, precision="fp32")
     logits = models.predict(teacher, splits.test, precision="fp32").logits
     makers = [
