@@ -115,7 +115,7 @@ def explore(draw: random.Random, folder: Path, counts: Counter[str], found: dict
     counts["displayed_errors"] += result.get("displayed_errors", 0)
     found["interactions"] = {k: v for k, v in result.items() if k.endswith("growth")}
     wrong = [f"an explorer raised {error}" for error in sorted(set(result["raised"]))]
-    if result.get("memory_growth", 0) > 30e6 or result.get("files_growth", 0) > 2:
+    if result.get("memory_growth", 0) > 60e6 or result.get("files_growth", 0) > 2:
         wrong.append(f"memory or files grow: {found['interactions']}")
     return wrong
 
