@@ -6,12 +6,13 @@ READY := .venv/.ready
 # OpenMP threads that wait without spinning: on a busy machine small networks train many times faster.
 export OMP_WAIT_POLICY ?= passive
 
-.PHONY: help setup try run test lint lab clean
+.PHONY: help setup try run test soak lint lab clean
 
 help:
 	@echo "make try    install, run the first notebook alone, in about a minute"
 	@echo "make run    install, run all notebooks on the embedded digits, show the results"
 	@echo "make test   install, run the tests"
+	@echo "make soak   repeat kills, full disks and bad input for MINUTES=30, print figures"
 	@echo "make lab    install, open JupyterLab on the notebooks"
 	@echo "make lint   ruff and mypy"
 	@echo "make clean  remove .venv and runs/"
@@ -34,6 +35,10 @@ run: setup
 
 test: setup
 	@$(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist worksteal
+
+MINUTES ?= 30
+soak: setup
+	$(BIN)/python benchmarks/soak --minutes $(MINUTES) --out runs/soak.json
 
 lint: setup
 	$(BIN)/ruff check .
