@@ -21,6 +21,7 @@ from __future__ import annotations
 
 import argparse
 import os
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -39,8 +40,8 @@ CLASSES = ["apple", "bear", "bicycle", "bus", "castle", "clock", "dolphin", "leo
 METHOD = "ickd(nicd=2.0, positives=4, negatives=32)"
 LEAST = 6  # samples of each class in a random half, so that each sample has four positives
 DEFAULTS = {
-    "digits": {"images": 200, "epochs": 20, "teacher": "resnet20", "teacher_epochs": 4, "k": 10},
-    "cifar100": {"images": 300, "epochs": 10, "teacher": "resnet8", "teacher_epochs": 5, "k": 10},
+    "digits": {"images": 200, "epochs": 20, "teacher": "resnet20", "teacher_epochs": 4, "k": 10, "pixels": 8},
+    "cifar100": {"images": 300, "epochs": 10, "teacher": "resnet8", "teacher_epochs": 5, "k": 10, "pixels": 16},
 }
 SHOWN = {
     "contributions": "contributions, own loss",
@@ -58,8 +59,16 @@ def load(given: argparse.Namespace) -> tuple[Splits, Network]:
     classes = CLASSES if given.data == "cifar100" else []
     full = data.load(given.data, given.data_root, classes=classes)
     few = data.load(given.data, given.data_root, classes=classes, labels=given.images)
+    full, few = (Splits(*(resized(images, given.pixels) for images in splits)) for splits in (full, few))
     recipe = Recipe(epochs=given.teacher_epochs, lr=0.1, schedule="onecycle")
     return few, training.pretrain(given.teacher, full, recipe=recipe, runs=given.runs, progress=False, device="cpu")
+
+
+def resized(images: Images, pixels: int) -> Images:
+    """Return the images at a smaller size, by averages over squares, which takes fewer operations."""
+    factor = images.size[0] // pixels
+    small = nn.functional.avg_pool2d(images.images.float(), factor).round().to(torch.uint8)
+    return replace(images, images=small) if len(images) else images
 
 
 def train(given: argparse.Namespace, splits: Splits, teacher: Network, keep: bool = False) -> training.History:
@@ -102,7 +111,7 @@ class Logits(nn.Module):
 
 
 def tracin(attributor: explore.Attributor, train: Images, queries: Images, labels: Tensor) -> Tensor:
-    """Return the influence scores of captum's TracInCP, [Q, N], for the loss of the predicted class, over all layers."""
+    """Return the influence scores of captum's TracInCP, [Q, N]: all layers, cross-entropy."""
     from captum.influence import TracInCP
 
     rates = {str(path): step.rate for path, step in zip(attributor.paths, attributor.steps, strict=True)}
@@ -183,7 +192,8 @@ def measure(given: argparse.Namespace) -> None:
     result |= {"protocol": protocol, "base": scores(base.network, queries, labels)}
 
     def again(kept: Tensor) -> dict[str, list[float]]:
-        network = train(given, splits._replace(train=train_images.subset(kept)), teacher).network
+        fewer = splits._replace(train=train_images.subset(kept), test=queries)  # evaluation on the queries is faster
+        network = train(given, fewer, teacher).network
         return scores(network, queries, labels)
 
     def save() -> None:
@@ -257,6 +267,7 @@ if __name__ == "__main__":
     parser.add_argument("--data-root", default="data", help="folder of cifar-100-python")
     parser.add_argument("--images", type=int, default=0, help="number of training images of the student")
     parser.add_argument("--epochs", type=int, default=0)
+    parser.add_argument("--pixels", type=int, default=0, help="side of an image, a divisor of its own")
     parser.add_argument("--keep", type=int, default=2, help="number of epochs between the kept weights")
     parser.add_argument("--teacher", default="")
     parser.add_argument("--teacher-epochs", type=int, default=0)
