@@ -111,15 +111,15 @@ class Logits(nn.Module):
 
 
 def tracin(attributor: explore.Attributor, train: Images, queries: Images, labels: Tensor) -> Tensor:
-    """Return the influence scores of captum's TracInCP, [Q, N]: all layers, cross-entropy."""
+    """Return the influence scores of captum's TracInCP, [Q, N]: of all layers, for cross-entropy, from the same weights."""
     from captum.influence import TracInCP
 
-    rates = {str(path): step.rate for path, step in zip(attributor.paths, attributor.steps, strict=True)}
+    rates = {str(at): step.rate for at, step in enumerate(attributor.steps)}
     model = Logits(attributor.network).eval()
 
-    def opened(module: nn.Module, path: str) -> float:
-        models.load_weights(attributor.network, path)
-        return rates[path]
+    def opened(module: nn.Module, at: str) -> float:
+        attributor.load(int(at))
+        return rates[at]
 
     pixels = [(image, label) for image, label in zip(train.images.float() / 255, train.labels, strict=True)]
     with torch.enable_grad():
@@ -200,6 +200,10 @@ def measure(given: argparse.Namespace) -> None:
         result["lds"] = linear_scores(result["halves"], ranked, train_images)
         runtime.write_json(out, result)
 
+    for number in range(given.subsets):
+        if str(number) not in result["halves"]:
+            result["halves"][str(number)] = again(half(train_images, number))
+            save()
     for at in range(given.removed):
         for name in given.selections:
             key = f"{name}/{at}"
@@ -209,10 +213,6 @@ def measure(given: argparse.Namespace) -> None:
                 found = again(kept)
                 result["removals"][key] = {name: values[at] for name, values in found.items()}
                 save()
-    for number in range(given.subsets):
-        if str(number) not in result["halves"]:
-            result["halves"][str(number)] = again(half(train_images, number))
-            save()
     save()
     show([given.out])
 
@@ -276,7 +276,7 @@ if __name__ == "__main__":
     parser.add_argument(
         "--queries", type=int, default=40, help="number of test images with a linear datamodelling score"
     )
-    parser.add_argument("--removed", type=int, default=8, help="number of these for which samples are removed")
+    parser.add_argument("--removed", type=int, default=6, help="number of these for which samples are removed")
     parser.add_argument("--subsets", type=int, default=50, help="number of random halves")
     selections = ["contributions", "with roles", "tracin", "nearest", "random"]
     parser.add_argument("--selections", nargs="+", default=selections, help="scores by which samples are removed")

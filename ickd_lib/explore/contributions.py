@@ -10,6 +10,7 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from ickd_lib import memory, methods, models, runtime
 from ickd_lib.data import Images
@@ -21,6 +22,7 @@ from ickd_lib.models import Network, Output
 from ickd_lib.runtime import InputError
 from ickd_lib.tasks import Classification
 
+BATCH = 256  # images of which the statistics of batch normalisation are computed at once
 WEIGHTS = "weights"  # folder of a run that contains the weights of some epochs
 
 
@@ -89,7 +91,9 @@ class Attributor:
     The contribution of sample i is -Σ_t η_t <∂m/∂(W, b), ∂L_i/∂(W, b)> over the kept weights t. Here (W, b) is the last
     layer, m the margin of the query, L_i the loss of the sample, and η_t the learning rate of the epochs since the
     weights before, divided by the batch size. The inner product is (∂m/∂z · ∂L_i/∂z_i) (f · f_i + 1), with logits z and
-    features f. Images are not augmented, and batch normalisation is in evaluation mode.
+    features f. Images are not augmented. Batch normalisation uses the statistics of the training images, which are
+    computed again for all weights but the final ones: in training they lag behind the weights, so that early logits in
+    evaluation mode are far from those that the losses were computed of.
 
     Source: TracIn, Pruthi et al. 2020, arXiv 2002.08484, with the last layer, and with the loss of the method in place
     of the cross-entropy. docs/attribution.md shows how well contributions predict a training without some samples.
@@ -136,7 +140,8 @@ class Attributor:
                 raise InputError(f"{folder}/metrics.jsonl has {len(rates)} of {epochs} epochs; restore the file")
             seed = settings["seed"]
         self.images, self.bank, self.precision = images, bank, precision
-        self.network, self.paths = copy.deepcopy(student), [kept[epoch] for epoch in sorted(kept)]
+        self.network, self.paths = copy.deepcopy(student).eval(), [kept[epoch] for epoch in sorted(kept)]
+        self._statistics: list[dict[str, Tensor]] = []  # of batch normalisation, for each of the kept weights
         retrieved = {}
         if bank is not None:
             specs = self.method.retrievals
@@ -150,10 +155,19 @@ class Attributor:
     def outputs(self, images: Images) -> list[Output]:
         """Return logits [B, C] and features [B, D] of images at each of the kept weights, without augmentation."""
         found = []
-        for path in self.paths:
-            models.load_weights(self.network, path)
+        for at in range(len(self.paths)):
+            self.load(at)
             found.append(models.predict(self.network, images, precision=self.precision))
         return found
+
+    def load(self, at: int) -> Network:
+        """Return the network with the kept weights at a position, and with their statistics of batch normalisation."""
+        models.load_weights(self.network, self.paths[at])
+        if at == len(self._statistics) < len(self.paths) - 1:
+            self._statistics.append(_statistics(self.network, self.images))
+        if at < len(self._statistics):
+            self.network.load_state_dict(self._statistics[at], strict=False)
+        return self.network
 
     def attribute(self, outputs: Sequence[Output], at: int = 0, *, label: int | None = None) -> Attribution:
         """Return the contributions of all training samples to one prediction.
@@ -215,6 +229,24 @@ def attribution(
         raise InputError(f"query has {len(query)} images; give one, as in splits.test.subset(torch.tensor([3]))")
     attributor = Attributor(run, student, images, bank=bank, checkpoints=checkpoints)
     return attributor.attribute(attributor.outputs(query), label=label)
+
+
+@torch.no_grad()
+def _statistics(network: Network, images: Images) -> dict[str, Tensor]:
+    """Return the statistics of batch normalisation over some images, without augmentation, by their names."""
+    layers = {name: part for name, part in network.named_modules() if isinstance(part, _BatchNorm)}
+    momenta = {name: part.momentum for name, part in layers.items()}
+    for part in layers.values():
+        part.reset_running_stats()
+        part.momentum = None  # the mean over all batches
+        part.train()
+    for rows in torch.arange(len(images), device=images.labels.device).split(BATCH) if layers else ():
+        if len(rows) > 1:
+            network(images.shown(rows).float() / 255)
+    for name, part in layers.items():
+        part.momentum = momenta[name]
+        part.eval()
+    return {f"{name}.{key}": one.clone() for name, part in layers.items() for key, one in part.named_buffers()}
 
 
 def _step(
