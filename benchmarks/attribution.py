@@ -111,7 +111,7 @@ class Logits(nn.Module):
 
 
 def tracin(attributor: explore.Attributor, train: Images, queries: Images, labels: Tensor) -> Tensor:
-    """Return the influence scores of captum's TracInCP, [Q, N]: of all layers, for cross-entropy, from the same weights."""
+    """Return the influence scores of captum's TracInCP, [Q, N], of cross-entropy over all layers, same weights."""
     from captum.influence import TracInCP
 
     rates = {str(at): step.rate for at, step in enumerate(attributor.steps)}
