@@ -38,16 +38,18 @@ from ickd_lib.training import KeepWeights, Recipe, Student
 
 CLASSES = ["apple", "bear", "bicycle", "bus", "castle", "clock", "dolphin", "leopard", "maple_tree", "rocket"]
 METHOD = "ickd(nicd=2.0, positives=4, negatives=32)"
+CHOSEN = 16  # halves that were used to choose the damping among 0.01, 0.1 and 1
 LEAST = 6  # samples of each class in a random half, so that each sample has four positives
 DEFAULTS = {
     "digits": {"images": 200, "epochs": 20, "teacher": "resnet20", "teacher_epochs": 4, "k": 10, "pixels": 8},
     "cifar100": {"images": 300, "epochs": 10, "teacher": "resnet8", "teacher_epochs": 5, "k": 10, "pixels": 16},
 }
 SHOWN = {
-    "contributions": "contributions, own loss",
-    "with roles": "contributions, own loss and in-context roles",
+    "contributions": "contributions",
+    "with roles": "contributions, with those as in-context samples of others",
     "last": "contributions at the final weights alone",
     "cross-entropy": "contributions of the cross-entropy alone",
+    "undamped": "contributions without P, as in TracIn",
     "tracin": "captum's TracInCP",
     "nearest": "nearest of the class",
     "random": "random of the class",
@@ -143,8 +145,13 @@ def attributed(
     train_images = splits.train
     bank = MemoryBank.build(teacher, train_images, precision="fp32")
     found: dict[str, Tensor] = {}
-    for name, checkpoints in (("contributions", "kept"), ("last", "last")):
-        attributor = explore.Attributor(base.folder, base.network, train_images, bank=bank, checkpoints=checkpoints)
+    options: dict[str, dict[str, Any]] = {
+        "contributions": {},
+        "last": {"checkpoints": "last"},
+        "undamped": {"damping": None},
+    }
+    for name, option in options.items():
+        attributor = explore.Attributor(base.folder, base.network, train_images, bank=bank, **option)
         outputs = attributor.outputs(queries)
         every = [attributor.attribute(outputs, at) for at in range(len(queries))]
         found[name] = torch.stack([one.total for one in every])
@@ -197,7 +204,9 @@ def measure(given: argparse.Namespace) -> None:
         return scores(network, queries, labels)
 
     def save() -> None:
+        rest = {number: one for number, one in result["halves"].items() if int(number) >= CHOSEN}
         result["lds"] = linear_scores(result["halves"], ranked, train_images)
+        result["lds_of_rest"] = linear_scores(rest, ranked, train_images)
         runtime.write_json(out, result)
 
     for number in range(given.subsets):
@@ -247,7 +256,9 @@ def show(files: list[str]) -> None:
             f"{protocol['epochs']} epochs, accuracy {protocol['accuracy']:.1%}; {len(result['halves'])} random halves, "
             f"{protocol['queries']} queries; {protocol['k']} samples removed\n"
         )
-        print("| scores | the margin falls by | the logit falls by | LDS |\n|---|---|---|---|")
+        rest = result["lds_of_rest"]
+        print(f"| scores | the margin falls by | the logit falls by | LDS | LDS without the first {CHOSEN} halves |")
+        print("|---|---|---|---|---|")
         for name, text in SHOWN.items():
             lost = {}
             for what in ("margin", "logit"):
@@ -257,8 +268,8 @@ def show(files: list[str]) -> None:
                     if key.rpartition("/")[0] == name
                 ]
                 lost[what] = interval(torch.tensor(found)) if found else ""
-            lds = result["lds"].get(name)
-            print(f"| {text} | {lost['margin']} | {lost['logit']} | {interval(torch.tensor(lds)) if lds else ''} |")
+            both = [interval(torch.tensor(found[name])) if name in found else "" for found in (result["lds"], rest)]
+            print(f"| {text} | {lost['margin']} | {lost['logit']} | {' | '.join(both)} |")
 
 
 if __name__ == "__main__":
@@ -278,7 +289,7 @@ if __name__ == "__main__":
     )
     parser.add_argument("--removed", type=int, default=6, help="number of these for which samples are removed")
     parser.add_argument("--subsets", type=int, default=50, help="number of random halves")
-    selections = ["contributions", "with roles", "tracin", "nearest", "random"]
+    selections = ["contributions", "nearest", "random", "tracin", "undamped"]
     parser.add_argument("--selections", nargs="+", default=selections, help="scores by which samples are removed")
     parser.add_argument("--runs", default="runs/attribution")
     parser.add_argument("--out", default="runs/attribution/results.json")

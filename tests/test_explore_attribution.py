@@ -70,7 +70,12 @@ def plain_loss(term, z, i, bank, images):
     return -2 * (scores / 0.1).log_softmax(0)[0]
 
 
-def in_float64(attributor, outputs):
+def whole(gradients):
+    """The gradients of weight and bias as one matrix, [C, D + 1]."""
+    return torch.cat([gradients[0], gradients[1][:, None]], 1)
+
+
+def in_float64(attributor, outputs, damping):
     """The attributor with the outputs of its weights in float64, and these outputs for the training samples."""
     found, images, bank = [], attributor.images, attributor.bank
     spec = attributor.method.retrieval
@@ -80,36 +85,42 @@ def in_float64(attributor, outputs):
         teacher = bank.logits[bank.rows(images.index)].double()
         gradients = term_gradients(attributor.method, z, images.labels, teacher, {spec: retrieved.samples(bank, z)})
         shares = (Shares(attributor.method, bank, retrieved, z),)
-        found.append(replace(step, features=output.features.double(), gradients=gradients, shares=shares))
+        features = explore.contributions.compared(output.features.double(), damping)
+        found.append(replace(step, features=features, gradients=gradients, shares=shares))
     return found
 
 
-def test_contributions_equal_an_autograd_loop_over_samples_and_weights(attributor, digits, bank, monkeypatch):
+@pytest.mark.parametrize("damping", [None, 0.2])
+def test_contributions_equal_an_autograd_loop_over_samples_and_weights(attributor, digits, bank, monkeypatch, damping):
     """All parameters of the last layer, in float64."""
     images = digits.train
     at, queries = 5, digits.test.subset(torch.arange(8))
     of_train = attributor.outputs(images)
     of_queries = [Output(one.logits.double(), one.features.double()) for one in attributor.outputs(queries)]
-    monkeypatch.setattr(attributor, "steps", in_float64(attributor, of_train))
+    monkeypatch.setattr(attributor, "steps", in_float64(attributor, of_train, damping))
     found = attributor.attribute(of_queries, at)
     assert found.label == int(of_queries[-1].logits[at].argmax())
     expected = {term: torch.zeros(12, dtype=torch.double) for term in TERMS}
     for path, step, train, query in zip(attributor.paths, attributor.steps, of_train, of_queries, strict=True):
         models.load_weights(attributor.network, path)
         _, layer = models.classifier(attributor.network)
+        x = torch.cat([train.features.double(), torch.ones(len(images), 1)], 1)
+        moments = sum(torch.outer(one, one) for one in x) / len(x)
+        inverse = torch.eye(x.shape[1], dtype=torch.double)
+        if damping:
+            inverse = torch.linalg.inv(moments / moments.diagonal().mean() + damping * inverse)
         weight, bias = (p.detach().double().requires_grad_() for p in (layer.weight, layer.bias))
         # The outputs of float32 differ from the layer's in float64 by rounding, which the offset takes out.
         offset = query.logits[at] - (weight.detach() @ query.features[at] + bias.detach())
         z = weight @ query.features[at] + bias + offset
         others = torch.cat([z[: found.label], z[found.label + 1 :]])
-        margin = torch.autograd.grad(z[found.label] - others.logsumexp(0), (weight, bias))
+        margin = whole(torch.autograd.grad(z[found.label] - others.logsumexp(0), (weight, bias))) @ inverse
         for i in range(12):
             feature, logits = train.features[i].double(), train.logits[i].double()
             offset = logits - (weight.detach() @ feature + bias.detach())
             for term in TERMS:
                 loss = plain_loss(term, weight @ feature + bias + offset, i, bank, images)
-                gradient = torch.autograd.grad(loss, (weight, bias))
-                expected[term][i] -= step.rate * sum((a * b).sum() for a, b in zip(margin, gradient, strict=True))
+                expected[term][i] -= step.rate * (margin * whole(torch.autograd.grad(loss, (weight, bias)))).sum()
     for term in TERMS:
         torch.testing.assert_close(found.terms[term][:12], expected[term], rtol=1e-6, atol=1e-9)
     torch.testing.assert_close(found.total, sum(found.terms.values()))

@@ -45,7 +45,8 @@ def tell(explorer, event, key="", **more):
 
 def test_the_page_shows_the_contributions(explorer, attributor, queries, digits):
     assert explorer.error == ""
-    crumbs, top, table, up, down, positives, negatives = explorer.view._last[0]
+    crumbs, top, up, down, positives, negatives = explorer.view._last[0]
+    table = top["blocks"][2]
     found = attributor.attribute(attributor.outputs(queries), 0)
     classes, name = digits.train.classes, digits.train.classes[found.label]
     assert [item["text"] for item in crumbs["items"]] == [
@@ -92,16 +93,16 @@ def test_queries_are_chosen_and_other_classes_explained(explorer, queries, digit
     explorer.number.value = int(queries.index[7])
     assert explorer.current == ("queries", 7)
     explorer.explained.value = 2
-    assert explorer.found.label == 2 and explorer.view._last[0][3]["title"] == "argued for 2"
-    before = [tile["key"] for tile in explorer.view._last[0][3]["tiles"]]
+    assert explorer.found.label == 2 and explorer.view._last[0][2]["title"] == "argued for 2"
+    before = [tile["key"] for tile in explorer.view._last[0][2]["tiles"]]
     explorer.roles.value = True
     order = explorer.found.with_roles().argsort(descending=True)[:16]
-    after = [tile["key"] for tile in explorer.view._last[0][3]["tiles"]]
+    after = [tile["key"] for tile in explorer.view._last[0][2]["tiles"]]
     assert after == explorer.found.keys[order].tolist() and after != before
 
 
 def test_a_click_opens_a_training_sample(explorer, digits):
-    key = explorer.view._last[0][3]["tiles"][1]["key"]
+    key = explorer.view._last[0][2]["tiles"][1]["key"]
     tell(explorer, "open", key)
     assert explorer.current[0] == "train" and int(digits.train.index[explorer.current[1]]) == key
     assert [item["key"] for item in explorer.view._last[0][0]["items"]] == [0, 1] and not explorer.back.disabled
@@ -129,7 +130,7 @@ def test_methods_without_in_context_terms_and_queries_that_do_not_fit(attributor
     ).values()
     plain = explore.Attributor(history.folder, history.network, digits.train, checkpoints="last")
     explorer = AttributionExplorer(plain)
-    assert explorer.error == "" and explorer.roles.disabled and len(explorer.view._last[0]) == 5
-    assert [row[0] for row in explorer.view._last[0][2]["rows"]] == ["CE", "ALL TERMS"]
+    assert explorer.error == "" and explorer.roles.disabled and len(explorer.view._last[0]) == 4
+    assert [row[0] for row in explorer.view._last[0][1]["blocks"][2]["rows"]] == ["CE", "ALL TERMS"]
     assert re.search(r"digits|train row", explorer.view._last[0][0]["items"][0]["text"])
     assert explorer.png().startswith(b"\x89PNG")

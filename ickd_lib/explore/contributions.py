@@ -20,6 +20,7 @@ from ickd_lib.methods import Method
 from ickd_lib.methods.incontext import ICKD
 from ickd_lib.models import Network, Output
 from ickd_lib.runtime import InputError
+from ickd_lib.runtime.arguments import Positive, check
 from ickd_lib.tasks import Classification
 
 BATCH = 256  # images of which the statistics of batch normalisation are computed at once
@@ -30,8 +31,9 @@ WEIGHTS = "weights"  # folder of a run that contains the weights of some epochs
 class Attribution:
     """The contributions of training samples to one prediction of a student.
 
-    A contribution is the change of the margin log p / (1 - p), where p is the probability of the class `label`, that
-    follows in first order from one sample's loss over the training. A positive one argued for the class.
+    A contribution estimates how far one sample's loss has raised, over the training, the margin log p / (1 - p), where
+    p is the probability of the class `label`. A positive one argued for the class. Only signs, ranks and ratios have a
+    meaning: momentum, weight decay and the other layers are left out.
 
     Args:
         label: the class whose margin is explained; by default the predicted one.
@@ -74,7 +76,8 @@ class Step:
     """What contributions are computed from at one of the kept weights.
 
     rate: sum of the learning rates since the weights before, one for each epoch, divided by the batch size.
-    features: the student's features of the training samples, shape [N, D].
+    features: the student's features of the training samples and a 1 for the bias, times the inverse matrix P where it
+        is used, shape [N, D + 1].
     gradients: for each loss term the gradient of each sample's loss with respect to its logits, [N, C] each.
     shares: the parts that in-context samples have in these gradients, one for each in-context method.
     """
@@ -90,13 +93,16 @@ class Attributor:
 
     The contribution of sample i is -Σ_t η_t <∂m/∂(W, b), ∂L_i/∂(W, b)> over the kept weights t. Here (W, b) is the last
     layer, m the margin of the query, L_i the loss of the sample, and η_t the learning rate of the epochs since the
-    weights before, divided by the batch size. The inner product is (∂m/∂z · ∂L_i/∂z_i) (f · f_i + 1), with logits z and
-    features f. Images are not augmented. Batch normalisation uses the statistics of the training images, which are
+    weights before, divided by the batch size. The inner product is (∂m/∂z · ∂L_i/∂z_i) (x · x_i), with logits z and
+    x = (f, 1) for features f. By default it is (∂m/∂z · ∂L_i/∂z_i) x P x_i, with P = (M / s + λ I)^-1, where M is the
+    mean of x_i x_iᵀ over the training samples and s the mean of its diagonal: what many samples have in common counts
+    less. Images are not augmented. Batch normalisation uses the statistics of the training images, which are
     computed again for all weights but the final ones: in training they lag behind the weights, so that early logits in
     evaluation mode are far from those that the losses were computed of.
 
-    Source: TracIn, Pruthi et al. 2020, arXiv 2002.08484, with the last layer, and with the loss of the method in place
-    of the cross-entropy. docs/attribution.md shows how well contributions predict a training without some samples.
+    Source: TracIn, Pruthi et al. 2020, arXiv 2002.08484, of the last layer and of the method's own loss. P is a factor
+    of the curvature in influence functions, Grosse et al. 2023, arXiv 2308.03296. docs/attribution.md shows how well
+    contributions predict a training without some samples.
 
     The cost is one pass over the training samples for each of T kept weights, and then about T N (D + C) operations for
     each loss term of a query. In memory there are T N (D + C × terms + negatives × 4) numbers.
@@ -109,6 +115,7 @@ class Attributor:
             a teacher. The teacher's logits of a training image are those of its row.
         checkpoints: "kept" uses the weights that the run keeps. "last" uses the final weights alone, for a run that
             keeps none; the samples that were learned early then have small gradients.
+        damping: λ; None leaves P out, as in TracIn.
         precision: precision of the network: "auto", "fp32" or "bf16".
     Raises:
         InputError: the run keeps no weights, was trained with other images, or by another teacher; or its method
@@ -123,9 +130,11 @@ class Attributor:
         *,
         bank: MemoryBank | None = None,
         checkpoints: Literal["kept", "last"] = "kept",
+        damping: float | None = 0.1,
         precision: str = "fp32",
     ) -> None:
         Classification().check(images)
+        check("damping", damping, Positive | None)
         folder = Path(run)
         with runtime.complete(folder):
             settings, metrics = runtime.Run(folder).settings, runtime.Run(folder).metrics
@@ -139,7 +148,7 @@ class Attributor:
             if len(rates) < epochs:
                 raise InputError(f"{folder}/metrics.jsonl has {len(rates)} of {epochs} epochs; restore the file")
             seed = settings["seed"]
-        self.images, self.bank, self.precision = images, bank, precision
+        self.images, self.bank, self.damping, self.precision = images, bank, damping, precision
         self.network, self.paths = copy.deepcopy(student).eval(), [kept[epoch] for epoch in sorted(kept)]
         self._statistics: list[dict[str, Tensor]] = []  # of batch normalisation, for each of the kept weights
         retrieved = {}
@@ -150,7 +159,8 @@ class Attributor:
         for epoch, output in zip(sorted(kept), self.outputs(images), strict=True):
             rate, last = sum(rates[last:epoch]), epoch
             started = {spec: one for spec, one in retrieved.items() if epoch > spec.start * epochs}
-            self.steps.append(_step(self.method, output, images, bank, started, rate, epoch, epochs))
+            features, z = compared(output.features, damping), output.logits
+            self.steps.append(Step(rate, features, *_gradients(self.method, z, images, bank, started, epoch, epochs)))
 
     def outputs(self, images: Images) -> list[Output]:
         """Return logits [B, C] and features [B, D] of images at each of the kept weights, without augmentation."""
@@ -187,7 +197,7 @@ class Attributor:
         roles = {role: terms[names[0]].new_zeros(len(rows)) for role in ROLES} if len(rows) else {}
         for step, z, output in zip(self.steps, logits, outputs, strict=True):
             direction = _margin_gradient(z, label)
-            weight = -step.rate * (step.features @ output.features[at] + 1)
+            weight = -step.rate * (step.features[:, :-1] @ output.features[at] + step.features[:, -1])
             for name, gradient in step.gradients.items():
                 terms[name] += weight * (gradient @ direction)
             for shares in step.shares:
@@ -213,13 +223,14 @@ def attribution(
     bank: MemoryBank | None = None,
     label: int | None = None,
     checkpoints: Literal["kept", "last"] = "kept",
+    damping: float | None = 0.1,
 ) -> Attribution:
     """Return the contributions of all training samples to the student's prediction for one image.
 
     For more predictions of one run, use an `Attributor`, which this function creates.
 
     Args:
-        run, student, images, bank, checkpoints: as for `Attributor`.
+        run, student, images, bank, checkpoints, damping: as for `Attributor`.
         query: one image, such as `splits.test.subset(torch.tensor([3]))`.
         label: the class whose margin is explained; None for the predicted one.
     Raises:
@@ -227,7 +238,7 @@ def attribution(
     """
     if len(query) != 1:
         raise InputError(f"query has {len(query)} images; give one, as in splits.test.subset(torch.tensor([3]))")
-    attributor = Attributor(run, student, images, bank=bank, checkpoints=checkpoints)
+    attributor = Attributor(run, student, images, bank=bank, checkpoints=checkpoints, damping=damping)
     return attributor.attribute(attributor.outputs(query), label=label)
 
 
@@ -249,27 +260,43 @@ def _statistics(network: Network, images: Images) -> dict[str, Tensor]:
     return {f"{name}.{key}": one.clone() for name, part in layers.items() for key, one in part.named_buffers()}
 
 
-def _step(
+def compared(features: Tensor, damping: float | None) -> Tensor:
+    """Return (f, 1) of each training sample, times the matrix P of `Attributor`.
+
+    Args:
+        features: shape [N, D].
+        damping: λ; None leaves P out.
+    Returns:
+        Shape [N, D + 1].
+    """
+    x = torch.cat([features, torch.ones_like(features[:, :1])], 1)
+    if damping is None:
+        return x
+    moments = (x.T @ x / len(x)).double()
+    scaled = moments / moments.diagonal().mean() + damping * torch.eye(len(moments), device=x.device)
+    return torch.linalg.solve(scaled, x.T.double()).T.to(x)
+
+
+def _gradients(
     method: Method,
-    output: Output,
+    logits: Tensor,
     images: Images,
     bank: MemoryBank | None,
     retrieved: dict[methods.Retrieval, Retrieved],
-    rate: float,
     epoch: int,
     epochs: int,
-) -> Step:
-    """Compute what contributions need at one of the kept weights."""
+) -> tuple[dict[str, Tensor], tuple[Shares, ...]]:
+    """Return the gradients of the loss terms at some weights, and the shares of in-context samples in these."""
     samples, teacher, shares = {}, None, []
     if bank is not None:
-        teacher = bank.logits[bank.rows(images.index)].to(output.logits)
-        samples = {spec: one.samples(bank, output.logits) for spec, one in retrieved.items()}
+        teacher = bank.logits[bank.rows(images.index)].to(logits)
+        samples = {spec: one.samples(bank, logits) for spec, one in retrieved.items()}
         for part in method.modules():
             if isinstance(part, ICKD) and (part.picd or part.nicd) and part.retrieval in retrieved:
-                shares.append(Shares(part, bank, retrieved[part.retrieval], output.logits))
+                shares.append(Shares(part, bank, retrieved[part.retrieval], logits))
     teacher = teacher if "teacher" in method.needs else None
-    gradients = term_gradients(method, output.logits, images.labels, teacher, samples, epoch=epoch, epochs=epochs)
-    return Step(rate, output.features, gradients, tuple(shares))
+    gradients = term_gradients(method, logits, images.labels, teacher, samples, epoch=epoch, epochs=epochs)
+    return gradients, tuple(shares)
 
 
 def _others(logits: Tensor, label: int) -> Tensor:

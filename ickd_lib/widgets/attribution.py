@@ -190,14 +190,14 @@ class AttributionExplorer(Explorer):
             colour = blocks.colours(samples, displayed, self.view.dark)
             answer = blocks.verdicts(location, probabilities, colour, 1.0)
             column = {"kind": "column", "blocks": [blocks.query_tile(location, colour, shape), answer]}
+            bars = blocks.bars(location, probabilities, displayed, colour, 1.0)
             rows, start = [], 1
             for title, tone, positions, values in chosen:
                 rows.append(self._tiles(title, tone, positions, values, start, colour, shape))
                 start += len(positions)
             self.view.show(
                 blocks.crumbs([(self.sets[name], place) for name, place in self.path]),
-                {"kind": "row", "blocks": [column, blocks.bars(location, probabilities, displayed, colour, 1.0)]},
-                self._terms(),
+                {"kind": "row", "blocks": [column, bars, self._terms()]},
                 *rows,
                 data=data,
             )
