@@ -665,7 +665,7 @@ CONTRIBUTIONS = (
 from ickd_lib import data, explore, training, widgets
 from ickd_lib.memory import MemoryBank
 splits = data.load("digits", labels=100)
-recipe = training.Recipe(epochs=8, lr=0.05, schedule="onecycle", batch_size=20)
+recipe = training.Recipe(epochs=16, lr=0.05, schedule="onecycle", batch_size=20)
 options = {"recipe": recipe, "runs": "contributions", "device": "cpu", "precision": "fp32", "progress": False}
 teacher = training.distill([training.Student("resnet8", "ce", 1)], splits, **options).popitem()[1].network
 bank = MemoryBank.build(teacher, splits.train)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 import torch
@@ -64,14 +65,18 @@ class Retrieved:
         rows = None if len(some) == len(bank) else some
         found = {}
         for order in {spec.order, spec.negatives_order}:
-            number = {
-                "positives": spec.positives * (order == spec.order),
-                "negatives": spec.negatives * (order == spec.negatives_order),
+            positives = spec.positives * (order == spec.order)
+            negatives = spec.negatives * (order == spec.negatives_order)
+            common: dict[str, Any] = {
+                "positives": positives,
+                "negatives": negatives,
+                "allow_missing": True,
+                "rows": rows,
             }
             if order == "random":
-                found[order] = bank.random_table(**number, seed=seed, allow_missing=True, rows=rows)
+                found[order] = bank.random_table(seed=seed, **common)
             else:
-                found[order] = bank.table(**number, per_class=spec.per_class, allow_missing=True, rows=rows)
+                found[order] = bank.table(per_class=spec.per_class, **common)
         near, far = found[spec.order][0][place], found[spec.negatives_order][1][place]
         valid = [one.mask & bank.filled[own, None] for one in (near, far)]
         return cls(replace(near, mask=valid[0]), replace(far, mask=valid[1]), own)

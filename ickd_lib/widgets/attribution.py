@@ -277,11 +277,11 @@ class AttributionExplorer(Explorer):
         samples, (order, score) = self.sets[source], self._ranked()
         count = min(CONTEXT, len(order) // 2)
         name = train.classes[self.found.label]
-        lines: list[tuple[str, str, Tensor, Tensor]] = [
-            (f"argued for {name}", SAME, order[:count], score[:count]),
-            (f"argued against {name}", OTHER, order.flip(0)[:count], score.flip(0)[:count]),
+        lines = [
+            (f"argued for {name}", "same", order[:count], score[:count]),
+            (f"argued against {name}", "other", order.flip(0)[:count], score.flip(0)[:count]),
+            *self._context(),
         ]
-        lines += [(title, {"same": SAME, "other": OTHER}[tone], *rest) for title, tone, *rest in self._context()]
         height = 1.75 * len(lines)
         figure = plt.figure(figsize=(10, 10 * height / 11.6))
         axis = figure.add_axes((0, 0, 1, 1))
@@ -289,8 +289,8 @@ class AttributionExplorer(Explorer):
         label = blocks.label_of((samples, at))
         text = f"{samples.classes[label] if label >= 0 else 'label unknown'}\n{', '.join(samples.address(at))}"
         tile(axis, query, 0.4, 0.35, "0.1", f"{text}\nmargin of {name}: {self.found.margin:+.2f}")
-        for row, (title, colour, positions, values) in enumerate(lines):
-            top = 1.75 * row + 0.35
+        for row, (title, tone, positions, values) in enumerate(lines):
+            top, colour = 1.75 * row + 0.35, SAME if tone == "same" else OTHER
             axis.text(2.1, top - 0.1, title, color=colour, fontsize=10, weight="bold")
             for i, (position, value) in enumerate(zip(positions.tolist(), values.tolist(), strict=True)):
                 picture = train.thumbnails(torch.tensor([position], device=train.labels.device))[0].cpu().numpy()
