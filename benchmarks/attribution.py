@@ -14,7 +14,7 @@ are trained again from the same seed:
   of the query's margin with the sum of the contributions of the samples in the half.
 
 Each training is written to the JSON file when it ends; the same call goes on from there. Scores of captum need
-`pip install --no-deps captum`.
+`pip install captum`.
 """
 
 from __future__ import annotations
@@ -34,6 +34,7 @@ from ickd_lib import data, explore, models, runtime, training
 from ickd_lib.data import Images, Splits
 from ickd_lib.memory import MemoryBank
 from ickd_lib.models import Network
+from ickd_lib.runtime import InputError
 from ickd_lib.training import KeepWeights, Recipe, Student
 
 CLASSES = ["apple", "bear", "bicycle", "bus", "castle", "clock", "dolphin", "leopard", "maple_tree", "rocket"]
@@ -159,7 +160,8 @@ def attributed(
             labels = torch.tensor([one.label for one in every])
             found["with roles"] = torch.stack([one.with_roles() for one in every])
             found["cross-entropy"] = torch.stack([one.terms["ce"] for one in every])
-            found["tracin"] = tracin(attributor, train_images, queries, labels)
+            if "tracin" in given.selections:
+                found["tracin"] = tracin(attributor, train_images, queries, labels)
     features = models.predict(teacher, queries, precision="fp32").features
     cosine = nn.functional.normalize(features, dim=1) @ bank.features[bank.rows(train_images.index)].T
     other = train_images.labels != labels[:, None]
@@ -187,6 +189,8 @@ def spearman(a: Tensor, b: Tensor) -> float:
 def measure(given: argparse.Namespace) -> None:
     """Train what is missing in the file of results."""
     splits, teacher = load(given)
+    if len(splits.train) < 2.5 * LEAST * len(splits.train.classes):
+        raise InputError(f"--images {given.images} are too few for halves with {LEAST} of each class; give more")
     out, train_images = Path(given.out), splits.train
     base = train(given, splits, teacher, keep=True)
     chosen = torch.randperm(len(splits.test), generator=runtime.generator("queries"))[: given.queries]
@@ -242,8 +246,9 @@ def linear_scores(halves: dict[str, Any], ranked: dict[str, Tensor], train_image
 
 
 def interval(values: Tensor) -> str:
-    """Return the mean of some values and its standard error."""
-    return f"{values.mean():.2f} ± {values.std() / len(values) ** 0.5:.2f}"
+    """Return the mean of some values and its standard error, if there are several."""
+    error = f" ± {values.std() / len(values) ** 0.5:.2f}" if len(values) > 1 else ""
+    return f"{values.mean():.2f}{error}"
 
 
 def show(files: list[str]) -> None:
@@ -272,7 +277,8 @@ def show(files: list[str]) -> None:
             print(f"| {text} | {lost['margin']} | {lost['logit']} | {' | '.join(both)} |")
 
 
-if __name__ == "__main__":
+def parsed(words: list[str] | None = None) -> argparse.Namespace:
+    """Return the options, with the defaults of the data set."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", choices=list(DEFAULTS), default="digits")
     parser.add_argument("--data-root", default="data", help="folder of cifar-100-python")
@@ -294,7 +300,12 @@ if __name__ == "__main__":
     parser.add_argument("--runs", default="runs/attribution")
     parser.add_argument("--out", default="runs/attribution/results.json")
     parser.add_argument("--print", nargs="+", default=[], metavar="FILE", help="only print the tables of these files")
-    arguments = parser.parse_args()
+    arguments = parser.parse_args(words)
     for option, value in DEFAULTS[arguments.data].items():
         setattr(arguments, option, getattr(arguments, option) or value)
-    show(arguments.print) if arguments.print else measure(arguments)
+    return arguments
+
+
+if __name__ == "__main__":
+    options = parsed()
+    show(options.print) if options.print else measure(options)
