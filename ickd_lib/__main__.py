@@ -161,6 +161,7 @@ def train(given: argparse.Namespace) -> None:
         recipe=recipe,
         data_seed=given.data_seed,
         search=given.search,
+        callbacks=[training.KeepWeights(given.keep_weights)] if given.keep_weights else [],
         **_options(given),
     )
     for history in histories.values():

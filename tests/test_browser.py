@@ -751,6 +751,80 @@ def test_logit_space_of_regions(dense):
         dense.picture(explorer, "logit_space_explorer_masks")
 
 
+CONTRIBUTIONS = (
+    """
+from ickd_lib import data, explore, training, widgets
+from ickd_lib.memory import MemoryBank
+splits = data.load("digits", labels=100)
+recipe = training.Recipe(epochs=16, lr=0.05, schedule="onecycle", batch_size=20)
+options = {"recipe": recipe, "runs": "contributions", "device": "cpu", "precision": "fp32", "progress": False}
+teacher = training.distill([training.Student("resnet8", "ce", 1)], splits, **options).popitem()[1].network
+bank = MemoryBank.build(teacher, splits.train)
+student = training.Student("resnet8", "ickd(nicd=2.0, positives=4, negatives=16)")
+kept = {"teacher": teacher, "bank": bank, "callbacks": [training.KeepWeights(2)]}
+run = training.distill([student], splits, **kept, **options).popitem()[1]
+attributor = explore.Attributor(run.folder, run.network, splits.train, bank=bank)
+""",
+    "explorer = widgets.AttributionExplorer(attributor, splits.test)\nexplorer",
+)
+
+
+@pytest.fixture(scope="module")
+def contributions(lab, browser):
+    return Notebook(lab, browser, "contributions", CONTRIBUTIONS)
+
+
+def check_contributions(notebook, explorer) -> None:
+    """The first tiles are the samples with the largest contributions; their numbers are those of the library."""
+    expected = notebook.evaluate(
+        "[[int(explorer.found.keys[i]), f'{float(s):+.2g}'] for i, s in zip(*(one[:16] for one in explorer._ranked()))]"
+    )
+    tiles = explorer.locator(".ickd-tiles", has_text="argued for").locator("button.ickd-tile")
+    expect(tiles).to_have_count(16)
+    labels = [tile.get_attribute("aria-label") for tile in tiles.all()]
+    assert [[int(label.rpartition("row ")[2]), label.split(", ")[2]] for label in labels] == expected
+
+
+def test_contributions_by_mouse_and_keyboard(contributions):
+    explorer, keys = contributions.explorer(".ickd-query"), contributions.page.keyboard
+    check_contributions(contributions, explorer)
+    crumbs, query = explorer.locator(".ickd-crumbs li"), explorer.locator(".ickd-query")
+    before = crumbs.first.inner_text()
+    explorer.get_by_role("button", name="next mistake").focus()
+    keys.press("Enter")
+    expect(crumbs.first).not_to_have_text(before)
+    at = contributions.evaluate("explorer.current[1]")
+    assert contributions.evaluate(f"int(explorer.found.label) != int(splits.test.labels[{at}])")
+    check_contributions(contributions, explorer)
+    against = explorer.locator(".ickd-tiles", has_text="argued against").locator("button.ickd-tile")
+    row = re.search(r"row \d+$", against.nth(1).get_attribute("aria-label"))[0]
+    against.nth(1).click()
+    expect(crumbs).to_have_count(2)
+    expect(query).to_contain_text(row)
+    check_contributions(contributions, explorer)
+    explorer.get_by_role("button", name="back").click()
+    expect(crumbs).to_have_count(1)
+    explorer.get_by_label("explain", exact=True).select_option("4")
+    expect(explorer.locator(".ickd-tiles", has_text="argued for 4")).to_be_visible()
+    check_contributions(contributions, explorer)
+    explorer.get_by_label("explain", exact=True).select_option("predicted")
+    expect(explorer.locator(".ickd-table tbody tr")).to_have_count(8)
+    explorer.get_by_label(re.compile("in-context samples of others")).check()
+    assert until(lambda: contributions.evaluate("explorer.roles.value"))
+    contributions.wait(30)
+    check_contributions(contributions, explorer)
+    explorer.get_by_label(re.compile("in-context samples of others")).uncheck()
+
+
+def test_contributions_in_both_themes(contributions):
+    explorer = contributions.explorer(".ickd-query")
+    contributions.picture(explorer, "attribution_explorer")
+    contributions.theme(dark=True)
+    assert until(lambda: contributions.evaluate("explorer.view.dark"))
+    contributions.theme(dark=False)
+    assert contributions.evaluate("explorer.error") == ""
+
+
 def test_saved_notebooks_stay_small(samples, spaces):
     for notebook in (samples, spaces):
         notebook.page.bring_to_front()

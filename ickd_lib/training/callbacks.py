@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING
 from tqdm import tqdm
 
 from ickd_lib import runtime
+from ickd_lib.runtime import InputError
+from ickd_lib.runtime.arguments import Count, check
 
 if TYPE_CHECKING:
     from ickd_lib.training.loop import Loop
@@ -87,6 +89,32 @@ class ProgressBar(Callback):
             state = training.states[0]
             shown["waits for data"] = f"{state.waited / max(state.seconds, 1e-9):.0%}"
         self.bar.set_postfix(shown, refresh=False)
+
+
+class KeepWeights(Callback):
+    """Keep the weights of every `every`-th epoch, as `weights/epoch-0005.safetensors` in the run folder.
+
+    `explore.Attributor` reads them. A network of 78,000 parameters takes 0.3 MB for each.
+
+    Args:
+        every: number of epochs between the weights that are kept, which are those that would be evaluated.
+    """
+
+    def __init__(self, every: int = 5) -> None:
+        check("every", every, Count)
+        self.every = every
+
+    def start(self, training: Loop) -> None:
+        if any(training.records[state].run is None for state in training.states):
+            raise InputError("KeepWeights writes into run folders; give distill runs=FOLDER")
+
+    def epoch(self, training: Loop) -> None:
+        for state in training.ended:
+            run = training.records[state].run
+            if run and state.epoch % self.every == 0 and runtime.rank() == 0:
+                path = run.folder / "weights" / f"epoch-{state.epoch:04d}.safetensors"
+                path.parent.mkdir(exist_ok=True)
+                runtime.save_tensors(path, state.network.state_dict())
 
 
 def _losses(training: Loop) -> dict[str, str]:
