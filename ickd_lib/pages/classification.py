@@ -136,8 +136,8 @@ def _mistakes(found: Evaluated) -> Markup:
     text = (
         f"{count} Those with the highest probabilities are shown, each beside its in-context samples: the training "
         "images that are most similar by the features of the teacher, first those of the class of the label (blue), "
-        "then those of other classes (orange), with the cosine of the features. A neighbour of the predicted class may "
-        "explain a mistake; if no neighbour has the class of the label, the label may be wrong."
+        "then those of other classes (orange), with the cosine of the features. If those of other classes are the "
+        "more similar ones, the image is hard, or its label is wrong."
     )
     return section(title, text, *lines)
 

@@ -34,11 +34,12 @@ h3 { font-size: 1rem; margin: 1.25rem 0 .25rem; }
 p { margin: .4rem 0; max-width: 46rem; }
 .note { color: var(--soft); }
 .scroll { overflow-x: auto; margin: .75rem 0; }
-table { border-collapse: collapse; font-size: .9rem; font-variant-numeric: tabular-nums; overflow-wrap: normal; }
-th, td { padding: .25rem .7rem; border-bottom: 1px solid var(--line); text-align: right; vertical-align: middle; }
+table { border-collapse: collapse; font-size: .85rem; font-variant-numeric: tabular-nums; overflow-wrap: normal; }
+th, td { padding: .25rem .55rem; border-bottom: 1px solid var(--line); text-align: right; vertical-align: middle; }
+td { white-space: nowrap; }
 th { font-weight: 600; border-bottom: 2px solid var(--line); }
 th:first-child, td:first-child, .words td { text-align: left; }
-td:first-child { max-width: 26rem; overflow-wrap: anywhere; }
+td:first-child, .words td { max-width: 26rem; white-space: normal; overflow-wrap: break-word; }
 .bar { display: inline-block; width: 6rem; height: .6rem; margin-left: .5rem; background: var(--raised);
   border-radius: 2px; }
 .bar i { display: block; height: 100%; background: var(--bar); border-radius: 2px; }
