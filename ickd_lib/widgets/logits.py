@@ -37,7 +37,7 @@ class LogitSpaceExplorer(LogitControls, Explorer):
     networks' predictions. Images are selected with a lasso, a click, a search, a class, row numbers, a cell of the
     confusion matrix, or as those that one network gets right and another one wrong. The explorer then displays the
     selected images, measures of how well each network separates them, and the nearest images outside the selection.
-    Where a sample is a region or a box of an image, each point is a region or a box, and is displayed as a crop.
+    Where a sample is a region or a box of an image, each point is one of these, and is displayed as a crop.
 
     Args:
         networks: by name, a network, or its logits of the samples, shape [N, C].
@@ -46,11 +46,10 @@ class LogitSpaceExplorer(LogitControls, Explorer):
         seed: seed of the maps.
         cache: a folder in which maps are stored; None computes them anew in each session.
         precision: numerical precision of the networks: "auto", "fp32" or "bf16".
-        panels: number of maps side by side, 1 to 3, or the names of the networks that they display at first.
+        panels: number of maps side by side, 1 to 3, or the names of their networks at first.
         task: which samples an image has; classification by default, where each image is one of the N samples.
     Raises:
-        InputError: there are no networks; logits have a wrong shape or are not finite; the kind of map is unknown; or
-            `panels` is out of range.
+        InputError: there are no networks; logits have a wrong shape or are not finite; `how` or `panels` is unknown.
     """
 
     def __init__(
