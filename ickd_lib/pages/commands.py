@@ -23,7 +23,7 @@ def report(given: argparse.Namespace, load: Callable[[], Splits]) -> None:
         given: the options.
         load: loads the data set that the options describe, when it is called.
     """
-    _, chosen = described(finished_rows(given.folders), given.baseline)
+    chosen = described(finished_rows(given.folders), given.baseline)
     row = next(iter(chosen.values()))
     run, options = runtime.Run(row["folder"]), dict[str, Any]()
     if task_of(row).name == "classification":

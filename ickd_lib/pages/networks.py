@@ -13,7 +13,7 @@ from ickd_lib import runs, runtime, training
 from ickd_lib.data import Images, Splits
 from ickd_lib.memory import MemoryBank
 from ickd_lib.models import Network
-from ickd_lib.runs.seeds import Setting, score, task_of
+from ickd_lib.runs.seeds import score, task_of
 from ickd_lib.runtime import InputError
 from ickd_lib.tasks import Classification
 
@@ -73,25 +73,30 @@ def finished_rows(folders: Sequence[str | Path]) -> list[Row]:
     return list(found.values())
 
 
-def described(rows: Sequence[Row], baseline: str = "") -> tuple[Setting, dict[str, Row]]:
+def described(rows: Sequence[Row], baseline: str = "") -> dict[str, Row]:
     """Choose the runs whose networks are described.
+
+    They are runs of one data set and task, that with the most runs: of each method and setting the run with the lowest
+    seed, for at most MOST of these.
 
     Args:
         rows: rows of finished runs.
-        baseline: a method that is among them, if it is in the setting.
+        baseline: a method, of which a run is chosen if there is one.
     Returns:
-        The setting with the most runs, and in it the run with the lowest seed of each method: those of the methods with
-        the highest means, the best first, and of the baseline.
+        The runs by name, the ones with the highest means over the seeds first.
     """
-    settings = runs.grouped(rows)
-    setting = max(settings, key=lambda one: sum(map(len, settings[one].values())))
-    methods = settings[setting]
-    ranked = sorted(methods, key=lambda name: -sum(map(score, methods[name])) / len(methods[name]))
-    if baseline in ranked[MOST:]:
-        ranked = [*ranked[: MOST - 1], baseline]
-    return setting, {
-        name: min((alike[0] for alike in methods[name]), key=lambda row: (row["data_seed"], row["seed"]))
-        for name in ranked[:MOST]
+    alike: dict[object, list[Row]] = {}
+    for row in rows:
+        task = task_of(row)
+        alike.setdefault((row["dataset"], task.name, f"val_{task.primary}" in row), []).append(row)
+    named = runs.named(max(alike.values(), key=len))
+    ranked = sorted(named, key=lambda name: -sum(map(score, named[name])) / len(named[name]))
+    chosen = ranked[:MOST]
+    others = [name for name in ranked[MOST:] if named[name][0][0]["method"] == baseline]
+    if others and all(named[name][0][0]["method"] != baseline for name in chosen):
+        chosen[-1] = others[0]
+    return {
+        name: min((seed[0] for seed in named[name]), key=lambda row: (row["data_seed"], row["seed"])) for name in chosen
     }
 
 

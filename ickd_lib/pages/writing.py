@@ -53,26 +53,22 @@ def report(
             its classes are not those of the data.
     """
     rows = finished_rows(folders)
-    setting, chosen = described(rows, baseline)
+    chosen = described(rows, baseline)
     parts = [_results(rows, baseline), _training(rows)]
     task, (best, *_) = task_of(next(iter(chosen.values()))), chosen
     if task.name in PER_CLASS:
-        parts.append(_per_class(runs.grouped(rows)[setting], *PER_CLASS[task.name]))
+        parts.append(_per_class(chosen, *PER_CLASS[task.name]))
     elif splits is None:
         missing = f"Sections about the images, such as the confusion matrix, are left out: {no_splits}."
         parts.append(section("Images", note(missing)))
     else:
         found = evaluate(chosen, splits, teacher, no_teacher=no_teacher, precision=precision)
         text = f"Of each method, the network with the lowest seed was evaluated on the {len(found.images):,} images of "
-        text += f"{found.images.name}; at most {MOST} methods are shown, the best first."
-        if len(runs.grouped(rows)) > 1:
-            text += f" They are those of the setting {''.join(caption(setting))}."
-        parts += (
-            [section("Networks", text, *map(note, differing(found, chosen)))]
-            if len(rows) > 1
-            else [*map(note, differing(found, chosen))]
-        )
-        parts += classification.sections(found, baseline)
+        text += f"{found.images.name}; at most {MOST} networks are shown, the best first."
+        notes = map(note, differing(found, chosen))
+        parts += [section("Networks", text, *notes)] if len(rows) > 1 else notes
+        of_baseline = (name for name, row in chosen.items() if row["method"] == baseline)
+        parts += classification.sections(found, next(of_baseline, ""))
     title = f"{best}: one run" if len(rows) == 1 else f"Comparison of {len(rows)} runs"
     parts.append(_origin(chosen[best]))
     return page(f"{title}, {chosen[best]['dataset']}", *parts)
@@ -135,22 +131,19 @@ def _common(seeds: Sequence[Sequence[Mapping[str, Any]]], key: str) -> bool:
     return bool(set.intersection(*({record["epoch"] for record in seed if key in record} for seed in seeds)))
 
 
-def _per_class(by_method: dict[str, list[list[Row]]], prefix: str, of: str) -> Markup:
-    """Return the section with a number of each class, which the summaries contain, averaged over the seeds."""
+def _per_class(chosen: dict[str, Row], prefix: str, of: str) -> Markup:
+    """Return the section with a number of each class, which the summaries contain."""
     sizes = ("ap_small", "ap_medium", "ap_large")  # AP of small, medium and large objects
-    found: dict[str, dict[str, float]] = {}
-    for method, seeds in by_method.items():
-        every = [row for alike in seeds for row in alike]
-        for key in every[0]:
-            if key.startswith(prefix) and key not in sizes and all(key in row for row in every):
-                mean = sum(row[key] for row in every) / len(every)
-                found.setdefault(key.removeprefix(prefix), {})[method] = mean
-    methods = list(by_method)
-    ranked = sorted(found.items(), key=lambda pair: pair[1].get(methods[0], 0))
-    lines = [[name, *(bar(of_class[m]) if m in of_class else "" for m in methods)] for name, of_class in ranked]
-    text = f"{of} of each class in percent, mean over the seeds. The classes with the lowest {of} of {methods[0]} "
-    text += "come first."
-    return section(f"{of} of each class", text, table(["class", *methods], lines))
+    best = next(iter(chosen))
+    keys = [key for key in chosen[best] if key.startswith(prefix) and key not in sizes]
+    lines = [
+        [key.removeprefix(prefix), *(bar(row[key]) if key in row else "" for row in chosen.values())]
+        for key in sorted(keys, key=lambda key: chosen[best][key])
+    ]
+    text = (
+        f"{of} of each class in percent, of the run with the lowest seed of each method. The classes with the lowest "
+    )
+    return section(f"{of} of each class", f"{text}{of} of {best} come first.", table(["class", *chosen], lines))
 
 
 def _origin(row: Row) -> Markup:
