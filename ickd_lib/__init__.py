@@ -7,7 +7,8 @@
     training  the loop, teachers, comparisons             runs      tables of run folders, differences of two runs
     theory    the computations behind the idea            plots     figures
     explore   the data behind the explorers               widgets   the interactive explorers
-    export    networks as files, and their predictions    notebook  the parameters of the notebooks
+    export    networks as files, and their predictions    pages     HTML pages about runs
+    notebook  the parameters of the notebooks
 
 Modules are imported when they are first used, so that importing the package costs nothing.
 """
@@ -32,6 +33,7 @@ __all__ = [
     "metrics",
     "models",
     "notebook",
+    "pages",
     "plots",
     "runs",
     "runtime",

@@ -262,7 +262,7 @@ def predict(given: argparse.Namespace) -> int:
 
 
 def report(given: argparse.Namespace) -> None:
-    """Print or write the table of finished runs."""
+    """Print or write the table of finished runs, or write a page about them."""
     summaries = runs.finished(given.folders)
     text = runs.table(summaries, baseline=given.baseline, best_first=True, diverged=runs.diverged(given.folders))
     for sentence in runs.behind_labels(summaries):
@@ -274,10 +274,14 @@ def report(given: argparse.Namespace) -> None:
         if given.without_epochs:
             records = [run | {"epochs": []} for run in records]
         runtime.write_json(given.json, records)
+    if given.html:
+        from ickd_lib.pages import commands as pages
+
+        pages.report(given, functools.partial(_splits, given))
     if given.out:
         with runtime.replacing(given.out) as part:
             part.write_text(text)
-    else:
+    elif not given.html:
         print(text)
 
 

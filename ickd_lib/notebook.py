@@ -13,6 +13,9 @@ Some = Annotated[list[Name], Bound(bool, "at least one")]
 # For every parameter that a notebook may have, its type and range.
 PARAMETERS: dict[str, Any] = {
     "dataset": Name,
+    "folder": str,
+    "mirror": bool,
+    "format": Literal["onnx", "pt2"],
     "data_root": str,
     "annotations": Literal["", "masks", "boxes"],
     "ignore": At,

@@ -60,7 +60,7 @@ def code(path):
 
 
 def test_there_are_notebooks():
-    assert [p.name[:2] for p in NOTEBOOKS][:12] == [f"{n:02d}" for n in range(12)]
+    assert [p.name[:2] for p in NOTEBOOKS][:13] == [f"{n:02d}" for n in range(13)]
 
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda p: p.stem)

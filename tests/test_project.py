@@ -76,6 +76,19 @@ ALLOWED = {
     "runs": {"runtime", "methods", "tasks", "training"},
     "export": {"runtime", "data", "models", "metrics", "tasks", "memory", "training", "runs"},
     "plots": {"runtime", "data", "memory"},
+    "pages": {
+        "",
+        "runtime",
+        "data",
+        "models",
+        "metrics",
+        "tasks",
+        "memory",
+        "training",
+        "runs",
+        "export",
+        "plots",
+    },
     "explore": {"runtime", "losses", "data", "models", "metrics", "tasks", "memory", "methods"},
     "widgets": {"runtime", "data", "models", "metrics", "tasks", "memory", "methods", "runs", "plots", "explore"},
     "options": {"", "runtime", "data", "tasks", "methods", "training"},
@@ -93,6 +106,7 @@ ALLOWED = {
         "runs",
         "export",
         "plots",
+        "pages",
     },
 }
 

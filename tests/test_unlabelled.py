@@ -8,7 +8,7 @@ import torch
 from PIL import Image
 
 from ickd_lib import __main__ as cli
-from ickd_lib import data, losses, methods, tasks, training
+from ickd_lib import data, losses, methods, runs, tasks, training
 from ickd_lib.memory import MemoryBank
 from ickd_lib.methods import Retrieval
 from ickd_lib.runtime import InputError
@@ -82,6 +82,21 @@ def test_files_without_labels(folder, stream, monkeypatch, tmp_path):
     assert few.train.unlabelled == 11
 
 
+def test_a_folder_is_written_from_a_data_set(tmp_path):
+    digits = data.load("digits", labels=60)
+    path = data.write_folder(digits, tmp_path / "set", labels=20)
+    found = data.load(f"folder:{path}", unlabelled="all")
+    assert (len(found.train), found.train.unlabelled, len(found.test)) == (60, 40, 797)
+    assert found.train.classes == digits.train.classes and "train/0/00" in found.train.files[0]
+    rows = torch.tensor([int(name[-9:-4]) for name in found.train.files])
+    at = (digits.train.index[None] == rows[:, None]).nonzero()[:, 1]
+    assert torch.equal(found.train.images, digits.train.images[at])
+    labelled = found.train.labels >= 0
+    assert torch.equal(found.train.labels[labelled], digits.train.labels[at][labelled])
+    assert data.write_folder(data.load("digits"), path) == path and len(data.load(f"folder:{path}").train) == 20
+    assert [entry.name for entry in tmp_path.iterdir()] == ["set"]
+
+
 @pytest.mark.parametrize("share", [0.0, 0.5, 0.9])
 def test_the_share_of_a_batch(share):
     train = data.load("digits", labels=40, unlabelled=80, unlabelled_share=share).train
@@ -114,6 +129,7 @@ def test_able_methods_are_trained_on_both_kinds(mixed, teacher):
     )
     for history in histories:
         assert history.summary["train_images"] == 40 and 0 < history.epochs[-1]["train_accuracy"] <= 1
+    assert "| kd with 80 unlabelled images | 1 |" in runs.table([history.summary for history in histories])
     (alone,) = distill(mixed, "ickd(positives=2, negatives=5)", teacher=teacher)
     assert alone.epochs[-1]["weights"] == histories[len(ABLE)].epochs[-1]["weights"]
 

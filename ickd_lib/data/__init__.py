@@ -4,6 +4,7 @@
 """
 
 from ickd_lib.data.dense import DenseBatch, DenseImages
+from ickd_lib.data.exporting import write_folder
 from ickd_lib.data.images import Images, Splits
 from ickd_lib.data.joint import RandomCrop, RandomResize
 from ickd_lib.data.labelled import Batch, LabelledImages
@@ -37,4 +38,5 @@ __all__ = [
     "names",
     "register",
     "stratified",
+    "write_folder",
 ]

@@ -19,7 +19,7 @@ from ickd_lib.memory import MemoryBank
 from ickd_lib.runtime import InputError
 
 
-def _data_of(run: runtime.Run, given: argparse.Namespace, load: Callable[[], Splits]) -> Splits:
+def data_of(run: runtime.Run, given: argparse.Namespace, load: Callable[[], Splits]) -> Splits:
     """Load the data of a run: its training images; its validation images if it had the same; all test images."""
     settings, summary = run.settings, run.summary or {}
     title, images = settings["data"]["name"].rpartition("/")[0], settings["data"]["images"]
@@ -50,7 +50,7 @@ def export(given: argparse.Namespace, load: Callable[[], Splits]) -> None:
     """
     run = finished_run(given.run)
     format_of(given.format, given.out)
-    splits = _data_of(run, given, load)
+    splits = data_of(run, given, load)
     teacher = training.load(given.teacher, device="cpu") if given.teacher else teacher_of(run)
     written = writing.write(
         given.run,
@@ -92,7 +92,7 @@ def predict(given: argparse.Namespace, load: Callable[[], Splits]) -> int:
             resized = "resized" in (given.crop, "resized" if title.startswith("imagenet:") else "")
             shape = {"size": (given.image_size,) * 2, "crop": "resized" if resized else "fit"}
         else:
-            shape = dict(zip(("size", "crop"), shape_of(_data_of(run, given, load).test), strict=True))
+            shape = dict(zip(("size", "crop"), shape_of(data_of(run, given, load).test), strict=True))
     model, named = open_model(given.model, **shape), given.dataset
     bank = MemoryBank.load(given.bank) if given.bank else None
     found = predictions.predict(model, given.images, top=given.top, bank=bank, dataset=named)

@@ -5,7 +5,7 @@ from ickd_lib.metrics.boxes import detection
 from ickd_lib.metrics.episodes import few_shot
 from ickd_lib.metrics.logit_space import margins, separation
 from ickd_lib.metrics.pixels import confusion, segmentation
-from ickd_lib.metrics.predictions import accuracy, best_temperature, calibration_error, classification
+from ickd_lib.metrics.predictions import accuracy, best_temperature, calibration_error, classification, reliability
 
 __all__ = [
     "accuracy",
@@ -18,6 +18,7 @@ __all__ = [
     "few_shot",
     "freshness",
     "margins",
+    "reliability",
     "retrieval",
     "segmentation",
     "separation",

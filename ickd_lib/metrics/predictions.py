@@ -32,11 +32,27 @@ def calibration_error(logits: Tensor, labels: Tensor, bins: int = 15) -> float:
         The absolute difference between accuracy and mean confidence in each bin, averaged with the bins' shares of the
         samples as weights.
     """
+    found = reliability(logits, labels, bins)
+    gap = (found["accuracy"] - found["confidence"]).abs() * found["count"]
+    return (gap.sum() / len(labels)).item()
+
+
+def reliability(logits: Tensor, labels: Tensor, bins: int = 15) -> dict[str, Tensor]:
+    """Sort samples into bins by the probability of the predicted class, and compute the accuracy in each bin.
+
+    Args:
+        logits, labels, bins: as for `calibration_error`.
+    Returns:
+        count: number of samples in each bin, float64, shape [bins].
+        confidence, accuracy: mean probability of the predicted class, and share of correct predictions, in each bin,
+            float64, shape [bins]; 0 in a bin without samples.
+    """
     confidence, predicted = logits.softmax(1).max(1)
-    gap = (predicted == labels).double() - confidence.double()
     position = (confidence * bins).long().clamp(max=bins - 1)
-    sums = torch.zeros(bins, dtype=torch.double, device=logits.device).index_add_(0, position, gap)
-    return (sums.abs().sum() / len(labels)).item()
+    values = torch.stack([torch.ones_like(confidence), confidence, predicted == labels]).double()
+    count, *sums = values.new_zeros(3, bins).index_add_(1, position, values)
+    confident, right = (total / count.clamp(min=1) for total in sums)
+    return {"count": count, "confidence": confident, "accuracy": right}
 
 
 def best_temperature(logits: Tensor, labels: Tensor) -> float:

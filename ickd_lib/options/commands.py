@@ -153,7 +153,7 @@ def parser(arguments: Sequence[str] | None = None) -> argparse.ArgumentParser:
     machine_options(evaluate)
     export_options(command("export", "Export the network of a finished run, and compare it with its teacher."))
     predict_options(command("predict", "Predict the classes of image files."))
-    report = command("report", "Turn run folders into a Markdown table.")
+    report = command("report", "Turn run folders into a Markdown table, or into an HTML page.")
     report.add_argument(
         "folders", nargs="*", default=["runs"], help="folders that contain runs, or JSON files that --json wrote"
     )
@@ -166,6 +166,14 @@ def parser(arguments: Sequence[str] | None = None) -> argparse.ArgumentParser:
     report.add_argument(
         "--without-epochs", action="store_true", help="leave the records of epochs out of the JSON file"
     )
+    report.add_argument("--html", default="", help="file for a page of curves, classes, probabilities and mistakes")
+    report.add_argument(
+        "--teacher",
+        default="",
+        help="run folder of the teacher for --html; by default it is searched beside the run",
+    )
+    data_options(report, of_run=True)
+    report.set_defaults(device="cpu")
     status = command("status", "Show how far each run is. Nothing is written.")
     status.add_argument("folder", nargs="?", default="runs", help="a folder that contains runs")
     status.add_argument("--json", action="store_true", help="print JSON instead of a table")

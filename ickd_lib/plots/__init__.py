@@ -2,6 +2,7 @@
 
 from ickd_lib.plots import detection, segmentation, theory
 from ickd_lib.plots.comparison import bars, class_scores, cost, differences, few_shot, finals, published, scores
+from ickd_lib.plots.evaluation import confusion, reliability
 from ickd_lib.plots.logit_space import class_correlation, embeddings, separation
 from ickd_lib.plots.online import agreement, banks, paradigms
 from ickd_lib.plots.pictures import neighbours, retrieved, samples
@@ -19,6 +20,7 @@ __all__ = [
     "class_colours",
     "class_correlation",
     "class_scores",
+    "confusion",
     "cost",
     "curves",
     "detection",
@@ -33,6 +35,7 @@ __all__ = [
     "paradigms",
     "precision",
     "published",
+    "reliability",
     "retrieval_time",
     "retrieved",
     "samples",

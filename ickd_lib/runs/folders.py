@@ -139,6 +139,10 @@ def _check(summary: dict[str, Any]) -> None:
 def _named(summary: dict[str, Any], config: dict[str, Any]) -> dict[str, Any]:
     """Return the summary of a run with the present name of its method, because defaults may have changed since."""
     summary = summary | {"method": _described(config["settings"]["method"], summary["method"])}
+    if (
+        unlabelled := config["settings"].get("data", {}).get("unlabelled")
+    ):  # summaries of earlier versions do not contain it
+        summary["unlabelled"] = unlabelled
     if "circle" in summary:  # key of the peer group in earlier versions
         summary["peer_group"] = summary.pop("circle")
     return summary

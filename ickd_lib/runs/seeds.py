@@ -60,6 +60,7 @@ def grouped(summaries: Sequence[dict[str, Any]]) -> dict[Setting, dict[str, list
         others = [peer for peer in summary.get("peers", ()) if peer != summary["network"]]
         name = "teacher" if summary.get("role") == "teacher" else summary["method"]
         method = name + (f" with {', '.join(others)}" if others else "")
+        method += f" with {summary['unlabelled']:,} unlabelled images" if "unlabelled" in summary else ""
         method += f" with a bank of {summary['bank_rows']:,} rows" if "bank_rows" in summary else ""
         method += f" with negatives by {summary['search']}" if "search" in summary else ""
         seed = (summary["data_seed"], summary["peer_group"]) if "peer_group" in summary else i

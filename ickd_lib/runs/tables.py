@@ -46,7 +46,7 @@ def table(
     """
     parts = []
     for setting, by_method in grouped(summaries).items():
-        (title, rest), (head, *rows) = _caption(setting), _cells(by_method, baseline, best_first)
+        (title, rest), (head, *rows) = caption(setting), cells(by_method, baseline, best_first)
         lines = [head, ["---"] * len(head), *rows]
         marks = ["| " + " | ".join(line) + " |" if line[0] != "---" else "|" + "---|" * len(line) for line in lines]
         parts.append("\n".join([f"**{title}**{rest}", "", *marks]))
@@ -64,14 +64,14 @@ def latex(summaries: Sequence[dict[str, Any]]) -> str:
     """Format `table` in LaTeX: a table environment for each setting, for a preamble with \\usepackage{booktabs}."""
     parts = ["% needs \\usepackage{booktabs}"]
     for setting, by_method in grouped(summaries).items():
-        head, *rows = [" & ".join(map(escaped, line)) + r" \\" for line in _cells(by_method)]
+        head, *rows = [" & ".join(map(escaped, line)) + r" \\" for line in cells(by_method)]
         columns = "lr" + "c" * (head.count(" & ") - 1)
         parts.append(
             "\n".join(
                 [
                     r"\begin{table}",
                     r"\centering",
-                    rf"\caption{{{escaped(''.join(_caption(setting)))}}}",
+                    rf"\caption{{{escaped(''.join(caption(setting)))}}}",
                     rf"\begin{{tabular}}{{{columns}}}",
                     r"\toprule",
                     head,
@@ -91,7 +91,7 @@ def escaped(text: str) -> str:
     return "".join(_LATEX.get(letter, letter) for letter in text)
 
 
-def _caption(setting: Setting) -> tuple[str, str]:
+def caption(setting: Setting) -> tuple[str, str]:
     """Return the data set, and the other settings that all rows of a table share, as text."""
     dataset, images, teacher, network, epochs, batch_size, lr, schedule, _task, augment, saw, held_out = setting
     arrow = f"{teacher}{f' of {saw}' if saw not in ('', dataset) else ''} → " if teacher else ""
@@ -119,7 +119,7 @@ def beside_published(
             method if trained == epochs else f"{method}, {trained} epochs": accuracy / 100
             for (method, trained), accuracy in _known(setting).items()
         }
-        found["".join(_caption(setting))] = ours, others
+        found["".join(caption(setting))] = ours, others
     return found
 
 
@@ -167,7 +167,7 @@ def _known(setting: Setting) -> dict[tuple[str, int], float]:
     return published_accuracy(teacher, network, data) if data else {}
 
 
-def _cells(
+def cells(
     by_method: dict[str, list[list[dict[str, Any]]]], baseline: str = "", best_first: bool = False
 ) -> list[list[str]]:
     """Return heading and rows of a table: method, number of seeds, and mean ± std of each column that some run has."""

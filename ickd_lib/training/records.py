@@ -263,6 +263,8 @@ def described(settings: dict[str, Any]) -> dict[str, Any]:
         "teacher": teacher.get("name"),
         "teacher_saw": settings["teacher_saw"],
     }
+    if "unlabelled" in data:
+        found["unlabelled"] = data["unlabelled"]
     if "reused" in settings["student"]:
         found["classifier_of"] = settings["student"]["reused"]["teacher"]
     if "in_context" in settings:

@@ -1,0 +1,169 @@
+"""The networks that a page describes: which runs they are from, and their outputs for the evaluation images."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from ickd_lib import runs, runtime, training
+from ickd_lib.data import Images, Splits
+from ickd_lib.memory import MemoryBank
+from ickd_lib.models import Network
+from ickd_lib.runs.seeds import score, task_of
+from ickd_lib.runtime import InputError
+from ickd_lib.tasks import Classification
+
+Row = dict[str, Any]  # a row of `runs.overview`
+MOST = 6  # largest number of students that are evaluated
+
+
+class Outputs(NamedTuple):
+    """The outputs of a network for N images: its name, logits [N, C] and features [N, D], on the CPU."""
+
+    name: str
+    logits: Tensor
+    features: Tensor
+
+    @property
+    def predicted(self) -> Tensor:
+        """The predicted classes, shape [N]."""
+        return self.logits.argmax(1)
+
+
+class Evaluated(NamedTuple):
+    """Everything about networks that needs the images.
+
+    images: the evaluation images, on the CPU.
+    train: the training images, which are the rows of the bank.
+    students: the outputs of the students, the best first.
+    teacher: the outputs of the teacher; None if there is none, or its classes are others.
+    bank: the teacher's memory bank of the training images; None if there is none.
+    queries: the teacher's features of the evaluation images, shape [N, D]; None without a bank.
+    no_bank: why there is no bank.
+    """
+
+    images: Images
+    train: Images
+    students: tuple[Outputs, ...]
+    teacher: Outputs | None = None
+    bank: MemoryBank | None = None
+    queries: Tensor | None = None
+    no_bank: str = ""
+
+
+def finished_rows(folders: Sequence[str | Path]) -> list[Row]:
+    """Return the rows of `runs.overview` of all finished students at or below some folders, each once.
+
+    Raises:
+        InputError: a folder does not exist or is a file, or no run is finished.
+    """
+    found: dict[Path, Row] = {}
+    for folder in folders:
+        for row in runs.overview(folder):
+            if row["state"] == "damaged":
+                runtime.notice(f"left out: {row['problem']}")
+            elif row["state"] == "finished" and row["role"] == "student":
+                found.setdefault(Path(row["folder"]).resolve(), row)
+    if not found:
+        raise InputError(f"no finished run below {', '.join(map(str, folders))}; resume the runs that were stopped")
+    return list(found.values())
+
+
+def described(rows: Sequence[Row], baseline: str = "") -> dict[str, Row]:
+    """Choose the runs whose networks are described.
+
+    They are runs of one data set and task, that with the most runs: of each method and setting the run with the lowest
+    seed, for at most MOST of these.
+
+    Args:
+        rows: rows of finished runs.
+        baseline: a method, of which a run is chosen if there is one.
+    Returns:
+        The runs by name, the ones with the highest means over the seeds first.
+    """
+    alike: dict[object, list[Row]] = {}
+    for row in rows:
+        task = task_of(row)
+        alike.setdefault((row["dataset"], task.name, f"val_{task.primary}" in row), []).append(row)
+    named = runs.named(max(alike.values(), key=len))
+    ranked = sorted(named, key=lambda name: -sum(map(score, named[name])) / len(named[name]))
+    chosen = ranked[:MOST]
+    others = [name for name in ranked[MOST:] if named[name][0][0]["method"] == baseline]
+    if others and all(named[name][0][0]["method"] != baseline for name in chosen):
+        chosen[-1] = others[0]
+    return {
+        name: min((seed[0] for seed in named[name]), key=lambda row: (row["data_seed"], row["seed"])) for name in chosen
+    }
+
+
+def evaluate(
+    chosen: dict[str, Row], splits: Splits, teacher: Network | None, *, no_teacher: str, precision: str = "auto"
+) -> Evaluated:
+    """Evaluate the students and the teacher of classification runs, and build the teacher's memory bank.
+
+    Args:
+        chosen: the runs, from `described`.
+        splits: their data. The networks are evaluated on the validation images if the runs held these out of train,
+            otherwise on the test images.
+        teacher: the teacher; None for none.
+        no_teacher: why there is none.
+        precision: "auto", "fp32" or "bf16".
+    Raises:
+        InputError: a network cannot be loaded, or its classes are not those of the data.
+    """
+    task, device = Classification(), splits.test.labels.device
+    (first, *_) = chosen.values()
+    images = splits.test
+    if f"val_{task_of(first).primary}" in first:
+        if not len(splits.val):
+            raise InputError("the runs were evaluated on images that were held out of train; give the data with these")
+        images = splits.val
+
+    def outputs(name: str, network: Network) -> Outputs:
+        found = task.bank_samples(network, images, precision=precision)
+        return Outputs(name, found.logits.float().cpu(), found.features.float().cpu())
+
+    students = []
+    for name, row in chosen.items():
+        network = training.load(row["folder"], device=str(device))
+        if network.classes and network.classes != images.classes:
+            raise InputError(f"{images.name} has other classes than {row['folder']}; give the data of this run")
+        students.append(outputs(name, network))
+    found = Evaluated(images.to("cpu"), splits.train.to("cpu"), tuple(students), no_bank=no_teacher)
+    if teacher is None:
+        return found
+    teacher = teacher.to(device)
+    seen = outputs("teacher", teacher)
+    if (teacher.classes or images.classes) == images.classes:
+        found = found._replace(teacher=seen)
+    try:
+        bank = MemoryBank.build(teacher, splits.train, precision=precision)
+    except InputError as error:
+        return found._replace(no_bank=str(error))
+    return found._replace(bank=bank.to("cpu"), queries=seen.features)
+
+
+def differing(found: Evaluated, chosen: dict[str, Row]) -> list[str]:
+    """Return a sentence for each student whose accuracy on these images is not the one that its run recorded."""
+    lines = []
+    labels = found.images.labels
+    key = "val_accuracy" if "val_accuracy" in next(iter(chosen.values())) else "accuracy"
+    for student, row in zip(found.students, chosen.values(), strict=True):
+        measured = (student.predicted == labels).double().mean().item()
+        if abs(measured - row[key]) > 2 / len(labels):
+            lines.append(
+                f"{student.name} classifies {measured:.1%} of these images correctly, but its run recorded "
+                f"{row[key]:.1%}: these may be other images than those of the run."
+            )
+    return lines
+
+
+def most_confident(outputs: Outputs, wanted: Tensor, most: int) -> list[int]:
+    """Return the positions of the images for which `wanted` [N] holds, by their largest probability, at most `most`."""
+    confidence = outputs.logits.softmax(1).amax(1)
+    ranked = torch.where(wanted, confidence, -1.0).argsort(descending=True, stable=True)
+    return ranked[: min(most, int(wanted.sum()))].tolist()

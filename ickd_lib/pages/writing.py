@@ -1,0 +1,161 @@
+"""One page about a run or a comparison of runs."""
+
+from __future__ import annotations
+
+import platform
+from collections.abc import Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from ickd_lib import __version__, plots, runs, runtime
+from ickd_lib.data import Splits
+from ickd_lib.models import Network
+from ickd_lib.pages import classification
+from ickd_lib.pages.html import Markup, bar, element, figure, note, page, section, table
+from ickd_lib.pages.networks import MOST, Row, described, differing, evaluate, finished_rows
+from ickd_lib.runs.seeds import task_of
+from ickd_lib.runs.tables import caption, cells
+from ickd_lib.runtime import InputError
+
+LIMIT = 8_000_000  # largest size of a page in bytes
+PER_CLASS = {"segmentation": ("iou_", "IoU"), "detection": ("ap_", "AP")}  # keys of a summary, and what they are
+
+
+def report(
+    folders: Sequence[str | Path],
+    *,
+    splits: Splits | None = None,
+    teacher: Network | None = None,
+    baseline: str = "",
+    no_splits: str = "no data set was given",
+    no_teacher: str = "no teacher was given",
+    precision: str = "auto",
+) -> str:
+    """Return an HTML page about the finished runs at or below some folders.
+
+    The page is one file without scripts, whose figures and images are inside it. It contains the table over seeds and
+    the curves of training; for classification also the accuracy of each class, the confusion matrix, the reliability
+    diagram, the most confident mistakes beside their in-context samples, and how two students differ; for segmentation
+    and detection the IoU or the AP of each class.
+
+    Args:
+        folders: run folders, or folders that contain some.
+        splits: the data of the runs, on the device of the evaluation; without them, sections that need images are
+            left out.
+        teacher: the teacher, whose memory bank has the in-context samples.
+        baseline: a method; the table then contains the differences to it, and it is the second of the two students
+            that are compared.
+        no_splits, no_teacher: why there are none, for the page.
+        precision: "auto", "fp32" or "bf16".
+    Raises:
+        InputError: a folder does not exist, no run is finished, the baseline is unknown, a network cannot be loaded, or
+            its classes are not those of the data.
+    """
+    rows = finished_rows(folders)
+    chosen = described(rows, baseline)
+    parts = [_results(rows, baseline), _training(rows)]
+    task, (best, *_) = task_of(next(iter(chosen.values()))), chosen
+    if task.name in PER_CLASS:
+        parts.append(_per_class(chosen, *PER_CLASS[task.name]))
+    elif splits is None:
+        missing = f"Sections about the images, such as the confusion matrix, are left out: {no_splits}."
+        parts.append(section("Images", note(missing)))
+    else:
+        found = evaluate(chosen, splits, teacher, no_teacher=no_teacher, precision=precision)
+        text = f"Of each method, the network with the lowest seed was evaluated on the {len(found.images):,} images of "
+        text += f"{found.images.name}; at most {MOST} networks are shown, the best first."
+        notes = map(note, differing(found, chosen))
+        parts += [section("Networks", text, *notes)] if len(rows) > 1 else notes
+        of_baseline = (name for name, row in chosen.items() if row["method"] == baseline)
+        parts += classification.sections(found, next(of_baseline, ""))
+    title = f"{best}: one run" if len(rows) == 1 else f"Comparison of {len(rows)} runs"
+    parts.append(_origin(chosen[best]))
+    return page(f"{title}, {chosen[best]['dataset']}", *parts)
+
+
+def write(path: str | Path, folders: Sequence[str | Path], **options: Any) -> int:
+    """Write the page that `report` returns to a file, and return its size in bytes.
+
+    Raises:
+        InputError: as for `report`, or the page would be larger than LIMIT; nothing is then written.
+    """
+    content = report(folders, **options).encode()
+    if len(content) > LIMIT:
+        raise InputError(f"the page would have {len(content):,} bytes, more than {LIMIT:,}; name fewer runs")
+    with runtime.replacing(path) as part:
+        part.write_bytes(content)
+    return len(content)
+
+
+def _results(rows: Sequence[Row], baseline: str) -> Markup:
+    settings = runs.grouped(rows)
+    if baseline:
+        runtime.choose(baseline, dict.fromkeys(name for found in settings.values() for name in found), "baseline")
+    blocks: list[Any] = []
+    for setting, by_method in settings.items():
+        heading, *lines = cells(by_method, baseline if baseline in by_method else "", best_first=True)
+        blocks += [element("p", element("b", caption(setting)[0]), caption(setting)[1]), table(heading, lines)]
+    text = (
+        "Numbers are those after the last epoch, as mean ± standard deviation over the seeds where there are several."
+    )
+    if baseline:
+        text += f" Differences to {baseline} are paired by seed, in percentage points with their 95% interval."
+    return section("Results", text, *blocks)
+
+
+def _training(rows: Sequence[Row]) -> Markup:
+    """Return the section with the curves."""
+    named = {
+        name.replace("$", r"\$"): [runs.averaged([runs.records(row) for row in alike]) for alike in seeds]
+        for name, seeds in runs.named(rows).items()
+    }
+    primary = task_of(rows[0]).primary
+    blocks: list[Any] = []
+    for key, of in ((f"val_{primary}", "images held out of train"), (f"test_{primary}", "test images")):
+        shown = {name: seeds for name, seeds in named.items() if _common(seeds, key)}
+        if shown:
+            words = f"{primary.replace('_', ' ')} on the {of}"
+            draw = partial(plots.curves, shown, key)
+            blocks += [element("h3", words[0].upper() + words[1:]), figure(draw, f"{words} over the epochs")]
+            break
+    losses = {name: seeds for name, seeds in named.items() if _common(seeds, "loss")}
+    if losses:
+        draw = partial(plots.losses, losses)
+        blocks += [element("h3", "Loss and its terms, on the training images"), figure(draw, "Losses over the epochs")]
+    return section("Training", *(blocks or ["The runs recorded no epochs."]))
+
+
+def _common(seeds: Sequence[Sequence[Mapping[str, Any]]], key: str) -> bool:
+    """Return whether there is an epoch in which all seeds recorded a number."""
+    return bool(set.intersection(*({record["epoch"] for record in seed if key in record} for seed in seeds)))
+
+
+def _per_class(chosen: dict[str, Row], prefix: str, of: str) -> Markup:
+    """Return the section with a number of each class, which the summaries contain."""
+    sizes = ("ap_small", "ap_medium", "ap_large")  # AP of small, medium and large objects
+    best = next(iter(chosen))
+    keys = [key for key in chosen[best] if key.startswith(prefix) and key not in sizes]
+    lines = [
+        [key.removeprefix(prefix), *(bar(row[key]) if key in row else "" for row in chosen.values())]
+        for key in sorted(keys, key=lambda key: chosen[best][key])
+    ]
+    text = (
+        f"{of} of each class in percent, of the run with the lowest seed of each method. The classes with the lowest "
+    )
+    return section(f"{of} of each class", f"{text}{of} of {best} come first.", table(["class", *chosen], lines))
+
+
+def _origin(row: Row) -> Markup:
+    config = runtime.Run(row["folder"]).config
+    environment = config.get("environment", {})
+    facts = [
+        ["data", config["settings"]["data"]["name"]],
+        ["teacher", (config["settings"].get("teacher") or {}).get("name", "none")],
+        ["student", config["settings"]["student"]["network"]],
+        *([key, value] for key, value in environment.items() if isinstance(value, (str, int))),
+        ["page", f"ickd {__version__}, Python {platform.python_version()}"],
+    ]
+    return section(
+        "Where this is from", f"The run folder {row['folder']} and its environment:", table(["", ""], facts, words=True)
+    )

@@ -1,0 +1,180 @@
+"""Pages about runs: one file that loads and runs nothing, whatever the names in it, and with the library's numbers."""
+
+import json
+import re
+import shutil
+from dataclasses import replace
+from html.parser import HTMLParser
+from pathlib import Path
+
+import pytest
+import torch
+
+from ickd_lib import __main__ as cli
+from ickd_lib import data, metrics, pages, runs, training
+from ickd_lib.pages import html
+from ickd_lib.runtime import InputError
+from ickd_lib.training import Recipe, Student
+
+HOSTILE = "<img src=x onerror=alert(1)> & \"$\\frac$' </td>"
+VOID = ("meta", "img", "source", "br")
+RECIPE = Recipe(epochs=3, lr=0.05, schedule="cosine", batch_size=30)
+
+
+class Reader(HTMLParser):
+    """Reads a page: the elements that are open, all attributes, and the text."""
+
+    def __init__(self):
+        super().__init__()
+        self.open, self.names, self.attributes, self.words = [], [], [], []
+
+    def handle_starttag(self, tag, attrs):
+        self.names.append(tag)
+        self.attributes += [(tag, *pair) for pair in attrs]
+        if tag not in VOID:
+            self.open.append(tag)
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+    def handle_data(self, data):
+        if "style" not in self.open:
+            self.words.append(data)
+
+    @property
+    def text(self):
+        return "\n".join(self.words)
+
+
+def read(page):
+    """A page that was parsed, after a check that it loads nothing, runs nothing, and is well formed."""
+    reader = Reader()
+    reader.feed(page)
+    assert not reader.open, "every element is closed"
+    assert not {"script", "link", "iframe", "object", "form"} & set(reader.names)
+    for _tag, name, value in reader.attributes:
+        assert not name.startswith("on")
+        assert name not in ("src", "srcset", "href") or value.startswith("data:image/")
+    assert not re.search(r"url\(|@import|https?:", page)
+    assert "default-src 'none'" in page
+    return reader
+
+
+@pytest.fixture(scope="module")
+def hostile(digits):
+    """The digits with a class whose name is HTML and mathematics."""
+    names = (HOSTILE, *digits.train.classes[1:])
+    return digits._replace(train=replace(digits.train, classes=names), test=replace(digits.test, classes=names))
+
+
+@pytest.fixture(scope="module")
+def folder(hostile, tmp_path_factory):
+    """Two methods with two seeds, and their teacher in "teachers"."""
+    folder = tmp_path_factory.mktemp("runs")
+    options = {"recipe": RECIPE, "device": "cpu", "progress": False}
+    (made,) = training.distill(
+        [Student("resnet8", "ce", 7, "t")], hostile, runs=folder / "teachers", **options
+    ).values()
+    training.compare(["ce", "kd"], hostile, student="resnet8", teacher=made.network, seeds=2, runs=folder, **options)
+    return folder
+
+
+def test_a_page_of_a_comparison(folder, hostile):
+    teacher = training.load(folder / "teachers" / "t", device="cpu")
+    page = pages.report([folder], splits=hostile, teacher=teacher, baseline="ce")
+    assert len(page) < 2_000_000
+    found = read(page)
+    for title in ("Results", "Training", "Accuracy of each class", "Confusion matrix", "Most confident mistakes"):
+        assert title in found.text
+    assert "What kd and ce disagree on" in found.text or "What ce and kd disagree on" in found.text
+    assert "HOSTILE" not in page and "<img src=x" not in page and HOSTILE in found.text
+    rows = runs.finished([folder])
+    for cell in runs.table(rows, baseline="ce").splitlines()[4].strip("| ").split(" | "):
+        assert cell in found.text, "the table over seeds has the numbers of the Markdown table"
+    assert "prefers-color-scheme: dark" in page and found.text.count("label: ") > 10
+    assert ": 1.000" not in found.text and "cosine" in found.text, "mistakes are beside in-context samples"
+
+
+def test_the_page_of_one_run_says_what_it_lacks(folder, hostile):
+    (run, *_) = sorted(path.parent for path in folder.glob("*/summary.json"))
+    assert "no data set was given" in read(pages.report([run])).text
+    found = read(pages.report([run], splits=hostile)).text
+    assert "In-context samples are not shown: no teacher was given" in found and "disagree" not in found
+    network = training.load(run, device="cpu")
+    with torch.no_grad():
+        wrong = network(hostile.test.images / 255).logits.argmax(1) != hostile.test.labels
+    assert f"is wrong for {int(wrong.sum())} of {len(wrong)} images" in found
+
+
+def test_images_of_other_runs_are_refused_or_named(folder, digits, hostile):
+    with pytest.raises(InputError, match="has other classes than"):
+        pages.report([folder], splits=digits)
+    (run, *_) = sorted(path.parent for path in folder.glob("*/summary.json"))
+    with torch.no_grad():
+        predicted = training.load(run, device="cpu")(hostile.test.images / 255).logits.argmax(1)
+    wrong = (predicted != hostile.test.labels).nonzero()[:, 0]
+    fewer = hostile._replace(test=hostile.test.subset(wrong))
+    assert "other images than those of the run" in read(pages.report([run], splits=fewer)).text
+
+
+def test_a_page_that_is_too_large_is_not_written(folder, tmp_path, monkeypatch):
+    monkeypatch.setattr("ickd_lib.pages.writing.LIMIT", 1000)
+    with pytest.raises(InputError, match="name fewer runs"):
+        pages.write(tmp_path / "page.html", [folder])
+    assert not list(tmp_path.iterdir())
+
+
+def test_the_command(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    made = "compare --methods ce kd --seeds 1 --labels 60 --epochs 1 --device cpu --teacher resnet8 --teacher-epochs 1"
+    assert cli.main(made.split()) == 0
+    capsys.readouterr()
+    assert cli.main("report runs --html page.html".split()) == 0
+    printed = capsys.readouterr()
+    assert printed.out == "" and "page.html: " in printed.err
+    assert "digits/test" in read(Path("page.html").read_text()).text
+    shutil.rmtree("runs/teachers")
+    assert cli.main("report runs --html page.html".split()) == 0
+    assert "the teacher of the run, resnet8, was not found beside it" in Path("page.html").read_text()
+    for config in Path("runs").glob("*/config.json"):  # a run on a folder does not record its path
+        settings = json.loads(config.read_text())
+        settings["settings"]["data"]["name"] = "folder:photos/train"
+        config.write_text(json.dumps(settings))
+    assert cli.main("report runs --html page.html".split()) == 0
+    assert "does not record the path of its data" in Path("page.html").read_text()
+    assert cli.main("report runs --html page.html --baseline kdd".split()) == 2
+    assert "did you mean 'kd'" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("task", "student", "needed", "title"),
+    [
+        ("segmentation", "resnet8-fcn", "masks", "IoU of each class"),
+        ("detection", "resnet8-fpn", "boxes", "AP of each class"),
+    ],
+)
+def test_other_tasks_have_a_number_of_each_class(task, student, needed, title, tmp_path):
+    if task == "detection":
+        pytest.importorskip("pycocotools", reason="needs the extra dense")
+    from ickd_lib import tasks
+
+    scenes = data.load("scenes", annotations=needed, labels=8)
+    scenes = scenes._replace(test=scenes.test.subset(torch.arange(6)))
+    options = {"recipe": Recipe(epochs=1, batch_size=4), "device": "cpu", "progress": False}
+    training.distill([Student(student, "ce")], scenes, task=tasks.create(task), runs=tmp_path, **options)
+    found = read(pages.report([tmp_path]))
+    assert title in found.text and "small" not in found.words
+
+
+def test_all_text_is_escaped():
+    assert html.escaped(HOSTILE).count("<") == 0
+    assert "<b>" not in html.section("<b>", "<b>", html.note("<b>"), html.table(["<b>"], [["<b>"]])).replace("</b>", "")
+    assert 'alt="&lt;b&gt;&quot;"' in html.tile(torch.zeros(3, 4, 4, dtype=torch.uint8), '<b>"')
+
+
+def test_reliability_of_known_predictions():
+    logits = torch.tensor([[2.0, 0.0], [2.0, 0.0], [0.0, 0.1]])
+    bins = metrics.reliability(logits, torch.tensor([0, 1, 1]), bins=10)
+    assert bins["count"].tolist() == [0, 0, 0, 0, 0, 1, 0, 0, 2, 0]
+    assert bins["accuracy"][8] == 0.5 and bins["accuracy"][5] == 1
+    assert bins["confidence"][8] == pytest.approx(torch.sigmoid(torch.tensor(2.0)).item())
