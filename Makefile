@@ -6,14 +6,15 @@ READY := .venv/.ready
 # OpenMP threads that wait without spinning: on a busy machine small networks train many times faster.
 export OMP_WAIT_POLICY ?= passive
 
-.PHONY: help setup run test lint lab clean
+.PHONY: help setup run test lint lab docs clean
 
 help:
 	@echo "make run    install, run all notebooks on the embedded digits, show the results"
 	@echo "make test   install, run the tests"
 	@echo "make lab    install, open JupyterLab on the notebooks"
 	@echo "make lint   ruff and mypy"
-	@echo "make clean  remove .venv and runs/"
+	@echo "make docs   build the documentation site in build/docs, with the notebooks that make run executed"
+	@echo "make clean  remove .venv, build/ and runs/"
 
 setup: $(READY)
 
@@ -39,5 +40,9 @@ lint: setup
 lab: setup
 	$(BIN)/jupyter lab notebooks
 
+docs: setup
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable ".[docs]"
+	@$(BIN)/python docs/site/build.py
+
 clean:
-	rm -rf .venv runs
+	rm -rf .venv build runs

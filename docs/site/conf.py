@@ -14,6 +14,8 @@ root_doc = "README"
 html_theme = "furo"
 html_title = "ickd"
 html_theme_options = {"source_edit_link": ""}
+html_static_path = ["static"]
+html_css_files = ["site.css"]
 html_copy_source = False
 html_show_sphinx = False
 html_math_renderer = "mathml"
@@ -23,6 +25,7 @@ myst_heading_anchors = 4  # the names of headings are those of GitHub
 nb_execution_mode = "off"  # the notebooks are the ones that `make run` executed
 nb_output_stderr = "remove"  # progress bars
 nb_merge_streams = True
+nb_render_markdown_format = "myst"  # tables in the output of cells
 nb_mime_priority_overrides = [  # a saved picture in place of a widget, which needs a kernel
     ("html", "application/vnd.jupyter.widget-view+json", None),
 ]
@@ -46,6 +49,7 @@ TEX = {
     r"\\dots(?![a-z])": r"\\ldots",
     r"\\operatorname\*": r"\\operatorname",
     r"^_": "{}_",
+    r"\\(bar|hat|tilde) ?(\w)": r"{\\\1 \2}",
 }
 FIELD = re.compile(r"[\w`][^:]{0,70}: \S")  # a line "name: text" of a docstring
 
@@ -68,19 +72,20 @@ def _mathml(self, node: nodes.Element, as_block: bool) -> None:
 def _restructured(app, what, name, obj, options, lines: list[str]) -> None:
     """Make reStructuredText of a docstring: lines "name: text" that no heading precedes become a list."""
     found: list[str] = []
-    for paragraph in re.split(r"\n(?=\s*\n)|(?<=Returns:)\n", "\n".join(lines)):
+    for paragraph in re.split(r"\n(?=\s*\n)|(?<=Returns:)\n|\n(?=Raises:)", "\n".join(lines)):
         part = paragraph.strip("\n").split("\n")
         indent = len(part[0]) - len(part[0].lstrip())
         fields = [line for line in part if line[indent : indent + 1].strip()]
         if what == "module" and indent:  # columns
-            found += ["", "::", "", *part]
+            found += ["", ".. code-block:: text", "", *part]
         elif all(FIELD.match(line.strip()) for line in fields) and len(part) > 1:
             for line in part:
-                mark = "* " if line in fields else "  "
-                found += [*[""] * (line in fields), f"{' ' * indent}{mark}{line.strip()}"]
+                name, _, text = line.strip().partition(": ")
+                shown = ["", f"* {name} – {text}"] if line in fields else [f"  {line.strip()}"]
+                found += [" " * indent + one for one in shown]
         else:
             found += paragraph.split("\n")
-    lines[:] = [re.sub(r"(?<![`*])([|*])(?=\w)", r"\\\1", line) for line in found]
+    lines[:] = [re.sub(r"(?<![`*])([|*])(?=\w)|([|])", r"\\\g<0>", line) for line in found]
 
 
 def setup(app):
