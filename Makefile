@@ -6,7 +6,7 @@ READY := .venv/.ready
 # OpenMP threads that wait without spinning: on a busy machine small networks train many times faster.
 export OMP_WAIT_POLICY ?= passive
 
-.PHONY: help setup try run test soak lint lab clean
+.PHONY: help setup try run test soak lint lab docs clean
 
 help:
 	@echo "make try    install, run the first notebook alone, in about a minute"
@@ -15,7 +15,8 @@ help:
 	@echo "make soak   repeat kills, full disks and bad input for MINUTES=30, print figures"
 	@echo "make lab    install, open JupyterLab on the notebooks"
 	@echo "make lint   ruff and mypy"
-	@echo "make clean  remove .venv and runs/"
+	@echo "make docs   build the documentation site in build/docs, with the notebooks that make run executed"
+	@echo "make clean  remove .venv, build/ and runs/"
 
 setup: $(READY)
 
@@ -48,5 +49,9 @@ lint: setup
 lab: setup
 	$(BIN)/jupyter lab notebooks
 
+docs: setup
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable ".[docs]"
+	@$(BIN)/python docs/site/build.py
+
 clean:
-	rm -rf .venv runs
+	rm -rf .venv build runs

@@ -25,7 +25,7 @@ class Sampler:
 
     Args:
         images: the split to draw from; its `augment` selects the augmentation. The batches of `DenseImages` are
-            `DenseBatch`es, and partners are not defined for these.
+            of the type `DenseBatch`, and partners are not defined for these.
     """
 
     def __init__(self, images: LabelledImages | DenseImages) -> None:
