@@ -6,11 +6,13 @@ READY := .venv/.ready
 # OpenMP threads that wait without spinning: on a busy machine small networks train many times faster.
 export OMP_WAIT_POLICY ?= passive
 
-.PHONY: help setup run test lint lab docs clean
+.PHONY: help setup try run test soak lint lab docs clean
 
 help:
+	@echo "make try    install, run the first notebook alone, in about a minute"
 	@echo "make run    install, run all notebooks on the embedded digits, show the results"
 	@echo "make test   install, run the tests"
+	@echo "make soak   repeat kills, full disks and bad input for MINUTES=30, print figures"
 	@echo "make lab    install, open JupyterLab on the notebooks"
 	@echo "make lint   ruff and mypy"
 	@echo "make docs   build the documentation site in build/docs, with the notebooks that make run executed"
@@ -26,11 +28,18 @@ $(READY): pyproject.toml
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable ".[notebooks,dense,test]"
 	@touch $@
 
+try: setup
+	@$(BIN)/python notebooks/run.py 00
+
 run: setup
 	@$(BIN)/python notebooks/run.py
 
 test: setup
 	@$(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist worksteal
+
+MINUTES ?= 30
+soak: setup
+	$(BIN)/python benchmarks/soak --minutes $(MINUTES) --out runs/soak.json
 
 lint: setup
 	$(BIN)/ruff check .

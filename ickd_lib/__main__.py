@@ -161,6 +161,7 @@ def train(given: argparse.Namespace) -> None:
         recipe=recipe,
         data_seed=given.data_seed,
         search=given.search,
+        callbacks=[training.KeepWeights(given.keep_weights)] if given.keep_weights else [],
         **_options(given),
     )
     for history in histories.values():
@@ -212,7 +213,10 @@ def _compare(given: argparse.Namespace, executor: Executor | None) -> None:
             counts = {}
         print(runs.table(summaries, diverged={method: count for method, count in counts.items() if count}))
         raise
-    print(runs.table([history.summary for histories in found.values() for history in histories]))
+    summaries = [history.summary for histories in found.values() for history in histories]
+    print(runs.table(summaries))
+    for sentence in runs.behind_labels(summaries):
+        runtime.notice(sentence)
 
 
 def teach(given: argparse.Namespace) -> None:
@@ -261,6 +265,8 @@ def report(given: argparse.Namespace) -> None:
     """Print or write the table of finished runs, or write a page about them."""
     summaries = runs.finished(given.folders)
     text = runs.table(summaries, baseline=given.baseline, best_first=True, diverged=runs.diverged(given.folders))
+    for sentence in runs.behind_labels(summaries):
+        runtime.notice(sentence)
     if given.figure:
         _draw(given, summaries)
     if given.json:

@@ -12,6 +12,7 @@ import argparse
 import ast
 import json
 import logging
+import os
 import sys
 import time
 from pathlib import Path
@@ -64,6 +65,17 @@ def selected(numbers: list[str]) -> list[Path]:
     return [path for number, path in by_number.items() if number in chosen]
 
 
+class Bars:
+    """Writes the progress bars in a notebook's output to stderr, and nothing else of it."""
+
+    def write(self, text: str) -> None:
+        if "\r" in text:
+            sys.stderr.write(text)
+
+    def flush(self) -> None:
+        sys.stderr.flush()
+
+
 def execute(path: Path, folder: Path, parameters: dict[str, Any]) -> None:
     """Execute a notebook into a folder.
 
@@ -84,7 +96,8 @@ def execute(path: Path, folder: Path, parameters: dict[str, Any]) -> None:
             kernel_name="python3",
             cwd=HERE,
             progress_bar=False,
-            stderr_file=sys.stderr,  # the progress bars of training
+            stdout_file=Bars(),
+            stderr_file=sys.stderr,
             execution_timeout=LIMIT,
             config=Config(KernelManager={"transport": "ipc"}),  # other users of the machine could connect to TCP ports
         )
@@ -92,6 +105,9 @@ def execute(path: Path, folder: Path, parameters: dict[str, Any]) -> None:
         if part.exists():
             part.replace(failed)
         raise
+    figures = os.path.relpath(HERE.parent / "figures", folder)  # the committed pictures, seen from the other folder
+    text = part.read_text().replace(r"src=\"../figures/", rf"src=\"{figures}/")
+    part.write_text(text)
     part.replace(folder / path.name)
     failed.unlink(missing_ok=True)
 

@@ -18,6 +18,7 @@ from ickd_lib.training import Recipe, Student
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks"))
 import accuracy
+import attribution
 import cifar100
 import contention
 import imagenet
@@ -485,3 +486,39 @@ def test_loading_compares_both_loops_on_the_same_files(tmp_path, monkeypatch):
     loading.link(sources, tmp_path / "linked", 24)
     (first, second) = (next(loop(tmp_path / "linked", 0)) for loop in (loading.reference, loading.streamed))
     assert first.shape == second.shape == (4, 3, 224, 224) and first.dtype == second.dtype == torch.float32
+
+
+def test_contributions_are_checked_by_retraining_and_go_on_where_they_stopped(tmp_path, capsys):
+    words = ["--images", "160", "--epochs", "2", "--keep", "1", "--teacher", "resnet8", "--teacher-epochs", "1"]
+    words += ["--queries", "5", "--subsets", "3", "--k", "2", "--selections", "contributions", "nearest"]
+    words += ["--runs", str(tmp_path / "runs"), "--out", str(tmp_path / "found.json")]
+    attribution.measure(attribution.parsed([*words, "--removed", "1"]))
+    found = runtime.read_json(tmp_path / "found.json")
+    assert list(found["removals"]) == ["contributions/0", "nearest/0"] and list(found["halves"]) == ["0", "1", "2"]
+    assert all(len(one["margin"]) == 5 for one in found["halves"].values())
+    assert all(abs(score) <= 1 for scores in found["lds"].values() for score in scores)
+    assert {"contributions", "undamped", "last", "nearest"} <= found["lds"].keys()
+    attribution.measure(attribution.parsed([*words, "--removed", "2"]))
+    again = runtime.read_json(tmp_path / "found.json")
+    assert again["halves"] == found["halves"] and again["lds"] == found["lds"] and len(again["removals"]) == 4
+    assert capsys.readouterr().out.count("| nearest of the class |") == 2
+
+
+def test_a_linear_score_is_a_rank_correlation():
+    values = torch.tensor([0.3, 2.0, -1.0, 0.5])
+    assert attribution.spearman(values, values.exp()) == pytest.approx(1)
+    assert attribution.spearman(values, -values) == pytest.approx(-1)
+    train = data.load("digits", labels=200).train
+    rows = attribution.half(train, 4)
+    assert len(rows) == 100 and torch.equal(rows, attribution.half(train, 4))
+    assert int(torch.bincount(train.labels[rows]).min()) >= attribution.LEAST
+
+
+def test_the_page_about_contributions_has_the_committed_tables(capsys):
+    root = Path(__file__).parents[1]
+    files = sorted((root / "benchmarks/results").glob("attribution-*.json"))
+    assert [file.stem.rpartition("-")[2] for file in files] == ["cifar100", "digits"]
+    attribution.show([str(file) for file in files])
+    page = (root / "docs/attribution.md").read_text()
+    for line in filter(None, capsys.readouterr().out.splitlines()):
+        assert line in page

@@ -23,6 +23,7 @@ from pathlib import Path
 import nbformat
 import papermill
 import pytest
+from accessibility import serious_findings
 from jupyter_client.blocking import BlockingKernelClient
 from PIL import Image
 
@@ -201,7 +202,9 @@ class Notebook:
         self.page.wait_for_function(ready, timeout=120_000)
         self.command("application:toggle-left-area")
         self.command("notebook:run-all-cells")
-        expect(self.page.locator(".jp-CodeCell .jp-InputPrompt").first).to_have_text(re.compile(r"\[[\d*]+\]"))
+        expect(self.page.locator(".jp-CodeCell .jp-InputPrompt:not(.jp-Placeholder-prompt)").first).to_have_text(
+            re.compile(r"\[[\d*]+\]")
+        )
         self.wait(300)
         cells = "window.jupyterapp.shell.currentWidget.content.widgets"
         outputs = self.page.evaluate(f"{cells}.flatMap((cell) => cell.model.sharedModel.getOutputs?.() ?? [])")
@@ -237,6 +240,19 @@ class Notebook:
         found.wait_for(timeout=60_000)
         found.scroll_into_view_if_needed()
         return found
+
+    def tab_order(self, presses: int) -> list[str]:
+        """Names of the elements that Tab reaches, each once; of tiles, only what precedes the colon."""
+        name = """() => {
+            const one = document.activeElement;
+            const label = one.getAttribute('aria-label') ?? one.labels?.[0]?.textContent ?? one.innerText;
+            return label.trim().split(':')[0];
+        }"""
+        names = []
+        for _ in range(presses):
+            names.append(self.page.evaluate(name))
+            self.page.keyboard.press("Tab")
+        return list(dict.fromkeys(names))
 
     def theme(self, dark: bool) -> None:
         self.command("apputils:change-theme", theme=f"JupyterLab {'Dark' if dark else 'Light'}")
@@ -359,15 +375,11 @@ def test_the_answer_is_on_the_first_screen_and_negatives_are_folded(samples):
 
 def test_neighbours_by_keyboard(samples):
     explorer, keys = samples.explorer(".ickd-query"), samples.page.keyboard
-    explorer.get_by_role("spinbutton", name="row").focus()
-    reached = []
-    for _ in range(14):  # Tab goes through the controls in their order, and on to the neighbours
-        reached.append(
-            samples.page.evaluate("(document.activeElement.innerText || document.activeElement.role || '').trim()")
-        )
-        keys.press("Tab")
-    known = ("next", "random", "next mistake", "slider")
-    assert [name for name in reached if name in known] == [*known, "slider", "slider"]
+    explorer.get_by_label("search", exact=True).focus()
+    reached = samples.tab_order(40)
+    order = ["search", "test row", "class", "next", "random", "next mistake", "positives k⁺", "negatives k⁻"]
+    order += ["aggregation τₐ", "1", "4", "your own image (0)", "or its path", "positive 1", "negative 1"]
+    assert [name for name in reached if name in order] == order  # as docs/notebooks.md states
     explorer.get_by_role("button", name="next", exact=True).focus()
     at = samples.evaluate("explorer.current[1]")
     for presses in (1, 2):  # the button keeps the focus
@@ -424,6 +436,67 @@ def test_neighbours_are_updated_at_once_and_without_flicker(samples):
     )
     assert sorted(took["took"])[10] < 500  # milliseconds; 106 were seen with a bank of 50,000 x 256, on a quiet machine
     assert took["lowest"] > 0.6 * took["highest"]  # classes of the query may differ by a line of tiles
+
+
+def test_a_slider_is_redrawn_once_at_a_time_and_settles(samples):
+    """Twenty quick key presses: never more redraws than presses, and the last value is displayed at the end."""
+    explorer = samples.explorer(".ickd-query")
+    samples.page.wait_for_timeout(500)
+    slider = explorer.get_by_role("slider", name="positives k⁺")
+    before = int(float(slider.get_attribute("aria-valuenow")))
+    took = slider.evaluate(
+        """async (slider) => {
+            const view = document.querySelector('.ickd-query').closest('.ickd'), drawn = [];
+            const seen = new MutationObserver(() => drawn.push(performance.now()));
+            seen.observe(view, { childList: true });
+            slider.focus();
+            for (let i = 0; i < 20; i++) {
+                slider.dispatchEvent(new KeyboardEvent('keydown', { key: 'ArrowRight', bubbles: true }));
+                await new Promise((done) => setTimeout(done, 15));
+            }
+            const end = performance.now();
+            await new Promise((done) => setTimeout(done, 3000));
+            seen.disconnect();
+            return [drawn.length, Math.max(...drawn) - end];
+        }"""
+    )
+    redrawn, settled = took
+    assert redrawn <= 20 and settled < 2500  # milliseconds, on a busy machine too
+    assert float(slider.get_attribute("aria-valuenow")) == before + 20
+    expect(explorer.locator(".ickd-same button.ickd-tile")).to_have_count(min(20, before + 20))
+    expect(explorer.locator(".ickd-same .ickd-title")).to_contain_text(f"{before + 20} nearest")
+
+
+def test_a_cell_that_is_run_again_keeps_query_and_controls(samples):
+    explorer = samples.explorer(".ickd-query")
+    explorer.get_by_label("class", exact=True).select_option("5")
+    expect(explorer.locator(".ickd-query .ickd-class")).to_have_text("5")
+    explorer.get_by_role("button", name="next", exact=True).click()
+    state = "[explorer.of_class.value, explorer.positives.value, explorer.number.value, explorer.path[0][1]]"
+    samples.page.wait_for_timeout(500)
+    before, first = samples.evaluate(state), samples.evaluate("explorer.model_id")
+    samples.page.evaluate(
+        """() => {
+            const content = window.jupyterapp.shell.currentWidget.content;
+            content.activeCellIndex = content.widgets.findIndex(
+                (cell) => cell.model.sharedModel.source.includes('widgets.NeighbourExplorer('));
+        }"""
+    )
+    samples.command("notebook:run-cell")
+    assert until(lambda: samples.evaluate("explorer.model_id") != first)
+    assert samples.evaluate(state) == before and before[0] == 5
+    explorer = samples.explorer(".ickd-query")
+    check_neighbours(samples, explorer)
+    explorer.get_by_label("class", exact=True).select_option("all")
+
+
+@pytest.mark.parametrize("dark", [False, True])
+def test_the_explorers_are_accessible(samples, spaces, dark):
+    for notebook in (samples, spaces):
+        notebook.page.bring_to_front()
+        notebook.theme(dark)
+        assert serious_findings(notebook.page, ".ickd-explorer") == []
+        notebook.theme(False)
 
 
 def test_neighbours_in_both_themes(samples):
@@ -516,6 +589,23 @@ def test_logit_space_by_mouse(spaces):
     explorer.get_by_role("combobox", name="right map").select_option("teacher")
     expect(explorer.get_by_text("nearest outside the selection, for teacher")).to_be_visible()
     explorer.get_by_role("combobox", name="right map").select_option("ickd")
+
+
+def test_all_points_are_in_the_maps_on_narrow_pages_too(spaces):
+    """At the left and right edge of each map there is ground alone, after the page has become narrow or wide."""
+    for width in (1024, 1440, 1360):
+        spaces.page.set_viewport_size({"width": width, "height": 1200})
+        explorer = spaces.explorer("canvas:not([aria-hidden])")
+        spaces.page.wait_for_timeout(2500)
+        shown = [
+            one for one in explorer.locator("canvas:not([aria-hidden])").all() if one.bounding_box()["height"] > 200
+        ]
+        assert shown
+        for one in shown:
+            drawn = Image.open(io.BytesIO(one.screenshot())).convert("RGB")
+            edge = drawn.crop((drawn.width - 2, drawn.height // 2, drawn.width, drawn.height))
+            ((_, ground),) = edge.getcolors(1000) or [(0, 0)] * 2  # one colour, or points are cut off
+            assert min(ground) > 240  # the map is not black in a light theme
 
 
 def test_logit_space_by_keyboard(spaces):
@@ -682,6 +772,80 @@ def test_logit_space_of_regions(dense):
         dense.picture(explorer, "logit_space_explorer_masks")
 
 
+CONTRIBUTIONS = (
+    """
+from ickd_lib import data, explore, training, widgets
+from ickd_lib.memory import MemoryBank
+splits = data.load("digits", labels=100)
+recipe = training.Recipe(epochs=16, lr=0.05, schedule="onecycle", batch_size=20)
+options = {"recipe": recipe, "runs": "contributions", "device": "cpu", "precision": "fp32", "progress": False}
+teacher = training.distill([training.Student("resnet8", "ce", 1)], splits, **options).popitem()[1].network
+bank = MemoryBank.build(teacher, splits.train)
+student = training.Student("resnet8", "ickd(nicd=2.0, positives=4, negatives=16)")
+kept = {"teacher": teacher, "bank": bank, "callbacks": [training.KeepWeights(2)]}
+run = training.distill([student], splits, **kept, **options).popitem()[1]
+attributor = explore.Attributor(run.folder, run.network, splits.train, bank=bank)
+""",
+    "explorer = widgets.AttributionExplorer(attributor, splits.test)\nexplorer",
+)
+
+
+@pytest.fixture(scope="module")
+def contributions(lab, browser):
+    return Notebook(lab, browser, "contributions", CONTRIBUTIONS)
+
+
+def check_contributions(notebook, explorer) -> None:
+    """The first tiles are the samples with the largest contributions; their numbers are those of the library."""
+    expected = notebook.evaluate(
+        "[[int(explorer.found.keys[i]), f'{float(s):+.2g}'] for i, s in zip(*(one[:16] for one in explorer._ranked()))]"
+    )
+    tiles = explorer.locator(".ickd-tiles", has_text="argued for").locator("button.ickd-tile")
+    expect(tiles).to_have_count(16)
+    labels = [tile.get_attribute("aria-label") for tile in tiles.all()]
+    assert [[int(label.rpartition("row ")[2]), label.split(", ")[2]] for label in labels] == expected
+
+
+def test_contributions_by_mouse_and_keyboard(contributions):
+    explorer, keys = contributions.explorer(".ickd-query"), contributions.page.keyboard
+    check_contributions(contributions, explorer)
+    crumbs, query = explorer.locator(".ickd-crumbs li"), explorer.locator(".ickd-query")
+    before = crumbs.first.inner_text()
+    explorer.get_by_role("button", name="next mistake").focus()
+    keys.press("Enter")
+    expect(crumbs.first).not_to_have_text(before)
+    at = contributions.evaluate("explorer.current[1]")
+    assert contributions.evaluate(f"int(explorer.found.label) != int(splits.test.labels[{at}])")
+    check_contributions(contributions, explorer)
+    against = explorer.locator(".ickd-tiles", has_text="argued against").locator("button.ickd-tile")
+    row = re.search(r"row \d+$", against.nth(1).get_attribute("aria-label"))[0]
+    against.nth(1).click()
+    expect(crumbs).to_have_count(2)
+    expect(query).to_contain_text(row)
+    check_contributions(contributions, explorer)
+    explorer.get_by_role("button", name="back").click()
+    expect(crumbs).to_have_count(1)
+    explorer.get_by_label("explain", exact=True).select_option("4")
+    expect(explorer.locator(".ickd-tiles", has_text="argued for 4")).to_be_visible()
+    check_contributions(contributions, explorer)
+    explorer.get_by_label("explain", exact=True).select_option("predicted")
+    expect(explorer.locator(".ickd-table tbody tr")).to_have_count(8)
+    explorer.get_by_label(re.compile("in-context samples of others")).check()
+    assert until(lambda: contributions.evaluate("explorer.roles.value"))
+    contributions.wait(30)
+    check_contributions(contributions, explorer)
+    explorer.get_by_label(re.compile("in-context samples of others")).uncheck()
+
+
+def test_contributions_in_both_themes(contributions):
+    explorer = contributions.explorer(".ickd-query")
+    contributions.picture(explorer, "attribution_explorer")
+    contributions.theme(dark=True)
+    assert until(lambda: contributions.evaluate("explorer.view.dark"))
+    contributions.theme(dark=False)
+    assert contributions.evaluate("explorer.error") == ""
+
+
 def test_saved_notebooks_stay_small(samples, spaces):
     for notebook in (samples, spaces):
         notebook.page.bring_to_front()
@@ -697,6 +861,9 @@ def test_without_its_kernel_a_picture_is_displayed(samples):
     picture = cell.locator(".jp-RenderedImage")
     expect(picture).to_be_hidden()  # the explorer is live
     samples.command("notebook:shutdown-kernel")
+    expect(cell.get_by_role("alert")).to_have_text(re.compile("^The kernel has stopped, .* run the cells again"))
     samples.page.reload()
     expect(picture).to_be_visible(timeout=60_000)
+    expect(cell.get_by_text("This is a picture of the explorer")).to_be_visible()
     expect(cell.locator(".ickd")).to_have_count(0)
+    expect(cell.get_by_text("Error displaying widget")).to_be_hidden()

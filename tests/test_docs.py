@@ -226,6 +226,17 @@ def test_the_table_of_own_images_is_that_of_the_committed_runs(tmp_path):
         assert {**row, "method": method}.items() <= reported[method].items(), method
 
 
+def test_the_table_of_segmentation_is_that_of_the_committed_runs(tmp_path):
+    page = tmp_path / "report.md"
+    finished = runs.finished([RESULTS / "segmentation_scenes.json"])
+    page.write_text(runs.table(finished, baseline="ce", best_first=True))
+    (reported,) = tables(page)
+    (rows,) = [table for table in tables(ROOT / "docs/results.md") if "ckd(ckd=1.0)" in table and len(table) == 8]
+    assert list(rows) == list(reported)
+    for method, row in rows.items():
+        assert {**row, "method": method}.items() <= reported[method].items(), method
+
+
 def committed(path):
     """The records of the runs in a JSON file, or in the JSON files of a folder."""
     files = sorted(path.glob("*.json")) if path.is_dir() else [path]

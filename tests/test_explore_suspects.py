@@ -79,6 +79,6 @@ def test_the_explorer_pages_through_suspects_and_shows_their_neighbours(bank, di
     assert len(near["tiles"]) == 16 and f"row {rows[0]}" in near["title"] and explorer.error == ""
     saved = []
     monkeypatch.setattr(explorer.view, "save", lambda name, data, type: saved.append(data.decode().splitlines()))
-    explorer.save.click()
+    explorer.export.click()
     assert len(saved[0]) == 121 and saved[0][0] == "row,file,label,suggestion,score"
     assert explorer.png().startswith(b"\x89PNG")

@@ -202,6 +202,20 @@ def test_lost_records_are_taken_from_the_checkpoint(content, few, tmp_path, caps
     assert found.summary["best_accuracy"] == whole.summary["best_accuracy"]
 
 
+@pytest.mark.parametrize("content", [None, b"", b"[]\n"])
+def test_lost_records_of_a_finished_run_are_taken_from_the_checkpoint(content, few, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(runtime.errors, "_noticed", set())
+    whole = distill(few, tmp_path)
+    path = tmp_path / "a" / "metrics.jsonl"
+    path.unlink() if content is None else path.write_bytes(content)
+    found = distill(few, tmp_path)
+    assert f"{path} is written anew from the checkpoint" in capsys.readouterr().err
+    assert found.epochs == Run(path.parent).metrics == whole.epochs
+    (tmp_path / "a" / "checkpoint.pt").write_bytes(b"damaged")
+    path.write_bytes(b"")
+    assert distill(few, tmp_path).summary == whole.summary  # without them, the run is complete all the same
+
+
 def test_a_run_of_an_earlier_version_whose_records_are_lost_is_finished(few, tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(runtime.errors, "_noticed", set())
     splits = few._replace(val=few.test)

@@ -1,5 +1,6 @@
 """Variants of in-context distillation in training: exact resume, dynamic banks, controls, banks of more images."""
 
+import math
 from dataclasses import replace
 
 import pytest
@@ -299,3 +300,14 @@ def test_images_are_extended_at_random(digits, everything):
     for count in (119, 1001):
         with pytest.raises(InputError, match=f"cannot extend 120 images to {count}"):
             data.selection.extended(digits.train, everything.train, count)
+
+
+@pytest.mark.parametrize("choices, reported", [("kappa=0.5", True), ("order='random', kappa=0.2", False)])
+def test_a_term_that_ends_at_chance_is_reported(choices, reported, digits, teacher, capsys):
+    """The nearest negatives of a weak teacher are hard to tell apart, random ones are not."""
+    made = [Student("resnet8", f"kd+nicd(nicd=2.0, negatives=16, {choices})", 0, f"student{reported}")]
+    distill(made, digits, teacher, recipe=Recipe(epochs=1 if reported else 8, lr=0.05, batch_size=30))
+    noted = [line for line in capsys.readouterr().err.splitlines() if "cannot tell the samples apart" in line]
+    assert bool(noted) is reported, noted
+    if reported:
+        assert "nicd ended at" in noted[0] and f"{2 * math.log(17):.3g}" in noted[0]

@@ -3,6 +3,7 @@
 import json
 import multiprocessing
 import os
+import resource
 import signal
 from dataclasses import replace
 
@@ -130,6 +131,22 @@ def test_a_worker_that_is_killed_is_one_line(folder):
         with data.loader.watched():
             list(steps)
     assert "\n" not in str(error.value) and "fewer workers" in str(error.value)
+
+
+def test_too_little_shared_memory_is_one_line(folder):
+    """The worker's error would otherwise come in a thread, and the training would wait for ever."""
+    images = data.load(f"folder:{folder}", stream=True, workers=1).train
+    loader, soft = Loader(images), resource.getrlimit(resource.RLIMIT_FSIZE)
+    every = torch.arange(len(images))
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1024, soft[1]))
+    try:
+        with pytest.raises(InputError, match=r"cannot pass them on \(.*\); provide more shared memory"):
+            signal.alarm(60)
+            list(loader.made([[(every, None)]]))
+    finally:
+        signal.alarm(0)
+        resource.setrlimit(resource.RLIMIT_FSIZE, soft)
+        loader.close()
 
 
 def test_a_worker_that_is_killed_ends_the_command_with_one_line(folder, tmp_path, monkeypatch, capsys):

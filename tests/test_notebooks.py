@@ -4,6 +4,7 @@ import ast
 import json
 import math
 import os
+import re
 import sys
 from pathlib import Path
 
@@ -80,6 +81,17 @@ def test_a_notebook_is_thin_stripped_and_parametrised(path):
                 f"this cell contains a definition:\n{source}"
             )
     assert cells(path)[0]["cell_type"] == "markdown" and run.title(path)
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda p: p.stem)
+def test_the_first_picture_is_near_the_top_and_the_imports_are_folded(path):
+    first, *_ = cells(path)
+    before, picture, _ = "".join(first["source"]).partition('<img src="../figures/')
+    assert picture and len(before.splitlines()) <= 10
+    (name,) = re.findall(r'<img src="(.+?)"', "".join(first["source"]))
+    assert (FOLDER / name).is_file()
+    content = [c for c in cells(path) if c["cell_type"] == "code"]
+    assert all(c["metadata"].get("jupyter", {}).get("source_hidden") for c in content[:2])
 
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda p: p.stem)
@@ -245,3 +257,18 @@ def test_an_interrupted_notebook_does_not_replace_an_earlier_result(monkeypatch,
         run.execute(FOLDER / "06_methods.ipynb", tmp_path, {"output": str(tmp_path)})
     assert (tmp_path / "06_methods.ipynb").read_text() == "good"
     assert (tmp_path / "06_methods.failed.ipynb").read_text() == "half"
+
+
+def test_the_committed_pictures_are_found_from_the_folder_of_an_executed_notebook(monkeypatch, tmp_path):
+    (path,) = FOLDER.glob("00_*.ipynb")
+    monkeypatch.setattr(run.papermill, "execute_notebook", writes(path.read_text()))
+    run.execute(path, tmp_path, {"output": str(tmp_path)})
+    (name,) = re.findall(r'<img src="(.+?)"', "".join(cells(tmp_path / path.name)[0]["source"]))
+    assert (tmp_path / name).resolve().samefile(FOLDER.parent / "figures" / "neighbours.png")
+
+
+def test_of_a_notebook_s_output_progress_bars_alone_are_passed_on(capsys):
+    bars = run.Bars()
+    bars.write("a table\n")
+    bars.write("\repoch 1/2")
+    assert capsys.readouterr().err == "\repoch 1/2"

@@ -235,6 +235,20 @@ def summary_of(method, seed, accuracy, **other):
     return fixed | {"method": method, "data_seed": seed, "accuracy": accuracy} | other
 
 
+@pytest.mark.parametrize(
+    "losses, told", [((0.05,), True), ((0.005,), False), ((0.05, 0.06), True), ((0.2, -0.1), False), ((-0.1,), False)]
+)
+def test_a_method_that_is_worse_than_labels_alone_is_named(tmp_path, losses, told):
+    for seed, loss in enumerate(losses):
+        make_run(tmp_path / f"ce{seed}", seed=seed)
+        run = make_run(tmp_path / f"kd{seed}", "kd", seed)
+        runtime.write_json(run.folder / "summary.json", run.summary | {"accuracy": 0.9 + seed / 100 - loss})
+    sentences = runs.behind_labels(runs.finished([tmp_path]))
+    expected = f"kd is {100 * sum(losses) / len(losses):.1f} points below ce, labels alone; lower its weights"
+    assert sentences == [expected] * told
+    assert runs.behind_labels([one for one in runs.finished([tmp_path]) if one["method"] == "kd"]) == []
+
+
 def test_differences_are_paired_by_seed_not_by_order():
     found = [summary_of("kd", seed, 0.70 + seed / 100) for seed in (0, 1, 2)]
     found += [summary_of("ickd", seed, 0.71 + seed / 100) for seed in (2, 0, 1)]  # one point more in each seed

@@ -6,6 +6,7 @@ import subprocess
 import sys
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import registered
 import torch
@@ -135,6 +136,7 @@ def test_other_data_another_teacher_or_features_are_another_cache(digits, frozen
 def test_what_a_kill_cuts_short_is_cut_off(digits, frozen, tmp_path):
     images, (rows, view) = digits.train, views(digits.train, 200)
     cache = TeacherCache(frozen, images, folder=tmp_path)
+    first = cache.fill(rows[:50], view[:50])
     cache.fill(rows, view)
     cache.close()
     (folder,) = tmp_path.iterdir()
@@ -142,7 +144,7 @@ def test_what_a_kill_cuts_short_is_cut_off(digits, frozen, tmp_path):
         file.write(b"half a record")
     (folder / "keys.i64").write_bytes((folder / "keys.i64").read_bytes()[:-3])
     again = TeacherCache(frozen, images, folder=tmp_path)
-    assert again.known == cache.known - 1
+    assert again.known == first > 0
     again.fill(rows, view)
     more = views(images, 100, seed=1)
     again.fill(*more)
@@ -151,6 +153,36 @@ def test_what_a_kill_cuts_short_is_cut_off(digits, frozen, tmp_path):
     check(last, frozen, images, rows, view)
     check(last, frozen, images, *more)
     assert last.known == again.known
+
+
+@pytest.mark.parametrize("name", ["records.f16", "keys.i64", "checksums.u32"])
+def test_what_follows_a_wrong_byte_is_computed_again(name, digits, frozen, tmp_path, capsys):
+    images, (rows, view) = digits.train, views(digits.train, 200)
+    cache = TeacherCache(frozen, images, folder=tmp_path)
+    first = cache.fill(rows[:50], view[:50])
+    cache.fill(rows, view)
+    cache.close()
+    (folder,) = tmp_path.iterdir()
+    content = bytearray((folder / name).read_bytes())
+    content[-2] ^= 1
+    (folder / name).write_bytes(content)
+    again = TeacherCache(frozen, images, folder=tmp_path)
+    assert again.known == first and "is damaged from record" in capsys.readouterr().err
+    again.fill(rows, view)
+    check(again, frozen, images, rows, view)
+    again.close()
+    assert TeacherCache(frozen, images, folder=tmp_path).known == cache.known
+
+
+def test_a_cache_of_an_earlier_version_is_read_and_has_checksums_from_then_on(digits, frozen, tmp_path):
+    cache = TeacherCache(frozen, digits.train, folder=tmp_path)
+    cache.fill(*views(digits.train, 200))
+    cache.close()
+    (folder,) = tmp_path.iterdir()
+    (folder / "checksums.u32").unlink()
+    again = TeacherCache(frozen, digits.train, folder=tmp_path)
+    assert again.known == cache.known and (folder / "checksums.u32").stat().st_size == 8
+    again.close()
 
 
 def test_a_full_disk_costs_a_warning(digits, frozen, tmp_path):
@@ -379,6 +411,19 @@ def test_of_streamed_images_each_view_is_evaluated_once(streamed, own, tmp_path,
         assert again.known == own.seen and outputs(again, part) < 5e-3 and own.seen == again.known
         other = StreamedTeacherCache(own, streamed(3).train.subset(torch.arange(5)), folder=tmp_path / "cache")
         assert other.known == 0 and len(list((tmp_path / "cache").iterdir())) == 2
+
+
+def test_of_streamed_images_a_damaged_output_is_computed_again(streamed, own, tmp_path):
+    images = streamed().train.subset(torch.arange(10))
+    cache = StreamedTeacherCache(own, images, folder=tmp_path / "cache")
+    outputs(cache, images)
+    cache.close()
+    seen, (path,) = own.seen, (tmp_path / "cache").iterdir()
+    content = np.fromfile(path, np.uint16).reshape(-1, cache.records.width + 1)
+    content[content[:, -1].nonzero()[0][0], 0] ^= 0x4000
+    content.tofile(path)
+    again = StreamedTeacherCache(own, images, folder=tmp_path / "cache")
+    assert outputs(again, images) < 5e-3 and own.seen == seen + 1
 
 
 def test_views_beyond_the_capacity_are_evaluated_each_time(streamed, own, tmp_path, capsys):

@@ -56,6 +56,10 @@ def blocks(view, kind=None):
     return [block for block in view._last[0] if kind in (None, block["kind"])]
 
 
+def legend(explorer):
+    return [item["name"] for item in blocks(explorer.view, "legend")[0]["items"]]
+
+
 @pytest.fixture
 def parts():
     plt.switch_backend("Agg")
@@ -99,7 +103,7 @@ def test_points_have_the_places_of_the_map_and_the_colours_of_their_classes(part
         kind = int(points[at, 2])
         assert tuple(left.color[kind]) == pytest.approx(to_rgba(scatter.WRONG if wrong[at] else scatter.RIGHT))
         assert left.size[kind] == (7 if wrong[at] else 4)
-    assert "wrong" in explorer.legend.value and left.axes is False and left.legend is False
+    assert "wrong" in legend(explorer) and left.axes is False and left.legend is False
 
 
 def test_pointing_at_an_image_displays_it_and_its_predictions(parts):
@@ -136,7 +140,9 @@ def test_a_lasso_shows_members_their_separation_and_their_neighbours(parts):
         assert row == [name, f"{right_ones:.1f}", *among, f"{apart['ratio']:.3f}", f"{apart['silhouette']:.3f}"]
     own, near_a, near_b = blocks(explorer.view, "tiles")
     assert own["title"] == "40 selected" and len(own["tiles"]) == 24 and own["pages"] == [0, 2]
-    assert [tile["lines"][2] for tile in own["tiles"]] == [f"row {1000 + 2 * m}" for m in members[:24].tolist()]
+    margins = metrics.margins(logits["b"], images.labels)[1][members]
+    outliers = members[margins.argsort(stable=True)][:24].tolist()  # the first ones; b is the network of the right map
+    assert [tile["lines"][2] for tile in own["tiles"]] == [f"row {1000 + 2 * m}" for m in outliers]
     for tiles, name in ((near_a, "a"), (near_b, "b")):
         of = explore.region(logits[name], images.labels, members, neighbours=8)
         assert [int(tile["key"]) for tile in tiles["tiles"]] == of.nearest.tolist()
@@ -167,7 +173,8 @@ def test_tiles_carry_predictions_and_are_sorted_filtered_and_paged(parts):
     explorer.select(torch.arange(200))
     z = logits["b"]  # of the right map
     confidence, predicted = z.softmax(1).max(1)
-    assert explorer.judged.value == "b"
+    assert explorer.judged.value == "b" and explorer.order.value == "outliers first"
+    explorer.order.value = "row"
 
     def shown():
         tiles = blocks(explorer.view, "tiles")[0]
@@ -207,14 +214,14 @@ def test_colours_by_prediction_confidence_and_disagreement(parts):
     looks = [to_hex(look["color"]) for look in class_colours(images.classes)[2]]
     assert [colour(at) for at in range(200)] == [looks[c] for c in predicted.tolist()]
     explorer.colour.value = "confidence"
-    assert "90–100 %" in explorer.legend.value
+    assert "90–100 %" in legend(explorer)
     assert right.points[:, 2].tolist() == [min(9, int(10 * c)) for c in confidence.tolist()]
     explorer.colour.value = "disagreement"
-    assert "only a right" in explorer.legend.value and "only b right" in explorer.legend.value
+    assert "only a right" in legend(explorer) and "only b right" in legend(explorer)
     kind = {(True, True): 0, (True, False): 1, (False, True): 2, (False, False): 3}
     assert right.points[:, 2].tolist() == [kind[bool(x), bool(y)] for x, y in zip(ok["a"], ok["b"], strict=True)]
     explorer.shows[1].value = "c"
-    assert "only c right" in explorer.legend.value
+    assert "only c right" in legend(explorer)
     left = explorer.scatters[0].widget
     assert left.points[:, 2].tolist() == [kind[bool(x), bool(y)] for x, y in zip(ok["a"], ok["c"], strict=True)]
     explorer.shows[1].value = "b"
@@ -251,6 +258,21 @@ def test_a_cell_a_class_and_a_button_select(parts):
     assert explorer.members.tolist() == only if only else "there is no image" in explorer.error
 
 
+def test_an_entry_of_the_legend_selects(parts):
+    images, logits = parts
+    explorer = opened(images, logits)
+    predicted = logits["b"].argmax(1)  # of the network whose predictions are shown
+    for by, holds in {
+        "class": lambda c: images.labels == c,
+        "prediction": lambda c: predicted == c,
+        "right or wrong": lambda c: (predicted != images.labels) == bool(c),
+        "disagreement": lambda c: (logits["a"].argmax(1) == images.labels) & (predicted != images.labels),
+    }.items():
+        explorer.colour.value = by
+        explorer.view._receive(None, {"event": "legend", "key": "1"}, [])
+        assert explorer.error == "" and explorer.members.tolist() == holds(1).nonzero().squeeze(1).tolist()
+
+
 def test_maps_are_refitted_when_the_page_is_resized(parts, monkeypatch):
     explorer, sent = opened(*parts), []
     for one in explorer.scatters:
@@ -280,10 +302,10 @@ def test_a_selection_is_saved_as_csv(parts, monkeypatch):
     saved = []
     explorer = opened(replace(images, files=tuple(f"c/{row}.png" for row in range(1400))), logits)
     monkeypatch.setattr(explorer.view, "save", lambda name, data, type: saved.append((name, data.decode())))
-    explorer.save.click()
+    explorer.export.click()
     assert "nothing is selected" in explorer.error and not saved
     explorer.written.value = "1000 1010"
-    explorer.save.click()
+    explorer.export.click()
     ((name, text),) = saved
     rows = list(csv.DictReader(text.splitlines()))
     assert name == "selection.csv" and [row["row"] for row in rows] == ["1000", "1010"]
@@ -355,7 +377,7 @@ def test_many_classes_are_coloured_by_superclass_or_by_selected_classes():
     explorer.class_.value = 30
     names, group, looks = class_colours(images.classes, (), (), [30])
     assert tuple(explorer.scatters[0].widget.color[30]) == pytest.approx(to_rgba(to_hex(looks[group[30]]["color"])))
-    assert "class 30" in explorer.legend.value and "others" in explorer.legend.value and names == ["class 30", "others"]
+    assert "class 30" in legend(explorer) and "others" in legend(explorer) and names == ["class 30", "others"]
 
 
 def explorer_upper(images):

@@ -27,7 +27,9 @@ HERE = Path(__file__).resolve().parent
 ROOT = HERE.parents[1]
 LINK = re.compile(r"(?<!!)\[([^\]]*)\]\(([^)\s]+)\)")
 NOTE = "> This notebook was not executed before this page was built; `make run` executes all of them.\n"
-GUIDES = "data methods dense notebooks export extending results speed scale reliability architecture".split()
+GUIDES = (
+    "data methods dense notebooks attribution export extending results study speed scale reliability architecture"
+).split()
 
 
 def assemble(source: Path) -> None:
@@ -36,7 +38,7 @@ def assemble(source: Path) -> None:
     for folder in ("docs", "notebooks", "benchmarks", "api"):
         (source / folder).mkdir(parents=True)
     shutil.copytree(ROOT / "figures", source / "figures", ignore=shutil.ignore_patterns("*.md"))
-    for path in (*sorted((ROOT / "docs").glob("*.md")), ROOT / "benchmarks" / "README.md"):
+    for path in (*(ROOT / "docs").glob("*.md"), ROOT / "benchmarks" / "README.md", ROOT / "SECURITY.md"):
         place = path.relative_to(ROOT)
         (source / place).write_text(linked(path.read_text(), path.parent))
     notebooks = sorted((ROOT / "notebooks").glob("[0-9]*.ipynb"))
@@ -45,7 +47,7 @@ def assemble(source: Path) -> None:
     for name in ickd_lib.__all__:
         (source / "api" / f"{name}.md").write_text(api(name))
     parts = {
-        "Guides": [f"docs/{name}" for name in GUIDES] + ["benchmarks/README"],
+        "Guides": [f"docs/{name}" for name in GUIDES] + ["benchmarks/README", "SECURITY"],
         "Notebooks": [f"notebooks/{path.stem}" for path in notebooks],
         "Python": [f"api/{name}" for name in ickd_lib.__all__],
     }

@@ -69,7 +69,7 @@ def decode(
         for split, paths in files.items():
             arrays: list[Tensor | None] = []
             results = pool.map(partial(_attempt, image_size, failed is not None), paths)
-            progress = tqdm(results, f"reading {split}", len(paths), leave=False, unit="image")
+            progress = tqdm(results, f"reading {split}", len(paths), leave=False, unit="image", file=runtime.stream())
             for path, (array, conversions) in zip(paths, progress, strict=True):
                 if array is None:
                     arrays.append(None)

@@ -47,7 +47,7 @@ def threaded(function: Callable[[Any], Any], items: Sequence[Any], what: str) ->
     """Yield the function of each item, computed in threads, with a progress bar. The first error ends all threads."""
     pool = ThreadPoolExecutor()
     try:
-        yield from tqdm(pool.map(function, items), what, len(items), leave=False, unit="image")
+        yield from tqdm(pool.map(function, items), what, len(items), leave=False, unit="image", file=runtime.stream())
     finally:
         pool.shutdown(cancel_futures=True)
 

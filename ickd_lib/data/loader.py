@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader, Dataset, get_worker_info
 
 from ickd_lib import runtime
 from ickd_lib.data.dense import DenseImages
@@ -237,9 +237,31 @@ class _Host(Dataset[Any]):
 
     def __getitem__(self, request: list[tuple[list[int], list[int] | None]]) -> list[Any] | str:
         try:
-            return [self.host(rows, view) for rows, view in request]
+            made = [self.host(rows, view) for rows, view in request]
         except InputError as error:
             return str(error)
+        try:
+            if get_worker_info() is not None:
+                _share(made)
+        except (RuntimeError, OSError) as error:
+            reason = " ".join(str(error).split())
+            return (
+                f"a process that decodes images cannot pass them on ({reason}); provide more shared memory (/dev/shm) "
+                "and open files, or give fewer workers"
+            )
+        return made
+
+
+def _share(made: Any) -> None:
+    """Move tensors into shared memory now.
+
+    Later, in a thread, an error would lose them, and their receiver would wait for ever.
+    """
+    if isinstance(made, Tensor):
+        made.share_memory_()
+    elif isinstance(made, (tuple, list)):
+        for part in made:
+            _share(part)
 
 
 class _Requests:

@@ -1,5 +1,6 @@
-"""Computations behind the explorers: in-context samples of queries, and maps and regions of the logit space."""
+"""Computations behind the explorers: in-context samples, maps and regions of the logit space, contributions."""
 
+from ickd_lib.explore.contributions import Attribution, Attributor, attribution
 from ickd_lib.explore.maps import embed
 from ickd_lib.explore.neighbours import Neighbourhood, in_context, neighbourhood, require_fit, terms
 from ickd_lib.explore.own import own_image
@@ -9,10 +10,13 @@ from ickd_lib.explore.selection import positions, search, selection_csv
 from ickd_lib.explore.suspects import Suspects, suspect_labels
 
 __all__ = [
+    "Attribution",
+    "Attributor",
     "Neighbourhood",
     "Region",
     "SampleSet",
     "Suspects",
+    "attribution",
     "embed",
     "in_context",
     "neighbourhood",

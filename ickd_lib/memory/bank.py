@@ -63,6 +63,7 @@ class MemoryBank(Rows):
     ) -> None:
         given = {"norms": norms, "written": written, "source": source, "mapped": mapped}
         super().__init__(features, logits, labels, index, classes, **given)  # type: ignore[arg-type]
+        self.precision = ""  # in which the teacher computed the rows; "" if that is not known
         self.recall: dict[int, float] = {}
         self._tables: dict[tuple, tuple[Neighbours, Neighbours]] = {}
         self._indices: dict[Faiss, Index] = {}
@@ -106,7 +107,9 @@ class MemoryBank(Rows):
         options = {"labels": labels, "task": task, "precision": precision, "half": half, "path": path} | {
             "threshold": threshold
         }
-        return cls(**building.build(teacher, images, **options))  # type: ignore[arg-type]
+        bank = cls(**building.build(teacher, images, **options))  # type: ignore[arg-type]
+        bank.precision = runtime.precision(precision, images.index.device, min(images.size))
+        return bank
 
     @classmethod
     def empty(cls, images: Images, features_dim: int, *, task: Task | None = None) -> MemoryBank:
@@ -133,13 +136,16 @@ class MemoryBank(Rows):
         """Return the same bank on another device; the bank itself if it is on that device already."""
         if self.labels.device == runtime.device(device):
             return self
-        tensors = {name: tensor.to(device) for name, tensor in self.tensors.items()}
-        return MemoryBank(**tensors, classes=self.classes, source=self.source)  # type: ignore[arg-type]
+        return self._with({name: tensor.to(device) for name, tensor in self.tensors.items()})
 
     def subset(self, rows: Tensor) -> MemoryBank:
         """Return a bank of the rows at the positions `rows` [M], which must be ascending."""
-        tensors = {name: tensor[rows] for name, tensor in self.tensors.items()}
-        return MemoryBank(**tensors, classes=self.classes, source=self.source)  # type: ignore[arg-type]
+        return self._with({name: tensor[rows] for name, tensor in self.tensors.items()})
+
+    def _with(self, tensors: dict[str, Tensor]) -> MemoryBank:
+        bank = MemoryBank(**tensors, classes=self.classes, source=self.source)  # type: ignore[arg-type]
+        bank.precision = self.precision
+        return bank
 
     def prepare(self) -> None:
         """Compute what is derived from all rows now, and drop the indices of approximate searches."""

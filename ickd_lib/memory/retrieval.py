@@ -311,5 +311,6 @@ def _check(bank: MemoryBank, label: int, available: int, requested: int, what: s
     if available < requested:
         raise InputError(
             f"{requested} {what} were requested for a sample of class {bank.classes[label]!r}, but the bank has only "
-            f"{available} others to choose from; request fewer, or pass allow_missing=True"
+            f"{available} others to choose from; request fewer {what}, or use more images (in Python, "
+            "retrieve(…, allow_missing=True) leaves out what is missing)"
         )

@@ -233,6 +233,8 @@ class Method(nn.Module):
             detector's bank has the background; it is set before `setup` is called, and 0 if that is not known.
         pixelwise: whether the method compares each sample with its target alone, so that in segmentation it compares
             each pixel. All others compare class regions there.
+        chance: for loss terms that compare a sample with others, the value for a student that cannot tell these apart.
+            A note is printed if such a term ends near it. It may be set in `setup`.
         separable: whether the loss is a mean over samples, each of which is compared with its own targets alone. With
             several processes, each then computes the loss of its part of a batch. Any other method receives the samples
             of the whole batch in every process.
@@ -254,6 +256,7 @@ class Method(nn.Module):
     bank_rows = 0
     bank_classes = 0
     pixelwise = False
+    chance: Mapping[str, float] = {}
     separable = False
     unlabelled = False
     paper = ""

@@ -59,6 +59,10 @@ class Combined(Method):
     def setup(self, student_dim: int, teacher_dim: int, num_classes: int, rows: int) -> None:
         for part in self.parts:
             part.setup(student_dim, teacher_dim, num_classes, rows)
+            self.chance = {
+                **part.chance,
+                **self.chance,
+            }  # as in `forward`, a name belongs to the first part that has it
 
     def forward(self, context: Context) -> dict[str, Tensor]:
         terms: dict[str, Tensor] = {}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 from typing import Any, Literal
 
@@ -168,7 +169,9 @@ class ICKD(Method):
         if spec.negatives > most:
             limit = f"one of each of the {most} other classes" if spec.per_class else f"a third of the {rows} samples"
             notice(f"{self.config['name']} uses {most} negatives instead of {spec.negatives}: at most {limit}")
-            self.retrieval = replace(spec, negatives=most)
+            self.retrieval = spec = replace(spec, negatives=most)
+        if self.form == "infonce" and spec.negatives:
+            self.chance = {"nicd": self.nicd * math.log(1 + spec.negatives)}
 
     def forward(self, context: Context) -> dict[str, Tensor]:
         sources = context.sources(self.source)

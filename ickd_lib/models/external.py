@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib
-from collections.abc import Callable, Sequence
+import os
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -19,6 +21,23 @@ IDENTITY = (0.0, 0.0, 0.0), (1.0, 1.0, 1.0)
 RESNET_STAGES = ("layer1", "layer2", "layer3", "layer4")
 
 
+@contextlib.contextmanager
+def weights_only() -> Iterator[None]:
+    """Let torch read files of weights only, so that no code in a downloaded file runs.
+
+    The functions of the libraries ask torch for more, which this overrides; their weights need no more.
+    """
+    names = ("TORCH_FORCE_WEIGHTS_ONLY_LOAD", "TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD")
+    before = {name: os.environ.pop(name) for name in names if name in os.environ}
+    os.environ[names[0]] = "1"
+    try:
+        yield
+    finally:
+        del os.environ[names[0]]
+        os.environ.update(before)
+
+
+@weights_only()
 def from_torchvision(
     name: str,
     num_classes: int,
@@ -89,6 +108,7 @@ def _weights(models: Any, name: str, pretrained: bool | str) -> Any:
     return weights[choose(wanted, list(weights.__members__), what=f"weights of torchvision/{name}")]
 
 
+@weights_only()
 def from_timm(
     name: str,
     num_classes: int,

@@ -82,6 +82,13 @@ def parser(arguments: Sequence[str] | None = None) -> argparse.ArgumentParser:
         default="",
         help="name of the run folder; by default student, method, seed and a fingerprint of the settings",
     )
+    train.add_argument(
+        "--keep-weights",
+        type=reader(Natural),
+        default=0,
+        metavar="N",
+        help="keep the weights of every N-th epoch in the run folder, for contributions of training samples; 0: none",
+    )
     compare = command("compare", "Train a student with several methods over several seeds; print a table.")
     compare.add_argument("--student", default="resnet8", help="a model's name")
     compare.add_argument("--methods", nargs="+", default=["ce", "kd", "ickd"], help=known)

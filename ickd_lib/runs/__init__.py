@@ -2,12 +2,13 @@
 
 from ickd_lib.runs.difference import diff, distinctions
 from ickd_lib.runs.folders import averaged, collected, csv_of, diverged, finished, long, overview, records
-from ickd_lib.runs.seeds import differences, grouped, interval, mean_std, named, paired
+from ickd_lib.runs.seeds import behind_labels, differences, grouped, interval, mean_std, named, paired
 from ickd_lib.runs.status import progress, progress_table
 from ickd_lib.runs.tables import beside_published, escaped, latex, published_table, table
 
 __all__ = [
     "averaged",
+    "behind_labels",
     "beside_published",
     "collected",
     "csv_of",

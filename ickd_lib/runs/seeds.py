@@ -109,6 +109,21 @@ def named(rows: Sequence[dict[str, Any]], *, by_run: bool = False) -> dict[str, 
     }
 
 
+def behind_labels(summaries: Sequence[dict[str, Any]]) -> list[str]:
+    """Return a sentence for each method that is worse than labels alone, the method "ce", in the same setting.
+
+    A method is worse if it is behind with each seed that both have, and by more than a point in the mean.
+    """
+    found = []
+    for by_method in grouped(summaries).values():
+        labels = {alike[0]["data_seed"]: score(alike) for alike in by_method.pop("ce", [])}
+        for method, seeds in by_method.items():
+            behind = [labels[seed] - score(alike) for alike in seeds if (seed := alike[0]["data_seed"]) in labels]
+            if behind and min(behind) > 0 and (mean := statistics.fmean(behind)) > 0.01:
+                found.append(f"{method} is {100 * mean:.1f} points below ce, labels alone; lower its weights")
+    return found
+
+
 def words(setting: Setting) -> list[str]:
     """Describe each entry of a setting."""
     dataset, images, teacher, network, epochs, batch_size, lr, schedule, task, augment, saw, held_out = setting

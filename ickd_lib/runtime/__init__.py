@@ -3,7 +3,7 @@
 from ickd_lib.runtime.calls import parse_call
 from ickd_lib.runtime.devices import autocast, device, precision
 from ickd_lib.runtime.distributed import broadcast, from_main, processes, rank, world
-from ickd_lib.runtime.errors import Diverged, InputError, NotFinite, choose, notice, shown
+from ickd_lib.runtime.errors import Diverged, InputError, NotFinite, choose, notice, shown, stream
 from ickd_lib.runtime.files import fingerprint, read_json, replacing, write_json
 from ickd_lib.runtime.folders import Run, complete, run_name, runs, shortened
 from ickd_lib.runtime.locks import locked, owner
@@ -63,6 +63,7 @@ __all__ = [
     "seeded",
     "shortened",
     "shown",
+    "stream",
     "world",
     "write_json",
     "writing_tensors",

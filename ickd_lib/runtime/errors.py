@@ -6,7 +6,7 @@ import difflib
 import os
 import sys
 from collections.abc import Iterable
-from typing import Any
+from typing import Any, TextIO
 
 _noticed: set[str] = set()
 
@@ -65,7 +65,7 @@ def shown(value: Any) -> str:
 
 
 def notice(text: str, *, once: str = "") -> None:
-    """Print one line of information to stderr, once. It is not a warning, because nothing is wrong.
+    """Print one line of information to `stream`, once. It is not a warning, because nothing is wrong.
 
     Of several processes that `torchrun` started, the first one prints.
 
@@ -75,4 +75,9 @@ def notice(text: str, *, once: str = "") -> None:
     """
     if (once or text) not in _noticed and os.environ.get("RANK", "0") == "0":
         _noticed.add(once or text)
-        print(f"note: {text}", file=sys.stderr)
+        print(f"note: {text}", file=stream())
+
+
+def stream() -> TextIO:
+    """Return where progress bars and notes are written: stderr, but stdout in a notebook, where stderr is red."""
+    return sys.stdout if type(sys.stdout).__module__.startswith("ipykernel") else sys.stderr

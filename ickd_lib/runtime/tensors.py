@@ -117,9 +117,10 @@ def save_object(path: str | Path, value: Any) -> None:
         target = _Target(file)
         try:
             torch.save(value, cast(IO[bytes], target))
-        except RuntimeError:
-            if target.error:  # torch raises an error of its own, which does not contain the cause
-                raise target.error from None
+        except RuntimeError as error:
+            # After an error of a write, or one that a signal raised, torch raises an error of its own.
+            if first := target.error or error.__context__:
+                raise first from None
             raise
 
 

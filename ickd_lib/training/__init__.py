@@ -1,6 +1,6 @@
 """Training: one loop for every method and task, teachers that are kept for reuse, and comparisons over seeds."""
 
-from ickd_lib.training.callbacks import Callback, ProgressBar
+from ickd_lib.training.callbacks import Callback, KeepWeights, ProgressBar
 from ickd_lib.training.comparison import compare, peer_group, step_seconds
 from ickd_lib.training.distillation import distill
 from ickd_lib.training.finetuning import teach
@@ -21,6 +21,7 @@ __all__ = [
     "Callback",
     "History",
     "JobsDied",
+    "KeepWeights",
     "Predictions",
     "Processes",
     "ProgressBar",

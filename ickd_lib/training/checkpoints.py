@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from pathlib import Path
 from typing import Any
 
@@ -105,3 +106,20 @@ class Checkpoint:
             )
         for state in waiting:
             self.records[state].rewind(state.epoch, states.get(state.learner.name, {}).get("records", []))
+
+    def complete_records(self) -> None:
+        """Write metrics.jsonl of finished students, if it was lost or shortened, anew from the checkpoint."""
+        every = self.group.states[0].recipe.epochs
+        short = [self.records[state] for state in self.group.states if self.records[state].finished]
+        short = [record for record in short if record.run and len(record.epochs) < every]
+        if not (short and self.path and self.path.is_file()):
+            return
+        with contextlib.suppress(Exception):  # the run is complete without; torch.load raises many types on damage
+            runtime.check_object(self.path)
+            states = torch.load(self.path, map_location="cpu", weights_only=True)
+            for record in short:
+                kept = states[record.learner.name]["records"]
+                if record.run and len(kept) == every:
+                    record.epochs = kept
+                    record.run.keep_metrics(kept)
+                    runtime.notice(f"{record.run.folder}/metrics.jsonl is written anew from the checkpoint")

@@ -23,11 +23,14 @@ from ickd_lib.methods import create
 from ickd_lib.models import Network
 from ickd_lib.runtime import Diverged, InputError, fingerprint
 from ickd_lib.runtime.arguments import Count, Natural, Precision, checked
-from ickd_lib.tasks import Task
+from ickd_lib.tasks import Classification, Task
+from ickd_lib.training import precision_benchmark
 from ickd_lib.training.distillation import distill
 from ickd_lib.training.jobs import INPUTS, Job, JobsDied, Outcome, run, train, write_inputs
+from ickd_lib.training.predictions import Predictions
 from ickd_lib.training.recipe import Recipe
 from ickd_lib.training.records import History
+from ickd_lib.training.slurm import Slurm
 from ickd_lib.training.students import Student
 
 
@@ -92,21 +95,26 @@ def compare(
     load = splits if callable(splits) else lambda: splits
     if executor is not None and runtime.world() > 1:
         raise InputError("jobs are started by one process, not by torchrun; leave one of the two out")
-    made = load() if needs_bank or executor is None else None
-    chosen_precision: str = precision
+    made = load() if needs_bank or executor is None or runs is not None else None
+    of_bank = of_students = str(precision)
+    recipe = options.get("recipe") or Recipe(**(task or Classification()).recipe)
     if runs is not None and made is not None:
-        chosen_precision = _recorded_precision(Path(runs), methods, precision, teacher, made, options)
+        of_students, of_bank = _recorded_precisions(Path(runs), methods, precision, teacher, made, recipe)
+    if of_students == "auto" and made is not None and chosen.type == "cpu" and not isinstance(executor, Slurm):
+        passes = not options.get("teacher_cache") and any("teacher" in create(method).needs for method in methods)
+        passed = teacher if passes and not isinstance(teacher, Predictions) else None
+        of_students = of_bank = _chosen_precision(student, passed, made, task, recipe)
     if needs_bank:
         assert teacher is not None and made is not None
         images = made.train.to(chosen)
-        bank = MemoryBank.build(models.frozen(teacher, chosen), images, task=task, precision=chosen_precision)
+        bank = MemoryBank.build(models.frozen(teacher, chosen), images, task=task, precision=of_bank)
     some = methods_per_job or len(methods)
     plan = [
         (seed, [(method, peer_group(student, method, seed, peers)) for method in methods[first : first + some]])
         for seed in (range(seeds) if isinstance(seeds, int) else seeds)
         for first in range(0, len(methods), some)
     ]
-    options |= {"teacher": teacher, "bank": bank, "task": task, "runs": runs, "precision": chosen_precision}
+    options |= {"teacher": teacher, "bank": bank, "task": task, "runs": runs, "precision": of_students}
     if executor is None:
         assert made is not None
         options |= {"device": chosen, "progress": progress}
@@ -130,15 +138,15 @@ def compare(
     return found
 
 
-def _recorded_precision(
+def _recorded_precisions(
     runs: Path,
     methods: Sequence[str],
     precision: str,
     teacher: Network | None,
     splits: Splits,
-    options: dict[str, Any],
-) -> str:
-    """Return the precision of the runs of a comparison that exist, in which bank and new seeds are computed too.
+    recipe: Recipe,
+) -> tuple[str, str]:
+    """Return the precision of the runs of a comparison that exist, and that of their bank; otherwise `precision` twice.
 
     Runs belong to the comparison if they have one of its methods, its teacher, its data and its recipe.
 
@@ -147,23 +155,42 @@ def _recorded_precision(
     """
     known = [create(method).config for method in methods]
     mark = teacher and {"name": teacher.name, "fingerprint": teacher.identity}
-    recipe = asdict(options.get("recipe") or Recipe())
     found: dict[str, Path] = {}
+    banks: list[str] = []
     for path in sorted(runs.glob("*/config.json")):
         run = runtime.Run(path.parent)
         same = run.settings.get("teacher") == mark and run.settings.get("method") in known
         same = same and run.settings.get("data", {}).get("fingerprint") == splits.train.fingerprint
-        if same and fingerprint(run.settings.get("recipe")) == fingerprint(recipe):
-            found[run.config.get("numerics", {}).get("precision", "auto")] = run.folder
-    if not found or set(found) == {precision}:
-        return precision
-    if precision != "auto" or len(found) > 1:
+        if same and fingerprint(run.settings.get("recipe")) == fingerprint(asdict(recipe)):
+            numerics = run.config.get("numerics", {})
+            found[numerics.get("precision", "auto")] = run.folder
+            banks += [numerics["bank_precision"]] if "bank_precision" in numerics else []
+    if not found:
+        return precision, precision
+    if len(found) > 1 or precision not in ("auto", *found):
         listed = ", ".join(f"{folder} in {one}" for one, folder in found.items())
         raise InputError(
             f"this comparison has runs of a precision already ({listed}), not {precision}; give that precision or "
             "auto, or another folder of runs"
         )
-    return next(iter(found))
+    (one,) = found
+    return one, banks[0] if banks else one
+
+
+def _chosen_precision(student: str, teacher: Network | None, splits: Splits, task: Task | None, recipe: Recipe) -> str:
+    """Return the precision on a CPU of all students and of the bank for "auto", so that all seeds have the same.
+
+    Args:
+        student: a model's name.
+        teacher: the teacher if it is evaluated in each step, else None.
+        splits, task, recipe: as for `compare`.
+    """
+    train = splits.train.to("cpu")
+    with runtime.seeded():
+        network = models.create(student, **train.spec)
+    steps = recipe.epochs * Sampler(train).steps(recipe.batch_size)
+    frozen = models.frozen(teacher, torch.device("cpu")) if teacher else None
+    return precision_benchmark.choose("auto", steps, network, frozen, train, task or Classification())["precision"]
 
 
 Groups = list[tuple[str, list[Student]]]  # the methods of a job, and the students of each: a student and its peers

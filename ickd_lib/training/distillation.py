@@ -52,7 +52,7 @@ def distill(
     runs: str | Path | None = None,
     resume: bool = True,
     checkpoint_seconds: NotNegative = 60.0,
-    progress: bool = True,
+    progress: bool | str = True,
     callbacks: Sequence[Callback] = (),
     teacher_cache: str | Path | None = None,
     teacher_cache_gigabytes: NotNegative = 4.0,
@@ -82,14 +82,15 @@ def distill(
         data_seed: the order of the batches and the views of the images are a function of it.
         device: "auto", "cpu", "cuda" or "cuda:N".
         precision: "auto", "fp32" or "bf16". "auto" is as in `runtime.precision`; for a training of 1,000 steps or more
-            on a CPU, both are measured and the faster one is used. The run folder records the choice.
+            on a CPU, both are measured and the faster one is used, or that of `bank`. The run folder records the
+            choice.
         evaluate_every: epochs between evaluations; the last epoch is always evaluated.
         runs: the folder of the run folders; with None everything stays in memory.
         resume: continue unfinished runs of the same settings, and load finished ones; with False, an existing run is an
             error.
         checkpoint_seconds: seconds between checkpoints. Ctrl-C writes a checkpoint and stops the training; the same
             call continues it.
-        progress: whether to show a progress bar.
+        progress: whether to show a progress bar, or what it says is trained.
         callbacks: see `Callback`.
         teacher_cache: folder of a cache of the teacher's outputs for each view of each image, in half precision, which
             later trainings with the same teacher and data use too (`TeacherCache`). With None the teacher runs in every
@@ -146,7 +147,7 @@ def distill(
         cached = teacher_cache_top if teacher_cache else None
         with locks as stack:
             numerics = runtime.from_main(
-                lambda: _numerics(waiting, records, splits, evaluated, task, device, precision, cached, capture)
+                lambda: _numerics(waiting, records, splits, evaluated, bank, task, device, precision, cached, capture)
             )
             stack.enter_context(torch.cuda.device(device) if device.type == "cuda" else contextlib.nullcontext())
             stack.enter_context(runtime.same_threads(numerics["threads"]))
@@ -185,7 +186,14 @@ def distill(
                 data_seed=data_seed,
                 evaluate_every=evaluate_every,
                 checkpoint_seconds=checkpoint_seconds,
-                callbacks=[*callbacks, *([ProgressBar()] if progress and runtime.rank() == 0 else [])],
+                callbacks=[
+                    *callbacks,
+                    *(
+                        [ProgressBar(progress if isinstance(progress, str) else "")]
+                        if progress and runtime.rank() == 0
+                        else []
+                    ),
+                ],
             )
             loop.train(stop)
             reference = (
@@ -251,7 +259,9 @@ def _prepare(
                 for state in group.states:
                     if records[state].finished:
                         state.epoch = recipe.epochs
-                Checkpoint(group, records).restore()
+                checkpoint = Checkpoint(group, records)
+                checkpoint.restore()
+                runtime.from_main(checkpoint.complete_records)
         return groups, records, locks.pop_all()
 
 
@@ -278,6 +288,7 @@ def _numerics(
     records: Records,
     splits: Splits,
     teacher: Network | None,
+    bank: MemoryBank | None,
     task: Task,
     device: torch.device,
     precision: str,
@@ -289,8 +300,11 @@ def _numerics(
     `cached` is the number of logits that a teacher cache stores, 0 for all; None if there is no cache.
 
     Raises:
-        InputError: resumed runs were started on another kind of device, or have different numerics.
+        InputError: resumed runs were started on another kind of device, have different numerics, or had a bank of
+            another precision.
     """
+    used = bank is not None and any(state.learner.method.needs_bank for state in waiting)
+    banks = bank.precision if bank is not None and used else ""
     runs = [run for state in waiting if (run := records[state].run)]
     recorded = [run.config["numerics"] for run in runs if run.exists()]
     for other in recorded:
@@ -299,26 +313,36 @@ def _numerics(
         if {**other, "precision_benchmark": None} != {**recorded[0], "precision_benchmark": None}:
             raise InputError(f"unfinished runs differ in their numerics ({other}, {recorded[0]}); resume each alone")
     if recorded:
+        before = recorded[0].get("bank_precision", recorded[0]["precision"])
+        if banks not in ("", before):
+            raise InputError(
+                f"an unfinished run had a memory bank that was computed in {before}, not {banks}; give the precision "
+                f"{before}, or build the bank in it"
+            )
         return {**recorded[0], "device": str(device)}
-    train, recipe = splits.train, waiting[0].recipe
+    if banks and precision == "auto" and device.type == "cpu":
+        precision = banks  # instead of a measurement, so that both are the same
+    train = splits.train
+    kept = cached is not None and task.cacheable and teacher is not None and cacheable(waiting, train)
+    runs_teacher = not kept and any("teacher" in state.learner.method.needs for state in waiting)
     found: dict[str, Any] = {
         "device": str(device),
-        "precision": runtime.precision(precision, device, min(train.size)),
+        **precision_benchmark.choose(
+            precision,
+            waiting[0].recipe.epochs * waiting[0].steps,
+            waiting[0].learner.network,
+            teacher if runs_teacher else None,
+            train,
+            task,
+        ),
         "threads": runtime.free_threads() if device.type == "cpu" else torch.get_num_threads(),
-        "teacher_cache": cached is not None and task.cacheable and teacher is not None and cacheable(waiting, train),
+        "teacher_cache": kept,
         "captured": capture and device.type == "cuda" and task.capturable and runtime.world() == 1,
     }
-    if found["teacher_cache"] and cached:
+    if kept and cached:
         found["teacher_cache_top"] = cached
-    long = recipe.epochs * waiting[0].steps >= precision_benchmark.STEPS
-    # Process 0 alone measures, so that the layers of several processes that wait for each other cannot be measured.
-    measured = precision == "auto" and device.type == "cpu" and runtime.world() == 1
-    if measured and long and min(train.size) >= 16:
-        runs_teacher = any("teacher" in state.learner.method.needs for state in waiting)
-        runs_teacher = runs_teacher and not found["teacher_cache"]
-        network = waiting[0].learner.network
-        taken = precision_benchmark.seconds(network, teacher if runs_teacher else None, train, task)
-        found |= {"precision_benchmark": taken, "precision": precision_benchmark.faster(taken)}
+    if banks not in ("", found["precision"]):
+        found["bank_precision"] = banks
     return found
 
 

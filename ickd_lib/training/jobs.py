@@ -217,7 +217,7 @@ def run(jobs: Sequence[Job], executor: Executor, *, retries: int, progress: bool
         else:
             threading.Thread(target=_wait, args=(i, running[i], ended), daemon=True).start()
 
-    with stoppable() as stop, tqdm(total=len(jobs), unit="job", disable=not progress) as bar:
+    with stoppable() as stop, tqdm(total=len(jobs), unit="job", disable=not progress, file=runtime.stream()) as bar:
         try:
             for i in range(len(jobs)):
                 submit(i)

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import copy
 import time
+from typing import Any
 
 import torch
 
+from ickd_lib import runtime
 from ickd_lib.data import Images, Sampler
 from ickd_lib.models import Network
 from ickd_lib.tasks import Task
@@ -49,3 +51,24 @@ def seconds(student: Network, teacher: Network | None, images: Images, task: Tas
 def faster(taken: dict[str, float]) -> str:
     """Return the precision to train in, given the result of `seconds`."""
     return "bf16" if taken["bf16"] * GAIN < taken["fp32"] else "fp32"
+
+
+def choose(
+    precision: str, steps: int, student: Network, teacher: Network | None, train: Images, task: Task
+) -> dict[str, Any]:
+    """Return "precision", "fp32" or "bf16", and "precision_benchmark", the result of `seconds`, if it was measured.
+
+    Args:
+        precision: "auto", "fp32" or "bf16".
+        steps: number of steps of the whole training.
+        student, teacher, task: as for `seconds`.
+        train: the training images, on the device that computes.
+    """
+    device = train.index.device
+    found: dict[str, Any] = {"precision": runtime.precision(precision, device, min(train.size))}
+    # Process 0 alone measures, so that the layers of several processes that wait for each other cannot be measured.
+    measured = precision == "auto" and device.type == "cpu" and runtime.world() == 1
+    if measured and steps >= STEPS and min(train.size) >= 16:
+        taken = seconds(student, teacher, train, task)
+        found |= {"precision_benchmark": taken, "precision": faster(taken)}
+    return found

@@ -17,6 +17,7 @@ from ickd_lib.training.state import TrainingState
 from ickd_lib.training.students import Learner
 
 NUMERICS = {"device": str, "precision": str, "threads": int, "teacher_cache": bool, "captured": bool}  # of config.json
+NEAR_CHANCE = 0.9  # share of a loss term's value at chance above which a note is printed
 DRIFT_IMAGES = 2000  # number of images for which the rows of a bank in training are compared with rebuilt rows
 
 
@@ -220,10 +221,21 @@ class RunRecord:
         }
         if splits.train.streamed:
             self.summary["waited_share"] = round(state.waited / max(state.seconds, 1e-9), 4)
+        self._warn_of_chance()
         if self.run and runtime.rank() == 0:
             self.run.require()
             save_weights(network, self.run.folder / "student.safetensors")
             runtime.write_json(self.run.folder / "summary.json", self.summary)
+
+    def _warn_of_chance(self) -> None:
+        """Print a note if the student has not learnt what a loss term asks for."""
+        terms = self.epochs[-1]["terms"] if self.epochs else {}
+        for name, value in self.learner.method.chance.items():
+            if terms.get(name, 0.0) > NEAR_CHANCE * value:
+                runtime.notice(
+                    f"{self.learner.name}: the loss term {name} ended at {terms[name]:.3g}, and a student that cannot "
+                    f"tell the samples apart has {value:.3g}; compare a lower weight, such as {name}=0"
+                )
 
     def history(self) -> History:
         """Return the result of a finished student."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import warnings
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -92,11 +93,18 @@ class StreamedTeacherCache:
         self._slots.close()
 
 
+def _checksums(records: np.ndarray) -> np.ndarray:
+    """Return a checksum from 1 to 65,535 of each record [n, width], uint16 [n]."""
+    found = [zlib.crc32(record.tobytes()) % 65535 + 1 for record in records]
+    return np.array(found, np.uint16)
+
+
 class _Slots:
     """Records at fixed places in a file, or in memory if there is no path.
 
-    The last number of a record is 1, so that a place that was never written is known by its 0. The file is written by
-    `pwrite`, which reports a full disk, whereas writing to mapped memory would end the process.
+    The last 16 bits of a record are its checksum, which is never 0, so that a place that was never written, was written
+    in part, or is damaged counts as empty. The file is written by `pwrite`, which reports a full disk, whereas writing
+    to mapped memory would end the process.
     """
 
     def __init__(self, path: Path | None, slots: int, width: int) -> None:
@@ -122,13 +130,13 @@ class _Slots:
         inside = keys < len(self._array)
         records = np.zeros((len(keys), self.width), np.float16)
         records[inside] = self._array[keys[inside]]
-        return records[:, :-1].copy(), records[:, -1] == 1
+        return records[:, :-1].copy(), _checksums(records[:, :-1]) == records[:, -1].view(np.uint16)
 
     def write(self, keys: np.ndarray, records: np.ndarray) -> None:
         """Store records [n, width] at the places [n]; those beyond the capacity are left out."""
         inside = keys < len(self._array)
         keys, records = keys[inside], records[inside]
-        records = np.concatenate([records, np.ones((len(records), 1), np.float16)], 1)
+        records = np.concatenate([records, _checksums(records).view(np.float16)[:, None]], 1)
         if self.path is None:
             self._array[keys] = records
             return
@@ -147,7 +155,7 @@ class _Slots:
             os.write(self._file, content)
 
     def count(self) -> int:
-        return int((self._array[:, -1] == 1).sum())
+        return int(np.count_nonzero(self._array[:, -1].view(np.uint16)))
 
     def _give_up(self, error: OSError) -> None:
         warnings.warn(f"the teacher's outputs are no longer written to {self.path}: {error}", stacklevel=4)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import warnings
+import zlib
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,8 @@ from ickd_lib.runtime.distributed import gather, share, shares
 from ickd_lib.runtime.locks import lock
 from ickd_lib.tasks import Samples
 from ickd_lib.training.stored_outputs import StoredOutputs, teacher_outputs
+
+BLOCK = 2**20  # bytes that are read at once
 
 
 class TeacherCache:
@@ -146,17 +149,18 @@ class TeacherCache:
 
 
 class _Log:
-    """The files of a cache: one for keys and one for outputs, which are appended to together.
+    """The files of a cache: for keys, for outputs, and for a checksum of each part, which are appended to together.
 
-    After a crash, `read` removes records that are incomplete.
+    After a crash, `read` removes what is incomplete, and what follows a part whose checksum is wrong.
     """
 
     def __init__(self, folder: Path, width: int) -> None:
-        self.folder, self.width = folder, width
+        self.folder, self.sizes = folder, (2 * width, 8, 8)  # bytes of an entry of each file
+        self.width = width
         self._files: list[Any] = []
         try:
             folder.mkdir(parents=True, exist_ok=True)
-            files = [open(folder / name, "ab") for name in ("records.f16", "keys.i64")]
+            files = [open(path, "ab") for path in self._paths]
             if _locked(files[1]):
                 self._files = files
             else:
@@ -166,37 +170,75 @@ class _Log:
             self._give_up(error)
 
     def read(self, most: int) -> tuple[Tensor, Tensor]:
-        """Read up to `most` keys [n] and records [n, width], and remove an incomplete record at the end."""
-        sizes = [path.stat().st_size if path.is_file() else 0 for path in self._paths]
-        whole = runtime.broadcast(min(sizes[0] // (2 * self.width), sizes[1] // 8))
+        """Read up to `most` keys [n] and records [n, width], and remove what is incomplete or damaged at the end."""
+        count, records, keys = 0, np.empty(0, np.float16), np.empty(0, np.int64)
         try:
-            for file, size in zip(self._files, (2 * self.width, 8), strict=False):
-                file.truncate(whole * size)
-        except OSError as error:
-            self._give_up(error)
-        count = min(whole, most)
-        try:
-            records = np.fromfile(self._paths[0], np.float16, count * self.width) if count else np.empty(0, np.float16)
-            keys = np.fromfile(self._paths[1], np.int64, count) if count else np.empty(0, np.int64)
-        except OSError as error:
+            parts, whole = runtime.from_main(lambda: self._whole(most))
+            for file, size, entries in zip(self._files, self.sizes, (whole, whole, parts), strict=False):
+                file.truncate(entries * size)
+            if count := min(whole, most):
+                records = np.fromfile(self._paths[0], np.float16, count * self.width)
+                keys = np.fromfile(self._paths[1], np.int64, count)
+        except (OSError, runtime.InputError) as error:  # of the first of several processes
             self._give_up(error)
             count, records, keys = 0, np.empty(0, np.float16), np.empty(0, np.int64)
         return torch.from_numpy(keys), torch.from_numpy(records).view(count, self.width)
 
+    def _whole(self, most: int) -> tuple[int, int]:
+        """Return the number of parts that are complete and right, and of their records.
+
+        Of the records from `most` on, which are not used, the checksums are not compared.
+        """
+        sizes = [
+            path.stat().st_size // n if path.is_file() else 0 for path, n in zip(self._paths, self.sizes, strict=True)
+        ]
+        there = min(sizes[:2])
+        sums = np.fromfile(self._paths[2], np.uint32, 2 * sizes[2]).reshape(-1, 2).tolist() if sizes[2] else []
+        if there and not sums:  # a cache of an earlier version has no checksums
+            sums = [[there, self._checksum(0, there)]]
+            self._write(2, np.array(sums, np.uint32).tobytes())
+        whole = 0
+        for number, (count, checksum) in enumerate(sums):
+            if whole + count > there:
+                return number, whole
+            if whole < most and self._checksum(whole, count) != checksum:
+                runtime.notice(f"{self.folder} is damaged from record {whole:,} on, and the rest is computed again")
+                return number, whole
+            whole += count
+        return len(sums), whole
+
+    def _checksum(self, start: int, count: int) -> int:
+        """Return the CRC-32 of some records and their keys."""
+        found = 0
+        for path, size in zip(self._paths[:2], self.sizes, strict=False):
+            with open(path, "rb") as file:
+                file.seek(start * size)
+                left = count * size
+                while left and (block := file.read(min(left, BLOCK))):
+                    found, left = zlib.crc32(block, found), left - len(block)
+        return found
+
     @property
     def _paths(self) -> list[Path]:
-        return [self.folder / "records.f16", self.folder / "keys.i64"]
+        return [self.folder / name for name in ("records.f16", "keys.i64", "checksums.u32")]
 
     def append(self, keys: Tensor, records: Tensor) -> None:
         """Append keys [n] and records [n, width]; after an error, warn and write no more."""
+        parts = [tensor.cpu().contiguous().numpy().tobytes() for tensor in (records, keys)]
+        checksum = np.array([len(keys), zlib.crc32(parts[1], zlib.crc32(parts[0]))], np.uint32)
         try:
-            for file, tensor in zip(self._files, (records, keys), strict=False):
-                file.write(tensor.cpu().contiguous().numpy().tobytes())
-                file.flush()
+            for number, content in enumerate([*parts, checksum.tobytes()] if len(keys) else []):
+                self._write(number, content)
         except OSError as error:
             self._give_up(error)
 
-    def _give_up(self, error: OSError) -> None:
+    def _write(self, number: int, content: bytes) -> None:
+        """Append to one of the files, if this process writes them."""
+        if self._files:
+            self._files[number].write(content)
+            self._files[number].flush()
+
+    def _give_up(self, error: Exception) -> None:
         warnings.warn(f"the teacher's outputs are no longer written to {self.folder}: {error}", stacklevel=4)
         self.close()
 

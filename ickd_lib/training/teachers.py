@@ -77,6 +77,8 @@ def pretrain(
         if options.get("precision", "auto") not in ("auto", recorded):
             runtime.notice(f"the teacher {run.folder} was trained in {recorded}, and is used as it is")
         options["precision"] = "auto"
+    if options.get("progress", True) is True:
+        options["progress"] = f"teacher {name}"
     return distill(
         [Student(name, "ce", seed, title)],
         splits,

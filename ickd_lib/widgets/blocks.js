@@ -82,14 +82,14 @@ const blocks = {
           : button("crumb", key, {}, text))))),
 
   tiles: ({ title, tone = "plain", shape, start = 0, tiles, event, folded, pages }, { bytes, opened }) => {
-    const grid = make("div", { className: "ickd-grid" }, ...tiles.map(({ at, key, colour, lines, label }) => {
+    const grid = make("div", { className: "ickd-grid" }, ...tiles.map(({ at, key, colour, lines, label, plain }) => {
       const [name, ...others] = lines;
       const inside = [
         image(bytes, at, shape, start),
         make("span", { className: "ickd-class" }, swatch(colour), make("span", {}, ...breakable(name))),
         ...others.map((line) => make("span", { className: TONES[line[0]] ?? "" }, ...breakable(line))),
       ];
-      return event
+      return event && !plain
         ? button(event, key, { className: "ickd-tile", title: label, aria: { label } }, ...inside)
         : make("div", { className: "ickd-tile", title: label }, ...inside);
     }));
@@ -143,6 +143,11 @@ const blocks = {
       make("tbody", {}, ...counts.map((row, i) =>
         make("tr", {}, make("th", { scope: "row" }, classes[i]), ...row.map((count, j) => cell(count, i, j)))))));
   },
+
+  legend: ({ title, items }) =>
+    make("section", { className: "ickd-legend", aria: { label: title } },
+      ...items.map(({ key, name, colour, tip, pressed }) => button("legend", key, { title: tip ?? "",
+        ...(pressed === undefined ? {} : { aria: { pressed } }) }, swatch(colour), ...breakable(name)))),
 
   ranking: ({ title, event, items }) =>
     make("section", { className: "ickd-ranking", aria: { label: title } }, heading(title),

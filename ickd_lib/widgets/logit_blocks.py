@@ -22,6 +22,21 @@ TIPS = {
 }
 
 
+def legend(entries: Sequence[tuple[str, str, int]], several: str, name: str) -> Block:
+    """Return the legend of the maps. A click on an entry sends the event "legend" with the entry's number.
+
+    Args:
+        entries: name, colour and size of each kind of point.
+        several: what the points are, such as "images".
+        name: the network whose predictions decide, where the colours differ between maps.
+    """
+    items = [
+        {"key": at, "name": text, "colour": colour, "tip": f"select these {several}, by the predictions of {name}"}
+        for at, (text, colour, _) in enumerate(dict.fromkeys(entries))
+    ]
+    return {"kind": "legend", "title": "legend; a click selects", "items": items}
+
+
 def hint(samples: SampleSet) -> Block:
     """Return the text that is displayed while nothing is selected."""
     one, several = samples.task.sample
@@ -33,7 +48,15 @@ def hint(samples: SampleSet) -> Block:
     return {"kind": "text", "text": text}
 
 
-def ordered(members: Tensor, labels: Tensor, logits: Tensor, pair: Sequence[Tensor], shown: str, order: str) -> Tensor:
+def ordered(
+    members: Tensor,
+    labels: Tensor,
+    logits: Tensor,
+    pair: Sequence[Tensor],
+    margins: Tensor,
+    shown: str,
+    order: str,
+) -> Tensor:
     """Return the positions of the selected samples that are displayed, in the order of their tiles.
 
     Args:
@@ -41,8 +64,10 @@ def ordered(members: Tensor, labels: Tensor, logits: Tensor, pair: Sequence[Tens
         labels: class of each sample, shape [N].
         logits: a network's logits of all samples, shape [N, C], for correctness, confidence and prediction.
         pair: the logits of two networks, shape [N, C] each.
+        margins: of each sample in the network's logit space, shape [N] (`metrics.margins`).
         shown: "all", "right", "wrong", or "networks differ" for where the two predict different classes.
-        order: "row", "lowest confidence", "highest confidence", "label" or "prediction".
+        order: "outliers first" for ascending margins, "row", "lowest confidence", "highest confidence", "label" or
+            "prediction".
     """
     labels, (confidence, predicted) = labels[members], logits[members].softmax(1).max(1)
     first, second = (one[members].argmax(1) for one in pair)
@@ -53,6 +78,7 @@ def ordered(members: Tensor, labels: Tensor, logits: Tensor, pair: Sequence[Tens
         "networks differ": first != second,
     }[shown]
     keys = {
+        "outliers first": margins[members],
         "row": members,
         "lowest confidence": confidence,
         "highest confidence": -confidence,

@@ -13,7 +13,7 @@ from ickd_lib.widgets.search import SearchBox
 from ickd_lib.widgets.view import View
 
 PLACES = {1: ("map of",), 2: ("left map", "right map"), 3: ("left map", "middle map", "right map")}
-ORDERS = ("row", "lowest confidence", "highest confidence", "label", "prediction")
+ORDERS = ("outliers first", "row", "lowest confidence", "highest confidence", "label", "prediction")
 SHOWN = ("all", "right", "wrong", "networks differ")
 WRAP = {"layout": {"flex_flow": "row wrap", "grid_gap": "4px 12px"}}
 
@@ -24,10 +24,11 @@ class LogitControls:
     Attributes:
         how, colour, shows: the kind of map, the colours of the points, and the network of each map.
         search, class_, written, clear: selection by search, class or rows, and its removal.
+        fit: shows all points.
         first_only, second_only: selection of what the first of two displayed networks gets right and the second wrong,
             and the other way round.
         judged, order, shown: whose predictions the tiles and the errors show, the order of the tiles, and which.
-        save: download of the selection.
+        export: download of the selection.
     """
 
     def _make_controls(self, samples: SampleSet, names: Sequence[str], how: str, first: Sequence[str]) -> None:
@@ -50,6 +51,8 @@ class LogitControls:
         self.written = labelled(ipw.Text, "select rows", placeholder="3 7 10-20", continuous_update=False)
         self.clear = ipw.Button(description="clear selection", tooltip=f"deselect all {samples.task.sample[1]}")
         places = zip(PLACES[len(first)], first, strict=True)
+        # The plot's own reset would show the same section on narrow pages too, without the points at its sides.
+        self.fit = ipw.Button(description="fit maps", tooltip="show all points", layout={"width": "auto"})
         self.shows = [labelled(ipw.Dropdown, place, options=names, value=name) for place, name in places]
         column = ipw.Layout(flex="1 1 0", min_width="240px", overflow="hidden")
         self.panels = [ipw.VBox([one], layout=column) for one in self.shows]
@@ -57,10 +60,10 @@ class LogitControls:
         self.judged = labelled(ipw.Dropdown, "predictions of", options=names, value=first[-1])
         self.order = labelled(ipw.Dropdown, "order", options=ORDERS)
         self.shown = labelled(ipw.Dropdown, "show", options=SHOWN if len(names) > 1 else SHOWN[:3])
-        self.save = ipw.Button(
+        self.export = ipw.Button(
             description="save selection", tooltip="CSV of rows, files, labels and predictions", layout={"width": "auto"}
         )
-        self.legend, self.hovered = ipw.HTML(), View(styled=False)
+        self.hovered = View(styled=False)
         # Beside the maps where the page is wide enough. Its size does not follow its content, so that nothing moves
         # while the pointer is on a map.
         size = {"flex": "0 1 330px", "min_width": "280px", "height": "410px", "overflow": "auto"}
@@ -73,11 +76,10 @@ class LogitControls:
         maps = ipw.HBox(self.panels, layout={"flex": "3 1 500px", "grid_gap": "4px 12px", "overflow": "hidden"})
         return (
             self.search,
-            ipw.HBox([self.how, self.colour, self.class_, self.written, *pair, self.clear], **WRAP),
+            ipw.HBox([self.how, self.colour, self.class_, self.written, *pair, self.clear, self.fit], **WRAP),
             message,
             ipw.HBox([maps, self.hovered], **WRAP),
-            self.legend,
-            ipw.HBox([self.judged, self.order, self.shown, self.save], **WRAP),
+            ipw.HBox([self.judged, self.order, self.shown, self.export], **WRAP),
             view,
         )
 

@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import contextlib
-import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import ipywidgets as ipw
 import numpy as np
 import torch
 from matplotlib.figure import Figure
@@ -16,21 +13,23 @@ from torch import Tensor
 
 from ickd_lib import metrics, plots, runtime
 from ickd_lib.data import Images
-from ickd_lib.explore import SampleSet, embed, positions, region, search, selection_csv
+from ickd_lib.explore import SampleSet, embed
 from ickd_lib.explore.maps import MAPS
 from ickd_lib.models import Network
 from ickd_lib.runtime import InputError
 from ickd_lib.tasks import Classification, Task
 from ickd_lib.widgets import logit_blocks as blocks
-from ickd_lib.widgets.logit_controls import PLACES, LogitControls
-from ickd_lib.widgets.scatter import colouring, kinds, legend, make_scatter, paint, points_of, refit
-from ickd_lib.widgets.view import Block, Explorer, View, strip
+from ickd_lib.widgets import logit_gallery
+from ickd_lib.widgets.logit_controls import PLACES
+from ickd_lib.widgets.logit_selection import Selection
+from ickd_lib.widgets.rerun import resume
+from ickd_lib.widgets.scatter import Colouring, colouring, kinds, make_scatter, paint, points_of, refit
+from ickd_lib.widgets.view import Block, View, strip
 
-MEMBERS, NEIGHBOURS = 24, 8  # largest number of tiles of each kind on a page
 MATRIX = 20  # largest number of classes for which the whole confusion matrix is displayed
 
 
-class LogitSpaceExplorer(LogitControls, Explorer):
+class LogitSpaceExplorer(Selection):
     """Display linked maps of the logit spaces of several networks, such as a teacher and its students.
 
     While the pointer is on an image in one map, the image is marked in all maps and a table beside them lists the
@@ -88,8 +87,14 @@ class LogitSpaceExplorer(LogitControls, Explorer):
         self._make_controls(self.samples, list(self.logits), how, first)
         super().__init__([], View(self._on_event, waiting="The maps appear as soon as the kernel is idle …"))
         self._selected: tuple[list[Block], bytes] = [], b""
+        self._colours: Colouring
         self._errors: list[Block] = []
         self.children = self._arranged(self.message, self.view)
+        earlier = resume(
+            self, ("how", "colour", "judged", "order", "shown"), f"{self.samples.name} {list(self.logits)}"
+        )
+        if earlier is not None and len(earlier.labels) == len(self.labels):
+            self.members = earlier.members
         for control in (self.how, *self.shows):
             control.observe(self._on_map_choice, "value")
         self.colour.observe(self._on_colour_choice, "value")
@@ -102,39 +107,23 @@ class LogitSpaceExplorer(LogitControls, Explorer):
         self.clear.on_click(lambda _: self.select([]))
         self.first_only.on_click(lambda _: self._select_right_only(*self.pair))
         self.second_only.on_click(lambda _: self._select_right_only(*self.pair[::-1]))
-        self.save.on_click(self._on_save)
+        self.export.on_click(self._on_export)
+        self.fit.on_click(lambda _: self._fit())
         self._paint()
         self._name_pair()
 
-    @property
-    def pair(self) -> tuple[str, str]:
-        """Names of the two networks that are compared: those of the first two maps, or of the map and another one."""
-        first = self.shows[0].value
-        others = [one.value for one in self.shows[1:]] + [name for name in self.logits if name != first]
-        return first, next((name for name in others if name != first), first)
+    def save(self, path: str | Path, *, points: int = 400) -> None:
+        """Write a gallery: one HTML file that needs neither a kernel nor a network connection.
 
-    def select(self, members: Tensor | np.ndarray | Sequence[int], *, by: ipw.Widget | None = None) -> None:
-        """Select images, as a lasso does. Errors are displayed.
+        It contains the maps that the explorer displays now, with the current selection and randomly drawn samples.
 
         Args:
-            members: positions of the images, shape [n], or a mask of the images, bool, shape [N].
-            by: the control or the map in which they were selected. It is left unchanged.
+            path: the file, which ends with .html.
+            points: number of samples.
+        Raises:
+            InputError: the path does not end with .html, or its folder does not exist.
         """
-        with self.guarded(), self._changing_controls():
-            given = torch.as_tensor(members).cpu()
-            at = given.nonzero().squeeze(1) if given.dtype == torch.bool else given.long().unique()  # ascending
-            if len(at) and not 0 <= int(at[0]) <= int(at[-1]) < len(self.labels):
-                raise InputError(f"positions must be from 0 to {len(self.labels) - 1}, not from {at[0]} to {at[-1]}")
-            self.members, self.page = at, 0
-            for control, nothing in ((self.class_, -1), (self.written, ""), (self.search, "")):
-                if control is not by and control.value != nothing:
-                    control.value = nothing
-            for scatter in self.scatters:
-                if scatter.widget is not by:
-                    scatter.widget.selection = self.members.numpy().astype(np.uint32)
-            if self.colour.value == "selected classes":
-                self._paint()
-            self._describe()
+        logit_gallery.save(self, path, points)
 
     def figures(self) -> list[Figure]:
         """Return one figure with the map of every network."""
@@ -146,15 +135,6 @@ class LogitSpaceExplorer(LogitControls, Explorer):
 
     # ------------------------------------------------------------------------------------------- events
 
-    @contextlib.contextmanager
-    def _changing_controls(self) -> Iterator[None]:
-        """Mark the enclosed changes of controls as the program's own, so that observers do not react to them."""
-        before, self._changing = self._changing, True
-        try:
-            yield
-        finally:
-            self._changing = before
-
     def _on_event(self, event: str, key: str) -> None:
         with self.guarded():
             if event == "ready" and not self.scatters:
@@ -164,19 +144,25 @@ class LogitSpaceExplorer(LogitControls, Explorer):
                 self._paint()
                 self._display_errors()
             elif event == "resize":
-                for scatter in self.scatters:
-                    refit(scatter)
+                self._fit()
             elif event == "look":
                 self._display_one(int(key))
             elif event == "page":
                 self.page = int(key)
                 self._describe()
+            elif event == "legend":
+                self.select(self._of_entry(int(key)))
             elif event in ("cell", "class"):
                 label, *rest = map(int, key.split(","))
                 chosen = self.labels == label
                 for predicted in rest:
                     chosen &= self.logits[self.judged.value].argmax(1) == predicted
                 self.select(chosen)
+
+    def _fit(self) -> None:
+        """Show all points of each map."""
+        for scatter in self.scatters:
+            refit(scatter)
 
     def _on_map_choice(self, change: dict[str, Any]) -> None:
         with self.guarded():
@@ -194,38 +180,10 @@ class LogitSpaceExplorer(LogitControls, Explorer):
         with self.guarded():
             self._repaint()
 
-    def _on_tile_choice(self, _: dict[str, Any]) -> None:
-        with self.guarded():
-            self.page = 0
-            self._describe()
-
     def _on_judged(self, _: dict[str, Any]) -> None:
         with self.guarded():
             self._describe()
             self._display_errors()
-
-    def _on_search(self, change: dict[str, Any]) -> None:
-        if not self._changing:
-            with self.guarded():
-                of = "student" if "student" in self.logits else self.judged.value
-                text = change["new"].strip()
-                self.select(search(text, self.samples, self.logits, of=of) if text else [], by=self.search)
-
-    def _on_save(self, _: Any) -> None:
-        with self.guarded():
-            if not len(self.members):
-                raise InputError("nothing is selected; select some images, and save again")
-            self.view.save("selection.csv", selection_csv(self.samples, self.members, self.logits).encode(), "text/csv")
-            self.show_message(f"saved: selection.csv, {len(self.members):,} rows")
-
-    def _on_class_choice(self, change: dict[str, Any]) -> None:
-        if not self._changing:
-            self.select((self.labels == change["new"]).nonzero().squeeze(1), by=self.class_)
-
-    def _on_rows(self, change: dict[str, Any]) -> None:
-        with self.guarded():
-            if not self._changing:
-                self.select(positions(change["new"], self.rows, self.samples.name), by=self.written)
 
     def _on_lasso(self, change: dict[str, Any]) -> None:
         if not self._changing:
@@ -269,14 +227,6 @@ class LogitSpaceExplorer(LogitControls, Explorer):
         self.first_only.description = f"{first} right, {second} wrong"
         self.second_only.description = f"{second} right, {first} wrong"
 
-    def _select_right_only(self, right: str, wrong: str) -> None:
-        """Select where one network is right and another one is wrong."""
-        with self.guarded():
-            found = (self.logits[right].argmax(1) == self.labels) & (self.logits[wrong].argmax(1) != self.labels)
-            if not found.any():
-                raise InputError(f"there is no {self.samples.task.sample[0]} that {right} gets right and {wrong} wrong")
-            self.select(found)
-
     def _display_errors(self) -> None:
         """Display the confusion matrix and the accuracy by class of the chosen network."""
         name, classes = self.judged.value, self.samples.classes
@@ -292,7 +242,8 @@ class LogitSpaceExplorer(LogitControls, Explorer):
     def _display(self) -> None:
         """Display what describes the selection and, below it, the errors."""
         shown, data = self._selected
-        self.view.show(*shown, *self._errors, data=data)
+        legend = blocks.legend(self._colours.entries, self.samples.task.sample[1], self.judged.value)
+        self.view.show(legend, *shown, *self._errors, data=data)
 
     def _display_one(self, at: int) -> None:
         """Display one image and each network's prediction for it."""
@@ -309,45 +260,6 @@ class LogitSpaceExplorer(LogitControls, Explorer):
         )
         self.hovered.show({"kind": "row", "blocks": [tile, table]}, data=data)
 
-    def _describe(self) -> None:
-        """Display the selected images, measures of their separation, and the nearest images outside the selection."""
-        count = len(self.members)
-        if count != 1:
-            self.hovered.show(blocks.hint(self.samples))
-        if not count:
-            self._selected = [], b""
-            return self._display()
-        found = {}
-        for name, logits in self.logits.items():
-            if name not in self._margins:
-                self._margins[name] = metrics.margins(logits, self.labels)
-            margins = self._margins[name]
-            found[name] = region(logits, self.labels, self.members, neighbours=NEIGHBOURS, margins=margins)
-        pair = [self.logits[name] for name in self.pair]
-        judged, how = self.logits[self.judged.value], (self.shown.value, self.order.value)
-        ordered = blocks.ordered(self.members, self.labels, judged, pair, *how)
-        title = f"{count:,} selected"
-        if self.shown.value != "all":
-            title += f", {len(ordered):,} of them: {self.shown.value}"
-        pages = max(1, math.ceil(len(ordered) / MEMBERS))
-        self.page = min(max(0, self.page), pages - 1)
-        own = ordered[self.page * MEMBERS : (self.page + 1) * MEMBERS]
-        groups: list[tuple[str, Tensor, dict[str, Any]]] = [(title, own, {"pages": [self.page, pages]})]
-        for name in dict.fromkeys(control.value for control in self.shows):
-            near = [f"cos {cosine:.3f}" for cosine in found[name].cosine]
-            title = f"nearest outside the selection, for {name}"
-            groups.append((title, found[name].nearest, {"more": near, "tone": "other", "folded": title}))
-        data, shape = strip(self.samples.thumbnails(torch.cat([at for _, at, _ in groups])))
-        tiles, start = [], 0
-        for title, at, options in groups:
-            given = {"title": title, "shape": shape, "start": start, "logits": judged, **options}
-            tiles.append(blocks.sample_tiles(self.samples, at, self._by_class, **given))
-            start += len(at)
-        self._selected = [*tiles[:1], blocks.region_table(found, self.samples), *tiles[1:]], data
-        self._display()
-        if count == 1:
-            self._display_one(int(self.members[0]))
-
     def _highlight(self) -> list[int]:
         """Return the ten most frequent classes of the selection if points are coloured by them, and otherwise none."""
         if self.colour.value != "selected classes" or not len(self.members):
@@ -360,15 +272,23 @@ class LogitSpaceExplorer(LogitControls, Explorer):
         dark = self.view.dark
         colours = colouring(self.samples, self.colour.value, self._highlight(), dark, self.pair)
         self._by_class = colours.by_class
-        self.legend.value = legend(colours.entries)
+        self._colours = colours
         for scatter in self.scatters:
             paint(scatter, colours, dark)
 
+    def _of_entry(self, at: int) -> Tensor:
+        """Return which samples have the legend's entry with this number, a mask [N], by the predictions of `judged`."""
+        pair = (self.logits[self.pair[0]], self.logits[self.pair[1]])
+        kind = kinds(self.colour.value, self.labels, self.logits[self.judged.value], pair)
+        entries = list(dict.fromkeys(self._colours.entries))
+        return torch.tensor([entries.index(entry) == at for entry in self._colours.by_kind])[kind]
+
     def _repaint(self) -> None:
         """Give the points their kinds and colours anew."""
-        for control, scatter in zip(self.shows, self.scatters, strict=True):
+        for control, scatter in zip(self.shows, self.scatters, strict=False):
             scatter.widget.points = self._points(control.value)
         self._paint()
+        self._display()
 
     def _logits(self, name: str, of: Network | Tensor, precision: str) -> Tensor:
         """Return the logits of a network, or given logits, after a check, as float32 on the CPU, shape [N, C]."""

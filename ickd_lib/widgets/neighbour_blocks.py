@@ -36,18 +36,18 @@ def crumbs(path: Sequence[Location]) -> Block:
 
 
 def displayed_classes(probabilities: Mapping[str, Tensor], label: int) -> list[int]:
-    """Return the classes that have a bar: the true class and those with the highest probabilities from any predictor.
+    """Return the classes that have a bar: the true class, the predicted ones, and the next most probable ones.
 
-    They are in descending order of this probability.
+    They are in descending order of their highest probability from any predictor.
 
     Args:
         probabilities: probabilities from each predictor, shape [C].
         label: the true class; -1 where it is unknown.
     """
     order = torch.stack(list(probabilities.values())).amax(0).argsort(descending=True, stable=True).tolist()
-    if label in order[CLASSES:]:
-        order[CLASSES - 1] = label
-    return order[:CLASSES]
+    wanted = {int(p.argmax()) for p in probabilities.values()} | {label}
+    shown = [*(c for c in order if c in wanted), *(c for c in order if c not in wanted)][:CLASSES]
+    return sorted(shown, key=order.index)
 
 
 def colours(samples: SampleSet, displayed: Sequence[int], dark: bool) -> list[str]:

@@ -21,7 +21,9 @@ from ickd_lib.runtime import InputError
 from ickd_lib.tasks import Classification, Task
 from ickd_lib.tasks.pictures import WHOLE
 from ickd_lib.widgets import neighbour_blocks as blocks
+from ickd_lib.widgets import neighbour_gallery
 from ickd_lib.widgets.neighbour_controls import NeighbourControls
+from ickd_lib.widgets.rerun import resume
 from ickd_lib.widgets.view import Block, Explorer, View, strip
 
 SHOWN = 20  # the most similar positives and negatives are displayed
@@ -117,6 +119,11 @@ class NeighbourExplorer(NeighbourControls, Explorer):
             own=teacher is not None and isinstance(task, Classification),
         )
         super().__init__(controls, View(self._on_event))
+        of = f"{len(bank)} {self.query_samples.name} {len(self.query_samples)}"
+        earlier = resume(self, ("search", "of_class", "positives", "negatives", "aggregation", "scale"), of)
+        if earlier is not None and "own" not in earlier.sets:
+            self.path = earlier.path
+            self.number.value = earlier.number.value
         self.number.observe(self._on_number, "value")
         for choice in (self.of_class, self.search):
             choice.observe(lambda _: self._go_to(0), "value")
@@ -144,8 +151,8 @@ class NeighbourExplorer(NeighbourControls, Explorer):
 
     def _on_number(self, change: dict[str, Any]) -> None:
         """Display the query with this key, or the next one in the direction of the change."""
-        new, (source, first) = int(change["new"]), self.path[0]
-        if source == self.source and new == int(self.query_samples.keys[first]):
+        new = int(change["new"])
+        if new == self._number():
             return
         keys = self.query_samples.keys
         beyond = (keys >= new if new > change["old"] else keys <= new).nonzero().squeeze(1)
@@ -153,7 +160,8 @@ class NeighbourExplorer(NeighbourControls, Explorer):
         with self.guarded():
             self._visit([(self.source, at)])
             if (key := int(keys[at])) != new:
-                self.show_message(f"{self.query_samples.name} has no {self.number.description} {new}; this is {key}")
+                what = self.number.description.rpartition(" ")[2]
+                self.show_message(f"{self.query_samples.name} has no {what} {new}; this is {key}")
 
     def _go_to(self, step: int | None, also: str = "") -> None:
         """Display a query that matches the chosen class, the search text and `also`.
@@ -230,9 +238,13 @@ class NeighbourExplorer(NeighbourControls, Explorer):
     def _visit(self, path: list[PathEntry]) -> None:
         """Make the last entry of a path the current query."""
         self.path = path
-        if path[0][0] == self.source:
-            self.number.value = int(self.query_samples.keys[path[0][1]])  # the observer does nothing
+        if (number := self._number()) is not None:
+            self.number.value = number  # the observer does nothing
         self._show()
+
+    def _number(self) -> int | None:
+        """Return the key of the last query of the path that belongs to `queries`; None if there is none."""
+        return next((int(self.query_samples.keys[at]) for name, at in self.path[::-1] if name == self.source), None)
 
     def _on_event(self, event: str, key: str) -> None:
         with self.guarded():
@@ -250,38 +262,41 @@ class NeighbourExplorer(NeighbourControls, Explorer):
     def _show(self) -> None:
         """Retrieve the in-context samples of the current query and display them."""
         with self.guarded():
-            source, at = self.current
-            samples = self.sets[source]
-            query = torch.tensor([at], device=samples.labels.device)
-            self.found = self._neighbourhood(source, query, self.positives.value, self.negatives.value)
-            for name, logits in self.found.logits.items():
-                if not logits.isfinite().all():
-                    raise InputError(f"some logits of the {name} are nan or infinite; check the network's training")
+            shown, data = self._content(SHOWN)
             self.back.disabled = len(self.path) == 1
-            shown = (self._positions(self.found.positives)[:SHOWN], self._positions(self.found.negatives)[:SHOWN])
-            thumbnails = [samples.thumbnails(query), *(self.bank_samples.thumbnails(at) for at in shown)]
-            data, shape = strip(torch.cat(thumbnails))
-            location, probabilities = (samples, at), self._probabilities()
-            displayed = blocks.displayed_classes(probabilities, blocks.label_of(location))
-            colour = blocks.colours(samples, displayed, self.view.dark)
-            pictures = [blocks.query_tile(location, colour, shape)]
-            scene = samples.scene(at)
-            if scene is not None:
-                more, size = strip(scene[None], longest=WHOLE)
-                pictures.append(blocks.scene(location, size, len(data)))
-                data += more
-            answer = blocks.verdicts(location, probabilities, colour, self.temperature)
-            query_column = {"kind": "column", "blocks": [{"kind": "row", "blocks": pictures}, answer]}
-            bars = blocks.bars(location, probabilities, displayed, colour, self.temperature)
-            around = blocks.in_context_tiles(
-                self.bank_samples, self.found, *shown, colour, shape, self._class_of_positives
-            )
-            self.view.show(
-                blocks.crumbs([(self.sets[source], at) for source, at in self.path]),
-                {"kind": "row", "blocks": [query_column, bars, *self._term_table()]},
-                *around,
-                data=data,
-            )
+            path = blocks.crumbs([(self.sets[source], at) for source, at in self.path])
+            self.view.show(path, *shown, data=data)
+
+    def _content(self, most: int) -> tuple[list[Block], bytes]:
+        """Retrieve the in-context samples of the current query, and return the blocks below the path, and their data.
+
+        Args:
+            most: largest number of positives and of negatives among the blocks.
+        """
+        source, at = self.current
+        samples = self.sets[source]
+        query = torch.tensor([at], device=samples.labels.device)
+        self.found = self._neighbourhood(source, query, self.positives.value, self.negatives.value)
+        for name, logits in self.found.logits.items():
+            if not logits.isfinite().all():
+                raise InputError(f"some logits of the {name} are nan or infinite; check the network's training")
+        shown = (self._positions(self.found.positives)[:most], self._positions(self.found.negatives)[:most])
+        thumbnails = [samples.thumbnails(query), *(self.bank_samples.thumbnails(at) for at in shown)]
+        data, shape = strip(torch.cat(thumbnails))
+        location, probabilities = (samples, at), self._probabilities()
+        displayed = blocks.displayed_classes(probabilities, blocks.label_of(location))
+        colour = blocks.colours(samples, displayed, self.view.dark)
+        pictures = [blocks.query_tile(location, colour, shape)]
+        scene = samples.scene(at)
+        if scene is not None:
+            more, size = strip(scene[None], longest=WHOLE)
+            pictures.append(blocks.scene(location, size, len(data)))
+            data += more
+        answer = blocks.verdicts(location, probabilities, colour, self.temperature)
+        query_column = {"kind": "column", "blocks": [{"kind": "row", "blocks": pictures}, answer]}
+        bars = blocks.bars(location, probabilities, displayed, colour, self.temperature)
+        around = blocks.in_context_tiles(self.bank_samples, self.found, *shown, colour, shape, self._class_of_positives)
+        return [{"kind": "row", "blocks": [query_column, bars, *self._term_table()]}, *around], data
 
     def _neighbourhood(self, source: str, at: Tensor, positives: int, negatives: int) -> explore.Neighbourhood:
         """Return the neighbourhood of the samples at the positions `at`, shape [B]."""
@@ -348,6 +363,21 @@ class NeighbourExplorer(NeighbourControls, Explorer):
         samples = f"{self.positives.value} positives, {self.negatives.value} negatives"
         title = f"loss terms of {methods.describe(self.method)} with {samples}, {weights}"
         return [blocks.term_table(self.terms(), len(self._reference[1]), title)]
+
+    def save(self, path: str | Path, *, queries: int = 12, shown: int = 8) -> None:
+        """Write a gallery: one HTML file that needs neither a kernel nor a network connection.
+
+        It contains the current query and randomly drawn ones, of which half are errors of the student (or of the
+        teacher, where there is none), and the nearest positive and negative of each as further queries.
+
+        Args:
+            path: the file, which ends with .html.
+            queries: number of drawn queries.
+            shown: largest number of positives and of negatives of each query.
+        Raises:
+            InputError: the path does not end with .html, or its folder does not exist.
+        """
+        neighbour_gallery.save(self, path, queries, shown)
 
     def figures(self) -> list[Figure]:
         """Return the current query with its in-context samples, and the predicted probabilities."""

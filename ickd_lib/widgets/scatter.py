@@ -1,8 +1,7 @@
-"""Scatter plots of maps, made with jupyter-scatter: their points, colours and legend."""
+"""Scatter plots of maps, made with jupyter-scatter: their points and colours."""
 
 from __future__ import annotations
 
-import html
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -143,7 +142,7 @@ def make_scatter(points: np.ndarray, classes: int) -> Any:
     scatter.widget.points = points  # jscatter would number only the kinds that occur, and all colours would be shifted
     for file in (JupyterScatter._esm, JupyterScatter._css):
         file.changed.disconnect()  # anywidget watches these files, and its watcher would keep every plot alive
-    scatter.widget.toolbar_buttons = ["pan_zoom", "lasso", "divider", "full_screen", "reset"]
+    scatter.widget.toolbar_buttons = ["pan_zoom", "lasso", "divider", "full_screen"]
     scatter.widget.transition_points = True
     return scatter
 
@@ -169,13 +168,3 @@ def refit(scatter: Any) -> None:
     area = {"x": low[0], "width": high[0] - low[0], "y": low[1], "height": high[1] - low[1]}
     area = {name: float(value) for name, value in area.items()}
     scatter.widget.send({"type": EVENT_TYPES["VIEW_RESET"], "area": area, "animation": 0})
-
-
-def legend(entries: Sequence[Entry]) -> str:
-    """Return a legend as HTML, with a dot of its colour and size before each name."""
-    dots = "".join(
-        f'<span style="white-space:nowrap"><span style="display:inline-block;width:{size + 5}px;height:{size + 5}px;'
-        f'border-radius:50%;background:{colour};margin-right:4px;vertical-align:middle"></span>{html.escape(name)}</span>'
-        for name, colour, size in entries
-    )
-    return f'<div style="display:flex;flex-wrap:wrap;gap:2px 14px;line-height:1.5">{dots}</div>'

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import math
+from pathlib import Path
 from typing import Any
 
 import ipywidgets as ipw
@@ -21,9 +22,14 @@ from ickd_lib.memory import MemoryBank
 from ickd_lib.plots.pictures import tile
 from ickd_lib.plots.style import OTHER
 from ickd_lib.tasks import Classification, Task
+from ickd_lib.widgets import gallery
 from ickd_lib.widgets.view import Block, Explorer, View, strip
 
 PAGE = 24  # tiles on a page
+ABOUT = (
+    "The most suspect labels first. Each image has its label, the class that its neighbours suggest, and the weight of "
+    "its neighbours with another label."
+)
 
 
 class SuspectExplorer(Explorer):
@@ -46,9 +52,9 @@ class SuspectExplorer(Explorer):
         self.bank, self.samples, self.neighbours = bank, SampleSet(images, task), neighbours
         self.found = explore.suspect_labels(bank, neighbours=neighbours)
         self.page, self.opened = 0, -1  # the page of tiles, and the key of the sample whose neighbours are displayed
-        self.save = ipw.Button(description="save as CSV", layout={"width": "auto"})
-        super().__init__([self.save], View(self._on_event))
-        self.save.on_click(self._on_save)
+        self.export = ipw.Button(description="save as CSV", layout={"width": "auto"})
+        super().__init__([self.export], View(self._on_event))
+        self.export.on_click(self._on_export)
         self._show()
 
     def figures(self) -> list[Figure]:
@@ -74,7 +80,7 @@ class SuspectExplorer(Explorer):
             if event in ("page", "open", "theme") or (event == "ready" and self.view.dark):
                 self._show()
 
-    def _on_save(self, _: Any) -> None:
+    def _on_export(self, _: Any) -> None:
         with self.guarded():
             buffer, classes = io.StringIO(), self.samples.classes
             writer = csv.writer(buffer, lineterminator="\n")
@@ -87,46 +93,69 @@ class SuspectExplorer(Explorer):
             self.view.save("suspect_labels.csv", buffer.getvalue().encode(), "text/csv")
             self.show_message(f"saved: suspect_labels.csv, {len(at):,} rows")
 
+    def save(self, path: str | Path, *, suspects: int = 24) -> None:
+        """Write a gallery: one HTML file that needs neither a kernel nor a network connection.
+
+        Args:
+            path: the file, which ends with .html.
+            suspects: number of the most suspect samples, which it contains with their neighbours.
+        Raises:
+            InputError: the path does not end with .html, or its folder does not exist.
+        """
+        sheets = gallery.Sheets()
+        listing = sheets.add(*self._listing(slice(0, suspects)))
+        keys = [str(tile["key"]) for tile in listing["tiles"]]
+        pages = {}
+        for one, key in zip(listing["tiles"], keys, strict=True):
+            around = gallery.opened_in(sheets.add(*self._around(int(key))), keys)
+            own = {"kind": "tiles", "tone": "query", "title": "suspect", "tiles": [one], "sheet": listing["sheet"]}
+            pages[key] = [{"kind": "row", "blocks": [own, around]}]
+        listing = gallery.opened_in(listing, keys)
+        content = {"kind": "list", "of": "suspect", "listing": listing, "pages": pages}
+        gallery.write(path, f"Suspect labels of {self.samples.name}", ABOUT, content, sheets)
+
     def _show(self) -> None:
-        some = slice(self.page * PAGE, (self.page + 1) * PAGE)
-        keys, classes = self.found.key[some], self.samples.classes
-        near = self._nearest() if self.opened >= 0 else keys[:0]
-        at = self.samples.positions(torch.cat([keys, near]))
-        data, shape = strip(self.samples.thumbnails(at))
-        _, group, looks = plots.class_colours(classes, self.samples.superclasses, self.samples.superclass_of)
-        colour = [to_hex(looks[g]["color"]) for g in group]
-
-        def tiles(start: int, lines: list[list[str]], labels: Tensor, **options: Any) -> Block:
-            made = []
-            for i, (position, texts) in enumerate(zip(at[start : start + len(lines)].tolist(), lines, strict=True)):
-                where = [*filter(None, [self.samples.file(position)]), *self.samples.address(position)]
-                one = {"at": start + i, "key": int(self.samples.keys[position]), "colour": colour[int(labels[i])]}
-                made.append({**one, "lines": [*texts, *where], "label": ", ".join([*texts, *where])})
-            return {"kind": "tiles", "shape": shape, "tiles": made, "event": "open", **options}
-
-        labels, others, scores = (
-            one[some].tolist() for one in (self.found.label, self.found.suggestion, self.found.score)
-        )
-        lines = [
-            [classes[label], f"{'✓' if label == other else '✗'} {classes[other]} {score:.2f}"]
-            for label, other, score in zip(labels, others, scores, strict=True)
-        ]
-        text = (
-            "The most suspect labels first. Each image has its label, the class that its neighbours suggest, and the "
-            "weight of its neighbours with another label. Click an image to see its neighbours."
-        )
         pages = [self.page, math.ceil(len(self.found.key) / PAGE)]
-        shown = [tiles(0, lines, self.found.label[some], title="suspect labels", pages=pages)]
+        listing, data = self._listing(slice(self.page * PAGE, (self.page + 1) * PAGE))
+        shown = [{"kind": "text", "text": f"{ABOUT} Click an image to see its neighbours."}, listing | {"pages": pages}]
         if self.opened >= 0:
-            of = self.samples.labels[at[len(keys) :]]
-            position = int(self.samples.positions(torch.tensor(self.opened, device=self.samples.keys.device)))
-            title = f"the nearest of {', '.join(self.samples.address(position))}"
-            shown.append(tiles(len(keys), [[classes[int(c)]] for c in of], of, title=title, tone="other"))
-        self.view.show({"kind": "text", "text": text}, *shown, data=data)
+            around, more = self._around(self.opened)
+            shown.append(around | {"start": len(data)})
+            data += more
+        self.view.show(*shown, data=data)
 
-    def _nearest(self) -> Tensor:
-        """Return the keys of the neighbours of the opened sample, the nearest first."""
-        row = self.bank.rows(torch.tensor([self.opened], device=self.bank.labels.device))
+    def _listing(self, some: slice) -> tuple[Block, bytes]:
+        """Return the block of some suspects, with label, suggestion and score, and the bytes of its images."""
+        labels, others, scores = (one[some] for one in (self.found.label, self.found.suggestion, self.found.score))
+        classes, lines = self.samples.classes, []
+        for label, other, score in zip(labels.tolist(), others.tolist(), scores.tolist(), strict=True):
+            lines.append([classes[label], f"{'✓' if label == other else '✗'} {classes[other]} {score:.2f}"])
+        return self._tiles(self.samples.positions(self.found.key[some]), lines, title="suspect labels")
+
+    def _around(self, key: int) -> tuple[Block, bytes]:
+        """Return the block of the neighbours of the sample with this key, and the bytes of its images."""
+        near = self.samples.positions(self._nearest(key))
+        position = int(self.samples.positions(torch.tensor(key, device=self.samples.keys.device)))
+        title = f"the nearest of {', '.join(self.samples.address(position))}"
+        lines = [[self.samples.classes[c]] for c in self.samples.labels[near].tolist()]
+        return self._tiles(near, lines, title=title, tone="other")
+
+    def _tiles(self, at: Tensor, lines: list[list[str]], **options: Any) -> tuple[Block, bytes]:
+        """Return a block of tiles for the samples at some positions, and the bytes of its images."""
+        data, shape = strip(self.samples.thumbnails(at))
+        upper = (self.samples.superclasses, self.samples.superclass_of)
+        _, group, looks = plots.class_colours(self.samples.classes, *upper)
+        tiles = []
+        for i, (position, texts) in enumerate(zip(at.tolist(), lines, strict=True)):
+            where = [*filter(None, [self.samples.file(position)]), *self.samples.address(position)]
+            colour = to_hex(looks[group[int(self.samples.labels[position])]]["color"])
+            one = {"at": i, "key": int(self.samples.keys[position]), "colour": colour}
+            tiles.append({**one, "lines": [*texts, *where], "label": ", ".join([*texts, *where])})
+        return {"kind": "tiles", "shape": shape, "tiles": tiles, "event": "open", **options}, data
+
+    def _nearest(self, key: int) -> Tensor:
+        """Return the keys of the neighbours of the sample with this key, the nearest first."""
+        row = self.bank.rows(torch.tensor([key], device=self.bank.labels.device))
         cosine = self.bank.features.float() @ self.bank.features[row[0]].float()
         cosine[row] = -torch.inf
         return self.bank.index[cosine.topk(min(self.neighbours, len(self.bank) - 1)).indices]

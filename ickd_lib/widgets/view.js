@@ -9,6 +9,8 @@ function save(name, type, bytes) {
   setTimeout(() => URL.revokeObjectURL(url), 10000);
 }
 
+const STOPPED = "The kernel has stopped, so this explorer no longer answers. Start a kernel, and run the cells again.";
+
 const isDark = () => document.body.dataset.jpThemeLight === "false" ||
   /dark/.test(document.body.dataset.vscodeThemeKind ?? "");
 
@@ -61,6 +63,25 @@ export default () => {
       const watch = new MutationObserver(themed);
       const attributeFilter = ["data-jp-theme-light", "data-vscode-theme-kind"];
       watch.observe(document.body, { attributes: true, attributeFilter });
+      // What no event reports is looked at twice a second: a stopped kernel, sliders without a name, maps of a new size.
+      let maps = "";
+      const look = () => {
+        const box = el.closest(".ickd-explorer"), kernel = model.widget_manager?.kernel;
+        if (!box) return;
+        const gone = kernel === null || kernel?.isDisposed || kernel?.status === "dead";
+        if ((gone || box.classList.contains("jupyter-widgets-disconnected")) && !box.querySelector(".ickd-stopped")) {
+          box.prepend(make("div", { className: "ickd-stopped", aria: { role: "alert" } }, STOPPED));
+        }
+        // ipywidgets gives the handles of sliders no name, so screen readers would announce a number alone.
+        for (const slider of box.querySelectorAll(".widget-slider")) {
+          const label = slider.querySelector(".widget-label")?.textContent ?? "";
+          slider.querySelectorAll("[role=slider], .widget-readout").forEach((one) => one.setAttribute("aria-label", label));
+        }
+        const sizes = [...box.querySelectorAll("canvas:not([aria-hidden])")].map((one) => one.clientWidth).join();
+        if (sizes !== maps) model.send({ event: "resize" });
+        maps = sizes;
+      };
+      const looking = setInterval(look, 500);
       let width = 0, timer;
       const size = new ResizeObserver(() => {
         const changed = el.clientWidth && el.clientWidth !== width;
@@ -80,6 +101,7 @@ export default () => {
         watch.disconnect();
         size.disconnect();
         clearTimeout(timer);
+        clearInterval(looking);
       };
     },
   };

@@ -6,6 +6,7 @@ import base64
 import contextlib
 import html
 import io
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -25,6 +26,11 @@ from ickd_lib import plots
 from ickd_lib.runtime import InputError
 
 HERE = Path(__file__).parent
+# Below the picture of an explorer in a saved notebook. The rule hides what JupyterLab writes in place of a widget that
+# has no kernel; view.css hides the sentence where the explorer is live.
+STATIC = """<p class="ickd-static">This is a picture of the explorer. To use it, run the cells of this notebook.</p>
+<style>.jp-OutputArea-child:has(.ickd-static) + .jp-OutputArea-child > .jupyter-widgets:not(:has(*)) { display: none; }
+</style>"""
 SCRIPTS = ("blocks.js", "choices.js", "view.js")
 TILE = 64  # largest side in pixels of an image that is sent to the page
 Block = dict[str, Any]
@@ -42,10 +48,11 @@ class View(anywidget.AnyWidget):
     - tiles: images with text. The bytes of the message contain N RGB images of `shape` (N, height, width). Each of
       `tiles` has `at` (its position among the N images), `key`, `lines` of text (the first one follows a square of
       `colour`, if there is one) and a `label` for screen readers. `tone` is "query", "scene", "same", "other" or
-      "plain". Where there is an `event`, the tiles are buttons. `start` is the position of the first image among the
-      bytes of the message; by default they begin with it. `folded` is a name: then only one row of tiles is displayed
-      until it is opened. `pages` is the number of this page, from 0, and the number of pages; the buttons for other
-      pages have the event "page". A line that begins with ✓ or ✗ has the colour of right or wrong.
+      "plain". Where there is an `event`, the tiles are buttons, except for those that are marked as `plain`. `start` is
+      the position of the first image among the bytes of the message; by default they begin with it. `folded` is a
+      name: then only one row of tiles is displayed until it is opened. `pages` is the number of this page, from 0, and
+      the number of pages; the buttons for other pages have the event "page". A line that begins with ✓ or ✗ has the
+      colour of right or wrong.
     - verdicts: predictions for one sample. Each of `items` has `who`, `name` (the class), its `colour`, `number` (the
       probability as text) and `right` (None without a label).
     - bars: one row for each of `rows` (`name`, `colour`, `marked`, `values`), with one bar and one number for each of
@@ -56,6 +63,7 @@ class View(anywidget.AnyWidget):
       state. The key of its event "choices" is this state as JSON.
     - matrix: a confusion matrix of `classes` with `counts` [C][C]. Its cells are buttons with the event "cell" and a
       key such as "label,prediction".
+    - legend: buttons with the event "legend": `items` with `key`, `name`, `colour`, and `tip`, an explanation.
     - ranking: a list of buttons with an `event`: `items` with `key`, `name`, `colour`, `number` as text, and `share`,
       the length of the bar.
     - picture: the bytes are a PNG, and `alt` describes it.
@@ -120,6 +128,7 @@ class Explorer(ipw.VBox):
         self.message, self.error = ipw.HTML(layout={"min_height": "26px"}), ""
         self.view = view
         super().__init__([*controls, self.message, view])
+        self.add_class("ickd-explorer")
 
     def close(self) -> None:
         """Remove the explorer from all pages, and release its widgets with the networks and images that they hold."""
@@ -139,6 +148,10 @@ class Explorer(ipw.VBox):
             widget.close()
         super().close()
 
+    def __del__(self) -> None:
+        if not sys.is_finalizing():  # at the end of a program there is nothing left to close
+            super().__del__()
+
     def figures(self) -> list[Figure]:
         """Return the current content as figures."""
         raise TypeError(f"{type(self).__name__} must define figures()")
@@ -147,7 +160,11 @@ class Explorer(ipw.VBox):
         """Return the current content as a PNG: the figures, one below the other, in the theme of the page."""
         with closing_figures(), mpl.rc_context():
             plots.use(self.view.dark)
-            return stacked(self.figures())
+            drawn = stacked(self.figures())
+            interactive = mpl.is_interactive()
+        # The first figure of a notebook switches this on, and without it no figure of a later cell would be displayed.
+        mpl.interactive(interactive)
+        return drawn
 
     def show_message(self, text: str) -> None:
         """Display a message until the next interaction. A displayed error stays."""
@@ -174,11 +191,12 @@ class Explorer(ipw.VBox):
         self.message.value = f'<div role="{role}" style="color: {colour}">{html.escape(text)}</div>' if text else ""
 
     def _ipython_display_(self) -> None:
-        # There are two outputs. Notebooks without a kernel and other viewers display the picture; where the explorer is
-        # live, view.css hides it.
+        # Notebooks without a kernel and other viewers display the picture and a sentence; where the explorer is live,
+        # view.css hides both.
         try:
             picture = {"image/png": base64.b64encode(self.png()).decode()}
             display(picture, metadata={"image/png": {"needs_background": "light"}}, raw=True)
+            display({"text/html": STATIC}, raw=True)
         except Exception as error:
             if not self.error:  # an earlier error is the cause of this one
                 self._show_error(error)

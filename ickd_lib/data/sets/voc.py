@@ -109,14 +109,31 @@ class _Object(NamedTuple):
     difficult: bool
 
 
+class _Doctype(Exception):
+    """Raised where a file declares a document type."""
+
+
+class _NoDoctype(ElementTree.TreeBuilder):
+    """Builds a tree, and refuses a document type before its entities are read.
+
+    Entities can refer to other files, and to each other so often that their text fills the memory. Annotations need
+    none.
+    """
+
+    def doctype(self, name: str, pubid: str | None, system: str | None) -> None:
+        raise _Doctype
+
+
 def _objects(path: Path) -> list[_Object]:
     """Read the objects of an annotation file.
 
     Raises:
-        InputError: the file is missing or is not XML, or an object has no name or no box.
+        InputError: the file is missing, is not XML or declares a document type, or an object has no name or no box.
     """
     try:
-        root = ElementTree.parse(path).getroot()
+        root = ElementTree.parse(path, ElementTree.XMLParser(target=_NoDoctype())).getroot()
+    except _Doctype:
+        raise InputError(f"{path} declares a document type, which can define entities; remove it") from None
     except FileNotFoundError:
         raise InputError(f"{path} does not exist; add the annotation, or remove the image from the lists") from None
     except ElementTree.ParseError as error:

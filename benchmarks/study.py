@@ -1,0 +1,265 @@
+"""Does it matter that in-context samples are near? The study whose plan is docs/study.md; finished runs stay.
+
+    python benchmarks/study.py --data-root DIR --stage tune --weights resnet56=FILE wrn_16_2=FILE
+    python benchmarks/study.py --data-root DIR --stage main --weights resnet56=FILE wrn_16_2=FILE
+    python benchmarks/study.py --report
+
+In stage `tune`, each arm is trained with five settings and evaluated on 5,000 training images that are held out. Stage
+`main` trains each arm with its best setting, for each teacher and each subset of the training images, and evaluates it
+on the test images. `--report` reads the committed JSON files and prints the tables of docs/study.md.
+
+A teacher without a file in --weights is trained for 20 epochs on all training images. With --minutes, the script stops
+after that time with exit status 75, and the same call continues.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+
+import torch
+from tables import limited, passes, write_finished
+
+from ickd_lib import data, methods, metrics, models, runs, runtime, training
+from ickd_lib.runs.seeds import mean_std, paired
+from ickd_lib.training import Recipe, Student
+
+TEACHERS = ("resnet56", "wrn_16_2", "resnet20")
+STUDENT, IMAGES, EPOCHS = "resnet8", 5_000, 100
+RATE, RATES = 0.05, (0.02, 0.12)  # the learning rate of the first three settings of an arm, and those of the others
+SCALES = (1 / 3, 1.0, 3.0)  # factors of an arm's weights
+TUNING = ("resnet56", 100, 50)  # teacher, seed and epochs of stage `tune`
+PRIMARY = ("nearest", "random")
+EVERY, MORE = (0, 1), (2,)  # seeds of all arms, and further seeds of the arms in FEW
+FEW = ("ce", "kd", "ckd+kd", "random", "nearest")
+SHOWN = (  # entry of a summary, its name in the table, factor, decimals
+    ("accuracy", "accuracy, %", 100, 2),
+    ("top5", "top-5, %", 100, 2),
+    ("nll", "NLL", 1, 3),
+    ("scaled_nll", "NLL, scaled", 1, 3),
+    ("ece", "ECE, %", 100, 2),
+    ("agreement", "agreement, %", 100, 2),
+)
+OUT = Path(__file__).parent / "results" / "study"
+
+
+def in_context(scale: float, choices: str = "", picd: float = 0.3) -> str:
+    """Return IC-KD with its default weights, all but that of cross-entropy multiplied by a factor."""
+    weights = f"kd={0.9 * scale:.3g}, picd={picd * scale:.3g}, nicd={5 * scale:.3g}"
+    return f"ickd({weights}{', ' if choices else ''}{choices})"
+
+
+# The arms: each is a function of the factor of its weights.
+ARMS: dict[str, Callable[[float], str]] = {
+    "ce": lambda scale: "ce",
+    "kd": lambda scale: f"kd(kd={0.9 * scale:.3g})",
+    "lskd": lambda scale: f"lskd(kd={9 * scale:.3g})",
+    "dkd": lambda scale: f"dkd(tckd={scale:.3g}, nckd={8 * scale:.3g})",
+    "dist": lambda scale: f"dist(inter={2 * scale:.3g}, intra={2 * scale:.3g})",
+    "ckd+kd": lambda scale: f"ckd(ckd={30 * scale:.3g})+kd(kd={0.9 * scale:.3g})",
+    "crd": lambda scale: f"crd(crd={0.8 * scale:.3g})",
+    "nearest": in_context,
+    "random": partial(in_context, choices="order='random', redraw=True"),
+    "class means": partial(in_context, choices="order='class'"),
+    "random positives": partial(in_context, choices="order='random', negatives_order='nearest', redraw=True"),
+    "random negatives": partial(in_context, choices="negatives_order='random', redraw=True"),
+    "without PICD": partial(in_context, picd=0.0),
+}
+Setting = tuple[float, float]  # factor of the weights, learning rate
+
+
+def trials(arm: str, tuned: dict[tuple[str, Setting], float]) -> list[Setting]:
+    """Return the five settings of an arm: three factors, then two other learning rates with the best of the factors.
+
+    The arm without weights of its own, `ce`, has five learning rates.
+
+    Args:
+        arm: a key of ARMS.
+        tuned: the held-out accuracy of each arm and setting that has been trained.
+    """
+    if arm == "ce":
+        return [(1.0, rate) for rate in (RATE, RATE / 5, RATE * 5, *RATES)]
+    first = [(scale, RATE) for scale in SCALES]
+    best = max(first, key=lambda one: tuned.get((arm, one), 0.0))[0]
+    return first + [(best, rate) for rate in RATES]
+
+
+def results(folder: Path) -> list[tuple[str, Setting, dict[str, Any]]]:
+    """Return arm, setting and summary of each finished run of a stage."""
+    known = {
+        methods.describe(methods.create(ARMS[arm](scale))): (arm, scale)
+        for arm in ARMS
+        for scale in (SCALES if arm != "ce" else (1.0,))
+    }
+    summaries = runs.finished([folder]) if any(folder.glob("*.json")) else []
+    return [(known[one["method"]][0], (known[one["method"]][1], one["lr"]), one) for one in summaries]
+
+
+def tuned(out: Path) -> dict[tuple[str, Setting], float]:
+    """Return the held-out accuracy of each arm and setting that was trained in stage `tune`."""
+    return {(arm, setting): one["val_accuracy"] for arm, setting, one in results(out / "tune")}
+
+
+def chosen(out: Path) -> dict[str, Setting]:
+    """Return the setting of each arm with the best held-out accuracy; of equal ones the smaller factor and rate.
+
+    Raises:
+        InputError: the last two settings of an arm have not been trained.
+    """
+    found = tuned(out)
+    tried = {arm: [one for one in trials(arm, found) if (arm, one) in found] for arm in ARMS}
+    if missing := [arm for arm in ARMS if not set(trials(arm, found)[3:]) & set(tried[arm])]:
+        raise runtime.InputError(f"not tuned yet: {', '.join(missing)}; run --stage tune first")
+    return {arm: min(tried[arm], key=lambda one: (-found[arm, one], one)) for arm in ARMS}
+
+
+def scaled_nll(network: models.Network, images: data.Images) -> float:
+    """Return the NLL after temperature scaling: each half of the images has the temperature of the other half."""
+    logits, labels = models.predict(network, images).logits, images.labels
+    even = torch.arange(len(labels)) % 2 == 0
+    parts = []
+    for half in (even, ~even):
+        temperature = metrics.best_temperature(logits[~half], labels[~half])
+        parts.append(torch.nn.functional.cross_entropy(logits[half] / temperature, labels[half]).item())
+    return sum(parts) / 2
+
+
+class Study:
+    """The students of a study that are trained, and those that are still missing.
+
+    Args:
+        given: the arguments of the script.
+    """
+
+    def __init__(self, given: argparse.Namespace) -> None:
+        self.given, self.out, self.failed = given, Path(given.out), list[str]()
+        self.options = {"device": given.device, "progress": sys.stderr.isatty()}
+        self.whole = data.load("cifar100", given.data_root)
+
+    def train(self) -> list[str]:
+        """Train all students that are missing, and return a message for each pass in which students diverged."""
+        if self.given.stage == "tune":
+            for part in (slice(0, 3), slice(3, 5)):  # the last settings of an arm depend on the results of the first
+                self.cell("tune", *TUNING, {arm: trials(arm, tuned(self.out))[part] for arm in ARMS})
+            return self.failed
+        best = {arm: [setting] for arm, setting in chosen(self.out).items()}
+        for seeds, arms in ((EVERY, tuple(ARMS)), (MORE, FEW)):
+            for seed in seeds:
+                for name in TEACHERS:
+                    self.cell("main", name, seed, EPOCHS, {arm: best[arm] for arm in arms})
+        return self.failed
+
+    def cell(self, stage: str, name: str, seed: int, epochs: int, wanted: dict[str, list[Setting]]) -> None:
+        """Train the missing students of one teacher and one subset of the training images.
+
+        Args:
+            stage: "tune" or "main".
+            name: the teacher.
+            seed: the seed of the subset, of the initialisation and of the order of the images.
+            epochs: epochs of the students.
+            wanted: settings of each arm.
+        """
+        done = {
+            (arm, setting)
+            for arm, setting, one in results(self.out / stage)
+            if (one["teacher"], one["data_seed"]) == (name, seed)
+        }
+        queue: dict[float, list[str]] = {}
+        for arm, settings in wanted.items():
+            for scale, rate in settings:
+                if (arm, (scale, rate)) not in done:
+                    queue.setdefault(rate, []).append(ARMS[arm](scale))
+        if not queue:
+            return
+        splits = data.load("cifar100", self.given.data_root, val=0.1 if stage == "tune" else 0.0)
+        splits = splits._replace(train=splits.train.few(IMAGES, seed))
+        folder, teacher = Path(self.given.runs, stage), self.teacher(name)
+        for rate, every in queue.items():
+            for some in passes(every, self.given.together):
+                try:
+                    training.distill(
+                        [Student(STUDENT, method, seed) for method in some],
+                        splits,
+                        teacher=teacher,
+                        recipe=Recipe(epochs=epochs, lr=rate),
+                        data_seed=seed,
+                        evaluate_every=epochs,
+                        runs=folder,
+                        teacher_cache=Path(self.given.runs, "teacher_cache"),
+                        **self.options,
+                    )
+                except runtime.Diverged as error:  # the other students of the pass are finished
+                    self.failed.append(str(error))
+                self.write(folder, self.out / stage)
+
+    def teacher(self, name: str) -> models.Network:
+        weights = dict(one.split("=", 1) for one in self.given.weights).get(name, "")
+        recipe = Recipe(epochs=20, lr=0.1, schedule="onecycle")
+        return training.pretrain(name, self.whole, recipe=recipe, weights=weights, runs=self.given.runs, **self.options)
+
+    def write(self, folder: Path, out: Path) -> None:
+        """Write the JSON files of finished runs, with the NLL after temperature scaling."""
+        for summary in write_finished(folder, out):
+            print(
+                f"{summary['method']} at {summary['lr']}, {summary['teacher']}, seed {summary['data_seed']}", flush=True
+            )
+        for path in out.glob("*.json"):
+            record = runtime.read_json(path)
+            run = folder / record["summary"]["name"]
+            if "scaled_nll" not in record["summary"] and run.exists():
+                record["summary"]["scaled_nll"] = scaled_nll(training.load(run, device="cpu"), self.whole.test)
+                runtime.write_json(path, record)
+
+
+def report(out: Path) -> str:
+    """Return the tables of the study: the arms, and the differences to the control with random in-context samples."""
+    cells: dict[str, dict[tuple[str, int], dict[str, Any]]] = {}
+    best = chosen(out)
+    for arm, setting, one in results(out / "main"):
+        if setting == best[arm]:
+            cells.setdefault(arm, {})[one["teacher"], one["data_seed"]] = one
+    control = cells[PRIMARY[1]]
+    head = ["arm", "factor, rate", "cells", *(name for _, name, _, _ in SHOWN), "to random, points"]
+    lines = [f"| {' | '.join(head)} |", "|---" * len(head) + "|"]
+    for arm, rows in cells.items():
+        common = [cell for cell in rows if cell in control]
+        row = [f"{arm}", f"{best[arm][0]:.2g}, {best[arm][1]:g}", str(len(rows))]
+        for key, _, unit, digits in SHOWN:
+            values = [unit * one[key] for one in rows.values() if key in one]
+            row.append(f"{mean_std(values)[0]:.{digits}f}" if values else "")
+        if arm != PRIMARY[1] and len(common) > 1:
+            mean, half = paired(*([100 * of[cell]["accuracy"] for cell in common] for of in (rows, control)))
+            row.append(f"{mean:+.2f} ({mean - half:+.2f} to {mean + half:+.2f})")
+        lines.append("| " + " | ".join([*row, ""][: len(head)]) + " |")
+    return "\n".join(lines)
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data-root", default="data", help="folder that contains cifar-100-python")
+    parser.add_argument("--stage", default="main", choices=("tune", "main"))
+    parser.add_argument("--weights", nargs="*", default=[], help="checkpoints of teachers, as NAME=FILE")
+    parser.add_argument("--minutes", type=float, default=0, help="minutes after which to stop; 0: never")
+    parser.add_argument("--together", type=int, default=8, help="largest number of students in one pass")
+    parser.add_argument("--runs", default="runs/study", help="folder of runs, teachers and the teacher cache")
+    parser.add_argument("--out", default=str(OUT), help="folder of the JSON files")
+    parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N")
+    parser.add_argument(
+        "--report", action="store_true", help="print the tables of the finished runs, and train nothing"
+    )
+    given = parser.parse_args()
+    if given.report:
+        print(report(Path(given.out)))
+        return 0
+    return limited(lambda: Study(given).train(), given.minutes)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
