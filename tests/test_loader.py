@@ -125,9 +125,7 @@ def test_a_worker_that_is_killed_is_one_line(folder):
     next(steps)
     (worker,) = multiprocessing.active_children()
     os.kill(worker.pid, signal.SIGKILL)
-    with pytest.raises(
-        InputError, match=r"process that decodes images ended unexpectedly \(DataLoader worker"
-    ) as error:
+    with pytest.raises(InputError, match=r"process that decodes images ended unexpectedly \(") as error:
         with data.loader.watched():
             list(steps)
     assert "\n" not in str(error.value) and "fewer workers" in str(error.value)

@@ -256,16 +256,17 @@ def test_the_logit_space_explorer_shows_points_and_crops(case):
     explorer.view._receive(None, {"event": "ready", "dark": False, "fresh": True}, [])
     assert explorer.error == "" and len(explorer.scatters[0].widget.points) == len(case.samples)
     several = case.task.sample[1]
-    assert [block["kind"] for block in explorer.view._last[0]] == ["row"]  # confusions and accuracies
+    assert [block["kind"] for block in explorer.view._last[0]] == ["legend", "row"]  # confusions and accuracies
     row = int(case.samples.rows[4])
     explorer.written.value = str(row)
     members = (case.samples.rows == row).nonzero().squeeze(1)
     assert explorer.error == "" and torch.equal(explorer.members, members)
-    own, table, *_ = explorer.view._last[0]
+    _, own, table, *_ = explorer.view._last[0]
     assert table["title"].startswith(f"separation of the selected {several}")
-    assert [int(tile["key"]) for tile in own["tiles"]] == members.tolist()
+    at = torch.tensor([int(tile["key"]) for tile in own["tiles"]])  # those with the lowest margin first
+    assert sorted(at.tolist()) == members.tolist()
     pixels = np.frombuffer(explorer.view._last[1], np.uint8).reshape(*own["shape"], 3)
-    assert (pixels[: len(members)] == case.samples.thumbnails(members).permute(0, 2, 3, 1).numpy()).all()
+    assert (pixels[: len(at)] == case.samples.thumbnails(at).permute(0, 2, 3, 1).numpy()).all()
     explorer.scatters[0].widget.hovering = 4
     (hovered,), _ = explorer.hovered._last
     assert hovered["blocks"][0]["title"] == case.task.sample[0]

@@ -214,7 +214,9 @@ def test_steps_are_not_captured(few, teacher):
         (Segmentation(), few, False),
     ):
         assert task.capturable is captured
-        assert _numerics([state], records, splits, teacher, task, gpu, "fp32", False, True)["captured"] is captured
+        assert (
+            _numerics([state], records, splits, teacher, None, task, gpu, "fp32", False, True)["captured"] is captured
+        )
 
 
 @pytest.mark.parametrize("method", ["ickd", "ickd(order='random')", "ickd(query='view')"])

@@ -38,7 +38,7 @@ def assemble(source: Path) -> None:
     for folder in ("docs", "notebooks", "benchmarks", "api"):
         (source / folder).mkdir(parents=True)
     shutil.copytree(ROOT / "figures", source / "figures", ignore=shutil.ignore_patterns("*.md"))
-    for path in (*(ROOT / "docs").glob("*.md"), ROOT / "benchmarks" / "README.md", ROOT / "SECURITY.md"):
+    for path in (*sorted((ROOT / "docs").glob("*.md")), ROOT / "benchmarks" / "README.md", ROOT / "SECURITY.md"):
         place = path.relative_to(ROOT)
         (source / place).write_text(linked(path.read_text(), path.parent))
     notebooks = sorted((ROOT / "notebooks").glob("[0-9]*.ipynb"))

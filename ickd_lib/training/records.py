@@ -229,7 +229,7 @@ class RunRecord:
 
     def _warn_of_chance(self) -> None:
         """Print a note if the student has not learnt what a loss term asks for."""
-        terms = self.epochs[-1]["terms"] if self.epochs else {}
+        terms = self.epochs[-1].get("terms", {}) if self.epochs else {}
         for name, value in self.learner.method.chance.items():
             if terms.get(name, 0.0) > NEAR_CHANCE * value:
                 runtime.notice(
