@@ -27,6 +27,8 @@ from accessibility import serious_findings
 from jupyter_client.blocking import BlockingKernelClient
 from PIL import Image
 
+from ickd_lib import pages, training
+from ickd_lib.training import Recipe
 from ickd_lib.widgets import View
 
 sync_api = pytest.importorskip(
@@ -61,6 +63,25 @@ def browser():
     with sync_api.sync_playwright() as playwright:
         with contextlib.closing(playwright.chromium.launch(executable_path=chromium(), args=flags)) as browser:
             yield browser
+
+
+@pytest.mark.parametrize("theme", ["light", "dark"])
+def test_a_page_about_runs_loads_nothing_and_fits(browser, tmp_path, digits, teacher, theme):
+    """The page has no error, no request, no broken picture and no horizontal scroll bar, and follows the theme."""
+    recipe = Recipe(epochs=2, batch_size=60)
+    training.compare(["ce", "kd"], digits, teacher=teacher, seeds=1, recipe=recipe, runs=tmp_path, device="cpu")
+    pages.write(tmp_path / "page.html", [tmp_path], splits=digits, teacher=teacher)
+    page = browser.new_page(viewport={"width": 1024, "height": 700}, color_scheme=theme)
+    problems: list[str] = []
+    page.on("console", lambda message: problems.append(message.text))
+    page.on("request", lambda request: problems.append(request.url) if request.url.startswith("http") else None)
+    page.goto((tmp_path / "page.html").as_uri())
+    pictures = page.evaluate("[...document.images].map((image) => [image.naturalWidth, image.currentSrc.length])")
+    assert len(pictures) > 20 and all(width for width, _ in pictures) and not problems
+    assert page.evaluate("document.documentElement.scrollWidth") <= 1024
+    dark = page.evaluate("getComputedStyle(document.body).backgroundColor") == "rgb(17, 17, 17)"
+    assert dark == (theme == "dark")
+    page.close()
 
 
 def test_bars_are_as_long_as_their_values(browser):

@@ -49,7 +49,7 @@ TEX = {
     r"\\dots(?![a-z])": r"\\ldots",
     r"\\operatorname\*": r"\\operatorname",
     r"^_": "{}_",
-    r"\\(bar|hat|tilde) ?(\w)": r"{\\\1 \2}",
+    r"\\(bar|hat|tilde) ?(\w)": r"{\\\1 \2{}}",
 }
 FIELD = re.compile(r"[\w`][^:]{0,70}: \S")  # a line "name: text" of a docstring
 
