@@ -97,10 +97,11 @@ def test_names_that_are_no_method(text):
 @quick
 @given(st.text(st.sampled_from("kdce(){}[]=+*,.'\"\\ 019-\0\n:") | st.characters(), max_size=20))
 def test_any_text_is_a_method_or_refused_in_one_line(text):
-    with contextlib.suppress(InputError):
-        methods.create(text)
-    with contextlib.suppress(InputError):
-        parse_call(f"kd({text})", "method", "kd()")
+    for read in (lambda: methods.create(text), lambda: parse_call(f"kd({text})", "method", "kd()")):
+        try:
+            read()
+        except InputError as error:
+            one_line(error)
 
 
 @settings(quick, max_examples=200)

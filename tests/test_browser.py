@@ -800,7 +800,7 @@ def check_contributions(notebook, explorer) -> None:
     expected = notebook.evaluate(
         "[[int(explorer.found.keys[i]), f'{float(s):+.2g}'] for i, s in zip(*(one[:16] for one in explorer._ranked()))]"
     )
-    tiles = explorer.locator(".ickd-tiles", has_text="argued for").locator("button.ickd-tile")
+    tiles = explorer.locator(".ickd-tiles", has_text="raised the margin").locator("button.ickd-tile")
     expect(tiles).to_have_count(16)
     labels = [tile.get_attribute("aria-label") for tile in tiles.all()]
     assert [[int(label.rpartition("row ")[2]), label.split(", ")[2]] for label in labels] == expected
@@ -817,7 +817,7 @@ def test_contributions_by_mouse_and_keyboard(contributions):
     at = contributions.evaluate("explorer.current[1]")
     assert contributions.evaluate(f"int(explorer.found.label) != int(splits.test.labels[{at}])")
     check_contributions(contributions, explorer)
-    against = explorer.locator(".ickd-tiles", has_text="argued against").locator("button.ickd-tile")
+    against = explorer.locator(".ickd-tiles", has_text="lowered the margin").locator("button.ickd-tile")
     row = re.search(r"row \d+$", against.nth(1).get_attribute("aria-label"))[0]
     against.nth(1).click()
     expect(crumbs).to_have_count(2)
@@ -826,7 +826,7 @@ def test_contributions_by_mouse_and_keyboard(contributions):
     explorer.get_by_role("button", name="back").click()
     expect(crumbs).to_have_count(1)
     explorer.get_by_label("explain", exact=True).select_option("4")
-    expect(explorer.locator(".ickd-tiles", has_text="argued for 4")).to_be_visible()
+    expect(explorer.locator(".ickd-tiles", has_text="raised the margin of 4")).to_be_visible()
     check_contributions(contributions, explorer)
     explorer.get_by_label("explain", exact=True).select_option("predicted")
     expect(explorer.locator(".ickd-table tbody tr")).to_have_count(8)

@@ -53,8 +53,8 @@ def test_the_page_shows_the_contributions(explorer, attributor, queries, digits)
         f"test row {int(queries.index[0])}, {classes[queries.labels[0]]}"
     ]
     order = found.total.argsort(descending=True)
-    for block, title, chosen in ((up, "for", order), (down, "against", order.flip(0))):
-        assert block["title"] == f"argued {title} {name}" and len(block["tiles"]) == 16
+    for block, title, chosen in ((up, "raised", order), (down, "lowered", order.flip(0))):
+        assert block["title"] == f"{title} the margin of {name}" and len(block["tiles"]) == 16
         for shown, at in zip(block["tiles"], chosen.tolist(), strict=False):
             assert shown["key"] == int(found.keys[at])
             assert shown["lines"] == [classes[digits.train.labels[at]], f"{float(found.total[at]):+.2g}"]
@@ -93,7 +93,7 @@ def test_queries_are_chosen_and_other_classes_explained(explorer, queries, digit
     explorer.number.value = int(queries.index[7])
     assert explorer.current == ("queries", 7)
     explorer.explained.value = 2
-    assert explorer.found.label == 2 and explorer.view._last[0][2]["title"] == "argued for 2"
+    assert explorer.found.label == 2 and explorer.view._last[0][2]["title"] == "raised the margin of 2"
     before = [tile["key"] for tile in explorer.view._last[0][2]["tiles"]]
     explorer.roles.value = True
     order = explorer.found.with_roles().argsort(descending=True)[:16]

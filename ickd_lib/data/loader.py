@@ -180,7 +180,7 @@ class Loader:
     def close(self) -> None:
         """End the worker processes; the next request starts new ones."""
         # Not left to the garbage collector: the traceback of an error may refer to the results, and torch raises its
-        # own error about a process that ended as long as it knows of the process.
+        # own error about a process that ended as long as it has the process in its list.
         end = getattr(self._results, "_shutdown_workers", None)
         self._results, self._loader = iter(()), None
         if end is not None:

@@ -32,7 +32,7 @@ class Attribution:
     """The contributions of training samples to one prediction of a student.
 
     A contribution estimates how far one sample's loss has raised, over the training, the margin log p / (1 - p), where
-    p is the probability of the class `label`. A positive one argued for the class. Only signs, ranks and ratios have a
+    p is the probability of the class `label`. A positive one raised the margin. Only signs, ranks and ratios have a
     meaning: momentum, weight decay and the other layers are left out.
 
     Args:

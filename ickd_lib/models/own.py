@@ -97,7 +97,7 @@ class _Program(nn.Module):
             parameter.requires_grad_(False)
 
     def train(self, mode: bool = True) -> _Program:
-        self.training = mode  # an exported program raises an error when it is told to change its mode
+        self.training = mode  # an exported program raises an error when its mode is changed
         return self
 
     def forward(self, images: Tensor) -> Any:

@@ -164,7 +164,7 @@ def check_object(path: str | Path) -> None:
 
 
 def not_read(error: BaseException) -> bool:
-    """Return whether an error while a file was read says nothing of its content: no permission, memory or disk."""
+    """Return whether an error while a file was read does not depend on its content: no permission, memory or disk."""
     if isinstance(error, (OSError, MemoryError, torch.OutOfMemoryError)):
         return True
     return isinstance(error, RuntimeError) and "allocate memory" in str(error)

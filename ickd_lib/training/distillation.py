@@ -90,7 +90,7 @@ def distill(
             error.
         checkpoint_seconds: seconds between checkpoints. Ctrl-C writes a checkpoint and stops the training; the same
             call continues it.
-        progress: whether to show a progress bar, or what it says is trained.
+        progress: whether to show a progress bar, or a text that names in the bar what is trained.
         callbacks: see `Callback`.
         teacher_cache: folder of a cache of the teacher's outputs for each view of each image, in half precision, which
             later trainings with the same teacher and data use too (`TeacherCache`). With None the teacher runs in every

@@ -228,7 +228,7 @@ class RunRecord:
             runtime.write_json(self.run.folder / "summary.json", self.summary)
 
     def _warn_of_chance(self) -> None:
-        """Print a note if the student has not learnt what a loss term asks for."""
+        """Print a note if the student has not reduced a loss term below its value at chance."""
         terms = self.epochs[-1].get("terms", {}) if self.epochs else {}
         for name, value in self.learner.method.chance.items():
             if terms.get(name, 0.0) > NEAR_CHANCE * value:

@@ -1,4 +1,4 @@
-"""An explorer of contributions: which training samples argued for the class that a student predicts, and against it."""
+"""An explorer of contributions: which training samples raised the margin of the predicted class or lowered it."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ PathEntry = tuple[str, int]  # a query: "queries" or "train" for the set that co
 
 
 class AttributionExplorer(Explorer):
-    """Display a query, the training samples that argued for its predicted class and against it, and the loss terms.
+    """Display a query, the training samples that raised or lowered the margin of its class, and the loss terms.
 
     A query is chosen by row, class or search text, at random, or among the student's mistakes. A click on a training
     sample makes it the query. Another class than the predicted one can be explained, too.
@@ -161,7 +161,7 @@ class AttributionExplorer(Explorer):
         return self._of(source)[-1].logits
 
     def _ranked(self) -> tuple[Tensor, Tensor]:
-        """Return positions and contributions of the training samples, those that argued most for the class first."""
+        """Return positions and contributions of the training samples, those that raised the margin most first."""
         score = self.found.with_roles() if self.roles.value else self.found.total
         order = score.argsort(descending=True, stable=True)
         return order, score[order]
@@ -177,8 +177,13 @@ class AttributionExplorer(Explorer):
             order, score = self._ranked()
             count = min(SHOWN, len(order) // 2)
             chosen: list[tuple[str, str, Tensor, Tensor]] = [
-                (f"argued for {train.classes[found.label]}", "same", order[:count], score[:count]),
-                (f"argued against {train.classes[found.label]}", "other", order.flip(0)[:count], score.flip(0)[:count]),
+                (f"raised the margin of {train.classes[found.label]}", "same", order[:count], score[:count]),
+                (
+                    f"lowered the margin of {train.classes[found.label]}",
+                    "other",
+                    order.flip(0)[:count],
+                    score.flip(0)[:count],
+                ),
                 *self._context(),
             ]
             query = torch.tensor([at], device=samples.labels.device)
@@ -251,7 +256,7 @@ class AttributionExplorer(Explorer):
     def _terms(self) -> Block:
         """Return the table of what each loss term contributed, and what each role in the in-context terms did."""
         found = self.found
-        columns = ["", "for", "against", "sum", "samples that argued for"]
+        columns = ["", "for", "against", "sum", "samples above 0"]
         rows = [_row(name.upper(), one) for name, one in {**found.terms, "all terms": found.total}.items()]
         names = {
             "own": "of which: anchor of NICD",
@@ -278,8 +283,8 @@ class AttributionExplorer(Explorer):
         count = min(CONTEXT, len(order) // 2)
         name = train.classes[self.found.label]
         lines = [
-            (f"argued for {name}", "same", order[:count], score[:count]),
-            (f"argued against {name}", "other", order.flip(0)[:count], score.flip(0)[:count]),
+            (f"raised the margin of {name}", "same", order[:count], score[:count]),
+            (f"lowered the margin of {name}", "other", order.flip(0)[:count], score.flip(0)[:count]),
             *self._context(),
         ]
         height = 1.75 * len(lines)

@@ -55,7 +55,7 @@ class NeighbourControls:
             int(keys[0]),
             int(keys.min()),
             int(keys.max()),
-            # Neighbours are rows of the bank, so the name says of which split this is the number.
+            # Neighbours are rows of the bank, so the name contains the split of which this is the number.
             description=f"{queries.name.rpartition('/')[2]} {'row' if one == 'image' else one}",
             layout={"width": "140px"},
             **STYLE,

@@ -152,7 +152,7 @@ def paint(scatter: Any, colours: Colouring, dark: bool) -> None:
     # scatter.background() would also draw axes and a legend, which are switched off.
     scatter.widget.background_color = to_rgba(BACKGROUND[dark])
     scatter.widget.reticle_color = to_rgba(GREY[dark])
-    # All kinds that jscatter was told of have a colour, even those that this colouring does not use.
+    # All kinds that were passed to jscatter have a colour, even those that this colouring does not use.
     by_kind = [*colours.by_kind, *[colours.by_kind[-1]] * (10 - len(colours.by_kind))]
     scatter.widget.color = [to_rgba(colour) for _, colour, _ in by_kind]
     scatter.widget.color_selected = scatter.widget.color
