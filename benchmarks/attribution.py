@@ -8,8 +8,8 @@ A student is trained with ICKD, and its contributions are computed for random te
 are trained again from the same seed:
 
 - without the k training samples that raised the margin of a query's predicted class most, for some queries: how far
-  do the margin and the logit of this class fall, compared with the k nearest samples of the class (teacher's features), k
-  random ones of the class, and the first k of captum's TracInCP;
+  do the margin and the logit of this class fall, compared with the k nearest samples of the class (teacher's
+  features), k random ones of the class, and the first k of captum's TracInCP;
 - on random halves of the training samples: the linear datamodelling score is the Spearman correlation, over the halves,
   of the query's margin with the sum of the contributions of the samples in the half.
 
