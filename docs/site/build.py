@@ -38,6 +38,7 @@ def assemble(source: Path) -> None:
     for folder in ("docs", "notebooks", "benchmarks", "api"):
         (source / folder).mkdir(parents=True)
     shutil.copytree(ROOT / "figures", source / "figures", ignore=shutil.ignore_patterns("*.md"))
+    shutil.copytree(ROOT / "docs" / "gallery", source / "docs" / "gallery")
     for path in (*sorted((ROOT / "docs").glob("*.md")), ROOT / "benchmarks" / "README.md", ROOT / "SECURITY.md"):
         place = path.relative_to(ROOT)
         (source / place).write_text(linked(path.read_text(), path.parent))
@@ -58,7 +59,9 @@ def assemble(source: Path) -> None:
 
 
 def linked(text: str, folder: Path) -> str:
-    """Return a page with those links changed whose targets are no pages: a package's to its API, all others to text.
+    """Return a page with those links changed whose targets are neither pages nor galleries.
+
+    The link to a package leads to its API; of all others only the text stays.
 
     Args:
         text: the page in Markdown.
@@ -70,7 +73,7 @@ def linked(text: str, folder: Path) -> str:
         if target.startswith(("https://", "#")):
             return match[0]
         path = (folder / target.partition("#")[0]).resolve().relative_to(ROOT)
-        if path.suffix in (".md", ".ipynb") and path != Path("figures/README.md"):
+        if path.suffix in (".md", ".ipynb", ".html") and path != Path("figures/README.md"):
             return match[0]
         if (
             path.parts[0] == "ickd_lib"

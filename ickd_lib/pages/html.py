@@ -37,6 +37,7 @@ p { margin: .4rem 0; max-width: 46rem; }
 table { border-collapse: collapse; font-size: .85rem; font-variant-numeric: tabular-nums; overflow-wrap: normal; }
 th, td { padding: .25rem .55rem; border-bottom: 1px solid var(--line); text-align: right; vertical-align: middle; }
 td { white-space: nowrap; }
+td:last-child { white-space: normal; min-width: 7rem; }
 th { font-weight: 600; border-bottom: 2px solid var(--line); }
 th:first-child, td:first-child, .words td { text-align: left; }
 td:first-child, .words td { max-width: 26rem; white-space: normal; overflow-wrap: break-word; }
