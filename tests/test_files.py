@@ -140,6 +140,19 @@ def test_an_error_of_the_system_is_named_whatever_torch_makes_of_it(few, tmp_pat
         distill(few, tmp_path)
 
 
+def test_an_error_of_torch_is_not_taken_for_one_that_is_being_handled(tmp_path, monkeypatch):
+    def fails(*_):
+        raise RuntimeError("from torch")
+
+    monkeypatch.setattr(torch, "save", fails)
+    try:
+        raise ValueError("another one")
+    except ValueError:
+        with pytest.raises(RuntimeError, match="from torch"):
+            runtime.save_object(tmp_path / "checkpoint.pt", {})
+    assert not list(tmp_path.iterdir())
+
+
 def test_what_a_killed_process_left_is_removed(few, tmp_path):
     folder = stopped(few, tmp_path)
     (folder / ".checkpoint.pt.elsewhere-77.part").write_bytes(b"half")

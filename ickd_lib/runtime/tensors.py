@@ -6,6 +6,7 @@ import contextlib
 import errno
 import json
 import struct
+import sys
 import zipfile
 import zlib
 from collections.abc import Callable, Iterator, Mapping
@@ -114,12 +115,13 @@ def _checksum(file: IO[bytes]) -> int:
 def save_object(path: str | Path, value: Any) -> None:
     """Write a value with `torch.save`, completely or not at all. The file contains a CRC-32 of each tensor."""
     with replacing(path) as part, open(part, "wb") as file:
-        target = _Target(file)
+        target, handled = _Target(file), sys.exc_info()[1]
         try:
             torch.save(value, cast(IO[bytes], target))
         except RuntimeError as error:
             # After an error of a write, or one that a signal raised, torch raises an error of its own.
-            if first := target.error or error.__context__:
+            within = error.__context__ if error.__context__ is not handled else None
+            if first := target.error or within:
                 raise first from None
             raise
 
