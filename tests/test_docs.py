@@ -145,6 +145,22 @@ def test_commands_parse(path, capsys):
             assert given.teacher, f"ickd {shlex.join(arguments)}: a method needs a teacher"
 
 
+REPORTS = {
+    shlex.join(words): words
+    for path in PAGES
+    for words in commands(path)
+    if words[0] == "report" and words[1].startswith("benchmarks/")
+}
+
+
+@pytest.mark.parametrize("command", REPORTS)
+def test_the_reports_of_committed_runs_are_printed(command, capsys, tmp_path, monkeypatch):
+    first, place, *options = REPORTS[command]
+    monkeypatch.chdir(tmp_path)  # a figure is written there
+    assert not command_line.main([first, str(ROOT / place), *options])
+    assert "| method |" in capsys.readouterr().out
+
+
 # ------------------------------------------------------------------------------------------------ methods
 
 

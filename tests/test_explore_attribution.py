@@ -8,14 +8,14 @@ import torch
 import torch.nn.functional as F
 
 from ickd_lib import data, explore, losses, methods, models, runtime, training
-from ickd_lib.explore.gradients import Retrieved, Shares, term_gradients
+from ickd_lib.explore.gradients import Retrieved, Shares, limit_scale, term_gradients
 from ickd_lib.memory import MemoryBank
 from ickd_lib.models import Output
 from ickd_lib.runtime import InputError
 from ickd_lib.training import KeepWeights, Recipe, Student
 
 RECIPE = Recipe(epochs=4, lr=0.05, schedule="cosine", batch_size=30)
-METHOD = "ickd(nicd=2.0, positives=4, negatives=16)"
+METHOD = "ickd(nicd=2.0, positives=4, negatives=16, limit=None)"
 TERMS = ("ce", "kd", "picd", "nicd")
 
 
@@ -137,6 +137,8 @@ VARIANTS = [
     {"per_class": True, "aggregation_temperature": None},
     {"nicd": 0},
     {"picd": 0},
+    {"limit": None},
+    {"limit": 0.1, "form": "hinge"},
 ]
 
 
@@ -148,8 +150,11 @@ def test_shares_of_in_context_samples_sum_to_the_gradient_of_their_terms(variant
     retrieved = Retrieved.of(bank, spec, images.index, 3)
     logits = 3 * torch.randn(len(images), 10, dtype=torch.double, generator=runtime.generator("logits"))
     teacher = bank.logits[bank.rows(images.index)].double()
-    found = term_gradients(method, logits, images.labels, teacher, {spec: retrieved.samples(bank, logits)})
-    shares = Shares(method, bank, retrieved, logits)
+    samples = logits, images.labels, teacher, {spec: retrieved.samples(bank, logits)}
+    found = term_gradients(method, *samples)
+    scale = limit_scale(method, *samples)
+    assert 0 < scale < 1 if method.limit == 0.1 else 0 < scale <= 1
+    shares = Shares(method, bank, retrieved, logits, scale)
     direction = torch.randn(10, dtype=torch.double, generator=runtime.generator("direction"))
     parts = shares.along(direction)
     expected = sum(found[term] for term in ("picd", "nicd") if term in found) @ direction

@@ -14,7 +14,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from ickd_lib import memory, methods, models, runtime
 from ickd_lib.data import Images
-from ickd_lib.explore.gradients import ROLES, Retrieved, Shares, require_attributable, term_gradients
+from ickd_lib.explore.gradients import ROLES, Retrieved, Shares, limit_scale, require_attributable, term_gradients
 from ickd_lib.memory import MemoryBank
 from ickd_lib.methods import Method
 from ickd_lib.methods.incontext import ICKD
@@ -289,12 +289,14 @@ def _gradients(
     """Return the gradients of the loss terms at some weights, and the shares of in-context samples in these."""
     samples, teacher, shares = {}, None, []
     if bank is not None:
-        teacher = bank.logits[bank.rows(images.index)].to(logits)
         samples = {spec: one.samples(bank, logits) for spec, one in retrieved.items()}
+        if "teacher" in method.needs:
+            teacher = bank.logits[bank.rows(images.index)].to(logits)
         for part in method.modules():
             if isinstance(part, ICKD) and (part.picd or part.nicd) and part.retrieval in retrieved:
-                shares.append(Shares(part, bank, retrieved[part.retrieval], logits))
-    teacher = teacher if "teacher" in method.needs else None
+                given = (part, logits, images.labels, teacher, samples)
+                scale = limit_scale(*given, epoch=epoch, epochs=epochs)
+                shares.append(Shares(part, bank, retrieved[part.retrieval], logits, scale))
     gradients = term_gradients(method, logits, images.labels, teacher, samples, epoch=epoch, epochs=epochs)
     return gradients, tuple(shares)
 
@@ -313,9 +315,7 @@ def _margin_gradient(logits: Tensor, label: int) -> Tensor:
 
 def _method(settings: dict[str, Any], images: Images, bank: MemoryBank | None) -> Method:
     """Create the method of a run from its settings."""
-    config = {key: value for key, value in settings["method"].items() if key not in ("version", "parts")}
-    name = config.pop("name")
-    method = methods.create(name, **({} if "parts" in settings["method"] else config))
+    method = methods.recorded(settings["method"])
     require_attributable(method)
     for part in method.modules():
         if isinstance(part, Method):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
@@ -135,6 +136,20 @@ def term_gradients(
     return found
 
 
+def limit_scale(method: ICKD, *samples: Any, **epochs: int) -> float:
+    """Return the factor by which the limit of a method scales the gradient of NICD, with the samples as one batch.
+
+    Args:
+        method, samples, epochs: the arguments of `term_gradients`.
+    """
+    if not method.nicd or method.limit is None:
+        return 1.0
+    free = copy.copy(method)
+    free.limit = None
+    limited, whole = (term_gradients(one, *samples, **epochs)["nicd"].norm() for one in (method, free))
+    return float(limited / whole) if whole > 0 else 1.0
+
+
 class Shares:
     """The gradient of an in-context method's PICD and NICD terms as a sum over the bank rows that act in them.
 
@@ -150,10 +165,13 @@ class Shares:
         bank: the bank.
         retrieved: the in-context samples of N training samples.
         logits: the student's logits of these, shape [N, C].
+        scale: factor of NICD's gradient; see `limit_scale`.
     """
 
-    def __init__(self, method: ICKD, bank: MemoryBank, retrieved: Retrieved, logits: Tensor) -> None:
-        self.method, self.bank, self.retrieved, self.logits = method, bank, retrieved, logits
+    def __init__(
+        self, method: ICKD, bank: MemoryBank, retrieved: Retrieved, logits: Tensor, scale: float = 1.0
+    ) -> None:
+        self.method, self.bank, self.retrieved, self.logits, self.scale = method, bank, retrieved, logits, scale
         near, _ = retrieved.samples(bank, logits)
         self.weights = losses.aggregation_weights(
             near.similarity, near.mask, temperature=method.aggregation_temperature
@@ -168,7 +186,7 @@ class Shares:
         make up; then the negatives, and in the relational form the positives.
         """
         method, near, far, own = self.method, self.retrieved.near, self.retrieved.far, self.retrieved.own
-        student, weight = F.normalize(self.logits, dim=1), method.nicd
+        student, weight = F.normalize(self.logits, dim=1), method.nicd * self.scale
 
         def cosine(rows: Tensor) -> Tensor:
             return torch.cat(

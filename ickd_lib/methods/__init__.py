@@ -30,7 +30,7 @@ from ickd_lib.methods.base import (
 )
 from ickd_lib.methods.combined import Combined, describe
 from ickd_lib.methods.incontext import ICKD
-from ickd_lib.methods.registry import create, names, parse, register
+from ickd_lib.methods.registry import create, names, parse, recorded, register
 
 __all__ = [
     "ICKD",
@@ -57,6 +57,7 @@ __all__ = [
     "names",
     "online",
     "parse",
+    "recorded",
     "refilled",
     "register",
     "reuse",

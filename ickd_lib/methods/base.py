@@ -6,6 +6,7 @@ import inspect
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from types import MappingProxyType
 from typing import Any, Literal
 
 import torch
@@ -240,6 +241,8 @@ class Method(nn.Module):
             of the whole batch in every process.
         unlabelled: whether the method can be trained with images that have no label (label -1).
         version: number of the definition of the method, which is increased when its loss changes for equal arguments.
+        before: arguments that were added later and whose default changes the loss, with the values that runs have in
+            which they are not recorded.
         config: the name, a version above 1, and every argument, defaults included, which a run folder records.
         paper: authors, year and arXiv number of the source.
         code: the official code ("owner/repository" on GitHub), or another implementation if the authors published none;
@@ -259,6 +262,7 @@ class Method(nn.Module):
     chance: Mapping[str, float] = {}
     separable = False
     unlabelled = False
+    before: Mapping[str, Any] = MappingProxyType({})
     paper = ""
     code = ""
     version = 1

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
+from types import MappingProxyType
 from typing import Any, Literal
 
 import torch
@@ -15,6 +16,7 @@ from ickd_lib.methods.base import Context, Method, Order, Retrieval, Source, Tar
 from ickd_lib.methods.registry import register
 from ickd_lib.runtime import InputError, notice
 from ickd_lib.runtime.arguments import Count, Natural, NotNegative, Positive, Share
+from ickd_lib.runtime.distributed import total
 from ickd_lib.tasks import Samples
 
 Anchor = Literal["teacher", "aggregate"]
@@ -60,6 +62,11 @@ class ICKD(Method):
         which are most of those of an accurate teacher, then count less, so that PICD may need a larger weight.
     dynamic: whether the teacher's rows are written again in training, each with the teacher's output for the view of
         the last visit; see `Retrieval`. With images that are mixed, the rows then contain outputs for mixed images.
+    limit: largest norm of NICD's gradient, as a multiple of that of the other terms together; None for no limit. Both
+        are gradients at the student's logits of a batch (in segmentation at those of all pixels, in detection at those
+        of all proposals). The gradient of a cosine is large where logits are small, as at the start of a training and
+        with few classes; without a limit, NICD then prevents the other terms from being learned. The value of the term
+        is not changed.
 
     In segmentation, KD and PICD act on every pixel, PICD with the aggregate of the pixel's region, and NICD acts on the
     regions. In detection, KD acts on all proposals, and PICD and NICD on those that are matched to an annotated box.
@@ -67,6 +74,7 @@ class ICKD(Method):
     """
 
     separable = True
+    before = MappingProxyType({"limit": None})
     paper = "Zhu, Li & Wang 2025, arXiv 2501.07040"
 
     def __init__(
@@ -97,12 +105,13 @@ class ICKD(Method):
         residual: float = 0.0,
         gate: Share = 0.0,
         dynamic: bool = False,
+        limit: NotNegative | None = 1.0,
     ) -> None:
         super().__init__()
         self.ce, self.kd, self.picd, self.nicd = ce, kd, picd, nicd
         self.temperature, self.kappa = temperature, kappa
         self.aggregation_temperature, self.margin = aggregation_temperature, margin
-        self.average, self.form, self.kappa_teacher = average, form, kappa_teacher
+        self.average, self.form, self.kappa_teacher, self.limit = average, form, kappa_teacher, limit
         self.residual, self.gate = residual, gate
         self.anchor, self.source, self.momentum = anchor, source, momentum
         if not (ce or kd or picd or nicd):
@@ -181,6 +190,8 @@ class ICKD(Method):
         for name, term in (("kd", self._kd), ("picd", self._picd), ("nicd", self._nicd)):
             if weight := getattr(self, name):
                 terms[name] = weight * torch.stack([term(context.student, source) for source in sources]).mean()
+        if self.limit is not None and "nicd" in terms:
+            terms["nicd"] = _limited(terms, "nicd", context, self.limit)
         return terms
 
     def _kd(self, student: Samples, source: TargetSource) -> Tensor:
@@ -258,6 +269,35 @@ class ICKD(Method):
         return losses.aggregate(near.logits, weights, temperature=self.temperature, average=self.average)[0]
 
 
+def _limited(terms: dict[str, Tensor], name: str, context: Context, limit: float) -> Tensor:
+    """Scale the gradient of a loss term so that its norm is at most `limit` times that of the other terms together.
+
+    Args:
+        terms: all terms of the loss.
+        name: the term that is limited.
+        context: the norms are those of the gradients at its student's logits, over all processes. Terms that do not
+            depend on these logits do not count; if there is no other term, nothing is changed.
+        limit: largest ratio of the norms.
+    Returns:
+        The term, with its value unchanged.
+    """
+    term, others = terms[name], [one for key, one in terms.items() if key != name and one.requires_grad]
+    if not term.requires_grad or not others:
+        return term
+    student = context.student
+    logits = (student.pixels or student.whole or student).logits
+    slopes = [
+        torch.autograd.grad(loss, logits, retain_graph=True, allow_unused=True)[0]
+        for loss in (term, torch.stack(others).sum())
+    ]
+    if slopes[0] is None or slopes[1] is None:
+        return term
+    images = len(context.batch.index)  # each process has the mean over its own part
+    own, rest = total(torch.stack([slope.square().sum() for slope in slopes]) * images**2).sqrt()
+    factor = (limit * rest / own.clamp(min=1e-30)).clamp(max=1)
+    return term.detach() + factor * (term - term.detach())
+
+
 def _check_orders(spec: Retrieval) -> None:
     """Raise InputError if the bank cannot provide in-context samples in the requested orders."""
     orders = {spec.order, spec.negatives_order}
@@ -279,6 +319,8 @@ def _check_orders(spec: Retrieval) -> None:
 @register("picd")
 class PICD(ICKD):
     """In-context distillation with the positives alone (PICD), beside cross-entropy; arguments as for `ickd`."""
+
+    before = MappingProxyType({})  # without NICD, the limit has no effect
 
     def __init__(
         self,
@@ -324,6 +366,7 @@ class OnlineICKD(ICKD):
         source: Source = "peers",
         warmup: Share = 0.1,
         momentum: Share = 0.5,
+        limit: NotNegative | None = None,
         **choices: Any,
     ) -> None:
         super().__init__(
@@ -336,6 +379,7 @@ class OnlineICKD(ICKD):
             source=source,
             warmup=warmup,
             momentum=momentum,
+            limit=limit,
             **choices,
         )
 

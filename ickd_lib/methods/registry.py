@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, TypeVar
 
 from ickd_lib import runtime
@@ -67,6 +67,18 @@ def create(name: str, **weights: Any) -> Method:
         if key not in known:
             runtime.choose(key, known, f"argument of method {cls.registered_name!r}")
     return cls(**weights)
+
+
+def recorded(config: Mapping[str, Any]) -> Method:
+    """Create the method of a run from its configuration, which is the `config` of a method.
+
+    Raises:
+        InputError: as for `create`.
+    """
+    if parts := config.get("parts"):
+        return Combined(parts=[recorded(part) for part in parts])
+    cls = _REGISTRY[runtime.choose(config["name"], _REGISTRY, "method")]
+    return create(**{key: value for key, value in {**cls.before, **config}.items() if key != "version"})
 
 
 def _parts(text: str) -> list[str]:

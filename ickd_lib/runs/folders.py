@@ -73,7 +73,7 @@ def diverged(folders: Iterable[str | Path]) -> dict[str, int]:
     """
     found = set()
     for folder in map(Path, folders):
-        for run in runtime.runs(folder) if folder.is_dir() else ():
+        for run in _below(folder):
             files = {file.name for file in run.folder.glob("*.json")}
             if run.folder.parent.name != "teachers" and "diverged.json" in files and "summary.json" not in files:
                 row = _row(run, folder)
@@ -97,12 +97,16 @@ def _sources(path: Path) -> list[Source]:
             found.extend(_in_file(file))
         except (InputError, OSError) as error:
             runtime.notice(f"left out: {error}")
+    runs = _below(path) if found else runtime.runs(path)  # with an error if there is nothing
+    return [(str(run.folder), partial(_read, run)) for run in runs] + found
+
+
+def _below(folder: Path) -> list[runtime.Run]:
+    """Return the runs at or below a folder, which may have none."""
     try:
-        return [(str(run.folder), partial(_read, run)) for run in runtime.runs(path)] + found
+        return runtime.runs(folder)
     except InputError:
-        if not found:
-            raise
-        return found
+        return []
 
 
 def _read(run: runtime.Run) -> dict[str, Any] | None:
@@ -213,14 +217,9 @@ def _described(config: dict[str, Any], otherwise: str) -> str:
     if older:
         return f"{otherwise} (version {min(older)})"
     try:
-        parts = [_made(part) for part in config.get("parts", ())]
-        return methods.describe(methods.Combined(parts=parts) if parts else _made(config))
+        return methods.describe(methods.recorded(config))
     except (InputError, TypeError):
         return otherwise
-
-
-def _made(config: dict[str, Any]) -> methods.Method:
-    return methods.create(config["name"], **{k: v for k, v in config.items() if k not in ("name", "version")})
 
 
 def _version(config: dict[str, Any]) -> int:
