@@ -1,0 +1,163 @@
+"""Is the default of IC-KD ever much worse than labels alone or KD?
+
+    python benchmarks/safe_default.py --data-root DIR --weights FILE [--cells DIR] [--only NAME …] [--seeds 3]
+    python benchmarks/safe_default.py --report
+
+Trains students with the defaults of `ce`, `kd` and `ickd`, and with `ickd(limit=None)`, in settings that differ in
+classes, number and kind of images, and teacher. No weight is chosen for a setting. The limit was chosen on the first
+four settings; the others are held out. Finished runs are not trained again; the results of each setting are added to
+the JSON file.
+
+`--weights` is a checkpoint of a ResNet56 for CIFAR-100, and `--cells` the folder of a detection data set in VOC's
+layout, whose boxes are cut out.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import xml.etree.ElementTree as ET
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+
+from own_images import CLASSES
+from PIL import Image
+
+from ickd_lib import data, runtime, training
+from ickd_lib.data import Splits
+from ickd_lib.training import Recipe
+
+METHODS = ("ce", "kd", "ickd", "ickd(limit=None)")
+OUT = Path(__file__).parent / "results" / "safe_default.json"
+FURNITURE = ("bed", "chair", "couch", "lamp", "table", "wardrobe")
+
+
+@dataclass(frozen=True)
+class Setting:
+    """Images of the student and of its teacher (a ResNet20, or the given checkpoint if it has no epochs)."""
+
+    images: Callable[[], Splits]
+    epochs: int
+    teacher_epochs: int
+    teachers_images: Callable[[], Splits] | None = None
+    held_out: bool = True
+
+
+def few(splits: Splits, count: int) -> Splits:
+    """Return the splits with `count` training images, equally many of each class."""
+    return splits._replace(train=splits.train.few(count, 0))
+
+
+def settings(given: argparse.Namespace) -> dict[str, Setting]:
+    """Return the settings by name."""
+
+    def digits(count: int = 0) -> Splits:
+        return data.load("digits", labels=count)
+
+    def cifar(count: int, *classes: str) -> Splits:
+        return few(data.load("cifar100", given.data_root, classes=classes), count)
+
+    found = {
+        "digits": Setting(lambda: digits(100), 60, 20, digits, False),
+        "ten kinds of photographs": Setting(lambda: cifar(1000, *CLASSES), 30, 30, held_out=False),
+        "beds and couches": Setting(lambda: cifar(300, "bed", "couch"), 40, 40, held_out=False),
+        "CIFAR-100, few images": Setting(lambda: cifar(5000), 20, 0, lambda: cifar(0), False),
+        "digits, weak teacher": Setting(lambda: digits(300), 40, 20, lambda: digits(100)),
+        "furniture, weak teacher": Setting(lambda: cifar(3000, *FURNITURE), 20, 20),
+        "CIFAR-100, more images": Setting(lambda: cifar(20_000), 4, 0, lambda: cifar(0)),
+    }
+    if given.cells:
+        found["blood cells"] = Setting(lambda: few(cells(Path(given.cells), given.runs / "cells"), 600), 15, 8)
+    return found
+
+
+def cells(root: Path, folder: Path) -> Splits:
+    """Write the annotated boxes of a detection data set as images of 32 × 32 pixels in class folders, and load them."""
+    for split in ("train", "test"):
+        for name in (root / "ImageSets" / "Main" / f"{split}.txt").read_text().split():
+            image = Image.open(root / "JPEGImages" / f"{name}.jpg").convert("RGB")
+            for i, one in enumerate(ET.parse(root / "Annotations" / f"{name}.xml").getroot().iter("object")):
+                left, top, right, bottom = (
+                    int(one.findtext(f"bndbox/{key}", "0")) for key in ("xmin", "ymin", "xmax", "ymax")
+                )
+                path = folder / split / one.findtext("name", "") / f"{name}-{i}.png"
+                if left < right and top < bottom and not path.exists():
+                    path.parent.mkdir(parents=True, exist_ok=True)
+                    image.crop((left, top, right, bottom)).resize((32, 32)).save(path)
+    return data.load(f"folder:{folder}")
+
+
+def measure(setting: Setting, given: argparse.Namespace) -> dict[str, Any]:
+    """Train the students of a setting, and return their test accuracies."""
+    splits = setting.images()
+    known = setting.teachers_images() if setting.teachers_images else splits
+    options: dict[str, Any] = {"runs": given.runs, "device": given.device, "precision": given.precision}
+    if setting.teacher_epochs:
+        recipe = Recipe(epochs=setting.teacher_epochs, schedule="onecycle", lr=0.1)
+        teacher = training.pretrain("resnet20", known, recipe=recipe, **options)
+    else:
+        teacher = training.pretrain("resnet56", known, weights=given.weights, **options)
+    histories = training.compare(
+        METHODS,
+        splits,
+        teacher=teacher,
+        seeds=given.seeds,
+        recipe=Recipe(epochs=setting.epochs),
+        evaluate_every=setting.epochs,
+        **options,
+    )
+    return {
+        "held_out": setting.held_out,
+        "classes": len(splits.train.classes),
+        "images": len(splits.train),
+        "test_images": len(splits.test),
+        "epochs": setting.epochs,
+        "teacher": teacher.name,
+        "teacher_accuracy": training.evaluate(teacher, splits.test)["accuracy"],
+        "accuracy": {name: [one.summary["accuracy"] for one in found] for name, found in histories.items()},
+        "environment": runtime.environment(runtime.device(given.device)),
+    }
+
+
+def rows(found: dict[str, Any]) -> list[str]:
+    """Return the lines of the table in docs/methods.md."""
+    names = " | ".join(f"`{name}`" for name in METHODS)
+    lines = [f"| setting | classes | images | teacher, % | {names} | `ickd` to the better |", "|---|" + "---:|" * 8]
+    for name, one in found.items():
+        means = {method: 100 * sum(values) / len(values) for method, values in one["accuracy"].items()}
+        best = max(means["ce"], means["kd"])
+        cells = [f"{means[method]:.1f}" for method in METHODS]
+        shown = f"{means['ickd'] - best:+.1f}".replace("-", "−")
+        held_out = " (held out)" if one["held_out"] else ""
+        lines.append(
+            f"| {name}{held_out} | {one['classes']} | {one['images']:,} | {100 * one['teacher_accuracy']:.1f} | "
+            + " | ".join([*cells, shown])
+            + " |"
+        )
+    return lines
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data-root", help="folder of cifar-100-python")
+    parser.add_argument("--weights", help="checkpoint of a ResNet56 for CIFAR-100")
+    parser.add_argument("--cells", default="", help="folder of a detection data set in VOC's layout")
+    parser.add_argument("--only", nargs="+", help="names of settings")
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--runs", type=Path, default=Path("runs/safe_default"))
+    parser.add_argument("--device", default="auto")
+    parser.add_argument("--precision", default="fp32")
+    parser.add_argument("--out", type=Path, default=OUT)
+    parser.add_argument("--report", action="store_true", help="print the table of the JSON file")
+    given = parser.parse_args()
+    results: dict[str, Any] = json.loads(given.out.read_text()) if given.out.exists() else {}
+    for name, setting in () if given.report else settings(given).items():
+        if not given.only or name in given.only:
+            results[name] = measure(setting, given)
+            runtime.write_json(given.out, results)
+    print("\n".join(rows(results)))
