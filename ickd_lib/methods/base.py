@@ -143,6 +143,9 @@ class Context:
     strong: a second, strongly augmented view of the batch.
     classifiers: the layers that compute the logits of the student and of the teacher (`models.classifier`). The
         student's is trained, the teacher's is frozen; None instead of the teacher's without a teacher.
+    logits: the student's logits of all samples of the own part of the batch (in segmentation those of the pixels), from
+        which all loss terms are computed; None if they are those of `student`.
+    scale: the factor with which the loss of this process is weighted.
     """
 
     batch: Batch
@@ -163,6 +166,8 @@ class Context:
     retrieved: Mapping[Retrieval, InContextPair] = field(default_factory=dict)
     strong: StrongView | None = None
     classifiers: tuple[nn.Module, nn.Module | None] | None = None
+    logits: Tensor | None = None
+    scale: float = 1.0
 
     def sources(self, name: str) -> Sequence[TargetSource]:
         """Return the sources of targets that `name`, a `Source`, stands for.

@@ -285,15 +285,14 @@ def _limited(terms: dict[str, Tensor], name: str, context: Context, limit: float
     if not term.requires_grad or not others:
         return term
     student = context.student
-    logits = (student.pixels or student.whole or student).logits
+    logits = (student.pixels or student.whole or student).logits if context.logits is None else context.logits
     slopes = [
         torch.autograd.grad(loss, logits, retain_graph=True, allow_unused=True)[0]
         for loss in (term, torch.stack(others).sum())
     ]
     if slopes[0] is None or slopes[1] is None:
         return term
-    images = len(context.batch.index)  # each process has the mean over its own part
-    own, rest = total(torch.stack([slope.square().sum() for slope in slopes]) * images**2).sqrt()
+    own, rest = total(torch.stack([(context.scale * slope).square().sum() for slope in slopes])).sqrt()
     factor = (limit * rest / own.clamp(min=1e-30)).clamp(max=1)
     return term.detach() + factor * (term - term.detach())
 

@@ -100,17 +100,18 @@ def step_losses(group: PeerGroup, inputs: StepInputs, shared: Targets | None) ->
     targets = [
         shared or teacher_targets(inputs, [state], own) for state, (own, _) in zip(group.states, outputs, strict=True)
     ]
+    logits = [(own.pixels or own).logits for own, _ in outputs]
     if inputs.whole:
         outputs = [whole_batch(inputs, *output) for output in outputs]
     samples = [one for one, _ in outputs]
     exchanged = group.exchange(samples)
     losses = []
-    for state, (own, supervised), target, (peers, earlier) in zip(
-        group.states, outputs, targets, exchanged, strict=True
+    for state, (own, supervised), local, target, (peers, earlier) in zip(
+        group.states, outputs, logits, targets, exchanged, strict=True
     ):
         learner = state.learner
         runtime.reseed(inputs.rng_device, learner.seed, state.epoch, state.step, "method")
-        context = method_context(state, inputs, own, supervised, target, peers, earlier)
+        context = replace(method_context(state, inputs, own, supervised, target, peers, earlier), logits=local)
         if runtime.world() > 1:  # the passes above have drawn another number of values in each process
             runtime.reseed(inputs.rng_device, learner.seed, state.epoch, state.step, "method")
         terms = learner.method(context)
@@ -167,6 +168,7 @@ def method_context(
         progress=inputs.progress,
         epoch=inputs.epoch,
         epochs=state.recipe.epochs,
+        scale=inputs.scale,
     )
     return context.seen_by(learner.method)
 
