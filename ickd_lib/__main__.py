@@ -367,7 +367,8 @@ def _failed(message: str, status: int) -> int:
     """Print the message of an error, of several processes with the same error in one, and return the exit status."""
     if reports(message):
         process = f"process {rank}: " if (rank := os.environ.get("RANK", "0")) != "0" else ""
-        print(f"{process}{message}", file=sys.stderr)
+        line = "".join(letter if letter.isprintable() else repr(letter)[1:-1] for letter in message)  # names may be odd
+        print(f"{process}{line}", file=sys.stderr)
     return status
 
 

@@ -164,6 +164,7 @@ def test_a_run_serves_as_teacher(run):
         ("train --method ce --bank-images all", "--bank-images needs a method with a memory bank"),
         ("train --method ce --optimizer adm", "unknown optimizer 'adm'; did you mean 'Adam'?"),
         ("diff nowhere elsewhere", "nowhere/config.json does not exist"),
+        ("report no\x1b[31mwhere", r"no\x1b[31mwhere is not a folder"),
     ],
 )
 def test_mistakes_are_one_line(run, line, message):

@@ -61,6 +61,10 @@ def interact(number: int, seed: int, runs: Path) -> dict[str, Any]:
         lambda: RunExplorer(runs),
     ]
     found: dict[str, Any] = {"interactions": 0, "displayed_errors": 0, "raised": []}
+    first = LogitSpaceExplorer({"a": logits}, splits.test, how="umap")
+    for view in (widget for widget in below(first) if isinstance(widget, View)):
+        view._receive(None, {"event": "ready", "dark": False, "fresh": True}, [])  # UMAP compiles once
+    first.close()
     marks = []
     while found["interactions"] < number:
         for make in makers:

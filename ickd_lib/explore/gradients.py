@@ -136,7 +136,7 @@ def term_gradients(
     return found
 
 
-def limit_scale(method: ICKD, *samples: Any, **epochs: int) -> float:
+def limit_scale(method: ICKD, *samples: Any, **epochs: Any) -> float:
     """Return the factor by which the limit of a method scales the gradient of NICD, with the samples as one batch.
 
     Args:
