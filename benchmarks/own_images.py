@@ -30,7 +30,7 @@ CLASSES = (
     "maple_tree",
     "rocket",
 )
-METHODS = ("ce", "kd", "ickd", "ickd(warmup=0.1)", "ickd(nicd=2.0)", "ickd(nicd=0)")
+METHODS = ("ce", "kd", "ickd", "ickd(limit=None)", "ickd(nicd=2.0)", "ickd(nicd=0)")
 
 
 def write(root: str, folder: Path, count: int = 100) -> None:

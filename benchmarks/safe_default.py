@@ -60,7 +60,8 @@ def settings(given: argparse.Namespace) -> dict[str, Setting]:
         return data.load("digits", labels=count)
 
     def cifar(count: int, *classes: str) -> Splits:
-        return few(data.load("cifar100", given.data_root, classes=classes), count)
+        splits = data.load("cifar100", given.data_root, classes=classes)
+        return few(splits, count) if count else splits
 
     found = {
         "digits": Setting(lambda: digits(100), 60, 20, digits, False),
