@@ -75,7 +75,7 @@ def test_nothing_large_is_created_before_a_page_is_open(parts):
     saved = [{"module": one._view_module, **one.get_state(drop_defaults=True)} for one in seen]
     scripts = sum(len(one._esm) + len(getattr(one, "_css", "")) for one in seen if hasattr(one, "_esm"))
     size = len(json.dumps(saved, default=str)) + scripts
-    assert explorer.scatters == [] and size < 60_000, size
+    assert explorer.scatters == [] and size < 70_000, size
     explorer.view._receive(None, {"event": "ready", "dark": False, "fresh": True}, [])
     made_first = list(explorer.scatters)
     explorer.view._receive(None, {"event": "ready", "dark": False, "fresh": False}, [])
