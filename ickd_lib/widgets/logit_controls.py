@@ -73,7 +73,7 @@ class LogitControls:
         self.hovered = View(styled=False)
         # Beside the maps where the page is wide enough. Its size does not follow its content, so that nothing moves
         # while the pointer is on a map.
-        size = {"flex": "0 1 330px", "min_width": "280px", "height": "410px", "overflow": "auto"}
+        size = {"flex": "1 1 280px", "min_width": "280px", "height": "410px", "overflow": "auto"}
         for name, value in size.items():
             setattr(self.hovered.layout, name, value)
 

@@ -24,6 +24,7 @@ from ickd_lib.widgets.logit_controls import PLACES
 from ickd_lib.widgets.logit_selection import Selection
 from ickd_lib.widgets.rerun import resume
 from ickd_lib.widgets.scatter import (
+    HEIGHT,
     ClusterNames,
     Colouring,
     colouring,
@@ -94,6 +95,7 @@ class LogitSpaceExplorer(Selection):
         self._margins: dict[str, tuple[Tensor, Tensor]] = {}
         self._changing = self._has_page = False
 
+        self._width = HEIGHT  # of a map in pixels
         self.page = 0  # of the tiles of the selection
         self._make_controls(self.samples, list(self.logits), how, first)
         super().__init__([], View(self._on_event, waiting="The maps appear as soon as the kernel is idle …"))
@@ -157,6 +159,9 @@ class LogitSpaceExplorer(Selection):
                 self._display_errors()
             elif event == "resize":
                 self._fit()
+                if key not in ("", "0", str(self._width)):
+                    self._width = int(key)
+                    self._write_names()
             elif event == "look":
                 self._display_one(int(key))
             elif event == "page":
@@ -306,7 +311,7 @@ class LogitSpaceExplorer(Selection):
         names, cluster = colours.clusters if self.names.value else (), torch.tensor(colours.cluster_of)[self.labels]
         for control, scatter in zip(self.shows, self.scatters, strict=False):
             points = points_of(self._map(control.value), cluster)
-            write_names(scatter, ClusterNames(points, cluster, names, dark), dark)
+            write_names(scatter, ClusterNames(points, cluster, names, dark, self._width), dark)
 
     def _entry_of(self) -> Tensor:
         """Return the number of each sample's entry in the legend, by the predictions of `judged`, int64, shape [N]."""

@@ -89,9 +89,11 @@ class NeighbourControls:
             readout_format=".3f",
             **STYLE,
         )
+        temperatures = sorted({1.0, 4.0, float(temperature)})
         self.scale = ipw.ToggleButtons(
-            options=[(f"{t:g}", t) for t in sorted({1.0, 4.0, float(temperature)})],
+            options=[(f"{t:g}", t) for t in temperatures],
             value=float(temperature),
+            tooltips=[f"Display the probabilities at temperature {t:g}." for t in temperatures],
             description="temperature",
             tooltip=TERMS["temperature"],
             layout={"width": "max-content", "display": "flex", "flex_flow": "row nowrap", "align_items": "center"},

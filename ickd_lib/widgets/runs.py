@@ -111,7 +111,13 @@ class RunExplorer(Explorer):
             [
                 self.table,
                 ipw.HBox([self.kind, self.number, self.mean, self.again], **wrap),
-                ipw.HBox([ipw.Label("save"), *self.saves.values()], **wrap),
+                ipw.HBox(
+                    [
+                        ipw.Label("save", tooltip="Download the figure or a table of the chosen runs."),
+                        *self.saves.values(),
+                    ],
+                    **wrap,
+                ),
             ],
             View(self._on_view_event),
         )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -21,7 +22,8 @@ GREY = {False: "#d9d9d9", True: "#4d4d4d"}  # colour of classes that are not hig
 SIZES = (4, 7, 10, 13)  # sizes of the points of groups 1 to 10, 11 to 20, …, which have the same ten colours
 RIGHT, WRONG = to_hex(PALETTE[0]), to_hex(PALETTE[1])
 NAMED = 20  # largest number of clusters that are named at first
-FONT, LETTER, LINE = 12, 7, 15  # of the names of clusters: size, width of a letter and height of a line in pixels
+FONT, LETTER, LINE = 12, 7.5, 16  # of the names of clusters: size, width of a letter and height of a line in pixels
+WRAPPED = 16  # longest line of a name, in letters
 
 Entry = tuple[str, str, int]  # name, colour, and size of a group of points
 
@@ -179,27 +181,34 @@ class ClusterNames:
         cluster: number of each point's cluster, shape [N].
         names: names of clusters; those with a higher number have none.
         dark: whether the page has a dark theme.
+        width: width of the map in pixels.
     """
 
-    def __init__(self, points: np.ndarray, cluster: Tensor, names: Sequence[str], dark: bool) -> None:
+    def __init__(
+        self, points: np.ndarray, cluster: Tensor, names: Sequence[str], dark: bool, width: int = HEIGHT
+    ) -> None:
         import pandas as pd
 
         members = [points[(cluster == c).numpy(), :2] for c in range(len(names))]
         order = sorted((c for c in range(len(names)) if len(members[c])), key=lambda c: -len(members[c]))
-        centres = {c: np.median(members[c], 0) for c in order}
-        texts = {c: names[c].replace("_", " ") for c in order}
-        widths = {c: LETTER * sum(1 + (unicodedata.east_asian_width(x) in "WF") for x in texts[c]) for c in order}
-        zooms = []
-        for i, c in enumerate(order):
-            zoom = 0.0  # at zoom 1, the height of the map in pixels is the range from -1 to 1
-            for larger in order[:i]:
-                apart = np.maximum(np.abs(centres[c] - centres[larger]), 1e-9) * HEIGHT / 2
-                zoom = max(zoom, float(((widths[c] + widths[larger]) / 2 / apart[0]).clip(max=LINE / apart[1])))
-            zooms.append(zoom)
+        texts, sizes, centres, zooms = [], [], [], []
+        for c in order:
+            lines = textwrap.wrap(names[c].replace("_", " "), WRAPPED) or [""]
+            letters = max(sum(1 + (unicodedata.east_asian_width(x) in "WF") for x in line) for line in lines)
+            size = np.array([LETTER * letters, LINE * len(lines)]) / (HEIGHT / 2)  # at zoom 1
+            half = size / 2 * max(1.0, HEIGHT / width)  # where all points are displayed
+            low, high = points[:, :2].min(0) + half, points[:, :2].max(0) - half
+            centre = np.where(low < high, np.median(members[c], 0).clip(low, high), (low + high) / 2)  # not cut off
+            zoom = 0.0
+            for larger, of in zip(centres, sizes, strict=True):
+                distance = np.maximum(np.abs(centre - larger), 1e-9)
+                zoom = max(zoom, float(((size + of) / 2 / distance).min()))
+            for one, value in ((texts, "\n".join(lines)), (sizes, size), (centres, centre), (zooms, zoom)):
+                one.append(value)
         font = {"font_face": "sans-serif", "font_style": "normal", "font_weight": "bold", "font_size": FONT}
         always = {"zoom_out": 1e9, "zoom_fade_extent": 1.0, "font_color": BACKGROUND[not dark]}
-        x, y = np.array([centres[c] for c in order]).reshape(-1, 2).T
-        place = {"label": [texts[c] for c in order], "x": x, "y": y, "zoom_in": zooms}
+        x, y = np.array(centres).reshape(-1, 2).T
+        place = {"label": texts, "x": x, "y": y, "zoom_in": zooms}
         self.frame = pd.DataFrame(place).assign(**always, **font)
 
     def get_labels_from_tiles(self, _: Sequence[str]) -> Any:
@@ -212,6 +221,7 @@ def write_names(scatter: Any, names: ClusterNames, dark: bool) -> None:
     from jscatter.label_placement import to_js
 
     scatter.widget.label_scale_function = "constant"
+    scatter.widget.label_tile_size = HEIGHT  # the height at which the zoom is 1
     scatter.widget.label_shadow_color = BACKGROUND[dark]
     scatter.widget.label_placement = names
     scatter.widget.labels = to_js(names.frame)
@@ -221,6 +231,9 @@ def refit(scatter: Any) -> None:
     """Show all points of a scatter plot, whatever its width is now."""
     from jscatter.widget import EVENT_TYPES
 
+    # Another height makes the plot measure the page again; after a change of the theme, names would stay distorted.
+    for height in (HEIGHT + 1, HEIGHT):
+        scatter.widget.height = height
     low, high = scatter.widget.points[:, :2].min(0) - 0.05, scatter.widget.points[:, :2].max(0) + 0.05
     area = {"x": low[0], "width": high[0] - low[0], "y": low[1], "height": high[1] - low[1]}
     area = {name: float(value) for name, value in area.items()}

@@ -56,7 +56,7 @@ class SuspectExplorer(Explorer):
         self.export = ipw.Button(
             description="save as CSV",
             tooltip="CSV of rows, files, labels, suggestions and scores",
-            layout={"width": "auto"},
+            layout={"width": "auto", "align_self": "flex-start"},
         )
         super().__init__([self.export], View(self._on_event))
         self.export.on_click(self._on_export)

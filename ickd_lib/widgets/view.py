@@ -20,7 +20,7 @@ from IPython.display import display
 from matplotlib.figure import Figure
 from PIL import Image
 from torch import Tensor
-from traitlets import Unicode
+from traitlets import Dict, Unicode
 
 from ickd_lib import plots
 from ickd_lib.runtime import InputError
@@ -72,8 +72,9 @@ class View(anywidget.AnyWidget):
 
     Args:
         on_event: called with the name of an event and its key, two texts: after a click, with "ready" when a page
-            displays the view, with "resize" when its width has changed, and with "theme" when the page's theme
-            changes. The attribute `dark` (whether the theme is dark) is updated before the call.
+            displays the view, with "resize" when its width has changed (the key is the width of the maps, if it is
+            known), and with "theme" when the page's theme changes. The attribute `dark` (whether the theme is dark) is
+            updated before the call.
         waiting: text that is displayed until the first call of `show`.
         styled: whether the view brings the style sheet, which the other views of an explorer share.
     """
@@ -82,6 +83,7 @@ class View(anywidget.AnyWidget):
     _esm = "".join((HERE / name).read_text() for name in SCRIPTS)
     _css = (HERE / "view.css").read_text()
     waiting = Unicode("").tag(sync=True)
+    tips = Dict().tag(sync=True)  # explanations of the explorer's controls, by the text of their labels
 
     def __init__(
         self, on_event: Callable[[str, str], None] | None = None, *, waiting: str = "", styled: bool = True
@@ -131,6 +133,19 @@ class Explorer(ipw.VBox):
         self.view = view
         super().__init__([*controls, self.message, view])
         self.add_class("ickd-explorer")
+        self._explain_controls()
+        self.observe(self._explain_controls, "children")
+
+    def _explain_controls(self, _: Any = None) -> None:
+        """Send the tooltips to the page; ipywidgets itself ignores those of some kinds of controls."""
+        left, found = list(self.children), {}
+        while left:
+            one = left.pop()
+            left += getattr(one, "children", ())
+            name = one.value if isinstance(one, ipw.Label) else getattr(one, "description", "")
+            if name and getattr(one, "tooltip", None):
+                found[name] = one.tooltip
+        self.view.tips = found
 
     def close(self) -> None:
         """Remove the explorer from all pages, and release its widgets with the networks and images that they hold."""
