@@ -43,7 +43,7 @@ ORDER = {
 # What extends beyond the explorer or is cut off inside; what scrolls by itself may.
 CUT = """(explorer) => {
     const right = explorer.getBoundingClientRect().right + 1, found = [];
-    const scrolls = (one) => one.closest('.ickd-wide, .ickd-scroll, .ickd-ranking ul, [aria-hidden]');
+    const scrolls = (one) => one.closest('.ickd-wide, .ickd-scroll, .ickd-ranking ul, .ickd-strip, [aria-hidden]');
     for (const one of explorer.querySelectorAll('*')) {
         const box = one.getBoundingClientRect();
         if (!box.width || scrolls(one) || one.closest('svg, datalist, select')) continue;

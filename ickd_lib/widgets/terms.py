@@ -22,6 +22,7 @@ TERMS = {
     # neighbours
     "path": "The queries that led to this one; click one to go back to it.",
     "query": "The sample whose in-context samples and predictions are displayed.",
+    "queries": "The queries of this page, and the nearest positive and negative of each.",
     "its image": "The whole image of the query, in which its region or box is marked.",
     "of class": "Only queries of this class are gone through.",
     "row": "The number of the query in its data set.",
