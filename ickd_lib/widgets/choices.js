@@ -24,13 +24,14 @@ blocks.choices = (block, { send = () => {} }) => {
   const filter = make("input", { type: "search", data: { focus: "filter" }, value: block.filter,
     placeholder: "words that a row must contain" });
   const count = make("span", { className: "ickd-note", aria: { role: "status" } });
-  const heads = columns.map(({ name, tip }, at) => {
+  const heads = columns.map(({ name, tip, number }, at) => {
     const onclick = () => {
       block.sort = [at, block.sort[0] === at && !block.sort[1]];
       arrange();
       report();
     };
-    return make("th", { scope: "col" }, make("button", { type: "button", onclick, title: tip }, name));
+    const className = number ? "ickd-numeric" : "";
+    return make("th", { scope: "col", className }, make("button", { type: "button", onclick, title: tip }, name));
   });
   const body = make("tbody");
   const shown = () => lines.filter(({ row }) => !row.hidden);

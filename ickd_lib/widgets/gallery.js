@@ -190,6 +190,8 @@ function maps({ images, classes, labels, networks, shown, colours, judged, selec
         one.setAttribute("y", -median(members.map((i) => points[i][1])));
         one.textContent = text.replaceAll("_", " ");
         labelled.append(one);
+        const half = one.getBBox().width / 2; // it stays inside the map
+        one.setAttribute("x", Math.min(Math.max(one.getAttribute("x"), half - 0.98), 0.98 - half));
         const box = one.getBBox();
         if ([...labelled.children].slice(0, -1).map((larger) => larger.getBBox()).some(({ x, y, width, height }) =>
           x < box.x + box.width && box.x < x + width && y < box.y + box.height && box.y < y + height)) one.remove();

@@ -150,11 +150,12 @@ class RunExplorer(Explorer):
                 light, dark = map(gallery.data_uri, pictures)
                 figures[kind] = {"light": light, "dark": dark, "alt": f"{kind}: {names}"}
         table, notes = self._table()
-        about = f"The table contains the runs below {self.folder}. Click a heading to sort them. The figure shows " + (
-            "the chosen runs." if self.chosen else f"the first {FEW} methods."
+        table |= {"title": f"runs below {self.folder.resolve().name}", "fixed": True, "filter": ""}
+        about = "The table contains all runs of the folder. Click a heading to sort them. The figure shows the " + (
+            "chosen runs." if self.chosen else f"first {len(self.drawn())} methods."
         )
-        content = {"kind": "runs", "table": table | {"fixed": True, "filter": ""}, "notes": notes, "figures": figures}
-        gallery.write(path, f"Runs below {self.folder.name}", about, content)
+        content = {"kind": "runs", "table": table, "notes": notes, "figures": figures}
+        gallery.write(path, f"Training runs of the folder {self.folder.resolve().name}", about, content)
 
     def figures(self) -> list[Figure]:
         return self._figures(self.kind.value)

@@ -51,7 +51,7 @@ TERMS = {
     "map": "How the logits are mapped to two dimensions.",
     "map of": "The network whose logits this map shows.",
     "colour": "What the colours of the points stand for.",
-    "names": "Write the name of each class at the median of its points; zoom in to see more of them.",
+    "names": "Write the name of each class at the median of its points, unless it would overlap another name.",
     "select class": "Select all samples of this class.",
     "select rows": "Select samples by their rows, such as 3 7 10-20.",
     "selected": "The selected samples with their class, the prediction, ✓ or ✗, and its probability.",
