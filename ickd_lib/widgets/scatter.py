@@ -191,7 +191,10 @@ class ClusterNames:
 
         members = [points[(cluster == c).numpy(), :2] for c in range(len(names))]
         order = sorted((c for c in range(len(names)) if len(members[c])), key=lambda c: -len(members[c]))
-        texts, sizes, centres, zooms = [], [], [], []
+        texts: list[str] = []
+        zooms: list[float] = []
+        sizes: list[np.ndarray] = []
+        centres: list[np.ndarray] = []
         for c in order:
             lines = textwrap.wrap(names[c].replace("_", " "), WRAPPED) or [""]
             letters = max(sum(1 + (unicodedata.east_asian_width(x) in "WF") for x in line) for line in lines)
@@ -203,8 +206,10 @@ class ClusterNames:
             for larger, of in zip(centres, sizes, strict=True):
                 distance = np.maximum(np.abs(centre - larger), 1e-9)
                 zoom = max(zoom, float(((size + of) / 2 / distance).min()))
-            for one, value in ((texts, "\n".join(lines)), (sizes, size), (centres, centre), (zooms, zoom)):
-                one.append(value)
+            texts.append("\n".join(lines))
+            sizes.append(size)
+            centres.append(centre)
+            zooms.append(zoom)
         font = {"font_face": "sans-serif", "font_style": "normal", "font_weight": "bold", "font_size": FONT}
         always = {"zoom_out": 1e9, "zoom_fade_extent": 1.0, "font_color": BACKGROUND[not dark]}
         x, y = np.array(centres).reshape(-1, 2).T
