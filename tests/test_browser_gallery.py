@@ -10,26 +10,33 @@ import pytest
 import torch
 from accessibility import serious_findings
 from test_browser import ROOT, browser, expect, pytestmark  # noqa: F401  the fixture and the mark
+from test_browser_explorers import CUT, UNEXPLAINED
+from test_runs import make_run
 
 from ickd_lib import models, runtime
 from ickd_lib.explore import suspect_labels
 from ickd_lib.memory import MemoryBank
-from ickd_lib.widgets import LogitSpaceExplorer, NeighbourExplorer, SuspectExplorer
+from ickd_lib.widgets import LogitSpaceExplorer, NeighbourExplorer, RunExplorer, SuspectExplorer
 
 NAMES = tuple(f"<b>{c}</b></script><script>alert({c})</script>" if c % 2 else f'"{c}" & {c}' for c in range(10))
 
 
 @pytest.fixture(scope="module")
-def explorers(digits, teacher, bank):
-    """The three explorers, with class names that must be escaped."""
+def explorers(digits, teacher, bank, tmp_path_factory):
+    """The explorers that can be saved, with class names that must be escaped."""
     train, test = (replace(images, classes=NAMES) for images in (digits.train, digits.test))
     renamed = MemoryBank(bank.features, bank.logits, bank.labels, bank.index, NAMES)
     with runtime.seeded(0):
         student = models.create("resnet8", **digits.train.spec).eval()
+    runs = tmp_path_factory.mktemp("runs")
+    for seed in (0, 1):
+        make_run(runs / f"ce-{seed}", seed=seed)
+    make_run(runs / "kd-0", "kd")
     return {
         "neighbours": NeighbourExplorer(renamed, train, queries=test, teacher=teacher, student=student),
         "maps": LogitSpaceExplorer({"teacher": teacher, "student": student}, test, how="pca"),
         "suspects": SuspectExplorer(renamed, train),
+        "runs": RunExplorer(runs),
     }
 
 
@@ -153,7 +160,65 @@ def test_maps_by_mouse_and_keyboard(opened, explorers):
     expect(page.get_by_text(re.compile(rf"^{number} selected: class .*, predicted as "))).to_be_visible()
 
 
-@pytest.mark.parametrize("name", ["neighbours", "maps", "suspects"])
+def test_runs_are_sorted_filtered_and_drawn_in_the_theme_of_the_page(opened):
+    page = opened("runs", color_scheme="dark")
+    rows, picture = page.locator("tbody tr:visible"), page.locator("img.ickd-picture")
+    expect(rows).to_have_count(3)
+    expect(page.locator("input[type=checkbox]")).to_have_count(0)  # nothing is chosen without a kernel
+    page.get_by_role("button", name="last, %").click()
+    expect(rows.first).to_contain_text("90.0")
+    page.get_by_label("filter").fill("kd")
+    expect(rows).to_have_count(1)
+    dark = picture.get_attribute("src")
+    page.emulate_media(color_scheme="light")
+    expect(picture).not_to_have_attribute("src", dark)
+    page.get_by_label("show").select_option("final metrics")
+    expect(picture).to_have_attribute("alt", re.compile("^final metrics: ce, kd"))
+    assert picture.evaluate("(one) => one.naturalWidth") > 300
+
+
+ORDER = {  # of docs/notebooks.md
+    "neighbours": ["previous query", "next query", "filter", "query", "positive 1", "negative 1"],
+    "suspects": ["previous suspect", "next suspect", "filter"],
+    "maps": [
+        *("colour", "names", "predictions of", "teacher right, student wrong", "student right, teacher wrong"),
+        *("clear selection", "map of teacher", "map of student"),
+    ],
+    "runs": ["filter", "runs below", "run", "last, %", "show"],
+}
+
+
+@pytest.mark.parametrize("name", ORDER)
+def test_tab_follows_the_documented_order_and_every_term_is_explained(opened, name):
+    page, reached = opened(name), []
+    for _ in range(90):
+        page.keyboard.press("Tab")
+        reached.append(
+            page.evaluate(
+                """() => {
+                    const one = document.activeElement;
+                    const label = one.labels?.[0]?.querySelector('span')?.textContent;
+                    const text = one.getAttribute('aria-label') ?? label ?? one.innerText;
+                    return text.trim().split(':')[0].replace(/^runs below.*/, 'runs below').split('\\n')[0].trim();
+                }"""
+            )
+        )
+    found = [one for one in dict.fromkeys(reached) if one in ORDER[name]]
+    plain = [one for one in ORDER[name] if one in found]
+    assert found == plain and len(plain) >= len(ORDER[name]) - (name == "neighbours")
+    assert [text for text, tip in page.locator("#gallery").evaluate(UNEXPLAINED) if not tip] == []
+
+
+@pytest.mark.parametrize("name", ORDER)
+@pytest.mark.parametrize(("width", "scale"), [(1024, 1), (960, 1.5)])
+def test_nothing_is_cut_on_narrow_and_enlarged_pages(opened, name, width, scale):
+    page = opened(name, device_scale_factor=scale)
+    page.set_viewport_size({"width": width, "height": 600})
+    assert page.evaluate("document.documentElement.scrollWidth") <= width
+    assert page.locator("#gallery").evaluate(CUT) == []
+
+
+@pytest.mark.parametrize("name", ["neighbours", "maps", "suspects", "runs"])
 @pytest.mark.parametrize("theme", ["light", "dark"])
 def test_a_gallery_is_accessible(opened, name, theme):
     page = opened(name, color_scheme=theme)

@@ -75,7 +75,7 @@ def test_nothing_large_is_created_before_a_page_is_open(parts):
     saved = [{"module": one._view_module, **one.get_state(drop_defaults=True)} for one in seen]
     scripts = sum(len(one._esm) + len(getattr(one, "_css", "")) for one in seen if hasattr(one, "_esm"))
     size = len(json.dumps(saved, default=str)) + scripts
-    assert explorer.scatters == [] and size < 60_000, size
+    assert explorer.scatters == [] and size < 70_000, size
     explorer.view._receive(None, {"event": "ready", "dark": False, "fresh": True}, [])
     made_first = list(explorer.scatters)
     explorer.view._receive(None, {"event": "ready", "dark": False, "fresh": False}, [])
@@ -271,6 +271,56 @@ def test_an_entry_of_the_legend_selects(parts):
         explorer.colour.value = by
         explorer.view._receive(None, {"event": "legend", "key": "1"}, [])
         assert explorer.error == "" and explorer.members.tolist() == holds(1).nonzero().squeeze(1).tolist()
+        pressed = [item["pressed"] for item in blocks(explorer.view, "legend")[0]["items"]]
+        assert pressed == [at == 1 for at in range(len(pressed))]
+    explorer.view._receive(None, {"event": "legend", "key": "1"}, [])
+    assert not len(explorer.members)
+
+
+def written(explorer, panel=0):
+    """The names on a map: text, place and least zoom."""
+    frame = explorer.scatters[panel].widget.labels
+    return {row.label: (np.array([row.x, row.y]), row.zoomIn) for row in frame.itertuples()}
+
+
+@pytest.mark.parametrize("wide", [380, 209])
+def test_names_of_clusters_stand_at_their_medians_and_do_not_overlap(wide):
+    images, logits = made(count=600, classes=10)
+    explorer = opened(images, logits)
+    explorer.view._receive(None, {"event": "resize", "key": str(wide)}, [])
+    names = written(explorer)
+    points = explorer.scatters[0].widget.points
+    low, high = points[:, :2].min(0), points[:, :2].max(0)
+    half = {name: np.array([7.5 * len(name), 16]) / 380 for name in names}  # in units of the map at zoom 1
+    assert len(names) == 10
+    for c in range(10):
+        (centre, zoom), own = names[f"class {c}"], half[f"class {c}"]
+        scaled = own * max(1, 380 / wide)
+        inside = np.median(points[(images.labels == c).numpy(), :2], 0).clip(low + scaled, high - scaled)
+        np.testing.assert_allclose(centre, inside, atol=1e-5)
+        for other, (place, least) in names.items():
+            if other != f"class {c}":
+                apart = np.abs(centre - place) * max(zoom, least)  # at the zoom from which on both are displayed
+                assert (apart >= (own + half[other]) * 0.999).any()
+    explorer.names.value = False
+    assert written(explorer) == {} and explorer.error == ""
+
+
+@pytest.mark.parametrize(("classes", "upper", "expected"), [(30, 0, 10), (60, 12, 12), (60, 25, 0)])
+def test_too_many_names_are_written_only_if_they_are_asked_for(classes, upper, expected):
+    explorer = opened(*made(count=600, classes=classes, upper=upper))
+    assert len(written(explorer)) == expected and explorer.names.value == bool(expected)
+    explorer.names.value = True
+    assert len(written(explorer)) == (expected or upper)
+    explorer.colour.value = "selected classes"
+    explorer.select([0, 1, 2])
+    assert set(written(explorer)) == {"class 0", "class 1", "class 2"}
+
+
+def test_names_may_have_any_letters():
+    points, cluster = np.array([[0.0, 0.0], [0.5, 0.5], [0.5, 0.4]], np.float32), torch.tensor([0, 1, 3])
+    frame = scatter.ClusterNames(points, cluster, ["猫", "large_man-made_things", "empty"], dark=True).frame
+    assert list(frame["label"]) == ["猫", "large man-made\nthings"]
 
 
 def test_maps_are_refitted_when_the_page_is_resized(parts, monkeypatch):

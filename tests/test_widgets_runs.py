@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import base64
 import csv
 import gc
 import html
 import io
 import json
+import re
 import tracemalloc
 
 import matplotlib.pyplot as plt
@@ -352,3 +354,22 @@ def test_a_null_hides_no_run_and_a_failed_reload_keeps_the_rows(folder):
     assert "are damaged" in explorer.error and explorer.rows is kept
     choose(explorer, "a-ce-1")
     assert explorer.error == ""
+
+
+def test_a_gallery_contains_the_table_and_each_figure(explorer, tmp_path, monkeypatch):
+    choose(explorer, "a-ce-0", "b-kd-0", filter="0")
+    monkeypatch.setattr(View, "send", lambda *_: pytest.fail("nothing may be sent to the page"))
+    explorer.save(tmp_path / "runs.html")
+    text = (tmp_path / "runs.html").read_text()
+    content = json.loads(re.search(r'type="application/json">(.*?)</script>', text, re.DOTALL)[1])
+    assert [row["key"] for row in content["table"]["rows"]] == list(explorer.rows)
+    assert content["table"]["fixed"] and content["table"]["filter"] == ""
+    assert list(content["figures"]) == ["curves", "loss terms", "final metrics"]
+    for kind, figure in content["figures"].items():
+        assert figure["alt"] == f"{kind}: ce, kd"
+        light, dark = (
+            np.asarray(Image.open(io.BytesIO(base64.b64decode(figure[theme].partition(",")[2]))).convert("L")).mean()
+            for theme in ("light", "dark")
+        )
+        assert dark < 60 < 200 < light
+    assert explorer.kind.value == "curves" and explorer.error == ""

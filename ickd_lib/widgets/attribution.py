@@ -21,6 +21,7 @@ from ickd_lib.runtime import InputError
 from ickd_lib.widgets import neighbour_blocks as blocks
 from ickd_lib.widgets.neighbour_controls import NARROW, STYLE
 from ickd_lib.widgets.search import SearchBox
+from ickd_lib.widgets.terms import TERMS, tips
 from ickd_lib.widgets.view import Block, Explorer, View, strip
 
 SHOWN = 16  # training samples for a class and against it
@@ -79,16 +80,29 @@ class AttributionExplorer(Explorer):
         width = {"layout": {"width": "200px"}}
         self.search = SearchBox(samples, ["student"])
         self.number = ipw.BoundedIntText(
-            int(keys[0]), least, most, description="row", layout={"width": "140px"}, **STYLE
+            int(keys[0]),
+            least,
+            most,
+            description="row",
+            tooltip=TERMS["row"],
+            layout={"width": "140px"},
+            **STYLE,
         )
-        self.of_class = ipw.Dropdown(options=[("all", -1), *classes], description="class", **width, **STYLE)
+        self.of_class = ipw.Dropdown(
+            options=[("all", -1), *classes], description="class", tooltip=TERMS["of class"], **width, **STYLE
+        )
         self.back, self.following, self.random, self.mistake = (
-            ipw.Button(description=text, **NARROW) for text in ("back", "next", "random", "next mistake")
+            ipw.Button(description=text, tooltip=TERMS[text], **NARROW)
+            for text in ("back", "next", "random", "next mistake")
         )
-        self.explained = ipw.Dropdown(options=[("predicted", -1), *classes], description="explain", **width, **STYLE)
+        options = [("predicted", -1), *classes]
+        self.explained = ipw.Dropdown(
+            options=options, description="explain", tooltip=TERMS["explain"], **width, **STYLE
+        )
         self.roles = ipw.Checkbox(
             False,
             description="rank with what samples did as in-context samples of others",
+            tooltip=TERMS["roles"],
             disabled=self.attributor.bank is None or not self.attributor.method.retrievals,
             indent=False,
             layout={"width": "max-content"},
@@ -247,6 +261,7 @@ class AttributionExplorer(Explorer):
             "kind": "tiles",
             "tone": tone,
             "title": title,
+            "tip": TERMS["as in-context samples" if title.startswith("as ") else title.partition(" ")[0]],
             "shape": shape,
             "tiles": made,
             "event": "open",
@@ -256,7 +271,7 @@ class AttributionExplorer(Explorer):
     def _terms(self) -> Block:
         """Return the table of what each loss term contributed, and what each role in the in-context terms did."""
         found = self.found
-        columns = ["", "for", "against", "sum", "samples above 0"]
+        columns = ["term", "for", "against", "sum", "samples above 0"]
         rows = [_row(name.upper(), one) for name, one in {**found.terms, "all terms": found.total}.items()]
         names = {
             "own": "of which: anchor of NICD",
@@ -266,15 +281,8 @@ class AttributionExplorer(Explorer):
         rows += [_row(names[role], found.roles[role]) for role in names if role in found.roles]
         method, name = methods.describe(self.attributor.method), self.sets["train"].classes[found.label]
         title = f"contributions to the margin of {name}, {found.margin:+.2f}, by term of {method}"
-        tips = {
-            "for": "sum of the positive contributions, in units of the margin log p / (1 - p)",
-            "against": "sum of the negative contributions",
-            "ALL TERMS": "each training sample's own loss, all terms together",
-            names["own"]: "the teacher's output for the sample itself, towards which NICD pulls",
-            names["positive"]: "retrieved samples of the class, which form the aggregate of PICD",
-            names["negative"]: "retrieved samples of other classes, by their share of NICD's denominator",
-        }
-        return {"kind": "table", "title": title, "columns": columns, "rows": rows, "tips": tips}
+        sentences = {"tip": TERMS["contributions"], "tips": tips([*columns, *(row[0] for row in rows)])}
+        return {"kind": "table", "title": title, "columns": columns, "rows": rows, **sentences}
 
     def figures(self) -> list[Figure]:
         """Return the query, the samples for its class and against it, and the in-context samples."""

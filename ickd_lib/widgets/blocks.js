@@ -17,14 +17,16 @@ const button = (event, key, properties, ...children) =>
   make("button", { type: "button", data: { event, key }, ...properties }, ...children);
 const swatch = (colour) => colour && make("span", { className: "ickd-swatch", style: { background: colour } });
 const TONES = { "✓": "ickd-right", "✗": "ickd-wrong" };
-const heading = (text) => text && make("div", { className: "ickd-title" }, text);
+
+// A text whose meaning is displayed while the pointer is on it.
+const explained = (tip, className = "") => (tip ? { title: tip, className: `${className} ickd-tip` } : { className });
+const heading = (text, tip) => text && make("div", { className: "ickd-title" }, make("span", explained(tip), text));
+const caption = (text, tip) => make("caption", {}, make("span", explained(tip), text));
 
 // A name that may be broken after each underscore, so that none is cut off.
 const breakable = (text) => text.split(/(?<=_)/).flatMap((part, i) => (i ? [make("wbr"), part] : [part]));
 
-// A heading whose meaning is displayed while the pointer is on it.
-const head = (name, scope, tips = {}) =>
-  make("th", name in tips ? { scope, title: tips[name], className: "ickd-tip" } : { scope }, name);
+const head = (name, scope, tips = {}) => make("th", { scope, ...explained(tips[name]) }, name);
 
 // Hides all but the first row of tiles until they are opened. What is open is kept for the next message.
 function fold(grid, name, opened) {
@@ -74,14 +76,14 @@ const blocks = {
   text: ({ text, tone = "note" }) =>
     make("div", { className: `ickd-text ickd-${tone}`, aria: { role: tone === "error" ? "alert" : "status" } }, text),
 
-  crumbs: ({ title, items }) =>
-    make("nav", { className: "ickd-crumbs", aria: { label: title } }, heading(title),
+  crumbs: ({ title, tip, items }) =>
+    make("nav", { className: "ickd-crumbs", aria: { label: title } }, heading(title, tip),
       make("ol", {}, ...items.map(({ text, key }, i) => make("li", {},
         i === items.length - 1
           ? make("span", { aria: { current: "page" } }, text)
           : button("crumb", key, {}, text))))),
 
-  tiles: ({ title, tone = "plain", shape, start = 0, tiles, event, folded, pages }, { bytes, opened }) => {
+  tiles: ({ title, tip, tone = "plain", shape, start = 0, tiles, event, folded, pages }, { bytes, opened }) => {
     const grid = make("div", { className: "ickd-grid" }, ...tiles.map(({ at, key, colour, lines, label, plain }) => {
       const [name, ...others] = lines;
       const inside = [
@@ -96,7 +98,7 @@ const blocks = {
     const turn = (by, text) => button("page", pages[0] + by, { className: "ickd-toggle", disabled:
       pages[0] + by < 0 || pages[0] + by >= pages[1] }, text);
     return make("section", { className: `ickd-tiles ickd-${tone}`, aria: { label: title } },
-      make("div", { className: "ickd-line" }, heading(title), folded && fold(grid, folded, opened),
+      make("div", { className: "ickd-line" }, heading(title, tip), folded && fold(grid, folded, opened),
         pages && pages[1] > 1 && make("span", {}, turn(-1, "◂ previous"), ` page ${pages[0] + 1} of ${pages[1]} `,
           turn(1, "next ▸"))),
       grid);
@@ -104,17 +106,17 @@ const blocks = {
 
   verdicts: ({ title, items }) =>
     make("ul", { className: "ickd-verdicts", aria: { label: title } },
-      ...items.map(({ who, name, colour, number, right }) => {
+      ...items.map(({ who, tip, name, colour, number, right }) => {
         const mark = right === null ? "" : right ? "✓" : "✗";
         return make("li", { className: TONES[mark] ?? "", title: `${who} predicts ${name} with probability ${number}` },
-          make("span", { className: "ickd-who" }, who), swatch(colour),
+          make("span", explained(tip, "ickd-who"), who), swatch(colour),
           make("b", {}, mark && `${mark} `, ...breakable(name)), make("span", { className: "ickd-number" }, number));
       })),
 
-  bars: ({ title, columns, rows }) => {
+  bars: ({ title, tip, tips, columns, rows }) => {
     const most = Math.max(1e-9, ...rows.flatMap((row) => row.values));
-    return make("table", { className: "ickd-bars" }, make("caption", {}, title),
-      make("thead", {}, make("tr", {}, ...["class", ...columns].map((name) => make("th", { scope: "col" }, name)))),
+    return make("table", { className: "ickd-bars" }, caption(title, tip),
+      make("thead", {}, make("tr", {}, ...["class", ...columns].map((name) => head(name, "col", tips)))),
       make("tbody", {}, ...rows.map(({ name, colour, marked, values }) =>
         make("tr", { className: marked ? "ickd-marked" : "" },
           make("th", { scope: "row" }, swatch(colour), ...breakable(name), marked ? " ✓" : ""),
@@ -123,13 +125,13 @@ const blocks = {
             make("span", { className: "ickd-number" }, value.toFixed(3))))))));
   },
 
-  table: ({ title, columns, rows, tips }) =>
-    make("table", { className: "ickd-table" }, make("caption", {}, title),
+  table: ({ title, tip, columns, rows, tips }) =>
+    make("table", { className: "ickd-table" }, caption(title, tip),
       make("thead", {}, make("tr", {}, ...columns.map((name) => head(name, "col", tips)))),
       make("tbody", {}, ...rows.map(([name, ...cells]) =>
         make("tr", {}, head(name, "row", tips), ...cells.map((cell) => make("td", {}, cell)))))),
 
-  matrix: ({ title, classes, counts }) => {
+  matrix: ({ title, tip, classes, counts }) => {
     const total = (row) => Math.max(1, row.reduce((sum, count) => sum + count, 0));
     const cell = (count, i, j) => {
       const label = `${count} of class ${classes[i]} predicted as ${classes[j]}`;
@@ -137,7 +139,7 @@ const blocks = {
       const className = `ickd-cell ${i === j ? "ickd-hit" : "ickd-miss"}`;
       return make("td", {}, count ? button("cell", `${i},${j}`, { className, title: label, aria: { label }, style }, count) : "");
     };
-    return make("div", { className: "ickd-wide" }, make("table", { className: "ickd-matrix" }, make("caption", {}, title),
+    return make("div", { className: "ickd-wide" }, make("table", { className: "ickd-matrix" }, caption(title, tip),
       make("thead", {}, make("tr", {}, make("td"),
         ...classes.map((name) => make("th", { scope: "col" }, make("span", {}, name))))),
       make("tbody", {}, ...counts.map((row, i) =>
@@ -149,8 +151,8 @@ const blocks = {
       ...items.map(({ key, name, colour, tip, pressed }) => button("legend", key, { title: tip ?? "",
         ...(pressed === undefined ? {} : { aria: { pressed } }) }, swatch(colour), ...breakable(name)))),
 
-  ranking: ({ title, event, items }) =>
-    make("section", { className: "ickd-ranking", aria: { label: title } }, heading(title),
+  ranking: ({ title, tip, event, items }) =>
+    make("section", { className: "ickd-ranking", aria: { label: title } }, heading(title, tip),
       make("ul", {}, ...items.map(({ key, name, colour, number, share }) =>
         make("li", {}, button(event, key, { style: { "--share": share }, title: `select: ${name}` },
           make("span", {}, swatch(colour), ...breakable(name)), make("span", { className: "ickd-number" }, number)))))),

@@ -1,13 +1,14 @@
 // A table of rows to choose from. The chosen rows, the filter and the order are stored in the block. They are sent to
 // Python shortly after the last interaction, so that several quick clicks cause only one redrawing.
-blocks.choices = (block, { send }) => {
-  const { title, columns, rows } = block;
+blocks.choices = (block, { send = () => {} }) => {
+  const { title, columns, rows, fixed } = block;
   const chosen = (block.marked ??= new Set(block.chosen)); // shared by all views of the table
   let timer;
   const report = () => {
     clearTimeout(timer);
     timer = setTimeout(() => {
-      const key = JSON.stringify({ chosen: [...chosen], filter: block.filter, sort: block.sort });
+      const counted = shown().filter(({ key }) => chosen.has(key)).map(({ key }) => key);
+      const key = JSON.stringify({ chosen: counted, filter: block.filter, sort: block.sort });
       send({ event: "choices", key });
     }, 250);
   };
@@ -15,7 +16,7 @@ blocks.choices = (block, { send }) => {
     const box = make("input", { type: "checkbox", data: { focus: key }, checked: chosen.has(key), tabIndex: -1,
       aria: { label: `choose ${key}` } });
     const [first, ...others] = cells;
-    const row = make("tr", {}, make("td", {}, box), make("th", { scope: "row" }, first),
+    const row = make("tr", {}, !fixed && make("td", {}, box), make("th", { scope: "row" }, first),
       ...others.map((cell, i) => make("td", { className: columns[i + 1].number ? "ickd-numeric" : "" }, cell)));
     return { key, cells, box, row, text: cells.join(" ").toLowerCase() };
   });
@@ -23,13 +24,14 @@ blocks.choices = (block, { send }) => {
   const filter = make("input", { type: "search", data: { focus: "filter" }, value: block.filter,
     placeholder: "words that a row must contain" });
   const count = make("span", { className: "ickd-note", aria: { role: "status" } });
-  const heads = columns.map(({ name }, at) => {
+  const heads = columns.map(({ name, tip, number }, at) => {
     const onclick = () => {
       block.sort = [at, block.sort[0] === at && !block.sort[1]];
       arrange();
       report();
     };
-    return make("th", { scope: "col" }, make("button", { type: "button", onclick }, name));
+    const className = number ? "ickd-numeric" : "";
+    return make("th", { scope: "col", className }, make("button", { type: "button", onclick, title: tip }, name));
   });
   const body = make("tbody");
   const shown = () => lines.filter(({ row }) => !row.hidden);
@@ -38,8 +40,8 @@ blocks.choices = (block, { send }) => {
     for (const { row, box } of lines) row.classList.toggle("ickd-chosen", box.checked);
     all.checked = here > 0 && here === some.length;
     all.indeterminate = here > 0 && here < some.length;
-    count.textContent = `${chosen.size} chosen` + (here < chosen.size ? ` (${chosen.size - here} not shown)` : "") +
-      `, ${some.length} of ${rows.length} shown`;
+    const left = here < chosen.size ? ` (${chosen.size - here} more are hidden by the filter and do not count)` : "";
+    count.textContent = `${fixed ? "" : `${here} chosen${left}, `}${some.length} of ${rows.length} shown`;
   };
   // Only one box can be reached with Tab; the arrow keys move between boxes.
   const reach = (line) => lines.forEach((one) => (one.box.tabIndex = one === line ? 0 : -1));
@@ -78,6 +80,7 @@ blocks.choices = (block, { send }) => {
     report();
   };
   body.onclick = ({ target }) => {
+    if (fixed) return;
     const line = lines.find(({ row }) => row.contains(target));
     if (!line) return;
     tick(line, target === line.box ? line.box.checked : !line.box.checked);
@@ -96,9 +99,11 @@ blocks.choices = (block, { send }) => {
   };
   const properties = { className: "ickd-choices", data: { lmSuppressShortcuts: "true" }, aria: { label: title } };
   const root = make("section", properties,
-    make("div", { className: "ickd-row" }, make("label", {}, "filter ", filter), count),
-    make("div", { className: "ickd-scroll" }, make("table", {},
-      make("thead", {}, make("tr", {}, make("th", {}, all), ...heads)), body)));
+    make("div", { className: "ickd-row" }, make("label", {}, make("span", explained(block.tip), "filter"), " ", filter), count),
+    make("div", fixed
+      ? { className: "ickd-scroll ickd-fixed", tabIndex: 0, aria: { role: "group", label: title } }
+      : { className: "ickd-scroll" }, make("table", {},
+      make("thead", {}, make("tr", {}, !fixed && make("th", {}, all), ...heads)), body)));
   sift();
   arrange();
   return root;

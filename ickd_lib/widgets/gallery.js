@@ -31,11 +31,11 @@ const sheets = await Promise.all(content.sheets.map(async (sheet) => ({ ...sheet
 // Draws a block whose tiles refer to the sheets.
 function put(block) {
   if (block.blocks) return make("div", { className: `ickd-${block.kind}` }, ...block.blocks.map(put));
-  const { bytes, shape } = sheets[block.sheet ?? 0];
+  const { bytes, shape } = sheets[block.sheet ?? 0] ?? {};
   return draw({ ...block, shape }, { bytes, opened });
 }
 
-const control = (name, element) => make("label", {}, `${name} `, element);
+const control = (name, element, tip) => make("label", {}, make("span", explained(tip), name), " ", element);
 const choice = (names, value, onchange) => {
   const options = names.map((name) => make("option", { value: name, selected: name === value }, name));
   const select = make("select", {}, ...options);
@@ -80,7 +80,7 @@ function list({ listing, pages, of }) {
   };
   root.replaceChildren(
     make("div", { className: "ickd-bar-of-controls" }, step(-1, `previous ${of}`), step(1, `next ${of}`),
-      control("filter", filter), found,
+      control("filter", filter, "Only entries that contain all of these words are shown."), found,
       make("span", { className: "ickd-note" }, key("←"), " ", key("→"), ` previous and next ${of}; `,
         key("Tab"), " ", key("Enter"), " open an image; the browser goes back")),
     entries, head, main);
@@ -98,9 +98,10 @@ function list({ listing, pages, of }) {
 }
 
 // Linked maps of the same samples. The arrow keys move from point to point, and Enter selects one.
-function maps({ images, classes, labels, networks, shown, colours, judged, selected, sample }) {
+function maps({ images, classes, labels, networks, shown, colours, judged, selected, sample, terms }) {
   const names = Object.keys(networks), n = labels.length, MOST = 24;
-  const state = { by: Object.keys(colours)[0], judged, members: new Set(selected), title: "selected", here: -1 };
+  const state = { by: Object.keys(colours)[0], judged, members: new Set(selected), title: "selected", here: -1,
+    named: Object.values(colours)[0].entries.length <= 20 };
   const right = (name, i) => networks[name].predicted[i] === labels[i];
   const SVG = "http://www.w3.org/2000/svg";
   const legend = make("div"), below = make("div");
@@ -120,9 +121,9 @@ function maps({ images, classes, labels, networks, shown, colours, judged, selec
       key("Enter"), " selects its class."));
     const rows = names.map((name) => [name, `${right(name, i) ? "✓" : "✗"} ${classes[networks[name].predicted[i]]}`,
       networks[name].confidence[i].toFixed(3)]);
-    const one = { kind: "tiles", tone: "query", title: sample, sheet: images.sheet, tiles: [tile(i)] };
+    const one = { kind: "tiles", tone: "query", title: sample, tip: terms.sample, sheet: images.sheet, tiles: [tile(i)] };
     const table = { kind: "table", title: `class ${classes[labels[i]]}`, rows,
-      columns: ["network", "prediction", "its probability"] };
+      tip: terms["predictions for"], tips: terms, columns: ["network", "prediction", "its probability"] };
     beside.replaceChildren(put({ kind: "row", blocks: [one, table] }));
   };
   const select = (members, title) => {
@@ -176,25 +177,31 @@ function maps({ images, classes, labels, networks, shown, colours, judged, selec
       });
       label();
     };
-    // The name of each cluster stands at the median of its points.
+    // The name of each cluster stands at the median of its points, unless it would overlap that of a larger cluster.
     const median = (numbers) => numbers.sort((one, other) => one - other)[Math.floor(numbers.length / 2)];
     const label = () => {
-      const { entries, of } = colours[state.by], named = ["class", "superclass"].includes(state.by) && entries.length <= 20;
-      labelled.replaceChildren(...(named ? entries : []).flatMap(([text], e) => {
-        const members = every((i) => of[name][i] === e);
-        if (!members.length || (state.members.size && !members.some((i) => state.members.has(i)))) return [];
+      const { entries, of } = colours[state.by], named = state.named && ["class", "superclass"].includes(state.by);
+      const clusters = (named ? entries : []).map(([text], e) => [text, every((i) => of[name][i] === e)])
+        .filter(([, members]) => members.length && (!state.members.size || members.some((i) => state.members.has(i))));
+      labelled.replaceChildren();
+      for (const [text, members] of clusters.sort(([, one], [, other]) => other.length - one.length)) {
         const one = document.createElementNS(SVG, "text");
         one.setAttribute("x", median(members.map((i) => points[i][0])));
         one.setAttribute("y", -median(members.map((i) => points[i][1])));
         one.textContent = text.replaceAll("_", " ");
-        return [one];
-      }));
+        labelled.append(one);
+        const half = one.getBBox().width / 2; // it stays inside the map
+        one.setAttribute("x", Math.min(Math.max(one.getAttribute("x"), half - 0.98), 0.98 - half));
+        const box = one.getBBox();
+        if ([...labelled.children].slice(0, -1).map((larger) => larger.getBBox()).some(({ x, y, width, height }) =>
+          x < box.x + box.width && box.x < x + width && y < box.y + box.height && box.y < y + height)) one.remove();
+      }
     };
     const mark = (here) => {
       circles.forEach((circle, i) => circle.classList.toggle("ickd-here", i === here));
       if (here >= 0) svg.setAttribute("aria-activedescendant", circles[here].id);
     };
-    return { figure: make("figure", {}, make("figcaption", {}, name), svg), paint, mark };
+    return { figure: make("figure", {}, make("figcaption", {}, make("span", explained(terms["map of"]), name)), svg), paint, mark };
   });
 
   const refresh = () => {
@@ -213,10 +220,10 @@ function maps({ images, classes, labels, networks, shown, colours, judged, selec
     const errors = [...counts].sort((one, other) => other[1] - one[1]).slice(0, 30);
     const accuracies = classesRight.map(([hits, all], c) => ({ c, share: hits / all, all })).filter(({ all }) => all);
     const rankings = [
-      { kind: "ranking", title: `most frequent errors of ${state.judged}: label → prediction`, event: "cell",
+      { kind: "ranking", title: `most frequent errors of ${state.judged}: label → prediction`, tip: terms.errors, event: "cell",
         items: errors.map(([pair, count]) => ({ key: pair, number: count, share: count / errors[0][1],
           name: pair.split(",").map((c) => classes[c]).join(" → ") })) },
-      { kind: "ranking", title: `accuracy of ${state.judged} by class`, event: "class",
+      { kind: "ranking", title: `accuracy of ${state.judged} by class`, tip: terms["accuracy by class"], event: "class",
         items: accuracies.sort((one, other) => one.share - other.share).map(({ c, share }) => ({ key: c, share,
           name: classes[c], number: `${(100 * share).toFixed(0)} %` })) },
     ];
@@ -225,7 +232,7 @@ function maps({ images, classes, labels, networks, shown, colours, judged, selec
       networks[state.judged].confidence[i] - networks[state.judged].confidence[j]);
     const title = `${members.length} selected: ${state.title}` + (members.length > MOST ? `, ${MOST} shown` : "") +
       `, the lowest confidence of ${state.judged} first`;
-    const chosen = { kind: "tiles", title, event: "look", sheet: images.sheet, tiles: members.slice(0, MOST).map(tile) };
+    const chosen = { kind: "tiles", title, tip: terms.selected, event: "look", sheet: images.sheet, tiles: members.slice(0, MOST).map(tile) };
     below.replaceChildren(...(members.length ? [put(chosen)] : []), put({ kind: "row", blocks: rankings }));
   };
   legend.onclick = ({ target }) => {
@@ -262,12 +269,32 @@ function maps({ images, classes, labels, networks, shown, colours, judged, selec
   });
   const other = names.find((name) => name !== shown[0]);
   const pair = names.length > 1 ? [shown[0], shown[1] ?? other] : [];
+  const naming = make("input", { type: "checkbox", checked: state.named });
+  naming.onchange = () => {
+    state.named = naming.checked;
+    refresh();
+  };
   root.replaceChildren(
-    make("div", { className: "ickd-bar-of-controls" }, control("colour", by), control("predictions of", of),
+    make("div", { className: "ickd-bar-of-controls" }, control("colour", by, terms.colour),
+      control("names", naming, terms.names), control("predictions of", of, terms["predictions of"]),
       ...(pair.length ? [only(...pair), only(...pair.reverse())] : []), clear),
     make("div", { className: "ickd-maps" }, ...drawn.map(({ figure }) => figure), beside), legend, below);
   refresh();
   look(-1);
 }
 
-({ list, maps })[content.kind](content);
+// The runs of a folder: a table to filter and sort, and a figure of each kind in the theme of the page.
+function runs({ table, notes, figures }) {
+  const dark = matchMedia("(prefers-color-scheme: dark)"), picture = make("img", { className: "ickd-picture" });
+  const look = () => {
+    const { light, dark: darker, alt } = figures[show.value];
+    Object.assign(picture, { src: dark.matches ? darker : light, alt });
+  };
+  const show = choice(Object.keys(figures), Object.keys(figures)[0], look);
+  dark.onchange = look;
+  root.replaceChildren(draw(table, {}), ...notes.map(put),
+    make("div", { className: "ickd-bar-of-controls" }, control("show", show, "What the figure shows.")), picture);
+  look();
+}
+
+({ list, maps, runs })[content.kind](content);

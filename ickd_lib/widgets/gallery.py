@@ -21,7 +21,7 @@ from ickd_lib.widgets.view import HERE, Block
 LOSSLESS = 200_000  # largest size in bytes of a sheet without loss; larger ones are JPEG
 CELL = 16  # the sides of images on a sheet are padded to multiples of this, the size of JPEG's blocks with colours
 QUALITY = 88
-FILES = ("blocks.js", "gallery.js")
+FILES = ("blocks.js", "choices.js", "gallery.js")
 PAGE = """<!doctype html>
 <html lang="en">
 <head>
@@ -81,12 +81,13 @@ class Sheets:
             whole = np.zeros((rows * columns, high, wide, 3), np.uint8)
             whole[: len(known)] = images
             whole = whole.reshape(rows, columns, high, wide, 3).swapaxes(1, 2).reshape(rows * high, columns * wide, 3)
-            source = _data_uri(Image.fromarray(whole))
+            source = data_uri(Image.fromarray(whole))
             sheets.append({"source": source, "shape": [len(known), height, width], "cell": [high, wide]})
         return sheets
 
 
-def _data_uri(picture: Image.Image) -> str:
+def data_uri(picture: Image.Image) -> str:
+    """Return a picture as a data URI: PNG, or JPEG where that would be large."""
     for form, options in (("PNG", {"optimize": True}), ("JPEG", {"quality": QUALITY})):
         buffer = io.BytesIO()
         picture.save(buffer, format=form, **options)
@@ -95,15 +96,15 @@ def _data_uri(picture: Image.Image) -> str:
     return f"data:image/{form.lower()};base64,{base64.b64encode(buffer.getvalue()).decode()}"
 
 
-def write(path: str | Path, title: str, about: str, content: Mapping[str, Any], sheets: Sheets) -> None:
+def write(path: str | Path, title: str, about: str, content: Mapping[str, Any], sheets: Sheets | None = None) -> None:
     """Write a gallery.
 
     Args:
         path: the file, which ends with .html.
         title: heading of the page.
         about: one or two sentences below the heading.
-        content: what gallery.js displays; its `kind` is "list" or "maps".
-        sheets: the images.
+        content: what gallery.js displays; its `kind` is "list", "maps" or "runs".
+        sheets: the images, if it has any on sheets.
     Raises:
         InputError: the path does not end with .html, or its folder does not exist.
     """
@@ -115,7 +116,9 @@ def write(path: str | Path, title: str, about: str, content: Mapping[str, Any], 
     style = "".join((HERE / name).read_text() for name in ("view.css", "gallery.css"))
     script = "".join((HERE / name).read_text() for name in FILES)
     # Nothing inside the JSON can close its element. The browser executes no script but the one with this hash.
-    text = json.dumps({**content, "sheets": sheets.encoded()}, separators=(",", ":")).replace("<", "\\u003c")
+    text = json.dumps({**content, "sheets": sheets.encoded() if sheets else []}, separators=(",", ":")).replace(
+        "<", "\\u003c"
+    )
     given = {"title": html.escape(title), "about": html.escape(about), "content": text}
     page = PAGE.format(style=style, script=script, style_hash=_hash(style), script_hash=_hash(script), **given)
     with runtime.replacing(path) as part:

@@ -6,35 +6,32 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from ickd_lib.explore import Region, SampleSet
+from ickd_lib.widgets.terms import TERMS, tips
 from ickd_lib.widgets.view import Block
 
 CONFUSED = 30  # largest number of pairs in the list of errors
-TIPS = {
-    "accuracy, %": "share of the selection that the network classifies correctly",
-    "distance to own mean": "mean distance of unit-length logits to the mean of their class over all samples",
-    "margin": "distance to the nearest mean of another class minus the distance to the own mean, averaged",
-    "nearer to a wrong mean, %": "share of the selection with a negative margin",
-    "ratio (selection alone)": "mean distance between class means over mean distance within classes, in the selection",
-    "silhouette (selection alone)": "from -1 to 1: how much nearer each sample is to its class than to the next one",
-}
 
 
-def legend(entries: Sequence[tuple[str, str, int]], several: str, name: str) -> Block:
+def legend(entries: Sequence[tuple[str, str, int]], of: Tensor, members: Tensor, several: str, name: str) -> Block:
     """Return the legend of the maps. A click on an entry sends the event "legend" with the entry's number.
 
     Args:
         entries: name, colour and size of each kind of point.
+        of: number of each sample's entry, shape [N].
+        members: positions of the selected samples, shape [M], ascending.
         several: what the points are, such as "images".
         name: the network whose predictions decide, where the colours differ between maps.
     """
-    items = [
-        {"key": at, "name": text, "colour": colour, "tip": f"select these {several}, by the predictions of {name}"}
-        for at, (text, colour, _) in enumerate(dict.fromkeys(entries))
-    ]
-    return {"kind": "legend", "title": "legend; a click selects", "items": items}
+    items = []
+    for at, (text, colour, _) in enumerate(dict.fromkeys(entries)):
+        pressed = len(members) > 0 and torch.equal((of == at).nonzero().squeeze(1), members)
+        tip = f"{'deselect' if pressed else 'select'} these {several}, by the predictions of {name}"
+        items.append({"key": at, "name": text, "colour": colour, "tip": tip, "pressed": pressed})
+    return {"kind": "legend", "title": "legend; a click selects, another one deselects", "items": items}
 
 
 def hint(samples: SampleSet) -> Block:
@@ -150,7 +147,8 @@ def prediction_table(samples: SampleSet, at: int, logits: Mapping[str, Tensor]) 
         rows.append([network, f"{mark} {names[predicted]}", *numbers])
     columns = ["network", "prediction", "its probability", "that of the label"]
     title = f"predictions for {where} (class {names[label]})"
-    return {"kind": "table", "title": title, "columns": columns, "rows": rows}
+    sentences = {"tip": TERMS["predictions for"], "tips": tips(columns)}
+    return {"kind": "table", "title": title, "columns": columns, "rows": rows, **sentences}
 
 
 def region_table(found: Mapping[str, Region], samples: SampleSet) -> Block:
@@ -169,7 +167,8 @@ def region_table(found: Mapping[str, Region], samples: SampleSet) -> Block:
     columns = ["network", *next(iter(numbers.values()))]
     rows = [[name, *texts.values()] for name, texts in numbers.items()]
     title = f"separation of the selected {samples.task.sample[1]} in each logit space: {', '.join(mix)}{more}"
-    return {"kind": "table", "title": title, "columns": columns, "rows": rows, "tips": TIPS}
+    sentences = {"tip": TERMS["separation"], "tips": tips(columns)}
+    return {"kind": "table", "title": title, "columns": columns, "rows": rows, **sentences}
 
 
 def matrix(counts: Tensor, classes: Sequence[str], name: str) -> Block:
@@ -181,7 +180,8 @@ def matrix(counts: Tensor, classes: Sequence[str], name: str) -> Block:
         name: name of the network.
     """
     title = f"confusion matrix of {name}: label in rows, prediction in columns"
-    return {"kind": "matrix", "title": title, "classes": list(classes), "counts": counts.tolist()}
+    block = {"kind": "matrix", "title": title, "tip": TERMS["confusion matrix"]}
+    return {**block, "classes": list(classes), "counts": counts.tolist()}
 
 
 def most_confused(counts: Tensor, classes: Sequence[str], name: str) -> Block:
@@ -196,7 +196,7 @@ def most_confused(counts: Tensor, classes: Sequence[str], name: str) -> Block:
             text = f"{classes[label]} → {classes[predicted]}"
             items.append({"key": f"{label},{predicted}", "name": text, "number": str(count), "share": share})
     title = f"most frequent errors of {name}: label → prediction" if items else f"{name} makes no error"
-    return {"kind": "ranking", "title": title, "event": "cell", "items": items}
+    return {"kind": "ranking", "title": title, "tip": TERMS["errors"], "event": "cell", "items": items}
 
 
 def class_accuracies(counts: Tensor, classes: Sequence[str], colour: Sequence[str], name: str) -> Block:
@@ -215,7 +215,8 @@ def class_accuracies(counts: Tensor, classes: Sequence[str], colour: Sequence[st
         for c in accuracy.argsort().tolist()
         if counts[c].sum()
     ]
-    return {"kind": "ranking", "title": f"accuracy of {name} by class", "event": "class", "items": items}
+    title = f"accuracy of {name} by class"
+    return {"kind": "ranking", "title": title, "tip": TERMS["accuracy by class"], "event": "class", "items": items}
 
 
 def _numbers(region: Region) -> dict[str, str]:

@@ -9,7 +9,9 @@ import ipywidgets as ipw
 
 from ickd_lib.explore import SampleSet
 from ickd_lib.explore.maps import MAPS
+from ickd_lib.widgets.scatter import NAMED
 from ickd_lib.widgets.search import SearchBox
+from ickd_lib.widgets.terms import TERMS
 from ickd_lib.widgets.view import View
 
 PLACES = {1: ("map of",), 2: ("left map", "right map"), 3: ("left map", "middle map", "right map")}
@@ -23,6 +25,7 @@ class LogitControls:
 
     Attributes:
         how, colour, shows: the kind of map, the colours of the points, and the network of each map.
+        names: whether the maps contain the names of classes or superclasses.
         search, class_, written, clear: selection by search, class or rows, and its removal.
         fit: shows all points.
         first_only, second_only: selection of what the first of two displayed networks gets right and the second wrong,
@@ -46,6 +49,10 @@ class LogitControls:
         classes = [("–", -1), *((name, c) for c, name in enumerate(samples.classes))]
         self.how = labelled(ipw.Dropdown, "map", options=[(MAPS[key][0], key) for key in MAPS], value=how)
         self.colour = labelled(ipw.Dropdown, "colour", options=by)
+        readable = not many or len(samples.superclasses) <= NAMED  # too many names would cover the points
+        self.names = ipw.Checkbox(
+            readable, description="names", tooltip=TERMS["names"], indent=False, layout={"width": "auto"}
+        )
         self.search = SearchBox(samples, names)
         self.class_ = labelled(ipw.Dropdown, "select class", options=classes, value=-1)
         self.written = labelled(ipw.Text, "select rows", placeholder="3 7 10-20", continuous_update=False)
@@ -66,7 +73,7 @@ class LogitControls:
         self.hovered = View(styled=False)
         # Beside the maps where the page is wide enough. Its size does not follow its content, so that nothing moves
         # while the pointer is on a map.
-        size = {"flex": "0 1 330px", "min_width": "280px", "height": "410px", "overflow": "auto"}
+        size = {"flex": "1 1 280px", "min_width": "280px", "height": "410px", "overflow": "auto"}
         for name, value in size.items():
             setattr(self.hovered.layout, name, value)
 
@@ -76,7 +83,9 @@ class LogitControls:
         maps = ipw.HBox(self.panels, layout={"flex": "3 1 500px", "grid_gap": "4px 12px", "overflow": "hidden"})
         return (
             self.search,
-            ipw.HBox([self.how, self.colour, self.class_, self.written, *pair, self.clear, self.fit], **WRAP),
+            ipw.HBox(
+                [self.how, self.colour, self.names, self.class_, self.written, *pair, self.clear, self.fit], **WRAP
+            ),
             message,
             ipw.HBox([maps, self.hovered], **WRAP),
             ipw.HBox([self.judged, self.order, self.shown, self.export], **WRAP),
@@ -86,5 +95,6 @@ class LogitControls:
 
 def labelled(kind: Any, description: str, **given: Any) -> Any:
     """Create a control that is as wide as its label and its content."""
+    tip = TERMS["show selected" if description == "show" else "map of" if "map" in description[1:] else description]
     layout = ipw.Layout(width="auto", max_width="230px" if kind is ipw.Text else "100%")
-    return kind(description=description, layout=layout, style={"description_width": "initial"}, **given)
+    return kind(description=description, tooltip=tip, layout=layout, style={"description_width": "initial"}, **given)

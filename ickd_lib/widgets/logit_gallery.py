@@ -11,6 +11,7 @@ from ickd_lib import runtime
 from ickd_lib.explore.maps import MAPS
 from ickd_lib.widgets import gallery
 from ickd_lib.widgets.scatter import colouring, kinds, points_of
+from ickd_lib.widgets.terms import TERMS
 from ickd_lib.widgets.view import strip
 
 if TYPE_CHECKING:
@@ -48,7 +49,7 @@ def save(explorer: LogitSpaceExplorer, path: str | Path, points: int) -> None:
         f"logits. Select points by their class, or {several} that one network gets right and another one wrong."
     )
     content |= {"selected": [i for i, position in enumerate(at.tolist()) if position in set(explorer.members.tolist())]}
-    gallery.write(path, f"Logit space of {samples.name}", about, content | {"sample": one}, sheets)
+    gallery.write(path, f"Logit space of {samples.name}", about, content | {"sample": one, "terms": TERMS}, sheets)
 
 
 def _colours(explorer: LogitSpaceExplorer, at: torch.Tensor, names: list[str]) -> dict[str, Any]:

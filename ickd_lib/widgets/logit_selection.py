@@ -17,6 +17,7 @@ from ickd_lib.explore import SampleSet, positions, region, search, selection_csv
 from ickd_lib.runtime import InputError
 from ickd_lib.widgets import logit_blocks as blocks
 from ickd_lib.widgets.logit_controls import LogitControls
+from ickd_lib.widgets.terms import TERMS
 from ickd_lib.widgets.view import Block, Explorer, strip
 
 MEMBERS, NEIGHBOURS = 24, 8  # largest number of tiles of each kind on a page
@@ -142,11 +143,19 @@ class Selection(LogitControls, Explorer):
         pages = max(1, math.ceil(len(ordered) / MEMBERS))
         self.page = min(max(0, self.page), pages - 1)
         own = ordered[self.page * MEMBERS : (self.page + 1) * MEMBERS]
-        groups: list[tuple[str, Tensor, dict[str, Any]]] = [(title, own, {"pages": [self.page, pages]})]
+        groups: list[tuple[str, Tensor, dict[str, Any]]] = [
+            (title, own, {"pages": [self.page, pages], "tip": TERMS["selected"]})
+        ]
         for name in dict.fromkeys(control.value for control in self.shows):
             near = [f"cos {cosine:.3f}" for cosine in found[name].cosine]
             title = f"nearest outside the selection, for {name}"
-            groups.append((title, found[name].nearest, {"more": near, "tone": "other", "folded": title}))
+            groups.append(
+                (
+                    title,
+                    found[name].nearest,
+                    {"more": near, "tone": "other", "folded": title, "tip": TERMS["nearest outside"]},
+                )
+            )
         data, shape = strip(self.samples.thumbnails(torch.cat([at for _, at, _ in groups])))
         tiles, start = [], 0
         for title, at, options in groups:

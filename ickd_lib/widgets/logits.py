@@ -23,7 +23,19 @@ from ickd_lib.widgets import logit_gallery
 from ickd_lib.widgets.logit_controls import PLACES
 from ickd_lib.widgets.logit_selection import Selection
 from ickd_lib.widgets.rerun import resume
-from ickd_lib.widgets.scatter import Colouring, colouring, kinds, make_scatter, paint, points_of, refit
+from ickd_lib.widgets.scatter import (
+    HEIGHT,
+    ClusterNames,
+    Colouring,
+    colouring,
+    kinds,
+    make_scatter,
+    paint,
+    points_of,
+    refit,
+    write_names,
+)
+from ickd_lib.widgets.terms import TERMS
 from ickd_lib.widgets.view import Block, View, strip
 
 MATRIX = 20  # largest number of classes for which the whole confusion matrix is displayed
@@ -83,6 +95,7 @@ class LogitSpaceExplorer(Selection):
         self._margins: dict[str, tuple[Tensor, Tensor]] = {}
         self._changing = self._has_page = False
 
+        self._width = HEIGHT  # of a map in pixels
         self.page = 0  # of the tiles of the selection
         self._make_controls(self.samples, list(self.logits), how, first)
         super().__init__([], View(self._on_event, waiting="The maps appear as soon as the kernel is idle …"))
@@ -91,13 +104,14 @@ class LogitSpaceExplorer(Selection):
         self._errors: list[Block] = []
         self.children = self._arranged(self.message, self.view)
         earlier = resume(
-            self, ("how", "colour", "judged", "order", "shown"), f"{self.samples.name} {list(self.logits)}"
+            self, ("how", "colour", "names", "judged", "order", "shown"), f"{self.samples.name} {list(self.logits)}"
         )
         if earlier is not None and len(earlier.labels) == len(self.labels):
             self.members = earlier.members
         for control in (self.how, *self.shows):
             control.observe(self._on_map_choice, "value")
         self.colour.observe(self._on_colour_choice, "value")
+        self.names.observe(self._on_names, "value")
         self.class_.observe(self._on_class_choice, "value")
         self.written.observe(self._on_rows, "value")
         self.search.observe(self._on_search, "value")
@@ -145,13 +159,17 @@ class LogitSpaceExplorer(Selection):
                 self._display_errors()
             elif event == "resize":
                 self._fit()
+                if key not in ("", "0", str(self._width)):
+                    self._width = int(key)
+                    self._write_names()
             elif event == "look":
                 self._display_one(int(key))
             elif event == "page":
                 self.page = int(key)
                 self._describe()
             elif event == "legend":
-                self.select(self._of_entry(int(key)))
+                members = (self._entry_of() == int(key)).nonzero().squeeze(1)
+                self.select([] if torch.equal(members, self.members) else members)
             elif event in ("cell", "class"):
                 label, *rest = map(int, key.split(","))
                 chosen = self.labels == label
@@ -172,6 +190,7 @@ class LogitSpaceExplorer(Selection):
                 if change["owner"] in (control, self.how):
                     scatter.widget.points = self._points(control.value)
             self._name_pair()
+            self._write_names()
             if self.colour.value == "disagreement":
                 self._repaint()
             self._describe()
@@ -179,6 +198,10 @@ class LogitSpaceExplorer(Selection):
     def _on_colour_choice(self, _: dict[str, Any]) -> None:
         with self.guarded():
             self._repaint()
+
+    def _on_names(self, _: dict[str, Any]) -> None:
+        with self.guarded():
+            self._write_names()
 
     def _on_judged(self, _: dict[str, Any]) -> None:
         with self.guarded():
@@ -226,6 +249,9 @@ class LogitSpaceExplorer(Selection):
         first, second = self.pair
         self.first_only.description = f"{first} right, {second} wrong"
         self.second_only.description = f"{second} right, {first} wrong"
+        one = self.samples.task.sample[1]
+        self.first_only.tooltip = f"Select the {one} that {first} classifies correctly and {second} wrongly."
+        self.second_only.tooltip = f"Select the {one} that {second} classifies correctly and {first} wrongly."
 
     def _display_errors(self) -> None:
         """Display the confusion matrix and the accuracy by class of the chosen network."""
@@ -242,7 +268,8 @@ class LogitSpaceExplorer(Selection):
     def _display(self) -> None:
         """Display what describes the selection and, below it, the errors."""
         shown, data = self._selected
-        legend = blocks.legend(self._colours.entries, self.samples.task.sample[1], self.judged.value)
+        of = self._entry_of()
+        legend = blocks.legend(self._colours.entries, of, self.members, self.samples.task.sample[1], self.judged.value)
         self.view.show(legend, *shown, *self._errors, data=data)
 
     def _display_one(self, at: int) -> None:
@@ -254,6 +281,7 @@ class LogitSpaceExplorer(Selection):
             torch.tensor([at]),
             self._by_class,
             title=self.samples.task.sample[0],
+            tip=TERMS["sample"],
             shape=shape,
             tone="query",
             event=None,
@@ -275,13 +303,22 @@ class LogitSpaceExplorer(Selection):
         self._colours = colours
         for scatter in self.scatters:
             paint(scatter, colours, dark)
+        self._write_names()
 
-    def _of_entry(self, at: int) -> Tensor:
-        """Return which samples have the legend's entry with this number, a mask [N], by the predictions of `judged`."""
+    def _write_names(self) -> None:
+        """Write the names of the clusters on the maps, or remove them."""
+        colours, dark = self._colours, self.view.dark
+        names, cluster = colours.clusters if self.names.value else (), torch.tensor(colours.cluster_of)[self.labels]
+        for control, scatter in zip(self.shows, self.scatters, strict=False):
+            points = points_of(self._map(control.value), cluster)
+            write_names(scatter, ClusterNames(points, cluster, names, dark, self._width), dark)
+
+    def _entry_of(self) -> Tensor:
+        """Return the number of each sample's entry in the legend, by the predictions of `judged`, int64, shape [N]."""
         pair = (self.logits[self.pair[0]], self.logits[self.pair[1]])
         kind = kinds(self.colour.value, self.labels, self.logits[self.judged.value], pair)
         entries = list(dict.fromkeys(self._colours.entries))
-        return torch.tensor([entries.index(entry) == at for entry in self._colours.by_kind])[kind]
+        return torch.tensor([entries.index(entry) for entry in self._colours.by_kind])[kind]
 
     def _repaint(self) -> None:
         """Give the points their kinds and colours anew."""

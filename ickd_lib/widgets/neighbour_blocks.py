@@ -10,6 +10,7 @@ from torch import Tensor
 
 from ickd_lib import plots
 from ickd_lib.explore import Neighbourhood, SampleSet
+from ickd_lib.widgets.terms import TERMS, tips
 from ickd_lib.widgets.view import Block
 
 CRUMBS = 8  # largest number of displayed entries of the path; these are the last ones
@@ -32,7 +33,7 @@ def crumbs(path: Sequence[Location]) -> Block:
         label = label_of((samples, at))
         where = ", ".join([*samples.address(at), *([samples.classes[label]] if label >= 0 else [])])
         items.append({"text": f"{name} {where}", "key": i})
-    return {"kind": "crumbs", "title": "path", "items": items[-CRUMBS:]}
+    return {"kind": "crumbs", "title": "path", "tip": TERMS["path"], "items": items[-CRUMBS:]}
 
 
 def displayed_classes(probabilities: Mapping[str, Tensor], label: int) -> list[int]:
@@ -75,7 +76,7 @@ def query_tile(query: Location, colour: Sequence[str], shape: Sequence[int]) -> 
     lines = [samples.classes[label] if label >= 0 else "label unknown", *samples.address(at), *file]
     tile = {"at": 0, "key": 0, "colour": colour[label] if label >= 0 else "", "lines": lines}
     tile["label"] = f"query: {', '.join(lines)}"
-    return {"kind": "tiles", "tone": "query", "title": "query", "shape": shape, "tiles": [tile]}
+    return {"kind": "tiles", "tone": "query", "title": "query", "tip": TERMS["query"], "shape": shape, "tiles": [tile]}
 
 
 def verdicts(query: Location, probabilities: Mapping[str, Tensor], colour: Sequence[str], temperature: float) -> Block:
@@ -91,7 +92,7 @@ def verdicts(query: Location, probabilities: Mapping[str, Tensor], colour: Seque
     items = []
     for name, p in probabilities.items():
         predicted = int(p.argmax())
-        item = {"who": name, "name": classes[predicted], "colour": colour[predicted]}
+        item = {"who": name, "tip": TERMS[name], "name": classes[predicted], "colour": colour[predicted]}
         items.append(
             {**item, "number": f"{float(p[predicted]):.3f}", "right": predicted == label if label >= 0 else None}
         )
@@ -137,7 +138,7 @@ def in_context_tiles(
         title += f" ({requested} requested)" if count < requested else ""
         title += f", {len(positions)} shown" if len(positions) < count else ""
         block = {"kind": "tiles", "tone": "same" if of_class else "other", "title": title, "shape": shape}
-        block |= {} if of_class else {"folded": "negatives"}
+        block |= {"tip": TERMS[f"{kind}s"]} | ({} if of_class else {"folded": "negatives"})
         blocks.append({**block, "tiles": row, "event": "open"})
     return blocks
 
@@ -153,7 +154,8 @@ def scene(query: Location, shape: Sequence[int], start: int) -> Block:
     samples, at = query
     row, *rest = samples.address(at)
     tile = {"at": 0, "key": 0, "lines": [row], "label": f"the image of the query, {row}, with {' '.join(rest)} marked"}
-    return {"kind": "tiles", "tone": "scene", "title": "its image", "shape": shape, "start": start, "tiles": [tile]}
+    block = {"kind": "tiles", "tone": "scene", "title": "its image", "tip": TERMS["its image"], "shape": shape}
+    return {**block, "start": start, "tiles": [tile]}
 
 
 def bars(
@@ -187,7 +189,8 @@ def bars(
         name = f"{others} other class{'es' * (others > 1)}"
         rows.append({"name": name, "colour": "", "marked": False, "values": rest})
     title = f"probabilities at temperature {temperature:g}, the largest first"
-    return {"kind": "bars", "title": title, "columns": list(probabilities), "rows": rows}
+    block = {"kind": "bars", "title": title, "tip": TERMS["probabilities"], "tips": tips(["class", *probabilities])}
+    return {**block, "columns": list(probabilities), "rows": rows}
 
 
 def term_table(terms: Mapping[str, tuple[float, float]], count: int, title: str) -> Block:
@@ -210,11 +213,6 @@ def term_table(terms: Mapping[str, tuple[float, float]], count: int, title: str)
     ]
     against = f"relative to the mean of {count} queries"
     columns = ["weighted term", "this query", "share of its loss", against]
-    tips = {
-        "CE": "cross-entropy with the label",
-        "KD": "KL divergence from the teacher's prediction for the query",
-        "PICD": "KL divergence from the aggregate of the positives",
-        "NICD": "InfoNCE: near the anchor, far from the negatives, by the cosine of logits",
-        against: f"the query's term divided by its mean over {count} randomly drawn queries",
-    }
-    return {"kind": "table", "title": title, "columns": columns, "rows": rows, "tips": tips}
+    sentences = tips([*columns, *(name.upper() for name in terms)]) | {against: TERMS["relative to the mean"]}
+    block = {"kind": "table", "title": title, "tip": TERMS["loss terms"], "tips": sentences}
+    return {**block, "columns": columns, "rows": rows}

@@ -9,6 +9,7 @@ import torch
 
 from ickd_lib.explore import SampleSet
 from ickd_lib.widgets.search import SearchBox
+from ickd_lib.widgets.terms import TERMS
 
 MOST = 128  # largest number of positives and of negatives that can be requested
 STYLE = {"style": {"description_width": "initial"}}
@@ -57,19 +58,23 @@ class NeighbourControls:
             int(keys.max()),
             # Neighbours are rows of the bank, so the name contains the split of which this is the number.
             description=f"{queries.name.rpartition('/')[2]} {'row' if one == 'image' else one}",
+            tooltip=TERMS["row"],
             layout={"width": "140px"},
             **STYLE,
         )
         options = [("all", -1), *((name, c) for c, name in enumerate(bank_samples.classes))]
-        self.of_class = ipw.Dropdown(options=options, description="class", layout={"width": "200px"}, **STYLE)
+        width = {"layout": {"width": "200px"}}
+        self.of_class = ipw.Dropdown(options=options, description="class", tooltip=TERMS["of class"], **width, **STYLE)
         self.search = SearchBox(queries, ["teacher", "student"] if student else ["teacher"])
-        self.back = ipw.Button(description="back", disabled=True, **NARROW)
-        self.following = ipw.Button(description="next", **NARROW)
-        self.random = ipw.Button(description="random", **NARROW)
-        self.mistake = ipw.Button(description="next mistake", disabled=not student, **NARROW)
+        self.back = ipw.Button(description="back", tooltip=TERMS["back"], disabled=True, **NARROW)
+        self.following = ipw.Button(description="next", tooltip=TERMS["next"], **NARROW)
+        self.random = ipw.Button(description="random", tooltip=TERMS["random"], **NARROW)
+        self.mistake = ipw.Button(
+            description="next mistake", tooltip=TERMS["next mistake"], disabled=not student, **NARROW
+        )
         most = max(1, min(MOST, largest_class - 1)), max(1, min(MOST, len(bank_samples) - largest_class))
         self.positives, self.negatives = (
-            ipw.IntSlider(min(start or 8, end), 1, end, description=name, **STYLE)
+            ipw.IntSlider(min(start or 8, end), 1, end, description=name, tooltip=TERMS[name], **STYLE)
             for start, end, name in zip((positives, negatives), most, ("positives k⁺", "negatives k⁻"), strict=True)
         )
         first = tau or 1.0
@@ -80,19 +85,27 @@ class NeighbourControls:
             step=0.05,
             disabled=tau is None,
             description="aggregation τₐ",
+            tooltip=TERMS["aggregation τₐ"],
             readout_format=".3f",
             **STYLE,
         )
+        temperatures = sorted({1.0, 4.0, float(temperature)})
         self.scale = ipw.ToggleButtons(
-            options=[(f"{t:g}", t) for t in sorted({1.0, 4.0, float(temperature)})],
+            options=[(f"{t:g}", t) for t in temperatures],
             value=float(temperature),
+            tooltips=[f"Display the probabilities at temperature {t:g}." for t in temperatures],
             description="temperature",
+            tooltip=TERMS["temperature"],
             layout={"width": "max-content", "display": "flex", "flex_flow": "row nowrap", "align_items": "center"},
             style={"description_width": "initial", "button_width": "40px"},
         )
-        self.upload = ipw.FileUpload(accept="image/*", description="your own image", disabled=not own, **NARROW)
+        tip = TERMS["your own image"]
+        self.upload = ipw.FileUpload(
+            accept="image/*", description="your own image", tooltip=tip, disabled=not own, **NARROW
+        )
         self.file = ipw.Text(
             description="or its path",
+            tooltip=TERMS["or its path"],
             placeholder="photo.jpg" if own else "needs teacher=… and whole images",
             continuous_update=False,
             disabled=not own,

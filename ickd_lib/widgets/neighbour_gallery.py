@@ -10,6 +10,7 @@ import torch
 from ickd_lib import runtime
 from ickd_lib.widgets import gallery
 from ickd_lib.widgets.neighbour_blocks import label_of
+from ickd_lib.widgets.terms import TERMS
 from ickd_lib.widgets.view import strip
 
 if TYPE_CHECKING:
@@ -77,4 +78,11 @@ def _tiles(explorer: NeighbourExplorer, entries: list[PathEntry]) -> tuple[dict[
         tiles.append(
             {"at": i, "key": _key(explorer, (name, at)), "lines": lines, "label": f"query: {', '.join(lines)}"}
         )
-    return {"kind": "tiles", "title": "queries", "shape": shape, "tiles": tiles, "event": "open"}, data
+    return {
+        "kind": "tiles",
+        "title": "queries",
+        "tip": TERMS["queries"],
+        "shape": shape,
+        "tiles": tiles,
+        "event": "open",
+    }, data

@@ -7,16 +7,20 @@ import json
 import re
 import statistics
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import ipywidgets as ipw
 import matplotlib as mpl
 from matplotlib.figure import Figure
+from PIL import Image
 
 from ickd_lib import plots, runs, runtime
 from ickd_lib.runtime import InputError
-from ickd_lib.widgets.view import Explorer, View
+from ickd_lib.widgets import gallery
+from ickd_lib.widgets.terms import TERMS
+from ickd_lib.widgets.view import Block, Explorer, View, png_of
 
 FEW = 6  # methods that are drawn while no run is chosen
 MOST = 20  # largest number of lines in a figure
@@ -76,10 +80,16 @@ class RunExplorer(Explorer):
 
         style = {"style": {"description_width": "initial"}}
         narrow = {"layout": {"width": "auto"}}
-        self.kind = ipw.Dropdown(options=SHOWN, description="show", layout={"width": "180px"}, **style)
-        self.number = ipw.Dropdown(options=["test_accuracy"], description="number", layout={"width": "230px"}, **style)
-        self.mean = ipw.Checkbox(value=True, description="mean over seeds", indent=False, **narrow)
-        self.again = ipw.Button(description="reload", tooltip="read the folder again", **narrow)
+        self.kind = ipw.Dropdown(
+            options=SHOWN, description="show", tooltip=TERMS["show"], layout={"width": "180px"}, **style
+        )
+        self.number = ipw.Dropdown(
+            options=["test_accuracy"], description="number", tooltip=TERMS["number"], layout={"width": "230px"}, **style
+        )
+        self.mean = ipw.Checkbox(
+            value=True, description="mean over seeds", tooltip=TERMS["mean over seeds"], indent=False, **narrow
+        )
+        self.again = ipw.Button(description="reload", tooltip=TERMS["reload"], **narrow)
         saves: dict[str, tuple[str, Callable[[], str]]] = {
             "PNG": ("the figure as pixels", lambda: self._save_figure("png")),
             "SVG": ("the figure as vector graphics", lambda: self._save_figure("svg")),
@@ -101,7 +111,13 @@ class RunExplorer(Explorer):
             [
                 self.table,
                 ipw.HBox([self.kind, self.number, self.mean, self.again], **wrap),
-                ipw.HBox([ipw.Label("save"), *self.saves.values()], **wrap),
+                ipw.HBox(
+                    [
+                        ipw.Label("save", tooltip="Download the figure or a table of the chosen runs."),
+                        *self.saves.values(),
+                    ],
+                    **wrap,
+                ),
             ],
             View(self._on_view_event),
         )
@@ -111,24 +127,57 @@ class RunExplorer(Explorer):
         for name, (_, act) in saves.items():
             self.saves[name].on_click(lambda _, act=act: self._save(act))
 
-    def drawn(self) -> dict[str, list[list[dict[str, Any]]]]:
+    def drawn(self, kind: str = "") -> dict[str, list[list[dict[str, Any]]]]:
         """Return the runs in the figure: for each name and each seed, the runs that are averaged (`runs.named`)."""
-        return dict(list(self._requested().items())[:MOST])
+        return dict(list(self._requested(kind or self.kind.value).items())[:MOST])
+
+    def save(self, path: str | Path) -> None:
+        """Write a gallery: one HTML file that needs neither a kernel nor a network connection.
+
+        It contains the table of all runs, and each figure of the chosen ones in light and dark colours.
+
+        Args:
+            path: the file, which ends with .html.
+        Raises:
+            InputError: the path does not end with .html, its folder does not exist, or nothing can be drawn yet.
+        """
+        figures: dict[str, dict[str, str]] = {}
+        for kind in SHOWN:
+            if kind == "curves" or self._drawable(kind):
+                names = ", ".join(self.drawn(kind))
+                draw = partial(self._figures, kind)
+                pictures = [Image.open(io.BytesIO(png_of(draw, dark))) for dark in (False, True)]
+                light, dark = map(gallery.data_uri, pictures)
+                figures[kind] = {"light": light, "dark": dark, "alt": f"{kind}: {names}"}
+        table, notes = self._table()
+        table |= {"title": f"runs below {self.folder.resolve().name}", "fixed": True, "filter": ""}
+        about = "The table contains all runs of the folder. Click a heading to sort them. The figure shows the " + (
+            "chosen runs." if self.chosen else f"first {len(self.drawn())} methods."
+        )
+        content = {"kind": "runs", "table": table, "notes": notes, "figures": figures}
+        gallery.write(path, f"Training runs of the folder {self.folder.resolve().name}", about, content)
 
     def figures(self) -> list[Figure]:
-        if self.kind.value == "final metrics":
-            found = {name: _finals(seeds) for name, seeds in self.drawn().items()}
+        return self._figures(self.kind.value)
+
+    def _figures(self, kind: str) -> list[Figure]:
+        if kind == "final metrics":
+            found = {name: _finals(seeds) for name, seeds in self.drawn(kind).items()}
             best = {name: statistics.fmean(numbers.get("accuracy, %", [0])) for name, numbers in found.items()}
             return [plots.finals(dict(sorted(found.items(), key=lambda item: -best[item[0]])))]
         curves = self._curves()
-        if self.kind.value == "loss terms":
+        if kind == "loss terms":
             return [plots.losses(curves)]
         number = self.number.value  # seeds without it, because they have not been evaluated yet, are left out
         have = {name: [seed for seed in seeds if any(number in r for r in seed)] for name, seeds in curves.items()}
         return [plots.curves({name: seeds for name, seeds in have.items() if seeds}, number)]
 
-    def _requested(self) -> dict[str, list[list[dict[str, Any]]]]:
-        rows = [self.rows[name] for name in self.chosen or self.rows if name not in self._early]
+    def _drawable(self, kind: str) -> list[dict[str, Any]]:
+        """Return the chosen runs, or all, without those for which nothing can be drawn yet."""
+        return [self.rows[name] for name in self.chosen or self.rows if name not in self._early(kind)]
+
+    def _requested(self, kind: str) -> dict[str, list[list[dict[str, Any]]]]:
+        rows = self._drawable(kind)
         if not self.chosen:
             few = list(runs.named(rows).values())[:FEW]
             names = {row["run"] for seeds in few for alike in seeds for row in alike}
@@ -139,10 +188,9 @@ class RunExplorer(Explorer):
             )
         return runs.named(rows, by_run=not self.mean.value)
 
-    @property
-    def _early(self) -> list[str]:
+    def _early(self, kind: str) -> list[str]:
         """Names of the runs for which nothing can be drawn yet."""
-        finals = self.kind.value == "final metrics"
+        finals = kind == "final metrics"
         return [name for name, row in self.rows.items() if not row["epoch"] or (finals and row["state"] != "finished")]
 
     def _curves(self) -> dict[str, list[list[dict[str, float]]]]:
@@ -155,7 +203,7 @@ class RunExplorer(Explorer):
 
         return {
             name: [runs.averaged([read(row) for row in alike]) for alike in seeds]
-            for name, seeds in self.drawn().items()
+            for name, seeds in self.drawn("curves").items()
         }
 
     def _read(self) -> None:
@@ -166,13 +214,13 @@ class RunExplorer(Explorer):
             raise InputError(f"all {len(found)} runs below {self.folder} are damaged; {damaged[0]}")
         self.rows, self.damaged = rows, damaged
 
-    def _list(self) -> None:
-        """Display the table."""
+    def _table(self) -> tuple[Block, list[Block]]:
+        """Return the table, and notes about it."""
         cells = {name: [text(row) for row in self.rows.values()] for name, (_, text) in COLUMNS.items()}
         # What all runs have in common is said once, above the table.
         common = {name: texts[0] for name, texts in cells.items() if name in SETTINGS and len(set(texts)) == 1}
         shown = [name for name in COLUMNS if name not in common and any(cells[name])]
-        columns = [{"name": name, "number": COLUMNS[name][0]} for name in shown]
+        columns = [{"name": name, "tip": TERMS[name], "number": COLUMNS[name][0]} for name in shown]
         lines = zip(*(cells[name] if name != "run" else self._names() for name in shown), strict=True)
         rows = [{"key": run, "cells": list(texts)} for run, texts in zip(self.rows, lines, strict=True)]
         title = f"runs below {self.folder}"
@@ -188,7 +236,12 @@ class RunExplorer(Explorer):
             else []
         )
         alike = [{"kind": "text", "text": f"All runs have: {note}."}] if note and len(rows) > 1 else []
-        self.table.show(table | self._kept | {"chosen": self.chosen}, *alike, *left_out)
+        table |= {"tip": TERMS["filter"], **self._kept, "chosen": self.chosen}
+        return table, [*alike, *left_out]
+
+    def _list(self) -> None:
+        table, notes = self._table()
+        self.table.show(table, *notes)
 
     def _names(self) -> list[str]:
         """Return a name for each run: its path without the fingerprint, and what distinguishes it from similar runs."""
@@ -210,11 +263,11 @@ class RunExplorer(Explorer):
         try:
             self._dark = self.view.dark
             self.number.disabled = self.kind.value != "curves"
-            requested = self._requested()
+            requested = self._requested(self.kind.value)
             if self.kind.value == "curves":
                 self._offer()
             note = "" if self.chosen else f"No run is chosen, so the first {FEW} methods are shown. "
-            if early := [name for name in self._early if name in (self.chosen or self.rows)]:
+            if early := [name for name in self._early(self.kind.value) if name in (self.chosen or self.rows)]:
                 note += (
                     f"Left out, because nothing can be drawn yet: {', '.join(early[:3])}{', …' * (len(early) > 3)}. "
                 )

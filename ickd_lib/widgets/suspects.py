@@ -23,6 +23,7 @@ from ickd_lib.plots.pictures import tile
 from ickd_lib.plots.style import OTHER
 from ickd_lib.tasks import Classification, Task
 from ickd_lib.widgets import gallery
+from ickd_lib.widgets.terms import TERMS
 from ickd_lib.widgets.view import Block, Explorer, View, strip
 
 PAGE = 24  # tiles on a page
@@ -52,7 +53,11 @@ class SuspectExplorer(Explorer):
         self.bank, self.samples, self.neighbours = bank, SampleSet(images, task), neighbours
         self.found = explore.suspect_labels(bank, neighbours=neighbours)
         self.page, self.opened = 0, -1  # the page of tiles, and the key of the sample whose neighbours are displayed
-        self.export = ipw.Button(description="save as CSV", layout={"width": "auto"})
+        self.export = ipw.Button(
+            description="save as CSV",
+            tooltip="CSV of rows, files, labels, suggestions and scores",
+            layout={"width": "auto", "align_self": "flex-start"},
+        )
         super().__init__([self.export], View(self._on_event))
         self.export.on_click(self._on_export)
         self._show()
@@ -108,7 +113,14 @@ class SuspectExplorer(Explorer):
         pages = {}
         for one, key in zip(listing["tiles"], keys, strict=True):
             around = gallery.opened_in(sheets.add(*self._around(int(key))), keys)
-            own = {"kind": "tiles", "tone": "query", "title": "suspect", "tiles": [one], "sheet": listing["sheet"]}
+            own = {
+                "kind": "tiles",
+                "tone": "query",
+                "title": "suspect",
+                "tip": TERMS["suspect labels"],
+                "tiles": [one],
+                "sheet": listing["sheet"],
+            }
             pages[key] = [{"kind": "row", "blocks": [own, around]}]
         listing = gallery.opened_in(listing, keys)
         content = {"kind": "list", "of": "suspect", "listing": listing, "pages": pages}
@@ -130,7 +142,9 @@ class SuspectExplorer(Explorer):
         classes, lines = self.samples.classes, []
         for label, other, score in zip(labels.tolist(), others.tolist(), scores.tolist(), strict=True):
             lines.append([classes[label], f"{'✓' if label == other else '✗'} {classes[other]} {score:.2f}"])
-        return self._tiles(self.samples.positions(self.found.key[some]), lines, title="suspect labels")
+        return self._tiles(
+            self.samples.positions(self.found.key[some]), lines, title="suspect labels", tip=TERMS["suspect labels"]
+        )
 
     def _around(self, key: int) -> tuple[Block, bytes]:
         """Return the block of the neighbours of the sample with this key, and the bytes of its images."""
@@ -138,7 +152,7 @@ class SuspectExplorer(Explorer):
         position = int(self.samples.positions(torch.tensor(key, device=self.samples.keys.device)))
         title = f"the nearest of {', '.join(self.samples.address(position))}"
         lines = [[self.samples.classes[c]] for c in self.samples.labels[near].tolist()]
-        return self._tiles(near, lines, title=title, tone="other")
+        return self._tiles(near, lines, title=title, tip=TERMS["nearest"], tone="other")
 
     def _tiles(self, at: Tensor, lines: list[list[str]], **options: Any) -> tuple[Block, bytes]:
         """Return a block of tiles for the samples at some positions, and the bytes of its images."""

@@ -72,13 +72,19 @@ export default () => {
         if ((gone || box.classList.contains("jupyter-widgets-disconnected")) && !box.querySelector(".ickd-stopped")) {
           box.prepend(make("div", { className: "ickd-stopped", aria: { role: "alert" } }, STOPPED));
         }
+        for (const label of box.querySelectorAll(".widget-label, .widget-label-basic")) {
+          const tip = model.get("tips")[label.textContent.trim()];
+          if (tip) [label, ...label.querySelectorAll("[title]")].forEach((one) => (one.title = tip));
+        }
         // ipywidgets gives the handles of sliders no name, so screen readers would announce a number alone.
         for (const slider of box.querySelectorAll(".widget-slider")) {
           const label = slider.querySelector(".widget-label")?.textContent ?? "";
           slider.querySelectorAll("[role=slider], .widget-readout").forEach((one) => one.setAttribute("aria-label", label));
         }
-        const sizes = [...box.querySelectorAll("canvas:not([aria-hidden])")].map((one) => one.clientWidth).join();
-        if (sizes !== maps) model.send({ event: "resize" });
+        const shown = [...box.querySelectorAll("canvas:not([aria-hidden])")];
+        const sizes = shown.map((one) => [one.width, one.clientWidth]).join();
+        const widest = Math.max(0, ...shown.map((one) => one.clientWidth));
+        if (sizes !== maps) model.send({ event: "resize", key: `${widest}` });
         maps = sizes;
       };
       const looking = setInterval(look, 500);

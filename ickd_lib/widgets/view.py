@@ -20,7 +20,7 @@ from IPython.display import display
 from matplotlib.figure import Figure
 from PIL import Image
 from torch import Tensor
-from traitlets import Unicode
+from traitlets import Dict, Unicode
 
 from ickd_lib import plots
 from ickd_lib.runtime import InputError
@@ -39,7 +39,8 @@ Block = dict[str, Any]
 class View(anywidget.AnyWidget):
     """Display blocks on a page and report clicks. The blocks are not part of the state that a notebook saves.
 
-    A block is a dictionary with a "kind":
+    A block is a dictionary with a "kind". Where it has a title, `tip` explains it, and `tips` explains headings and
+    names of rows, by these names:
 
     - row: `blocks` side by side.
     - column: `blocks` one below the other.
@@ -54,13 +55,14 @@ class View(anywidget.AnyWidget):
       the number of pages; the buttons for other pages have the event "page". A line that begins with ✓ or ✗ has the
       colour of right or wrong.
     - verdicts: predictions for one sample. Each of `items` has `who`, `name` (the class), its `colour`, `number` (the
-      probability as text) and `right` (None without a label).
+      probability as text), `right` (None without a label), and `tip`, an explanation of `who`.
     - bars: one row for each of `rows` (`name`, `colour`, `marked`, `values`), with one bar and one number for each of
       `columns`. The lengths are proportional to the values; the largest value of the block has the full length.
-    - table: `columns` and `rows` of texts, and `tips`: explanations of columns and rows by their names.
-    - choices: a table to filter, sort and choose from, with `columns` (`name`, and `number`: whether it is numeric) and
-      `rows` (`key`, `cells` of text). `chosen` (keys), `filter` and `sort` (column, whether descending) are its current
-      state. The key of its event "choices" is this state as JSON.
+    - table: `columns` and `rows` of texts.
+    - choices: a table to filter, sort and choose from, with `columns` (`name`, `tip`, and `number`: whether it is
+      numeric) and `rows` (`key`, `cells` of text). `chosen` (keys of displayed rows), `filter` and `sort` (column,
+      whether descending) are its current state. The key of its event "choices" is this state as JSON. Where it is
+      `fixed`, rows cannot be chosen.
     - matrix: a confusion matrix of `classes` with `counts` [C][C]. Its cells are buttons with the event "cell" and a
       key such as "label,prediction".
     - legend: buttons with the event "legend": `items` with `key`, `name`, `colour`, and `tip`, an explanation.
@@ -70,8 +72,9 @@ class View(anywidget.AnyWidget):
 
     Args:
         on_event: called with the name of an event and its key, two texts: after a click, with "ready" when a page
-            displays the view, with "resize" when its width has changed, and with "theme" when the page's theme
-            changes. The attribute `dark` (whether the theme is dark) is updated before the call.
+            displays the view, with "resize" when its width has changed (the key is the width of the maps, if it is
+            known), and with "theme" when the page's theme changes. The attribute `dark` (whether the theme is dark) is
+            updated before the call.
         waiting: text that is displayed until the first call of `show`.
         styled: whether the view brings the style sheet, which the other views of an explorer share.
     """
@@ -80,6 +83,7 @@ class View(anywidget.AnyWidget):
     _esm = "".join((HERE / name).read_text() for name in SCRIPTS)
     _css = (HERE / "view.css").read_text()
     waiting = Unicode("").tag(sync=True)
+    tips = Dict().tag(sync=True)  # explanations of the explorer's controls, by the text of their labels
 
     def __init__(
         self, on_event: Callable[[str, str], None] | None = None, *, waiting: str = "", styled: bool = True
@@ -129,6 +133,19 @@ class Explorer(ipw.VBox):
         self.view = view
         super().__init__([*controls, self.message, view])
         self.add_class("ickd-explorer")
+        self._explain_controls()
+        self.observe(self._explain_controls, "children")
+
+    def _explain_controls(self, _: Any = None) -> None:
+        """Send the tooltips to the page; ipywidgets itself ignores those of some kinds of controls."""
+        left, found = list(self.children), {}
+        while left:
+            one = left.pop()
+            left += getattr(one, "children", ())
+            name = one.value if isinstance(one, ipw.Label) else getattr(one, "description", "")
+            if name and getattr(one, "tooltip", None):
+                found[name] = one.tooltip
+        self.view.tips = found
 
     def close(self) -> None:
         """Remove the explorer from all pages, and release its widgets with the networks and images that they hold."""
@@ -158,13 +175,7 @@ class Explorer(ipw.VBox):
 
     def png(self) -> bytes:
         """Return the current content as a PNG: the figures, one below the other, in the theme of the page."""
-        with closing_figures(), mpl.rc_context():
-            plots.use(self.view.dark)
-            drawn = stacked(self.figures())
-            interactive = mpl.is_interactive()
-        # The first figure of a notebook switches this on, and without it no figure of a later cell would be displayed.
-        mpl.interactive(interactive)
-        return drawn
+        return png_of(self.figures, self.view.dark)
 
     def show_message(self, text: str) -> None:
         """Display a message until the next interaction. A displayed error stays."""
@@ -212,6 +223,17 @@ def closing_figures() -> Iterator[None]:
     finally:
         for number in set(plt.get_fignums()) - before:
             plt.close(number)
+
+
+def png_of(figures: Callable[[], list[Figure]], dark: bool) -> bytes:
+    """Return what a function draws as one PNG, in a light or dark theme."""
+    with closing_figures(), mpl.rc_context():
+        plots.use(dark)
+        drawn = stacked(figures())
+        interactive = mpl.is_interactive()
+    # The first figure of a notebook switches this on, and without it no figure of a later cell would be displayed.
+    mpl.interactive(interactive)
+    return drawn
 
 
 def stacked(figures: list[Figure]) -> bytes:
