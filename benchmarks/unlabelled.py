@@ -12,8 +12,8 @@ labelled images are the same.
 For each finished student a JSON file is written to OUT, and a student with such a file is not trained again. With
 --minutes, the script stops after that time with exit status 75, and the same call goes on from the last checkpoint.
 
-On one CPU core, the three seeds with 9,000 unlabelled images are estimated to take ESTIMATE. Each student with 49,000
-takes as long as one with 9,000, because it takes as many steps.
+On one CPU core, the three seeds with 9,000 unlabelled images are estimated to take about an hour and a half, from the
+rates of a short run. Students with 49,000 take as many steps, and as long again as those with 9,000.
 """
 
 from __future__ import annotations
