@@ -48,6 +48,9 @@ DEFAULTS = {
 SHOWN = {
     "contributions": "contributions",
     "with roles": "contributions, with those as in-context samples of others",
+    "roles": "those as in-context samples of others alone",
+    "positives": "of these, those as positives (PICD)",
+    "negatives": "of these, those as negatives (NICD)",
     "last": "contributions at the final weights alone",
     "cross-entropy": "contributions of the cross-entropy alone",
     "undamped": "contributions without P, as in TracIn",
@@ -74,15 +77,23 @@ def resized(images: Images, pixels: int) -> Images:
     return replace(images, images=small) if len(images) else images
 
 
-def train(given: argparse.Namespace, splits: Splits, teacher: Network, keep: bool = False) -> training.History:
-    """Train a student from the seed; its bank has the rows of its own training samples."""
+def train(
+    given: argparse.Namespace,
+    splits: Splits,
+    teacher: Network,
+    keep: bool = False,
+    bank: MemoryBank | None = None,
+) -> training.History:
+    """Train a student from the seed; by default, its bank has the rows of its own training samples."""
     recipe = Recipe(epochs=given.epochs, lr=0.05, schedule="onecycle", batch_size=32)
     options: dict[str, Any] = {"runs": given.runs, "callbacks": [KeepWeights(given.keep)]} if keep else {}
-    student = Student("resnet8", METHOD, given.seed, name=f"attribution-{given.data}-{given.epochs}" if keep else "")
+    name = f"attribution-{given.data}-{given.epochs}{f'-{len(bank)}' if bank else ''}" if keep else ""
+    student = Student("resnet8", METHOD, given.seed, name=name)
     (history,) = training.distill(
         [student],
         splits,
         teacher=teacher,
+        bank=bank,
         recipe=recipe,
         device="cpu",
         precision="fp32",
@@ -159,6 +170,10 @@ def attributed(
         if name == "contributions":
             labels = torch.tensor([one.label for one in every])
             found["with roles"] = torch.stack([one.with_roles() for one in every])
+            found["roles"] = found["with roles"] - found["contributions"]
+            rows = bank.rows(train_images.index)
+            found["positives"] = torch.stack([one.roles["positive"][rows] for one in every])
+            found["negatives"] = torch.stack([one.roles["negative"][rows] for one in every])
             found["cross-entropy"] = torch.stack([one.terms["ce"] for one in every])
             if "tracin" in given.selections:
                 found["tracin"] = tracin(attributor, train_images, queries, labels)
@@ -295,7 +310,7 @@ def parsed(words: list[str] | None = None) -> argparse.Namespace:
     )
     parser.add_argument("--removed", type=int, default=6, help="number of these for which samples are removed")
     parser.add_argument("--subsets", type=int, default=50, help="number of random halves")
-    selections = ["contributions", "nearest", "random", "tracin", "undamped"]
+    selections = ["contributions", "with roles", "nearest", "random", "tracin", "undamped"]
     parser.add_argument("--selections", nargs="+", default=selections, help="scores by which samples are removed")
     parser.add_argument("--runs", default="runs/attribution")
     parser.add_argument("--out", default="runs/attribution/results.json")

@@ -19,6 +19,7 @@ from ickd_lib.training import Recipe, Student
 sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks"))
 import accuracy
 import attribution
+import attribution_roles
 import cifar100
 import contention
 import imagenet
@@ -28,8 +29,10 @@ import loops
 import machine
 import retrieval
 import retrieval_large
+import shipping
 import speed
 import tables
+import unlabelled
 
 RECIPE = Recipe(epochs=2, batch_size=16, schedule="cosine")
 
@@ -522,3 +525,66 @@ def test_the_page_about_contributions_has_the_committed_tables(capsys):
     page = (root / "docs/attribution.md").read_text()
     for line in filter(None, capsys.readouterr().out.splitlines()):
         assert line in page
+
+
+def test_roles_are_checked_by_halves_of_the_bank(tmp_path, capsys):
+    words = ["--images", "160", "--epochs", "2", "--keep", "1", "--teacher", "resnet8", "--teacher-epochs", "1"]
+    words += [
+        "--queries",
+        "4",
+        "--subsets",
+        "3",
+        "--runs",
+        str(tmp_path / "runs"),
+        "--out",
+        str(tmp_path / "found.json"),
+    ]
+    attribution_roles.measure(attribution.parsed(words))
+    found = runtime.read_json(tmp_path / "found.json")
+    assert list(found["halves"]) == ["0", "1", "2"] and found["protocol"]["others"] == 160
+    assert all(len(one) == 4 and max(map(abs, one)) <= 1 for one in found["lds"].values())
+    assert "as negatives (NICD)" in capsys.readouterr().out
+    assert len(attribution_roles.half(torch.arange(100, 140), 3).unique()) == 20
+
+
+def test_the_pages_have_the_committed_tables_of_roles_and_of_exported_files(capsys):
+    root = Path(__file__).parents[1]
+    results = root / "benchmarks/results"
+    attribution_roles.show([str(results / f"roles-{name}.json") for name in ("digits", "cifar100")])
+    assert capsys.readouterr().out in (root / "docs/attribution.md").read_text()
+    shipping.show(str(results / "shipping-cpu.json"))
+    page = (root / "docs/export.md").read_text()
+    rows = [line for line in capsys.readouterr().out.splitlines() if line.startswith("|")]
+    assert len(rows) == 5 + 6 + 5 and all(line in page for line in rows)
+
+
+def test_photographs_are_written_enlarged_and_the_teacher_has_their_classes(tmp_path, monkeypatch):
+    names = (*reversed(shipping.CLASSES), "wolf")
+    images = torch.randint(0, 256, (11, 3, 32, 32), dtype=torch.uint8, generator=runtime.generator("images"))
+    splits = data.load("digits", labels=100)
+    train = splits.train
+    train = train.__class__(
+        **{**vars(train), "images": images, "labels": torch.arange(11), "classes": names} | {"index": torch.arange(11)}
+    )
+    monkeypatch.setattr(shipping.data, "load", lambda *_: splits._replace(train=train, test=train))
+    kept = shipping.write_photographs("", tmp_path / "set")
+    assert kept == list(range(9, -1, -1)), "in the order of the names of the folders"
+    assert Image.open(tmp_path / "set/test/apple/0.png").size == (64, 64)
+    torch.save(models.create("resnet56", 100).state_dict(), tmp_path / "weights.pth")
+    text = shipping.TEACHER.format(weights=str(tmp_path / "weights.pth"), kept=kept)
+    (tmp_path / "teacher.py").write_text(text)
+    teacher = models.from_file(f"{tmp_path}/teacher.py:Teacher(size=32)", num_classes=10, image_size=(64, 64))
+    assert teacher(torch.rand(2, 3, 64, 64)).logits.shape == (2, 10) and teacher.features_dim == 64
+
+
+def test_unlabelled_images_are_reported_beside_labels_alone(monkeypatch, capsys):
+    rows = [
+        {"method": method, "seed": seed, "accuracy": 0.3 + 0.1 * bool(more) + 0.01 * seed, "unlabelled": more}
+        for method, more in (("ce", 0), ("kd", 9000))
+        for seed in range(2)
+    ]
+    monkeypatch.setattr(unlabelled.runs, "finished", lambda folders: rows)
+    unlabelled.report("folder")
+    printed = capsys.readouterr().out
+    assert "| `ce` | 0 | 2 | 30.50 ± 0.71 |  |" in printed
+    assert "| `kd` | 9,000 | 2 | 40.50 ± 0.71 | +10.00 (+10.00 to +10.00) |" in printed

@@ -230,6 +230,23 @@ def test_methods_without_in_context_terms(method, digits, teacher, bank, tmp_pat
             explore.Attributor(history.folder, history.network, digits.train, checkpoints="last")
 
 
+def test_images_without_labels_contribute_through_the_other_terms(teacher, tmp_path):
+    mixed = data.load("digits", labels=40, unlabelled=60)
+    options = {"recipe": replace(RECIPE, epochs=2), "device": "cpu", "precision": "fp32", "progress": False}
+    student = Student("resnet8", "ickd(positives=2, negatives=8)")
+    (history,) = training.distill(
+        [student], mixed, teacher=teacher, runs=tmp_path, callbacks=[KeepWeights(1)], **options
+    ).values()
+    bank = MemoryBank.build(teacher, mixed.train, precision="fp32")
+    attributor = explore.Attributor(history.folder, history.network, mixed.train, bank=bank)
+    found = attributor.attribute(attributor.outputs(mixed.test.subset(torch.arange(2))))
+    known = mixed.train.labels >= 0
+    assert bool((found.terms["ce"][~known] == 0).all()) and bool((found.terms["ce"][known] != 0).all())
+    assert all(bool((found.terms[term][~known] != 0).all()) for term in ("kd", "picd", "nicd"))
+    assert bool((found.roles["positive"][bank.rows(found.keys[~known])] != 0).any())
+    assert explore.attributable("kd+ickd") and not explore.attributable("rkd")
+
+
 def test_what_does_not_fit_is_an_error_in_one_line(trained, digits, bank, tmp_path):
     run, network = trained.folder, trained.network
 

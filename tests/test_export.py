@@ -225,6 +225,34 @@ def test_the_command_exports_and_prints_the_table(folder, tmp_path, capsys):
     assert status == 2 and err.count("\n") == 1 and "is this a run folder?" in err
 
 
+def test_a_teacher_is_named_by_its_file_or_its_weights(folder, tmp_path, capsys):
+    runtime.write_json(tmp_path / "s/config.json", runtime.Run(folder / "student").config)
+    for name in ("summary.json", "student.safetensors"):
+        (tmp_path / "s" / name).write_bytes((folder / "student" / name).read_bytes())
+    line = f"export {tmp_path}/s --format pt2 --out {tmp_path}/a.pt2 --test-images 20 --json {tmp_path}/a.json"
+    status, out, err = _run(line, capsys)
+    assert status == 0 and "name it with --teacher" in err and "| teacher" not in out
+    weights = folder / "teachers/teacher/student.safetensors"
+    status, out, _ = _run(f"{line} --teacher resnet8 --teacher-weights {weights}", capsys)
+    assert status == 0 and "| teacher resnet8 |" in out
+    assert export.table(json.loads((tmp_path / "a.json").read_text())) == out
+    code = "from ickd_lib import models\ndef build(num_classes):\n    return models.create('resnet8', num_classes)\n"
+    (tmp_path / "mine.py").write_text(code)
+    status, out, _ = _run(f"{line} --teacher {tmp_path}/mine.py:build", capsys)
+    assert status == 0 and "| teacher mine.py:build |" in out
+
+
+def test_slow_networks_are_timed_in_fewer_passes(folder, digits, monkeypatch):
+    monkeypatch.setattr(export.comparison, "SECONDS", 0.0)
+    network, ran = training.load(folder / "student", device="cpu"), []
+    model = export.NetworkModel(network, export.facts_of(runtime.Run(folder / "student"), network, (8, 8), "fit"))
+    plain = model.run
+    monkeypatch.setattr(model, "run", lambda images: ran.append(len(images)) or plain(images))
+    export.comparison._latency({"one": model}, digits, 1, 20)
+    assert ran == [1] * 8
+    assert export.comparison._time([900.0, 1234.4, 5678.0]) == "1,234 (900 to 5,678)"
+
+
 def test_the_path_of_a_folder_must_be_given(folder, tmp_path, capsys):
     config = runtime.Run(folder / "student").config
     config["settings"]["data"]["name"] = "folder:mine/train"

@@ -146,6 +146,28 @@ def test_the_command(tmp_path, monkeypatch, capsys):
     assert "did you mean 'kd'" in capsys.readouterr().err
 
 
+def test_the_page_of_a_json_file_lacks_what_needs_networks(folder, hostile, tmp_path):
+    file, short = tmp_path / "runs.json", tmp_path / "short.json"
+    assert cli.main(["report", str(folder), "--json", str(file), "--out", str(tmp_path / "table.md")]) == 0
+    assert str(folder) not in file.read_text()
+    found = read(pages.report([file], splits=hostile, baseline="ce")).text
+    table = runs.table(runs.finished([folder]), baseline="ce")
+    assert all(cell in found for cell in table.splitlines()[4].strip("| ").split(" | "))
+    assert "the runs are in JSON files, which contain no networks" in found and "Loss and its terms" in found
+    assert "in a JSON file, and its environment" in found and "Confusion matrix" not in found
+    assert pages.report([folder, file]).count("<tr>") == pages.report([folder]).count("<tr>"), "each run counts once"
+    both = ["--json", str(short), "--without-epochs", "--html", str(tmp_path / "page.html")]
+    assert cli.main(["report", str(file), *both]) == 0
+    assert "The runs recorded no epochs." in read(pages.report([short])).text
+    assert "the runs are in JSON files" in (tmp_path / "page.html").read_text()
+
+
+def test_committed_results_have_pages():
+    results = Path(__file__).parents[1] / "benchmarks" / "results"
+    for path in (results / "own_images.json", results / "segmentation_scenes.json", results / "cifar100-small/table"):
+        assert "are left out: the runs are in JSON files" in read(pages.report([path])).text
+
+
 @pytest.mark.parametrize(
     ("task", "student", "needed", "title"),
     [
@@ -164,6 +186,14 @@ def test_other_tasks_have_a_number_of_each_class(task, student, needed, title, t
     training.distill([Student(student, "ce")], scenes, task=tasks.create(task), runs=tmp_path, **options)
     found = read(pages.report([tmp_path]))
     assert title in found.text and "small" not in found.words
+    assert "Sections about images, such as the mistakes, are left out: no data set was given" in found.text
+    names = tuple(f"{HOSTILE}{number}" for number in range(len(scenes.test.classes)))
+    page = pages.report([tmp_path], splits=scenes)
+    assert "Of 6 images of scenes/test, those on which ce has" in read(page).text and len(page) < 2_000_000
+    with pytest.raises(InputError, match="has other classes than"):
+        pages.report([tmp_path], splits=scenes._replace(test=replace(scenes.test, classes=names)))
+    assert cli.main(["report", str(tmp_path), "--html", str(tmp_path / "page.html")]) == 0
+    assert "Of 200 images of scenes/test" in read((tmp_path / "page.html").read_text()).text
 
 
 def test_all_text_is_escaped():

@@ -88,6 +88,7 @@ ALLOWED = {
         "runs",
         "export",
         "plots",
+        "explore",
     },
     "explore": {"runtime", "losses", "data", "models", "metrics", "tasks", "memory", "methods"},
     "widgets": {"runtime", "data", "models", "metrics", "tasks", "memory", "methods", "runs", "plots", "explore"},

@@ -1,6 +1,7 @@
 """Computations behind the explorers: in-context samples, maps and regions of the logit space, contributions."""
 
 from ickd_lib.explore.contributions import Attribution, Attributor, attribution
+from ickd_lib.explore.gradients import attributable
 from ickd_lib.explore.maps import embed
 from ickd_lib.explore.neighbours import Neighbourhood, in_context, neighbourhood, require_fit, terms
 from ickd_lib.explore.own import own_image
@@ -16,6 +17,7 @@ __all__ = [
     "Region",
     "SampleSet",
     "Suspects",
+    "attributable",
     "attribution",
     "embed",
     "in_context",

@@ -15,7 +15,7 @@ from torch import Tensor
 from ickd_lib import losses
 from ickd_lib.data import Batch
 from ickd_lib.memory import InContext, MemoryBank, Neighbours
-from ickd_lib.methods import Context, InContextPair, Method, Retrieval, describe
+from ickd_lib.methods import Context, InContextPair, Method, Retrieval, create, describe
 from ickd_lib.methods.incontext import ICKD
 from ickd_lib.runtime import InputError
 from ickd_lib.tasks import Samples
@@ -24,14 +24,24 @@ NODES = 8  # of the Gauss-Legendre quadrature between the student's logits and t
 ROLES = ("positive", "negative", "own")  # of a bank row in the in-context terms of a training sample
 
 
-def require_attributable(method: Method) -> None:
-    """Raise InputError if the loss of a sample does not follow from its own logits, the bank and the label."""
+def attributable(method: str | Method) -> bool:
+    """Return whether the loss of a sample follows from its own logits, the bank and the label.
+
+    Args:
+        method: a method, or its name with arguments.
+    """
+    method = create(method) if isinstance(method, str) else method
     bank_only = all(
         spec.source == "teacher" and {spec.order, spec.negatives_order} <= {"nearest", "random"} and not spec.redraw
         for spec in method.retrievals
     )
     dynamic = any(spec.dynamic for spec in method.retrievals)
-    if not method.separable or not method.needs <= {"teacher"} or not bank_only or dynamic:
+    return method.separable and method.needs <= {"teacher"} and bank_only and not dynamic
+
+
+def require_attributable(method: Method) -> None:
+    """Raise InputError if the method is not `attributable`."""
+    if not attributable(method):
         raise InputError(
             f"the loss of {describe(method)} compares more than a sample's logits with its own targets and retrieved "
             "samples; contributions are defined for methods such as ce, kd, dkd and ickd"

@@ -10,12 +10,13 @@ from typing import Any
 
 import torch
 
-from ickd_lib import runs, runtime, tasks, training
+from ickd_lib import models, runs, runtime, tasks, training
 from ickd_lib.data import Splits
 from ickd_lib.export import comparison, predictions, writing
 from ickd_lib.export.facts import facts_of, finished_run, shape_of, teacher_of
 from ickd_lib.export.opened import NetworkModel, format_of, open_model
 from ickd_lib.memory import MemoryBank
+from ickd_lib.models import Network
 from ickd_lib.runtime import InputError
 
 
@@ -41,6 +42,15 @@ def data_of(run: runtime.Run, given: argparse.Namespace, load: Callable[[], Spli
     return splits
 
 
+def named_teacher(run: runtime.Run, given: argparse.Namespace, splits: Splits) -> Network | None:
+    """Return the teacher that --teacher names (a run folder, or as in training), or that is found beside the run."""
+    if not given.teacher:
+        return teacher_of(run)
+    if models.is_file(given.teacher) or given.teacher_weights:
+        return training.pretrain(given.teacher, splits, weights=given.teacher_weights, device="cpu")
+    return training.load(given.teacher, device="cpu")
+
+
 def export(given: argparse.Namespace, load: Callable[[], Splits]) -> None:
     """Export the network of a run, and print a table of it, its file and its teacher.
 
@@ -51,7 +61,7 @@ def export(given: argparse.Namespace, load: Callable[[], Splits]) -> None:
     run = finished_run(given.run)
     format_of(given.format, given.out)
     splits = data_of(run, given, load)
-    teacher = training.load(given.teacher, device="cpu") if given.teacher else teacher_of(run)
+    teacher = named_teacher(run, given, splits)
     written = writing.write(
         given.run,
         given.out,
@@ -66,20 +76,23 @@ def export(given: argparse.Namespace, load: Callable[[], Splits]) -> None:
     if written.difference is not None:
         found = f"largest difference of a probability on {written.images} test images"
         print(f"{found}: {written.difference:.1e} (tolerance {writing.TOLERANCE:.0e})", file=sys.stderr)
-    models = {f"student {facts.network}" if name == "run" else name: one for name, one in written.models.items()}
+    shown = {f"student {facts.network}" if name == "run" else name: one for name, one in written.models.items()}
     seen = []
     if teacher is not None and teacher.classes != facts.classes:
         runtime.notice(f"the teacher {teacher.name} is not in the table, because its classes are others")
     elif teacher is not None:
         beside = facts_of(run, teacher, facts.size, facts.crop)
-        models = {f"teacher {teacher.name}": NetworkModel(teacher, beside), **models}
+        shown = {f"teacher {teacher.name}": NetworkModel(teacher, beside), **shown}
         data = run.settings["data"]
         if teacher.trained_on != {"data": data["name"], "labels": data["images"]}:
             seen = [f"teacher {teacher.name}"]  # it may have been trained on the validation images of the student
     if 0 < given.test_images < len(splits.test):
         drawn = torch.randperm(len(splits.test), generator=runtime.generator("test images"))[: given.test_images]
         splits = splits._replace(test=splits.test.subset(drawn.sort().values))
-    print(comparison.table(comparison.compare_models(models, splits, seen=seen)), end="")
+    rows = comparison.compare_models(shown, splits, seen=seen)
+    if given.json:
+        runtime.write_json(given.json, rows)
+    print(comparison.table(rows), end="")
 
 
 def predict(given: argparse.Namespace, load: Callable[[], Splits]) -> int:

@@ -21,6 +21,7 @@ from ickd_lib.runtime import InputError
 BATCHES = (1, 32)  # batch sizes whose latency is measured
 ROUNDS = 20
 WARM = 3  # passes before the measurement
+LEAST, SECONDS = 5, 30.0  # after so many seconds, the measurement of a batch size ends once it has LEAST rounds
 
 
 def compare_models(
@@ -37,7 +38,8 @@ def compare_models(
         splits: the data, with the classes of all networks. Networks for segmentation are evaluated on the test images
             of their size.
         seen: names of the networks that were trained on the validation images, as a teacher of all images was.
-        rounds: number of passes whose time is measured, for each network and batch size.
+        rounds: number of passes whose time is measured, for each network and batch size; fewer, but at least 5, if they
+            take more than 30 seconds.
     Returns:
         A row for each network: name; parameters; bytes (of the file, or of a run's weights); for batches of 1 and 32
         images, ms_1 and ms_32, lists of quartiles of the milliseconds of a pass (lower, median, upper); accuracy, or
@@ -76,7 +78,10 @@ def _latency(models: Mapping[str, Model], splits: Splits, batch: int, rounds: in
         pixels = found[0].repeat(-(-batch // len(found[0])), 1, 1, 1)[:batch].contiguous()
         inputs[name] = pixels if model.facts.preprocess else pixels.float() / 255
     taken: dict[str, list[float]] = {name: [] for name in models}
+    begin = time.perf_counter()
     for number in range(WARM + rounds):
+        if number >= WARM + LEAST and time.perf_counter() - begin > SECONDS:
+            break
         for name, model in models.items():
             start = time.perf_counter()
             model.run(inputs[name])
@@ -169,5 +174,5 @@ def _cells(row: dict[str, Any]) -> list[str]:
 
 
 def _time(quartiles: Sequence[float]) -> str:
-    low, median, high = (f"{value:.3g}" for value in quartiles)
+    low, median, high = (f"{value:.3g}" if value < 1000 else f"{value:,.0f}" for value in quartiles)
     return f"{median} ({low} to {high})"

@@ -156,5 +156,5 @@ def teacher_of(run: Run) -> Network | None:
                     return network
         except (InputError, KeyError):  # a damaged run, which may not be the teacher's
             continue
-    runtime.notice(f"the teacher of {run.folder} was not found beside it; name its run folder with --teacher")
+    runtime.notice(f"the teacher of {run.folder} was not found beside it; name it with --teacher")
     return None

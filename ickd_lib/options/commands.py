@@ -16,6 +16,7 @@ from ickd_lib.options.groups import (
     predict_options,
     reader,
     recipe_defaults,
+    shown_teacher_options,
     teacher_options,
     training_options,
     unlabelled_options,
@@ -167,11 +168,7 @@ def parser(arguments: Sequence[str] | None = None) -> argparse.ArgumentParser:
         "--without-epochs", action="store_true", help="leave the records of epochs out of the JSON file"
     )
     report.add_argument("--html", default="", help="file for a page of curves, classes, probabilities and mistakes")
-    report.add_argument(
-        "--teacher",
-        default="",
-        help="run folder of the teacher for --html; by default it is searched beside the run",
-    )
+    shown_teacher_options(report, "--html")
     data_options(report, of_run=True)
     report.set_defaults(device="cpu")
     status = command("status", "Show how far each run is. Nothing is written.")

@@ -277,9 +277,8 @@ def export_options(export: argparse.ArgumentParser) -> None:
         default=200,
         help="number of training images that determine the ranges of --int8",
     )
-    export.add_argument(
-        "--teacher", default="", help="run folder of the teacher, for the table; by default it is searched beside RUN"
-    )
+    shown_teacher_options(export, "the table")
+    export.add_argument("--json", default="", help="file for the numbers of the table")
     export.add_argument(
         "--test-images",
         type=reader(Natural),
@@ -288,6 +287,16 @@ def export_options(export: argparse.ArgumentParser) -> None:
     )
     data_options(export, of_run=True)
     export.set_defaults(device="cpu")
+
+
+def shown_teacher_options(parser: argparse.ArgumentParser, use: str) -> None:
+    parser.add_argument(
+        "--teacher",
+        default="",
+        help=f"the teacher, for {use}: its run folder, or its file or name as in training; by default its run folder "
+        "is searched beside the run",
+    )
+    parser.add_argument("--teacher-weights", default="", help="checkpoint of a teacher that is given by its name")
 
 
 def predict_options(predict: argparse.ArgumentParser) -> None:

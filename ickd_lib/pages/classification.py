@@ -10,7 +10,7 @@ from torch import Tensor
 from ickd_lib import metrics, plots
 from ickd_lib.data import Images
 from ickd_lib.memory import InContext
-from ickd_lib.pages.html import Markup, bar, element, figure, note, section, table, tile
+from ickd_lib.pages.html import Markup, bar, element, figure, note, plain, section, table, tile
 from ickd_lib.pages.networks import Evaluated, Outputs, most_confident
 
 MISTAKES = 10  # number of mistakes that are shown
@@ -71,17 +71,12 @@ def _confusion(found: Evaluated) -> Markup:
         [classes[row], classes[column], int(wrong[row, column]), f"{100 * wrong[row, column] / counts[row].sum():.1f}"]
         for row, column in cells
     ]
-    draw = partial(plots.confusion, counts, _plain(classes))
+    draw = partial(plots.confusion, counts, plain(classes))
     listed = (
         table(["label", "prediction", "images", "% of the label's images"], rows) if rows else "There is no mistake."
     )
     text = f"Rows are the labels, columns are what {best.name} predicts. The table lists the most frequent mistakes."
     return section("Confusion matrix", text, figure(draw, f"Confusion matrix of {best.name}"), listed)
-
-
-def _plain(names: tuple[str, ...]) -> list[str]:
-    """Return names that matplotlib draws as they are: it reads text between dollar signs as mathematics."""
-    return [name.replace("$", r"\$") for name in names]
 
 
 def _probabilities(found: Evaluated) -> Markup:
@@ -104,7 +99,7 @@ def _probabilities(found: Evaluated) -> Markup:
 
 
 def _by_name(networks: list[Outputs]) -> dict[str, Outputs]:
-    return dict(zip(_plain(tuple(one.name for one in networks)), networks, strict=True))
+    return dict(zip(plain([one.name for one in networks]), networks, strict=True))
 
 
 def _mistakes(found: Evaluated) -> Markup:

@@ -99,29 +99,39 @@ def bar(share: float) -> Markup:
     return Markup(f'{100 * share:.1f}<span class="bar"><i style="width:{100 * share:.0f}%"></i></span>')
 
 
-def figure(draw: Callable[[], Figure], description: str) -> Markup:
-    """Return a figure as SVG, once for a light and once for a dark page, of which the browser displays one.
+def plain(names: Sequence[str]) -> list[str]:
+    """Return names that matplotlib draws as they are: it reads text between dollar signs as mathematics."""
+    return [name.replace("$", r"\$") for name in names]
+
+
+def figure(draw: Callable[[], Figure], description: str, *, photographs: bool = False) -> Markup:
+    """Return a figure, once for a light and once for a dark page, of which the browser displays one.
 
     Args:
         draw: draws the figure with matplotlib's current settings.
         description: what the figure shows, for those who cannot see it.
+        photographs: whether the figure is a JPEG picture instead of SVG, because it contains photographs.
     """
-    light, dark = (_svg(draw, theme) for theme in (False, True))
+    light, dark = (_drawn(draw, theme, photographs) for theme in (False, True))
     return Markup(
         f'<figure><picture><source srcset="{dark}" media="(prefers-color-scheme: dark)">'
         f'<img src="{light}" alt="{html.escape(description)}"></picture></figure>'
     )
 
 
-def _svg(draw: Callable[[], Figure], dark: bool) -> str:
+def _drawn(draw: Callable[[], Figure], dark: bool, photographs: bool) -> str:
     file = io.BytesIO()
     with mpl.rc_context():
         plots.use(dark)
         mpl.rcParams["svg.hashsalt"] = "ickd"  # the same figure gives the same text
         drawn = draw()
-        drawn.savefig(file, format="svg", metadata={"Date": None})
+        if photographs:
+            drawn.savefig(file, format="jpeg", dpi=110, pil_kwargs={"quality": 85})
+        else:
+            drawn.savefig(file, format="svg", metadata={"Date": None})
         plt.close(drawn)
-    return f"data:image/svg+xml;base64,{base64.b64encode(file.getvalue()).decode()}"
+    kind = "jpeg" if photographs else "svg+xml"
+    return f"data:image/{kind};base64,{base64.b64encode(file.getvalue()).decode()}"
 
 
 def tile(pixels: Tensor, *lines: str, of: str = "") -> Markup:

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from ickd_lib import runs, runtime, training
+from ickd_lib import runs, training
 from ickd_lib.data import Images, Splits
 from ickd_lib.memory import MemoryBank
 from ickd_lib.models import Network
@@ -17,7 +16,7 @@ from ickd_lib.runs.seeds import score, task_of
 from ickd_lib.runtime import InputError
 from ickd_lib.tasks import Classification
 
-Row = dict[str, Any]  # a row of `runs.overview`
+Row = dict[str, Any]  # a row of `runs.finished_rows`
 MOST = 6  # largest number of students that are evaluated
 
 
@@ -55,24 +54,6 @@ class Evaluated(NamedTuple):
     no_bank: str = ""
 
 
-def finished_rows(folders: Sequence[str | Path]) -> list[Row]:
-    """Return the rows of `runs.overview` of all finished students at or below some folders, each once.
-
-    Raises:
-        InputError: a folder does not exist or is a file, or no run is finished.
-    """
-    found: dict[Path, Row] = {}
-    for folder in folders:
-        for row in runs.overview(folder):
-            if row["state"] == "damaged":
-                runtime.notice(f"left out: {row['problem']}")
-            elif row["state"] == "finished" and row["role"] == "student":
-                found.setdefault(Path(row["folder"]).resolve(), row)
-    if not found:
-        raise InputError(f"no finished run below {', '.join(map(str, folders))}; resume the runs that were stopped")
-    return list(found.values())
-
-
 def described(rows: Sequence[Row], baseline: str = "") -> dict[str, Row]:
     """Choose the runs whose networks are described.
 
@@ -106,7 +87,7 @@ def evaluate(
     """Evaluate the students and the teacher of classification runs, and build the teacher's memory bank.
 
     Args:
-        chosen: the runs, from `described`.
+        chosen: the runs, from `described`, all with run folders.
         splits: their data. The networks are evaluated on the validation images if the runs held these out of train,
             otherwise on the test images.
         teacher: the teacher; None for none.

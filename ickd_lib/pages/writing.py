@@ -11,9 +11,9 @@ from typing import Any
 from ickd_lib import __version__, plots, runs, runtime
 from ickd_lib.data import Splits
 from ickd_lib.models import Network
-from ickd_lib.pages import classification
-from ickd_lib.pages.html import Markup, bar, element, figure, note, page, section, table
-from ickd_lib.pages.networks import MOST, Row, described, differing, evaluate, finished_rows
+from ickd_lib.pages import classification, dense
+from ickd_lib.pages.html import Markup, bar, element, figure, note, page, plain, section, table
+from ickd_lib.pages.networks import MOST, Row, described, differing, evaluate
 from ickd_lib.runs.seeds import task_of
 from ickd_lib.runs.tables import caption, cells
 from ickd_lib.runtime import InputError
@@ -37,10 +37,11 @@ def report(
     The page is one file without scripts, whose figures and images are inside it. It contains the table over seeds and
     the curves of training; for classification also the accuracy of each class, the confusion matrix, the reliability
     diagram, the most confident mistakes beside their in-context samples, and how two students differ; for segmentation
-    and detection the IoU or the AP of each class.
+    and detection the IoU or the AP of each class, and the images with the most mistakes.
 
     Args:
-        folders: run folders, or folders that contain some.
+        folders: run folders, folders that contain some, or JSON files of runs (`runs.collected`). For runs in JSON
+            files, sections that need networks are left out.
         splits: the data of the runs, on the device of the evaluation; without them, sections that need images are
             left out.
         teacher: the teacher, whose memory bank has the in-context samples.
@@ -52,22 +53,25 @@ def report(
         InputError: a folder does not exist, no run is finished, the baseline is unknown, a network cannot be loaded, or
             its classes are not those of the data.
     """
-    rows = finished_rows(folders)
+    rows = runs.finished_rows(folders)
     chosen = described(rows, baseline)
     parts = [_results(rows, baseline), _training(rows)]
     task, (best, *_) = task_of(next(iter(chosen.values()))), chosen
     if task.name in PER_CLASS:
         parts.append(_per_class(chosen, *PER_CLASS[task.name]))
-    elif splits is None:
-        missing = f"Sections about the images, such as the confusion matrix, are left out: {no_splits}."
-        parts.append(section("Images", note(missing)))
+    there = {name: row for name, row in chosen.items() if row["folder"]}
+    if splits is None or not there:
+        why = no_splits if there else "the runs are in JSON files, which contain no networks"
+        parts.append(section("Images", note(f"Sections about images, such as the mistakes, are left out: {why}.")))
+    elif task.name in PER_CLASS:
+        parts.append(dense.mistakes(there, splits, baseline, precision=precision))
     else:
-        found = evaluate(chosen, splits, teacher, no_teacher=no_teacher, precision=precision)
+        found = evaluate(there, splits, teacher, no_teacher=no_teacher, precision=precision)
         text = f"Of each method, the network with the lowest seed was evaluated on the {len(found.images):,} images of "
         text += f"{found.images.name}; at most {MOST} networks are shown, the best first."
-        notes = map(note, differing(found, chosen))
+        notes = map(note, differing(found, there))
         parts += [section("Networks", text, *notes)] if len(rows) > 1 else notes
-        of_baseline = (name for name, row in chosen.items() if row["method"] == baseline)
+        of_baseline = (name for name, row in there.items() if row["method"] == baseline)
         parts += classification.sections(found, next(of_baseline, ""))
     title = f"{best}: one run" if len(rows) == 1 else f"Comparison of {len(rows)} runs"
     parts.append(_origin(chosen[best]))
@@ -107,17 +111,17 @@ def _results(rows: Sequence[Row], baseline: str) -> Markup:
 def _training(rows: Sequence[Row]) -> Markup:
     """Return the section with the curves."""
     named = {
-        name.replace("$", r"\$"): [runs.averaged([runs.records(row) for row in alike]) for alike in seeds]
+        plain([name])[0]: [runs.averaged([runs.records(row) for row in alike]) for alike in seeds]
         for name, seeds in runs.named(rows).items()
     }
     primary = task_of(rows[0]).primary
+    metric = {"miou": "mIoU", "ap": "AP"}.get(primary, primary.capitalize())
     blocks: list[Any] = []
     for key, of in ((f"val_{primary}", "images held out of train"), (f"test_{primary}", "test images")):
         shown = {name: seeds for name, seeds in named.items() if _common(seeds, key)}
         if shown:
-            words = f"{primary.replace('_', ' ')} on the {of}"
-            draw = partial(plots.curves, shown, key)
-            blocks += [element("h3", words[0].upper() + words[1:]), figure(draw, f"{words} over the epochs")]
+            words, draw = f"{metric} on the {of}", partial(plots.curves, shown, key)
+            blocks += [element("h3", words), figure(draw, f"{words} over the epochs")]
             break
     losses = {name: seeds for name, seeds in named.items() if _common(seeds, "loss")}
     if losses:
@@ -147,7 +151,7 @@ def _per_class(chosen: dict[str, Row], prefix: str, of: str) -> Markup:
 
 
 def _origin(row: Row) -> Markup:
-    config = runtime.Run(row["folder"]).config
+    config = row["config"]
     environment = config.get("environment", {})
     facts = [
         ["data", config["settings"]["data"]["name"]],
@@ -156,6 +160,5 @@ def _origin(row: Row) -> Markup:
         *([key, value] for key, value in environment.items() if isinstance(value, (str, int))),
         ["page", f"ickd {__version__}, Python {platform.python_version()}"],
     ]
-    return section(
-        "Where this is from", f"The run folder {row['folder']} and its environment:", table(["", ""], facts, words=True)
-    )
+    place = f"The run folder {row['folder']}" if row["folder"] else f"The run {row['run']} in a JSON file"
+    return section("Where this is from", f"{place}, and its environment:", table(["", ""], facts, words=True))

@@ -1,7 +1,17 @@
 """The results in run folders: overview and progress of all runs, tables over seeds, differences between two runs."""
 
 from ickd_lib.runs.difference import diff, distinctions
-from ickd_lib.runs.folders import averaged, collected, csv_of, diverged, finished, long, overview, records
+from ickd_lib.runs.folders import (
+    averaged,
+    collected,
+    csv_of,
+    diverged,
+    finished,
+    finished_rows,
+    long,
+    overview,
+    records,
+)
 from ickd_lib.runs.seeds import behind_labels, differences, grouped, interval, mean_std, named, paired
 from ickd_lib.runs.status import progress, progress_table
 from ickd_lib.runs.tables import beside_published, escaped, latex, published_table, table
@@ -18,6 +28,7 @@ __all__ = [
     "diverged",
     "escaped",
     "finished",
+    "finished_rows",
     "grouped",
     "interval",
     "latex",

@@ -27,11 +27,34 @@ def finished(folders: Iterable[str | Path]) -> list[dict[str, Any]]:
     Raises:
         InputError: as for `collected`, or no run is finished.
     """
+    return [_named(one["summary"], one["config"]) for one in _students(folders)]
+
+
+def finished_rows(folders: Iterable[str | Path]) -> list[dict[str, Any]]:
+    """Return the rows of `overview` of all finished runs at or below some folders, without those of teachers.
+
+    Args:
+        folders: as for `collected`. The "folder" of a run in a JSON file is "".
+    Returns:
+        The rows, which also contain the "config" and the "records" of each run.
+    Raises:
+        InputError: as for `finished`.
+    """
+    return [
+        {"run": one.get("run", ""), "folder": one.get("folder", ""), "role": "student"}
+        | _numbers(one["config"], one["summary"])
+        | {"config": one["config"], "records": one["epochs"]}
+        for one in _students(folders)
+    ]
+
+
+def _students(folders: Iterable[str | Path]) -> list[dict[str, Any]]:
+    """Return the finished runs at or below some folders, each once, without those of teachers."""
     folders = list(folders)
-    found = [one for one in collected(folders) if one.get("role") != "teacher"]
+    found = [one for one in _collected(folders) if one.get("role") != "teacher"]
     if not found:
         raise InputError(f"no finished run below {', '.join(map(str, folders))}; resume the runs that were stopped")
-    return [_named(one["summary"], one["config"]) for one in found]
+    return found
 
 
 def collected(folders: Iterable[str | Path]) -> list[dict[str, Any]]:
@@ -47,6 +70,11 @@ def collected(folders: Iterable[str | Path]) -> list[dict[str, Any]]:
     Raises:
         InputError: a folder does not exist or contains no run.
     """
+    return [{key: value for key, value in one.items() if key != "folder"} for one in _collected(folders)]
+
+
+def _collected(folders: Iterable[str | Path]) -> list[dict[str, Any]]:
+    """Return what `collected` returns, with the "folder" of each run that is not in a JSON file."""
     found: dict[str, dict[str, Any]] = {}
     for path in map(Path, folders):
         for place, read in _sources(path):
@@ -115,6 +143,7 @@ def _read(run: runtime.Run) -> dict[str, Any] | None:
         return None
     config, summary, epochs = run.config, run.summary, run.config["settings"]["recipe"]["epochs"]
     found = {"run": run.folder.name, "config": config, "epochs": run.readable_metrics(epochs), "summary": summary}
+    found["folder"] = str(run.folder)
     return found | ({"role": "teacher"} if run.folder.parent.name == "teachers" else {})
 
 
@@ -184,17 +213,12 @@ def _row(run: runtime.Run, top: Path) -> dict[str, Any]:
 
 def _found(run: runtime.Run) -> dict[str, Any]:
     """Return what `overview` contains of a run that is not damaged."""
-    settings, summary = run.settings, run.summary
-    found = described(settings) | {"method": _described(settings["method"], settings["method"]["name"])}
-    primary = tasks.create(found["task"]).primary
-    if summary is not None:
-        numbers = {key: value for key, value in summary.items() if value is not None}
-        found = {"state": "finished", "epoch": settings["recipe"]["epochs"], **found, **numbers}
-        found = _named(found, run.config)
+    if run.summary is not None:
+        found = _numbers(run.config, run.summary)
         _check(found)
-        found.pop("name", None)  # "run" contains it
         return found
-    done = run.metrics
+    found, done = _settings(run.settings), run.metrics
+    primary = tasks.create(found["task"]).primary
     found = {"state": "unfinished", "epoch": done[-1]["epoch"] if done else 0, **found}
     tested = [(record[f"test_{primary}"], record["epoch"]) for record in done if f"test_{primary}" in record]
     if tested:
@@ -202,6 +226,21 @@ def _found(run: runtime.Run) -> dict[str, Any]:
         found |= {f"best_{primary}": best[0], "best_epoch": best[1], primary: tested[-1][0]}
     if held_out := [record[f"val_{primary}"] for record in done if f"val_{primary}" in record]:
         found[f"val_{primary}"] = held_out[-1]
+    return found
+
+
+def _settings(settings: dict[str, Any]) -> dict[str, Any]:
+    """Return the settings of a run as a row contains them."""
+    return described(settings) | {"method": _described(settings["method"], settings["method"]["name"])}
+
+
+def _numbers(config: dict[str, Any], summary: dict[str, Any]) -> dict[str, Any]:
+    """Return what a row contains of a finished run."""
+    settings = config["settings"]
+    numbers = {key: value for key, value in summary.items() if value is not None}
+    found = {"state": "finished", "epoch": settings["recipe"]["epochs"], **_settings(settings), **numbers}
+    found = _named(found, config)
+    found.pop("name", None)  # "run" contains it
     return found
 
 
@@ -231,7 +270,7 @@ def _version(config: dict[str, Any]) -> int:
 
 
 def records(row: dict[str, Any]) -> list[dict[str, float]]:
-    """Return the records of a row of `overview`, one per epoch, with the loss term "kd" as "loss_kd".
+    """Return the records of a row of `overview` or `finished_rows`, one per epoch, with the term "kd" as "loss_kd".
 
     Raises:
         InputError: the records cannot be read.
@@ -241,12 +280,11 @@ def records(row: dict[str, Any]) -> list[dict[str, float]]:
             {"epoch": record["epoch"]}
             | {key: value for key, value in record.items() if key not in ("terms", "weights")}
             | {f"loss_{term}": value for term, value in record.get("terms", {}).items()}
-            for record in runtime.Run(row["folder"]).metrics
+            for record in (row["records"] if "records" in row else runtime.Run(row["folder"]).metrics)
         ]
     except (AttributeError, KeyError, TypeError, ValueError, OSError) as error:
-        raise InputError(
-            f"{row['folder']}/metrics.jsonl cannot be read ({type(error).__name__}: {error}); restore it"
-        ) from None
+        place = f"{row['folder']}/metrics.jsonl" if row["folder"] else f"the records of {row['run']}"
+        raise InputError(f"{place} cannot be read ({type(error).__name__}: {error}); restore the file") from None
 
 
 def averaged(members: Sequence[Sequence[dict[str, float]]]) -> list[dict[str, float]]:
