@@ -25,12 +25,32 @@ def cuda_graph(work: Callable[[], None]) -> Callable[[], None]:
     Returns:
         A function that runs the captured kernels.
     Raises:
-        RuntimeError: `work` does something that a graph cannot contain.
+        RuntimeError: `work` does something that a graph cannot contain. The GPU's generator is usable again.
     """
     graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph, stream=torch.cuda.Stream()):  # the default one belongs to the GPU that was used first
-        work()
+    try:
+        # A capture that fails leaves its stream as the current one; the outer context restores the earlier one. The
+        # default stream of a capture belongs to the GPU that was used first, so that it is given here.
+        with torch.cuda.stream(torch.cuda.current_stream()), torch.cuda.graph(graph, stream=torch.cuda.Stream()):
+            work()
+    except RuntimeError:
+        torch.cuda.synchronize()  # raises an error if the GPU cannot be used any more
+        # A generator counts its draws apart during a capture. After one that failed it does so for ever, and raises an
+        # error at each draw, so it is given a state that no capture has used.
+        generator = torch.cuda.default_generators[torch.cuda.current_device()]
+        generator.graphsafe_set_state(torch.Generator(generator.device))
+        raise
     return graph.replay
+
+
+def cause(error: BaseException) -> str:
+    """Return the first line of the error that came first among those that were raised while others were handled.
+
+    When an operation ends a capture, the end of the capture raises an error of its own, which does not name it.
+    """
+    while (earlier := error.__cause__ or error.__context__) is not None:
+        error = earlier
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
 
 
 class CapturedSteps:
@@ -41,6 +61,8 @@ class CapturedSteps:
 
     Args:
         capture: `cuda_graph`, or None to run every step eagerly.
+    Attributes:
+        captures, replays: number of steps that were captured, and of those that were replayed.
     """
 
     def __init__(self, capture: Capture | None) -> None:
@@ -49,6 +71,7 @@ class CapturedSteps:
         self._taken = 0  # number of steps of this kind in a row
         self._replay: Callable[[], None] | None = None
         self._unfit: set[object] = set()
+        self.captures = self.replays = 0
 
     def run(self, kind: object, work: Callable[[], None], names: list[str], whole: bool) -> None:
         """Run a step.
@@ -74,10 +97,12 @@ class CapturedSteps:
                 try:
                     self._replay = self.capture(work)
                 except RuntimeError as error:
-                    self._refuse(kind, names, str(error).strip().splitlines()[0])
+                    self._refuse(kind, names, f"its capture failed ({cause(error)}; --no-capture does not try it)")
                     work()
                     return
+                self.captures += 1
             self._replay()
+            self.replays += 1
 
     def _refuse(self, kind: object, names: list[str], why: str) -> None:
         """Run steps of this kind eagerly from now on, and warn."""
