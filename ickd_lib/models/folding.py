@@ -30,10 +30,11 @@ def folded(network: Network, size: tuple[int, int]) -> Network | None:
         The copy; None if its outputs for random images would be others than those of the network, as where a module
         uses its layers in another way than by calling them in turn.
     """
-    device = network.mean.device
+    device, tf32 = network.mean.device, torch.backends.cudnn.allow_tf32
     generator = torch.Generator().manual_seed(0)
     images = torch.rand(2, 3, *size, generator=generator).to(device)
     twin = copy.deepcopy(network)
+    torch.backends.cudnn.allow_tf32 = False  # the rounding of TF32 is larger than the tolerance
     try:
         for convolution, norm in _pairs(twin, images):
             fused = fuse_conv_bn_eval(twin.get_submodule(convolution), twin.get_submodule(norm))  # type: ignore[arg-type,type-var]
@@ -49,6 +50,8 @@ def folded(network: Network, size: tuple[int, int]) -> Network | None:
             twin(images)
     except (AttributeError, RuntimeError, TypeError, ValueError):  # a module reads what is no longer there
         return None
+    finally:
+        torch.backends.cudnn.allow_tf32 = tf32
     return twin.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
 

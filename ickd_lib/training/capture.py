@@ -25,22 +25,34 @@ def cuda_graph(work: Callable[[], None]) -> Callable[[], None]:
     Returns:
         A function that runs the captured kernels.
     Raises:
-        RuntimeError: `work` does something that a graph cannot contain. The GPU's generator is usable again.
+        RuntimeError: `work` does something that a graph cannot contain.
     """
-    graph = torch.cuda.CUDAGraph()
+    graph, pool = torch.cuda.CUDAGraph(), torch.cuda.graph_pool_handle()
+    # The default stream of a capture belongs to the GPU that was used first, so that one is given here.
+    capture = torch.cuda.graph(graph, pool=pool, stream=torch.cuda.Stream())
     try:
-        # A capture that fails leaves its stream as the current one; the outer context restores the earlier one. The
-        # default stream of a capture belongs to the GPU that was used first, so that it is given here.
-        with torch.cuda.stream(torch.cuda.current_stream()), torch.cuda.graph(graph, stream=torch.cuda.Stream()):
+        with torch.cuda.stream(torch.cuda.current_stream()), capture:  # a capture that fails leaves its own stream
             work()
     except RuntimeError:
-        torch.cuda.synchronize()  # raises an error if the GPU cannot be used any more
-        # A generator counts its draws apart during a capture. After one that failed it does so for ever, and raises an
-        # error at each draw, so it is given a state that no capture has used.
-        generator = torch.cuda.default_generators[torch.cuda.current_device()]
-        generator.graphsafe_set_state(torch.Generator(generator.device))
+        _recover(pool)
         raise
     return graph.replay
+
+
+def _recover(pool: Any) -> None:
+    """End what torch leaves unfinished after a capture that failed, so that eager steps and captures work again.
+
+    Raises:
+        RuntimeError: the GPU cannot be used any more.
+    """
+    torch.cuda.synchronize()
+    device = torch.cuda.current_device()
+    # The allocator takes the capture as not ended. There is no public function that ends it.
+    with contextlib.suppress(AttributeError, RuntimeError):
+        torch._C._cuda_endAllocateToPool(device, pool)
+    # A generator counts its draws apart during a capture. After one that failed it can go on doing so, and raise an
+    # error at each draw, so it is given a state that no capture has used.
+    torch.cuda.default_generators[device].graphsafe_set_state(torch.Generator(f"cuda:{device}"))
 
 
 def cause(error: BaseException) -> str:
