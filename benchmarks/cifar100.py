@@ -176,7 +176,7 @@ def train(stage: str, plan: Plan, given: argparse.Namespace) -> list[str]:
     runs, out = Path(given.runs, given.plan, stage), Path(given.out, stage)
     load = partial(data.load, "cifar100", given.data_root, val=0.1 if tuning else 0.0, download=given.download)
     options = {"device": given.device, "progress": sys.stderr.isatty()}
-    for teacher_name, name, seeds in plan.pairs[:1] if tuning else plan.pairs:
+    for teacher_name, name, seeds in plan.pairs[: 1 if tuning else given.pairs or None]:
         pair, done = (teacher_name, name), already_written(out)
         every = [weighted(method, pair) for method in given.methods or of_stage(stage, plan, pair)]
         queue = [
@@ -220,6 +220,7 @@ def main() -> int:
     parser.add_argument("--plan", default="published", choices=PLANS, help="networks, recipes and data")
     parser.add_argument("--stage", default="table", choices=("table", "tune"), help="comparison or tuning")
     parser.add_argument("--minutes", type=float, default=0, help="minutes after which to stop; 0: never")
+    parser.add_argument("--pairs", type=int, default=0, help="train only the first pairs of the plan; 0: all")
     parser.add_argument("--methods", nargs="*", help="methods to train; by default those of the stage")
     parser.add_argument("--seeds", nargs="*", type=int, help="seeds to train; by default those of the plan")
     parser.add_argument("--together", type=int, default=8, help="largest number of students in one pass")

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+os.environ.setdefault("TEARDOWN_CUPTI", "0")  # the profiler must not end what captured steps still use
 
 import loops
 import machine
@@ -49,7 +50,7 @@ def measure_pair(
         rate: the result of `machine.rates`.
         given: the script's arguments.
     Returns:
-        Seconds of each kind of step in each round, ratios between them, upper bounds and profiles.
+        Seconds of each kind of step in each round, ratios between them, and upper bounds.
     """
     teacher_name, name = pair
     device = runtime.device(given.device)
@@ -57,9 +58,9 @@ def measure_pair(
     recipe = training.Recipe(epochs=2, schedule="cosine")
     rounds: dict[str, list[float]] = {}
 
-    def distilled(*methods: str, copies: int = 1, images: data.Splits = splits, **options: Any) -> float:
+    def distilled(*methods: str, copies: int = 1, **options: Any) -> float:
         students = [training.Student(name, method, seed) for method in methods for seed in range(copies)]
-        return step_seconds(students, images, teacher=teacher, bank=bank, device=given.device, **options)
+        return step_seconds(students, splits, teacher=teacher, bank=bank, device=given.device, **options)
 
     def usual() -> float:
         loop = UsualLoop(teacher, name, splits.train, device, recipe)
@@ -81,12 +82,6 @@ def measure_pair(
         for _ in range(given.rounds):
             for way, measured in ways.items():
                 rounds.setdefault(way, []).append(round(measured(), 5))
-        few = splits._replace(train=splits.train.few(min(PROFILED, len(splits.train))))
-        distilled("kd", teacher_cache=cache, images=few)
-        profiles = {
-            "kd": machine.shares(lambda: distilled("kd", images=few), device),
-            "kd, full cache": machine.shares(lambda: distilled("kd", teacher_cache=cache, images=few), device),
-        }
     precision = runtime.precision("auto", device, min(splits.train.size))
     student, size, batch = models.create(name, **splits.train.spec).to(device), splits.train.size, recipe.batch_size
     least = {
@@ -110,12 +105,32 @@ def measure_pair(
         "minutes_for_240_epochs_of_cifar100": {
             way: round(240 * (782 * median[way] + evaluation) / 60, 1) for way in ("usual", *times)
         },
-        "profile": profiles,
     }
     if given.together:
         one = [given.together * s for s in rounds["kd, full cache"]]
         result[f"{given.together}_students_times_one"] = ratio(one, rounds["many, full cache"])
     return result
+
+
+def profile_pair(pair: tuple[str, str], splits: data.Splits, given: argparse.Namespace) -> dict[str, Any]:
+    """Profile the steps of one teacher and student; the arguments are as for `measure_pair`.
+
+    Returns:
+        For training with and without a full teacher cache, the share of each kind of operation in the time of all.
+    """
+    device = runtime.device(given.device)
+    few = splits._replace(train=splits.train.few(min(PROFILED, len(splits.train))))
+    teacher, _ = untrained(pair[0], few, device)
+
+    def distilled(**options: Any) -> float:
+        return step_seconds([training.Student(pair[1], "kd")], few, teacher=teacher, device=given.device, **options)
+
+    with tempfile.TemporaryDirectory() as cache:
+        distilled(teacher_cache=cache)
+        return {
+            "kd": machine.shares(distilled, device),
+            "kd, full cache": machine.shares(lambda: distilled(teacher_cache=cache), device),
+        }
 
 
 def main() -> None:
@@ -157,6 +172,8 @@ def main() -> None:
         **{"→".join(pair): (lambda pair=pair: measure_pair(pair, splits, found["rates"], given)) for pair in PAIRS},
         "retrieval": lambda: retrieval.measure(rounds=given.rounds, device=given.device),
         "start": start.measure,
+        # The profiles are last, because a profiler can disturb what is measured after it.
+        **{f"profile of {'→'.join(pair)}": (lambda pair=pair: profile_pair(pair, splits, given)) for pair in PAIRS},
     }
     for part, measure in parts.items():
         if part not in found:

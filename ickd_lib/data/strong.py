@@ -8,11 +8,12 @@ import torch
 from torch import Tensor
 
 from ickd_lib import runtime
+from ickd_lib.data import randaugment
+from ickd_lib.data.randaugment import STRENGTHS
 from ickd_lib.runtime import InputError
 
 AUGMENTATIONS = ("crop", "randaugment", "mixup", "cutmix")
 MIXUP_ALPHA = 1.0  # Zhang et al. 2018 (arXiv 1710.09412) for CIFAR; they use 0.2 for ImageNet.
-STRENGTHS = 31  # number of magnitudes of torchvision's RandAugment
 COLOURS = (0.6, 1.4)  # smallest and largest factor of brightness, contrast and saturation of `recoloured`
 BLUR = (0.1, 1.5)  # smallest and largest standard deviation of its blur in pixels
 CUTMIX_ALPHA = 1.0  # Yun et al. 2019 (arXiv 1905.04899) for ImageNet and CIFAR.
@@ -47,15 +48,11 @@ def distorted(pixels: Tensor, *keys: object) -> Tensor:
     Returns:
         Images, float in [0, 1], shape [B, 3, H, W], in channels-last memory format.
     """
-    from torchvision.transforms import v2
-
     count, _, height, width = pixels.shape
     with runtime.seeded("strong view", *keys):
-        operations = [v2.RandAugment(num_ops=1, magnitude=strength) for strength in range(STRENGTHS)]
-        strengths = torch.randint(STRENGTHS, (count, 2)).tolist()
-        images = torch.stack(
-            [operations[second](operations[first](one)) for one, (first, second) in zip(pixels, strengths, strict=True)]
-        )
+        images = pixels
+        for strength in torch.randint(STRENGTHS, (2, count), device="cpu"):
+            images = randaugment.drawn(images, strength)
         side, down, right = torch.rand(3, count, 1, device="cpu").to(pixels.device)
     half = side * width / 4
     rows = (torch.arange(height, device=pixels.device) + 0.5 - down * height).abs() < half
@@ -105,9 +102,8 @@ def augmented(pixels: Tensor, augment: str, *keys: object) -> tuple[Tensor, Tens
     parts, shares = augment.split("+"), None
     with runtime.seeded("augment", *keys):
         if "randaugment" in parts:
-            transform = v2.RandAugment()
-            # One call for the whole batch would apply the same operations to every image.
-            pixels = torch.stack([transform(image) for image in pixels])
+            for _ in range(2):  # operations for each image, at torchvision's default strength
+                pixels = randaugment.drawn(pixels, torch.full((len(pixels),), 9, device="cpu"))
         images = pixels.float().div_(255)
         if "mixup" in parts or "cutmix" in parts:
             kind, alpha = (v2.MixUp, MIXUP_ALPHA) if "mixup" in parts else (v2.CutMix, CUTMIX_ALPHA)

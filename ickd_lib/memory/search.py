@@ -235,7 +235,9 @@ def _top(scores: Tensor, k: int) -> tuple[Tensor, Tensor]:
 
 def dot(queries: Tensor, members: Tensor, places: Tensor) -> Tensor:
     """Compute inner products in float64 of each query [Q, D] with the members [P, D] at places [Q, w]: [Q, w]."""
-    rows = max(1, min(16, SCRATCH // max(1, places.shape[1] * members.shape[1])))  # a few fit into a CPU's cache
+    rows = max(1, SCRATCH // max(1, places.shape[1] * members.shape[1]))
+    if queries.device.type == "cpu":
+        rows = min(16, rows)  # a few fit into the cache
     parts = [
         members[p].double().mul_(q.double()[:, None]).sum(-1)
         for q, p in zip(queries.split(rows), places.split(rows), strict=True)

@@ -27,6 +27,7 @@ from .batchnorm import synchronised
 from .detection import Detections, Detector, Regions, TrainingPass
 from .extension import extend
 from .external import IDENTITY, LIBRARIES, build, known_weights, no_options
+from .folding import folded
 from .inference import predict
 from .inspection import classifier, map_shapes, unpooled_size
 from .network import Network, Output, frozen
@@ -50,6 +51,7 @@ __all__ = [
     "classifier",
     "create",
     "extend",
+    "folded",
     "from_file",
     "frozen",
     "is_file",

@@ -27,10 +27,42 @@ def cuda_graph(work: Callable[[], None]) -> Callable[[], None]:
     Raises:
         RuntimeError: `work` does something that a graph cannot contain.
     """
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph, stream=torch.cuda.Stream()):  # the default one belongs to the GPU that was used first
-        work()
+    graph, pool = torch.cuda.CUDAGraph(), torch.cuda.graph_pool_handle()
+    # The default stream of a capture belongs to the GPU that was used first, so that one is given here.
+    capture = torch.cuda.graph(graph, pool=pool, stream=torch.cuda.Stream())
+    try:
+        with torch.cuda.stream(torch.cuda.current_stream()), capture:  # a capture that fails leaves its own stream
+            work()
+    except RuntimeError:
+        _recover(pool)
+        raise
     return graph.replay
+
+
+def _recover(pool: Any) -> None:
+    """End what torch leaves unfinished after a capture that failed, so that eager steps and captures work again.
+
+    Raises:
+        RuntimeError: the GPU cannot be used any more.
+    """
+    torch.cuda.synchronize()
+    device = torch.cuda.current_device()
+    # The allocator takes the capture as not ended. There is no public function that ends it.
+    with contextlib.suppress(AttributeError, RuntimeError):
+        torch._C._cuda_endAllocateToPool(device, pool)
+    # A generator counts its draws apart during a capture. After one that failed it can go on doing so, and raise an
+    # error at each draw, so it is given a state that no capture has used.
+    torch.cuda.default_generators[device].graphsafe_set_state(torch.Generator(f"cuda:{device}"))
+
+
+def cause(error: BaseException) -> str:
+    """Return the first line of the error that came first among those that were raised while others were handled.
+
+    When an operation ends a capture, the end of the capture raises an error of its own, which does not name it.
+    """
+    while (earlier := error.__cause__ or error.__context__) is not None:
+        error = earlier
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
 
 
 class CapturedSteps:
@@ -41,6 +73,8 @@ class CapturedSteps:
 
     Args:
         capture: `cuda_graph`, or None to run every step eagerly.
+    Attributes:
+        captures, replays: number of steps that were captured, and of those that were replayed.
     """
 
     def __init__(self, capture: Capture | None) -> None:
@@ -49,6 +83,7 @@ class CapturedSteps:
         self._taken = 0  # number of steps of this kind in a row
         self._replay: Callable[[], None] | None = None
         self._unfit: set[object] = set()
+        self.captures = self.replays = 0
 
     def run(self, kind: object, work: Callable[[], None], names: list[str], whole: bool) -> None:
         """Run a step.
@@ -74,10 +109,12 @@ class CapturedSteps:
                 try:
                     self._replay = self.capture(work)
                 except RuntimeError as error:
-                    self._refuse(kind, names, str(error).strip().splitlines()[0])
+                    self._refuse(kind, names, f"its capture failed ({cause(error)}; --no-capture does not try it)")
                     work()
                     return
+                self.captures += 1
             self._replay()
+            self.replays += 1
 
     def _refuse(self, kind: object, names: list[str], why: str) -> None:
         """Run steps of this kind eagerly from now on, and warn."""

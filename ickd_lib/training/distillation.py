@@ -33,7 +33,7 @@ from ickd_lib.training.stepper import Stepper
 from ickd_lib.training.streamed_cache import StreamedTeacherCache
 from ickd_lib.training.students import Student, learners
 from ickd_lib.training.teacher_cache import TeacherCache
-from ickd_lib.training.teacher_source import cacheable, teacher_bank, teacher_source
+from ickd_lib.training.teacher_source import cacheable, folds, teacher_bank, teacher_source
 
 
 @checked
@@ -341,6 +341,8 @@ def _numerics(
     }
     if kept and cached:
         found["teacher_cache_top"] = cached
+    if not kept and folds(waiting, train, teacher, task, found["precision"]):
+        found["teacher_folded"] = True
     if banks not in ("", found["precision"]):
         found["bank_precision"] = banks
     return found

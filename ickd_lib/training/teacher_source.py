@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from ickd_lib import runtime
+from ickd_lib import models, runtime
 from ickd_lib.data import Images, StreamedImages
 from ickd_lib.data.crops import VIEWS
 from ickd_lib.memory import Faiss, MemoryBank, require_fit
@@ -32,6 +32,13 @@ def cacheable(waiting: Sequence[TrainingState], train: Images) -> bool:
         )
         return False
     return _needs_pass(waiting) and not strong and not _compares_maps(found) and train.augment == "crop"
+
+
+def folds(waiting: Sequence[TrainingState], train: Images, teacher: Network | None, task: Task, precision: str) -> bool:
+    """Return whether the teacher is evaluated in every step, and a folded copy of it can be (`models.folded`)."""
+    if teacher is None or precision != "bf16" or task.network != "classification" or not _needs_pass(waiting):
+        return False
+    return models.folded(teacher, train.size) is not None
 
 
 def _compares_maps(found: Sequence[Method]) -> bool:
@@ -68,7 +75,8 @@ def teacher_source(
     needs = frozenset().union(*(method.needs for method in found))
     precision = numerics["precision"]
     if not numerics["teacher_cache"]:
-        return TeacherPass(task, teacher, maps=_compares_maps(found), precision=precision)
+        evaluated = models.folded(teacher, train.size) if numerics.get("teacher_folded") else teacher
+        return TeacherPass(task, evaluated or teacher, maps=_compares_maps(found), precision=precision)
     given: dict[str, Any] = {
         "features": "features" in needs or any(_uses_view_features(method) for method in found),
         "precision": precision,
