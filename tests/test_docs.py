@@ -244,15 +244,28 @@ def test_the_table_of_own_images_is_that_of_the_committed_runs(tmp_path):
         assert {**row, "method": method}.items() <= reported[method].items(), method
 
 
-def test_the_table_of_segmentation_is_that_of_the_committed_runs(tmp_path):
+@pytest.mark.parametrize(("name", "shown"), [("segmentation", "ckd(ckd=1.0)"), ("detection", "ckd(ckd=0.1)")])
+def test_the_tables_of_scenes_are_those_of_the_committed_runs(name, shown, tmp_path):
     page = tmp_path / "report.md"
-    finished = runs.finished([RESULTS / "segmentation_scenes.json"])
+    finished = runs.finished([RESULTS / f"{name}_scenes.json"])
     page.write_text(runs.table(finished, baseline="ce", best_first=True))
     (reported,) = tables(page)
-    (rows,) = [table for table in tables(ROOT / "docs/results.md") if "ckd(ckd=1.0)" in table and len(table) == 8]
+    (rows,) = [
+        table
+        for table in tables(ROOT / "docs/results.md")
+        if shown in table and "ce" in table and "seeds" in table["ce"]
+    ]
     assert list(rows) == list(reported)
     for method, row in rows.items():
         assert {**row, "method": method}.items() <= reported[method].items(), method
+
+
+def test_the_table_of_the_defaults_is_that_of_the_committed_results():
+    script = [sys.executable, ROOT / "benchmarks/safe_default.py", "--report"]
+    env = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    printed = subprocess.run(script, capture_output=True, text=True, check=True, env=env).stdout
+    page = (ROOT / "docs/methods.md").read_text()
+    assert page.split("<!-- safe default -->\n")[1].split("<!-- end")[0] == printed
 
 
 def committed(path):
