@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import os
+from collections.abc import Mapping
 from pathlib import Path
 
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
@@ -33,16 +34,33 @@ CLASSES = (
 METHODS = ("ce", "kd", "ickd", "ickd(limit=None)", "ickd(nicd=2.0)", "ickd(nicd=0)")
 
 
-def write(root: str, folder: Path, count: int = 100) -> None:
-    """Write the first `count` images of each class and split as PNG files in class folders; complete ones stay."""
+SPLITS = {
+    "train": ("train", 0, 100),
+    "test": ("test", 0, 100),
+}  # of each class: split of CIFAR-100, first and last image
+
+
+def write(root: str, folder: Path, parts: Mapping[str, tuple[str, int, int]] = SPLITS, size: int = 32) -> list[int]:
+    """Write images of the ten classes as PNG files in class folders; complete ones stay.
+
+    Args:
+        root: folder of cifar-100-python.
+        folder: folder of the written images.
+        parts: for each split of the folder, the split of CIFAR-100, and which images of each class.
+        size: height and width of the images.
+    Returns:
+        The numbers of the classes in CIFAR-100, in the order of the folder.
+    """
     splits = data.load("cifar100", root)
-    for split, images in (("train", splits.train), ("test", splits.test)):
+    for split, (source, start, stop) in parts.items():
         for name in CLASSES:
             (folder / split / name).mkdir(parents=True, exist_ok=True)
-            for i, pixels in enumerate(images.only([name]).images[:count]):
-                path = folder / split / name / f"{i}.png"
+            for number, pixels in enumerate(getattr(splits, source).only([name]).images[start:stop]):
+                path = folder / split / name / f"{number}.png"
                 if not path.exists():
-                    Image.fromarray(pixels.permute(1, 2, 0).numpy()).save(path)
+                    image = Image.fromarray(pixels.permute(1, 2, 0).numpy())
+                    image.resize((size, size), Image.Resampling.BICUBIC).save(path)
+    return [splits.train.classes.index(name) for name in sorted(CLASSES)]
 
 
 if __name__ == "__main__":

@@ -22,11 +22,10 @@ from typing import Any
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
 import torch
-from own_images import CLASSES
-from PIL import Image
+from own_images import CLASSES, write
 
 from ickd_lib import __main__ as command_line
-from ickd_lib import data, export, runs, runtime
+from ickd_lib import export, runs, runtime
 from ickd_lib.runs.findings import markdown_table
 
 SIZE = 64
@@ -52,20 +51,6 @@ class Teacher(nn.Module):
 '''
 
 
-def write_photographs(root: str, folder: Path) -> list[int]:
-    """Write the photographs in class folders; complete ones stay. Return the numbers of the classes in CIFAR-100."""
-    splits = data.load("cifar100", root)
-    for split, (source, start, stop) in SPLITS.items():
-        for name in CLASSES:
-            (folder / split / name).mkdir(parents=True, exist_ok=True)
-            for number, pixels in enumerate(getattr(splits, source).only([name]).images[start:stop]):
-                path = folder / split / name / f"{number}.png"
-                if not path.exists():
-                    image = Image.fromarray(pixels.permute(1, 2, 0).numpy())
-                    image.resize((SIZE, SIZE), Image.Resampling.BICUBIC).save(path)
-    return [splits.train.classes.index(name) for name in sorted(CLASSES)]
-
-
 def command(*words: object) -> None:
     """Run a command of `ickd`."""
     if status := command_line.main([str(word) for word in words]):
@@ -75,7 +60,7 @@ def command(*words: object) -> None:
 def measure(given: argparse.Namespace) -> None:
     """Train, export, and write the result."""
     folder, own, file = (Path(given.runs, name) for name in ("photographs", "runs", "teacher.py"))
-    kept = write_photographs(given.data_root, folder)
+    kept = write(given.data_root, folder, SPLITS, SIZE)
     file.write_text(TEACHER.format(weights=str(Path(given.weights).resolve()), kept=kept))
     images = ("--dataset", f"folder:{folder}", "--val", 0.1, "--teacher", f"{file}:Teacher(size=32)")
     recipe = ("--epochs", given.epochs, "--schedule", "onecycle", "--lr", given.lr, "--batch-size", 32)

@@ -99,9 +99,11 @@ def test_names_that_are_no_method(text):
 def test_any_text_is_a_method_or_refused_in_one_line(text):
     for read in (lambda: methods.create(text), lambda: parse_call(f"kd({text})", "method", "kd()")):
         try:
-            read()
+            found = read()
         except InputError as error:
             one_line(error)
+        else:
+            assert isinstance(found, (methods.Method, tuple))
 
 
 @settings(quick, max_examples=200)

@@ -567,8 +567,8 @@ def test_photographs_are_written_enlarged_and_the_teacher_has_their_classes(tmp_
     train = train.__class__(
         **{**vars(train), "images": images, "labels": torch.arange(11), "classes": names} | {"index": torch.arange(11)}
     )
-    monkeypatch.setattr(shipping.data, "load", lambda *_: splits._replace(train=train, test=train))
-    kept = shipping.write_photographs("", tmp_path / "set")
+    monkeypatch.setattr(data, "load", lambda *_: splits._replace(train=train, test=train))
+    kept = shipping.write("", tmp_path / "set", shipping.SPLITS, shipping.SIZE)
     assert kept == list(range(9, -1, -1)), "in the order of the names of the folders"
     assert Image.open(tmp_path / "set/test/apple/0.png").size == (64, 64)
     torch.save(models.create("resnet56", 100).state_dict(), tmp_path / "weights.pth")

@@ -260,6 +260,15 @@ def test_the_tables_of_scenes_are_those_of_the_committed_runs(name, shown, tmp_p
         assert {**row, "method": method}.items() <= reported[method].items(), method
 
 
+def test_the_learning_rates_of_detection_are_those_of_the_committed_runs():
+    page = " ".join((ROOT / "docs/results.md").read_text().split())
+    summaries = [record["summary"] for record in committed(RESULTS / "detection_rates.json")]
+    slow, fast = (100 * one["val_ap"] for one in summaries if one["method"] == "ce" and one["network"] == "resnet8-fpn")
+    assert f"with 0.006 it reaches {fast:.2f} on these scenes, with 0.002 {slow:.2f}" in page
+    (teacher,) = (100 * one["ap"] for one in summaries if one["network"] == "resnet20-fpn")
+    assert f"40 epochs (AP {teacher:.2f} on the 200 test scenes)" in page
+
+
 def test_the_table_of_the_defaults_is_that_of_the_committed_results():
     script = [sys.executable, ROOT / "benchmarks/safe_default.py", "--report"]
     env = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}

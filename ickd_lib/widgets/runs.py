@@ -217,7 +217,7 @@ class RunExplorer(Explorer):
     def _table(self) -> tuple[Block, list[Block]]:
         """Return the table, and notes about it."""
         cells = {name: [text(row) for row in self.rows.values()] for name, (_, text) in COLUMNS.items()}
-        # What all runs have in common is said once, above the table.
+        # What all runs have in common is displayed once, above the table.
         common = {name: texts[0] for name, texts in cells.items() if name in SETTINGS and len(set(texts)) == 1}
         shown = [name for name in COLUMNS if name not in common and any(cells[name])]
         columns = [{"name": name, "tip": TERMS[name], "number": COLUMNS[name][0]} for name in shown]
