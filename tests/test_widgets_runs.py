@@ -9,6 +9,7 @@ import html
 import io
 import json
 import re
+import threading
 import tracemalloc
 
 import matplotlib.pyplot as plt
@@ -373,3 +374,29 @@ def test_a_gallery_contains_the_table_and_each_figure(explorer, tmp_path, monkey
         )
         assert dark < 60 < 200 < light
     assert explorer.kind.value == "curves" and explorer.error == ""
+
+
+def test_a_change_during_drawing_is_drawn_as_well(explorer, monkeypatch):
+    """JupyterLab sends the first messages to the main thread and later ones to another, which must not be ignored."""
+    explorer.kind.value = "curves"
+    begun, go_on, draw = threading.Event(), threading.Event(), explorer.png
+    drawn = []
+
+    def slowly():
+        begun.set()
+        assert go_on.wait(10)
+        drawn.append(explorer.kind.value)
+        return draw()
+
+    monkeypatch.setattr(explorer, "png", slowly)
+    first = threading.Thread(target=choose, args=(explorer, "b-kd-0"))
+    first.start()
+    assert begun.wait(10)
+    second = threading.Thread(target=lambda: setattr(explorer.kind, "value", "final metrics"))
+    second.start()
+    second.join(0.2)
+    go_on.set()
+    first.join(10)
+    second.join(10)
+    assert explorer.view._last[0][1]["alt"].startswith("final metrics")
+    assert len(drawn) == 2 and not explorer.error

@@ -7,6 +7,7 @@ import contextlib
 import html
 import io
 import sys
+import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -131,6 +132,8 @@ class Explorer(ipw.VBox):
     def __init__(self, controls: list[ipw.Widget], view: View) -> None:
         self.message, self.error = ipw.HTML(layout={"min_height": "26px"}), ""
         self.view = view
+        # JupyterLab has callbacks executed in a thread of their own, but the first ones in the kernel's main thread.
+        self._turn = threading.RLock()
         super().__init__([*controls, self.message, view])
         self.add_class("ickd-explorer")
         self._explain_controls()
@@ -184,10 +187,13 @@ class Explorer(ipw.VBox):
 
     @contextlib.contextmanager
     def guarded(self) -> Iterator[None]:
-        """Catch errors of the enclosed code and display them on the page, where they would otherwise not be visible."""
-        self.error = ""
-        self._set_message("status", "")
-        with closing_figures():
+        """Catch errors of the enclosed code and display them on the page, where they would otherwise not be visible.
+
+        Only one thread at a time executes such code.
+        """
+        with self._turn, closing_figures():
+            self.error = ""
+            self._set_message("status", "")
             try:
                 yield
             except Exception as error:
