@@ -490,6 +490,23 @@ def test_negatives_are_at_most_a_third_of_the_images(name, rows, expected):
     assert [spec.negatives for spec in method.retrievals] == [expected]
 
 
+@pytest.mark.parametrize(
+    ("labels", "few_allowed", "expected"),
+    [
+        ([0] * 80 + [1] * 20, False, 20),  # only 20 rows have another class than 0
+        ([0] * 50 + [1] * 50, False, 33),
+        ([0] * 80 + [1] * 20, True, 33),  # in segmentation and detection, a sample may have fewer
+        ([0] * 80 + [-1] * 20, False, 33),  # and if images have no label, it is not known how many there are
+    ],
+)
+def test_negatives_are_at_most_the_rows_outside_the_most_frequent_class(labels, few_allowed, expected, capfd):
+    method = methods.create("kd+ickd")
+    method.describe_bank(torch.tensor(labels), larger=False, few_allowed=few_allowed)
+    method.setup(8, 8, 2, 100)
+    assert [spec.negatives for spec in method.retrievals] == [expected]
+    assert ("only 20 samples are not of the most frequent class" in capfd.readouterr().err) == (expected == 20)
+
+
 def test_a_third_is_that_of_a_larger_bank():
     method = methods.create("ickd")
     method.bank_rows = 300

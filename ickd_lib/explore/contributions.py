@@ -317,9 +317,7 @@ def _method(settings: dict[str, Any], images: Images, bank: MemoryBank | None) -
     """Create the method of a run from its settings."""
     method = methods.recorded(settings["method"])
     require_attributable(method)
-    for part in method.modules():
-        if isinstance(part, Method):
-            part.bank_rows = len(bank) if bank else 0
+    method.describe_bank(bank.labels if bank else images.labels, larger=bool(bank), few_allowed=False)
     method.setup(0, 0, len(images.classes), len(images))
     return method
 

@@ -237,6 +237,8 @@ class Method(nn.Module):
             0; it is set before `setup` is called.
         bank_classes: number of classes that rows of the teacher's bank have, which may be fewer than C: no row of a
             detector's bank has the background; it is set before `setup` is called, and 0 if that is not known.
+        bank_others: smallest number of rows, over the classes, that have another class: fewer negatives exist for no
+            sample. It is set before `setup` is called, and 0 if samples may have fewer negatives than requested.
         pixelwise: whether the method compares each sample with its target alone, so that in segmentation it compares
             each pixel. All others compare class regions there.
         chance: for loss terms that compare a sample with others, the value for a student that cannot tell these apart.
@@ -263,6 +265,7 @@ class Method(nn.Module):
     momentum = 0.0
     bank_rows = 0
     bank_classes = 0
+    bank_others = 0
     pixelwise = False
     chance: Mapping[str, float] = {}
     separable = False
@@ -323,6 +326,24 @@ class Method(nn.Module):
             size: height and width of the training images.
         """
         return student
+
+    def describe_bank(self, labels: Tensor, *, larger: bool, few_allowed: bool) -> None:
+        """Set the attributes `bank_…` of the method and of the methods that it combines, before `setup` is called.
+
+        Args:
+            labels: class of each row of the teacher's bank, or of each training sample without such a bank; -1 for a
+                sample without a label. int64, shape [N].
+            larger: whether the rows are those of a given bank.
+            few_allowed: whether samples may have fewer in-context samples than requested.
+        """
+        known = labels[labels >= 0]
+        sizes = known.bincount()
+        for part in self.modules():
+            if isinstance(part, Method):
+                part.bank_rows = larger * len(labels)
+                part.bank_classes = int((sizes > 0).sum())
+                exact = not few_allowed and len(known) == len(labels) > 0
+                part.bank_others = len(labels) - int(sizes.max()) if exact else 0
 
     def setup(self, student_dim: int, teacher_dim: int, num_classes: int, rows: int) -> None:
         """Create what depends on sizes, such as projectors with parameters, before the optimiser exists.

@@ -34,8 +34,9 @@ class ICKD(Method):
     ce, kd, picd, nicd: weights of the terms. A term of weight 0 is not computed, nor is what only that term needs.
     temperature: temperature of both KL terms.
     positives, negatives: number of in-context samples of each kind. At most a third of the rows of the bank become
-        negatives, so that these are near the query in a small data set too; with per_class, at most one sample of each
-        other class. A note is printed if the number is smaller than requested.
+        negatives, so that these are near the query in a small data set too, and never more than there are rows outside
+        the most frequent class; with per_class, at most one sample of each other class. A note is printed if the number
+        is smaller than requested.
     aggregation_temperature: temperature of the softmax over similarities that weights the positives; None gives equal
         weights.
     average: whether to aggregate "logits" or "probabilities".
@@ -174,10 +175,15 @@ class ICKD(Method):
             return
         if spec.source == "teacher":
             rows = self.bank_rows or rows
-        most = max(1, (self.bank_classes or num_classes) - 1 if spec.per_class else rows // 3)
+        most, why = rows // 3, f"at most a third of the {rows} samples"
+        if spec.per_class:
+            most = (self.bank_classes or num_classes) - 1
+            why = f"at most one of each of the {most} other classes"
+        elif spec.source == "teacher" and 0 < self.bank_others < most:
+            most, why = self.bank_others, f"only {self.bank_others} samples are not of the most frequent class"
+        most = max(1, most)
         if spec.negatives > most:
-            limit = f"one of each of the {most} other classes" if spec.per_class else f"a third of the {rows} samples"
-            notice(f"{self.config['name']} uses {most} negatives instead of {spec.negatives}: at most {limit}")
+            notice(f"{self.config['name']} uses {most} negatives instead of {spec.negatives}: {why}")
             self.retrieval = spec = replace(spec, negatives=most)
         if self.form == "infonce" and spec.negatives:
             self.chance = {"nicd": self.nicd * math.log(1 + spec.negatives)}

@@ -151,10 +151,7 @@ def _learner(
     network.classes = train.classes
     labels = task.keys(train)[1]
     rows = len(labels)
-    for part in method.modules():
-        if isinstance(part, methods.Method):
-            part.bank_rows = len(bank) if bank else 0
-            part.bank_classes = len((bank.labels if bank else labels[labels >= 0]).unique())
+    method.describe_bank(bank.labels if bank else labels, larger=bool(bank), few_allowed=task.allow_missing)
     with runtime.seeded(student.seed, "method"):
         network = method.adapt(network, teacher, train.size)
         if network.added:
