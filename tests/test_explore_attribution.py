@@ -15,7 +15,7 @@ from ickd_lib.runtime import InputError
 from ickd_lib.training import KeepWeights, Recipe, Student
 
 RECIPE = Recipe(epochs=4, lr=0.05, schedule="cosine", batch_size=30)
-METHOD = "ickd(nicd=2.0, positives=4, negatives=16, limit=None)"
+METHOD = "ickd(nicd=2.0, positives=4, negatives=16, limit=None, corrected=False)"
 TERMS = ("ce", "kd", "picd", "nicd")
 
 
@@ -139,6 +139,7 @@ VARIANTS = [
     {"picd": 0},
     {"limit": None},
     {"limit": 0.1, "form": "hinge"},
+    {"corrected": False},
 ]
 
 
@@ -169,7 +170,7 @@ def test_shares_of_in_context_samples_sum_to_the_gradient_of_their_terms(variant
 
 def test_the_share_of_a_negative_is_that_of_the_denominator(bank, digits):
     """InfoNCE: the derivative by a cosine is the softmax over the pool, divided by κ."""
-    method, images = methods.create("nicd", ce=0.0, nicd=1.0, negatives=5, kappa=0.2), digits.train
+    method, images = methods.create("nicd", ce=0.0, nicd=1.0, negatives=5, kappa=0.2, corrected=False), digits.train
     retrieved = Retrieved.of(bank, method.retrieval, images.index, 0)
     logits = torch.randn(len(images), 10, dtype=torch.double, generator=runtime.generator("logits"))
     _, _, cosines, slopes = Shares(method, bank, retrieved, logits).pool
@@ -188,7 +189,8 @@ def test_roles_are_sums_over_the_samples_that_retrieved_a_row(attributor, digits
     at = bank.rows(found.keys)
     expected = found.total + found.roles["positive"][at] + found.roles["negative"][at]
     torch.testing.assert_close(found.with_roles(), expected)
-    counts = torch.bincount(attributor.steps[0].shares[0].retrieved.far.rows.flatten(), minlength=len(bank))
+    shares = attributor.steps[0].shares[0]
+    counts = torch.bincount(shares.retrieved.far.rows[shares.far.mask], minlength=len(bank))
     assert torch.equal(counts > 0, found.roles["negative"] != 0)
     assert len(repr(found)) < 200 and "2 weights" in repr(attributor)
 
@@ -276,7 +278,7 @@ def test_what_does_not_fit_is_an_error_in_one_line(trained, digits, bank, tmp_pa
 
 def test_picd_gradient_is_that_of_the_loss(bank, digits):
     """The gradient that the shares sum to is that of `losses.picd` itself."""
-    method, images = methods.create("picd", ce=0.0, picd=1.0, positives=3), digits.train
+    method, images = methods.create("picd", ce=0.0, picd=1.0, positives=3, corrected=False), digits.train
     retrieved = Retrieved.of(bank, method.retrieval, images.index, 0)
     logits = torch.randn(len(images), 10, dtype=torch.double, generator=runtime.generator("z")).requires_grad_()
     near, _ = retrieved.samples(bank, logits)

@@ -1,5 +1,6 @@
 """The variants of in-context distillation, held to loops over single samples in float64."""
 
+import itertools
 import math
 
 import pytest
@@ -142,3 +143,15 @@ def test_the_residual_target(case):
     assert torch.equal(
         losses.residual_target(case["teacher"], mean, case["own"], valid, residual=0.0), case["teacher"].detach()
     )
+
+
+def test_corrected_logits_have_their_largest_value_at_the_label():
+    logits = torch.randn(3, 4, 6, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    labels = torch.tensor([[0, 5, 2, -1], [1, 1, 1, 1], [3, -1, 4, 0]])
+    found = losses.corrected(logits, labels)
+    for where in itertools.product(range(3), range(4)):
+        expected, label = logits[where].tolist(), int(labels[where])
+        if label >= 0:
+            best = max(range(6), key=expected.__getitem__)
+            expected[label], expected[best] = expected[best], expected[label]
+        assert found[where].tolist() == expected

@@ -290,48 +290,77 @@ def test_logits_of_the_classes_that_both_know():
     assert method(part)["kd"].item() == pytest.approx(expected.item())
 
 
-def test_ickd_is_the_weighted_sum_of_its_parts():
-    method = methods.create("ickd(ce=2, kd=3, picd=5, nicd=7, temperature=2, kappa=0.3, aggregation_temperature=None)")
+def given_samples(seen, corrected):
+    """The teacher's logits, those of the positives and of the own row, and the mask of the negatives."""
+    labels, near, far = seen.student.labels, seen.positives, seen.negatives
+    if not corrected:
+        return seen.teacher.logits, near.logits, near.own, far.mask
+    other = far.logits.argmax(2) != labels[:, None]
+    assert 0 < other.sum() < other.numel()
+    own = near.own if near.own is None else losses.corrected(near.own, labels)
+    of_positives = losses.corrected(near.logits, labels[:, None].expand(near.mask.shape))
+    return losses.corrected(seen.teacher.logits, labels), of_positives, own, far.mask & other
+
+
+@pytest.mark.parametrize("corrected", [False, True])
+def test_ickd_is_the_weighted_sum_of_its_parts(corrected):
+    method = methods.create(
+        "ickd(ce=2, kd=3, picd=5, nicd=7, temperature=2, kappa=0.3, aggregation_temperature=None, "
+        f"corrected={corrected})"
+    )
     seen = context(method)
     terms, logits = method(seen), seen.student.logits
     near, far = seen.positives, seen.negatives
+    teacher, positives, _, mask = given_samples(seen, corrected)
     weights = losses.aggregation_weights(near.similarity, near.mask, temperature=None)
     expected = {
         "ce": 2 * losses.cross_entropy(logits, seen.student.labels),
-        "kd": 3 * losses.kd(logits, seen.teacher.logits, temperature=2),
-        "picd": 5 * losses.picd(logits, near.logits, weights, temperature=2),
-        "nicd": 7 * losses.nicd(logits, seen.teacher.logits, far.logits, far.mask, kappa=0.3),
+        "kd": 3 * losses.kd(logits, teacher, temperature=2),
+        "picd": 5 * losses.picd(logits, positives, weights, temperature=2),
+        "nicd": 7 * losses.nicd(logits, teacher, far.logits, mask, kappa=0.3),
     }
     assert {k: v.item() for k, v in terms.items()} == pytest.approx({k: v.item() for k, v in expected.items()})
 
 
-def test_the_variants_of_ickd_are_their_losses():
+@pytest.mark.parametrize("corrected", [False, True])
+def test_the_variants_of_ickd_are_their_losses(corrected):
     arguments = "temperature=2, form='relational', kappa=0.2, kappa_teacher=0.05, residual=0.5, gate=0.6"
+    arguments += f", corrected={corrected}"
     method = methods.create(f"ickd(ce=2, kd=3, picd=5, nicd=7, {arguments})")
     seen = context(method)
     terms, logits, near, far = method(seen), seen.student.logits, seen.positives, seen.negatives
     weights = losses.aggregation_weights(near.similarity, near.mask, temperature=0.05)
-    target = seen.teacher.logits + 0.5 * ((weights[..., None] * near.logits).sum(1) - near.own)
+    teacher, positives, own, mask = given_samples(seen, corrected)
+    target = teacher + 0.5 * ((weights[..., None] * positives).sum(1) - own)
     gate = losses.entropy_gate(seen.teacher.logits, strength=0.6)
-    pool = {"positive_logits": near.logits, "positive_mask": near.mask}
-    relations = losses.relational_nicd(
-        logits, seen.teacher.logits, far.logits, far.mask, **pool, kappa=0.2, kappa_teacher=0.05
-    )
+    pool = {"positive_logits": positives, "positive_mask": near.mask}
+    relations = losses.relational_nicd(logits, teacher, far.logits, mask, **pool, kappa=0.2, kappa_teacher=0.05)
     expected = {
         "ce": 2 * losses.cross_entropy(logits, seen.student.labels),
         "kd": 3 * losses.kd(logits, target, temperature=2),
-        "picd": 5 * losses.picd(logits, near.logits, weights, temperature=2, gate=gate),
+        "picd": 5 * losses.picd(logits, positives, weights, temperature=2, gate=gate),
         "nicd": 7 * relations,
     }
     assert {k: v.item() for k, v in terms.items()} == pytest.approx({k: v.item() for k, v in expected.items()})
 
 
+def test_outputs_for_mixed_images_and_samples_without_a_label_are_not_corrected():
+    method, plain = methods.create("ickd(nicd=0, picd=0)"), methods.create("ickd(nicd=0, picd=0, corrected=False)")
+    seen = context(method)
+    assert method(seen)["kd"] != plain(seen)["kd"]
+    mixed = dataclasses.replace(seen.teacher, soft=torch.full((B, C), 1 / C))
+    unknown = dataclasses.replace(seen.teacher, labels=torch.full((B,), -1))
+    for teacher in (mixed, unknown):
+        changed = dataclasses.replace(seen, teacher=teacher)
+        assert torch.equal(method(changed)["kd"], plain(changed)["kd"])
+
+
 def test_without_a_residual_the_target_is_that_of_kd_bit_for_bit():
-    method = methods.create("ickd(residual=0.0, picd=0, nicd=0)")
+    method = methods.create("ickd(residual=0.0, picd=0, nicd=0, corrected=False)")
     assert method.retrieval is None
     seen = context(method)
     assert torch.equal(method(seen)["kd"], methods.create("kd")(seen)["kd"])
-    other = methods.create("ickd(residual=0.5)")
+    other = methods.create("ickd(residual=0.5, corrected=False)")
     assert torch.equal(
         other._kd(seen.student, seen.sources("teacher")[0]), losses.kd(seen.student.logits, seen.teacher.logits)
     ), "before retrieval has started"
@@ -390,7 +419,7 @@ def test_peers_teach_in_equal_parts(name):
 
 
 def test_the_aggregate_can_be_the_anchor():
-    method = methods.create("nicd(anchor='aggregate', ce=0, form='hinge', margin=0.4)")
+    method = methods.create("nicd(anchor='aggregate', ce=0, form='hinge', margin=0.4, corrected=False)")
     seen = context(method)
     near, far = seen.positives, seen.negatives
     weights = losses.aggregation_weights(near.similarity, near.mask, temperature=0.05)

@@ -181,12 +181,17 @@ class Shares:
     def __init__(
         self, method: ICKD, bank: MemoryBank, retrieved: Retrieved, logits: Tensor, scale: float = 1.0
     ) -> None:
-        self.method, self.bank, self.retrieved, self.logits, self.scale = method, bank, retrieved, logits, scale
-        near, _ = retrieved.samples(bank, logits)
+        self.method, self.retrieved, self.logits, self.scale = method, retrieved, logits, scale
+        self.near, self.far, self.own = retrieved.near, retrieved.far, retrieved.own
+        self.rows = bank.logits.to(logits)  # the logits of the samples that act, by the numbers in near, far and own
+        if method.corrected:  # positives and own rows are corrected, and negatives are not, but some are left out
+            other = self.rows.argmax(1)[self.far.rows] != bank.labels[self.own, None]
+            self.far = replace(self.far, rows=self.far.rows + len(self.rows), mask=self.far.mask & other)
+            self.rows = torch.cat([losses.corrected(self.rows, bank.labels), self.rows])
         self.weights = losses.aggregation_weights(
-            near.similarity, near.mask, temperature=method.aggregation_temperature
+            self.near.similarity.to(logits), self.near.mask, temperature=method.aggregation_temperature
         )
-        self.unit = F.normalize(bank.logits.to(logits), dim=1)
+        self.unit = F.normalize(self.rows, dim=1)
         self.pool = self._cosines() if method.nicd else None
 
     def _cosines(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -195,7 +200,7 @@ class Shares:
         The columns are: the sample's own row or, with anchor="aggregate", the parts of the aggregate that its positives
         make up; then the negatives, and in the relational form the positives.
         """
-        method, near, far, own = self.method, self.retrieved.near, self.retrieved.far, self.retrieved.own
+        method, near, far, own = self.method, self.near, self.far, self.own
         student, weight = F.normalize(self.logits, dim=1), method.nicd * self.scale
 
         def cosine(rows: Tensor) -> Tensor:
@@ -211,7 +216,7 @@ class Shares:
         if method.anchor == "aggregate":
             if method.average != "logits":
                 raise InputError("anchor='aggregate' has parts of single positives with average='logits' only")
-            logits = self.bank.logits.to(self.logits)
+            logits = self.rows
             mean = (self.weights[..., None] * logits[near.rows]).sum(1).norm(dim=1, keepdim=True)
             anchor, length = near.rows, self.weights * logits.norm(dim=1)[near.rows] / mean.clamp(min=1e-12)
             mask = mask & near.mask.any(1, keepdim=True)
@@ -255,7 +260,7 @@ class Shares:
             The inner products by the role of the row: "positive" [N, k+], "negative" [N, k-], and "own", the sample's
             own row as anchor of NICD, [N, 1].
         """
-        near, far = self.retrieved.near, self.retrieved.far
+        near, far = self.near, self.far
         found = {
             "positive": self._positives(direction) if self.method.picd else self.logits.new_zeros(near.rows.shape),
             "negative": self.logits.new_zeros(far.rows.shape),
@@ -276,12 +281,12 @@ class Shares:
 
     def _positives(self, direction: Tensor) -> Tensor:
         """Return the inner product of each positive's share of PICD's gradient with a vector of logits, [N, k+]."""
-        method, z, near = self.method, self.logits, self.retrieved.near
+        method, z, near = self.method, self.logits, self.near
         tau, found = method.temperature, []
-        logits = self.bank.logits.to(z)
+        logits = self.rows
         factor = torch.full_like(z[:, 0], method.picd)
         if method.gate:
-            factor = factor * losses.entropy_gate(logits[self.retrieved.own], strength=method.gate)
+            factor = factor * losses.entropy_gate(logits[self.own], strength=method.gate)
         for some in torch.arange(len(z), device=z.device).split(1024):
             of, own, weights = logits[near.rows[some]], z[some], self.weights[some]
             if method.average == "probabilities":

@@ -27,6 +27,7 @@ from ickd_lib.losses.features import pkt, rkd_angle, rkd_distance
 from ickd_lib.losses.incontext import (
     aggregate,
     aggregation_weights,
+    corrected,
     entropy_gate,
     nicd,
     picd,
@@ -60,6 +61,7 @@ __all__ = [
     "ckd",
     "class_activation",
     "class_correlation",
+    "corrected",
     "crd",
     "crd_bank",
     "cross_entropy",

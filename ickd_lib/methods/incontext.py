@@ -68,6 +68,10 @@ class ICKD(Method):
         of all proposals). The gradient of a cosine is large where logits are small, as at the start of a training and
         with few classes; without a limit, NICD then prevents the other terms from being learned. The value of the term
         is not changed.
+    corrected: whether the source's logits are corrected by the labels (`losses.corrected`), so that a source that is
+        often wrong does not teach its mistakes: where the most probable class of an output or of a positive is not its
+        label, these two logits are exchanged, and negatives for which the source predicts the sample's own class are
+        left out. Outputs for mixed images are not corrected.
 
     In segmentation, KD and PICD act on every pixel, PICD with the aggregate of the pixel's region, and NICD acts on the
     regions. In detection, KD acts on all proposals, and PICD and NICD on those that are matched to an annotated box.
@@ -75,7 +79,7 @@ class ICKD(Method):
     """
 
     separable = True
-    before = MappingProxyType({"limit": None})
+    before = MappingProxyType({"limit": None, "corrected": False})
     paper = "Zhu, Li & Wang 2025, arXiv 2501.07040"
 
     def __init__(
@@ -107,13 +111,14 @@ class ICKD(Method):
         gate: Share = 0.0,
         dynamic: bool = False,
         limit: NotNegative | None = 1.0,
+        corrected: bool = True,
     ) -> None:
         super().__init__()
         self.ce, self.kd, self.picd, self.nicd = ce, kd, picd, nicd
         self.temperature, self.kappa = temperature, kappa
         self.aggregation_temperature, self.margin = aggregation_temperature, margin
         self.average, self.form, self.kappa_teacher, self.limit = average, form, kappa_teacher, limit
-        self.residual, self.gate = residual, gate
+        self.residual, self.gate, self.corrected = residual, gate, corrected
         self.anchor, self.source, self.momentum = anchor, source, momentum
         if not (ce or kd or picd or nicd):
             raise InputError("ce, kd, picd and nicd are all 0; give at least one of them a weight")
@@ -190,6 +195,8 @@ class ICKD(Method):
 
     def forward(self, context: Context) -> dict[str, Tensor]:
         sources = context.sources(self.source)
+        if self.corrected:
+            sources = [_corrected(one, context.student.labels) for one in sources]
         terms = {}
         if self.ce:
             terms["ce"] = self.ce * context.supervised
@@ -208,11 +215,11 @@ class ICKD(Method):
             if student.pixels is not None:
                 student, output = student.finest, output.finest
                 parts = parts[0][student.key], parts[1][student.key], parts[2][student.key]
-            target = losses.residual_target(output.logits, *parts, residual=self.residual)
+            target = losses.residual_target(self._outputs(output), *parts, residual=self.residual)
         else:
             if student.pixels is None or output.pixels is not None:  # a student's own bank has no pixels
                 student, output = student.finest, output.finest
-            target = output.logits
+            target = self._outputs(output)
         return losses.kd(student.logits, target, temperature=self.temperature)
 
     def _picd(self, student: Samples, source: TargetSource) -> Tensor:
@@ -235,9 +242,9 @@ class ICKD(Method):
         if far is None:
             return 0 * logits.sum()
         if self.form == "relational":
-            return self._relational(logits, source.output.logits, near, far)
+            return self._relational(logits, self._outputs(source.output), near, far)
         if self.anchor == "teacher":
-            anchor, mask = source.output.logits, far.mask
+            anchor, mask = self._outputs(source.output), far.mask
         else:
             assert near is not None
             # A sample without a valid positive has no aggregate, so all its negatives are masked.
@@ -267,12 +274,29 @@ class ICKD(Method):
             normalised=far.unit,
         )
 
+    def _outputs(self, samples: Samples) -> Tensor:
+        """Return the logits of samples of a target source, corrected by the labels if the method does so."""
+        if not self.corrected or samples.soft is not None:
+            return samples.logits
+        return losses.corrected(samples.logits, samples.labels)
+
     def _weights(self, near: InContext) -> Tensor:
         return losses.aggregation_weights(near.similarity, near.mask, temperature=self.aggregation_temperature)
 
     def _aggregate(self, near: InContext) -> Tensor:
         weights = self._weights(near)
         return losses.aggregate(near.logits, weights, temperature=self.temperature, average=self.average)[0]
+
+
+def _corrected(source: TargetSource, labels: Tensor) -> TargetSource:
+    """Correct the positives of samples by their labels, and leave out the negatives predicted as the sample's class."""
+    near, far = source.positives, source.negatives
+    if near is not None:
+        own = near.own if near.own is None else losses.corrected(near.own, labels)
+        near = replace(near, logits=losses.corrected(near.logits, labels[:, None].expand(near.mask.shape)), own=own)
+    if far is not None:
+        far = replace(far, mask=far.mask & (far.logits.argmax(2) != labels[:, None]))
+    return replace(source, positives=near, negatives=far)
 
 
 def _limited(terms: dict[str, Tensor], name: str, context: Context, limit: float) -> Tensor:
@@ -325,7 +349,7 @@ def _check_orders(spec: Retrieval) -> None:
 class PICD(ICKD):
     """In-context distillation with the positives alone (PICD), beside cross-entropy; arguments as for `ickd`."""
 
-    before = MappingProxyType({})  # without NICD, the limit has no effect
+    before = MappingProxyType({"corrected": False})  # without NICD, the limit has no effect
 
     def __init__(
         self,
@@ -372,6 +396,7 @@ class OnlineICKD(ICKD):
         warmup: Share = 0.1,
         momentum: Share = 0.5,
         limit: NotNegative | None = None,
+        corrected: bool = False,
         **choices: Any,
     ) -> None:
         super().__init__(
@@ -385,6 +410,7 @@ class OnlineICKD(ICKD):
             warmup=warmup,
             momentum=momentum,
             limit=limit,
+            corrected=corrected,
             **choices,
         )
 
