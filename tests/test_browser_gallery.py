@@ -158,6 +158,12 @@ def test_maps_by_mouse_and_keyboard(opened, explorers):
     number = int(errors.locator(".ickd-number").inner_text())
     errors.click()
     expect(page.get_by_text(re.compile(rf"^{number} selected: class .*, predicted as "))).to_be_visible()
+    page.get_by_label("colour").select_option("disagreement")
+    for theme, grey in (("light", "rgb(217, 217, 217)"), ("dark", "rgb(77, 77, 77)")):
+        page.emulate_media(color_scheme=theme)
+        fills = points.evaluate_all("(all) => all.map((one) => getComputedStyle(one).fill)")
+        assert grey in fills and "rgb(0, 0, 0)" not in fills  # black is the colour of an unknown one
+        expect(page.locator(".ickd-legend .ickd-swatch").first).to_have_css("background-color", grey)
 
 
 def test_runs_are_sorted_filtered_and_drawn_in_the_theme_of_the_page(opened):

@@ -9,8 +9,13 @@ import re
 import numpy as np
 import pytest
 import torch
+from matplotlib.colors import to_hex
 from PIL import Image
+from test_widgets_logits import made
 
+from ickd_lib.memory import MemoryBank
+from ickd_lib.plots import class_colours
+from ickd_lib.plots.style import PALETTE
 from ickd_lib.runtime import InputError
 from ickd_lib.widgets import LogitSpaceExplorer, NeighbourExplorer, SuspectExplorer, View
 from ickd_lib.widgets.gallery import Sheets
@@ -19,6 +24,11 @@ from ickd_lib.widgets.view import strip
 
 def content_of(path):
     return json.loads(re.search(r'type="application/json">(.*?)</script>', path.read_text(), re.DOTALL)[1])
+
+
+def tiles_of(block):
+    """The tiles of a block and of the blocks inside it."""
+    return sum(map(tiles_of, block.get("blocks", [])), block.get("tiles", []))
 
 
 def unpacked(sheet):
@@ -88,6 +98,37 @@ def test_the_selection_is_among_the_points_of_a_gallery(digits, tmp_path):
     at = torch.tensor([int(row.split()[1]) for row in rows]) - int(explorer.rows[0])
     assert content["labels"] == labels[at].tolist()
     assert content["networks"]["b"]["predicted"] == (9 - labels[at]).tolist() and content["shown"] == ["a", "b"]
+
+
+def test_colours_follow_the_theme_of_the_page_and_not_that_of_the_notebook(tmp_path):
+    images, logits = made(360, 36, upper=12)
+    bank = MemoryBank(
+        torch.nn.functional.normalize(logits["a"]), logits["a"], images.labels, images.index, images.classes
+    )
+    upper = (images.superclasses, images.superclass_of)
+    _, group, light = class_colours(images.classes, *upper)
+    *_, dark = class_colours(images.classes, *upper, dark=True)
+    light, dark = ([to_hex(look["color"]) for look in looks] for looks in (light, dark))
+    expected = [to_hex(PALETTE[i]) for i in range(10)] + [f"light-dark({light[i]}, {dark[i]})" for i in (10, 11)]
+    assert light[:10] == dark[:10] and light[10] != dark[10]
+
+    for explorer in (SuspectExplorer(bank, images), NeighbourExplorer(bank, images)):
+        for theme in (True, False):
+            explorer.view._receive(None, {"event": "theme", "dark": theme}, [])
+            *_, tiles = explorer.view._last[0]
+            for tile in tiles["tiles"]:
+                assert tile["colour"] == (dark if theme else light)[group[images.classes.index(tile["lines"][0])]]
+            explorer.save(tmp_path / f"{theme}.html")
+        assert (tmp_path / "True.html").read_text() == (tmp_path / "False.html").read_text()
+        pages = content_of(tmp_path / "True.html")["pages"].values()
+        found = {(tile["lines"][0], tile["colour"]) for page in pages for block in page for tile in tiles_of(block)}
+        assert found and all(colour == expected[group[images.classes.index(name)]] for name, colour in found)
+
+    explorer = LogitSpaceExplorer(logits, images, how="pca")
+    explorer.save(tmp_path / "a.html")
+    colours = content_of(tmp_path / "a.html")["colours"]
+    assert colours["superclass"]["entries"] == [list(pair) for pair in zip(images.superclasses, expected, strict=True)]
+    assert colours["disagreement"]["entries"][0] == ["both right", "light-dark(#d9d9d9, #4d4d4d)"]
 
 
 @pytest.mark.parametrize("name", ["a.txt", "none/a.html"])

@@ -413,6 +413,23 @@ def test_themes_change_ground_and_not_classes(parts):
     assert max(light[:3]) == 1 and max(widget.background_color[:3]) < 0.2 and list(widget.color) == colours
 
 
+@pytest.mark.parametrize("dark", [False, True])
+def test_points_of_every_colour_differ_from_the_ground(dark):
+    images, logits = made(360, 36, upper=12)
+    explorer = opened(images, logits, dark)
+
+    def luminance(colour):
+        parts = [x / 12.92 if x <= 0.04045 else ((x + 0.055) / 1.055) ** 2.4 for x in colour[:3]]
+        return 0.05 + 0.2126 * parts[0] + 0.7152 * parts[1] + 0.0722 * parts[2]
+
+    widget = explorer.scatters[0].widget
+    for by in explorer.colour.options:
+        explorer.colour.value = by
+        for colour in widget.color:
+            dimmer, brighter = sorted([luminance(colour), luminance(widget.background_color)])
+            assert brighter / dimmer > 1.25, (by, to_hex(colour))
+
+
 def test_many_classes_are_coloured_by_superclass_or_by_selected_classes():
     images, logits = made(360, 36, upper=12)
     explorer = opened(images, logits)

@@ -96,6 +96,11 @@ def data_uri(picture: Image.Image) -> str:
     return f"data:image/{form.lower()};base64,{base64.b64encode(buffer.getvalue()).decode()}"
 
 
+def themed(light: str, dark: str) -> str:
+    """Return a CSS colour that is `light` or `dark`, as the theme of a gallery is; browsers know it since 2024."""
+    return light if light == dark else f"light-dark({light}, {dark})"
+
+
 def write(path: str | Path, title: str, about: str, content: Mapping[str, Any], sheets: Sheets | None = None) -> None:
     """Write a gallery.
 

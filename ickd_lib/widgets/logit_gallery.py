@@ -59,9 +59,10 @@ def _colours(explorer: LogitSpaceExplorer, at: torch.Tensor, names: list[str]) -
     for by in explorer.colour.options:
         if by == "selected classes":  # a gallery fades what is not selected
             continue
-        colours = colouring(samples, by, (), False, explorer.pair)
-        entries = list(dict.fromkeys(colours.entries))
-        of_kind = [entries.index(entry) for entry in colours.by_kind]
+        light, dark = (colouring(samples, by, (), theme, explorer.pair) for theme in (False, True))
+        pairs = zip(light.entries, dark.entries, strict=True)
+        entries = {one: (one[0], gallery.themed(one[1], other[1])) for one, other in pairs}
+        of_kind = [list(entries).index(entry) for entry in light.by_kind]
         of = {name: [of_kind[k] for k in kinds(by, labels, explorer.logits[name][at], pair).tolist()] for name in names}
-        found[by] = {"entries": [[name, colour] for name, colour, _ in entries], "of": of}
+        found[by] = {"entries": list(entries.values()), "of": of}
     return found

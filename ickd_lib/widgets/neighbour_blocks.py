@@ -10,6 +10,7 @@ from torch import Tensor
 
 from ickd_lib import plots
 from ickd_lib.explore import Neighbourhood, SampleSet
+from ickd_lib.widgets import gallery
 from ickd_lib.widgets.terms import TERMS, tips
 from ickd_lib.widgets.view import Block
 
@@ -51,11 +52,18 @@ def displayed_classes(probabilities: Mapping[str, Tensor], label: int) -> list[i
     return sorted(shown, key=order.index)
 
 
-def colours(samples: SampleSet, displayed: Sequence[int], dark: bool) -> list[str]:
+def colours(samples: SampleSet, displayed: Sequence[int], dark: bool | None) -> list[str]:
     """Return the colour of each class, as in figures.
 
     Where there are more than ten classes and no superclasses, all classes but the `displayed` ones are grey.
+
+    Args:
+        samples: the samples, for their classes and superclasses.
+        displayed: the classes that are not grey; empty for the first ten.
+        dark: whether the page has a dark theme; None for the colours of a gallery, which follow its theme.
     """
+    if dark is None:
+        return list(map(gallery.themed, *(colours(samples, displayed, theme) for theme in (False, True))))
     highlight = () if len(samples.classes) <= 10 or samples.superclasses else displayed
     upper = (samples.superclasses, samples.superclass_of)
     _, group, looks = plots.class_colours(samples.classes, *upper, sorted(highlight), dark)

@@ -30,14 +30,14 @@ def save(explorer: NeighbourExplorer, path: str | Path, queries: int, shown: int
         listed = list(chosen)
         for entry in listed:  # the list grows by the nearest samples of the first queries, so that clicks lead on
             explorer.path = [entry]
-            content[entry] = explorer._content(shown)
+            content[entry] = explorer._content(shown, None)
             if entry in chosen:
                 for found in (explorer.found.positives, explorer.found.negatives):
                     near = [("bank", int(at)) for at in explorer._positions(found)[:1]]
                     listed += [one for one in near if one not in listed]
     finally:
         explorer.path = before
-        explorer._content(shown)
+        explorer._content(shown, None)
     sheets, keys = gallery.Sheets(), [_key(explorer, entry) for entry in listed]
     tiles = _tiles(explorer, listed)
     pages = {

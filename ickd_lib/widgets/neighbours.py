@@ -262,16 +262,17 @@ class NeighbourExplorer(NeighbourControls, Explorer):
     def _show(self) -> None:
         """Retrieve the in-context samples of the current query and display them."""
         with self.guarded():
-            shown, data = self._content(SHOWN)
+            shown, data = self._content(SHOWN, self.view.dark)
             self.back.disabled = len(self.path) == 1
             path = blocks.crumbs([(self.sets[source], at) for source, at in self.path])
             self.view.show(path, *shown, data=data)
 
-    def _content(self, most: int) -> tuple[list[Block], bytes]:
+    def _content(self, most: int, dark: bool | None) -> tuple[list[Block], bytes]:
         """Retrieve the in-context samples of the current query, and return the blocks below the path, and their data.
 
         Args:
             most: largest number of positives and of negatives among the blocks.
+            dark: as in `neighbour_blocks.colours`.
         """
         source, at = self.current
         samples = self.sets[source]
@@ -285,7 +286,7 @@ class NeighbourExplorer(NeighbourControls, Explorer):
         data, shape = strip(torch.cat(thumbnails))
         location, probabilities = (samples, at), self._probabilities()
         displayed = blocks.displayed_classes(probabilities, blocks.label_of(location))
-        colour = blocks.colours(samples, displayed, self.view.dark)
+        colour = blocks.colours(samples, displayed, dark)
         pictures = [blocks.query_tile(location, colour, shape)]
         scene = samples.scene(at)
         if scene is not None:

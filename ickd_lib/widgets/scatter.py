@@ -93,7 +93,8 @@ def colouring(
         entries = [("right", RIGHT, SIZES[0]), ("wrong", WRONG, SIZES[1])]
         return Colouring(entries, [entries[0]] * len(group) + [entries[1]] * len(group), by_class, *clusters)
     if by == "confidence":
-        tenths = [to_hex(colormaps["viridis"](i / 9)) for i in range(10)]
+        least = 0.3 if dark else 0.0  # the darkest colours would not be visible on a dark page
+        tenths = [to_hex(colormaps["viridis"](least + (1 - least) * i / 9)) for i in range(10)]
         entries = [(f"{10 * i}–{10 * i + 10} %", tenths[i], SIZES[0]) for i in range(10)]
         return Colouring(entries, entries, by_class, *clusters)
     if by == "disagreement":

@@ -11,11 +11,10 @@ from typing import Any
 import ipywidgets as ipw
 import matplotlib.pyplot as plt
 import torch
-from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from ickd_lib import explore, plots
+from ickd_lib import explore
 from ickd_lib.data import Images
 from ickd_lib.explore import SampleSet
 from ickd_lib.memory import MemoryBank
@@ -23,6 +22,7 @@ from ickd_lib.plots.pictures import tile
 from ickd_lib.plots.style import OTHER
 from ickd_lib.tasks import Classification, Task
 from ickd_lib.widgets import gallery
+from ickd_lib.widgets.neighbour_blocks import colours
 from ickd_lib.widgets.terms import TERMS
 from ickd_lib.widgets.view import Block, Explorer, View, strip
 
@@ -108,11 +108,11 @@ class SuspectExplorer(Explorer):
             InputError: the path does not end with .html, or its folder does not exist.
         """
         sheets = gallery.Sheets()
-        listing = sheets.add(*self._listing(slice(0, suspects)))
+        listing = sheets.add(*self._listing(slice(0, suspects), None))
         keys = [str(tile["key"]) for tile in listing["tiles"]]
         pages = {}
         for one, key in zip(listing["tiles"], keys, strict=True):
-            around = gallery.opened_in(sheets.add(*self._around(int(key))), keys)
+            around = gallery.opened_in(sheets.add(*self._around(int(key), None)), keys)
             own = {
                 "kind": "tiles",
                 "tone": "query",
@@ -128,41 +128,39 @@ class SuspectExplorer(Explorer):
 
     def _show(self) -> None:
         pages = [self.page, math.ceil(len(self.found.key) / PAGE)]
-        listing, data = self._listing(slice(self.page * PAGE, (self.page + 1) * PAGE))
+        listing, data = self._listing(slice(self.page * PAGE, (self.page + 1) * PAGE), self.view.dark)
         shown = [{"kind": "text", "text": f"{ABOUT} Click an image to see its neighbours."}, listing | {"pages": pages}]
         if self.opened >= 0:
-            around, more = self._around(self.opened)
+            around, more = self._around(self.opened, self.view.dark)
             shown.append(around | {"start": len(data)})
             data += more
         self.view.show(*shown, data=data)
 
-    def _listing(self, some: slice) -> tuple[Block, bytes]:
+    def _listing(self, some: slice, dark: bool | None) -> tuple[Block, bytes]:
         """Return the block of some suspects, with label, suggestion and score, and the bytes of its images."""
         labels, others, scores = (one[some] for one in (self.found.label, self.found.suggestion, self.found.score))
         classes, lines = self.samples.classes, []
         for label, other, score in zip(labels.tolist(), others.tolist(), scores.tolist(), strict=True):
             lines.append([classes[label], f"{'✓' if label == other else '✗'} {classes[other]} {score:.2f}"])
-        return self._tiles(
-            self.samples.positions(self.found.key[some]), lines, title="suspect labels", tip=TERMS["suspect labels"]
-        )
+        at = self.samples.positions(self.found.key[some])
+        return self._tiles(at, lines, dark, title="suspect labels", tip=TERMS["suspect labels"])
 
-    def _around(self, key: int) -> tuple[Block, bytes]:
+    def _around(self, key: int, dark: bool | None) -> tuple[Block, bytes]:
         """Return the block of the neighbours of the sample with this key, and the bytes of its images."""
         near = self.samples.positions(self._nearest(key))
         position = int(self.samples.positions(torch.tensor(key, device=self.samples.keys.device)))
         title = f"the nearest of {', '.join(self.samples.address(position))}"
         lines = [[self.samples.classes[c]] for c in self.samples.labels[near].tolist()]
-        return self._tiles(near, lines, title=title, tip=TERMS["nearest"], tone="other")
+        return self._tiles(near, lines, dark, title=title, tip=TERMS["nearest"], tone="other")
 
-    def _tiles(self, at: Tensor, lines: list[list[str]], **options: Any) -> tuple[Block, bytes]:
+    def _tiles(self, at: Tensor, lines: list[list[str]], dark: bool | None, **options: Any) -> tuple[Block, bytes]:
         """Return a block of tiles for the samples at some positions, and the bytes of its images."""
         data, shape = strip(self.samples.thumbnails(at))
-        upper = (self.samples.superclasses, self.samples.superclass_of)
-        _, group, looks = plots.class_colours(self.samples.classes, *upper)
+        by_class = colours(self.samples, (), dark)
         tiles = []
         for i, (position, texts) in enumerate(zip(at.tolist(), lines, strict=True)):
             where = [*filter(None, [self.samples.file(position)]), *self.samples.address(position)]
-            colour = to_hex(looks[group[int(self.samples.labels[position])]]["color"])
+            colour = by_class[int(self.samples.labels[position])]
             one = {"at": i, "key": int(self.samples.keys[position]), "colour": colour}
             tiles.append({**one, "lines": [*texts, *where], "label": ", ".join([*texts, *where])})
         return {"kind": "tiles", "shape": shape, "tiles": tiles, "event": "open", **options}, data

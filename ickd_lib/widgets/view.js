@@ -76,6 +76,11 @@ export default () => {
           const tip = model.get("tips")[label.textContent.trim()];
           if (tip) [label, ...label.querySelectorAll("[title]")].forEach((one) => (one.title = tip));
         }
+        // ipywidgets writes the number of files after the name of the button, but each image replaces the one before.
+        for (const one of box.querySelectorAll(".widget-upload")) {
+          const text = one.lastChild, name = text.data.replace(/ \(\d+\)$/, "");
+          if (name !== text.data) text.data = name;
+        }
         // ipywidgets gives the handles of sliders no name, so screen readers would announce a number alone.
         for (const slider of box.querySelectorAll(".widget-slider")) {
           const label = slider.querySelector(".widget-label")?.textContent ?? "";
