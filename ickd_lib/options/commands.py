@@ -26,7 +26,7 @@ from ickd_lib.runtime.arguments import Count, Natural, NotNegative, Positive
 
 DESCRIPTION = """In-context knowledge distillation.
 
-  ickd compare --methods ce kd "ickd(nicd=2.0)" --teacher resnet20 --labels 200 --epochs 40 --schedule onecycle
+  ickd compare --methods ce kd ickd --teacher resnet20 --labels 200 --epochs 40 --schedule onecycle
   ickd train --dataset cifar100 --download --teacher resnet32x4 --student resnet8x4 --method ickd
 """
 
