@@ -179,8 +179,11 @@ class Task:
     def check(self, images: Images) -> None:
         """Raise an InputError of one line if the images do not have the annotations that the task needs."""
 
-    def check_network(self, network: Network) -> None:
-        """Raise an InputError of one line if the outputs of a network are not those of the task."""
+    def check_network(self, network: Network, images: Images | None = None) -> None:
+        """Raise an InputError of one line if the outputs of a network are not those of the task.
+
+        For a student, `images` are its training images, and a note is printed if it does not suit them well.
+        """
         if network.task != self.network:
             known = {"segmentation": "resnet8-fcn", "detection": "resnet8-fpn"}.get(self.network, "resnet8")
             raise InputError(

@@ -10,9 +10,9 @@ import torch
 from torch import Tensor
 
 from ickd_lib import metrics, runtime
-from ickd_lib.data import DenseBatch, DenseImages, Objects, loader
+from ickd_lib.data import DenseBatch, DenseImages, Objects, RandomResize, loader
 from ickd_lib.data.decoded import fetch
-from ickd_lib.models import Detections, Detector, Regions
+from ickd_lib.models import Detections, Detector, Network, Regions
 from ickd_lib.models.inspection import evaluating
 from ickd_lib.runtime import InputError
 from ickd_lib.runtime.distributed import gather, gather_objects, share
@@ -75,6 +75,19 @@ class Detection(Task):
         if bool(images.objects.flat.crowd.all()):  # type: ignore[union-attr]
             raise InputError(
                 f"none of the {len(images)} images of {images.name} has an object that counts; give others"
+            )
+
+    def check_network(self, network: Network, images: DenseImages | None = None) -> None:  # type: ignore[override]
+        super().check_network(network)
+        assert isinstance(network, Detector)
+        if images is None or network.resizes or not isinstance(images.transform, RandomResize):
+            return
+        side, sizes = int(images.sizes.min(1).values.median()), images.transform.sizes
+        if not min(sizes) <= side <= max(sizes):
+            runtime.notice(
+                f"{network.name} does not resize images: it is trained with shorter sides of {min(sizes)} to "
+                f"{max(sizes)} pixels, but evaluated on images in their own size, such as {side}; use --image-size "
+                f"{side}, or give it min_size={max(sizes)}"
             )
 
     def samples(  # type: ignore[override]
