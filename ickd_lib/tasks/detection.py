@@ -166,7 +166,7 @@ class Detection(Task):
     def pictures(self, images: DenseImages, keys: Tensor) -> Tensor:  # type: ignore[override]
         return torch.stack([crop(image, mask, dim=False) for image, mask in _boxes(images, keys)])
 
-    def scene(self, images: DenseImages, key: int) -> Tensor:  # type: ignore[override]
+    def whole_image(self, images: DenseImages, key: int) -> Tensor:  # type: ignore[override]
         ((image, mask),) = _boxes(images, torch.tensor([key], device=images.index.device))
         return whole(image, mask, dim=False)
 
