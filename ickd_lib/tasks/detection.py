@@ -79,8 +79,7 @@ class Detection(Task):
 
     def check_network(self, network: Network, images: DenseImages | None = None) -> None:  # type: ignore[override]
         super().check_network(network)
-        assert isinstance(network, Detector)
-        if images is None or network.resizes or not isinstance(images.transform, RandomResize):
+        if images is None or getattr(network, "resizes", True) or not isinstance(images.transform, RandomResize):
             return
         side, sizes = int(images.sizes.min(1).values.median()), images.transform.sizes
         if not min(sizes) <= side <= max(sizes):
