@@ -246,8 +246,8 @@ def bank(given: argparse.Namespace) -> None:
 def evaluate(given: argparse.Namespace) -> None:
     """Evaluate the student of a finished run."""
     network = training.load(given.run, device=given.device)
-    given.task = runtime.Run(given.run).settings.get("task", given.task)
-    task, images = tasks.create(given.task), _splits(given).test
+    images = commands.data_of(runtime.Run(given.run), given, functools.partial(_splits, given)).test
+    task = tasks.create(given.task)
     print(json.dumps(training.evaluate(network, images, task=task, precision=given.precision), indent=2))
 
 

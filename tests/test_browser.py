@@ -734,15 +734,15 @@ def dense(lab, browser):
 
 def test_neighbours_of_regions_and_boxes(dense):
     """Crops, and the image of the query with the outline of the region or the frame of the box."""
-    shown = dense.page.locator(".jp-OutputArea-output", has=dense.page.locator(".ickd-scene"))
+    shown = dense.page.locator(".jp-OutputArea-output", has=dense.page.locator(".ickd-image"))
     expect(shown).to_have_count(2)
     for at, (kind, word) in enumerate({"masks": "region", "boxes": "box"}.items()):
         explorer = shown.nth(at)
         explorer.scroll_into_view_if_needed()
         dense.evaluate(f"globals().update(explorer=found['{kind}'])")
         check_neighbours(dense, explorer)
-        scene = explorer.locator(".ickd-scene canvas")
-        width, height, before = scene.evaluate(LINES)
+        image = explorer.locator(".ickd-image canvas")
+        width, height, before = image.evaluate(LINES)
         assert (width, height) == (220, 220) and before > 20
         assert explorer.locator(".ickd-query canvas").evaluate(LINES)[2] > 20
         explorer.locator(".ickd-other button.ickd-tile").nth(2).click()
@@ -750,7 +750,7 @@ def test_neighbours_of_regions_and_boxes(dense):
         expect(explorer.locator(".ickd-crumbs li").last).to_contain_text(re.compile(rf"train row \d+, {word} \d+, "))
         check_neighbours(dense, explorer)
         row = re.search(r"row \d+", explorer.locator(".ickd-query").inner_text())[0]
-        expect(explorer.locator(".ickd-scene")).to_contain_text(row)
+        expect(explorer.locator(".ickd-image")).to_contain_text(row)
         if SCREENSHOTS:
             dense.picture(explorer, f"neighbour_explorer_{kind}")
 

@@ -133,7 +133,7 @@ def test_tables_keep_settings_apart():
     ]
     text = runs.table(rows)
     assert "| ce | 2 | 60.00 ± 14.14 | 70.00 ± 14.14 |" in text
-    assert "**digits**, 60 training images: resnet20 → resnet8, 1 epochs at batch 64, learning rate 0.05 (step)" in text
+    assert "**digits**, 60 training images: resnet20 → resnet8, 1 epoch at batch 64, learning rate 0.05 (step)" in text
     assert "| kd | 1 | 90.00 | 90.00 | 25.00 |" in text
     taught = rows[2] | {"teacher_saw": {"data": "digits(0,1)/train", "labels": 9}, "augment": "mixup"}
     text = runs.table([rows[2], taught])

@@ -394,6 +394,41 @@ def test_torchvisions_detectors(monkeypatch):
     torch.testing.assert_close(other.std.flatten(), torch.tensor([0.229, 0.224, 0.225]))
 
 
+def frozen_parts(network):
+    """Describe the modules of a network, and which of its parameters are trained."""
+    return repr(network), [parameter.requires_grad for parameter in network.parameters()]
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "resnet18-fpn(pretrained='backbone')",
+        "torchvision/fasterrcnn_mobilenet_v3_large_320_fpn(pretrained=True)",
+        "torchvision/fasterrcnn_mobilenet_v3_large_320_fpn(pretrained='backbone')",
+        "torchvision/lraspp_mobilenet_v3_large(pretrained=True)",
+    ],
+)
+def test_pretrained_networks_without_their_weights(name, monkeypatch):
+    """Their modules are those with the weights, such as frozen batch norm, so that a checkpoint fits."""
+    api = pytest.importorskip("torchvision").models._api
+
+    def offline(*_, **__):
+        raise OSError("no connection")
+
+    monkeypatch.setattr(api, "load_state_dict_from_url", offline)
+    with models.without_weights():
+        without = models.create(name, 3)
+    refused("no connection", lambda: models.create(name, 3))
+    plain = name.partition("(")[0]
+    with monkeypatch.context() as patch:
+        patch.setattr(nn.Module, "load_state_dict", lambda *_, **__: None)
+        patch.setattr(api.WeightsEnum, "get_state_dict", lambda *_, **__: {})
+        full, new = models.create(name, 3), models.create(plain, 3)
+    assert frozen_parts(without) == frozen_parts(full)
+    assert torch.equal(without.mean, full.mean) and not torch.equal(without.mean, new.mean)
+    without.load_state_dict(full.state_dict())
+
+
 def test_detectors_of_ones_own():
     module = models.create("resnet8-fpn", 3).module
     module.transform.image_mean, module.transform.image_std = [0.4] * 3, [0.5] * 3

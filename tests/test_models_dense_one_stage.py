@@ -269,7 +269,7 @@ def test_a_location_and_an_object_with_the_same_box():
 def test_the_anchor_with_the_largest_overlap_equals_a_comparison_with_all(kind):
     network = small(kind).eval()
     images = torch.rand(1, 3, 64, 96)
-    dense = network._dense(network._scene(list(images)))
+    dense = network._dense(network._prepared(list(images)))
     corner, size = torch.rand(200, 2) * 60 - 5, 2 + torch.rand(200, 2) * 50
     boxes = torch.cat([corner, corner + size], 1)
     boxes = torch.cat([boxes, boxes.round(), dense.anchors[0], torch.tensor([[500.0, 500, 510, 510]])])

@@ -6,12 +6,15 @@ import shutil
 from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 
 from ickd_lib import __main__ as cli
-from ickd_lib import data, metrics, pages, runs, training
+from ickd_lib import data, metrics, pages, runs, runtime, training
+from ickd_lib.data.resizing import resized
+from ickd_lib.export.commands import data_of
 from ickd_lib.pages import html
 from ickd_lib.runtime import InputError
 from ickd_lib.training import Recipe, Student
@@ -175,7 +178,7 @@ def test_committed_results_have_pages():
         ("detection", "resnet8-fpn", "boxes", "AP of each class"),
     ],
 )
-def test_other_tasks_have_a_number_of_each_class(task, student, needed, title, tmp_path):
+def test_other_tasks_have_a_number_of_each_class(task, student, needed, title, tmp_path, capsys):
     if task == "detection":
         pytest.importorskip("pycocotools", reason="needs the extra dense")
     from ickd_lib import tasks
@@ -194,6 +197,11 @@ def test_other_tasks_have_a_number_of_each_class(task, student, needed, title, t
         pages.report([tmp_path], splits=scenes._replace(test=replace(scenes.test, classes=names)))
     assert cli.main(["report", str(tmp_path), "--html", str(tmp_path / "page.html")]) == 0
     assert "Of 200 images of scenes/test" in read((tmp_path / "page.html").read_text()).text
+    assert "--image-size" not in capsys.readouterr().err
+    smaller = scenes._replace(train=resized(scenes.train, 48))
+    (run,) = tmp_path.glob("*/config.json")
+    data_of(runtime.Run(run.parent), SimpleNamespace(task=task, dataset="scenes", classes=[]), lambda: smaller)
+    assert "give --image-size as in its training" in capsys.readouterr().err
 
 
 def test_all_text_is_escaped():

@@ -98,9 +98,9 @@ def test_a_proposal_is_beside_the_boxes_that_are_retrieved_for_it():
     figure = plots.detection.proposals(
         torch.zeros(3, 10, 10), boxes, labels, 1, pictures, ["a", "b", "c", "d"], positives=2
     )
-    scene, rows = figure.axes
-    assert scene.get_title() == "3 proposals, 2 of them on an object (blue)"
-    colours = [mcolors.to_hex(patch.get_edgecolor()) for patch in scene.patches]
+    left, rows = figure.axes
+    assert left.get_title() == "3 proposals, 2 of them on an object (blue)"
+    colours = [mcolors.to_hex(patch.get_edgecolor()) for patch in left.patches]
     assert colours == ["#ffffff", *[mcolors.to_hex(SAME)] * 2, plots.detection.CHOSEN]
     assert len(rows.images) == 4 and (rows.images[2].get_array() == pictures[2].permute(1, 2, 0).numpy()).all()
     assert {"a", "b", "c", "d"} <= {text.get_text() for text in rows.texts}

@@ -66,8 +66,9 @@ def test_only_the_jobs_of_a_training_are_unpickled_without_a_limit():
     assert not [path for path, call in calls("np.load") if "allow_pickle" in call]
 
 
+@pytest.mark.parametrize("network", ["torchvision/resnet18(pretrained=True)", "resnet18-fpn(pretrained='backbone')"])
 @pytest.mark.parametrize("forced", [None, "TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD"])
-def test_no_code_in_a_downloaded_file_of_weights_is_run(forced, tmp_path, monkeypatch):
+def test_no_code_in_a_downloaded_file_of_weights_is_run(forced, network, tmp_path, monkeypatch):
     """torchvision reads its downloads without a limit, and compares hashes only when it downloads."""
     pytest.importorskip("torchvision")
     monkeypatch.setenv("TORCH_HOME", str(tmp_path))
@@ -76,8 +77,8 @@ def test_no_code_in_a_downloaded_file_of_weights_is_run(forced, tmp_path, monkey
     folder, trap = tmp_path / "hub" / "checkpoints", tmp_path / "trap"
     folder.mkdir(parents=True)
     torch.save({"fc.weight": Attack(trap)}, folder / WEIGHTS)
-    with pytest.raises(InputError, match=r"torchvision/resnet18 cannot be created"):
-        models.create("torchvision/resnet18", 1000, pretrained=True)
+    with pytest.raises(InputError, match=r"resnet18(-fpn)? cannot be created"):
+        models.create(network, 1000)
     assert not trap.exists()
     pickle.loads(pickle.dumps(Attack(trap)))
     assert trap.exists()  # an ordinary unpickling does run the code

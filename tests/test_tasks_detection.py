@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from ickd_lib import data, explore, metrics, models, tasks, training
+from ickd_lib.data.resizing import resized
 from ickd_lib.memory import MemoryBank, require_fit
 from ickd_lib.runtime import InputError
 from ickd_lib.tasks import Detection, Segmentation
@@ -17,6 +18,7 @@ from ickd_lib.training import Student, step
 pytest.importorskip("torchvision")
 pytestmark = pytest.mark.usefixtures("seeded")
 FPN = "resnet8-fpn"
+SIDES = {40, 44, 48, 52, 56}  # of the training images if the middle one is 48
 
 
 @pytest.fixture(scope="module")
@@ -55,6 +57,40 @@ def unusual(few):
     parts = {name: torch.cat([getattr(one, name) for one in counted]) for name in ("boxes", "labels", "crowd")}
     every = data.Objects(parts["boxes"], parts["labels"], 10 + 3 * torch.arange(sum(counts)), parts["crowd"])
     return replace(images, objects=data.SplitObjects(every, torch.tensor(counts)))
+
+
+@pytest.mark.parametrize(
+    ("options", "trained", "evaluated"),
+    [({}, SIDES, 48), ({"min_size": 80, "max_size": 99}, {80}, 80), ({"min_size": 56}, SIDES, 56)],
+    ids=["as given", "resized", "resized to the longest of the random sides"],
+)
+def test_the_scale_of_evaluation_with_an_image_size(few, monkeypatch, options, trained, evaluated):
+    """It is that of the training, or the middle or the end of the range from which the training draws."""
+    train, test = resized(few.train, 48), resized(few.test, 48)
+    network, seen = models.create(FPN, **train.spec, **options), []
+    transform = network.module.transform
+    batch_images = transform.batch_images
+    monkeypatch.setattr(
+        transform, "batch_images", lambda images, **kw: seen.append(images) or batch_images(images, **kw)
+    )
+    Detection().samples(network.train(), train.batch(torch.arange(24), torch.arange(24)))
+    assert {min(image.shape[1:]) for image in seen.pop()} == trained
+    Detection().metrics(network, test)
+    Detection().bank_samples(network, test)
+    assert {min(image.shape[1:]) for images in seen for image in images} == {evaluated}
+
+
+def test_a_detector_that_is_evaluated_on_another_scale_than_it_is_trained_on_is_noted(few, capsys):
+    large = replace(few.train, transform=data.RandomResize(tuple(range(480, 801, 32)), 1333))
+    detector = models.create(FPN, **few.train.spec)
+    for images in (few.train, resized(large, 96)):
+        Detection().check_network(detector, images)
+    Detection().check_network(models.create(FPN, **few.train.spec, min_size=800), large)
+    assert not capsys.readouterr().err
+    Detection().check_network(detector, large)
+    assert "trained with shorter sides of 480 to 800 pixels, but evaluated on images in their own size, such as 96" in (
+        capsys.readouterr().err
+    )
 
 
 def overlap(one, other):

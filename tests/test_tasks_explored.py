@@ -89,11 +89,11 @@ def test_pictures_mark_regions_and_boxes(case):
     pictures = case.samples.thumbnails(at)
     assert pictures.shape == (3, 3, SIDE, SIDE) and pictures.dtype == torch.uint8
     assert all(lined(picture).any() for picture in pictures)
-    scene = case.samples.scene(0)
-    assert scene.shape == (3, WHOLE, WHOLE) and torch.equal(
-        scene, case.task.scene(case.train, int(case.samples.keys[0]))
+    whole = case.samples.whole_image(0)
+    assert whole.shape == (3, WHOLE, WHOLE) and torch.equal(
+        whole, case.task.whole_image(case.train, int(case.samples.keys[0]))
     )
-    y, x = lined(scene).nonzero(as_tuple=True)
+    y, x = lined(whole).nonzero(as_tuple=True)
     found = torch.tensor([x.min(), y.min(), x.max() + 1, y.max() + 1]) * 96 / WHOLE
     if case.task.name == "detection":
         assert torch.allclose(found, case.train.objects.flat.boxes[0], atol=1.5)
@@ -102,7 +102,7 @@ def test_pictures_mark_regions_and_boxes(case):
         box = torch.tensor([x.min(), y.min(), x.max() + 1, y.max() + 1]).float()
         assert torch.allclose(found, box, atol=1.5)
     digits = data.load("digits").test
-    assert explore.SampleSet(digits).scene(0) is None
+    assert explore.SampleSet(digits).whole_image(0) is None
 
 
 # --------------------------------------------------------------------------------------------------- samples
@@ -228,7 +228,7 @@ def test_the_neighbour_explorer_shows_crops_and_the_image_of_the_query(case):
     samples, one = explorer.query_samples, case.task.sample[0]
     explorer.number.value = int(samples.keys[3])
     crumbs, row, near, _ = explorer.view._last[0]
-    query, scene = row["blocks"][0]["blocks"][0]["blocks"]
+    query, image = row["blocks"][0]["blocks"][0]["blocks"]
     bytes_ = np.frombuffer(explorer.view._last[1], np.uint8)
     address = samples.address(3)
     assert crumbs["items"][0]["text"].startswith(f"test {', '.join(address)}, ")
@@ -240,8 +240,8 @@ def test_the_neighbour_explorer_shows_crops_and_the_image_of_the_query(case):
         picture = explorer.bank_samples.thumbnails(torch.tensor([position]))[0]
         assert (crops[tile["at"]] == picture.permute(1, 2, 0).numpy()).all()
         assert tile["label"].endswith(", ".join(explorer.bank_samples.address(position)))
-    assert scene["tone"] == "scene" and scene["shape"] == (1, WHOLE, WHOLE) and scene["start"] == crops.size
-    assert (bytes_[crops.size :] == samples.scene(3).permute(1, 2, 0).numpy().ravel()).all()
+    assert image["tone"] == "image" and image["shape"] == (1, WHOLE, WHOLE) and image["start"] == crops.size
+    assert (bytes_[crops.size :] == samples.whole_image(3).permute(1, 2, 0).numpy().ravel()).all()
     explorer.view._receive(None, {"event": "open", "key": str(near["tiles"][0]["key"])}, [])
     assert explorer.error == "" and explorer.current[0] and len(explorer.path) == 2
     explorer.search.value = f"row:{int(samples.rows[-1])}"

@@ -588,6 +588,29 @@ def test_a_teacher_with_the_weights_of_its_name_is_not_trained(digits, monkeypat
             training.pretrain(other, digits, weights="pretrained", device="cpu")
 
 
+def test_a_trained_network_is_loaded_without_the_weights_that_its_training_started_from(digits, tmp_path, monkeypatch):
+    torchvision = pytest.importorskip("torchvision")
+    fetched = []
+
+    def fetch(*_, **__):
+        fetched.append(torchvision.models.mobilenet_v3_small().state_dict())
+        return fetched[-1]
+
+    monkeypatch.setattr(torchvision.models._api, "load_state_dict_from_url", fetch)
+    name = "torchvision/mobilenet_v3_small(pretrained=True)"
+    call = {"recipe": Recipe(epochs=1, batch_size=60), "runs": tmp_path, "device": "cpu", "progress": False}
+    first = training.pretrain(name, digits, **call)
+    assert len(fetched) == 1
+    assert same(first, training.pretrain(name, digits, **call))
+    weights = next((tmp_path / "teachers").glob("*/student.safetensors"))
+    assert same(first, training.pretrain(name, digits, weights=weights, device="cpu"))
+    loaded = training.load(weights.parent, device="cpu")
+    assert same(first, loaded) and torch.equal(first.mean, loaded.mean) and len(fetched) == 1
+    with torch.random.fork_rng():
+        models.create(name, 10)
+    assert len(fetched) == 2  # a new network is pretrained again
+
+
 def test_compare_pairs_the_methods_by_seed(digits, teacher):
     found = training.compare(
         ["ce", "ickd"],

@@ -140,7 +140,7 @@ class SampleSet:
         """
         return self.task.pictures(self.images, self.keys[at.to(self.keys.device)])
 
-    def scene(self, at: int) -> Tensor | None:
+    def whole_image(self, at: int) -> Tensor | None:
         """Return a picture of the image of a sample that shows where the sample is, uint8, shape [3, h, w].
 
         None where a sample is a whole image.
@@ -148,7 +148,7 @@ class SampleSet:
         Args:
             at: position of the sample.
         """
-        return self.task.scene(self.images, int(self.keys[at]))
+        return self.task.whole_image(self.images, int(self.keys[at]))
 
     def pictured(self, at: Tensor) -> Images:
         """Return thumbnails, labels and keys of some samples in the form that `plots.neighbours` draws.

@@ -28,11 +28,20 @@ def data_of(run: runtime.Run, given: argparse.Namespace, load: Callable[[], Spli
     if not given.dataset:
         if ":" in title:
             kind = title.partition(":")[0]
-            raise InputError(f"{run.folder} does not record the path of its data, {title}; give --dataset {kind}:PATH")
+            raise InputError(
+                f"{run.folder} does not record the path of its data, {title}; give --dataset {kind}:PATH, and the "
+                "other options of its data, such as --image-size"
+            )
         given.dataset = title.partition("(")[0]
     if title.endswith(")") and not given.classes:
         given.classes = settings["data"]["classes"]
     splits = load()
+    recorded = settings["data"].get("augment", "crop")
+    if given.task != "classification" and recorded != splits.train.augment:
+        runtime.notice(
+            f"{run.folder} was trained with {recorded}, but these data have {splits.train.augment}; give --image-size "
+            "as in its training, or the networks are evaluated on images of another size"
+        )
     if images < len(splits.train):
         splits = splits._replace(train=splits.train.few(images))
     held_out = f"val_{tasks.create(given.task).primary}" in summary

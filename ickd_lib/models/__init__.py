@@ -26,7 +26,15 @@ from . import (
 from .batchnorm import synchronised
 from .detection import Detections, Detector, Regions, TrainingPass
 from .extension import extend
-from .external import IDENTITY, LIBRARIES, build, known_weights, no_options
+from .external import (
+    IDENTITY,
+    LIBRARIES,
+    build,
+    known_weights,
+    no_options,
+    weights_only,
+    without_weights,
+)
 from .folding import folded
 from .inference import predict
 from .inspection import classifier, map_shapes, unpooled_size
@@ -62,6 +70,7 @@ __all__ = [
     "projectors",
     "synchronised",
     "unpooled_size",
+    "without_weights",
     "wrap",
     "wrap_detection",
     "wrap_segmentation",
@@ -176,6 +185,7 @@ def create(
     return network
 
 
+@weights_only()
 def _detector(name: str, base: str, num_classes: int, pretrained: bool, options: dict[str, Any]) -> Network:
     fpn.check_options(name, options)
     if base in ZOO:

@@ -139,7 +139,7 @@ class Detector(Network):
             raise InputError(
                 f"{self.name} is in training mode and was given images only; give their objects or call eval()"
             )
-        return self._own_regions(self._scene(self._checked(images)), maps)
+        return self._own_regions(self._prepared(self._checked(images)), maps)
 
     def training_pass(
         self, images: Tensor | Sequence[Tensor], objects: Sequence[Annotated], *, maps: bool = False, resized: int = 0
@@ -165,10 +165,10 @@ class Detector(Network):
         images = self._checked(images)
         kept = [self._kept(one, images[0]) for one in objects]
         self._check(images, [boxes for boxes, _, _ in kept], [labels for _, labels, _ in kept])
-        scene = self._scene(images, resized)
-        boxes = scene.scaled([boxes for boxes, _, _ in kept])
+        prepared = self._prepared(images, resized)
+        boxes = prepared.scaled([boxes for boxes, _, _ in kept])
         targets = [{"boxes": one, "labels": labels + 1} for one, (_, labels, _) in zip(boxes, kept, strict=True)]
-        losses, regions, labels, matched = self._trained(scene, targets, maps)
+        losses, regions, labels, matched = self._trained(prepared, targets, maps)
         positions = [
             torch.where(label > 0, torch.cat([given, given.new_zeros(1)])[match], -1)  # without objects `match` is 0
             for match, label, (_, _, given) in zip(matched, labels, kept, strict=True)
@@ -206,7 +206,7 @@ class Detector(Network):
         images = self._checked(images)
         boxes = [one.to(images[0]) for one in boxes]
         self._check(images, boxes)
-        return self._regions_at(self._scene(images, resized), boxes, maps, annotated)
+        return self._regions_at(self._prepared(images, resized), boxes, maps, annotated)
 
     def detect(self, images: Tensor | Sequence[Tensor]) -> list[Detections]:
         """Detect objects, in evaluation mode and without gradients; each submodule returns to its earlier mode.
@@ -215,21 +215,21 @@ class Detector(Network):
         apply.
         """
         with evaluating(self):
-            scene = self._scene(self._checked(images))
-            boxes, labels, scores = self._detected(scene)
-        boxes = scene.scaled(boxes, back=True)
+            prepared = self._prepared(self._checked(images))
+            boxes, labels, scores = self._detected(prepared)
+        boxes = prepared.scaled(boxes, back=True)
         return [Detections(*one) for one in zip(boxes, [one - 1 for one in labels], scores, strict=True)]
 
     def _settings(self) -> list[tuple[Any, tuple[str, ...]]]:
         """Return parts of the module, each with the names of those of its attributes that the outputs depend on."""
         raise NotImplementedError
 
-    def _own_regions(self, scene: Scene, maps: bool) -> Regions:
+    def _own_regions(self, prepared: Prepared, maps: bool) -> Regions:
         """Compute the outputs for the detector's own regions."""
         raise NotImplementedError
 
     def _trained(
-        self, scene: Scene, targets: list[dict[str, Tensor]], maps: bool
+        self, prepared: Prepared, targets: list[dict[str, Tensor]], maps: bool
     ) -> tuple[dict[str, Tensor], Regions, list[Tensor], list[Tensor]]:
         """Return the losses, the regions, and for each image the labels and the matched targets of its regions.
 
@@ -238,11 +238,11 @@ class Detector(Network):
         """
         raise NotImplementedError
 
-    def _regions_at(self, scene: Scene, boxes: list[Tensor], maps: bool, annotated: bool) -> Regions:
+    def _regions_at(self, prepared: Prepared, boxes: list[Tensor], maps: bool, annotated: bool) -> Regions:
         """Compute the outputs for boxes in pixels of the original images."""
         raise NotImplementedError
 
-    def _detected(self, scene: Scene) -> tuple[list[Tensor], list[Tensor], list[Tensor]]:
+    def _detected(self, prepared: Prepared) -> tuple[list[Tensor], list[Tensor], list[Tensor]]:
         """Return boxes in pixels of the resized images, labels from 1 to C and scores of each image."""
         raise NotImplementedError
 
@@ -288,7 +288,7 @@ class Detector(Network):
         box = [round(edge, 2) for edge in every[empty][0].tolist()]
         raise InputError(f"box {box} has no area; boxes are [left, top, right, bottom] in pixels: leave it out")
 
-    def _scene(self, images: list[Tensor], already: int = 0) -> Scene:
+    def _prepared(self, images: list[Tensor], already: int = 0) -> Prepared:
         """Normalise, resize and pad the images, and compute their pyramid. Nothing else evaluates the backbone."""
         from torchvision.models.detection.image_list import ImageList
 
@@ -303,7 +303,7 @@ class Detector(Network):
         levels = {"0": pyramid} if isinstance(pyramid, Tensor) else pyramid
         # Anchors get the type of the maps, and their coordinates must not be rounded under autocast.
         levels = {name: level.to(padded.dtype) for name, level in levels.items()}
-        return Scene(sizes, ImageList(padded, inside), levels)
+        return Prepared(sizes, ImageList(padded, inside), levels)
 
 
 def _is_image(value: Any) -> bool:
@@ -314,7 +314,7 @@ def _described(value: Any) -> str:
     return f"{value.dtype} of shape {list(value.shape)}" if isinstance(value, Tensor) else type(value).__name__
 
 
-class Scene(NamedTuple):
+class Prepared(NamedTuple):
     """A batch after preprocessing: original sizes (H, W), resized and padded images, and their pyramid."""
 
     sizes: list[tuple[int, int]]

@@ -5,7 +5,9 @@ from __future__ import annotations
 import contextlib
 import importlib
 import os
+import threading
 from collections.abc import Callable, Iterator, Sequence
+from contextvars import ContextVar
 from typing import Any
 
 import torch
@@ -19,6 +21,8 @@ from .wrapped import Wrapped, wrap
 
 IDENTITY = (0.0, 0.0, 0.0), (1.0, 1.0, 1.0)
 RESNET_STAGES = ("layer1", "layer2", "layer3", "layer4")
+_loading: ContextVar[bool] = ContextVar("loading", default=True)
+_patching = threading.RLock()
 
 
 @contextlib.contextmanager
@@ -35,6 +39,38 @@ def weights_only() -> Iterator[None]:
     finally:
         del os.environ[names[0]]
         os.environ.update(before)
+
+
+class _LeftOut(dict[str, Any]):
+    """Stands for the pretrained weights that `without_weights` leaves out."""
+
+
+@contextlib.contextmanager
+def without_weights() -> Iterator[None]:
+    """Let `create` build pretrained networks without their weights, so that nothing is downloaded.
+
+    It is for weights that a checkpoint replaces. Architecture and preprocessing are those of the pretrained network,
+    which torchvision builds in another way than a new one: a backbone then has frozen batch normalisation, for example.
+    Therefore torchvision builds it as usual, and only its two functions that read and load the weights do nothing.
+
+    Raises:
+        InputError: torchvision is not installed.
+    """
+    weights = _import("torchvision", "torchvision.models._api").WeightsEnum
+
+    def load_unless_left_out(module: nn.Module, state: Any, *args: Any, **options: Any) -> Any:
+        return None if isinstance(state, _LeftOut) else load(module, state, *args, **options)
+
+    with _patching:  # two threads could otherwise restore each other's functions
+        read, load = weights.get_state_dict, nn.Module.load_state_dict
+        token = _loading.set(False)
+        weights.get_state_dict = lambda *_, **__: _LeftOut()
+        nn.Module.load_state_dict = load_unless_left_out  # type: ignore[method-assign,assignment]
+        try:
+            yield
+        finally:
+            weights.get_state_dict, nn.Module.load_state_dict = read, load  # type: ignore[method-assign]
+            _loading.reset(token)
 
 
 @weights_only()
@@ -123,7 +159,8 @@ def from_timm(
     timm = _import("timm", "timm")
     model, dot, tag = name.partition(".")
     name = choose(model, timm.list_models(), what="timm model") + dot + tag
-    module = build(f"timm/{name}", lambda: timm.create_model(name, pretrained=pretrained, num_classes=num_classes))
+    loaded = bool(pretrained) and _loading.get()
+    module = build(f"timm/{name}", lambda: timm.create_model(name, pretrained=loaded, num_classes=num_classes))
     config = module.pretrained_cfg
     own_mean, own_std = (config["mean"], config["std"]) if pretrained else IDENTITY
     fixed = config["input_size"][1:] if config.get("fixed_input_size") else None

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from .detection import Detector, Regions, Scene
+from .detection import Detector, Prepared, Regions
 
 SAMPLES = 256  # number of samples of an image in a training pass
 CHUNK = 64  # boxes that are compared with all locations at once, because an image may have 20,000 locations
@@ -79,23 +79,23 @@ class OneStage(Detector):
         generator = self.module.anchor_generator
         return [(self, ("samples",)), (generator, ("sizes", "aspect_ratios")), (self.module, thresholds)]
 
-    def _own_regions(self, scene: Scene, maps: bool) -> Regions:
-        dense = self._dense(scene)
+    def _own_regions(self, prepared: Prepared, maps: bool) -> Regions:
+        dense = self._dense(prepared)
         best = dense.outputs["cls_logits"][:, :, 1:].amax(2)
         chosen = []
-        for score, anchors, size in zip(best, dense.anchors, scene.images.image_sizes, strict=True):
+        for score, anchors, size in zip(best, dense.anchors, prepared.images.image_sizes, strict=True):
             inside = _inside(anchors, size)
             count = min(self.samples, int(inside.sum()))
             chosen.append(score.masked_fill(~inside, -torch.inf).topk(count).indices)
-        return self._regions(scene, dense, chosen, maps)
+        return self._regions(prepared, dense, chosen, maps)
 
     def _trained(
-        self, scene: Scene, targets: list[dict[str, Tensor]], maps: bool
+        self, prepared: Prepared, targets: list[dict[str, Tensor]], maps: bool
     ) -> tuple[dict[str, Tensor], Regions, list[Tensor], list[Tensor]]:
-        dense = self._dense(scene)
+        dense = self._dense(prepared)
         with _matching(self.module.head) as matching:
             losses = self._losses(targets, dense)
-        sizes = scene.images.image_sizes
+        sizes = prepared.images.image_sizes
         chosen, labels, matched = [], [], []
         for target, match, anchors, size in zip(targets, matching, dense.anchors, sizes, strict=True):
             sample = _drawn((match >= 0).nonzero().squeeze(1), self.samples)
@@ -106,26 +106,26 @@ class OneStage(Detector):
             matched.append(own.clamp(min=0))
             padded = torch.cat([target["labels"].new_zeros(1), target["labels"]])  # the background is first
             labels.append(padded[own + 1])
-        return losses, self._regions(scene, dense, chosen, maps), labels, matched
+        return losses, self._regions(prepared, dense, chosen, maps), labels, matched
 
-    def _regions_at(self, scene: Scene, boxes: list[Tensor], maps: bool, annotated: bool) -> Regions:
-        dense = self._dense(scene)
-        pairs = zip(dense.anchors, scene.scaled(boxes), strict=True)
+    def _regions_at(self, prepared: Prepared, boxes: list[Tensor], maps: bool, annotated: bool) -> Regions:
+        dense = self._dense(prepared)
+        pairs = zip(dense.anchors, prepared.scaled(boxes), strict=True)
         chosen = [self._anchors_of(dense, anchors, one, annotated) for anchors, one in pairs]
-        return self._regions(scene, dense, chosen, maps)
+        return self._regions(prepared, dense, chosen, maps)
 
-    def _detected(self, scene: Scene) -> tuple[list[Tensor], list[Tensor], list[Tensor]]:
-        dense = self._dense(scene)
+    def _detected(self, prepared: Prepared) -> tuple[list[Tensor], list[Tensor], list[Tensor]]:
+        dense = self._dense(prepared)
         dense.outputs["cls_logits"][:, :, 0] = -torch.inf  # this column is not a class
         outputs = {key: list(value.split(dense.levels, dim=1)) for key, value in dense.outputs.items()}
         anchors = [list(one.split(dense.levels)) for one in dense.anchors]
-        found = self.module.postprocess_detections(outputs, anchors, scene.images.image_sizes)
+        found = self.module.postprocess_detections(outputs, anchors, prepared.images.image_sizes)
         boxes, labels, scores = ([one[key] for one in found] for key in ("boxes", "labels", "scores"))
         return boxes, labels, scores
 
-    def _dense(self, scene: Scene) -> _Dense:
+    def _dense(self, prepared: Prepared) -> _Dense:
         """Evaluate the head once on the pyramid."""
-        maps, padded = list(scene.pyramid.values()), scene.images.tensors
+        maps, padded = list(prepared.pyramid.values()), prepared.images.tensors
         towers: list[Tensor] = []
         layer = self.module.head.classification_head.cls_logits
         with layer.register_forward_pre_hook(lambda _, inputs: towers.append(inputs[0])):
@@ -134,14 +134,14 @@ class OneStage(Detector):
         # generator uses only the size, type and device of the maps.
         outputs = {key: value.to(padded.dtype) for key, value in outputs.items()}
         like = [padded.new_empty(0, 1, *one.shape[2:]) for one in maps]
-        anchors = self.module.anchor_generator(scene.images, like)
+        anchors = self.module.anchor_generator(prepared.images, like)
         several = self.module.anchor_generator.num_anchors_per_location()[0]
         grids = [(one.shape[2], one.shape[3]) for one in maps]
         levels = [several * height * width for height, width in grids]
         features = torch.cat([one.permute(0, 2, 3, 1).flatten(1, 2) for one in towers], dim=1)
         return _Dense(outputs, features, anchors, grids, levels)
 
-    def _regions(self, scene: Scene, dense: _Dense, chosen: list[Tensor], maps: bool) -> Regions:
+    def _regions(self, prepared: Prepared, dense: _Dense, chosen: list[Tensor], maps: bool) -> Regions:
         """Return the outputs for the chosen anchors of each image, given by their positions among the N."""
         logits, features = dense.outputs["cls_logits"], dense.features
         count, places = logits.shape[1], features.shape[1]
@@ -150,7 +150,7 @@ class OneStage(Detector):
         z = logits.flatten(0, 1).index_select(0, anchor)[:, 1:]
         z = torch.cat([z.new_zeros(len(z), 1), z], dim=1)
         boxes = [anchors[one] for anchors, one in zip(dense.anchors, chosen, strict=True)]
-        return scene.regions(z, features.flatten(0, 1).index_select(0, place), boxes, maps)
+        return prepared.regions(z, features.flatten(0, 1).index_select(0, place), boxes, maps)
 
     def _losses(self, targets: list[dict[str, Tensor]], dense: _Dense) -> dict[str, Tensor]:
         """Return the module's own losses."""

@@ -8,7 +8,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from ..runtime import InputError
-from .detection import Annotated, Detector, Regions, Scene, TrainingPass
+from .detection import Annotated, Detector, Prepared, Regions, TrainingPass
 
 
 class TwoStage(Detector):
@@ -52,59 +52,59 @@ class TwoStage(Detector):
             (heads, ("score_thresh", "nms_thresh", "detections_per_img")),
         ]
 
-    def _own_regions(self, scene: Scene, maps: bool) -> Regions:
-        proposals, _ = self._proposals(scene)
-        return self._regions(scene, proposals, maps)[0]
+    def _own_regions(self, prepared: Prepared, maps: bool) -> Regions:
+        proposals, _ = self._proposals(prepared)
+        return self._regions(prepared, proposals, maps)[0]
 
     def _trained(
-        self, scene: Scene, targets: list[dict[str, Tensor]], maps: bool
+        self, prepared: Prepared, targets: list[dict[str, Tensor]], maps: bool
     ) -> tuple[dict[str, Tensor], Regions, list[Tensor], list[Tensor]]:
         from torchvision.models.detection.roi_heads import fastrcnn_loss
 
-        proposals, losses = self._proposals(scene, targets)
+        proposals, losses = self._proposals(prepared, targets)
         proposals, matched, labels, offsets = self.module.roi_heads.select_training_samples(proposals, targets)
-        regions, predicted = self._regions(scene, proposals, maps)
+        regions, predicted = self._regions(prepared, proposals, maps)
         of_logits, of_boxes = fastrcnn_loss(regions.logits, predicted, labels, offsets)
         return {"loss_classifier": of_logits, "loss_box_reg": of_boxes, **losses}, regions, labels, matched
 
-    def _regions_at(self, scene: Scene, boxes: list[Tensor], maps: bool, annotated: bool) -> Regions:
-        regions, _ = self._regions(scene, scene.scaled(boxes), maps)
+    def _regions_at(self, prepared: Prepared, boxes: list[Tensor], maps: bool, annotated: bool) -> Regions:
+        regions, _ = self._regions(prepared, prepared.scaled(boxes), maps)
         return regions._replace(boxes=tuple(boxes))
 
-    def _detected(self, scene: Scene) -> tuple[list[Tensor], list[Tensor], list[Tensor]]:
-        proposals, _ = self._proposals(scene)
-        regions, offsets = self._regions(scene, proposals, False)
-        sizes = scene.images.image_sizes
+    def _detected(self, prepared: Prepared) -> tuple[list[Tensor], list[Tensor], list[Tensor]]:
+        proposals, _ = self._proposals(prepared)
+        regions, offsets = self._regions(prepared, proposals, False)
+        sizes = prepared.images.image_sizes
         boxes, scores, labels = self.module.roi_heads.postprocess_detections(regions.logits, offsets, proposals, sizes)
         return boxes, labels, scores
 
     def _proposals(
-        self, scene: Scene, targets: list[dict[str, Tensor]] | None = None
+        self, prepared: Prepared, targets: list[dict[str, Tensor]] | None = None
     ) -> tuple[list[Tensor], dict[str, Tensor]]:
         """Return the proposals of each image and, with targets, the losses of the region proposal network.
 
         Under autocast, the head of this network computes in a lower precision, in which proposals would be wrong by
         several pixels. Therefore its outputs are converted to the type of the images.
         """
-        rpn, dtype = self.module.rpn, scene.images.tensors.dtype
+        rpn, dtype = self.module.rpn, prepared.images.tensors.dtype
 
         def convert(head: nn.Module, inputs: Any, outputs: Any) -> Any:
             return tuple([one.to(dtype) for one in part] for part in outputs)
 
         hook = rpn.head.register_forward_hook(convert)
         try:
-            return rpn(scene.images, scene.pyramid, targets)
+            return rpn(prepared.images, prepared.pyramid, targets)
         finally:
             hook.remove()
 
-    def _regions(self, scene: Scene, boxes: list[Tensor], maps: bool) -> tuple[Regions, Tensor]:
+    def _regions(self, prepared: Prepared, boxes: list[Tensor], maps: bool) -> tuple[Regions, Tensor]:
         """Evaluate the box head for boxes in pixels of the resized images; also return its corrections of the boxes."""
-        heads, padded = self.module.roi_heads, scene.images.tensors
+        heads, padded = self.module.roi_heads, prepared.images.tensors
         # The pooling computes the strides of its maps from the image size in its first pass. They are exact only for
         # the padded size. They are computed in every pass, so that the outputs do not depend on earlier images.
         size = (padded.shape[2], padded.shape[3])
         heads.box_roi_pool.scales = None
-        pooled = heads.box_roi_pool(scene.pyramid, boxes, [size] * len(boxes))
+        pooled = heads.box_roi_pool(prepared.pyramid, boxes, [size] * len(boxes))
         features = heads.box_head(pooled).flatten(1)
         logits, offsets = (one.to(padded.dtype) for one in heads.box_predictor(features))
-        return scene.regions(logits, features, boxes, maps), offsets
+        return prepared.regions(logits, features, boxes, maps), offsets

@@ -150,7 +150,7 @@ def parser(arguments: Sequence[str] | None = None) -> argparse.ArgumentParser:
     machine_options(bank)
     evaluate = command("evaluate", "Evaluate the student of a finished run on the test images.")
     evaluate.add_argument("run", help="the run folder")
-    data_options(evaluate)
+    data_options(evaluate, of_run=True)
     machine_options(evaluate)
     export_options(command("export", "Export the network of a finished run, and compare it with its teacher."))
     predict_options(command("predict", "Predict the classes of image files."))

@@ -46,7 +46,8 @@ def mistakes(chosen: dict[str, Row], splits: Splits, baseline: str = "", *, prec
         networks[name] = training.load(chosen[name]["folder"], device=str(images.index.device))
         if networks[name].classes not in ((), images.classes):
             raise InputError(
-                f"{images.name} has other classes than {chosen[name]['folder']}; give the data of this run"
+                f"{images.name} has other classes than {chosen[name]['folder']}; give the data of this run, and the "
+                "same options, such as --ignore"
             )
     find: Any = segmentation.predicted_masks if task.name == "segmentation" else detection.detected
     found = {best: find(networks[best], images, precision=precision)}

@@ -35,7 +35,7 @@ def boxes(images: Sequence[Any], objects: Sequence[Any], classes: Sequence[str])
     size = (WIDTH, WIDTH / len(images) * ratio + 0.1)
     figure, axes = plt.subplots(1, len(images), figsize=size, layout="constrained", squeeze=False)
     for axis, image, own in zip(axes[0], images, objects, strict=True):
-        _scene(axis, image)
+        _image(axis, image)
         for box, label in zip(array(own.boxes), array(own.labels), strict=True):
             _box(axis, box, TRUTH, text=classes[label])
     return figure
@@ -67,12 +67,12 @@ def detections(
     size = (WIDTH, len(images) * (WIDTH / columns * ratio + 0.3) + 0.8)
     figure, axes = plt.subplots(len(images), columns, figsize=size, layout="constrained", squeeze=False)
     for row, (line, image, own) in enumerate(zip(axes, images, objects, strict=True)):
-        _scene(line[0], image)
+        _image(line[0], image)
         crowded = len(own.boxes) >= CROWDED
         for box, label in zip(array(own.boxes), array(own.labels), strict=True):
             _box(line[0], box, TRUTH, text="" if crowded else classes[label])
         for axis, detected in zip(line[1:], found.values(), strict=True):
-            _scene(axis, image)
+            _image(axis, image)
             one = detected[row]
             for box in array(one.missed):
                 _box(axis, box, TRUTH, line=":")
@@ -110,16 +110,16 @@ def proposals(
     """
     boxes, labels, pictures = array(boxes), array(labels), array(pictures)
     figure = plt.figure(figsize=(WIDTH, 4.4))
-    scene, rows = figure.add_axes((0.01, 0.02, 0.39, 0.88)), figure.add_axes((0.42, 0, 0.58, 1))
-    _scene(scene, image)
+    left, rows = figure.add_axes((0.01, 0.02, 0.39, 0.88)), figure.add_axes((0.42, 0, 0.58, 1))
+    _image(left, image)
     count = int((labels > 0).sum())
-    scene.set_title(f"{len(boxes)} proposals, {count} of them on an object (blue)", fontsize=10)
+    left.set_title(f"{len(boxes)} proposals, {count} of them on an object (blue)", fontsize=10)
     thin = "black" if array(image).mean() > 0.5 else "white"
     for box in boxes[labels == 0]:
-        _box(scene, box, thin, width=0.5)
+        _box(left, box, thin, width=0.5)
     for box in boxes[labels > 0]:
-        _box(scene, box, SAME, width=1.8)
-    _box(scene, boxes[chosen], CHOSEN, width=3)
+        _box(left, box, SAME, width=1.8)
+    _box(left, boxes[chosen], CHOSEN, width=3)
     across, step, line = 4, 1.1, 1.4  # in sides of a picture
     tile(rows, pictures[0], 0, 0.95, CHOSEN, texts[0])
     top = 0.35
@@ -137,7 +137,7 @@ def proposals(
     return figure
 
 
-def _scene(axis: Axes, image: Any) -> None:
+def _image(axis: Axes, image: Any) -> None:
     pixels = array(image).transpose(1, 2, 0)
     axis.imshow(pixels)
     axis.set(xticks=[], yticks=[], xlim=(-0.5, pixels.shape[1] - 0.5), ylim=(pixels.shape[0] - 0.5, -0.5))

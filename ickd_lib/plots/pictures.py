@@ -29,7 +29,7 @@ def neighbours(
     most: int = 16,
     title: str = "",
     name: str = "",
-    scene: Any = None,
+    image: Any = None,
 ) -> Figure:
     """Draw a query beside its in-context samples, most similar first, each with its class and cosine to the query.
 
@@ -42,7 +42,7 @@ def neighbours(
         most: largest number of positives and of negatives that are drawn.
         title: text above the picture.
         name: text that identifies the query; its row by default.
-        scene: a picture of the whole image of the query, uint8, shape [3, h, w], drawn below the query; None for none.
+        image: a picture of the whole image of the query, uint8, shape [3, h, w], drawn below the query; None for none.
     """
     shares = None if weights is None else array(weights)[0]
     groups = [("same class", positives, SAME, "-", shares), ("other classes", negatives, OTHER, "--", None)]
@@ -50,7 +50,7 @@ def neighbours(
     lines = [max(1, -(-len(group[-1]) // COLUMNS)) for group in shown]
     # Lengths in tiles: left end of the first column, step between columns, text below a row, text above a group.
     first, step, below, gap = 2.5, 1.14, 0.54 if shares is None else 0.72, 0.38
-    width, height = first + COLUMNS * step, max(sum(lines) * (1 + below) + 2 * gap, 3.2 if scene is None else 5.6)
+    width, height = first + COLUMNS * step, max(sum(lines) * (1 + below) + 2 * gap, 3.2 if image is None else 5.6)
     above = 0.35 if title else 0.05
     # A layout engine and 40 pictures would be slow, so all tiles form one picture, and they and the texts have fixed
     # positions.
@@ -65,8 +65,8 @@ def neighbours(
     _paste(canvas, query, at, 0, gap * pixels, 2 * zoom)
     text = f"query, {name or f'row {query_row}'}\nclass {query.classes[int(query.labels[at])]}"
     _frame(axis, 0, gap, 2, "0.1", "-", text, 10)
-    if scene is not None:
-        picture = array(scene).transpose(1, 2, 0)
+    if image is not None:
+        picture = array(image).transpose(1, 2, 0)
         down, across = (2 * side / max(picture.shape[:2]) for side in picture.shape[:2])
         upper = gap + 2.85
         axis.imshow(picture, extent=(0, across, upper + down, upper), interpolation="nearest", zorder=3)

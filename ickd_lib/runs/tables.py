@@ -96,7 +96,7 @@ def caption(setting: Setting) -> tuple[str, str]:
     dataset, images, teacher, network, epochs, batch_size, lr, schedule, _task, augment, saw, held_out = setting
     arrow = f"{teacher}{f' of {saw}' if saw not in ('', dataset) else ''} → " if teacher else ""
     return dataset, (
-        f", {images:,} training images: {arrow}{network}, {epochs} epochs at batch {batch_size}, "
+        f", {images:,} training images: {arrow}{network}, {epochs} epoch{'s' * (epochs != 1)} at batch {batch_size}, "
         f"learning rate {lr:g} ({schedule})"
         + (f", {augment}" if augment != "crop" else "")
         + (", on images held out of train" if held_out else "")

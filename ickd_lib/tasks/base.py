@@ -137,8 +137,8 @@ class Task:
     """The definition of the samples of an image, their supervised loss, and the metrics of a network.
 
     A subclass is registered by name and defines `samples`, `keys`, `bank_samples` and `metrics`; with `shares_teacher`
-    also `places`, and for the explorers `pictures`. Where an image has several samples, it also defines `rows`, `scene`
-    and `sample` for the explorers.
+    also `places`, and for the explorers `pictures`. Where an image has several samples, it also defines `rows`,
+    `whole_image` and `sample` for the explorers.
 
     Attributes:
         name: the registered name.
@@ -179,8 +179,11 @@ class Task:
     def check(self, images: Images) -> None:
         """Raise an InputError of one line if the images do not have the annotations that the task needs."""
 
-    def check_network(self, network: Network) -> None:
-        """Raise an InputError of one line if the outputs of a network are not those of the task."""
+    def check_network(self, network: Network, images: Images | None = None) -> None:
+        """Raise an InputError of one line if the outputs of a network are not those of the task.
+
+        For a student, `images` are its training images, and a note is printed if it does not suit them well.
+        """
         if network.task != self.network:
             known = {"segmentation": "resnet8-fcn", "detection": "resnet8-fpn"}.get(self.network, "resnet8")
             raise InputError(
@@ -251,7 +254,7 @@ class Task:
         """Return a picture of each sample with a key in `keys` [n], uint8, shape [n, 3, h, w]."""
         raise TypeError(f"{type(self).__name__} must define pictures(images, keys) -> Tensor")
 
-    def scene(self, images: Images, key: int) -> Tensor | None:
+    def whole_image(self, images: Images, key: int) -> Tensor | None:
         """Return a picture of the whole image of a sample that shows where the sample is, uint8, shape [3, h, w].
 
         None where a sample is a whole image.

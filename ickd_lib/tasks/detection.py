@@ -10,9 +10,9 @@ import torch
 from torch import Tensor
 
 from ickd_lib import metrics, runtime
-from ickd_lib.data import DenseBatch, DenseImages, Objects, loader
+from ickd_lib.data import DenseBatch, DenseImages, Objects, RandomResize, loader
 from ickd_lib.data.decoded import fetch
-from ickd_lib.models import Detections, Detector, Regions
+from ickd_lib.models import Detections, Detector, Network, Regions
 from ickd_lib.models.inspection import evaluating
 from ickd_lib.runtime import InputError
 from ickd_lib.runtime.distributed import gather, gather_objects, share
@@ -75,6 +75,18 @@ class Detection(Task):
         if bool(images.objects.flat.crowd.all()):  # type: ignore[union-attr]
             raise InputError(
                 f"none of the {len(images)} images of {images.name} has an object that counts; give others"
+            )
+
+    def check_network(self, network: Network, images: DenseImages | None = None) -> None:  # type: ignore[override]
+        super().check_network(network)
+        if images is None or getattr(network, "resizes", True) or not isinstance(images.transform, RandomResize):
+            return
+        side, sizes = int(images.sizes.min(1).values.median()), images.transform.sizes
+        if not min(sizes) <= side <= max(sizes):
+            runtime.notice(
+                f"{network.name} does not resize images: it is trained with shorter sides of {min(sizes)} to "
+                f"{max(sizes)} pixels, but evaluated on images in their own size, such as {side}; use --image-size "
+                f"{side}, or give it min_size={max(sizes)}"
             )
 
     def samples(  # type: ignore[override]
@@ -153,7 +165,7 @@ class Detection(Task):
     def pictures(self, images: DenseImages, keys: Tensor) -> Tensor:  # type: ignore[override]
         return torch.stack([crop(image, mask, dim=False) for image, mask in _boxes(images, keys)])
 
-    def scene(self, images: DenseImages, key: int) -> Tensor:  # type: ignore[override]
+    def whole_image(self, images: DenseImages, key: int) -> Tensor:  # type: ignore[override]
         ((image, mask),) = _boxes(images, torch.tensor([key], device=images.index.device))
         return whole(image, mask, dim=False)
 

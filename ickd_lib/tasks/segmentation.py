@@ -161,7 +161,7 @@ class Segmentation(Task):
     def pictures(self, images: DenseImages, keys: Tensor) -> Tensor:  # type: ignore[override]
         return torch.stack([crop(image, mask, dim=True) for image, mask in _regions(images, keys)])
 
-    def scene(self, images: DenseImages, key: int) -> Tensor:  # type: ignore[override]
+    def whole_image(self, images: DenseImages, key: int) -> Tensor:  # type: ignore[override]
         ((image, mask),) = _regions(images, torch.tensor([key], device=images.index.device))
         return whole(image, mask, dim=True)
 

@@ -230,7 +230,7 @@ def _named(learner: Learner, group: Sequence[Learner]) -> Learner:
 def _check(network: Network, method: methods.Method, train: Images, task: Task, teacher: Network | None) -> None:
     """Raise InputError if network and data, method and task, or method and teacher do not fit."""
     name = method.config["name"]
-    task.check_network(network)
+    task.check_network(network, train)
     if network.num_classes != len(train.classes):
         raise InputError(f"{network.name} has {network.num_classes} classes, but {train.name} has {len(train.classes)}")
     if network.classes != train.classes[: len(network.classes)]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import re
 from pathlib import Path
@@ -79,15 +80,16 @@ def pretrain(
         options["precision"] = "auto"
     if options.get("progress", True) is True:
         options["progress"] = f"teacher {name}"
-    return distill(
-        [Student(name, "ce", seed, title)],
-        splits,
-        recipe=recipe,
-        data_seed=seed,
-        device=device,
-        runs=Path(runs) / "teachers",
-        **options | {"evaluate_every": max(1, recipe.epochs // 10)},  # equal for every caller, so that all find it
-    )[title].network
+    with _left_out(name, run.summary is not None):
+        return distill(
+            [Student(name, "ce", seed, title)],
+            splits,
+            recipe=recipe,
+            data_seed=seed,
+            device=device,
+            runs=Path(runs) / "teachers",
+            **options | {"evaluate_every": max(1, recipe.epochs // 10)},  # equal for every caller, so that all find it
+        )[title].network
 
 
 def load(folder: str | Path, *, device: str | torch.device = "auto") -> Network:
@@ -115,7 +117,8 @@ def load(folder: str | Path, *, device: str | torch.device = "auto") -> Network:
 
 def _loaded(name: str, spec: dict[str, Any], weights: str | Path, reused: dict[str, Any] | None = None) -> Network:
     """Create a network, with another one's classifier if it has that (`models.Reused`), and load its weights."""
-    with runtime.seeded():  # the initial weights are overwritten; torch's global generator stays as it was
+    # The initial weights are overwritten; torch's global generator stays as it was.
+    with runtime.seeded(), _left_out(name, weights != PRETRAINED):
         network = models.create(name, **spec)
         if reused:
             network = models.Reused(network, **reused)
@@ -128,6 +131,11 @@ def _loaded(name: str, spec: dict[str, Any], weights: str | Path, reused: dict[s
             "torchvision/resnet34(pretrained='IMAGENET1K_V1') for the 1000 classes of ImageNet, or give a checkpoint"
         )
     return network.eval()
+
+
+def _left_out(name: str, replaced: bool) -> contextlib.AbstractContextManager[None]:
+    """Leave out the pretrained weights in a network's name, which may need a download, if others replace them."""
+    return models.without_weights() if replaced and "pretrained" in name else contextlib.nullcontext()
 
 
 def evaluate(

@@ -151,7 +151,7 @@ def in_context_tiles(
     return blocks
 
 
-def scene(query: Location, shape: Sequence[int], start: int) -> Block:
+def whole_image(query: Location, shape: Sequence[int], start: int) -> Block:
     """Return the block with the image of the query, in which the query is marked.
 
     Args:
@@ -162,7 +162,7 @@ def scene(query: Location, shape: Sequence[int], start: int) -> Block:
     samples, at = query
     row, *rest = samples.address(at)
     tile = {"at": 0, "key": 0, "lines": [row], "label": f"the image of the query, {row}, with {' '.join(rest)} marked"}
-    block = {"kind": "tiles", "tone": "scene", "title": "its image", "tip": TERMS["its image"], "shape": shape}
+    block = {"kind": "tiles", "tone": "image", "title": "its image", "tip": TERMS["its image"], "shape": shape}
     return {**block, "start": start, "tiles": [tile]}
 
 

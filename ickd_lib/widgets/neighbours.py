@@ -288,10 +288,10 @@ class NeighbourExplorer(NeighbourControls, Explorer):
         displayed = blocks.displayed_classes(probabilities, blocks.label_of(location))
         colour = blocks.colours(samples, displayed, dark)
         pictures = [blocks.query_tile(location, colour, shape)]
-        scene = samples.scene(at)
-        if scene is not None:
-            more, size = strip(scene[None], longest=WHOLE)
-            pictures.append(blocks.scene(location, size, len(data)))
+        image = samples.whole_image(at)
+        if image is not None:
+            more, size = strip(image[None], longest=WHOLE)
+            pictures.append(blocks.whole_image(location, size, len(data)))
             data += more
         answer = blocks.verdicts(location, probabilities, colour, self.temperature)
         query_column = {"kind": "column", "blocks": [{"kind": "row", "blocks": pictures}, answer]}
@@ -387,7 +387,7 @@ class NeighbourExplorer(NeighbourControls, Explorer):
         near, far = self.found.positives, self.found.negatives
         shown = torch.cat([self._positions(near)[:SHOWN], self._positions(far)[:SHOWN]])
         query, key = samples.pictured(torch.tensor([at])), int(samples.keys[at])
-        look: dict[str, Any] = {"name": ", ".join(samples.address(at)), "scene": samples.scene(at), "most": SHOWN}
+        look: dict[str, Any] = {"name": ", ".join(samples.address(at)), "image": samples.whole_image(at), "most": SHOWN}
         title, label = f"Probabilities at temperature {self.temperature:g}", int(samples.labels[at])
         return [
             plots.neighbours(

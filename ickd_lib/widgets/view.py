@@ -49,7 +49,7 @@ class View(anywidget.AnyWidget):
     - crumbs: a path of `items`, each with `text` and `key`. All but the last are buttons with the event "crumb".
     - tiles: images with text. The bytes of the message contain N RGB images of `shape` (N, height, width). Each of
       `tiles` has `at` (its position among the N images), `key`, `lines` of text (the first one follows a square of
-      `colour`, if there is one) and a `label` for screen readers. `tone` is "query", "scene", "same", "other" or
+      `colour`, if there is one) and a `label` for screen readers. `tone` is "query", "image", "same", "other" or
       "plain". Where there is an `event`, the tiles are buttons, except for those that are marked as `plain`. `start` is
       the position of the first image among the bytes of the message; by default they begin with it. `folded` is a
       name: then only one row of tiles is displayed until it is opened. `pages` is the number of this page, from 0, and
