@@ -211,7 +211,11 @@ def test_the_defaults_of_ickd_are_those_of_the_library():
 
 @pytest.mark.parametrize(
     ("position", "folder", "baseline"),
-    [(0, "table", "kd"), (1, "tune", "ickd(limit=None, corrected=False)"), (2, "scale", "ickd(limit=None, corrected=False)")],
+    [
+        (0, "table", "kd"),
+        (1, "tune", "ickd(limit=None, corrected=False)"),
+        (2, "scale", "ickd(limit=None, corrected=False)"),
+    ],
 )
 def test_the_cifar_tables_are_those_of_the_committed_runs(position, folder, baseline, tmp_path):
     finished = runs.finished([RESULTS / "cifar100-small" / folder])
@@ -229,7 +233,14 @@ def test_the_readme_gives_the_numbers_of_the_committed_runs(tmp_path):
     page.write_text(runs.table(runs.finished([RESULTS / "cifar100-small/table"]), baseline="kd", best_first=True))
     (reported,) = tables(page)
     (rows,) = [table for table in tables(README) if "ickd(limit=None, corrected=False)" in table]
-    assert list(rows) == ["ickd(limit=None, corrected=False)", "ickd(order='random', limit=None, corrected=False)", "ckd+kd", "kd(kd=9.0)", "kd", "ce"]
+    assert list(rows) == [
+        "ickd(limit=None, corrected=False)",
+        "ickd(order='random', limit=None, corrected=False)",
+        "ckd+kd",
+        "kd(kd=9.0)",
+        "kd",
+        "ce",
+    ]
     for method, row in rows.items():
         assert {**row, "method": method}.items() <= reported[method].items(), method
 
