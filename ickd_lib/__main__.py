@@ -330,7 +330,8 @@ def main(arguments: list[str] | None = None) -> int:
         arguments: the command line; None for that of the process.
     Returns:
         The exit status: 0; 1 if a student diverged, or `predict` could not read an image; 2 if an input is wrong (one
-        line on stderr); 3 if another process of the training ended; 130 if interrupted.
+        line on stderr); 3 if another process of the training ended; 130 if interrupted; 141 if the reader of the output,
+        such as `head`, ended first.
     """
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
@@ -348,8 +349,12 @@ def main(arguments: list[str] | None = None) -> int:
         with runtime.processes(getattr(given, "device", "cpu")):
             output = contextlib.nullcontext() if runtime.rank() == 0 else contextlib.redirect_stdout(io.StringIO())
             with output:  # process 0 prints for all
-                return globals()[given.command](given) or 0
+                status = globals()[given.command](given) or 0
+                sys.stdout.flush()
+                return status
     except (InputError, OSError) as error:
+        if isinstance(error, BrokenPipeError) and _unread():
+            return 141
         return _failed(f"error: {error}", 2)
     except Diverged as error:
         return _failed(f"error: {error}", 1)
@@ -361,6 +366,16 @@ def main(arguments: list[str] | None = None) -> int:
         return _failed("error: there is not enough memory; take smaller batches, fewer images or smaller numbers", 2)
     except KeyboardInterrupt as stop:
         return _failed(str(stop) or "stopped", 130)
+
+
+def _unread() -> bool:
+    """Return whether nobody reads the output any more; what is left of it is then dropped."""
+    try:
+        print(flush=True)
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return True
+    return False
 
 
 def _failed(message: str, status: int) -> int:

@@ -1,6 +1,9 @@
 """The command line, in process: what it writes, and that every mistake is one line and exit status 2."""
 
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -271,3 +274,15 @@ def test_options_of_annotations_are_checked(run, tmp_path):
     ):
         status, _, error = run(f"train {line}")
         assert status == 2 and message in error and error.count("\n") == 1
+
+
+def test_a_reader_that_ends_first_is_no_error(tmp_path):
+    """As in `ickd report FOLDER | head`."""
+    file = Path(__file__).parents[1] / "benchmarks/results/segmentation_scenes.json"
+    reader, writer = os.pipe()
+    os.close(reader)
+    with open(writer, "wb") as output:
+        command = [sys.executable, "-m", "ickd_lib", "report", str(file)]
+        env = os.environ | {"PYTHONPATH": str(Path(__file__).parents[1])}
+        ended = subprocess.run(command, stdout=output, stderr=subprocess.PIPE, text=True, env=env, cwd=tmp_path)
+    assert (ended.returncode, ended.stderr) == (141, "")
