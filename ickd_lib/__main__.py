@@ -330,7 +330,7 @@ def main(arguments: list[str] | None = None) -> int:
         arguments: the command line; None for that of the process.
     Returns:
         The exit status: 0; 1 if a student diverged, or `predict` could not read an image; 2 if an input is wrong (one
-        line on stderr); 3 if another process of the training ended; 130 if interrupted; 141 if the reader of the output,
+        line on stderr); 3 if another process of the training ended; 130 if interrupted; 141 if the output's reader,
         such as `head`, ended first.
     """
     for stream in (sys.stdout, sys.stderr):
