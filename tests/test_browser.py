@@ -409,32 +409,49 @@ def test_neighbours_by_keyboard(samples):
     check_neighbours(samples, explorer)
 
 
+# Clicks on "random" twenty times: milliseconds until the view changes, and the lowest and highest view.
+QUERIES = """async () => {
+    const view = document.querySelector('.ickd-query').closest('.ickd');
+    const random = [...document.querySelectorAll('button')].find((one) => one.textContent.trim() === 'random');
+    const took = [], heights = [];
+    let watching = true;
+    const frame = () => { heights.push(view.clientHeight); if (watching) requestAnimationFrame(frame); };
+    frame();
+    for (let i = 0; i < 20; i++) {
+        const start = performance.now();
+        await new Promise((done) => {
+            const seen = new MutationObserver(() => { seen.disconnect(); done(); });
+            seen.observe(view, { childList: true });
+            random.click();
+        });
+        took.push(performance.now() - start);
+    }
+    watching = false;
+    return { took, lowest: Math.min(...heights), highest: Math.max(...heights) };
+}"""
+# Twenty quick key presses on a slider: the number of redraws, and milliseconds from the last press to the last redraw.
+SLIDER = """async (slider) => {
+    const view = document.querySelector('.ickd-query').closest('.ickd'), drawn = [];
+    const seen = new MutationObserver(() => drawn.push(performance.now()));
+    seen.observe(view, { childList: true });
+    slider.focus();
+    for (let i = 0; i < 20; i++) {
+        slider.dispatchEvent(new KeyboardEvent('keydown', { key: 'ArrowRight', bubbles: true }));
+        await new Promise((done) => setTimeout(done, 15));
+    }
+    const end = performance.now();
+    await new Promise((done) => setTimeout(done, 3000));
+    seen.disconnect();
+    return [drawn.length, Math.max(...drawn) - end];
+}"""
+
+
 def test_neighbours_are_updated_at_once_and_without_flicker(samples):
     explorer = samples.explorer(".ickd-query")
     explorer.get_by_label("search", exact=True).fill("")
     samples.page.keyboard.press("Enter")
-    took = samples.page.evaluate(
-        """async () => {
-            const view = document.querySelector('.ickd-query').closest('.ickd');
-            const random = [...document.querySelectorAll('button')].find((one) => one.textContent.trim() === 'random');
-            const took = [], heights = [];
-            let watching = true;
-            const frame = () => { heights.push(view.clientHeight); if (watching) requestAnimationFrame(frame); };
-            frame();
-            for (let i = 0; i < 20; i++) {
-                const start = performance.now();
-                await new Promise((done) => {
-                    const seen = new MutationObserver(() => { seen.disconnect(); done(); });
-                    seen.observe(view, { childList: true });
-                    random.click();
-                });
-                took.push(performance.now() - start);
-            }
-            watching = false;
-            return { took, lowest: Math.min(...heights), highest: Math.max(...heights) };
-        }"""
-    )
-    assert sorted(took["took"])[10] < 500  # milliseconds; 106 were seen with a bank of 50,000 x 256, on a quiet machine
+    took = samples.page.evaluate(QUERIES)
+    assert sorted(took["took"])[10] < 500  # milliseconds; benchmarks/explorers.py measures them with a large bank
     assert took["lowest"] > 0.6 * took["highest"]  # classes of the query may differ by a line of tiles
 
 
@@ -444,22 +461,7 @@ def test_a_slider_is_redrawn_once_at_a_time_and_settles(samples):
     samples.page.wait_for_timeout(500)
     slider = explorer.get_by_role("slider", name="positives k⁺")
     before = int(float(slider.get_attribute("aria-valuenow")))
-    took = slider.evaluate(
-        """async (slider) => {
-            const view = document.querySelector('.ickd-query').closest('.ickd'), drawn = [];
-            const seen = new MutationObserver(() => drawn.push(performance.now()));
-            seen.observe(view, { childList: true });
-            slider.focus();
-            for (let i = 0; i < 20; i++) {
-                slider.dispatchEvent(new KeyboardEvent('keydown', { key: 'ArrowRight', bubbles: true }));
-                await new Promise((done) => setTimeout(done, 15));
-            }
-            const end = performance.now();
-            await new Promise((done) => setTimeout(done, 3000));
-            seen.disconnect();
-            return [drawn.length, Math.max(...drawn) - end];
-        }"""
-    )
+    took = slider.evaluate(SLIDER)
     redrawn, settled = took
     assert redrawn <= 20 and settled < 2500  # milliseconds, on a busy machine too
     assert float(slider.get_attribute("aria-valuenow")) == before + 20

@@ -288,6 +288,16 @@ def test_the_table_of_the_defaults_is_that_of_the_committed_results():
     assert page.split("<!-- safe default -->\n")[1].split("<!-- end")[0] == printed
 
 
+def test_the_times_of_the_explorer_are_the_measured_ones():
+    found = json.loads((RESULTS / "explorers-cpu-2.json").read_text())
+    page = " ".join((ROOT / "docs/notebooks.md").read_text().split())
+    took = [one["milliseconds"] for one in found["slider"]]
+    (redraws,) = {one["redraws"] for one in found["slider"]}
+    assert f"caused {redraws} redraws" in page and f"displayed {min(took):.0f} to {max(took):.0f} ms after" in page
+    query = found["query_milliseconds"]
+    assert f"A new query took {query['median']:.0f} ms (median of {query['queries']})" in page
+
+
 def committed(path):
     """The records of the runs in a JSON file, or in the JSON files of a folder."""
     files = sorted(path.glob("*.json")) if path.is_dir() else [path]
