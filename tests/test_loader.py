@@ -5,6 +5,8 @@ import multiprocessing
 import os
 import resource
 import signal
+import sys
+import sys
 from dataclasses import replace
 
 import pytest
@@ -14,7 +16,7 @@ from streams import write_folder
 
 from ickd_lib import __main__ as cli
 from ickd_lib import data, methods, models, runtime, tasks, training
-from ickd_lib.data import Loader, Sampler
+from ickd_lib.data import Loader, Sampler, loader
 from ickd_lib.data.decoded import Decoded
 from ickd_lib.runtime import InputError
 from ickd_lib.training import Recipe, Student, distillation, optimizers, stepper
@@ -264,3 +266,17 @@ def test_predictions_leave_torchs_generator_where_it_was(folder):
         network = models.create("resnet8", **images.spec)
     assert len(models.predict(network, images, batch_size=4).logits) == len(images)
     assert torch.equal(before, torch.get_rng_state())
+
+
+def test_a_process_that_decodes_prints_no_connection_error_after_the_training_was_killed(monkeypatch):
+    """Python's multiprocessing would print a traceback from a thread of it."""
+    child = os.fork()
+    if not child:
+        loader._apart(0)
+        os._exit(sys.excepthook is not loader._unless_abandoned)
+    assert os.waitpid(child, 0)[1] == 0
+    printed = []
+    monkeypatch.setattr(sys, "__excepthook__", lambda *error: printed.append(error[0]))
+    for error in (ConnectionResetError(), EOFError(), ValueError()):
+        loader._unless_abandoned(type(error), error, None)
+    assert printed == [ValueError]

@@ -49,6 +49,19 @@ def test_a_second_training_is_refused_and_a_killed_process_releases_its_lock(hel
     training.distill(students, digits, **options)  # only read
 
 
+def test_the_lock_file_that_a_kill_left_in_a_finished_run_is_removed(held, digits):
+    """The process was killed when the run was complete, but its lock file was not removed yet."""
+    folder, child = held
+    options = {"recipe": Recipe(epochs=1, batch_size=60), "runs": folder.parent, "device": "cpu", "progress": False}
+    training.distill([Student("resnet8", "ce", name="b")], digits, **options)
+    finished = folder.with_name("b")
+    shutil.copy(folder / "training.lock", finished)
+    training.distill([Student("resnet8", "ce", name="b")], digits, **options)
+    assert not (finished / "training.lock").exists()
+    locks.remove_leftover(folder)
+    assert runtime.owner(folder)["process"] == child  # what another process has locked is left
+
+
 def test_the_lock_is_released_after_an_error_and_an_empty_folder_is_removed(tmp_path):
     folder = tmp_path / "runs" / "a"
     with pytest.raises(ZeroDivisionError), locks.locked(folder):

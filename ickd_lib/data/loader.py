@@ -5,11 +5,13 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
+import sys
 import time
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from pickle import UnpicklingError
+from types import TracebackType
 from typing import Any, NamedTuple
 
 import torch
@@ -290,3 +292,10 @@ def _apart(worker: int) -> None:
             signal.signal(getattr(signal, name), signal.SIG_IGN)
     if hasattr(os, "setpgid"):  # torchrun ends the process group of the training with SIGTERM
         os.setpgid(0, 0)
+    sys.excepthook = _unless_abandoned
+
+
+def _unless_abandoned(kind: type[BaseException], error: BaseException, traceback: TracebackType | None) -> None:
+    """Print an error of a thread of such a process, except that the training was killed while it received images."""
+    if not issubclass(kind, (ConnectionError, EOFError)):
+        sys.__excepthook__(kind, error, traceback)

@@ -6,7 +6,7 @@ from ickd_lib.runtime.distributed import broadcast, from_main, processes, rank, 
 from ickd_lib.runtime.errors import Diverged, InputError, NotFinite, choose, notice, shown, stream
 from ickd_lib.runtime.files import fingerprint, read_json, replacing, write_json
 from ickd_lib.runtime.folders import Run, complete, run_name, runs, shortened
-from ickd_lib.runtime.locks import locked, owner
+from ickd_lib.runtime.locks import locked, owner, remove_leftover
 from ickd_lib.runtime.seeds import generator, reseed, seed_of, seeded
 from ickd_lib.runtime.tensors import (
     KINDS,
@@ -52,6 +52,7 @@ __all__ = [
     "rank",
     "read_json",
     "reason",
+    "remove_leftover",
     "replacing",
     "reseed",
     "run_name",

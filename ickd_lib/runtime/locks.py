@@ -62,6 +62,13 @@ def locked(folder: Path) -> Iterator[None]:
                 folder.rmdir()
 
 
+def remove_leftover(folder: Path) -> None:
+    """Remove the lock file that a killed process left in a run folder, unless another process has locked it since."""
+    with contextlib.suppress(OSError, NotImplementedError), open(folder / LOCK) as file:
+        if lock(file):
+            (folder / LOCK).unlink(missing_ok=True)
+
+
 def _acquire(folder: Path) -> IO[str] | None:
     """Return the locked file; None on a system without locks."""
     until = time.monotonic() + PATIENCE

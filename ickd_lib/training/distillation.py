@@ -281,6 +281,8 @@ def _lock(records: Iterable[RunRecord], locks: contextlib.ExitStack) -> None:
     for record in records:
         if record.run and not record.finished:
             locks.enter_context(runtime.locked(record.run.folder))
+        elif record.run:
+            runtime.remove_leftover(record.run.folder)
 
 
 def _numerics(
