@@ -6,7 +6,6 @@ import os
 import resource
 import signal
 import sys
-import sys
 from dataclasses import replace
 
 import pytest
