@@ -266,7 +266,8 @@ class RunExplorer(Explorer):
             requested = self._requested(self.kind.value)
             if self.kind.value == "curves":
                 self._offer()
-            note = "" if self.chosen else f"No run is chosen, so the first {FEW} methods are shown. "
+            some = f"the first {FEW}" if len(runs.named(list(self.rows.values()))) > FEW else "all"
+            note = "" if self.chosen else f"No run is chosen, so {some} methods are shown. "
             if early := [name for name in self._early(self.kind.value) if name in (self.chosen or self.rows)]:
                 note += (
                     f"Left out, because nothing can be drawn yet: {', '.join(early[:3])}{', …' * (len(early) > 3)}. "
