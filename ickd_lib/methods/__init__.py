@@ -17,18 +17,9 @@ from ickd_lib.methods import (
     temperature,
     transport,
 )
-from ickd_lib.methods.base import (
-    NEEDS,
-    Context,
-    InContextPair,
-    Method,
-    Retrieval,
-    StrongView,
-    TargetSource,
-    WithLabels,
-    defaults,
-)
+from ickd_lib.methods.base import NEEDS, Method, WithLabels, defaults
 from ickd_lib.methods.combined import Combined, describe
+from ickd_lib.methods.context import Context, InContextPair, Retrieval, StrongView, TargetSource
 from ickd_lib.methods.incontext import ICKD
 from ickd_lib.methods.registry import create, names, parse, recorded, register
 

@@ -7,7 +7,8 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from ickd_lib.methods.base import LABEL_SPACES, Context, Method, Retrieval, defaults
+from ickd_lib.methods.base import LABEL_SPACES, Method, defaults
+from ickd_lib.methods.context import Context, Retrieval
 from ickd_lib.models import Network
 from ickd_lib.runtime import InputError
 from ickd_lib.tasks import Samples

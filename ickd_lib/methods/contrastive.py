@@ -10,7 +10,8 @@ from torch import Tensor, nn
 
 from ickd_lib import losses
 from ickd_lib.memory import MemoryBank
-from ickd_lib.methods.base import Context, WithLabels
+from ickd_lib.methods.base import WithLabels
+from ickd_lib.methods.context import Context
 from ickd_lib.methods.registry import register
 from ickd_lib.runtime import InputError, notice
 from ickd_lib.runtime.arguments import Count, NotNegative, Positive, Share

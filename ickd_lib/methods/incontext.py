@@ -12,7 +12,8 @@ from torch import Tensor
 
 from ickd_lib import losses
 from ickd_lib.memory import NEGATIVES, POSITIVES, InContext
-from ickd_lib.methods.base import Context, Method, Order, Retrieval, Source, TargetSource
+from ickd_lib.methods.base import Method
+from ickd_lib.methods.context import Context, Order, Retrieval, Source, TargetSource
 from ickd_lib.methods.registry import register
 from ickd_lib.runtime import InputError, notice
 from ickd_lib.runtime.arguments import Count, Natural, NotNegative, Positive, Share

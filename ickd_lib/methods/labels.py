@@ -7,7 +7,8 @@ from typing import Annotated
 from torch import Tensor, nn
 
 from ickd_lib import losses, models
-from ickd_lib.methods.base import Context, Method, WithLabels
+from ickd_lib.methods.base import Method, WithLabels
+from ickd_lib.methods.context import Context
 from ickd_lib.methods.registry import register
 from ickd_lib.models import Network
 from ickd_lib.runtime.arguments import Bound, NotNegative, Positive, Share

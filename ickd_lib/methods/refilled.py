@@ -5,7 +5,8 @@ from __future__ import annotations
 from torch import Tensor
 
 from ickd_lib import losses
-from ickd_lib.methods.base import Context, WithLabels
+from ickd_lib.methods.base import WithLabels
+from ickd_lib.methods.context import Context
 from ickd_lib.methods.registry import register
 from ickd_lib.runtime.arguments import NotNegative, Positive, Share
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 from torch import Tensor
 
 from ickd_lib import losses, models, runtime
-from ickd_lib.methods.base import Context, WithLabels
+from ickd_lib.methods.base import WithLabels
+from ickd_lib.methods.context import Context
 from ickd_lib.methods.maps import linear_classifier, unpooled
 from ickd_lib.methods.registry import register
 from ickd_lib.models import Network

@@ -9,7 +9,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ickd_lib import losses, runtime
-from ickd_lib.methods.base import Context, WithLabels
+from ickd_lib.methods.base import WithLabels
+from ickd_lib.methods.context import Context
 from ickd_lib.methods.queues import ClassQueues, some_of_each
 from ickd_lib.methods.registry import register
 from ickd_lib.models import projectors

@@ -8,7 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ickd_lib.methods.base import Context, Method, Retrieval
+from ickd_lib.methods.base import Method
+from ickd_lib.methods.context import Context, Retrieval
 from ickd_lib.methods.registry import create, register
 from ickd_lib.models import Network
 from ickd_lib.runtime import InputError
