@@ -1,11 +1,11 @@
-"""In-context distillation: offline, online, and without a teacher."""
+"""In-context distillation; `paradigms` has its forms with one term alone, online, and without a teacher."""
 
 from __future__ import annotations
 
 import math
 from dataclasses import replace
 from types import MappingProxyType
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -205,7 +205,7 @@ class ICKD(Method):
             if weight := getattr(self, name):
                 terms[name] = weight * torch.stack([term(context.student, source) for source in sources]).mean()
         if self.limit is not None and "nicd" in terms:
-            terms["nicd"] = _limited(terms, "nicd", context, self.limit)
+            terms["nicd"] = _limited(terms, context, self.limit)
         return terms
 
     def _kd(self, student: Samples, source: TargetSource) -> Tensor:
@@ -300,19 +300,18 @@ def _corrected(source: TargetSource, labels: Tensor) -> TargetSource:
     return replace(source, positives=near, negatives=far)
 
 
-def _limited(terms: dict[str, Tensor], name: str, context: Context, limit: float) -> Tensor:
-    """Scale the gradient of a loss term so that its norm is at most `limit` times that of the other terms together.
+def _limited(terms: dict[str, Tensor], context: Context, limit: float) -> Tensor:
+    """Scale the gradient of NICD so that its norm is at most `limit` times that of the other terms together.
 
     Args:
         terms: all terms of the loss.
-        name: the term that is limited.
         context: the norms are those of the gradients at its student's logits, over all processes. Terms that do not
             depend on these logits do not count; if there is no other term, nothing is changed.
         limit: largest ratio of the norms.
     Returns:
         The term, with its value unchanged.
     """
-    term, others = terms[name], [one for key, one in terms.items() if key != name and one.requires_grad]
+    term, others = terms["nicd"], [one for key, one in terms.items() if key != "nicd" and one.requires_grad]
     if not term.requires_grad or not others:
         return term
     student = context.student
@@ -344,83 +343,3 @@ def _check_orders(spec: Retrieval) -> None:
             "a bank that is written during training has no class means, and positives and negatives share one order; "
             "give order='nearest' or order='random', without negatives_order"
         )
-
-
-@register("picd")
-class PICD(ICKD):
-    """In-context distillation with the positives alone (PICD), beside cross-entropy; arguments as for `ickd`."""
-
-    before = MappingProxyType({"corrected": False})  # without NICD, the limit has no effect
-
-    def __init__(
-        self,
-        *,
-        ce: NotNegative = 0.1,
-        kd: NotNegative = 0.0,
-        picd: NotNegative = 0.9,
-        nicd: NotNegative = 0.0,
-        **choices: Any,
-    ):
-        super().__init__(ce=ce, kd=kd, picd=picd, nicd=nicd, **choices)
-
-
-@register("nicd")
-class NICD(ICKD):
-    """In-context distillation with the negatives alone (NICD), beside cross-entropy; arguments as for `ickd`."""
-
-    def __init__(
-        self,
-        *,
-        ce: NotNegative = 1.0,
-        kd: NotNegative = 0.0,
-        picd: NotNegative = 0.0,
-        nicd: NotNegative = 1.0,
-        **choices: Any,
-    ):
-        super().__init__(ce=ce, kd=kd, picd=picd, nicd=nicd, **choices)
-
-
-@register("ickd_online")
-class OnlineICKD(ICKD):
-    """In-context distillation between students of a peer group that train from scratch; see `ickd`."""
-
-    def __init__(
-        self,
-        *,
-        ce: NotNegative = 1.0,
-        kd: NotNegative = 1.0,
-        picd: NotNegative = 1.0,
-        nicd: NotNegative = 0.1,
-        temperature: Positive = 4.0,
-        negatives: Count = 32,
-        source: Source = "peers",
-        warmup: Share = 0.1,
-        momentum: Share = 0.5,
-        limit: NotNegative | None = None,
-        corrected: bool = False,
-        **choices: Any,
-    ) -> None:
-        super().__init__(
-            ce=ce,
-            kd=kd,
-            picd=picd,
-            nicd=nicd,
-            temperature=temperature,
-            negatives=negatives,
-            source=source,
-            warmup=warmup,
-            momentum=momentum,
-            limit=limit,
-            corrected=corrected,
-            **choices,
-        )
-
-
-@register("ickd_self")
-class SelfICKD(OnlineICKD):
-    """In-context distillation without a teacher, from the student's own earlier features and logits; see `ickd`."""
-
-    def __init__(
-        self, *, kd: NotNegative = 0.0, anchor: Anchor = "aggregate", source: Source = "self", **choices: Any
-    ) -> None:
-        super().__init__(kd=kd, anchor=anchor, source=source, **choices)
