@@ -135,7 +135,10 @@ def measure(setting: Setting, given: argparse.Namespace, earlier: dict[str, Any]
 def rows(found: dict[str, Any]) -> list[str]:
     """Return the lines of the table in docs/methods.md."""
     names = " | ".join(f"`{name}`" for name in METHODS)
-    lines = [f"| setting | classes | images | teacher, % | {names} | `ickd` to the better |", "|---|" + "---:|" * (4 + len(METHODS))]
+    lines = [
+        f"| setting | classes | images | teacher, % | {names} | `ickd` to the better |",
+        "|---|" + "---:|" * (4 + len(METHODS)),
+    ]
     for name, one in found.items():
         if not set(METHODS) <= one["accuracy"].keys():  # not all students are trained yet
             continue
