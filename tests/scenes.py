@@ -138,6 +138,13 @@ def interrupted(monkeypatch, steps: int, run) -> None:
         run()
 
 
+def exchanged(logits, label):
+    """The logits [C] with that of the label and the largest one exchanged."""
+    corrected, largest = logits.clone(), int(logits.argmax())
+    corrected[label], corrected[largest] = logits[largest], logits[label]
+    return corrected
+
+
 def divergence(target, logits):
     """τ² KL at τ = 4 of each row."""
     own, other = (F.log_softmax(one / 4, -1) for one in (logits, target))

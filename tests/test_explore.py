@@ -164,11 +164,12 @@ def naive(method, found):
         "ickd(query='view', warmup=0.5)",
     ],
 )
-def test_terms_equal_a_loop_and_the_method(small, name):
-    method = methods.create(name)
+@pytest.mark.parametrize("corrected", [False, True])
+def test_terms_equal_a_loop_and_the_method(small, name, corrected):
+    method = methods.create(f"{name.removesuffix(')')}{', ' if '(' in name else '('}corrected={corrected})")
     found = around(small, temperature=method.aggregation_temperature)
     terms, by_hand = explore.terms(method, found, LABELS), naive(method, found)
-    assert terms == pytest.approx(by_hand, rel=1e-4, abs=1e-6) and min(terms.values()) > 0
+    assert (terms == pytest.approx(by_hand, rel=1e-4, abs=1e-6)) != corrected and min(terms.values()) > 0
     none = torch.zeros(6, 0)
     batch = Batch(none, LABELS, INDEX, torch.zeros(6).long())
     student, teacher = (Samples(found.logits[name], none, LABELS, INDEX, INDEX) for name in ("student", "teacher"))
@@ -181,7 +182,7 @@ def test_terms_equal_a_loop_and_the_method(small, name):
 
 def test_terms_of_the_variants_of_ickd(small):
     """The own row of a query is the teacher's output for it, as is its output for the view."""
-    method = methods.create("ickd(residual=0.5, gate=0.8, form='relational', dynamic=True)")
+    method = methods.create("ickd(residual=0.5, gate=0.8, form='relational', dynamic=True, corrected=False)")
     found = around(small, temperature=method.aggregation_temperature)
     near, far, logits = found.positives, found.negatives, found.logits
     lacking = ~near.mask.any(1, keepdim=True)

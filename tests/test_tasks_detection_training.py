@@ -92,22 +92,26 @@ def combined(name, few, teacher):
 # --------------------------------------------------------------------------------------------- IC-KD
 
 
-def loop(context, bank, rows, residual):
+def loop(context, bank, rows, residual, corrected):
     """The terms of IC-KD by a loop over the matched proposals; `rows` [N, C + 1] is the present content of the bank."""
     mine, theirs, rows = context.student, context.teacher, rows.double()
     kd, picd, nicd = [], [], []
-    for s, key in enumerate(mine.key.tolist()):
+    exchanged = scenes.exchanged if corrected else lambda logits, label: logits
+    for s, (key, label) in enumerate(zip(mine.key.tolist(), mine.labels.tolist(), strict=True)):
         row = bank.rows(torch.tensor([key])).item()
         near, far, similarity = scenes.in_context(bank, row, 2, 3)
+        far = [j for j in far if not corrected or rows[j].argmax() != label]
         weights = torch.softmax(torch.tensor([similarity[j] for j in near]).double() / 0.05, 0)
-        aggregate = sum(w * rows[j] for w, j in zip(weights, near, strict=True))
-        own, other = mine.logits[s].detach().double(), theirs.logits[s].double()
-        kd.append(scenes.divergence(other + residual * (aggregate - rows[row]), own))
+        aggregate = sum(w * exchanged(rows[j], label) for w, j in zip(weights, near, strict=True))
+        own, other = mine.logits[s].detach().double(), exchanged(theirs.logits[s].double(), label)
+        kd.append(scenes.divergence(other + residual * (aggregate - exchanged(rows[row], label)), own))
         picd.append(scenes.divergence(aggregate, own))
         cosines = [F.cosine_similarity(own, one, dim=0) for one in (other, *rows[far])]
         nicd.append(-F.log_softmax(torch.stack(cosines) / 0.1, 0)[0])
     if not residual:  # all proposals, those on the background too
-        kd = scenes.divergence(theirs.whole.logits.double(), mine.whole.logits.detach().double())
+        labels = theirs.whole.labels.tolist()
+        every = [exchanged(z, label) for z, label in zip(theirs.whole.logits.double(), labels, strict=True)]
+        kd = scenes.divergence(torch.stack(every), mine.whole.logits.detach().double())
     means = [torch.stack(list(one)).mean().item() for one in (kd, picd, nicd)]
     terms = {
         name: weight * mean for name, weight, mean in zip(("kd", "picd", "nicd"), (0.9, 0.3, 5), means, strict=True)
@@ -115,14 +119,14 @@ def loop(context, bank, rows, residual):
     return {"ce": 0.1 * context.supervised.item(), **terms}
 
 
-@pytest.mark.parametrize("variant", ["residual=0.0", "residual=0.5, dynamic=True"])
+@pytest.mark.parametrize("variant", ["residual=0.0", "residual=0.5, dynamic=True", "residual=0.0, corrected=False"])
 def test_in_context_distillation_is_that_of_a_loop_over_matched_proposals(variant, few, teacher, bank):
     residual, dynamic = float(variant[9:12]), "dynamic" in variant
     recipe = scenes.Recipe(epochs=1 + dynamic, lr=0.02, schedule="cosine", batch_size=12)
     seen, _ = scenes.watched(TASK, f"ickd(positives=2, negatives=3, {variant})", few, teacher, recipe=recipe)
     rows, several = bank.logits.clone(), 0
     for context, terms in seen:
-        assert terms == pytest.approx(loop(context, bank, rows, residual), rel=2e-4)
+        assert terms == pytest.approx(loop(context, bank, rows, residual, "corrected" not in variant), rel=2e-4)
         key = context.student.key
         assert (key >= 0).all() and len(key) < len(context.student.whole.key)
         assert (context.positives.index != key[:, None]).all()

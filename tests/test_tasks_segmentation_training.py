@@ -79,6 +79,7 @@ VARIANTS = [
     {"residual": 0.5, "gate": 0.7},
     {"anchor": "aggregate", "aggregation_temperature": None},
     {"dynamic": True, "residual": -1.0},
+    {"corrected": False},
 ]
 
 
@@ -86,12 +87,15 @@ def loop(context, bank, rows, variant):
     """The terms of IC-KD by a loop over the regions; `rows` [N, C] is the present content of the bank."""
     sums, count = dict.fromkeys(("kd", "picd", "nicd"), 0.0), 0
     mine, theirs, rows = context.student, context.teacher, rows.double()
+    corrected = variant.get("corrected", True)
     for s, key in enumerate(mine.key.tolist()):
-        row = bank.rows(torch.tensor([key])).item()
+        row, label = bank.rows(torch.tensor([key])).item(), mine.labels[s].item()
         near, far, similarity = scenes.in_context(bank, row, 2, 3)
+        far = [j for j in far if not corrected or rows[j].argmax() != label]
         weights = torch.tensor([similarity[j] for j in near]).double() / 0.05
         weights = torch.softmax(weights * (variant.get("aggregation_temperature", 1) is not None), 0)
-        aggregate = sum(w * rows[j] for w, j in zip(weights, near, strict=True))
+        given = {j: scenes.exchanged(rows[j], label) if corrected else rows[j] for j in (*near, row)}
+        aggregate = sum(w * given[j] for w, j in zip(weights, near, strict=True))
         gate = 1.0
         if "gate" in variant:
             p = theirs.logits[s].double().softmax(0)
@@ -100,10 +104,13 @@ def loop(context, bank, rows, variant):
             one.pixels.logits[mine.image[s]].double()[:, one.pixels.region[mine.image[s]] == s].T
             for one in (mine, theirs)
         )
-        residual = variant.get("residual", 0) * (aggregate - rows[row])
+        whole = theirs.logits[s].double()
+        if corrected:
+            whole, other = scenes.exchanged(whole, label), torch.stack([scenes.exchanged(z, label) for z in other])
+        residual = variant.get("residual", 0) * (aggregate - given[row])
         sums["kd"] += scenes.divergence(other + residual, own).sum().item()
         sums["picd"] += (gate * scenes.divergence(aggregate, own)).sum().item()
-        anchor = aggregate if "anchor" in variant else theirs.logits[s].double()
+        anchor = aggregate if "anchor" in variant else whole
         cosines = [F.cosine_similarity(mine.logits[s].double(), one, dim=0) for one in (anchor, *rows[far])]
         sums["nicd"] -= F.log_softmax(torch.stack(cosines) / 0.1, 0)[0].item()
         count += len(own)
