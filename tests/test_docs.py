@@ -261,6 +261,7 @@ def test_the_table_of_own_images_is_that_of_the_committed_runs(tmp_path):
         ("Segmentation of scenes", "segmentation_scenes"),
         ("Detection of scenes", "detection_scenes"),
         ("Segmentation of road scenes", "segmentation_camvid"),
+        ("Detection of blood cells", "detection_bccd"),
     ],
 )
 def test_the_tables_of_dense_tasks_are_those_of_the_committed_runs(heading, name, tmp_path):
