@@ -294,6 +294,16 @@ def test_the_table_of_the_defaults_is_that_of_the_committed_results():
     assert page.split("<!-- safe default -->\n")[1].split("<!-- end")[0] == printed
 
 
+def test_the_speed_of_dense_tasks_is_the_measured_one():
+    found = json.loads((RESULTS / "dense_speed.json").read_text())
+    page = (ROOT / "docs/speed.md").read_text()
+    for kind in ("segmentation", "detection"):
+        added = found[kind]["added beyond the teacher's pass"]
+        shown = [f"{100 * added[name]:+.1f}".replace("-", "−") for name in ("kd", "ckd", "dkd", "ickd")]
+        times = [str(found[kind]["step, ms"]["ce"]), str(found[kind]["teacher's pass, ms"])]
+        assert f"| {kind} | {' | '.join([*times, *shown])} |" in page
+
+
 def test_the_times_of_the_explorer_are_the_measured_ones():
     found = json.loads((RESULTS / "explorers-cpu-2.json").read_text())
     page = " ".join((ROOT / "docs/notebooks.md").read_text().split())
