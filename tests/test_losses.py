@@ -230,3 +230,19 @@ def test_aggregated_probabilities_come_back_from_their_logits(case):
     mean, target = losses.aggregate(case["logits"][1:], weights, temperature=4.0, average="probabilities")
     assert torch.allclose((mean / 4).log_softmax(-1), target)
     assert torch.allclose(target.exp(), (weights[..., None] * (case["logits"][1:] / 4).softmax(-1)).sum(1))
+
+
+@pytest.mark.parametrize("name", ["kd", "dkd"])
+def test_losses_of_many_pixels_with_few_classes_are_those_of_fewer_pixels(name):
+    student, teacher = draw(1024, 3), draw(1024, 3, seed=1)
+    labels = [torch.arange(1024) % 3] if name == "dkd" else []
+
+    def value(rows):
+        loss = getattr(losses, name)(student[rows], teacher[rows], *(one[rows] for one in labels))
+        return torch.stack([loss] if name == "kd" else [*loss]).sum()
+
+    whole = value(slice(None))
+    parts = torch.stack([value(slice(start, start + 256)) for start in range(0, 1024, 256)]).mean()
+    torch.testing.assert_close(whole, parts)
+    ours, theirs = (torch.autograd.grad(one, student)[0] for one in (whole, parts))
+    torch.testing.assert_close(ours, theirs)

@@ -302,6 +302,15 @@ def given_samples(seen, corrected):
     return losses.corrected(seen.teacher.logits, labels), of_positives, own, far.mask & other
 
 
+def test_no_negative_of_a_sample_without_a_label_is_left_out():
+    plain, method = (methods.create(f"nicd(ce=0, nicd=1, corrected={corrected})") for corrected in (False, True))
+    seen = context(method)
+    hidden = dataclasses.replace(seen.student, labels=torch.full_like(seen.student.labels, -1))
+    teacher = dataclasses.replace(seen.teacher, labels=hidden.labels)
+    seen = dataclasses.replace(seen, student=hidden, teacher=teacher)
+    assert method(seen)["nicd"].item() == plain(seen)["nicd"].item()
+
+
 @pytest.mark.parametrize("corrected", [False, True])
 def test_ickd_is_the_weighted_sum_of_its_parts(corrected):
     method = methods.create(

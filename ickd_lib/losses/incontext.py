@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ickd_lib.losses._shared import kl, masked_log_softmax
+from ickd_lib.losses._shared import kl, log_softmax, masked_log_softmax
 
 
 def aggregation_weights(similarity: Tensor, mask: Tensor, *, temperature: float | None = 0.1) -> Tensor:
@@ -101,7 +101,7 @@ def picd(
     if query is not None:
         target, missing = target[query], missing[query]
         gate = None if gate is None else gate[query]
-    divergence = kl(F.log_softmax(student_logits / temperature, -1), target, temperature)
+    divergence = kl(log_softmax(student_logits / temperature), target, temperature)
     divergence = divergence.masked_fill(missing, 0)
     return (divergence if gate is None else divergence * gate.detach()).mean()
 

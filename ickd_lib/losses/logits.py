@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ickd_lib.losses._shared import kl, masked_log_softmax
+from ickd_lib.losses._shared import kl, log_softmax, masked_log_softmax
 
 
 def standardise(logits: Tensor) -> Tensor:
@@ -36,7 +36,7 @@ def kd(
         A scalar: the mean over B.
     """
     student, teacher = _prepare(student_logits, teacher_logits, standardised)
-    return kl(F.log_softmax(student / temperature, -1), F.log_softmax(teacher / temperature, -1), temperature).mean()
+    return kl(log_softmax(student / temperature), log_softmax(teacher / temperature), temperature).mean()
 
 
 def ckd(student_logits: Tensor, teacher_logits: Tensor, *, temperature: float = 1.0) -> Tensor:
@@ -82,7 +82,7 @@ def dkd(
     others = torch.ones_like(student, dtype=torch.bool).scatter(1, labels[:, None], False)
 
     def target(logits: Tensor) -> Tensor:
-        log_probabilities = F.log_softmax(logits / temperature, -1)
+        log_probabilities = log_softmax(logits / temperature)
         # The sum over the other classes keeps its precision where p_y is close to 1 and log(1 - p_y) would not.
         rest = log_probabilities.masked_fill(~others, -torch.inf).logsumexp(1, keepdim=True)
         return torch.cat([log_probabilities.gather(1, labels[:, None]), rest], 1)

@@ -113,12 +113,15 @@ class Samples:
         """
         if self.pixels is None:
             return self.whole or self
-        inside = self.pixels.labels >= 0
+        labels, regions = self.pixels.labels.flatten(), self.pixels.region.flatten()
+        (inside,) = (labels >= 0).nonzero(as_tuple=True)
         with torch.enable_grad():  # as in `known`
-            logits, features = (maps.movedim(1, -1)[inside] for maps in (self.pixels.logits, self.pixels.features))
-        region = self.pixels.region[inside]
+            logits, features = (
+                maps.movedim(1, -1).flatten(0, 2)[inside] for maps in (self.pixels.logits, self.pixels.features)
+            )
+        region = regions[inside]
         return replace(
-            Samples(logits, features, self.pixels.labels[inside], region, self.image[region]),
+            Samples(logits, features, labels[inside], region, self.image[region]),
             maps=self.maps,
             preactivations=self.preactivations,
         )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from types import MappingProxyType
 from weakref import WeakKeyDictionary
 
@@ -20,6 +20,7 @@ from ickd_lib.runtime.distributed import gather, share, total
 from ickd_lib.tasks.base import Column, Pixels, Samples, Task, places_of, positions, register
 from ickd_lib.tasks.pictures import crop, whole
 
+LARGEST = 64  # height and width of maps up to which a CPU enlarges them by a product of matrices
 PASS = 2**18  # largest number of pixels that are evaluated in one pass, if it has several images
 
 
@@ -60,6 +61,7 @@ class Segmentation(Task):
 
     def __init__(self, *, stride: int = 4, least: int = 16) -> None:
         self.stride, self.least = stride, least
+        self._counted: tuple[object, Tensor] = (None, torch.empty(0))  # the last masks, and their result of _shares
 
     def check(self, images: DenseImages) -> None:  # type: ignore[override]
         if getattr(images, "masks", None) is None:
@@ -169,8 +171,10 @@ class Segmentation(Task):
         """Count, for each position of the maps, the pixels of the image in it that have each class of the data.
 
         Returns:
-            Float, shape [B, C, h · w].
+            Float, shape [B, C, h · w]. A student, its teacher and the search for in-context samples share the result.
         """
+        if batch.masks is self._counted[0]:
+            return self._counted[1]
         masks, classes = _stacked(batch.masks), batch.num_classes
         (rows, h), (columns, w) = (self._cells(side, masks.device) for side in masks.shape[1:])
         position = rows[:, None] * w + columns
@@ -178,7 +182,8 @@ class Segmentation(Task):
         image = torch.arange(len(masks), device=masks.device)[:, None, None]
         place = ((image * classes + masks.long()) * (h * w) + position)[valid]
         counts = torch.bincount(place, minlength=len(masks) * classes * h * w)
-        return counts.float().view(len(masks), classes, h * w)
+        self._counted = batch.masks, counts.float().view(len(masks), classes, h * w)
+        return self._counted[1]
 
     def _cells(self, side: int, device: torch.device) -> tuple[Tensor, int]:
         """Return the position on the maps of each row (or column) of the image, and the number of positions."""
@@ -190,15 +195,31 @@ class Segmentation(Task):
         size = [-(-side // self.stride) for side in _stacked(batch.images).shape[2:]]
         if list(logits.shape[2:]) != size:
             logits, features = (F.interpolate(one, size, mode="bilinear") for one in (logits, features))
-        labels = torch.where(share.sum(1) > 0, share.argmax(1), -1).view(len(logits), *size)
+        labels = torch.where(share.sum(1) > 0, share.max(1).indices, -1).view(len(logits), *size)
         return Pixels(logits, features, labels, torch.full_like(labels, -1))
 
     def _loss(self, logits: Tensor, batch: DenseBatch) -> Tensor:
         """Compute cross-entropy over all pixels of the images that are not ignored; 0 if all are ignored."""
         masks = _stacked(batch.masks)
         labels = masks.long().masked_fill(masks >= batch.num_classes, -1)
-        enlarged = F.interpolate(logits, masks.shape[1:], mode="bilinear")
-        return F.cross_entropy(enlarged, labels, ignore_index=-1, reduction="sum") / (labels >= 0).sum().clamp(min=1)
+        return F.cross_entropy(_enlarged(logits, masks.shape[1:]), labels, ignore_index=-1, reduction="sum") / (
+            labels >= 0
+        ).sum().clamp(min=1)
+
+
+def _enlarged(maps: Tensor, size: Sequence[int]) -> Tensor:
+    """Resize maps [B, C, h, w] by bilinear interpolation to a height and width.
+
+    On a CPU, small maps are multiplied by the matrices of the interpolation of rows and of columns, because the
+    gradient of `F.interpolate` takes most of the time of the loss there. Both agree up to rounding.
+    """
+    if maps.device.type != "cpu" or max(maps.shape[2:]) > LARGEST:
+        return F.interpolate(maps, tuple(size), mode="bilinear")
+    rows, columns = (
+        F.interpolate(torch.eye(old, dtype=maps.dtype)[None], new, mode="linear")[0]
+        for old, new in zip(maps.shape[2:], size, strict=True)
+    )
+    return rows.T @ maps @ columns
 
 
 # The classes that occur in each image of a split, bool [N, C], so that the masks are read only once.
