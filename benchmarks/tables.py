@@ -78,7 +78,7 @@ def limited(train: Callable[[], list[str]], minutes: float) -> int:
     try:
         failed = train()
     except KeyboardInterrupt:
-        failed, status = ["stopped before the end; the same call continues from here"], UNFINISHED
+        failed, status = ["stopped before the end; the same call or command continues from here"], UNFINISHED
     else:
         status = int(bool(failed))
     finally:

@@ -306,7 +306,7 @@ def test_students_that_are_finished_when_a_stop_comes_are_written(tiny, monkeypa
 
 def test_a_call_whose_minutes_are_over_exits_with_75_and_the_next_one_resumes(tiny, tmp_path, capsys):
     assert tiny("--methods", "ce", "--seeds", "0", "--minutes", "0.0001") == tables.UNFINISHED
-    assert "the same call continues from here" in capsys.readouterr().err
+    assert "the same call or command continues from here" in capsys.readouterr().err
     assert tiny("--methods", "ce", "--seeds", "0") == 0
     assert [one["method"] for one in finished([tmp_path / "runs/tiny/json/table"])] == ["ce"]
 
@@ -433,7 +433,7 @@ def test_the_table_of_imagenet_is_trained_once_and_printed(photographs, tmp_path
     call += ["--runs", str(tmp_path / "runs")]
     monkeypatch.setattr(sys, "argv", [*call, "--minutes", "0.00001"])
     assert imagenet.main() == tables.UNFINISHED
-    assert "the same call continues from here" in capsys.readouterr().err
+    assert "the same call or command continues from here" in capsys.readouterr().err
     monkeypatch.setattr(sys, "argv", call)
     assert imagenet.main() == 0
     printed = capsys.readouterr().out

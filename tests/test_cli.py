@@ -202,7 +202,7 @@ def test_every_option_shows_its_default(capsys):
 
 def test_a_stopped_run_says_how_to_go_on(run, monkeypatch):
     def stopped(*args, **kwargs):
-        raise KeyboardInterrupt("stopped; the same call continues from here")
+        raise KeyboardInterrupt("stopped; the same call or command continues from here")
 
     monkeypatch.setattr(training, "distill", stopped)
     status, _, err = run(f"train --method ce {QUICK}")

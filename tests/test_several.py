@@ -167,7 +167,7 @@ def test_a_killed_process_ends_the_others_and_any_number_resumes(weights, tmp_pa
     for process in processes:
         process.send_signal(signal.SIGTERM)  # as for a job that is preempted
     done = finished(processes)
-    assert {status for status, _, _ in done} == {130} and "the same call continues from here" in done[0][2]
+    assert {status for status, _, _ in done} == {130} and "the same call or command continues from here" in done[0][2]
     ((status, _, errors),) = finished(start(1, command))
     assert status == 0 and "world size: 2 then, 1 now" in errors
     lines = [json.loads(line) for line in record(tmp_path / "a")]
@@ -185,7 +185,7 @@ def test_a_signal_to_all_processes_of_a_job_leaves_a_checkpoint(tmp_path):
     wait_for(2, tmp_path / "runs", [process])
     os.killpg(process.pid, signal.SIGTERM)
     ((status, _, errors),) = finished([process])
-    assert status == 130 and "the same call continues from here" in errors
+    assert status == 130 and "the same call or command continues from here" in errors
     assert list((tmp_path / "runs").glob("*/checkpoint.pt"))
 
 

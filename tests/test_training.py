@@ -225,7 +225,7 @@ def test_ctrl_c_leaves_a_resumable_run(digits, tmp_path):
     timer = threading.Timer(0.7, os.kill, (os.getpid(), signal.SIGINT))
     handler = signal.getsignal(signal.SIGINT)
     timer.start()
-    with pytest.raises(KeyboardInterrupt, match="the same call continues from here"):
+    with pytest.raises(KeyboardInterrupt, match="the same call or command continues from here"):
         distill(students, digits, None, recipe=recipe, runs=tmp_path)
     assert signal.getsignal(signal.SIGINT) is handler
     saved = torch.load(tmp_path / "a" / "checkpoint.pt", weights_only=True)["a"]
@@ -240,7 +240,7 @@ def test_a_stop_after_the_last_step_is_not_lost(digits, tmp_path, monkeypatch):
         finish(*given)
 
     monkeypatch.setattr(records.RunRecord, "finish", interrupted)
-    with pytest.raises(KeyboardInterrupt, match="the same call continues from here"):
+    with pytest.raises(KeyboardInterrupt, match="the same call or command continues from here"):
         distill(students, digits, None, runs=tmp_path)
     monkeypatch.setattr(distillation, "Stepper", None)  # what is finished is not trained again
     assert distill(students, digits, None, runs=tmp_path)["a"].summary["epochs"] == RECIPE.epochs

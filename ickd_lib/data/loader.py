@@ -227,7 +227,7 @@ def _ended(error: Exception) -> WorkerDied:
     reason = (str(error).split(". ")[0].strip() or type(error).__name__).splitlines()[0]
     return WorkerDied(
         f"a process that decodes images ended unexpectedly ({reason}); if memory is short, give fewer workers; the "
-        "same call continues an interrupted training"
+        "same call or command continues an interrupted training"
     )
 
 

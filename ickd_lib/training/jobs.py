@@ -228,7 +228,7 @@ def run(jobs: Sequence[Job], executor: Executor, *, retries: int, progress: bool
                     outcome = None
                 if stop.is_set() or isinstance(outcome, KeyboardInterrupt):
                     bar.write("stopping the jobs; each writes its checkpoint", sys.stderr)
-                    raise KeyboardInterrupt("stopped; the same call continues from here")
+                    raise KeyboardInterrupt("stopped; the same call or command continues from here")
                 if outcome is None or running.get(i) is not future:
                     continue
                 if isinstance(outcome, BrokenExecutor) and own is None:

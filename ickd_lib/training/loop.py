@@ -223,7 +223,9 @@ class Loop:
 def stopped(loop: Loop) -> KeyboardInterrupt:
     """Return the exception for a training that was stopped."""
     kept = all(loop.records[state].run for state in loop.states)
-    return KeyboardInterrupt("stopped; the same call continues from here" if kept else "stopped; nothing was saved")
+    return KeyboardInterrupt(
+        "stopped; the same call or command continues from here" if kept else "stopped; nothing was saved"
+    )
 
 
 def stop_training() -> None:
