@@ -2,20 +2,24 @@
 
     python benchmarks/study.py --data-root DIR --stage tune --weights resnet56=FILE wrn_16_2=FILE
     python benchmarks/study.py --data-root DIR --stage main --weights resnet56=FILE wrn_16_2=FILE
+    python benchmarks/study.py --data-root DIR --stage candidates --weights resnet56=FILE wrn_16_2=FILE
     python benchmarks/study.py --report
 
 In stage `tune`, each arm is trained with five settings and evaluated on 5,000 training images that are held out. Stage
 `main` trains each arm with its best setting, for each teacher and each subset of the training images, and evaluates it
-on the test images. `--report` reads the committed JSON files and prints the tables of docs/study.md.
+on the test images, the arms of the primary contrast first. Stage `candidates` trains variants of IC-KD in the same way.
+`--report` reads the committed JSON files and prints the tables of docs/study.md.
 
 A teacher without a file in --weights is trained for 20 epochs on all training images. With --minutes, the script stops
-after that time with exit status 75, and the same call continues.
+after that time with exit status 75, and the same call continues. With --arms, several processes can train different
+arms at the same time, each with its own --runs.
 """
 
 from __future__ import annotations
 
 import argparse
 import os
+import statistics
 import sys
 from collections.abc import Callable
 from functools import partial
@@ -28,7 +32,8 @@ import torch
 from tables import limited, passes, write_finished
 
 from ickd_lib import data, methods, metrics, models, runs, runtime, training
-from ickd_lib.runs.seeds import mean_std, paired
+from ickd_lib.memory import MemoryBank
+from ickd_lib.runs.seeds import paired
 from ickd_lib.training import Recipe, Student
 
 TEACHERS = ("resnet56", "wrn_16_2", "resnet20")
@@ -47,6 +52,7 @@ SHOWN = (  # entry of a summary, its name in the table, factor, decimals
     ("ece", "ECE, %", 100, 2),
     ("agreement", "agreement, %", 100, 2),
 )
+SECONDARY = ("top5", "scaled_nll", "ece", "agreement")
 OUT = Path(__file__).parent / "results" / "study"
 
 
@@ -72,7 +78,16 @@ ARMS: dict[str, Callable[[float], str]] = {
     "random negatives": partial(in_context, choices="negatives_order='random', redraw=True"),
     "without PICD": partial(in_context, picd=0.0),
 }
+WHOLE_BANK = "bank of all images"
+CANDIDATES: dict[str, Callable[[float], str]] = {  # with the setting of `nearest`
+    "relational": partial(in_context, choices="form='relational'"),
+    "residual": partial(in_context, choices="residual=0.5"),
+    "dynamic": partial(in_context, choices="dynamic=True"),
+    "gate": partial(in_context, choices="gate=1.0"),
+    WHOLE_BANK: in_context,
+}
 Setting = tuple[float, float]  # factor of the weights, learning rate
+Cells = dict[str, dict[tuple[str, int], dict[str, Any]]]  # summary by arm, and by teacher and seed
 
 
 def trials(arm: str, tuned: dict[tuple[str, Setting], float]) -> list[Setting]:
@@ -94,12 +109,15 @@ def trials(arm: str, tuned: dict[tuple[str, Setting], float]) -> list[Setting]:
 def results(folder: Path) -> list[tuple[str, Setting, dict[str, Any]]]:
     """Return arm, setting and summary of each finished run of a stage."""
     known = {
-        methods.describe(methods.create(ARMS[arm](scale))): (arm, scale)
-        for arm in ARMS
+        methods.describe(methods.create(weighted(scale))): (arm, scale)
+        for arm, weighted in (CANDIDATES | ARMS).items()
         for scale in (SCALES if arm != "ce" else (1.0,))
     }
-    summaries = runs.finished([folder]) if any(folder.glob("*.json")) else []
-    return [(known[one["method"]][0], (known[one["method"]][1], one["lr"]), one) for one in summaries]
+    found = []
+    for one in runs.finished([folder]) if any(folder.glob("*.json")) else []:
+        arm, scale = known[one["method"]]
+        found.append((WHOLE_BANK if "bank_rows" in one else arm, (scale, one["lr"]), one))
+    return found
 
 
 def tuned(out: Path) -> dict[tuple[str, Setting], float]:
@@ -108,16 +126,16 @@ def tuned(out: Path) -> dict[tuple[str, Setting], float]:
 
 
 def chosen(out: Path) -> dict[str, Setting]:
-    """Return the setting of each arm with the best held-out accuracy; of equal ones the smaller factor and rate.
+    """Return the setting of each tuned arm with the best held-out accuracy; of equal ones the smaller factor and rate.
 
-    Raises:
-        InputError: the last two settings of an arm have not been trained.
+    Arms whose last two settings have not been trained are left out. Candidates have the setting of `nearest`.
     """
-    found = tuned(out)
-    tried = {arm: [one for one in trials(arm, found) if (arm, one) in found] for arm in ARMS}
-    if missing := [arm for arm in ARMS if not set(trials(arm, found)[3:]) & set(tried[arm])]:
-        raise runtime.InputError(f"not tuned yet: {', '.join(missing)}; run --stage tune first")
-    return {arm: min(tried[arm], key=lambda one: (-found[arm, one], one)) for arm in ARMS}
+    found, best = tuned(out), {}
+    for arm in ARMS:
+        tried = [one for one in trials(arm, found) if (arm, one) in found]
+        if set(trials(arm, found)[3:]) & set(tried):
+            best[arm] = min(tried, key=lambda one: (-found[arm, one], one))
+    return best | {arm: best[PRIMARY[0]] for arm in CANDIDATES if PRIMARY[0] in best}
 
 
 def scaled_nll(network: models.Network, images: data.Images) -> float:
@@ -145,22 +163,27 @@ class Study:
 
     def train(self) -> list[str]:
         """Train all students that are missing, and return a message for each pass in which students diverged."""
-        if self.given.stage == "tune":
+        stage = self.given.stage
+        arms = [arm for arm in (CANDIDATES if stage == "candidates" else ARMS) if arm in (self.given.arms or [arm])]
+        if stage == "tune":
             for part in (slice(0, 3), slice(3, 5)):  # the last settings of an arm depend on the results of the first
-                self.cell("tune", *TUNING, {arm: trials(arm, tuned(self.out))[part] for arm in ARMS})
+                self.cell(stage, *TUNING, {arm: trials(arm, tuned(self.out))[part] for arm in arms})
             return self.failed
-        best = {arm: [setting] for arm, setting in chosen(self.out).items()}
-        for seeds, arms in ((EVERY, tuple(ARMS)), (MORE, FEW)):
-            for seed in seeds:
+        best = chosen(self.out)
+        if missing := [arm for arm in arms if arm not in best]:
+            raise runtime.InputError(f"not tuned yet: {', '.join(missing)}; run --stage tune first")
+        for some in ([arm for arm in arms if arm in PRIMARY], [arm for arm in arms if arm not in PRIMARY]):
+            for seed in (*EVERY, *MORE):
                 for name in TEACHERS:
-                    self.cell("main", name, seed, EPOCHS, {arm: best[arm] for arm in arms})
+                    wanted = {arm: [best[arm]] for arm in some if seed in EVERY or arm in FEW}
+                    self.cell(stage, name, seed, EPOCHS, wanted)
         return self.failed
 
     def cell(self, stage: str, name: str, seed: int, epochs: int, wanted: dict[str, list[Setting]]) -> None:
         """Train the missing students of one teacher and one subset of the training images.
 
         Args:
-            stage: "tune" or "main".
+            stage: name of the stage, and of the folders of its runs and of its JSON files.
             name: the teacher.
             seed: the seed of the subset, of the initialisation and of the order of the images.
             epochs: epochs of the students.
@@ -171,17 +194,20 @@ class Study:
             for arm, setting, one in results(self.out / stage)
             if (one["teacher"], one["data_seed"]) == (name, seed)
         }
-        queue: dict[float, list[str]] = {}
+        queue: dict[
+            tuple[float, bool], list[str]
+        ] = {}  # methods by learning rate, and whether the bank is the large one
         for arm, settings in wanted.items():
             for scale, rate in settings:
                 if (arm, (scale, rate)) not in done:
-                    queue.setdefault(rate, []).append(ARMS[arm](scale))
+                    queue.setdefault((rate, arm == WHOLE_BANK), []).append((CANDIDATES | ARMS)[arm](scale))
         if not queue:
             return
         splits = data.load("cifar100", self.given.data_root, val=0.1 if stage == "tune" else 0.0)
         splits = splits._replace(train=splits.train.few(IMAGES, seed))
         folder, teacher = Path(self.given.runs, stage), self.teacher(name)
-        for rate, every in queue.items():
+        for (rate, whole), every in queue.items():
+            bank = MemoryBank.build(teacher, self.whole.train, labels=splits.train.index) if whole else None
             for some in passes(every, self.given.together):
                 try:
                     training.distill(
@@ -189,6 +215,7 @@ class Study:
                         splits,
                         teacher=teacher,
                         recipe=Recipe(epochs=epochs, lr=rate),
+                        bank=bank,
                         data_seed=seed,
                         evaluate_every=epochs,
                         runs=folder,
@@ -218,33 +245,111 @@ class Study:
                 runtime.write_json(path, record)
 
 
-def report(out: Path) -> str:
-    """Return the tables of the study: the arms, and the differences to the control with random in-context samples."""
-    cells: dict[str, dict[tuple[str, int], dict[str, Any]]] = {}
+def difference(cells: Cells, arm: str, control: str, key: str, unit: float, comparisons: int = 1) -> str:
+    """Return the mean difference of two arms over their common cells, with its interval.
+
+    Args:
+        cells: results by arm and cell.
+        arm, control: the arms.
+        key, unit: entry of the summaries, and its factor.
+        comparisons: number of comparisons for which the interval is corrected (Bonferroni).
+    Returns:
+        "+0.12 (−0.34 to +0.58)"; "" for fewer than two common cells.
+    """
+    found = contrast(cells, arm, control, key, unit, comparisons)
+    return "{:+.2f} ({:+.2f} to {:+.2f})".format(*found).replace("-", "−") if found else ""
+
+
+def contrast(
+    cells: Cells, arm: str, control: str, key: str, unit: float, comparisons: int = 1
+) -> tuple[float, float, float] | None:
+    """Return what `difference` shows as numbers: mean, low and high end; None for fewer than two common cells."""
+    common = [cell for cell in cells.get(arm, {}) if cell in cells.get(control, {})]
+    if len(common) < 2:
+        return None
+    ours, theirs = ([unit * cells[one][cell][key] for cell in common] for one in (arm, control))
+    mean, half = paired(ours, theirs, 1 - 0.05 / comparisons)
+    return mean, mean - half, mean + half
+
+
+def read(out: Path, stage: str) -> Cells:
+    """Return the results of a stage with the chosen settings, by arm and cell."""
+    cells: Cells = {}
     best = chosen(out)
-    for arm, setting, one in results(out / "main"):
-        if setting == best[arm]:
+    for arm, setting, one in results(out / stage):
+        if setting == best.get(arm):
             cells.setdefault(arm, {})[one["teacher"], one["data_seed"]] = one
-    control = cells[PRIMARY[1]]
-    head = ["arm", "factor, rate", "cells", *(name for _, name, _, _ in SHOWN), "to random, points"]
-    lines = [f"| {' | '.join(head)} |", "|---" * len(head) + "|"]
-    for arm, rows in cells.items():
-        common = [cell for cell in rows if cell in control]
-        row = [f"{arm}", f"{best[arm][0]:.2g}, {best[arm][1]:g}", str(len(rows))]
-        for key, _, unit, digits in SHOWN:
-            values = [unit * one[key] for one in rows.values() if key in one]
-            row.append(f"{mean_std(values)[0]:.{digits}f}" if values else "")
-        if arm != PRIMARY[1] and len(common) > 1:
-            mean, half = paired(*([100 * of[cell]["accuracy"] for cell in common] for of in (rows, control)))
-            row.append(f"{mean:+.2f} ({mean - half:+.2f} to {mean + half:+.2f})")
-        lines.append("| " + " | ".join([*row, ""][: len(head)]) + " |")
+    return cells
+
+
+def report(out: Path) -> str:
+    """Return the tables of the study, for the stages that have results."""
+    best, cells = chosen(out), read(out, "main")
+    lines = ["| arm | factor | learning rate | held-out accuracy, % |", "|---|---:|---:|---:|"]
+    found = tuned(out)
+    lines += [
+        f"| {arm} | {scale:.2g} | {rate:g} | {100 * found[arm, (scale, rate)]:.1f} |"
+        for arm, (scale, rate) in best.items()
+        if arm in ARMS
+    ]
+    if all(arm in cells for arm in PRIMARY):
+        lines += ["", *arms_table(cells), "", *primary(cells)]
+    if further := read(out, "candidates"):
+        lines += ["", *candidates_table(cells | further)]
     return "\n".join(lines)
+
+
+def arms_table(cells: Cells) -> list[str]:
+    """Return the lines of the table of all arms: means over the cells, and the difference in accuracy to `random`."""
+    head = ["arm", "cells", *(name for _, name, _, _ in SHOWN), f"to {PRIMARY[1]}, points"]
+    lines = [f"| {' | '.join(head)} |", "|---" + "|---:" * (len(head) - 1) + "|"]
+    for arm in (one for one in ARMS if one in cells):
+        rows = cells[arm].values()
+        means = [f"{statistics.fmean(unit * one[key] for one in rows):.{digits}f}" for key, _, unit, digits in SHOWN]
+        shown = difference(cells, arm, PRIMARY[1], "accuracy", 100) if arm != PRIMARY[1] else ""
+        lines.append(f"| {' | '.join([arm, str(len(rows)), *means, shown])} |")
+    return lines
+
+
+def primary(cells: Cells) -> list[str]:
+    """Return the table of the primary contrast, for each teacher too, with the secondary outcomes, and the verdict."""
+    lines = [f"| {PRIMARY[0]} minus {PRIMARY[1]} | difference |", "|---|---|"]
+    lines.append(f"| **accuracy, points** | **{difference(cells, *PRIMARY, 'accuracy', 100)}** |")
+    for name in TEACHERS:
+        own = {arm: {cell: one for cell, one in cells[arm].items() if cell[0] == name} for arm in PRIMARY}
+        lines.append(f"| accuracy with {name} as teacher, points | {difference(own, *PRIMARY, 'accuracy', 100)} |")
+    for key, name, unit, _ in SHOWN:
+        if key in SECONDARY:
+            lines.append(f"| {name} (four comparisons) | {difference(cells, *PRIMARY, key, unit, len(SECONDARY))} |")
+    found = contrast(cells, *PRIMARY, "accuracy", 100)
+    assert found is not None
+    mean, low, high = found
+    verdict = "undecided"
+    if low > 0 and mean >= 0.3:
+        verdict = "nearness matters"
+    elif -0.5 <= low and high <= 0.5:
+        verdict = "nearness does not matter"
+    return [*lines, "", f"By the rule of the plan, with {len(cells[PRIMARY[0]])} cells: **{verdict}**."]
+
+
+def candidates_table(cells: Cells) -> list[str]:
+    """Return the lines of the table of the candidates, compared with `nearest`."""
+    lines = ["| candidate | accuracy to nearest, points | NLL, scaled, to nearest | adopted |", "|---|---|---|---|"]
+    for arm in (one for one in CANDIDATES if one in cells):
+        gain = contrast(cells, arm, PRIMARY[0], "accuracy", 100, len(CANDIDATES))
+        worse = contrast(cells, arm, PRIMARY[0], "scaled_nll", 1)
+        shown = [difference(cells, arm, PRIMARY[0], "accuracy", 100, len(CANDIDATES))]
+        shown.append(difference(cells, arm, PRIMARY[0], "scaled_nll", 1))
+        adopted = "yes" if gain and worse and gain[1] > 0 and worse[0] <= 0.02 else "no"
+        lines.append(f"| {arm} | {' | '.join(shown)} | {adopted} |")
+    return lines
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data-root", default="data", help="folder that contains cifar-100-python")
-    parser.add_argument("--stage", default="main", choices=("tune", "main"))
+    parser.add_argument("--stage", default="main", choices=("tune", "main", "candidates"))
+    parser.add_argument("--arms", nargs="+", choices=[*ARMS, *CANDIDATES], help="train these arms alone")
     parser.add_argument("--weights", nargs="*", default=[], help="checkpoints of teachers, as NAME=FILE")
     parser.add_argument("--minutes", type=float, default=0, help="minutes after which to stop; 0: never")
     parser.add_argument("--together", type=int, default=8, help="largest number of students in one pass")

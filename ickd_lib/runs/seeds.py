@@ -22,12 +22,13 @@ def mean_std(values: Sequence[float]) -> tuple[float, float]:
     return statistics.fmean(values), statistics.stdev(values) if len(values) > 1 else math.nan
 
 
-def paired(ours: Sequence[float], baseline: Sequence[float]) -> tuple[float, float]:
-    """Return the mean of the differences, paired by position, and half the width of its 95% interval (Student's t).
+def paired(ours: Sequence[float], baseline: Sequence[float], level: float = 0.95) -> tuple[float, float]:
+    """Return the mean of the differences, paired by position, and half the width of its interval (Student's t).
 
     Args:
         ours: n values.
         baseline: n values, which are subtracted.
+        level: confidence level of the interval.
     Raises:
         InputError: the numbers of values differ, or there are fewer than two.
     """
@@ -36,7 +37,7 @@ def paired(ours: Sequence[float], baseline: Sequence[float]) -> tuple[float, flo
     if len(ours) != len(baseline) or len(ours) < 2:
         raise InputError(f"a paired difference needs two or more pairs; given {len(ours)} and {len(baseline)} values")
     mean, std = mean_std([a - b for a, b in zip(ours, baseline, strict=True)])
-    return mean, float(t.ppf(0.975, len(ours) - 1)) * std / math.sqrt(len(ours))
+    return mean, float(t.ppf((1 + level) / 2, len(ours) - 1)) * std / math.sqrt(len(ours))
 
 
 def interval(ours: Sequence[float], baseline: Sequence[float]) -> dict[str, float]:

@@ -1,0 +1,79 @@
+"""The study of nearness: its stages train what the plan says, and its tables have the differences and the verdict."""
+
+import sys
+from pathlib import Path
+
+import pytest
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks"))
+import study
+
+
+@pytest.fixture
+def tiny(monkeypatch, cifar_root, tmp_path):
+    """A function that runs the script with further arguments: one teacher, two subsets of images of five classes."""
+    whole = study.data.load
+    monkeypatch.setattr(
+        study.data, "load", lambda *given, **more: whole(*given, **more | {"labels": 100, "classes": ["fish"]})
+    )
+    for name, value in {
+        "TEACHERS": ("resnet8",),
+        "IMAGES": 50,
+        "EPOCHS": 1,
+        "TUNING": ("resnet8", 100, 1),
+        "MORE": (),
+        "scaled_nll": lambda *given: 1.0,
+        "ARMS": {arm: study.ARMS[arm] for arm in ("kd", *study.PRIMARY)},
+        "FEW": study.PRIMARY,
+    }.items():
+        monkeypatch.setattr(study, name, value)
+    recipe = study.Recipe
+    monkeypatch.setattr(study, "Recipe", lambda **given: recipe(**given | {"epochs": 1, "batch_size": 25}))
+
+    def call(*further):
+        argv = ["study.py", "--data-root", str(cifar_root), "--device", "cpu", "--runs", str(tmp_path / "runs")]
+        monkeypatch.setattr(sys, "argv", [*argv, "--out", str(tmp_path / "out"), *further])
+        return study.main()
+
+    return call
+
+
+def test_each_stage_trains_its_arms_once_and_the_report_has_the_verdict(tiny, tmp_path, capsys):
+    with pytest.raises(study.runtime.InputError, match="not tuned yet: kd, nearest, random; run --stage tune first"):
+        tiny("--stage", "main")
+    assert tiny("--stage", "tune", "--arms", "nearest", "random") == 0
+    assert len(list((tmp_path / "out/tune").iterdir())) == 2 * 5
+    assert tiny("--stage", "tune") == 0 and len(list((tmp_path / "out/tune").iterdir())) == 3 * 5
+    assert tiny("--stage", "main") == 0 and len(list((tmp_path / "out/main").iterdir())) == 3 * 2
+    assert tiny("--stage", "candidates") == 0 and len(list((tmp_path / "out/candidates").iterdir())) == 5 * 2
+    capsys.readouterr()
+    assert tiny("--stage", "main") == 0 and capsys.readouterr().out == "", "nothing is trained twice"
+    assert tiny("--report") == 0
+    printed = capsys.readouterr().out
+    assert "| nearest | 2 |" in printed and "with 2 cells: **" in printed
+    assert all(f"\n| {arm} | " in printed for arm in study.CANDIDATES)
+
+
+@pytest.mark.parametrize(
+    ("differences", "verdict"),
+    [
+        ((0.9, 1.0, 1.1, 1.0), "nearness matters"),
+        ((0.2, 0.2, 0.25, 0.2), "nearness does not matter"),
+        ((-0.2, 0.3, 0.1, -0.1), "nearness does not matter"),
+        ((-1.0, 2.0, 0.5, 1.0), "undecided"),
+    ],
+)
+def test_the_verdict_is_that_of_the_rule(differences, verdict):
+    cells = {arm: {} for arm in study.PRIMARY}
+    for seed, difference in enumerate(differences):
+        for arm, more in zip(study.PRIMARY, (difference, 0.0), strict=True):
+            one = dict.fromkeys(study.SECONDARY, 0.5) | {"accuracy": 0.3 + more / 100}
+            cells[arm][study.TEACHERS[seed % 2], seed] = one
+    assert study.primary(cells)[-1] == f"By the rule of the plan, with 4 cells: **{verdict}**."
+
+
+def test_intervals_are_wider_for_several_comparisons():
+    cells = {arm: {("t", seed): {"ece": value * seed} for seed in range(3)} for arm, value in (("a", 0.2), ("b", 0.1))}
+    mean, low, high = study.contrast(cells, "a", "b", "ece", 100)
+    assert (mean, low, high) == pytest.approx((10, 10 - 4.30265 * 10 / 3**0.5, 10 + 4.30265 * 10 / 3**0.5), rel=1e-4)
+    assert study.contrast(cells, "a", "b", "ece", 100, 4)[2] == pytest.approx(10 + 8.8602 * 10 / 3**0.5, rel=1e-3)
