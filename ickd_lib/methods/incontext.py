@@ -90,7 +90,7 @@ class ICKD(Method):
         kd: NotNegative = 0.9,
         picd: NotNegative = 0.3,
         nicd: NotNegative = 5.0,
-        temperature: Positive = 4.0,
+        temperature: Positive = 3.0,
         positives: Natural = POSITIVES,
         negatives: Count = NEGATIVES,
         aggregation_temperature: Positive | None = 0.05,
