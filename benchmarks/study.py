@@ -1,8 +1,9 @@
 """Does it matter that in-context samples are near? The study whose plan is docs/study.md; finished runs stay.
 
-    python benchmarks/study.py --data-root DIR --stage tune --weights resnet56=FILE wrn_16_2=FILE
-    python benchmarks/study.py --data-root DIR --stage main --weights resnet56=FILE wrn_16_2=FILE
-    python benchmarks/study.py --data-root DIR --stage candidates --weights resnet56=FILE wrn_16_2=FILE
+    W="resnet56=FILE wrn_16_2=FILE resnet20=FILE"
+    python benchmarks/study.py --data-root DIR --stage tune --weights $W
+    python benchmarks/study.py --data-root DIR --stage main --weights $W
+    python benchmarks/study.py --data-root DIR --stage candidates --weights $W
     python benchmarks/study.py --report
 
 In stage `tune`, each arm is trained with five settings and evaluated on 5,000 training images that are held out. Stage
@@ -37,13 +38,13 @@ from ickd_lib.runs.seeds import paired
 from ickd_lib.training import Recipe, Student
 
 TEACHERS = ("resnet56", "wrn_16_2", "resnet20")
-STUDENT, IMAGES, EPOCHS = "resnet8", 5_000, 100
+STUDENT, IMAGES, EPOCHS = "resnet8", 5_000, 60
 RATE, RATES = 0.05, (0.02, 0.12)  # the learning rate of the first three settings of an arm, and those of the others
 SCALES = (1 / 3, 1.0, 3.0)  # factors of an arm's weights
-TUNING = ("resnet56", 100, 50)  # teacher, seed and epochs of stage `tune`
+TUNING = ("resnet56", 100, 20)  # teacher, seed and epochs of stage `tune`
 PRIMARY = ("nearest", "random")
-EVERY, MORE = (0, 1), (2,)  # seeds of all arms, and further seeds of the arms in FEW
-FEW = ("ce", "kd", "ckd+kd", "random", "nearest")
+SEEDS, MORE = (0,), (0, 1, 2)  # seeds of all arms, and those of the arms in OFTEN and of candidates
+OFTEN = ("ce", "kd", "ckd+kd", "random", "nearest")
 SHOWN = (  # entry of a summary, its name in the table, factor, decimals
     ("accuracy", "accuracy, %", 100, 2),
     ("top5", "top-5, %", 100, 2),
@@ -78,6 +79,7 @@ ARMS: dict[str, Callable[[float], str]] = {
     "random negatives": partial(in_context, choices="negatives_order='random', redraw=True"),
     "without PICD": partial(in_context, picd=0.0),
 }
+UNTUNED = ("class means", "random positives", "random negatives", "without PICD")  # they have the setting of `nearest`
 WHOLE_BANK = "bank of all images"
 CANDIDATES: dict[str, Callable[[float], str]] = {  # with the setting of `nearest`
     "relational": partial(in_context, choices="form='relational'"),
@@ -128,14 +130,15 @@ def tuned(out: Path) -> dict[tuple[str, Setting], float]:
 def chosen(out: Path) -> dict[str, Setting]:
     """Return the setting of each tuned arm with the best held-out accuracy; of equal ones the smaller factor and rate.
 
-    Arms whose last two settings have not been trained are left out. Candidates have the setting of `nearest`.
+    Arms whose last two settings have not been trained are left out. Those in UNTUNED and candidates have the setting of
+    `nearest`.
     """
     found, best = tuned(out), {}
-    for arm in ARMS:
+    for arm in (one for one in ARMS if one not in UNTUNED):
         tried = [one for one in trials(arm, found) if (arm, one) in found]
         if set(trials(arm, found)[3:]) & set(tried):
             best[arm] = min(tried, key=lambda one: (-found[arm, one], one))
-    return best | {arm: best[PRIMARY[0]] for arm in CANDIDATES if PRIMARY[0] in best}
+    return best | {arm: best[PRIMARY[0]] for arm in (*UNTUNED, *CANDIDATES) if PRIMARY[0] in best}
 
 
 def scaled_nll(network: models.Network, images: data.Images) -> float:
@@ -166,6 +169,7 @@ class Study:
         stage = self.given.stage
         arms = [arm for arm in (CANDIDATES if stage == "candidates" else ARMS) if arm in (self.given.arms or [arm])]
         if stage == "tune":
+            arms = [arm for arm in arms if arm not in UNTUNED]
             for part in (slice(0, 3), slice(3, 5)):  # the last settings of an arm depend on the results of the first
                 self.cell(stage, *TUNING, {arm: trials(arm, tuned(self.out))[part] for arm in arms})
             return self.failed
@@ -173,9 +177,9 @@ class Study:
         if missing := [arm for arm in arms if arm not in best]:
             raise runtime.InputError(f"not tuned yet: {', '.join(missing)}; run --stage tune first")
         for some in ([arm for arm in arms if arm in PRIMARY], [arm for arm in arms if arm not in PRIMARY]):
-            for seed in (*EVERY, *MORE):
+            for seed in MORE:
                 for name in TEACHERS:
-                    wanted = {arm: [best[arm]] for arm in some if seed in EVERY or arm in FEW}
+                    wanted = {arm: [best[arm]] for arm in some if seed in SEEDS or arm in (*OFTEN, *CANDIDATES)}
                     self.cell(stage, name, seed, EPOCHS, wanted)
         return self.failed
 
@@ -290,7 +294,7 @@ def report(out: Path) -> str:
     lines += [
         f"| {arm} | {scale:.2g} | {rate:g} | {100 * found[arm, (scale, rate)]:.1f} |"
         for arm, (scale, rate) in best.items()
-        if arm in ARMS
+        if (arm, (scale, rate)) in found and arm in ARMS
     ]
     if all(arm in cells for arm in PRIMARY):
         lines += ["", *arms_table(cells), "", *primary(cells)]

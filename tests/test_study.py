@@ -21,10 +21,10 @@ def tiny(monkeypatch, cifar_root, tmp_path):
         "IMAGES": 50,
         "EPOCHS": 1,
         "TUNING": ("resnet8", 100, 1),
-        "MORE": (),
+        "MORE": (0, 1),
         "scaled_nll": lambda *given: 1.0,
         "ARMS": {arm: study.ARMS[arm] for arm in ("kd", *study.PRIMARY)},
-        "FEW": study.PRIMARY,
+        "OFTEN": study.PRIMARY,
     }.items():
         monkeypatch.setattr(study, name, value)
     recipe = study.Recipe
@@ -44,7 +44,7 @@ def test_each_stage_trains_its_arms_once_and_the_report_has_the_verdict(tiny, tm
     assert tiny("--stage", "tune", "--arms", "nearest", "random") == 0
     assert len(list((tmp_path / "out/tune").iterdir())) == 2 * 5
     assert tiny("--stage", "tune") == 0 and len(list((tmp_path / "out/tune").iterdir())) == 3 * 5
-    assert tiny("--stage", "main") == 0 and len(list((tmp_path / "out/main").iterdir())) == 3 * 2
+    assert tiny("--stage", "main") == 0 and len(list((tmp_path / "out/main").iterdir())) == 2 * 2 + 1
     assert tiny("--stage", "candidates") == 0 and len(list((tmp_path / "out/candidates").iterdir())) == 5 * 2
     capsys.readouterr()
     assert tiny("--stage", "main") == 0 and capsys.readouterr().out == "", "nothing is trained twice"
