@@ -31,7 +31,7 @@ CLASSES = (
     "maple_tree",
     "rocket",
 )
-METHODS = ("ce", "kd", "ickd", "ickd(limit=None, corrected=False)", "ickd(nicd=2.0)", "ickd(nicd=0)")
+METHODS = ("ce", "kd", "ickd", "ickd(temperature=4.0, limit=None, corrected=False)", "ickd(nicd=2.0)", "ickd(nicd=0)")
 
 
 SPLITS = {

@@ -145,10 +145,10 @@ def exchanged(logits, label):
     return corrected
 
 
-def divergence(target, logits):
-    """τ² KL at τ = 4 of each row."""
-    own, other = (F.log_softmax(one / 4, -1) for one in (logits, target))
-    return 16 * (other.exp() * (other - own)).sum(-1)
+def divergence(target, logits, tau=3):
+    """τ² KL of each row."""
+    own, other = (F.log_softmax(one / tau, -1) for one in (logits, target))
+    return tau**2 * (other.exp() * (other - own)).sum(-1)
 
 
 def in_context(bank, row, positives, negatives):

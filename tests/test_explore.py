@@ -182,7 +182,9 @@ def test_terms_equal_a_loop_and_the_method(small, name, corrected):
 
 def test_terms_of_the_variants_of_ickd(small):
     """The own row of a query is the teacher's output for it, as is its output for the view."""
-    method = methods.create("ickd(residual=0.5, gate=0.8, form='relational', dynamic=True, corrected=False)")
+    method = methods.create(
+        "ickd(residual=0.5, gate=0.8, form='relational', dynamic=True, temperature=4, corrected=False)"
+    )
     found = around(small, temperature=method.aggregation_temperature)
     near, far, logits = found.positives, found.negatives, found.logits
     lacking = ~near.mask.any(1, keepdim=True)

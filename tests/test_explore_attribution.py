@@ -57,14 +57,14 @@ def plain_loss(term, z, i, bank, images):
         return 0.1 * F.cross_entropy(z[None], label[None])
     own = bank.logits[row[0]].double()
     if term == "kd":
-        return 0.9 * 16 * F.kl_div(F.log_softmax(z / 4, 0), F.softmax(own / 4, 0), reduction="sum")
+        return 0.9 * 9 * F.kl_div(F.log_softmax(z / 3, 0), F.softmax(own / 3, 0), reduction="sum")
     cosine = bank.features.double() @ bank.features[row[0]].double()
     cosine[row] = -2
     same = bank.labels == label
     if term == "picd":
         near = cosine.masked_fill(~same, -2).topk(4)
         target = (near.values / 0.05).softmax(0) @ bank.logits[near.indices].double()
-        return 0.3 * 16 * F.kl_div(F.log_softmax(z / 4, 0), F.softmax(target / 4, 0), reduction="sum")
+        return 0.3 * 9 * F.kl_div(F.log_softmax(z / 3, 0), F.softmax(target / 3, 0), reduction="sum")
     far = cosine.masked_fill(same, -2).topk(16).indices
     scores = torch.stack([F.cosine_similarity(z, other.double(), dim=0) for other in [own, *bank.logits[far]]])
     return -2 * (scores / 0.1).log_softmax(0)[0]
@@ -283,6 +283,6 @@ def test_picd_gradient_is_that_of_the_loss(bank, digits):
     logits = torch.randn(len(images), 10, dtype=torch.double, generator=runtime.generator("z")).requires_grad_()
     near, _ = retrieved.samples(bank, logits)
     weights = losses.aggregation_weights(near.similarity, near.mask, temperature=0.05)
-    (losses.picd(logits, near.logits, weights) * len(images)).backward()
+    (losses.picd(logits, near.logits, weights, temperature=3.0) * len(images)).backward()
     parts = Shares(method, bank, retrieved, logits.detach()).along(torch.eye(10, dtype=torch.double)[4])
     torch.testing.assert_close(parts["positive"].sum(1), logits.grad[:, 4], rtol=1e-9, atol=1e-9)

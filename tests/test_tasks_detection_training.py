@@ -64,7 +64,7 @@ def test_methods_without_a_bank_compare_all_proposals(name, few, teacher):
         assert torch.equal(mine.key, theirs.key) and not theirs.logits.requires_grad
         student, target = mine.logits.detach().double(), theirs.logits.double()
         if "kd" in terms:
-            rows = scenes.divergence(target, student)
+            rows = scenes.divergence(target, student, 4)
             assert terms["kd"] == pytest.approx(2 * sum(rows.tolist()) / len(rows), rel=1e-4)
             assert terms["ce"] == pytest.approx(0.5 * context.supervised.item())
         else:

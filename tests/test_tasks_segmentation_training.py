@@ -61,7 +61,7 @@ def test_a_method_receives_pixels_or_regions(name, pixels, few, teacher):
             region = student.key
             share = [int((region == r).sum()) for r in range(int(region.max()) + 1)]
             assert len(region) > 5 * len(share) and student.image.max() == len(batch) - 1
-            rows = scenes.divergence(other.logits.double(), student.logits.double())
+            rows = scenes.divergence(other.logits.double(), student.logits.double(), 4)
             assert terms["kd"] == pytest.approx(2 * sum(rows.tolist()) / len(rows), rel=1e-4)
             assert terms["ce"] == pytest.approx(0.5 * context.supervised.item())
         else:
