@@ -303,6 +303,11 @@ def test_the_speed_of_dense_tasks_is_the_measured_one():
         shown = [f"{100 * added[name]:+.1f}".replace("-", "−") for name in ("kd", "ckd", "dkd", "ickd")]
         times = [str(found[kind]["step, ms"]["ce"]), str(found[kind]["teacher's pass, ms"])]
         assert f"| {kind} | {' | '.join([*times, *shown])} |" in page
+    before = json.loads((RESULTS / "dense_speed-earlier.json").read_text())
+    old, new = (one["segmentation"]["step, ms"] for one in (before, found))
+    words = " ".join(page.split())
+    assert f"has {old['ce']} ms for a step of `ce` in segmentation and {old['ickd']} ms for one of `ickd`" in words
+    assert f"now {new['ce']} and {new['ickd']} ms" in words
 
 
 def test_the_times_of_the_explorer_are_the_measured_ones():
