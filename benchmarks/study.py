@@ -12,8 +12,8 @@ on the test images, the arms of the primary contrast first. Stage `candidates` t
 `--report` reads the committed JSON files and prints the tables of docs/study.md.
 
 A teacher without a file in --weights is trained for 20 epochs on all training images. With --minutes, the script stops
-after that time with exit status 75, and the same call continues. With --arms, several processes can train different
-arms at the same time, each with its own --runs.
+after that time with exit status 75, and the same call continues. With --arms and --teachers, several processes can
+train different students at the same time, each with its own --runs.
 """
 
 from __future__ import annotations
@@ -178,7 +178,7 @@ class Study:
             raise runtime.InputError(f"not tuned yet: {', '.join(missing)}; run --stage tune first")
         for some in ([arm for arm in arms if arm in PRIMARY], [arm for arm in arms if arm not in PRIMARY]):
             for seed in MORE:
-                for name in TEACHERS:
+                for name in self.given.teachers:
                     wanted = {arm: [best[arm]] for arm in some if seed in SEEDS or arm in (*OFTEN, *CANDIDATES)}
                     self.cell(stage, name, seed, EPOCHS, wanted)
         return self.failed
@@ -354,6 +354,7 @@ def main() -> int:
     parser.add_argument("--data-root", default="data", help="folder that contains cifar-100-python")
     parser.add_argument("--stage", default="main", choices=("tune", "main", "candidates"))
     parser.add_argument("--arms", nargs="+", choices=[*ARMS, *CANDIDATES], help="train these arms alone")
+    parser.add_argument("--teachers", nargs="+", default=TEACHERS, choices=TEACHERS, help="train with these alone")
     parser.add_argument("--weights", nargs="*", default=[], help="checkpoints of teachers, as NAME=FILE")
     parser.add_argument("--minutes", type=float, default=0, help="minutes after which to stop; 0: never")
     parser.add_argument("--together", type=int, default=8, help="largest number of students in one pass")
