@@ -333,7 +333,10 @@ def primary(cells: Cells) -> list[str]:
         verdict = "nearness matters"
     elif -0.5 <= low and high <= 0.5:
         verdict = "nearness does not matter"
-    return [*lines, "", f"By the rule of the plan, with {len(cells[PRIMARY[0]])} cells: **{verdict}**."]
+    done, planned = min(len(cells[arm]) for arm in PRIMARY), len(TEACHERS) * len(MORE)
+    if done < planned:
+        return [*lines, "", f"{done} of {planned} cells are trained, so there is no verdict yet."]
+    return [*lines, "", f"By the rule of the plan: **{verdict}**."]
 
 
 def candidates_table(cells: Cells) -> list[str]:

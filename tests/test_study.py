@@ -50,7 +50,7 @@ def test_each_stage_trains_its_arms_once_and_the_report_has_the_verdict(tiny, tm
     assert tiny("--stage", "main") == 0 and capsys.readouterr().out == "", "nothing is trained twice"
     assert tiny("--report") == 0
     printed = capsys.readouterr().out
-    assert "| nearest | 2 |" in printed and "with 2 cells: **" in printed
+    assert "| nearest | 2 |" in printed and "By the rule of the plan: **" in printed
     assert all(f"\n| {arm} | " in printed for arm in study.CANDIDATES)
 
 
@@ -63,13 +63,17 @@ def test_each_stage_trains_its_arms_once_and_the_report_has_the_verdict(tiny, tm
         ((-1.0, 2.0, 0.5, 1.0), "undecided"),
     ],
 )
-def test_the_verdict_is_that_of_the_rule(differences, verdict):
+def test_the_verdict_is_that_of_the_rule(differences, verdict, monkeypatch):
+    monkeypatch.setattr(study, "TEACHERS", ("resnet56", "resnet20"))
+    monkeypatch.setattr(study, "MORE", (0, 1))
     cells = {arm: {} for arm in study.PRIMARY}
     for seed, difference in enumerate(differences):
         for arm, more in zip(study.PRIMARY, (difference, 0.0), strict=True):
             one = dict.fromkeys(study.SECONDARY, 0.5) | {"accuracy": 0.3 + more / 100}
             cells[arm][study.TEACHERS[seed % 2], seed] = one
-    assert study.primary(cells)[-1] == f"By the rule of the plan, with 4 cells: **{verdict}**."
+    assert study.primary(cells)[-1] == f"By the rule of the plan: **{verdict}**."
+    del cells["random"]["resnet56", 0]
+    assert study.primary(cells)[-1] == "3 of 4 cells are trained, so there is no verdict yet."
 
 
 def test_intervals_are_wider_for_several_comparisons():
