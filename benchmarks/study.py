@@ -330,7 +330,9 @@ def primary(cells: Cells) -> list[str]:
     mean, low, high = found
     verdict = "undecided"
     if low > 0 and mean >= 0.3:
-        verdict = "nearness matters"
+        verdict = "nearness helps"
+    elif high < 0 and mean <= -0.3:
+        verdict = "nearness harms"
     elif -0.5 <= low and high <= 0.5:
         verdict = "nearness does not matter"
     done, planned = min(len(cells[arm]) for arm in PRIMARY), len(TEACHERS) * len(MORE)

@@ -295,6 +295,14 @@ def test_the_table_of_the_defaults_is_that_of_the_committed_results():
     assert "\n".join(shown) + "\n" == printed
 
 
+def test_the_tables_of_the_study_are_those_of_the_committed_runs():
+    script = [sys.executable, ROOT / "benchmarks/study.py", "--report"]
+    env = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    printed = subprocess.run(script, capture_output=True, text=True, check=True, env=env).stdout
+    page = (ROOT / "docs/study.md").read_text()
+    assert page.split("<!-- study -->\n")[1].split("<!-- end")[0] == printed
+
+
 def test_the_speed_of_dense_tasks_is_the_measured_one():
     found = json.loads((RESULTS / "dense_speed.json").read_text())
     page = (ROOT / "docs/speed.md").read_text()

@@ -57,7 +57,8 @@ def test_each_stage_trains_its_arms_once_and_the_report_has_the_verdict(tiny, tm
 @pytest.mark.parametrize(
     ("differences", "verdict"),
     [
-        ((0.9, 1.0, 1.1, 1.0), "nearness matters"),
+        ((0.9, 1.0, 1.1, 1.0), "nearness helps"),
+        ((-0.9, -1.0, -1.1, -1.0), "nearness harms"),
         ((0.2, 0.2, 0.25, 0.2), "nearness does not matter"),
         ((-0.2, 0.3, 0.1, -0.1), "nearness does not matter"),
         ((-1.0, 2.0, 0.5, 1.0), "undecided"),
