@@ -258,10 +258,10 @@ def difference(cells: Cells, arm: str, control: str, key: str, unit: float, comp
         key, unit: entry of the summaries, and its factor.
         comparisons: number of comparisons for which the interval is corrected (Bonferroni).
     Returns:
-        "+0.12 (−0.34 to +0.58)"; "" for fewer than two common cells.
+        "+0.12 (−0.34 to +0.58)"; "–" for fewer than two common cells.
     """
     found = contrast(cells, arm, control, key, unit, comparisons)
-    return "{:+.2f} ({:+.2f} to {:+.2f})".format(*found).replace("-", "−") if found else ""
+    return "{:+.2f} ({:+.2f} to {:+.2f})".format(*found).replace("-", "−") if found else "–"
 
 
 def contrast(
@@ -325,6 +325,9 @@ def primary(cells: Cells) -> list[str]:
     for key, name, unit, _ in SHOWN:
         if key in SECONDARY:
             lines.append(f"| {name} (four comparisons) | {difference(cells, *PRIMARY, key, unit, len(SECONDARY))} |")
+    done, planned = min(len(cells[arm]) for arm in PRIMARY), len(TEACHERS) * len(MORE)
+    if done < planned:
+        return [*lines, "", f"Trained cells: {done} of {planned}. There is no verdict before all are trained."]
     found = contrast(cells, *PRIMARY, "accuracy", 100)
     assert found is not None
     mean, low, high = found
@@ -335,9 +338,6 @@ def primary(cells: Cells) -> list[str]:
         verdict = "nearness harms"
     elif -0.5 <= low and high <= 0.5:
         verdict = "nearness does not matter"
-    done, planned = min(len(cells[arm]) for arm in PRIMARY), len(TEACHERS) * len(MORE)
-    if done < planned:
-        return [*lines, "", f"{done} of {planned} cells are trained, so there is no verdict yet."]
     return [*lines, "", f"By the rule of the plan: **{verdict}**."]
 
 

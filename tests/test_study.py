@@ -74,7 +74,9 @@ def test_the_verdict_is_that_of_the_rule(differences, verdict, monkeypatch):
             cells[arm][study.TEACHERS[seed % 2], seed] = one
     assert study.primary(cells)[-1] == f"By the rule of the plan: **{verdict}**."
     del cells["random"]["resnet56", 0]
-    assert study.primary(cells)[-1] == "3 of 4 cells are trained, so there is no verdict yet."
+    assert study.primary(cells)[-1] == "Trained cells: 3 of 4. There is no verdict before all are trained."
+    one = {arm: {("resnet20", 1): rows["resnet20", 1]} for arm, rows in cells.items()}
+    assert study.primary(one)[-1] == "Trained cells: 1 of 4. There is no verdict before all are trained."
 
 
 def test_intervals_are_wider_for_several_comparisons():
