@@ -141,6 +141,16 @@ def test_small_maps_are_enlarged_as_by_pytorch(size):
     torch.testing.assert_close(ours, theirs)
 
 
+def test_the_shares_of_a_batch_are_not_those_of_another_one():
+    """They are kept for the last batch, with its masks and its number of classes."""
+    task, first, second = Segmentation(), drawn_batch(22, 29), drawn_batch(22, 29)
+    second = replace(second, masks=second.masks.flip(0))
+    more = replace(first, num_classes=first.num_classes + 1)
+    for batch in (first, second, more, first):
+        assert torch.equal(task._shares(batch), Segmentation()._shares(batch))
+        assert torch.equal(task._shares(batch), Segmentation()._shares(batch)), "the second call returns what was kept"
+
+
 def test_the_loss_is_cross_entropy_of_all_pixels_that_are_not_ignored():
     batch, network = drawn_batch(22, 29), strided(4).train()
     _, loss = Segmentation().samples(network, batch)

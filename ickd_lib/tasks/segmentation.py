@@ -61,7 +61,7 @@ class Segmentation(Task):
 
     def __init__(self, *, stride: int = 4, least: int = 16) -> None:
         self.stride, self.least = stride, least
-        self._counted: tuple[object, Tensor] = (None, torch.empty(0))  # the last masks, and their result of _shares
+        self._counted: tuple[object, int, Tensor] | None = None  # the last masks and classes, and their shares
 
     def check(self, images: DenseImages) -> None:  # type: ignore[override]
         if getattr(images, "masks", None) is None:
@@ -173,8 +173,9 @@ class Segmentation(Task):
         Returns:
             Float, shape [B, C, h · w]. A student, its teacher and the search for in-context samples share the result.
         """
-        if batch.masks is self._counted[0]:
-            return self._counted[1]
+        last = self._counted
+        if last and last[0] is batch.masks and last[1] == batch.num_classes:
+            return last[2]
         masks, classes = _stacked(batch.masks), batch.num_classes
         (rows, h), (columns, w) = (self._cells(side, masks.device) for side in masks.shape[1:])
         position = rows[:, None] * w + columns
@@ -182,8 +183,9 @@ class Segmentation(Task):
         image = torch.arange(len(masks), device=masks.device)[:, None, None]
         place = ((image * classes + masks.long()) * (h * w) + position)[valid]
         counts = torch.bincount(place, minlength=len(masks) * classes * h * w)
-        self._counted = batch.masks, counts.float().view(len(masks), classes, h * w)
-        return self._counted[1]
+        found = counts.float().view(len(masks), classes, h * w)
+        self._counted = batch.masks, classes, found
+        return found
 
     def _cells(self, side: int, device: torch.device) -> tuple[Tensor, int]:
         """Return the position on the maps of each row (or column) of the image, and the number of positions."""
@@ -202,9 +204,8 @@ class Segmentation(Task):
         """Compute cross-entropy over all pixels of the images that are not ignored; 0 if all are ignored."""
         masks = _stacked(batch.masks)
         labels = masks.long().masked_fill(masks >= batch.num_classes, -1)
-        return F.cross_entropy(_enlarged(logits, masks.shape[1:]), labels, ignore_index=-1, reduction="sum") / (
-            labels >= 0
-        ).sum().clamp(min=1)
+        enlarged = _enlarged(logits, masks.shape[1:])
+        return F.cross_entropy(enlarged, labels, ignore_index=-1, reduction="sum") / (labels >= 0).sum().clamp(min=1)
 
 
 def _enlarged(maps: Tensor, size: Sequence[int]) -> Tensor:
