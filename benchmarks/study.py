@@ -4,11 +4,13 @@
     python benchmarks/study.py --data-root DIR --stage tune --weights $W
     python benchmarks/study.py --data-root DIR --stage main --weights $W
     python benchmarks/study.py --data-root DIR --stage candidates --weights $W
+    python benchmarks/study.py --data-root DIR --stage all --weights $W
     python benchmarks/study.py --report
 
 In stage `tune`, each arm is trained with five settings and evaluated on 5,000 training images that are held out. Stage
 `main` trains each arm with its best setting, for each teacher and each subset of the training images, and evaluates it
 on the test images, the arms of the primary contrast first. Stage `candidates` trains variants of IC-KD in the same way.
+Stage `all` trains some of the arms on all 50,000 training images, with one teacher.
 `--report` reads the committed JSON files and prints the tables of docs/study.md.
 
 A teacher without a file in --weights is trained for 20 epochs on all training images. With --minutes, the script stops
@@ -42,6 +44,7 @@ STUDENT, IMAGES, EPOCHS = "resnet8", 5_000, 60
 RATE, RATES = 0.05, (0.02, 0.12)  # the learning rate of the first three settings of an arm, and those of the others
 SCALES = (1 / 3, 1.0, 3.0)  # factors of an arm's weights
 TUNING = ("resnet56", 100, 20)  # teacher, seed and epochs of stage `tune`
+ALL = ("resnet56", 6)  # teacher and epochs of stage `all`, whose students have all training images
 PRIMARY = ("nearest", "random")
 SEEDS, MORE = (0,), (0, 1, 2)  # seeds of all arms, and those of the arms in OFTEN and of candidates
 OFTEN = ("ce", "kd", "ckd+kd", "random", "nearest")
@@ -174,8 +177,14 @@ class Study:
                 self.cell(stage, *TUNING, {arm: trials(arm, tuned(self.out))[part] for arm in arms})
             return self.failed
         best = chosen(self.out)
+        if stage == "all":
+            arms = [arm for arm in arms if arm in OFTEN]
         if missing := [arm for arm in arms if arm not in best]:
             raise runtime.InputError(f"not tuned yet: {', '.join(missing)}; run --stage tune first")
+        if stage == "all":
+            for seed in MORE:
+                self.cell(stage, ALL[0], seed, ALL[1], {arm: [best[arm]] for arm in arms})
+            return self.failed
         for some in ([arm for arm in arms if arm in PRIMARY], [arm for arm in arms if arm not in PRIMARY]):
             for seed in MORE:
                 for name in self.given.teachers:
@@ -198,9 +207,8 @@ class Study:
             for arm, setting, one in results(self.out / stage)
             if (one["teacher"], one["data_seed"]) == (name, seed)
         }
-        queue: dict[
-            tuple[float, bool], list[str]
-        ] = {}  # methods by learning rate, and whether the bank is the large one
+        # Methods by learning rate, and by whether the bank is the one with all images.
+        queue: dict[tuple[float, bool], list[str]] = {}
         for arm, settings in wanted.items():
             for scale, rate in settings:
                 if (arm, (scale, rate)) not in done:
@@ -208,7 +216,8 @@ class Study:
         if not queue:
             return
         splits = data.load("cifar100", self.given.data_root, val=0.1 if stage == "tune" else 0.0)
-        splits = splits._replace(train=splits.train.few(IMAGES, seed))
+        if stage != "all":
+            splits = splits._replace(train=splits.train.few(IMAGES, seed))
         folder, teacher = Path(self.given.runs, stage), self.teacher(name)
         for (rate, whole), every in queue.items():
             bank = MemoryBank.build(teacher, self.whole.train, labels=splits.train.index) if whole else None
@@ -300,6 +309,8 @@ def report(out: Path) -> str:
         lines += ["", *arms_table(cells), "", *primary(cells)]
     if further := read(out, "candidates"):
         lines += ["", *candidates_table(cells | further)]
+    if every := read(out, "all"):
+        lines += ["", *arms_table(every)]
     return "\n".join(lines)
 
 
@@ -357,7 +368,7 @@ def candidates_table(cells: Cells) -> list[str]:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data-root", default="data", help="folder that contains cifar-100-python")
-    parser.add_argument("--stage", default="main", choices=("tune", "main", "candidates"))
+    parser.add_argument("--stage", default="main", choices=("tune", "main", "candidates", "all"))
     parser.add_argument("--arms", nargs="+", choices=[*ARMS, *CANDIDATES], help="train these arms alone")
     parser.add_argument("--teachers", nargs="+", default=TEACHERS, choices=TEACHERS, help="train with these alone")
     parser.add_argument("--weights", nargs="*", default=[], help="checkpoints of teachers, as NAME=FILE")

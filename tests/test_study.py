@@ -21,6 +21,7 @@ def tiny(monkeypatch, cifar_root, tmp_path):
         "IMAGES": 50,
         "EPOCHS": 1,
         "TUNING": ("resnet8", 100, 1),
+        "ALL": ("resnet8", 1),
         "MORE": (0, 1),
         "scaled_nll": lambda *given: 1.0,
         "ARMS": {arm: study.ARMS[arm] for arm in ("kd", *study.PRIMARY)},
@@ -46,12 +47,16 @@ def test_each_stage_trains_its_arms_once_and_the_report_has_the_verdict(tiny, tm
     assert tiny("--stage", "tune") == 0 and len(list((tmp_path / "out/tune").iterdir())) == 3 * 5
     assert tiny("--stage", "main") == 0 and len(list((tmp_path / "out/main").iterdir())) == 2 * 2 + 1
     assert tiny("--stage", "candidates") == 0 and len(list((tmp_path / "out/candidates").iterdir())) == 5 * 2
+    assert tiny("--stage", "all") == 0 and len(list((tmp_path / "out/all").iterdir())) == 2 * 2
+    assert {one["train_images"] for one in study.runs.finished([tmp_path / "out/all"])} == {100}
+    assert {one["train_images"] for one in study.runs.finished([tmp_path / "out/main"])} == {50}
     capsys.readouterr()
     assert tiny("--stage", "main") == 0 and capsys.readouterr().out == "", "nothing is trained twice"
     assert tiny("--report") == 0
     printed = capsys.readouterr().out
     assert "| nearest | 2 |" in printed and "By the rule of the plan: **" in printed
     assert all(f"\n| {arm} | " in printed for arm in study.CANDIDATES)
+    assert printed.count("\n| nearest | 2 |") == 2, "a table of stage main, and one of stage all"
 
 
 @pytest.mark.parametrize(
