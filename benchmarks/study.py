@@ -286,11 +286,14 @@ def contrast(
 
 
 def read(out: Path, stage: str) -> Cells:
-    """Return the results of a stage with the chosen settings, by arm and cell."""
+    """Return the results of a stage with the chosen settings, by arm and cell.
+
+    Runs whose NLL after temperature scaling is still being computed by another process are left out.
+    """
     cells: Cells = {}
     best = chosen(out)
     for arm, setting, one in results(out / stage):
-        if setting == best.get(arm):
+        if setting == best.get(arm) and "scaled_nll" in one:
             cells.setdefault(arm, {})[one["teacher"], one["data_seed"]] = one
     return cells
 
