@@ -48,6 +48,7 @@ PARAMETERS: dict[str, Any] = {
     "queries": Count,
     "points": Count,
     "samples": Count,
+    "episodes": Count,
     "alpha": Annotated[Share, Bound(bool, "and above 0")],
     "temperature": Positive,
     "evaluate_every": Count,

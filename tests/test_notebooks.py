@@ -28,6 +28,7 @@ SMALL = {  # each notebook gets those that it has
     "evaluate_every": 1,
     "queries": 8,
     "samples": 60,
+    "episodes": 20,
     "points": 300,
     "positives": 4,
     "negatives": 8,

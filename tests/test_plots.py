@@ -304,7 +304,7 @@ def test_agreement_is_shown_over_the_epochs_and_beside_the_accuracy():
     assert dot.get_marker() == plots.method_style("kdcl")["marker"]
     labels = [text.get_text() for text in figure.legends[0].texts]
     assert labels == ["kdcl\n70.0 ± 14.1", "dml\n60.0"]  # the best first
-    assert "2 seeds" in left.get_ylabel() and right.get_xlabel() == "training accuracy, %"
+    assert "2 seeds" in left.get_ylabel() and right.get_xlabel().startswith("training accuracy, %\n(shaded: ")
     before = plt.get_fignums()
     for alone in ([[{"epoch": 1, "train_accuracy": 0.5}]], []):
         with pytest.raises(InputError, match="'ce'"):

@@ -53,7 +53,8 @@ def score_row(
     style = look or method_style(name)
     colour, marker = style["color"], style["marker"]
     several = len(seeds) > 1  # then the seeds are drawn a little above their mean, so that neither hides the other
-    axis.scatter(seeds, np.full(len(seeds), row - 0.17 * several), s=30, color=colour, marker=marker, alpha=0.8, lw=0)
+    equal = np.array([(seeds[:i] == seed).sum() for i, seed in enumerate(seeds)])  # equal numbers lie above each other
+    axis.scatter(seeds, row - 0.17 * several - 0.1 * equal, s=30, color=colour, marker=marker, alpha=0.8, lw=0)
     if several:
         axis.errorbar(mean, row + 0.12, xerr=spread, color=colour, marker="|", ms=13, mew=2.2, capsize=3, lw=1.6)
     text = mean_std_text(mean, spread, len(seeds), digits)

@@ -116,20 +116,19 @@ def class_correlation(
     )
     for axis in axes.flat[len(matrices) :]:
         axis.set_visible(False)
-    low = min(float(np.nanmin(array(matrix))) for matrix in matrices.values())
-    high = max(float(np.nanmax(array(matrix))) for matrix in matrices.values())
+    largest = max(float(np.nanmax(np.abs(array(matrix)))) for matrix in matrices.values())
     starts = np.cumsum([0] + [count for _, count in blocks])
     centres = (starts[:-1] + starts[1:] - 1) / 2
     apart = ~np.eye(len(classes), dtype=bool)
     for i, (axis, (name, matrix)) in enumerate(zip(axes.flat, matrices.items(), strict=False)):
         matrix = array(matrix)[np.ix_(order, order)]
-        picture = axis.imshow(matrix, vmin=low, vmax=high, cmap="cividis", interpolation="nearest")
+        picture = axis.imshow(matrix, vmin=-largest, vmax=largest, cmap="PuOr_r", interpolation="nearest")
         own, others = (round(float(np.nanmean(part)), 2) + 0.0 for part in (np.diag(matrix), matrix[apart]))
         axis.set_title(f"{name}\nsame class {own:.2f}\nother classes {others:.2f}", fontsize=10)
         if many and superclasses:
             for start in starts[1:-1]:
-                axis.axhline(start - 0.5, color="white", linewidth=0.3)
-                axis.axvline(start - 0.5, color="white", linewidth=0.3)
+                axis.axhline(start - 0.5, color="0.6", linewidth=0.3)
+                axis.axvline(start - 0.5, color="0.6", linewidth=0.3)
         if many and not superclasses:
             axis.set(xlabel="class number", ylabel="class number" if i % across == 0 else "")
             continue

@@ -78,8 +78,6 @@ def agreement(runs: Mapping[str, Sequence[Records]]) -> Figure:
     figure, (left, right) = plt.subplots(1, 2, figsize=(WIDTH, 3.9), layout="constrained", sharey=True)
     right.plot([0, 100], [0, 100], color="0.6", lw=1)
     right.fill_between([0, 100], [0, 100], 100, color="0.94", lw=0)
-    text = "shaded: agreement exceeds accuracy,\nso some of the predictions on\nwhich peers agree are wrong"
-    right.text(99, 3, text, ha="right", va="bottom", fontsize=9, color="0.3")
     last: list[tuple[float, str, Line2D]] = []
     for name, (epochs, mean, spread) in paths.items():
         (agreed, accuracy), band = 100 * mean.T, 100 * spread[:, 0]
@@ -95,7 +93,8 @@ def agreement(runs: Mapping[str, Sequence[Records]]) -> Figure:
     left.set_ylabel("same predicted class, % of views" + f"\n(mean ± std, {several} seeds)" * (several > 1))
     left.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=6))
     left.grid(axis="y")
-    right.set(xlabel="training accuracy, %", title="Agreement against accuracy", xlim=(0, 102))
+    shaded = "shaded: agreement exceeds accuracy, so peers\nagree on some wrong predictions"
+    right.set(xlabel=f"training accuracy, %\n({shaded})", title="Agreement against accuracy", xlim=(0, 102))
     figure.legend(
         [line for *_, line in last],
         [text for _, text, _ in last],

@@ -30,6 +30,7 @@ def neighbours(
     title: str = "",
     name: str = "",
     image: Any = None,
+    headings: tuple[str, str] = ("same class", "other classes"),
 ) -> Figure:
     """Draw a query beside its in-context samples, most similar first, each with its class and cosine to the query.
 
@@ -43,9 +44,10 @@ def neighbours(
         title: text above the picture.
         name: text that identifies the query; its row by default.
         image: a picture of the whole image of the query, uint8, shape [3, h, w], drawn below the query; None for none.
+        headings: texts above the positives and above the negatives.
     """
     shares = None if weights is None else array(weights)[0]
-    groups = [("same class", positives, SAME, "-", shares), ("other classes", negatives, OTHER, "--", None)]
+    groups = [(headings[0], positives, SAME, "-", shares), (headings[1], negatives, OTHER, "--", None)]
     shown = [(*group, array(group[1].mask)[0].nonzero()[0][:most]) for group in groups]
     lines = [max(1, -(-len(group[-1]) // COLUMNS)) for group in shown]
     # Lengths in tiles: left end of the first column, step between columns, text below a row, text above a group.

@@ -109,14 +109,16 @@ def method_style(name: str) -> dict[str, Any]:
     """Return colour, line style and marker of a method, the same in every figure.
 
     Args:
-        name: a method as `methods.create` takes it, or "teacher". A variant such as "ickd(nicd=0)" has the colour of
-            its method, and another line style and marker.
+        name: a method as `methods.create` takes it, "teacher", or "pixels". A variant such as "ickd(nicd=0)" has the
+            colour of its method, and another line style and marker.
     """
     base, bracket, arguments = name.lower().partition("(")
     base = base.strip()
     if base == "teacher":
         dark = to_rgb(mpl.rcParams["figure.facecolor"])[0] < 0.5
         return {"color": "0.95" if dark else "0.1", "linestyle": "-", "marker": "*"}
+    if base == "pixels":
+        return {"color": "0.55", "linestyle": ":", "marker": "x"}
     code = zlib.crc32(base.encode())
     colour, line, marker = _KNOWN.get(base, (code % 10, LINES[code // 10 % len(LINES)], MARKERS[code // 60 % 10]))
     if bracket:
