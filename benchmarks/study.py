@@ -3,15 +3,16 @@
     W="resnet56=FILE wrn_16_2=FILE resnet20=FILE"
     python benchmarks/study.py --data-root DIR --stage tune --weights $W
     python benchmarks/study.py --data-root DIR --stage main --weights $W
+    python benchmarks/study.py --data-root DIR --stage matched --weights $W
     python benchmarks/study.py --data-root DIR --stage candidates --weights $W
     python benchmarks/study.py --data-root DIR --stage all --weights $W
     python benchmarks/study.py --report
 
 In stage `tune`, each arm is trained with five settings and evaluated on 5,000 training images that are held out. Stage
 `main` trains each arm with its best setting, for each teacher and each subset of the training images, and evaluates it
-on the test images, the arms of the primary contrast first. Stage `candidates` trains variants of IC-KD in the same way.
-Stage `all` trains some of the arms on all 50,000 training images, with one teacher.
-`--report` reads the committed JSON files and prints the tables of docs/study.md.
+on the test images, the arms of the primary contrast first. Stage `matched` trains each of these two arms with the
+setting of the other one. Stage `candidates` trains variants of IC-KD in the same way. Stage `all` trains some of the
+arms on all 50,000 training images, with one teacher. `--report` reads the committed JSON files and prints the tables of docs/study.md.
 
 A teacher without a file in --weights is trained for 20 epochs on all training images. With --minutes, the script stops
 after that time with exit status 75, and the same call continues. With --arms and --teachers, several processes can
@@ -24,7 +25,7 @@ import argparse
 import os
 import statistics
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -169,28 +170,42 @@ class Study:
 
     def train(self) -> list[str]:
         """Train all students that are missing, and return a message for each pass in which students diverged."""
-        stage = self.given.stage
-        arms = [arm for arm in (CANDIDATES if stage == "candidates" else ARMS) if arm in (self.given.arms or [arm])]
+        for name, seed, epochs, wanted in self.cells():
+            self.cell(self.given.stage, name, seed, epochs, wanted)
+        return self.failed
+
+    def cells(self) -> Iterator[tuple[str, int, int, dict[str, list[Setting]]]]:
+        """Yield the cells of the stage in the order of training: teacher, seed, epochs, and the settings of each arm.
+
+        Raises:
+            InputError: an arm has not been tuned.
+        """
+        stage, teachers = self.given.stage, self.given.teachers
+        every: dict[str, Iterable[str]] = {
+            "tune": (arm for arm in ARMS if arm not in UNTUNED),
+            "matched": PRIMARY,
+            "candidates": CANDIDATES,
+            "all": OFTEN,
+        }
+        arms = [arm for arm in every.get(stage, ARMS) if arm in (self.given.arms or [arm])]
         if stage == "tune":
-            arms = [arm for arm in arms if arm not in UNTUNED]
             for part in (slice(0, 3), slice(3, 5)):  # the last settings of an arm depend on the results of the first
-                self.cell(stage, *TUNING, {arm: trials(arm, tuned(self.out))[part] for arm in arms})
-            return self.failed
+                yield *TUNING, {arm: trials(arm, tuned(self.out))[part] for arm in arms}
+            return
         best = chosen(self.out)
-        if stage == "all":
-            arms = [arm for arm in arms if arm in OFTEN]
-        if missing := [arm for arm in arms if arm not in best]:
+        if missing := [arm for arm in (PRIMARY if stage == "matched" else arms) if arm not in best]:
             raise runtime.InputError(f"not tuned yet: {', '.join(missing)}; run --stage tune first")
         if stage == "all":
             for seed in MORE:
-                self.cell(stage, ALL[0], seed, ALL[1], {arm: [best[arm]] for arm in arms})
-            return self.failed
+                yield ALL[0], seed, ALL[1], {arm: [best[arm]] for arm in arms}
+            return
+        if stage == "matched":  # each of the two arms with the setting of the other one
+            best |= dict(zip(PRIMARY, (best[arm] for arm in reversed(PRIMARY)), strict=True))
         for some in ([arm for arm in arms if arm in PRIMARY], [arm for arm in arms if arm not in PRIMARY]):
             for seed in MORE:
-                for name in self.given.teachers:
-                    wanted = {arm: [best[arm]] for arm in some if seed in SEEDS or arm in (*OFTEN, *CANDIDATES)}
-                    self.cell(stage, name, seed, EPOCHS, wanted)
-        return self.failed
+                for name in teachers:
+                    often = {*OFTEN, *CANDIDATES}
+                    yield name, seed, EPOCHS, {arm: [best[arm]] for arm in some if seed in SEEDS or arm in often}
 
     def cell(self, stage: str, name: str, seed: int, epochs: int, wanted: dict[str, list[Setting]]) -> None:
         """Train the missing students of one teacher and one subset of the training images.
@@ -285,13 +300,18 @@ def contrast(
     return mean, mean - half, mean + half
 
 
-def read(out: Path, stage: str) -> Cells:
-    """Return the results of a stage with the chosen settings, by arm and cell.
+def read(out: Path, stage: str, wanted: dict[str, Setting | None] | None = None) -> Cells:
+    """Return the results of a stage, by arm and cell.
 
     Runs whose NLL after temperature scaling is still being computed by another process are left out.
+
+    Args:
+        out: folder of the JSON files.
+        stage: name of the stage.
+        wanted: the setting of each arm; None for those that were chosen.
     """
     cells: Cells = {}
-    best = chosen(out)
+    best = chosen(out) if wanted is None else wanted
     for arm, setting, one in results(out / stage):
         if setting == best.get(arm) and "scaled_nll" in one:
             cells.setdefault(arm, {})[one["teacher"], one["data_seed"]] = one
@@ -310,6 +330,8 @@ def report(out: Path) -> str:
     ]
     if all(arm in cells for arm in PRIMARY):
         lines += ["", *arms_table(cells), "", *primary(cells)]
+    if swapped := read(out, "matched", {PRIMARY[0]: best.get(PRIMARY[1]), PRIMARY[1]: best.get(PRIMARY[0])}):
+        lines += ["", *matched_table(cells, swapped)]
     if further := read(out, "candidates"):
         lines += ["", *candidates_table(cells | further)]
     if every := read(out, "all"):
@@ -355,6 +377,22 @@ def primary(cells: Cells) -> list[str]:
     return [*lines, "", f"By the rule of the plan: **{verdict}**."]
 
 
+def matched_table(cells: Cells, swapped: Cells) -> list[str]:
+    """Return the lines of the table of the primary contrast with equal settings.
+
+    Args:
+        cells: results with the setting of each arm.
+        swapped: results of both arms, each with the setting of the other one.
+    """
+    lines = [f"| {PRIMARY[0]} minus {PRIMARY[1]}, both with the setting of | cells | accuracy, points | NLL, scaled |"]
+    lines.append("|---|---:|---|---|")
+    for kept, moved in (PRIMARY, PRIMARY[::-1]):
+        both = {kept: cells[kept], moved: swapped.get(moved, {})}
+        shown = [difference(both, *PRIMARY, "accuracy", 100), difference(both, *PRIMARY, "scaled_nll", 1)]
+        lines.append(f"| {kept} | {len(both[moved])} | {' | '.join(shown)} |")
+    return lines
+
+
 def candidates_table(cells: Cells) -> list[str]:
     """Return the lines of the table of the candidates, compared with `nearest`."""
     lines = ["| candidate | accuracy to nearest, points | NLL, scaled, to nearest | adopted |", "|---|---|---|---|"]
@@ -371,7 +409,7 @@ def candidates_table(cells: Cells) -> list[str]:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data-root", default="data", help="folder that contains cifar-100-python")
-    parser.add_argument("--stage", default="main", choices=("tune", "main", "candidates", "all"))
+    parser.add_argument("--stage", default="main", choices=("tune", "main", "matched", "candidates", "all"))
     parser.add_argument("--arms", nargs="+", choices=[*ARMS, *CANDIDATES], help="train these arms alone")
     parser.add_argument("--teachers", nargs="+", default=TEACHERS, choices=TEACHERS, help="train with these alone")
     parser.add_argument("--weights", nargs="*", default=[], help="checkpoints of teachers, as NAME=FILE")

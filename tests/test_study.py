@@ -47,6 +47,9 @@ def test_each_stage_trains_its_arms_once_and_the_report_has_the_verdict(tiny, tm
     assert tiny("--stage", "tune") == 0 and len(list((tmp_path / "out/tune").iterdir())) == 3 * 5
     assert tiny("--stage", "main") == 0 and len(list((tmp_path / "out/main").iterdir())) == 2 * 2 + 1
     assert tiny("--stage", "candidates") == 0 and len(list((tmp_path / "out/candidates").iterdir())) == 5 * 2
+    assert tiny("--stage", "matched") == 0 and len(list((tmp_path / "out/matched").iterdir())) == 2 * 2
+    used = [{arm: one for arm, one, _ in study.results(tmp_path / "out" / stage)} for stage in ("main", "matched")]
+    assert all(used[1][arm] == used[0][other] for arm, other in (study.PRIMARY, study.PRIMARY[::-1]))
     assert tiny("--stage", "all") == 0 and len(list((tmp_path / "out/all").iterdir())) == 2 * 2
     assert {one["train_images"] for one in study.runs.finished([tmp_path / "out/all"])} == {100}
     assert {one["train_images"] for one in study.runs.finished([tmp_path / "out/main"])} == {50}
@@ -56,7 +59,8 @@ def test_each_stage_trains_its_arms_once_and_the_report_has_the_verdict(tiny, tm
     printed = capsys.readouterr().out
     assert "| nearest | 2 |" in printed and "By the rule of the plan: **" in printed
     assert all(f"\n| {arm} | " in printed for arm in study.CANDIDATES)
-    assert printed.count("\n| nearest | 2 |") == 2, "a table of stage main, and one of stage all"
+    assert "| nearest minus random, both with the setting of | cells |" in printed
+    assert printed.count("\n| nearest | 2 |") == 3, "the tables of the stages main, matched and all"
 
 
 @pytest.mark.parametrize(
