@@ -12,7 +12,8 @@ In stage `tune`, each arm is trained with five settings and evaluated on 5,000 t
 `main` trains each arm with its best setting, for each teacher and each subset of the training images, and evaluates it
 on the test images, the arms of the primary contrast first. Stage `matched` trains each of these two arms with the
 setting of the other one. Stage `candidates` trains variants of IC-KD in the same way. Stage `all` trains some of the
-arms on all 50,000 training images, with one teacher. `--report` reads the committed JSON files and prints the tables of docs/study.md.
+arms on all 50,000 training images, with one teacher. `--report` reads the committed JSON files and prints the tables of
+docs/study.md.
 
 A teacher without a file in --weights is trained for 20 epochs on all training images. With --minutes, the script stops
 after that time with exit status 75, and the same call continues. With --arms and --teachers, several processes can
