@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from ickd_lib import methods, training
-from ickd_lib.runtime import Diverged
+from ickd_lib.runtime import Diverged, InputError
 from ickd_lib.training import Callback, ProgressBar, Recipe, Student
 from ickd_lib.training.capture import reason_against, works_on_host
 
@@ -65,6 +65,16 @@ def test_the_end_is_called_when_training_fails_and_a_resumed_training_starts_whe
     assert seen.calls[-1] == ("end", 1, 2)
     train(digits, [again], runs=tmp_path)
     assert again.calls[0] == ("start", 1, 2) and again.calls[-1] == ("end", 2, 0)
+
+
+def test_an_error_of_a_callback_at_the_start_is_the_one_that_is_raised(digits):
+    with pytest.raises(InputError, match="KeepWeights writes into run folders"):
+        training.distill(
+            [training.Student("resnet8", "ce")],
+            digits,
+            recipe=training.Recipe(epochs=1),
+            callbacks=[training.KeepWeights(1)],
+        )
 
 
 def test_a_callback_does_not_change_the_training(digits):

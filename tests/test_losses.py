@@ -246,3 +246,11 @@ def test_losses_of_many_pixels_with_few_classes_are_those_of_fewer_pixels(name):
     torch.testing.assert_close(whole, parts)
     ours, theirs = (torch.autograd.grad(one, student)[0] for one in (whole, parts))
     torch.testing.assert_close(ours, theirs)
+
+
+@pytest.mark.parametrize("name", ["ckd", "nicd"])
+def test_logits_of_zeros_have_no_exploding_gradient(name):
+    student, teacher = torch.zeros(4, 10, requires_grad=True), torch.randn(4, 10)
+    others = (teacher, torch.randn(4, 3, 10), torch.ones(4, 3, dtype=torch.bool)) if name == "nicd" else (teacher,)
+    getattr(losses, name)(student, *others).backward()
+    assert student.grad.abs().max() < 100

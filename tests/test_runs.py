@@ -264,6 +264,27 @@ def test_differences_are_paired_by_seed_not_by_order():
         runs.table(found, baseline="kdd")
 
 
+def test_runs_with_one_seed_of_the_data_are_paired_by_their_own_seeds():
+    one = {"accuracy": 0.0, "data_seed": 0}
+
+    def of(values):
+        return [[one | {"seed": seed, "accuracy": value}] for seed, value in enumerate(values)]
+
+    by_method = {"kd": of([0.5, 0.6, 0.7]), "ce": of([0.4, 0.55, 0.5])[::-1]}
+    found = runs.differences(by_method, "ce")["kd"]
+    assert found["mean"] == pytest.approx((0.1 + 0.05 + 0.2) / 3) and found["low"] < found["mean"] < found["high"]
+
+
+def test_a_table_has_a_baseline_where_it_was_trained(tmp_path):
+    common = {"task": "classification", "train_images": 10, "dataset": "digits", "teacher": None, "network": "resnet8"}
+    common |= {"epochs": 1, "batch_size": 8, "schedule": "step", "data_seed": 0, "seed": 0, "accuracy": 0.5}
+    some = [common | {"lr": lr, "method": name} for lr, name in ((0.1, "kd"), (0.1, "ce"), (0.2, "ce"))]
+    text = runs.table(some, baseline="kd")
+    assert text.count("to kd, points") == 2
+    with pytest.raises(InputError, match="unknown baseline 'dkd'"):
+        runs.table(some, baseline="dkd")
+
+
 def test_published_numbers_stand_beside_their_pair_and_budget_only():
     found = [summary_of("kd", 0, 0.74), summary_of("ickd", 0, 0.77)]
     ((_, (ours, theirs)),) = runs.beside_published(found).items()

@@ -245,3 +245,13 @@ def test_predictions_may_cover_files_without_labels(tmp_path, monkeypatch, capsy
     (tmp_path / "predictions.csv").write_text("file,class\n" + "".join(f"{name},ant\n" for name in names[:-1]))
     assert cli.main([*line.split(), "--unlabelled", "all"]) == 2
     assert "no prediction for 1 of 15 training images" in capsys.readouterr().err.splitlines()[-1]
+
+
+def test_a_choice_of_classes_leaves_out_images_without_a_label():
+    train = data.load("digits", labels=100, unlabelled=300).train
+    labelled = train.labels[train.labels >= 0]
+    assert len(train.only([9])) == (labelled == 9).sum()
+    found = train.restricted([0, 9])
+    assert len(found) == ((labelled == 0) | (labelled == 9)).sum() and set(found.labels.tolist()) == {0, 1}
+    with pytest.raises(InputError, match="have no label"):
+        train.few(50)

@@ -33,11 +33,12 @@ TRANSPARENCY = "transparent pixels, composited on white"
 
 
 def image_files(folder: Path) -> list[Path]:
-    """Return the files under `folder` with an image's file name extension, sorted; hidden files are left out."""
+    """Return the files under `folder` with an image's file name extension, sorted, without hidden files and folders."""
     from PIL import Image
 
     extensions = Image.registered_extensions()
-    return sorted(p for p in folder.rglob("*") if p.suffix.lower() in extensions and p.is_file() and p.name[0] != ".")
+    found = (path for path in folder.rglob("*") if path.suffix.lower() in extensions and path.is_file())
+    return sorted(path for path in found if not any(part[0] == "." for part in path.relative_to(folder).parts))
 
 
 def decode(

@@ -93,9 +93,11 @@ def _in_folder(root: Path, folder: str, extensions: frozenset[str]) -> tuple[byt
         with os.scandir(os.path.join(root, below)) as entries:
             for entry in entries:
                 name = f"{below}/{entry.name}"
+                if entry.name[0] == ".":
+                    continue
                 if entry.is_dir():
                     waiting.append(name)
-                elif entry.name[0] != "." and os.path.splitext(name)[1].lower() in extensions:
+                elif os.path.splitext(name)[1].lower() in extensions:
                     try:
                         about = entry.stat()
                         found.append((name.split("/"), about.st_size, about.st_mtime_ns))

@@ -33,6 +33,8 @@ def stratified(labels: Tensor, count: int, classes: tuple[str, ...], seed: int) 
         InputError: `count` is smaller than the number of classes that have images, or larger than N.
     """
     labels = labels.cpu()
+    if (labels < 0).any():
+        raise InputError("some of the images have no label; choose from the labelled ones")
     sizes = torch.bincount(labels, minlength=len(classes))
     present = int((sizes > 0).sum())
     if not present <= count <= len(labels):
@@ -108,6 +110,8 @@ def with_unlabelled(labelled: S, everything: S, count: int | str, taken: Sequenc
 def only(images: S, classes: Sequence[str | int]) -> S:
     """Return the images of the given classes; the labels and the list of classes do not change.
 
+    Images without a label are left out.
+
     Args:
         images: the split to choose from.
         classes: one or more classes, as in `positions`.
@@ -116,7 +120,8 @@ def only(images: S, classes: Sequence[str | int]) -> S:
     """
     selected = torch.zeros(len(images.classes), dtype=torch.bool)
     selected[positions(images, classes)] = True
-    return images.subset(selected.to(images.labels.device)[images.labels].nonzero().squeeze(1))
+    labels = images.labels
+    return images.subset(((labels >= 0) & selected.to(labels.device)[labels]).nonzero().squeeze(1))
 
 
 def restricted(images: S, classes: Sequence[str | int]) -> S:
@@ -126,8 +131,9 @@ def restricted(images: S, classes: Sequence[str | int]) -> S:
         images: the split to choose from.
         classes: two or more classes, as in `positions`.
     Returns:
-        Images with labels 0 to K-1, in the data set's order of classes. Mean, standard deviation and the row numbers in
-        `index` do not change. When `classes` covers every class, the result is `images` itself.
+        Images with labels 0 to K-1, in the data set's order of classes; images without a label are left out. Mean,
+        standard deviation and the row numbers in `index` do not change. When `classes` covers every class, the result
+        is `images` itself.
     Raises:
         InputError: as for `positions`, or fewer than two classes are given.
     """

@@ -36,7 +36,8 @@ def attributable(method: str | Method) -> bool:
         for spec in method.retrievals
     )
     dynamic = any(spec.dynamic for spec in method.retrievals)
-    return method.separable and method.needs <= {"teacher"} and bank_only and not dynamic
+    learnt = next(method.parameters(), None) is not None  # such as the temperature of CTKD, which a run does not keep
+    return method.separable and method.needs <= {"teacher"} and bank_only and not dynamic and not learnt
 
 
 def require_attributable(method: Method) -> None:

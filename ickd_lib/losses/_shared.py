@@ -49,6 +49,15 @@ def masked_log_softmax(scores: Tensor, mask: Tensor) -> Tensor:
     return log_softmax(scores.masked_fill(~mask, -torch.inf)).masked_fill(~mask, 0)
 
 
+def unit_length(vectors: Tensor) -> Tensor:
+    """Scale vectors [..., D] to unit length; those of length 0 stay 0 and have the gradient 0.
+
+    `F.normalize` has the gradient 1e12 there, which destroys a network whose last layer is initialised with zeros.
+    """
+    length = vectors.norm(dim=-1, keepdim=True)
+    return vectors / length.masked_fill(length == 0, torch.inf)
+
+
 def distances(features: Tensor) -> Tensor:
     """Compute the Euclidean distances of all pairs of rows.
 

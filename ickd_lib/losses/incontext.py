@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ickd_lib.losses._shared import kl, log_softmax, masked_log_softmax
+from ickd_lib.losses._shared import kl, log_softmax, masked_log_softmax, unit_length
 
 
 def aggregation_weights(similarity: Tensor, mask: Tensor, *, temperature: float | None = 0.1) -> Tensor:
@@ -176,8 +176,8 @@ def nicd(
     Returns:
         A scalar: the mean over all B samples.
     """
-    student = F.normalize(student_logits, dim=-1)
-    positive = (student * F.normalize(anchor_logits.detach(), dim=-1)).sum(-1, keepdim=True)
+    student = unit_length(student_logits)
+    positive = (student * unit_length(anchor_logits.detach())).sum(-1, keepdim=True)
     negative = _cosines(student, negative_logits.detach(), normalised)
     if form == "hinge":
         excess = (negative - positive + margin).clamp(min=0).masked_fill(~mask, 0)
@@ -217,7 +217,7 @@ def relational_nicd(
     Returns:
         A scalar: the mean over all B samples.
     """
-    student, teacher = F.normalize(student_logits, dim=-1), F.normalize(teacher_logits.detach(), dim=-1)
+    student, teacher = unit_length(student_logits), unit_length(teacher_logits.detach())
     scores = [(student * teacher).sum(-1, keepdim=True)]
     targets = [(teacher * teacher).sum(-1, keepdim=True)]
     valid = [mask.new_ones(len(mask), 1)]

@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ickd_lib.losses._shared import kl, log_softmax, masked_log_softmax
+from ickd_lib.losses._shared import kl, log_softmax, masked_log_softmax, unit_length
 
 
 def standardise(logits: Tensor) -> Tensor:
@@ -51,7 +51,7 @@ def ckd(student_logits: Tensor, teacher_logits: Tensor, *, temperature: float = 
     Returns:
         A scalar: the mean over i.
     """
-    student, teacher = F.normalize(student_logits, dim=-1), F.normalize(teacher_logits.detach(), dim=-1)
+    student, teacher = unit_length(student_logits), unit_length(teacher_logits.detach())
     own = torch.arange(len(student), device=student.device)
     return F.cross_entropy(teacher @ student.T / temperature, own)
 

@@ -6,6 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ickd_lib.losses._shared import unit_length
 from ickd_lib.losses.logits import kd
 
 
@@ -97,7 +98,7 @@ def skd_gram(student_logits: Tensor, teacher_logits: Tensor, *, tikhonov: float 
     Returns:
         A scalar: the mean over B.
     """
-    student, teacher = F.normalize(student_logits, dim=-1), F.normalize(teacher_logits.detach(), dim=-1)
+    student, teacher = unit_length(student_logits), unit_length(teacher_logits.detach())
     difference = (student @ student.T - teacher @ teacher.T) / student.shape[1]
     centred = difference - difference.mean(0)
     covariance = centred.T @ centred / max(len(difference) - 1, 1)

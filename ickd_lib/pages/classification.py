@@ -140,7 +140,7 @@ def _mistakes(found: Evaluated) -> Markup:
 def _query(outputs: Outputs, images: Images, at: int) -> Markup:
     probabilities = outputs.logits[at].softmax(0)
     label, predicted = int(images.labels[at]), int(outputs.predicted[at])
-    name = images.files[at] if images.files else f"row {int(images.index[at])}"
+    name = images.files[int(images.index[at])] if images.files else f"row {int(images.index[at])}"
     return tile(
         images.shown(slice(at, at + 1))[0],
         name,

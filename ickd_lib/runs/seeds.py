@@ -117,9 +117,10 @@ def behind_labels(summaries: Sequence[dict[str, Any]]) -> list[str]:
     """
     found = []
     for by_method in grouped(summaries).values():
-        labels = {alike[0]["data_seed"]: score(alike) for alike in by_method.pop("ce", [])}
-        for method, seeds in by_method.items():
-            behind = [labels[seed] - score(alike) for alike in seeds if (seed := alike[0]["data_seed"]) in labels]
+        scores = _by_seed(by_method)
+        labels = scores.pop("ce", {})
+        for method, ours in scores.items():
+            behind = [labels[seed] - value for seed, value in ours.items() if seed in labels]
             if behind and min(behind) > 0 and (mean := statistics.fmean(behind)) > 0.01:
                 found.append(f"{method} is {100 * mean:.1f} points below ce, labels alone; lower its weights")
     return found
@@ -161,6 +162,28 @@ def task_of(summary: dict[str, Any]) -> tasks.Task:
     return tasks.create(summary.get("task", "classification"))
 
 
+def _by_seed(by_method: dict[str, list[list[dict[str, Any]]]]) -> dict[str, dict[Any, float]]:
+    """Return the scores of each method by what pairs them with those of other methods.
+
+    That is the seed of the data, or, where a method has several runs with the same one, the two seeds of a run. The
+    score of runs in which both are equal is their mean.
+    """
+
+    def keys(*entries: str) -> dict[str, list[Any]]:
+        return {
+            name: [tuple(alike[0][entry] for entry in entries) for alike in seeds] for name, seeds in by_method.items()
+        }
+
+    found = keys("data_seed")
+    if any(len(set(of_method)) < len(of_method) for of_method in found.values()):
+        found = keys("data_seed", "seed")
+    scores: dict[str, dict[Any, list[float]]] = {name: {} for name in by_method}
+    for name, seeds in by_method.items():
+        for key, alike in zip(found[name], seeds, strict=True):
+            scores[name].setdefault(key, []).append(score(alike))
+    return {name: {key: statistics.fmean(some) for key, some in of.items()} for name, of in scores.items()}
+
+
 def differences(by_method: dict[str, list[list[dict[str, Any]]]], baseline: str) -> dict[str, dict[str, float]]:
     """Return the difference in `score` of each other method to a baseline, paired by seed, as `interval` returns it.
 
@@ -172,7 +195,7 @@ def differences(by_method: dict[str, list[list[dict[str, Any]]]], baseline: str)
     Raises:
         InputError: there is no such method.
     """
-    scores = {method: {alike[0]["data_seed"]: score(alike) for alike in seeds} for method, seeds in by_method.items()}
+    scores = _by_seed(by_method)
     reference = scores.pop(runtime.choose(baseline, list(scores), "baseline"))
     found = {}
     for method, ours in scores.items():

@@ -7,6 +7,7 @@ import statistics
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from ickd_lib import runtime
 from ickd_lib.runs.findings import markdown_table, percent
 from ickd_lib.runs.seeds import Setting, differences, grouped, mean_std, score, task_of
 from ickd_lib.tasks import Column
@@ -45,7 +46,10 @@ def table(
         diverged: for each method, the number of seeds with which it diverged; a second table shows these.
     """
     parts = []
-    for setting, by_method in grouped(summaries).items():
+    groups = grouped(summaries)
+    if baseline:
+        runtime.choose(baseline, sorted({name for by_method in groups.values() for name in by_method}), "baseline")
+    for setting, by_method in groups.items():
         (title, rest), (head, *rows) = caption(setting), cells(by_method, baseline, best_first)
         lines = [head, ["---"] * len(head), *rows]
         marks = ["| " + " | ".join(line) + " |" if line[0] != "---" else "|" + "---|" * len(line) for line in lines]
@@ -176,7 +180,7 @@ def cells(
     held_out = Column("held out, %", f"val_{task.primary}")
     columns = [held_out, SPEED] if any(held_out.key in one for one in every) else [*task.columns, SPEED]
     shown = [column for column in columns if any(column.key in one for one in every)]
-    apart = differences(by_method, baseline) if baseline else {}
+    apart = differences(by_method, baseline) if baseline in by_method else {}
     lines = [
         [
             "method",

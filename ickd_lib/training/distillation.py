@@ -138,10 +138,14 @@ def distill(
         sync_batchnorm=sync_batchnorm,
         search=search,
     )
-    for record in records.values():
-        _check_precision(record, precision)
-    if runtime.world() > 1:
-        check_equal([(runtime.fingerprint(state.learner.settings), state.position) for state in records])
+    try:
+        for record in records.values():
+            _check_precision(record, precision)
+        if runtime.world() > 1:
+            check_equal([(runtime.fingerprint(state.learner.settings), state.position) for state in records])
+    except BaseException:
+        locks.close()  # a caller may keep the exception, and with it the locks
+        raise
     waiting = [state for state, record in records.items() if not record.finished]
     if waiting:
         cached = teacher_cache_top if teacher_cache else None

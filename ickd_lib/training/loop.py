@@ -90,14 +90,16 @@ class Loop:
             KeyboardInterrupt: training was stopped, after the checkpoints were written.
         """
         self.saved = self.waited = time.perf_counter()
+        started = []
         try:
             for callback in self.callbacks:
                 callback.start(self)
+                started.append(callback)
             while self.going and self.epoch < self.recipe.epochs:
                 self._epoch(stop)
             self.save()
         finally:
-            for callback in self.callbacks:
+            for callback in started:
                 callback.end(self)
 
     def _epoch(self, stop: threading.Event) -> None:

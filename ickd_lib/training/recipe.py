@@ -133,9 +133,10 @@ def settings() -> dict[str, Any]:
 
 
 def optimizers() -> list[str]:
-    """Return the names of the optimisers in torch.optim."""
+    """Return the names of the optimisers in torch.optim that accept any parameters and need no closure."""
+    others = {"Optimizer", "LBFGS", "Muon", "SparseAdam"}
     return sorted(
         name
         for name, value in vars(torch.optim).items()
-        if isinstance(value, type) and issubclass(value, torch.optim.Optimizer) and value is not torch.optim.Optimizer
+        if isinstance(value, type) and issubclass(value, torch.optim.Optimizer) and name not in others
     )
