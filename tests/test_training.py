@@ -1,6 +1,7 @@
 """The loop: exact resume, students that do not see each other, a teacher that never changes, records, errors."""
 
 import copy
+import dataclasses
 import json
 import os
 import signal
@@ -80,6 +81,17 @@ def same(a, b):
 
 
 # ------------------------------------------------------------------------------------------ the recipe
+
+
+def test_another_crop_or_flip_is_another_run_and_another_teacher(digits, tmp_path):
+    runs, teachers = set(), set()
+    for change in ({}, {"flip": True}, {"pad": 3}):
+        splits = digits._replace(train=dataclasses.replace(digits.train, **change))
+        chosen = {"recipe": Recipe(epochs=1), "runs": tmp_path, "progress": False}
+        runs |= {history.folder for history in training.distill([Student("resnet8", "ce")], splits, **chosen).values()}
+        training.pretrain("resnet8", splits, **chosen)
+        teachers = set((tmp_path / "teachers").iterdir())
+    assert len(runs) == 3 and len({one for one in teachers if one.is_dir()}) == 3
 
 
 def test_the_protocol_of_the_field():

@@ -81,6 +81,12 @@ class Images(LabelledImages):
         """16 hexadecimal digits that change with any pixel, label, row or class name."""
         return runtime.fingerprint(self.images.permute(0, 2, 3, 1), self.labels, self.index, list(self.classes))
 
+    @property
+    def recorded_crop(self) -> dict[str, int | bool]:
+        """`pad` and `flip`, which runs record; empty for digits and CIFAR-100 as they are loaded."""
+        usual = [crop for name, crop in (("digits", (1, False)), ("cifar100", (4, True))) if self.name.startswith(name)]
+        return {} if (self.pad, self.flip) in usual else {"pad": self.pad, "flip": self.flip}
+
     def subset(self, rows: Tensor) -> Images:
         """Return the images at the positions `rows`, which keep their data-set rows in `index`."""
         rows = rows.to(self.labels.device)

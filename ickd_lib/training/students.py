@@ -100,6 +100,7 @@ def learners(
             "images": len(train) - unlabelled,
             "classes": list(train.classes),
             "augment": train.augment,
+            **getattr(train, "recorded_crop", {}),
             **({"unlabelled": unlabelled, "unlabelled_share": train.unlabelled_share} if unlabelled else {}),
         },
         "data_seed": data_seed,
