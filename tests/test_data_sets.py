@@ -464,3 +464,14 @@ def test_the_limit_on_pixels_is_pillows(folder, monkeypatch):
         data.load(f"folder:{folder}")
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", None)
     assert len(data.load(f"folder:{folder}").train) == 12
+
+
+def test_image_files_in_hidden_folders_are_left_out(tmp_path):
+    from PIL import Image
+
+    from ickd_lib.data.decode import image_files
+
+    for name in ("a.png", ".b.png", ".thumbnails/c.png"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        Image.new("RGB", (4, 4)).save(tmp_path / name)
+    assert image_files(tmp_path) == [tmp_path / "a.png"]

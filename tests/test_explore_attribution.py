@@ -286,3 +286,7 @@ def test_picd_gradient_is_that_of_the_loss(bank, digits):
     (losses.picd(logits, near.logits, weights, temperature=3.0) * len(images)).backward()
     parts = Shares(method, bank, retrieved, logits.detach()).along(torch.eye(10, dtype=torch.double)[4])
     torch.testing.assert_close(parts["positive"].sum(1), logits.grad[:, 4], rtol=1e-9, atol=1e-9)
+
+
+def test_a_method_with_learnt_parameters_has_no_contributions():
+    assert explore.attributable("kd") and not explore.attributable("ctkd")

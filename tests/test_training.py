@@ -94,6 +94,13 @@ def test_another_crop_or_flip_is_another_run_and_another_teacher(digits, tmp_pat
     assert len(runs) == 3 and len({one for one in teachers if one.is_dir()}) == 3
 
 
+def test_two_students_cannot_have_one_network_object(digits):
+    with runtime.seeded(0, "network"):
+        network = models.create("resnet8", **digits.train.spec)
+    with pytest.raises(InputError, match="same network object"):
+        training.distill([Student(network, "ce"), Student(network, "ls")], digits, recipe=Recipe(epochs=1))
+
+
 def test_the_protocol_of_the_field():
     recipe = Recipe()
     assert [recipe.lr_at(e) for e in (0, 149.99, 150, 180, 210, 239)] == pytest.approx(
