@@ -57,6 +57,10 @@ def test_the_ranking_equals_a_plain_loop(bank):
     assert found.score.tolist() == pytest.approx([scores[int(key)] for key in found.key], abs=1e-4)
     assert (found.score.diff() <= 0).all() and sorted(found.key.tolist()) == sorted(bank.index.tolist())
     assert len(repr(found)) < 120
+    part = bank.subset(torch.arange(len(bank)))
+    part.written[::2] = -1
+    of_part, alone = explore.suspect_labels(part), explore.suspect_labels(bank.subset(torch.arange(1, len(bank), 2)))
+    assert torch.equal(of_part.key, alone.key) and torch.equal(of_part.score, alone.score), "empty rows are left out"
     with pytest.raises(InputError, match="at least one neighbour"):
         explore.suspect_labels(bank, neighbours=0)
 

@@ -325,14 +325,21 @@ def test_in_context_samples_are_the_nearest_rows(folder, digits, teacher, image_
 
 
 def test_rows_of_a_bank_are_named_by_their_files(tmp_path, bank):
-    for name in "ab":
-        (tmp_path / "train" / name).mkdir(parents=True)
+    for folder in ("train/a", "train/b", "test/a"):
+        (tmp_path / folder).mkdir(parents=True)
         for number in range(2):
-            Image.new("RGB", (4, 4)).save(tmp_path / "train" / name / f"{number}.png")
+            Image.new("RGB", (4, 4)).save(tmp_path / folder / f"{number}.png")
     small = bank.subset(torch.arange(4))
     small.index = torch.arange(4)
     assert predictions._row_names(small, f"folder:{tmp_path}") == ["a/0.png", "a/1.png", "b/0.png", "b/1.png"]
-    with pytest.raises(InputError, match="has 4 images, but the bank has row"):
+    (tmp_path / "unlabelled" / "new").mkdir(parents=True)
+    Image.new("RGB", (4, 4)).save(tmp_path / "unlabelled" / "new" / "0.png")
+    five = bank.subset(torch.arange(5))
+    five.index = torch.arange(5)
+    files = data.load(f"folder:{tmp_path}", unlabelled="all").train.files
+    names = predictions._row_names(five, f"folder:{tmp_path}")
+    assert [name.removeprefix("train/") for name in files] == names and names[4] == "unlabelled/new/0.png"
+    with pytest.raises(InputError, match="has 5 images, but the bank has row"):
         predictions._row_names(bank, f"folder:{tmp_path}")
 
 

@@ -139,6 +139,26 @@ def test_random_neighbours_are_drawn_uniformly_and_by_seed(k):
     assert torch.equal(one, again) and not torch.equal(one, other_seed)
 
 
+def test_random_rows_are_written_ones_as_many_as_the_nearest():
+    """Empty rows are not drawn, and do not reduce the number of those that are."""
+    bank = made(n=60)
+    bank.written[torch.randperm(60, generator=torch.Generator().manual_seed(0))[:30]] = -1
+    counts = {"positives": 4, "negatives": 25, "allow_missing": True}
+    for rows in (None, torch.arange(5, 40)):
+        own = torch.arange(60) if rows is None else rows
+        for drawn, found, same in zip(
+            bank.random_table(**counts, rows=rows), bank.table(**counts, rows=rows), (True, False), strict=True
+        ):
+            assert torch.equal(drawn.mask.sum(1), found.mask.sum(1))
+            assert bool((bank.filled[drawn.rows] | ~drawn.mask).all())
+            assert bool((((bank.labels[drawn.rows] == bank.labels[own, None]) == same) | ~drawn.mask).all())
+            assert not bool(((drawn.rows == own[:, None]) & drawn.mask).any())
+            of_each = (row[mask].tolist() for row, mask in zip(drawn.rows, drawn.mask, strict=True))
+            assert all(len(set(some)) == len(some) for some in of_each)
+    bank.written[:] = -1
+    assert not any(bool(one.mask.any()) for one in bank.random_table(**counts))
+
+
 def test_class_means_leave_the_query_out():
     bank = made(n=50)
     index, labels = bank.index[::7], bank.labels[::7]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import dataclasses
 import io
 import json
 import re
@@ -11,8 +12,9 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pytest
 
-from ickd_lib import methods, plots, runs, runtime, training
+from ickd_lib import methods, plots, runs, runtime, tasks, training
 from ickd_lib.runtime import InputError
+from ickd_lib.training import records
 
 RECIPE = {"epochs": 4, "batch_size": 64, "lr": 0.1, "schedule": "onecycle"}
 
@@ -273,6 +275,26 @@ def test_runs_with_one_seed_of_the_data_are_paired_by_their_own_seeds():
     by_method = {"kd": of([0.5, 0.6, 0.7]), "ce": of([0.4, 0.55, 0.5])[::-1]}
     found = runs.differences(by_method, "ce")["kd"]
     assert found["mean"] == pytest.approx((0.1 + 0.05 + 0.2) / 3) and found["low"] < found["mean"] < found["high"]
+
+
+def test_runs_of_another_recipe_are_no_seeds_of_the_first(tmp_path):
+    """Any setting of the recipe separates tables, names and captions, also where a summary lacks the recipe."""
+    for seed in (0, 1):
+        make_run(tmp_path / f"usual{seed}", seed=seed)
+        changed = make_run(tmp_path / f"changed{seed}", seed=seed)
+        config = runtime.read_json(changed.folder / "config.json")
+        config["settings"]["recipe"] |= {"weight_decay": 0.0, "nesterov": True, "betas": [0.9, 0.99]}
+        runtime.write_json(changed.folder / "config.json", config)
+    changes = "nesterov, betas 0.9 0.99, weight decay 0"
+    tables = runs.table(runs.finished([tmp_path])).split("\n\n")
+    captions = [part for part in tables if part.startswith("**")]
+    assert len(captions) == 2 and captions[0].endswith(changes) and changes not in captions[1]
+    rows = runs.overview(tmp_path)
+    assert {row["recipe"] for row in rows} == {"", changes}
+    assert set(runs.seeds.named(rows)) == {f"ce, {changes}", "ce, other settings as by default"}
+    segmentation = training.Recipe(**{"epochs": 2} | dict(tasks.create("segmentation").recipe))
+    assert records.recipe_changes(dataclasses.asdict(segmentation), "segmentation") == ""
+    assert records.recipe_changes(dataclasses.asdict(training.Recipe(nesterov=False)), "segmentation") != ""
 
 
 def test_a_table_has_a_baseline_where_it_was_trained(tmp_path):

@@ -107,7 +107,7 @@ def test_similar_runs_are_told_apart_by_what_differs_and_not_by_a_fingerprint(tm
         "kd-seed0-3d4e5f": "kd-seed0 (weight_decay 0.5)",
     }
     explorer.mean.value = False
-    assert list(explorer.drawn()) == ["ce, seed 0", "kd, seed 0 (weight_decay 0.1)", "kd, seed 0 (weight_decay 0.5)"]
+    assert list(explorer.drawn()) == ["ce, seed 0", "kd, weight decay 0.1, seed 0", "kd, weight decay 0.5, seed 0"]
 
 
 def test_the_picture_has_the_theme_of_the_page(explorer):

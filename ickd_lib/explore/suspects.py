@@ -15,7 +15,7 @@ BLOCK = 4096  # rows that are searched at once
 
 @dataclass(frozen=True)
 class Suspects:
-    """The N rows of a bank, the most suspect label first.
+    """The N written rows of a bank, the most suspect label first.
 
     Args:
         key: key of each row, shape [N].
@@ -37,17 +37,18 @@ class Suspects:
 def suspect_labels(bank: MemoryBank, *, neighbours: int = 16, temperature: float = 0.05) -> Suspects:
     """Rank the rows of a memory bank by how much their neighbours disagree with their label.
 
-    The neighbours are the rows with the highest cosine to the row's features, whatever their labels. Each has a weight,
-    the softmax of cosine / temperature. The score is the weight of the neighbours with another label. Rows of equal
-    score are in the order of the teacher's probability of their label, the lowest first.
+    Empty rows are left out. The neighbours are the rows with the highest cosine to the row's features, whatever
+    their labels. Each has a weight, the softmax of cosine / temperature. The score is the weight of the neighbours with
+    another label. Rows of equal score are in the order of the teacher's probability of their label, the lowest first.
 
     Args:
         bank: a memory bank; its features may come from a teacher that was trained with the suspect labels.
         neighbours: number of neighbours of each row.
         temperature: temperature of the weights.
     Raises:
-        InputError: the bank has one row, or `neighbours` is not positive.
+        InputError: the bank has fewer than two written rows, or `neighbours` is not positive.
     """
+    bank = bank.without_empty()
     if neighbours < 1 or len(bank) < 2:
         raise InputError(f"neighbours={neighbours} of {len(bank)} rows; a label needs at least one neighbour")
     features, labels = bank.features.float(), bank.labels

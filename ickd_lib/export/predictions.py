@@ -70,7 +70,10 @@ def predict(
         raise InputError(f"top={top} must be 1 or more")
     if bank is not None and bank.classes != model.facts.classes:
         raise InputError(f"the bank has other classes than {model.facts.run}; build it from the data of this run")
-    names = _row_names(bank, dataset) if bank is not None else []
+    names: list[str] = []
+    if bank is not None:
+        bank = bank.without_empty()
+        names = _row_names(bank, dataset)
     found: dict[Path, Prediction] = {}
     files = list(dict.fromkeys(_files(images)))
     for start in range(0, len(files), PASS):
@@ -153,7 +156,7 @@ def _centred(logits: Tensor) -> Tensor:
 
 
 def _row_names(bank: MemoryBank, dataset: str) -> list[str]:
-    """Return the name of each row of the bank: the file below the data set's folder train, or the row's number."""
+    """Return the name of each row of the bank: the file below train/ or with its folder unlabelled/; or its number."""
     index = bank.index.tolist()
     kind, _, path = dataset.partition(":")
     if kind not in ("folder", "imagenet"):
@@ -162,9 +165,12 @@ def _row_names(bank: MemoryBank, dataset: str) -> list[str]:
     if not train.is_dir():
         raise InputError(f"{path} has no folder train/; name the data set that the bank was built from")
     files, _ = class_files(train, sorted(p.name for p in train.iterdir() if p.is_dir() and p.name[0] != "."))
-    if index and max(index) >= len(files):
-        raise InputError(f"{train} has {len(files)} images, but the bank has row {max(index)}; name its own data set")
-    return [str(Path(files.name(row))) for row in index]
+    folder = Path(path, "unlabelled")
+    others = image_files(folder) if folder.is_dir() else []
+    names = [str(Path(files.name(row))) for row in range(len(files))] + [str(file.relative_to(path)) for file in others]
+    if index and max(index) >= len(names):
+        raise InputError(f"{path} has {len(names)} images, but the bank has row {max(index)}; name its own data set")
+    return [names[row] for row in index]
 
 
 def table_of(predictions: Sequence[Prediction]) -> str:

@@ -142,6 +142,11 @@ class MemoryBank(Rows):
         """Return a bank of the rows at the positions `rows` [M], which must be ascending."""
         return self._with({name: tensor[rows] for name, tensor in self.tensors.items()})
 
+    def without_empty(self) -> MemoryBank:
+        """Return a bank of the rows that have been written; the bank itself if all have been."""
+        filled = self.filled
+        return self if bool(filled.all()) else self.subset(filled.nonzero().squeeze(1))
+
     def _with(self, tensors: dict[str, Tensor]) -> MemoryBank:
         bank = MemoryBank(**tensors, classes=self.classes, source=self.source)  # type: ignore[arg-type]
         bank.precision = self.precision

@@ -189,24 +189,28 @@ def random_neighbours(
 ) -> tuple[Neighbours, Neighbours]:
     """Draw rows for rows of the bank at random, without replacement: of the same class and of the other classes.
 
-    All rows must have been written. Where a class is too small, the missing rows are masked.
+    Rows that are empty are not drawn. Where a class is too small, the missing rows are masked.
 
     Args:
         rows: positions of the rows for which others are drawn; None for all.
     """
     device = bank.labels.device
     generator = runtime.generator(seed, "random neighbours", device=device)
-    members = bank.labels.argsort(stable=True)  # rows sorted by class
-    place = torch.empty_like(members)
-    place[members] = torch.arange(len(members), device=device)  # place of each row in `members`
-    sizes = torch.bincount(bank.labels, minlength=len(bank.classes))
+    written = bank.filled.nonzero().squeeze(1)
+    members = written[bank.labels[written].argsort(stable=True)]  # written rows sorted by class
+    if not len(members):
+        count = len(bank) if rows is None else len(rows)
+        return nothing(count, positives, bank.features), nothing(count, negatives, bank.features)
+    place = torch.full_like(bank.labels, len(members))  # place of each row in `members`; an empty one comes after all
+    place[members] = torch.arange(len(members), device=device)
+    sizes = torch.bincount(bank.labels[members], minlength=len(bank.classes))
     queries = slice(None) if rows is None else rows
     labels = bank.labels[queries]
     size, start = sizes[labels], (sizes.cumsum(0) - sizes)[labels]
-    own, drawn = _distinct(size - 1, positives, generator)
+    own, drawn = _distinct(size - bank.filled[queries].long(), positives, generator)
     own = own + start[:, None]
     own = (own + (own >= place[queries, None])).clamp(max=len(members) - 1)  # step over the row itself
-    other, others = _distinct(len(bank) - size, negatives, generator)
+    other, others = _distinct(len(members) - size, negatives, generator)
     other = other + size[:, None] * (other >= start[:, None])  # step over the row's own class
     other = other.clamp(max=len(members) - 1)
     features = bank.features[queries]

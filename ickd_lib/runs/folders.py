@@ -16,7 +16,7 @@ from typing import Any
 from ickd_lib import methods, runtime, tasks
 from ickd_lib.runs.seeds import grouped, score, task_of, words
 from ickd_lib.runtime import InputError
-from ickd_lib.training.records import described
+from ickd_lib.training.records import described, recipe_changes
 
 
 def finished(folders: Iterable[str | Path]) -> list[dict[str, Any]]:
@@ -172,11 +172,14 @@ def _check(summary: dict[str, Any]) -> None:
 
 
 def _named(summary: dict[str, Any], config: dict[str, Any]) -> dict[str, Any]:
-    """Return the summary of a run with the present name of its method, because defaults may have changed since."""
-    summary = summary | {"method": _described(config["settings"]["method"], summary["method"])}
-    if (
-        unlabelled := config["settings"].get("data", {}).get("unlabelled")
-    ):  # summaries of earlier versions do not contain it
+    """Return the summary of a run with the present name of its method, because defaults may have changed since.
+
+    It also gets what summaries of earlier versions do not contain.
+    """
+    settings = config["settings"]
+    summary = summary | {"method": _described(settings["method"], summary["method"])}
+    summary["recipe"] = recipe_changes(settings.get("recipe", {}), settings.get("task", "classification"))
+    if unlabelled := settings.get("data", {}).get("unlabelled"):
         summary["unlabelled"] = unlabelled
     if "circle" in summary:  # key of the peer group in earlier versions
         summary["peer_group"] = summary.pop("circle")

@@ -13,7 +13,8 @@ from ickd_lib.runs.difference import distinctions
 from ickd_lib.runtime import InputError
 
 SETTING = ("dataset", "train_images", "teacher", "network", "epochs", "batch_size", "lr", "schedule")
-# The values of SETTING, the task, the augmentation, the teacher's training data, and whether images were held out.
+# The values of SETTING, the task, the augmentation, the teacher's training data, the other settings of the recipe that
+# are not the defaults, and whether images were held out.
 Setting = tuple[Any, ...]
 
 
@@ -57,10 +58,11 @@ def grouped(summaries: Sequence[dict[str, Any]]) -> dict[Setting, dict[str, list
         saw = (summary.get("teacher_saw") or {}).get("data", "").split("/")[0]
         task = task_of(summary)
         held_out = f"val_{task.primary}" in summary
-        setting = (*(summary[key] for key in SETTING), task.name, summary.get("augment", "crop"), saw, held_out)
-        others = [peer for peer in summary.get("peers", ()) if peer != summary["network"]]
+        others = summary.get("augment", "crop"), saw, summary.get("recipe", "")
+        setting = (*(summary[key] for key in SETTING), task.name, *others, held_out)
+        peers = [peer for peer in summary.get("peers", ()) if peer != summary["network"]]
         name = "teacher" if summary.get("role") == "teacher" else summary["method"]
-        method = name + (f" with {', '.join(others)}" if others else "")
+        method = name + (f" with {', '.join(peers)}" if peers else "")
         method += f" with {summary['unlabelled']:,} unlabelled images" if "unlabelled" in summary else ""
         method += f" with a bank of {summary['bank_rows']:,} rows" if "bank_rows" in summary else ""
         method += f" with negatives by {summary['search']}" if "search" in summary else ""
@@ -128,7 +130,7 @@ def behind_labels(summaries: Sequence[dict[str, Any]]) -> list[str]:
 
 def words(setting: Setting) -> list[str]:
     """Describe each entry of a setting."""
-    dataset, images, teacher, network, epochs, batch_size, lr, schedule, task, augment, saw, held_out = setting
+    dataset, images, teacher, network, epochs, batch_size, lr, schedule, task, augment, saw, recipe, held_out = setting
     return [
         dataset,
         f"{images:,} images",
@@ -141,6 +143,7 @@ def words(setting: Setting) -> list[str]:
         task,
         augment,
         f"teacher trained on {saw}" if saw else "no known teacher data",
+        recipe or "other settings as by default",
         "on held-out images" if held_out else "on test images",
     ]
 

@@ -119,9 +119,6 @@ class TeacherBank:
                     rows=self._queries,
                     search=self.search if searched(spec) else "exact",
                 )
-            if self.unlabelled and order == "random":  # random rows may be empty ones
-                for one in found[order]:
-                    one.mask.logical_and_(self.bank.filled[one.rows])
         return found[spec.order][0], found[spec.negatives_order][1]
 
     def recall(self, state: TrainingState) -> dict[str, float]:

@@ -2,22 +2,24 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from ickd_lib import methods, metrics, models, runtime
+from ickd_lib import methods, metrics, models, runtime, tasks
 from ickd_lib.data import Splits
 from ickd_lib.memory import MemoryBank
 from ickd_lib.models import Network
 from ickd_lib.tasks import Samples, Task
+from ickd_lib.training.recipe import Recipe
 from ickd_lib.training.state import TrainingState
 from ickd_lib.training.students import Learner
 
 NUMERICS = {"device": str, "precision": str, "threads": int, "teacher_cache": bool, "captured": bool}  # of config.json
 NEAR_CHANCE = 0.9  # share of a loss term's value at chance above which a note is printed
+SHOWN = ("epochs", "batch_size", "lr", "schedule")  # settings of the recipe that are entries of a summary
 DRIFT_IMAGES = 2000  # number of images for which the rows of a bank in training are compared with rebuilt rows
 
 
@@ -259,7 +261,8 @@ def described(settings: dict[str, Any]) -> dict[str, Any]:
         "dataset": data["name"].split("/")[0],
         "train_images": data["images"],
         "augment": data.get("augment", "crop"),
-        **{key: recipe[key] for key in ("epochs", "batch_size", "lr", "schedule")},
+        **{key: recipe[key] for key in SHOWN},
+        "recipe": recipe_changes(recipe, settings.get("task", "classification")),
         "teacher": teacher.get("name"),
         "teacher_saw": settings["teacher_saw"],
     }
@@ -277,6 +280,36 @@ def described(settings: dict[str, Any]) -> dict[str, Any]:
         found["peers"] = [peer["student"]["network"] for peer in settings["peers"]]
         found["peer_group"] = settings.get("peer_group", settings.get("circle"))
     return found
+
+
+def recipe_changes(recipe: dict[str, Any], task: str) -> str:
+    """Return the other settings of a recipe that differ from the task's defaults, as "momentum 0.5, nesterov"."""
+    defaults = {one.name: one.default for one in fields(Recipe)} | dict(tasks.create(task).recipe)
+    differing = {
+        name.replace("_", " "): recipe[name]
+        for name, default in defaults.items()
+        if name not in SHOWN and name in recipe and _plain(recipe[name]) != _plain(default)
+    }
+    words = [
+        f"{'no ' * (not value)}{name}" if isinstance(value, bool) else f"{name} {_text(value)}"
+        for name, value in differing.items()
+    ]
+    return ", ".join(words)
+
+
+def _plain(value: Any) -> Any:
+    """Return a setting as a JSON file contains it."""
+    return list(value) if isinstance(value, tuple) else value
+
+
+def _text(value: Any) -> str:
+    return (
+        " ".join(map(_text, value))
+        if isinstance(value, (list, tuple))
+        else f"{value:g}"
+        if isinstance(value, float)
+        else str(value)
+    )
 
 
 def save_weights(network: Network, path: Path) -> None:
