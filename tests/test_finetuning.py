@@ -6,8 +6,9 @@ import pytest
 import torch
 
 from ickd_lib import __main__ as cli
-from ickd_lib import data, training
+from ickd_lib import data, runs, runtime, training
 from ickd_lib.runtime import InputError
+from ickd_lib.training import records
 
 SHORT = {"epochs": 2, "head_epochs": 1, "batch_size": 30, "device": "cpu", "progress": False}
 
@@ -52,6 +53,30 @@ def test_a_linear_probe_trains_the_classifier_alone(tmp_path):
     assert again.summary == history.summary, "a finished run is loaded"
     with pytest.raises(InputError, match="contains a run with"):
         training.teach("resnet8", splits, linear_probe=True, epochs=3, runs=tmp_path, device="cpu", name="probe")
+
+
+def test_a_linear_probe_that_was_stopped_begins_again(digits, tmp_path, monkeypatch):
+    given = {"linear_probe": True, "epochs": 2, "device": "cpu", "name": "probe", "progress": False}
+    finish = records.RunRecord.finish
+
+    def stopped(*_):
+        assert runtime.owner(tmp_path / "probe"), "the folder is locked"
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(records.RunRecord, "finish", stopped)
+    with pytest.raises(KeyboardInterrupt):
+        training.teach("resnet8", digits, runs=tmp_path, **given)
+    assert runtime.owner(tmp_path / "probe") is None
+    monkeypatch.setattr(records.RunRecord, "finish", finish)
+    history = training.teach("resnet8", digits, runs=tmp_path, **given)
+    whole = training.teach("resnet8", digits, runs=tmp_path / "whole", **given)
+    assert torch.equal(history.network.fc.weight, whole.network.fc.weight) and history.summary["seconds"] > 0
+    first, last = runs.records(runs.overview(tmp_path)[0])
+    assert first["loss"] > last["loss"] > 0 and last["test_accuracy"] == history.summary["accuracy"]
+    with pytest.raises(InputError, match="linear_probe=True does not use callbacks"):
+        training.teach("resnet8", digits, runs=tmp_path, callbacks=[], **given)
+    with pytest.raises(InputError, match="already contains a run"):
+        training.teach("resnet8", digits, runs=tmp_path, resume=False, **given)
 
 
 def test_the_command(tmp_path, monkeypatch, capsys):

@@ -251,6 +251,31 @@ def test_ctrl_c_leaves_a_resumable_run(digits, tmp_path):
     assert (saved["epoch"], saved["step"]) > (0, 0)
 
 
+@pytest.mark.parametrize("method", ["ce", "simkd"])
+def test_a_network_that_was_given_goes_on_after_a_stop(digits, teacher, tmp_path, method):
+    """Its weights have changed by then, but the same call continues the same run, and ends as if never stopped."""
+    recipe = Recipe(epochs=3, lr=0.05, schedule="cosine", batch_size=20)
+    with runtime.seeded(0, "network"):
+        networks = [models.create("resnet8", **digits.train.spec)]
+    networks.append(copy.deepcopy(networks[0]))
+    given = {"recipe": recipe, "runs": tmp_path / "cut"}
+
+    class Stop(training.Callback):
+        def step(self, loop):
+            if (loop.epoch, loop.step) == (1, 2):
+                training.loop.stop_training()
+
+    with pytest.raises(KeyboardInterrupt, match="the same call"):
+        distill([Student(networks[0], method)], digits, teacher, callbacks=[Stop()], **given)
+    assert not same(networks[0], networks[1])
+    (history,) = distill([Student(networks[0], method)], digits, teacher, **given).values()
+    assert len(list((tmp_path / "cut").iterdir())) == 1, "the run was continued"
+    (other,) = distill([Student(networks[1], method)], digits, teacher, **given | {"runs": tmp_path / "whole"}).values()
+    assert same(history.network, other.network) and history.folder.name == other.folder.name
+    further = distill([Student(networks[0], method)], digits, teacher, **given)
+    assert next(iter(further.values())).folder != history.folder, "a trained network is another beginning"
+
+
 def test_a_stop_after_the_last_step_is_not_lost(digits, tmp_path, monkeypatch):
     students, finish = [Student("resnet8", "ce", 0, "a")], records.RunRecord.finish
 

@@ -31,7 +31,7 @@ from ickd_lib.training.several import check_equal, check_parts
 from ickd_lib.training.state import TrainingState, not_finite
 from ickd_lib.training.stepper import Stepper
 from ickd_lib.training.streamed_cache import StreamedTeacherCache
-from ickd_lib.training.students import Student, learners
+from ickd_lib.training.students import Student, continued, learners
 from ickd_lib.training.teacher_cache import TeacherCache
 from ickd_lib.training.teacher_source import cacheable, folds, teacher_bank, teacher_source
 
@@ -156,6 +156,7 @@ def distill(
             stack.enter_context(torch.cuda.device(device) if device.type == "cuda" else contextlib.nullcontext())
             stack.enter_context(runtime.same_threads(numerics["threads"]))
             stack.enter_context(torch.random.fork_rng())
+            stack.enter_context(continued(students, [state.learner for state in waiting]))
             stop = stack.enter_context(stoppable())
             stack.enter_context(loader.watched())
             source = teacher_source(

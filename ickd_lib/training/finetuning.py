@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
+import time
 import uuid
 from dataclasses import replace
 from pathlib import Path
@@ -11,6 +13,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import nn
+from tqdm import trange
 
 from ickd_lib import models, runtime
 from ickd_lib.data import Sampler, Splits
@@ -58,11 +61,12 @@ def teach(
         batch_size, weight_decay: as in `Recipe`.
         seed, name: as in `Student`.
         data_seed, runs, device: as for `distill`.
-        options: further arguments of `distill`.
+        options: further arguments of `distill`; with `linear_probe` only `precision`, `progress` and `resume`.
     Returns:
         The result, with the network.
     Raises:
-        InputError: as for `distill`; or the last layer of the network is not linear, which `linear_probe` needs.
+        InputError: as for `distill`; or with `linear_probe` there is another option, or the last layer of the network
+            is not linear.
     """
     for what, number, least in (("epochs", epochs, 1), ("head_epochs", head_epochs, 0)):
         if number < least:
@@ -80,7 +84,9 @@ def teach(
     )
     common: dict[str, Any] = {"recipe": recipe, "data_seed": data_seed, "device": device, "runs": runs}
     if linear_probe:
-        return _probe(Student(network, "ce", seed, name), splits, **common, precision=options.get("precision", "auto"))
+        if unknown := sorted(set(options) - {"precision", "progress", "resume"}):
+            raise InputError(f"linear_probe=True does not use {', '.join(unknown)}; leave it out")
+        return _probe(Student(network, "ce", seed, name), splits, **common, **options)
     share = head_epochs / recipe.epochs
     student = Student(network, f"finetune(head={share!r}, rate={lr / lr_head!r})", seed, name)
     return next(iter(distill([student], splits, **common, **options).values()))
@@ -94,9 +100,11 @@ def _probe(
     data_seed: int,
     runs: str | Path | None,
     device: str | torch.device,
-    precision: str,
+    precision: str = "auto",
+    progress: bool | str = True,
+    resume: bool = True,
 ) -> History:
-    """Train the classifier of a network alone, and write a run."""
+    """Train the classifier of a network alone, and write a run. One that was stopped begins again."""
     device, task = runtime.device(device), Classification()
     precision = runtime.precision(precision, device, min(splits.train.size))
     task.check(splits.train)
@@ -115,24 +123,34 @@ def _probe(
     learner = replace(learner, settings=settings, name=student.name or default_name(label, settings))
     record, environment = RunRecord(learner), runtime.environment(device)
     if runs is not None:
-        record.open(Path(runs), True, environment)
+        record.open(Path(runs), resume, environment)
     if record.finished:
         return record.history()
-    record.create({"device": str(device), "precision": precision}, uuid.uuid4().hex[:8], environment)
-    _train_classifier(learner, splits, recipe, data_seed, precision)
-    state = TrainingState(learner, recipe, Sampler(train).steps(recipe.batch_size), train.size)
-    accuracy = task.metrics(learner.network.eval(), splits.test, precision=precision)[task.primary]
-    record.epochs = [{"epoch": recipe.epochs, f"test_{task.primary}": accuracy}]
-    if len(splits.val):
-        record.epochs[0][f"val_{task.primary}"] = task.metrics(learner.network, splits.val)[task.primary]
-    if record.run and runtime.rank() == 0:
-        record.run.log(record.epochs[0])
-    record.finish(state, splits, task, precision, None, 1)
+    numerics = {"device": str(device), "precision": precision, "threads": torch.get_num_threads()}
+    numerics |= {"teacher_cache": False, "captured": False}
+    folder = record.run and record.run.folder
+    with runtime.locked(folder) if folder and runtime.rank() == 0 else contextlib.nullcontext():
+        record.create(numerics, uuid.uuid4().hex[:8], environment)
+        record.rewind(0, [])
+        state = TrainingState(learner, recipe, Sampler(train).steps(recipe.batch_size), train.size)
+        began = time.perf_counter()
+        record.epochs = _train_classifier(learner, splits, recipe, data_seed, precision, progress)
+        state.seconds = time.perf_counter() - began
+        network, last = learner.network.eval(), record.epochs[-1]
+        for name, split in (("val", splits.val), ("test", splits.test)):
+            if len(split):
+                last[f"{name}_{task.primary}"] = task.metrics(network, split, precision=precision)[task.primary]
+        for one in record.epochs:
+            if record.run and runtime.rank() == 0:
+                record.run.log(one)
+        record.finish(state, splits, task, precision, None, 1)
     return record.history()
 
 
-def _train_classifier(learner: Learner, splits: Splits, recipe: Recipe, data_seed: int, precision: str) -> None:
-    """Train the classifier of a network in place, on features that are computed once."""
+def _train_classifier(
+    learner: Learner, splits: Splits, recipe: Recipe, data_seed: int, precision: str, progress: bool | str
+) -> list[dict[str, float]]:
+    """Train the classifier of a network in place, on features that are computed once; return the epochs' records."""
     train, network = splits.train, learner.network
     layer = models.classifier(network, size=train.size)[1]
     features = models.predict(network, train, precision=precision).features.float()
@@ -143,12 +161,23 @@ def _train_classifier(learner: Learner, splits: Splits, recipe: Recipe, data_see
     head = copy.deepcopy(layer).float()
     optimizer = torch.optim.AdamW(head.parameters(), recipe.lr, weight_decay=recipe.weight_decay)
     steps = Sampler(train).steps(recipe.batch_size)
-    for epoch in range(recipe.epochs):
+    records = []
+    for epoch in trange(recipe.epochs, desc=learner.name, disable=None if progress else True):
+        began, sums = time.perf_counter(), torch.zeros(2, device=features.device)  # of the loss, and of what is correct
         order = torch.randperm(len(train), generator=runtime.generator(data_seed, "order", epoch)).to(features.device)
         for step, rows in enumerate(order.tensor_split(steps)):
             for group in optimizer.param_groups:
                 group["lr"] = recipe.lr_at(epoch + step / steps)
             optimizer.zero_grad()
-            F.cross_entropy(head(features[rows]), train.labels[rows]).backward()
+            logits, labels = head(features[rows]), train.labels[rows]
+            loss = F.cross_entropy(logits, labels)
+            loss.backward()
             optimizer.step()
+            with torch.no_grad():
+                sums += torch.stack([loss * len(rows), (logits.argmax(1) == labels).sum()])
+        lr = optimizer.param_groups[0]["lr"]
+        loss_mean, correct = (sums / len(train)).tolist()
+        seconds = round(time.perf_counter() - began, 3)
+        records.append({"epoch": epoch + 1, "lr": lr, "loss": loss_mean, "train_accuracy": correct, "seconds": seconds})
     layer.load_state_dict(head.state_dict())
+    return records

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
@@ -149,7 +150,8 @@ def _learner(
         origin = {"network": network.name, **train.spec}
     else:
         network = student.network
-        origin = {"network": network.name, "initial": network.identity}
+        began, left = network.stopped
+        origin = {"network": network.name, "initial": began if left == network.identity else network.identity}
     _check(network, method, train, task, teacher)
     common = _common_classes(method, teacher, train.classes, task)
     network.classes = train.classes
@@ -185,6 +187,22 @@ def _learner(
         _classifiers(network, teacher, train.size) if "classifiers" in method.needs else None,
         settings | {"peer_group": student.peer_group},
     )
+
+
+@contextlib.contextmanager
+def continued(students: Sequence[Student], learners: Iterable[Learner]) -> Iterator[None]:
+    """If training is stopped in the context, note in each given network with which weights it began.
+
+    The same call then finds the run of the network, although its weights have changed.
+    """
+    try:
+        yield
+    except KeyboardInterrupt:
+        for learner in learners:
+            network = students[learner.position].network
+            if not isinstance(network, str):
+                network.stopped = learner.settings["student"]["initial"], network.identity
+        raise
 
 
 def searched(spec: methods.Retrieval) -> bool:
