@@ -107,7 +107,7 @@ def _teacher(given: argparse.Namespace, needed: bool) -> Network | None:
         files = {"unlabelled": "all"}  # a file of predictions may have lines for these images
     splits = _splits(given, augment="crop", classes=given.teacher_classes or given.classes, **files)
     options = _options(given) | {"resume": True}
-    recipe = _recipe(given, epochs=given.teacher_epochs or given.epochs)
+    recipe = _recipe(given, epochs=given.teacher_epochs or given.epochs).first_phase()
     return training.pretrain(given.teacher, splits, recipe=recipe, weights=given.teacher_weights, **options)
 
 

@@ -84,7 +84,7 @@ def in_float64(attributor, outputs, damping):
         z = output.logits.double()
         teacher = bank.logits[bank.rows(images.index)].double()
         gradients = term_gradients(attributor.method, z, images.labels, teacher, {spec: retrieved.samples(bank, z)})
-        shares = (Shares(attributor.method, bank, retrieved, z),)
+        shares = (Shares(attributor.method, bank, retrieved, z, images.labels),)
         features = explore.contributions.compared(output.features.double(), damping)
         found.append(replace(step, features=features, gradients=gradients, shares=shares))
     return found
@@ -143,19 +143,21 @@ VARIANTS = [
 ]
 
 
+@pytest.mark.parametrize("unlabelled", [False, True])
 @pytest.mark.parametrize("variant", VARIANTS, ids=str)
-def test_shares_of_in_context_samples_sum_to_the_gradient_of_their_terms(variant, bank, digits):
+def test_shares_of_in_context_samples_sum_to_the_gradient_of_their_terms(variant, bank, digits, unlabelled):
     given = {"nicd": 2.0, "positives": 4, "negatives": 9, "kappa": 0.3} | variant
     method, images = methods.create("ickd", **given), digits.train
     spec = method.retrieval
     retrieved = Retrieved.of(bank, spec, images.index, 3)
     logits = 3 * torch.randn(len(images), 10, dtype=torch.double, generator=runtime.generator("logits"))
     teacher = bank.logits[bank.rows(images.index)].double()
-    samples = logits, images.labels, teacher, {spec: retrieved.samples(bank, logits)}
+    labels = images.labels.masked_fill(torch.arange(len(images)) % 3 == 0, -1) if unlabelled else images.labels
+    samples = logits, labels, teacher, {spec: retrieved.samples(bank, logits)}
     found = term_gradients(method, *samples)
     scale = limit_scale(method, *samples)
     assert 0 < scale < 1 if method.limit == 0.1 else 0 < scale <= 1
-    shares = Shares(method, bank, retrieved, logits, scale)
+    shares = Shares(method, bank, retrieved, logits, labels, scale)
     direction = torch.randn(10, dtype=torch.double, generator=runtime.generator("direction"))
     parts = shares.along(direction)
     expected = sum(found[term] for term in ("picd", "nicd") if term in found) @ direction
@@ -173,7 +175,7 @@ def test_the_share_of_a_negative_is_that_of_the_denominator(bank, digits):
     method, images = methods.create("nicd", ce=0.0, nicd=1.0, negatives=5, kappa=0.2, corrected=False), digits.train
     retrieved = Retrieved.of(bank, method.retrieval, images.index, 0)
     logits = torch.randn(len(images), 10, dtype=torch.double, generator=runtime.generator("logits"))
-    _, _, cosines, slopes = Shares(method, bank, retrieved, logits).pool
+    _, _, cosines, slopes = Shares(method, bank, retrieved, logits, images.labels).pool
     share = (cosines / 0.2).softmax(1) / 0.2
     torch.testing.assert_close(slopes[:, 1:], share[:, 1:])
     torch.testing.assert_close(slopes[:, 0], -share[:, 1:].sum(1))
@@ -284,7 +286,7 @@ def test_picd_gradient_is_that_of_the_loss(bank, digits):
     near, _ = retrieved.samples(bank, logits)
     weights = losses.aggregation_weights(near.similarity, near.mask, temperature=0.05)
     (losses.picd(logits, near.logits, weights, temperature=3.0) * len(images)).backward()
-    parts = Shares(method, bank, retrieved, logits.detach()).along(torch.eye(10, dtype=torch.double)[4])
+    parts = Shares(method, bank, retrieved, logits.detach(), images.labels).along(torch.eye(10, dtype=torch.double)[4])
     torch.testing.assert_close(parts["positive"].sum(1), logits.grad[:, 4], rtol=1e-9, atol=1e-9)
 
 

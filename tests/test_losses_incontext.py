@@ -155,3 +155,13 @@ def test_corrected_logits_have_their_largest_value_at_the_label():
             best = max(range(6), key=expected.__getitem__)
             expected[label], expected[best] = expected[best], expected[label]
         assert found[where].tolist() == expected
+
+
+def test_unknown_names_are_errors():
+    logits, weights, labels = torch.randn(2, 3, 4), torch.full((2, 3), 1 / 3), torch.zeros(2, dtype=torch.long)
+    with pytest.raises(ValueError, match="average='mean' is unknown; give 'logits' or 'probabilities'"):
+        losses.picd(logits[:, 0], logits, weights, average="mean")
+    with pytest.raises(ValueError, match="form='triplet' is unknown"):
+        losses.nicd(logits[:, 0], logits[:, 1], logits, weights > 0, form="triplet")
+    with pytest.raises(ValueError, match="how='max' is unknown"):
+        losses.ensemble([logits[:, 0]], labels, how="max")

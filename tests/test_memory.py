@@ -159,6 +159,15 @@ def test_random_rows_are_written_ones_as_many_as_the_nearest():
     assert not any(bool(one.mask.any()) for one in bank.random_table(**counts))
 
 
+@pytest.mark.parametrize("label", [-1, 10])
+def test_a_label_that_is_no_class_is_one_line(label):
+    bank = made(n=60)
+    labels = bank.labels[:300].clone()
+    labels[3] = label
+    with pytest.raises(InputError, match=f"a query has the label {label}; labels"):
+        bank.retrieve(bank.features, labels, positives=1, negatives=2)
+
+
 def test_class_means_leave_the_query_out():
     bank = made(n=50)
     index, labels = bank.index[::7], bank.labels[::7]

@@ -34,6 +34,9 @@ def test_milestones_are_shares_of_the_epochs():
     assert [e for e in range(1, 480) if dropped[e] < dropped[e - 1]] == [150, 180, 210]
     phases = Recipe(epochs=20, schedule="tenth+fifths", milestones=(0.5,)).phases((0.5,))
     assert [recipe.milestones for _, _, recipe in phases] == [(), (0.5,)]
+    first = Recipe(epochs=20, schedule="tenth+fifths", milestones=(0.5,)).first_phase()
+    assert (first.schedule, first.milestones, first.epochs) == ("tenth", (), 20)
+    assert recipe.first_phase() == recipe
 
 
 @pytest.mark.parametrize(
@@ -50,6 +53,7 @@ def test_milestones_are_shares_of_the_epochs():
         ({"milestones": (0.5,), "schedule": "cosine"}, "milestones are for the schedules step and fifths"),
         ({"optimizer": "adamv"}, "unknown optimizer 'adamv'; did you mean 'Adam"),
         ({"nesterov": True, "momentum": 0.0}, "nesterov=True needs a momentum"),
+        ({"warmup": 2, "schedule": "onecycle"}, "warmup=2 is for other schedules than onecycle"),
         ({"clip_grad_norm": -1}, "clip_grad_norm=-1: expected a finite number of 0 or more"),
     ],
 )

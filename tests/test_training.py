@@ -516,6 +516,15 @@ def test_what_a_step_costs(digits, teacher):
     assert list(found) == ["ce", "ickd", "refilled", "dml"] and all(0 < seconds < 10 for seconds in found.values())
 
 
+def test_the_cost_of_a_step_is_measured_with_few_images_too(digits, teacher):
+    """Methods with banks of their own have one row for each image."""
+    few = digits._replace(train=digits.train.few(30, 0))
+    methods = ["ickd_online(positives=1, negatives=3)", "ickd(dynamic=True, positives=1, negatives=3)"]
+    for batch_size in (8, 64):
+        given = {"student": "dropping", "teacher": teacher, "steps": 20, "rounds": 1, "batch_size": batch_size}
+        assert all(0 < one < 10 for one in training.step_seconds(methods, few, device="cpu", **given).values())
+
+
 # ------------------------------------------------------------------------------------- records and reading
 
 

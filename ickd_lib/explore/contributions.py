@@ -296,7 +296,7 @@ def _gradients(
             if isinstance(part, ICKD) and (part.picd or part.nicd) and part.retrieval in retrieved:
                 given = (part, logits, images.labels, teacher, samples)
                 scale = limit_scale(*given, epoch=epoch, epochs=epochs)
-                shares.append(Shares(part, bank, retrieved[part.retrieval], logits, scale))
+                shares.append(Shares(part, bank, retrieved[part.retrieval], logits, images.labels, scale))
     gradients = term_gradients(method, logits, images.labels, teacher, samples, epoch=epoch, epochs=epochs)
     return gradients, tuple(shares)
 

@@ -176,18 +176,28 @@ class Shares:
         bank: the bank.
         retrieved: the in-context samples of N training samples.
         logits: the student's logits of these, shape [N, C].
+        labels: their labels, shape [N]; -1 for a sample without one.
         scale: factor of NICD's gradient; see `limit_scale`.
     """
 
     def __init__(
-        self, method: ICKD, bank: MemoryBank, retrieved: Retrieved, logits: Tensor, scale: float = 1.0
+        self,
+        method: ICKD,
+        bank: MemoryBank,
+        retrieved: Retrieved,
+        logits: Tensor,
+        labels: Tensor,
+        scale: float = 1.0,
     ) -> None:
         self.method, self.retrieved, self.logits, self.scale = method, retrieved, logits, scale
         self.near, self.far, self.own = retrieved.near, retrieved.far, retrieved.own
         self.rows = bank.logits.to(logits)  # the logits of the samples that act, by the numbers in near, far and own
         if method.corrected:  # positives and own rows are corrected, and negatives are not, but some are left out
-            other = self.rows.argmax(1)[self.far.rows] != bank.labels[self.own, None]
+            other = self.rows.argmax(1)[self.far.rows] != labels[:, None]
             self.far = replace(self.far, rows=self.far.rows + len(self.rows), mask=self.far.mask & other)
+            as_given = len(self.rows) * (labels < 0).long()  # nothing is corrected without a label
+            self.near = replace(self.near, rows=self.near.rows + as_given[:, None])
+            self.own = self.own + as_given
             self.rows = torch.cat([losses.corrected(self.rows, bank.labels), self.rows])
         self.weights = losses.aggregation_weights(
             self.near.similarity.to(logits), self.near.mask, temperature=method.aggregation_temperature

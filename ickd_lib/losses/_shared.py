@@ -7,6 +7,12 @@ import torch.nn.functional as F
 from torch import Tensor
 
 
+def require(what: str, given: str, known: tuple[str, ...]) -> None:
+    """Raise ValueError if an argument is none of the known names."""
+    if given not in known:
+        raise ValueError(f"{what}={given!r} is unknown; give {' or '.join(map(repr, known))}")
+
+
 def kl(student: Tensor, teacher: Tensor, temperature: float) -> Tensor:
     """Compute τ² KL(teacher ‖ student) of each row.
 

@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ickd_lib.losses._shared import kl, log_softmax, masked_log_softmax, unit_length
+from ickd_lib.losses._shared import kl, log_softmax, masked_log_softmax, require, unit_length
 
 
 def aggregation_weights(similarity: Tensor, mask: Tensor, *, temperature: float | None = 0.1) -> Tensor:
@@ -41,7 +41,10 @@ def aggregate(
     Returns:
         The aggregated logits z̄ [B, C] and log σ(z̄/τ) [B, C]. With "probabilities", z̄ is τ times the log of the
         average, so that σ(z̄/τ) is the average.
+    Raises:
+        ValueError: `average` is neither of the two.
     """
+    require("average", average, ("logits", "probabilities"))
     logits, weights = logits.detach(), weights.detach()[..., None]
     if average == "logits":
         mean = (weights * logits).sum(1)
@@ -175,7 +178,10 @@ def nicd(
             of the default up to rounding, not bit for bit.
     Returns:
         A scalar: the mean over all B samples.
+    Raises:
+        ValueError: `form` is neither of the two.
     """
+    require("form", form, ("infonce", "hinge"))
     student = unit_length(student_logits)
     positive = (student * unit_length(anchor_logits.detach())).sum(-1, keepdim=True)
     negative = _cosines(student, negative_logits.detach(), normalised)

@@ -7,6 +7,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from ickd_lib.losses._shared import require
+
 
 def ensemble(logits: Sequence[Tensor], labels: Tensor, *, how: str = "minimum") -> Tensor:
     """Combine the logits of several students into one target (KDCL, Guo et al. 2020).
@@ -19,7 +21,10 @@ def ensemble(logits: Sequence[Tensor], labels: Tensor, *, how: str = "minimum") 
             label is at least as high as that of any student.
     Returns:
         Shape [B, C], detached.
+    Raises:
+        ValueError: `how` is neither of the two.
     """
+    require("how", how, ("mean", "minimum"))
     stacked = torch.stack([each.detach() for each in logits])
     if how == "mean":
         return stacked.mean(0)

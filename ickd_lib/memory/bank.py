@@ -191,7 +191,8 @@ class MemoryBank(Rows):
         Returns:
             Positives, [B, positives], and negatives, [B, negatives].
         Raises:
-            InputError: a class, or all other classes together, have fewer written rows than requested.
+            InputError: a class, or all other classes together, have fewer written rows than requested; or a label is no
+                class of the bank.
         """
         rows = torch.full_like(labels, -1) if index is None else self.rows(index)
         found = retrieval.search(self, features, labels, rows, positives, negatives, per_class, allow_missing)

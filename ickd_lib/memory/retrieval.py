@@ -57,6 +57,9 @@ def search(
     in_parts = _in_parts(bank, len(written))
     few = len(queries) <= FEW and not in_parts
     present = [] if allow_missing and few else labels.unique().tolist()
+    if present and not 0 <= present[0] <= present[-1] < len(bank.classes):
+        wrong = present[0] if present[0] < 0 else present[-1]
+        raise InputError(f"a query has the label {wrong}; labels must be positions of the {len(bank.classes)} classes")
     if not allow_missing:
         require(bank, present, labels, rows, positives, negatives, per_class)
     near, far = nothing(len(queries), positives, queries), nothing(len(queries), negatives, queries)

@@ -188,8 +188,7 @@ def training_options(parser: argparse.ArgumentParser, defaults: dict[str, Any]) 
         option, kind = "--" + field.name.replace("_", "-"), settings()[field.name]
         common = {"default": defaults[field.name], "help": field.metadata["help"]}
         if isinstance(field.default, bool):
-            action = argparse.BooleanOptionalAction if field.default else "store_true"
-            group.add_argument(option, action=action, **common)
+            group.add_argument(option, action=argparse.BooleanOptionalAction, **common)
         elif isinstance(field.default, tuple):
             group.add_argument(option, nargs=len(field.default) or "*", type=reader(get_args(kind)[0]), **common)
         else:

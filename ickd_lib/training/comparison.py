@@ -257,7 +257,7 @@ def step_seconds(
         methods, splits, student, teacher, bank, task: as for `compare`.
         batch_size: number of images per step.
         steps: number of steps in an epoch. A measurement takes two epochs, so that two phases of equal length have the
-            same weight.
+            same weight. With fewer images than that takes, an epoch is shorter.
         rounds: number of measurements of each method, after a first one that is discarded.
         device, precision: as for `distill`.
         statistic: of the rounds; `min` depends least on other programs of the machine.
@@ -267,7 +267,8 @@ def step_seconds(
     device = runtime.device(device)
     splits = splits.to(device)
     train, test = splits.train, splits.test
-    few = splits._replace(train=train.subset(torch.arange(steps * batch_size) % len(train)))  # full batches only
+    count = batch_size * min(steps, max(1, len(train) // batch_size))  # full batches only
+    few = splits._replace(train=train.subset(torch.arange(min(count, len(train)))))
     few = few._replace(val=splits.val.subset(torch.arange(0)), test=test.subset(torch.arange(min(len(test), 64))))
     if bank is None and teacher is not None:
         bank = MemoryBank.build(models.frozen(teacher, device), train, task=task, precision=precision)

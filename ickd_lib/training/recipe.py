@@ -39,7 +39,7 @@ class Recipe:
         default=(),
         metadata={"help": "shares of the epochs at which a step schedule drops; empty: 5/8, 6/8 and 7/8"},
     )
-    warmup: NotNegative = field(default=0.0, metadata={"help": "number of epochs of linear warm-up"})
+    warmup: NotNegative = field(default=0.0, metadata={"help": "number of epochs of linear warm-up; not with onecycle"})
     optimizer: str = field(default="sgd", metadata={"help": "sgd, adamw, or any optimiser of torch.optim by name"})
     momentum: BelowOne = field(default=0.9, metadata={"help": "momentum of SGD"})
     nesterov: bool = field(default=False, metadata={"help": "Nesterov momentum"})
@@ -67,9 +67,16 @@ class Recipe:
             raise InputError("nesterov=True needs a momentum above 0")
         chosen = [runtime.choose(name, SCHEDULES, "schedule") for name in self.schedule.split("+")]
         object.__setattr__(self, "schedule", "+".join(chosen))
+        if self.warmup and "onecycle" in chosen:
+            raise InputError(f"warmup={self.warmup} is for other schedules than onecycle, which begins with a rise")
         if self.milestones and not set(chosen) & set(MILESTONES):
             raise InputError(f"milestones are for the schedules {' and '.join(MILESTONES)}, not {self.schedule!r}")
         runtime.choose(self.optimizer, optimizers(), "optimizer")
+
+    def first_phase(self) -> Recipe:
+        """Return the recipe with the first of its schedules, for a training that has one phase."""
+        schedule = self.schedule.split("+")[0]
+        return replace(self, schedule=schedule, milestones=self.milestones if schedule in MILESTONES else ())
 
     def phases(self, restarts: Sequence[float]) -> list[tuple[int, int, Recipe]]:
         """Return the phases of a training in which the schedule restarts at some shares of the epochs.
