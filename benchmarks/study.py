@@ -4,6 +4,7 @@
     python benchmarks/study.py --data-root DIR --stage tune --weights $W
     python benchmarks/study.py --data-root DIR --stage main --weights $W
     python benchmarks/study.py --data-root DIR --stage matched --weights $W
+    python benchmarks/study.py --data-root DIR --stage added --weights $W
     python benchmarks/study.py --data-root DIR --stage candidates --weights $W
     python benchmarks/study.py --data-root DIR --stage all --weights $W
     python benchmarks/study.py --report
@@ -11,7 +12,8 @@
 In stage `tune`, each arm is trained with five settings and evaluated on 5,000 training images that are held out. Stage
 `main` trains each arm with its best setting, for each teacher and each subset of the training images, and evaluates it
 on the test images, the arms of the primary contrast first. Stage `matched` trains each of these two arms with the
-setting of the other one. Stage `candidates` trains variants of IC-KD in the same way. Stage `all` trains some of the
+setting of the other one. Stage `added` trains CKD and KD with the terms of IC-KD added to them, and stage `candidates`
+variants of IC-KD, in the same cells. Stage `all` trains some of the
 arms on all 50,000 training images, with one teacher. `--report` reads the committed JSON files and prints the tables of
 docs/study.md.
 
@@ -59,13 +61,19 @@ SHOWN = (  # entry of a summary, its name in the table, factor, decimals
     ("agreement", "agreement, %", 100, 2),
 )
 SECONDARY = ("top5", "scaled_nll", "ece", "agreement")
+STAGES = ("tune", "main", "matched", "added", "candidates", "all")
 OUT = Path(__file__).parent / "results" / "study"
 
 
-def in_context(scale: float, choices: str = "", picd: float = 0.3) -> str:
+def in_context(scale: float, choices: str = "", picd: float = 0.3, nicd: float = 5.0) -> str:
     """Return IC-KD with its default weights, all but that of cross-entropy multiplied by a factor."""
-    weights = f"kd={0.9 * scale:.3g}, picd={picd * scale:.3g}, nicd={5 * scale:.3g}"
+    weights = f"kd={0.9 * scale:.3g}, picd={picd * scale:.3g}, nicd={nicd * scale:.3g}"
     return f"ickd({weights}{', ' if choices else ''}{choices})"
+
+
+def with_ckd(scale: float, **terms: Any) -> str:
+    """Return CKD with the terms of IC-KD added to it; the arguments are those of `in_context`."""
+    return f"ckd(ckd={30 * scale:.3g})+{in_context(scale, **terms)}"
 
 
 # The arms: each is a function of the factor of its weights.
@@ -93,6 +101,13 @@ CANDIDATES: dict[str, Callable[[float], str]] = {  # with the setting of `neares
     "gate": partial(in_context, choices="gate=1.0"),
     WHOLE_BANK: in_context,
 }
+CONTRAST = "ckd+kd"
+ADDED: dict[str, Callable[[float], str]] = {  # with the setting of CONTRAST
+    "corrected": partial(with_ckd, picd=0.0, nicd=0.0),
+    "corrected, PICD": partial(with_ckd, nicd=0.0),
+    "corrected, PICD, NICD": with_ckd,
+    "corrected, random PICD, NICD": partial(with_ckd, choices="order='random', redraw=True"),
+}
 Setting = tuple[float, float]  # factor of the weights, learning rate
 Cells = dict[str, dict[tuple[str, int], dict[str, Any]]]  # summary by arm, and by teacher and seed
 
@@ -117,7 +132,7 @@ def results(folder: Path) -> list[tuple[str, Setting, dict[str, Any]]]:
     """Return arm, setting and summary of each finished run of a stage."""
     known = {
         methods.describe(methods.create(weighted(scale))): (arm, scale)
-        for arm, weighted in (CANDIDATES | ARMS).items()
+        for arm, weighted in (CANDIDATES | ADDED | ARMS).items()
         for scale in (SCALES if arm != "ce" else (1.0,))
     }
     found = []
@@ -136,14 +151,16 @@ def chosen(out: Path) -> dict[str, Setting]:
     """Return the setting of each tuned arm with the best held-out accuracy; of equal ones the smaller factor and rate.
 
     Arms whose last two settings have not been trained are left out. Those in UNTUNED and candidates have the setting of
-    `nearest`.
+    `nearest`, those in ADDED that of `ckd+kd`.
     """
     found, best = tuned(out), {}
     for arm in (one for one in ARMS if one not in UNTUNED):
         tried = [one for one in trials(arm, found) if (arm, one) in found]
         if set(trials(arm, found)[3:]) & set(tried):
             best[arm] = min(tried, key=lambda one: (-found[arm, one], one))
-    return best | {arm: best[PRIMARY[0]] for arm in (*UNTUNED, *CANDIDATES) if PRIMARY[0] in best}
+    for tuned_arm, others in ((PRIMARY[0], (*UNTUNED, *CANDIDATES)), (CONTRAST, tuple(ADDED))):
+        best |= {arm: best[tuned_arm] for arm in others if tuned_arm in best}
+    return best
 
 
 def scaled_nll(network: models.Network, images: data.Images) -> float:
@@ -185,6 +202,7 @@ class Study:
         every: dict[str, Iterable[str]] = {
             "tune": (arm for arm in ARMS if arm not in UNTUNED),
             "matched": PRIMARY,
+            "added": ADDED,
             "candidates": CANDIDATES,
             "all": OFTEN,
         }
@@ -205,7 +223,7 @@ class Study:
         for some in ([arm for arm in arms if arm in PRIMARY], [arm for arm in arms if arm not in PRIMARY]):
             for seed in MORE:
                 for name in teachers:
-                    often = {*OFTEN, *CANDIDATES}
+                    often = {*OFTEN, *ADDED, *CANDIDATES}
                     yield name, seed, EPOCHS, {arm: [best[arm]] for arm in some if seed in SEEDS or arm in often}
 
     def cell(self, stage: str, name: str, seed: int, epochs: int, wanted: dict[str, list[Setting]]) -> None:
@@ -228,7 +246,7 @@ class Study:
         for arm, settings in wanted.items():
             for scale, rate in settings:
                 if (arm, (scale, rate)) not in done:
-                    queue.setdefault((rate, arm == WHOLE_BANK), []).append((CANDIDATES | ARMS)[arm](scale))
+                    queue.setdefault((rate, arm == WHOLE_BANK), []).append((CANDIDATES | ADDED | ARMS)[arm](scale))
         if not queue:
             return
         splits = data.load("cifar100", self.given.data_root, val=0.1 if stage == "tune" else 0.0)
@@ -333,6 +351,8 @@ def report(out: Path) -> str:
         lines += ["", *arms_table(cells), "", *primary(cells)]
     if swapped := read(out, "matched", {PRIMARY[0]: best.get(PRIMARY[1]), PRIMARY[1]: best.get(PRIMARY[0])}):
         lines += ["", *matched_table(cells, swapped)]
+    if added := read(out, "added"):
+        lines += ["", *added_table(cells | added)]
     if further := read(out, "candidates"):
         lines += ["", *candidates_table(cells | further)]
     if every := read(out, "all"):
@@ -394,6 +414,19 @@ def matched_table(cells: Cells, swapped: Cells) -> list[str]:
     return lines
 
 
+def added_table(cells: Cells) -> list[str]:
+    """Return the lines of the table of what is added to CKD and KD, compared with these alone."""
+    lines = [
+        f"| {CONTRAST} and | cells | accuracy, points | top-5, % | NLL, scaled | ECE, % |",
+        "|---|---:|---|---|---|---|",
+    ]
+    for arm in (one for one in ADDED if one in cells):
+        keys = (("accuracy", 100), ("top5", 100), ("scaled_nll", 1), ("ece", 100))
+        shown = [difference(cells, arm, CONTRAST, key, unit) for key, unit in keys]
+        lines.append(f"| {arm} | {len(cells[arm])} | {' | '.join(shown)} |")
+    return lines
+
+
 def candidates_table(cells: Cells) -> list[str]:
     """Return the lines of the table of the candidates, compared with `nearest`."""
     lines = ["| candidate | accuracy to nearest, points | NLL, scaled, to nearest | adopted |", "|---|---|---|---|"]
@@ -410,8 +443,8 @@ def candidates_table(cells: Cells) -> list[str]:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data-root", default="data", help="folder that contains cifar-100-python")
-    parser.add_argument("--stage", default="main", choices=("tune", "main", "matched", "candidates", "all"))
-    parser.add_argument("--arms", nargs="+", choices=[*ARMS, *CANDIDATES], help="train these arms alone")
+    parser.add_argument("--stage", default="main", choices=STAGES)
+    parser.add_argument("--arms", nargs="+", choices=[*ARMS, *ADDED, *CANDIDATES], help="train these arms alone")
     parser.add_argument("--teachers", nargs="+", default=TEACHERS, choices=TEACHERS, help="train with these alone")
     parser.add_argument("--weights", nargs="*", default=[], help="checkpoints of teachers, as NAME=FILE")
     parser.add_argument("--minutes", type=float, default=0, help="minutes after which to stop; 0: never")
