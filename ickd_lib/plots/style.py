@@ -118,7 +118,7 @@ def method_style(name: str) -> dict[str, Any]:
         dark = to_rgb(mpl.rcParams["figure.facecolor"])[0] < 0.5
         return {"color": "0.95" if dark else "0.1", "linestyle": "-", "marker": "*"}
     if base == "pixels":
-        return {"color": "0.55", "linestyle": ":", "marker": "x"}
+        return {"color": PALETTE[5], "linestyle": ":", "marker": "x"}
     code = zlib.crc32(base.encode())
     colour, line, marker = _KNOWN.get(base, (code % 10, LINES[code // 10 % len(LINES)], MARKERS[code // 60 % 10]))
     if bracket:
