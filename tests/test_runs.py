@@ -383,6 +383,16 @@ def test_a_table_names_methods_that_diverged(folder):
     assert text.endswith("| method | diverged, seeds |\n|---|---|\n| ickd(nicd=1000) | 2 |\n")
 
 
+def test_a_damaged_run_that_diverged_is_named_and_hides_no_other(folder, capsys):
+    for name in ("whole", "damaged"):
+        run = make_run(folder / name, "kd", done=1)
+        runtime.write_json(run.folder / "diverged.json", {"reason": "NaN"})
+    (folder / "damaged" / "config.json").write_text("{")
+    assert runs.diverged([folder]) == {"kd": 1}
+    assert f"left out: {folder}/damaged/config.json" in capsys.readouterr().err
+    assert len(runs.finished([folder])) == 3
+
+
 def test_a_run_of_an_earlier_definition_of_a_method_is_named_as_such(tmp_path, monkeypatch):
     make_run(tmp_path / "old", "tfkd(alpha=0.2)")
     kind = type(methods.create("tfkd"))

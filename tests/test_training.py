@@ -276,6 +276,22 @@ def test_a_network_that_was_given_goes_on_after_a_stop(digits, teacher, tmp_path
     assert next(iter(further.values())).folder != history.folder, "a trained network is another beginning"
 
 
+def test_an_error_before_training_leaves_no_lock(digits, tmp_path):
+    """The exception is kept here, and with it the frames of the call."""
+    students, bfloat16 = [Student("resnet8", "ce", 0, "a")], {"runs": tmp_path, "precision": "bf16"}
+
+    class Stop(training.Callback):
+        def step(self, loop):
+            training.loop.stop_training()
+
+    with pytest.raises(KeyboardInterrupt):
+        distill(students, digits, None, runs=tmp_path, callbacks=[Stop()])
+    with pytest.raises(InputError, match="was trained in fp32, not bf16") as kept:
+        distill(students, digits, None, **bfloat16)
+    assert runtime.owner(tmp_path / "a") is None and kept.value
+    assert distill(students, digits, None, runs=tmp_path)["a"].summary["epochs"] == RECIPE.epochs
+
+
 def test_a_stop_after_the_last_step_is_not_lost(digits, tmp_path, monkeypatch):
     students, finish = [Student("resnet8", "ce", 0, "a")], records.RunRecord.finish
 

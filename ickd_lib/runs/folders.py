@@ -105,7 +105,8 @@ def diverged(folders: Iterable[str | Path]) -> dict[str, int]:
             files = {file.name for file in run.folder.glob("*.json")}
             if run.folder.parent.name != "teachers" and "diverged.json" in files and "summary.json" not in files:
                 row = _row(run, folder)
-                if "method" not in row:  # a damaged run, which `collected` names
+                if "method" not in row:  # a damaged run
+                    runtime.notice(f"left out: {row['problem']}")
                     continue
                 group = row.get("peer_group")
                 found.add((row["method"], run.folder.parent, group or run.folder.name))
