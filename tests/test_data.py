@@ -5,8 +5,10 @@ from dataclasses import replace
 import pytest
 import torch
 import torch.nn.functional as F
+from PIL import Image
 
 from ickd_lib import data
+from ickd_lib.data.decoded import channel_statistics
 from ickd_lib.runtime import InputError
 
 
@@ -162,3 +164,34 @@ def test_a_superclass_stands_for_all_its_classes(cifar_root):
         splits.train.restricted(["peple", "trees"])
     with pytest.raises(InputError, match="unknown class or superclass 'fish'"):
         splits.train.only(["fish"])  # None of its classes are left.
+
+
+def test_the_only_image_of_a_class_is_not_held_out(tmp_path):
+    for split in ("train", "test"):
+        for name, count in (("a", 6), ("b", 6), ("c", 1)):
+            (tmp_path / split / name).mkdir(parents=True)
+            for i in range(count):
+                Image.new("RGB", (8, 8), (i, 0, 0)).save(tmp_path / split / name / f"{i}.png")
+    train, val, _ = data.load(f"folder:{tmp_path}", val=0.25)
+    assert torch.bincount(train.labels).tolist()[2] == 1 and not (val.labels == 2).any()
+    assert len(train) + len(val) == 13 and set(val.labels.tolist()) == {0, 1}
+
+
+def test_images_without_labels_are_written_into_their_own_folder(tmp_path):
+    splits = data.load("digits", labels=30, unlabelled=50)
+    path = data.write_folder(splits, tmp_path / "written")
+    counts = {c.name: len(list(c.iterdir())) for c in (path / "train").iterdir()}
+    assert counts == {str(digit): 3 for digit in range(10)} and len(list((path / "unlabelled").iterdir())) == 50
+
+
+def test_a_constant_channel_has_a_standard_deviation():
+    for level in range(256):
+        _, std = channel_statistics([torch.full((7, 3, 5, 5), level, dtype=torch.uint8)])
+        assert std == pytest.approx((1 / 255,) * 3)
+
+
+def test_a_share_of_unlabelled_images_without_any_has_the_usual_order():
+    train = data.load("digits", labels=60, unlabelled=40, unlabelled_share=0.5).train
+    known = train.subset((train.labels >= 0).nonzero().squeeze(1))
+    batches = list(data.Sampler(known).batches(20, data_seed=0, epoch=0))
+    assert sorted(torch.cat([one.index for one in batches]).tolist()) == known.index.tolist()

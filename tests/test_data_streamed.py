@@ -366,6 +366,62 @@ def test_if_no_image_of_a_class_can_be_decoded_that_is_an_error(varied):
         list(Sampler(train).batches(8, data_seed=0, epoch=0))
 
 
+@pytest.mark.parametrize("how", ["header", "pixels"])
+def test_unreadable_files_of_varied_sizes_are_left_out_in_memory(varied, how, capsys):
+    damage(varied / "train/class1/3.jpg", how)
+    given = {"crop": "resized", "image_size": 24}
+    with pytest.raises(InputError, match=r"train/class1/3\.jpg cannot be read"):
+        data.load(f"folder:{varied}", **given)
+    capsys.readouterr()
+    train = data.load(f"folder:{varied}", corrupt="skip", **given).train
+    assert train.index.tolist() == [i for i in range(24) if i != 11]
+    assert capsys.readouterr().err.count("train: 1 unreadable files are left out") == 1
+
+
+@pytest.mark.parametrize("given", [{}, {"crop": "resized"}, {"crop": "resized", "stream": True}], ids=str)
+def test_a_class_of_which_no_file_can_be_read_is_an_error(varied, given):
+    for path in (varied / "train/class1").iterdir():
+        damage(path, "header")
+    given = {"image_size": 24} | given
+    with pytest.raises(InputError, match="no image of class 'class1' in folder:data/train can be read"):
+        data.load(f"folder:{varied}", corrupt="skip", **given)
+    for path in (varied / "train").rglob("*.jpg"):
+        damage(path, "header")
+    with pytest.raises(InputError, match="none of the 24 files of folder:data/train can be read"):
+        data.load(f"folder:{varied}", corrupt="skip", **given)
+
+
+def test_links_are_followed_alike_in_memory_and_streamed(folder, tmp_path):
+    elsewhere = write_folder(tmp_path / "elsewhere", train=2, classes=1) / "train/class0"
+    (folder / "train/class1/more").symlink_to(elsewhere, target_is_directory=True)
+    (folder / "train/class1/around").symlink_to(folder / "train", target_is_directory=True)
+    resident, streamed = (data.load(f"folder:{folder}", stream=stream).train for stream in (False, True))
+    assert resident.files == streamed.files and len(resident) == 26
+    assert torch.equal(resident.labels, streamed.labels)
+
+
+@pytest.mark.parametrize("suffix", ["jpg", "webp"])
+def test_an_orientation_in_xmp_data_is_that_of_the_pixels(tmp_path, suffix):
+    folder = write_folder(tmp_path / "data", sizes=((40, 64),), suffix=suffix)
+    xmp = (
+        b'<x:xmpmeta xmlns:x="adobe:ns:meta/"><rdf:RDF xmlns:rdf="http://www.w3.org/1999/02/22-rdf-syntax-ns#">'
+        b'<rdf:Description xmlns:tiff="http://ns.adobe.com/tiff/1.0/" tiff:Orientation="6"/></rdf:RDF></x:xmpmeta>'
+    )
+    path = folder / f"train/class0/0.{suffix}"
+    Image.open(path).copy().save(path, xmp=xmp)
+    assert headers.header_of(path)[:2] == (64, 40)
+    assert headers.decoded(path, headers.header_of(path).jpeg).shape == (3, 64, 40)
+    assert len(data.load(f"folder:{folder}", crop="resized", image_size=24).train) == 24
+
+
+def test_an_empty_file_of_scans_is_written_anew(folder, cache):
+    given = {"stream": True}
+    data.load(f"folder:{folder}", **given)
+    (scan, *_) = cache.glob("scan-*.npz")
+    scan.write_bytes(b"")
+    assert len(data.load(f"folder:{folder}", **given).train) == 24 and scan.stat().st_size > 0
+
+
 def test_too_many_pixels_are_unreadable(folder, monkeypatch):
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 399)
     with pytest.raises(InputError, match=r"20×20 pixels, more than Pillow's limit"):

@@ -9,6 +9,7 @@ import html
 import io
 import json
 import re
+import shutil
 import threading
 import tracemalloc
 
@@ -20,7 +21,7 @@ from matplotlib.figure import Figure
 from PIL import Image
 from test_runs import make_run
 
-from ickd_lib import plots, runs
+from ickd_lib import plots, runs, runtime
 from ickd_lib.runtime import InputError
 from ickd_lib.widgets.runs import RunExplorer
 from ickd_lib.widgets.view import View
@@ -194,6 +195,51 @@ def test_filter_and_order_are_kept_for_the_next_page(explorer):
     explorer.again.click()
     table = sent[-1]["blocks"][0]
     assert table["chosen"] == ["b-kd-0"] and table["filter"] == "kd"
+
+
+def test_the_order_is_kept_by_name_where_columns_vanish(folder):
+    explorer = RunExplorer(folder)
+    ready(explorer)
+    names = [column["name"] for column in explorer.table._last[0][0]["columns"]]
+    assert "state" in names and "NLL" in names
+    choose(explorer, sort=(names.index("NLL"), False))
+    shutil.rmtree(folder / "c-ickd-0")  # the one that is unfinished, so that "state" is the same for all
+    explorer.again.click()
+    table = explorer.table._last[0][0]
+    after = [column["name"] for column in table["columns"]]
+    assert "state" not in after and table["sort"] == [after.index("NLL"), False]
+    choose(explorer, sort=(after.index("agreement, %") if "agreement, %" in after else len(after) - 1, True))
+
+
+def test_several_teachers_have_looks_of_their_own(folder):
+    make_run(folder / "teachers" / "u", network="resnet56", teacher=None)
+    explorer = RunExplorer(folder)
+    ready(explorer)
+    explorer.mean.value = False
+    assert explorer.error == "" and len(plots.style.looks(["teacher", "teacher, seed 1", "pixels", "pixels 2"])) == 4
+
+
+@pytest.mark.parametrize(("task", "primary"), [("segmentation", "miou"), ("detection", "ap")])
+def test_runs_of_other_tasks_have_their_numbers(tmp_path, task, primary):
+    for seed in (0, 1):
+        run = make_run(tmp_path / f"ce-{seed}", seed=seed)
+        config, summary = (runtime.read_json(run.folder / f"{name}.json") for name in ("config", "summary"))
+        config["settings"]["task"] = task
+        kept = {key: value for key, value in summary.items() if "accuracy" not in key and key not in ("nll", "ece")}
+        runtime.write_json(run.folder / "config.json", config)
+        numbers = {"task": task, primary: 0.5 + seed / 10, f"best_{primary}": 0.7}
+        runtime.write_json(run.folder / "summary.json", kept | numbers)
+        lines = (run.folder / "metrics.jsonl").read_text().replace("test_accuracy", f"test_{primary}")
+        (run.folder / "metrics.jsonl").write_text(lines)
+    explorer = RunExplorer(tmp_path)
+    assert explorer.png()[:4] == b"\x89PNG", "before a page is open"
+    explorer.save(tmp_path / "page.html")
+    ready(explorer)
+    table = explorer.table._last[0][0]
+    names = [column["name"] for column in table["columns"]]
+    assert [row["cells"][names.index("last, %")] for row in table["rows"]] == ["50.0", "60.0"]
+    explorer.kind.value = "final metrics"
+    assert explorer.error == ""
 
 
 def test_reload_reads_what_training_wrote(explorer, folder):

@@ -6,9 +6,10 @@ are scaled and transparent pixels are shown on white, and a warning reports how 
 
 from __future__ import annotations
 
+import os
 import re
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
 SIXTEEN_BITS = "16 bits a channel, divided by 257"
 UPPER_BITS = "16 bits in each of several channels, of which Pillow reads the upper 8"
 FLOATING_POINT = "floating-point values, multiplied by 255"
+EXIF = frozenset({"exif", "xmp", "XML:com.adobe.xmp"})  # where Pillow keeps what `getexif` reads
 ORIENTATION = 0x0112  # EXIF tag; from 5 on its values exchange height and width
 TRANSPARENCY = "transparent pixels, composited on white"
 
@@ -37,8 +39,36 @@ def image_files(folder: Path) -> list[Path]:
     from PIL import Image
 
     extensions = Image.registered_extensions()
-    found = (path for path in folder.rglob("*") if path.suffix.lower() in extensions and path.is_file())
-    return sorted(path for path in found if not any(part[0] == "." for part in path.relative_to(folder).parts))
+    if not folder.is_dir():
+        return []
+    found = (Path(entry.path) for _, entries in walked(str(folder)) for entry in entries)
+    return sorted(path for path in found if path.suffix.lower() in extensions)
+
+
+def walked(folder: str) -> Iterator[tuple[str, list[os.DirEntry[str]]]]:
+    """Yield the files in a folder and in all folders below it, without hidden files and folders.
+
+    Links are followed, but not to a folder that contains the link.
+
+    Returns:
+        For each folder, its path relative to `folder`, with "/" and "" for `folder` itself, and its files in no order.
+    """
+    real = os.path.realpath(folder)
+    waiting: list[tuple[str, str, tuple[str, ...]]] = [("", real, (real,))]
+    while waiting:
+        below, real, around = waiting.pop()
+        files = []
+        with os.scandir(os.path.join(folder, below)) as entries:
+            for entry in entries:
+                if entry.name[0] == ".":
+                    continue
+                if not entry.is_dir():
+                    files.append(entry)
+                    continue
+                target = os.path.realpath(entry.path) if entry.is_symlink() else os.path.join(real, entry.name)
+                if target not in around and not f"{real}{os.sep}".startswith(f"{target}{os.sep}"):
+                    waiting.append((f"{below}/{entry.name}" if below else entry.name, target, (*around, target)))
+        yield below, files
 
 
 def decode(
@@ -122,7 +152,7 @@ def size_of(path: Path) -> tuple[int, int]:
 
     try:
         with Image.open(path) as file:
-            turned = "exif" in file.info and file.getexif().get(ORIENTATION, 1) >= 5
+            turned = not EXIF.isdisjoint(file.info) and file.getexif().get(ORIENTATION, 1) >= 5
             return (file.width, file.height) if turned else (file.height, file.width)
     except Exception as error:
         raise InputError(f"{path} cannot be read ({error}); repair or remove it") from None

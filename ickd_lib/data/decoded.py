@@ -110,10 +110,12 @@ def channel_statistics(parts: Iterable[Tensor]) -> tuple[tuple[float, ...], tupl
         counts += torch.stack([torch.bincount(pixels.select(-3, c).flatten(), minlength=256) for c in range(3)])
     level = torch.arange(256, dtype=torch.float64) / 255
     mean = (counts @ level) / counts.sum(1)
-    std = ((counts @ level**2) / counts.sum(1) - mean**2).sqrt().clamp(min=1 / 255)
+    std = ((counts @ level**2) / counts.sum(1) - mean**2).clamp(min=0).sqrt().clamp(min=1 / 255)
     return tuple(mean.tolist()), tuple(std.tolist())
 
 
 def fingerprint_of_file(path: Path) -> str:
     """Return a fingerprint of the bytes of a file."""
-    return runtime.fingerprint(torch.frombuffer(bytearray(path.read_bytes()), dtype=torch.uint8))
+    content = bytearray(path.read_bytes())
+    none = torch.empty(0, dtype=torch.uint8)
+    return runtime.fingerprint(torch.frombuffer(content, dtype=torch.uint8) if content else none)

@@ -18,8 +18,8 @@ def write_folder(splits: Splits, path: str | Path, *, labels: int = 0) -> Path:
     Args:
         splits: training and test images, whose classes have names that can be names of folders.
         path: the folder to write.
-        labels: number of training images that keep their label, stratified by class; the others are written into
-            PATH/unlabelled. With 0, all keep it.
+        labels: number of training images that keep their label, stratified by class; the others, and images without a
+            label, are written into PATH/unlabelled. With 0, all keep it.
     Returns:
         The path.
     """
@@ -29,7 +29,8 @@ def write_folder(splits: Splits, path: str | Path, *, labels: int = 0) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=path.parent) as made:
         part = Path(made, path.name)
-        labelled = splits.train.few(labels) if labels else splits.train
+        labelled = splits.train.subset((splits.train.labels >= 0).nonzero().squeeze(1))
+        labelled = labelled.few(labels) if labels else labelled
         _write(labelled, part / "train", by_class=True)
         _write(splits.test, part / "test", by_class=True)
         others = splits.train.subset((~torch.isin(splits.train.index, labelled.index)).nonzero().squeeze(1))

@@ -14,6 +14,7 @@ import numpy as np
 from tqdm import tqdm
 
 from ickd_lib import runtime
+from ickd_lib.data.decode import walked
 from ickd_lib.data.headers import header_of
 from ickd_lib.runtime import InputError
 
@@ -71,7 +72,7 @@ def listed(root: Path, folders: Sequence[str]) -> tuple[Files, list[int]]:
     extensions = frozenset(Image.registered_extensions())
     with ThreadPoolExecutor() as pool:
         found = list(pool.map(lambda folder: _in_folder(root, folder, extensions), folders))
-    names, lengths, bytes_of, modified = (b"".join(part) for part in zip(*found, strict=True))
+    names, lengths, bytes_of, modified = (b"".join(one[part] for one in found) for part in range(4))
     count = len(lengths) // 8
     return Files(
         str(root),
@@ -87,22 +88,16 @@ def listed(root: Path, folders: Sequence[str]) -> tuple[Files, list[int]]:
 def _in_folder(root: Path, folder: str, extensions: frozenset[str]) -> tuple[bytes, bytes, bytes, bytes]:
     """Return names, lengths of the names, sizes and times of the image files in a folder, as bytes of arrays."""
     found: list[tuple[list[str], int, int]] = []
-    waiting = [folder]
-    while waiting:
-        below = waiting.pop()
-        with os.scandir(os.path.join(root, below)) as entries:
-            for entry in entries:
-                name = f"{below}/{entry.name}"
-                if entry.name[0] == ".":
-                    continue
-                if entry.is_dir():
-                    waiting.append(name)
-                elif os.path.splitext(name)[1].lower() in extensions:
-                    try:
-                        about = entry.stat()
-                        found.append((name.split("/"), about.st_size, about.st_mtime_ns))
-                    except OSError:  # a link to a missing file, which the scan reports
-                        found.append((name.split("/"), -1, 0))
+    for below, entries in walked(os.path.join(root, folder)):
+        start = "/".join(filter(None, (folder, below)))
+        for entry in entries:
+            name = f"{start}/{entry.name}"
+            if os.path.splitext(name)[1].lower() in extensions:
+                try:
+                    about = entry.stat()
+                    found.append((name.split("/"), about.st_size, about.st_mtime_ns))
+                except OSError:  # a link to a missing file, which the scan reports
+                    found.append((name.split("/"), -1, 0))
     found.sort()  # part by part, as paths are sorted
     names = ["/".join(parts).encode("utf-8", "surrogateescape") for parts, _, _ in found]
     numbers = ([len(name) for name in names], [size for _, size, _ in found], [time for _, _, time in found])
@@ -171,7 +166,7 @@ def _known(files: Files, kept: Path, sizes: np.ndarray, kind: np.ndarray) -> np.
     try:
         with np.load(kept) as content:
             old = Files(files.root, *(content[name] for name in FIELDS))
-    except (OSError, ValueError, KeyError, zipfile.BadZipFile):  # there is none, or it is damaged
+    except (OSError, EOFError, ValueError, KeyError, zipfile.BadZipFile):  # there is none, or it is damaged
         return known
     if len(old) == len(files) and np.array_equal(old.ends, files.ends) and np.array_equal(old.names, files.names):
         at = np.arange(len(files))

@@ -48,10 +48,14 @@ def header_of(path: Path) -> Header:
 
 
 def _frame(file: BinaryIO) -> Header | None:
-    """Return the header of a JPEG file; height and width are 0 if it has EXIF data, and None if it is no such file."""
+    """Return the header of a JPEG file; None if it is no such file.
+
+    Height and width are 0 if it has EXIF data. Pillow reads a file whose orientation is in XMP data, which torchvision
+    ignores.
+    """
     if file.read(2) != b"\xff\xd8":
         return None
-    turned = False
+    turned, of_xmp = False, False
     while True:
         start = file.read(4)
         if len(start) < 4 or start[0] != 0xFF:
@@ -67,13 +71,18 @@ def _frame(file: BinaryIO) -> Header | None:
                 return None
             height, width = int.from_bytes(frame[1:3], "big"), int.from_bytes(frame[3:5], "big")
             known = marker in FRAMES and frame[0] == 8 and frame[5] in (1, 3) and height > 0 and width > 0
+            known &= not of_xmp
             return Header(0, 0, known) if turned or not known else Header(height, width, True)
         if marker == 0xDA or length < 2:  # the image data begin without a frame
             return None
         body = length - 2
         if marker == 0xE1:
-            turned |= file.read(min(body, 4)) == b"Exif"
-            body -= min(body, 4)
+            start = file.read(min(body, 4))
+            body -= len(start)
+            turned |= start == b"Exif"
+            if start == b"http":  # XMP
+                rest = file.read(body)
+                of_xmp, body = of_xmp or b"Orientation" in rest, body - len(rest)
         file.seek(body, 1)
 
 

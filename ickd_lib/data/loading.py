@@ -13,6 +13,7 @@ import torch
 from ickd_lib.data import selection, sets
 from ickd_lib.data.dense import DenseImages
 from ickd_lib.data.images import Splits
+from ickd_lib.data.labelled import LabelledImages
 from ickd_lib.data.strong import augmentation
 from ickd_lib.runtime import InputError
 from ickd_lib.runtime.arguments import BelowOne, Natural, checked
@@ -130,9 +131,11 @@ def load(
     if not val:
         held_out = held_out.subset(torch.arange(0))
     elif not len(held_out):
-        drawn = train.draw(round(val * len(train)), seed)
         rest = torch.ones(len(train), dtype=torch.bool)
-        rest[drawn] = False
+        rest[train.draw(round(val * len(train)), seed)] = False
+        if isinstance(train, LabelledImages):  # a class with one image keeps it
+            rest |= (torch.bincount(train.labels[rest], minlength=len(train.classes)) == 0)[train.labels]
+        drawn = (~rest).nonzero().squeeze(1)
         held_out = replace(train.subset(drawn), name=held_out.name)
         train = train.subset(rest.nonzero().squeeze(1))
         taken = held_out.index.tolist()

@@ -121,17 +121,11 @@ def region(
 def _separation(unit: Tensor, labels: Tensor, samples: int) -> dict[str, float] | None:
     if int((torch.bincount(labels) >= 2).sum()) < 2:
         return None
-    try:
-        found = metrics.separation(unit, labels, samples=samples)
-    except ZeroDivisionError:
-        return None
-    except ValueError:  # the random sample of the silhouette is of one class, because the others are rare
+    found = metrics.separation(unit, labels, samples=samples)
+    if np.isnan(found["silhouette"]):  # its random sample is of one class, because the others are rare
         most = labels == labels.mode().values
         few, many = (~most).nonzero().squeeze(1), most.nonzero().squeeze(1)
         shuffled = many[torch.randperm(len(many), generator=runtime.generator("region"))]
         kept = torch.cat([few, shuffled])[:samples]
-        try:
-            found = metrics.separation(unit[kept], labels[kept], samples=samples)
-        except (ValueError, ZeroDivisionError):
-            return None
+        found = metrics.separation(unit[kept], labels[kept], samples=samples)
     return found if all(np.isfinite(value) for value in found.values()) else None

@@ -14,6 +14,7 @@ from torch import Tensor
 from ickd_lib.data import Images
 from ickd_lib.memory import MemoryBank
 from ickd_lib.models import Network, Output
+from ickd_lib.runtime import InputError
 from ickd_lib.tasks import Classification, Task
 
 
@@ -38,6 +39,14 @@ class SampleSet:
 
     def __len__(self) -> int:
         return len(self.labels)
+
+    def require_labels(self) -> None:
+        """Raise InputError if some of the samples have no label."""
+        if count := int((self.labels < 0).sum()):
+            raise InputError(
+                f"{count} of the {len(self)} images of {self.name} have no label; give the labelled ones, "
+                "images.subset((images.labels >= 0).nonzero().squeeze(1)), and a bank of these"
+            )
 
     @property
     def name(self) -> str:

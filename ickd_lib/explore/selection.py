@@ -94,7 +94,7 @@ class _Finder:
             return self._predictions(prefix, rest, word)
         if word in ("wrong", "right") or CONFIDENCE.fullmatch(word):
             return self._predictions(self.of, word, word)
-        return _classes_with(word, self.samples)[self.labels]
+        return _classes_with(word, self.samples)[self.labels] & (self.labels >= 0)
 
     def _known(self, name: str) -> bool:
         return name in self.logits or name in ("teacher", "student")

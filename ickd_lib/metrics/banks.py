@@ -26,7 +26,7 @@ def retrieval(bank: MemoryBank, images: Images, *, k: int = 8, features: Tensor 
     Returns:
         precision@k: share of the k neighbours that have the query's class.
         precision@1: the same for the nearest row alone.
-        chance: expected precision of randomly drawn rows.
+        chance: mean share of the query's class in the bank, the query's own row included.
         superclass_precision@k: share of the k neighbours that have the query's superclass, if there are superclasses.
     Raises:
         InputError: k is below 1, or a query has fewer than k other rows.

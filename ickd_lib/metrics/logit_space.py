@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -20,8 +22,8 @@ def separation(logits: Tensor, labels: Tensor, *, unit: bool = True, samples: in
     Returns:
         within: mean distance of a sample to the mean of its class.
         between: mean distance between two class means.
-        ratio: between / within.
-        silhouette: mean silhouette coefficient (Rousseeuw 1987), from -1 to 1.
+        ratio: between / within; infinite if no class has two different samples.
+        silhouette: mean silhouette coefficient (Rousseeuw 1987), from -1 to 1; NaN if no class has two samples.
         margin: mean over samples of the distance to the nearest mean of another class minus the distance to the
             mean of the sample's class.
         negative_margin: share of samples whose margin is below 0.
@@ -32,11 +34,12 @@ def separation(logits: Tensor, labels: Tensor, *, unit: bool = True, samples: in
     labels = labels.cpu()
     within, between = to_own.mean().item(), F.pdist(means).mean().item()
     chosen = torch.randperm(len(labels), generator=torch.Generator().manual_seed(0))[:samples]
+    several = 1 < len(labels[chosen].unique()) < len(chosen)
     return {
         "within": within,
         "between": between,
-        "ratio": between / within,
-        "silhouette": float(silhouette_score(space[chosen].numpy(), labels[chosen].numpy())),
+        "ratio": between / within if within else math.inf,
+        "silhouette": float(silhouette_score(space[chosen].numpy(), labels[chosen].numpy())) if several else math.nan,
         "margin": (to_other - to_own).mean().item(),
         "negative_margin": (to_other < to_own).double().mean().item(),
     }

@@ -114,15 +114,15 @@ def _training(rows: Sequence[Row]) -> Markup:
         plain([name])[0]: [runs.averaged([runs.records(row) for row in alike]) for alike in seeds]
         for name, seeds in runs.named(rows).items()
     }
-    primary = task_of(rows[0]).primary
-    metric = {"miou": "mIoU", "ap": "AP"}.get(primary, primary.capitalize())
     blocks: list[Any] = []
-    for key, of in ((f"val_{primary}", "images held out of train"), (f"test_{primary}", "test images")):
-        shown = {name: seeds for name, seeds in named.items() if _common(seeds, key)}
-        if shown:
-            words, draw = f"{metric} on the {of}", partial(plots.curves, shown, key)
-            blocks += [element("h3", words), figure(draw, f"{words} over the epochs")]
-            break
+    for primary in dict.fromkeys(task_of(row).primary for row in rows):
+        metric = {"miou": "mIoU", "ap": "AP"}.get(primary, primary.capitalize())
+        for key, of in ((f"val_{primary}", "images held out of train"), (f"test_{primary}", "test images")):
+            shown = {name: seeds for name, seeds in named.items() if _common(seeds, key)}
+            if shown:
+                words, draw = f"{metric} on the {of}", partial(plots.curves, shown, key)
+                blocks += [element("h3", words), figure(draw, f"{words} over the epochs")]
+                break
     losses = {name: seeds for name, seeds in named.items() if _common(seeds, "loss")}
     if losses:
         draw = partial(plots.losses, losses)

@@ -21,7 +21,7 @@ def similarities(same: Any, other: Any, *, bins: int = 50) -> Figure:
         same, other: cosine of each query to the nearest row of its own class and of another class, [N] each.
         bins: number of bins of each histogram.
     """
-    same, other = array(same), array(other)
+    same, other = (np.minimum(array(values), 1) for values in (same, other))  # rounding can exceed 1
     figure, (left, right) = plt.subplots(1, 2, figsize=(WIDTH, 3.6), layout="constrained")
     edges = np.linspace(min(same.min(), other.min()), 1, bins + 1)
     left.hist(same, edges, color=SAME, alpha=0.65, label="of its own class")

@@ -143,8 +143,9 @@ def looks(names: Iterable[str]) -> list[dict[str, Any]]:
         if n:
             colour = to_rgb(look["color"])
             look["color"] = tuple(max(0.7**n, 0.3) * part for part in colour)
-            look["linestyle"] = LINES[(LINES.index(look["linestyle"]) + n) % len(LINES)]
-            look["marker"] = MARKERS[(MARKERS.index(look["marker"]) + n) % len(MARKERS)]
+            for key, every in (("linestyle", LINES), ("marker", MARKERS)):
+                at = every.index(look[key]) if look[key] in every else 0
+                look[key] = every[(at + n) % len(every)]
         found.append(look)
     return found
 

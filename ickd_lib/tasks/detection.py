@@ -17,7 +17,7 @@ from ickd_lib.models.inspection import evaluating
 from ickd_lib.runtime import InputError
 from ickd_lib.runtime.distributed import gather, gather_objects, share
 from ickd_lib.tasks.base import Column, Samples, Task, places_of, register
-from ickd_lib.tasks.pictures import box_mask, crop, whole
+from ickd_lib.tasks.pictures import box_mask, crops, whole
 
 PASS = 16  # number of images that are evaluated in one pass
 
@@ -163,7 +163,7 @@ class Detection(Task):
         return images.index[image[places_of(flat.key, keys, images.name)]]
 
     def pictures(self, images: DenseImages, keys: Tensor) -> Tensor:  # type: ignore[override]
-        return torch.stack([crop(image, mask, dim=False) for image, mask in _boxes(images, keys)])
+        return crops(_boxes(images, keys), dim=False)
 
     def whole_image(self, images: DenseImages, key: int) -> Tensor:  # type: ignore[override]
         ((image, mask),) = _boxes(images, torch.tensor([key], device=images.index.device))

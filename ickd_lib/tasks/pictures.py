@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -35,6 +37,12 @@ def crop(image: Tensor, mask: Tensor, *, dim: bool) -> Tensor:
     left, top = _start(left, right, side, width), _start(top, bottom, side, height)
     edges = (-left, left + side - width, -top, top + side - height)  # negative numbers cut off
     return _drawn(F.pad(image, edges, value=GREY), F.pad(mask, edges, value=False), (SIDE, SIDE), dim)
+
+
+def crops(samples: Sequence[tuple[Tensor, Tensor]], *, dim: bool) -> Tensor:
+    """Return the pictures of some samples, each an image and a mask: uint8, shape [n, 3, SIDE, SIDE]; see `crop`."""
+    found = [crop(image, mask, dim=dim) for image, mask in samples]
+    return torch.stack(found) if found else torch.empty(0, 3, SIDE, SIDE, dtype=torch.uint8)
 
 
 def whole(image: Tensor, mask: Tensor, *, dim: bool) -> Tensor:

@@ -18,7 +18,7 @@ from ickd_lib.models.inspection import evaluating
 from ickd_lib.runtime import InputError, NotFinite
 from ickd_lib.runtime.distributed import gather, share, total
 from ickd_lib.tasks.base import Column, Pixels, Samples, Task, places_of, positions, register
-from ickd_lib.tasks.pictures import crop, whole
+from ickd_lib.tasks.pictures import crops, whole
 
 LARGEST = 64  # height and width of maps up to which a CPU enlarges them by a product of matrices
 PASS = 2**18  # largest number of pixels that are evaluated in one pass, if it has several images
@@ -161,7 +161,7 @@ class Segmentation(Task):
         return keys // len(images.classes)
 
     def pictures(self, images: DenseImages, keys: Tensor) -> Tensor:  # type: ignore[override]
-        return torch.stack([crop(image, mask, dim=True) for image, mask in _regions(images, keys)])
+        return crops(_regions(images, keys), dim=True)
 
     def whole_image(self, images: DenseImages, key: int) -> Tensor:  # type: ignore[override]
         ((image, mask),) = _regions(images, torch.tensor([key], device=images.index.device))

@@ -189,14 +189,14 @@ class AttributionExplorer(Explorer):
             self.found = found = self.attributor.attribute(outputs, at, label=label)
             self.back.disabled = len(self.path) == 1
             order, score = self._ranked()
-            count = min(SHOWN, len(order) // 2)
+            up, down = order[score > 0], order[score < 0].flip(0)
             chosen: list[tuple[str, str, Tensor, Tensor]] = [
-                (f"raised the margin of {train.classes[found.label]}", "same", order[:count], score[:count]),
+                (f"raised the margin of {train.classes[found.label]}", "same", up[:SHOWN], score[score > 0][:SHOWN]),
                 (
                     f"lowered the margin of {train.classes[found.label]}",
                     "other",
-                    order.flip(0)[:count],
-                    score.flip(0)[:count],
+                    down[:SHOWN],
+                    score[score < 0].flip(0)[:SHOWN],
                 ),
                 *self._context(),
             ]
@@ -211,7 +211,7 @@ class AttributionExplorer(Explorer):
             column = {"kind": "column", "blocks": [blocks.query_tile(location, colour, shape), answer]}
             bars = blocks.bars(location, probabilities, displayed, colour, 1.0)
             rows, start = [], 1
-            for title, tone, positions, values in chosen:
+            for title, tone, positions, values in (one for one in chosen if len(one[2])):
                 rows.append(self._tiles(title, tone, positions, values, start, colour, shape))
                 start += len(positions)
             self.view.show(

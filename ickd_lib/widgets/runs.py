@@ -17,6 +17,7 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 from ickd_lib import plots, runs, runtime
+from ickd_lib.runs.seeds import task_of
 from ickd_lib.runtime import InputError
 from ickd_lib.widgets import gallery
 from ickd_lib.widgets.terms import TERMS
@@ -36,8 +37,8 @@ COLUMNS: dict[str, tuple[bool, Callable[[dict[str, Any]], str]]] = {
     "seed": (True, lambda row: str(row["seed"])),
     "epochs": (True, lambda row: f"{row['epoch']}/{row['epochs']}"),
     "state": (False, lambda row: row["state"]),
-    "last, %": (True, lambda row: _number(row, "accuracy", 100, 1)),
-    "best, %": (True, lambda row: _number(row, "best_accuracy", 100, 1)),
+    "last, %": (True, lambda row: _number(row, task_of(row).primary, 100, 1)),
+    "best, %": (True, lambda row: _number(row, f"best_{task_of(row).primary}", 100, 1)),
     "NLL": (True, lambda row: _number(row, "nll", 1, 3)),
     "ECE, %": (True, lambda row: _number(row, "ece", 100, 1)),
     "agreement, %": (True, lambda row: _number(row, "agreement", 100, 1)),
@@ -75,6 +76,8 @@ class RunExplorer(Explorer):
         self._read()
         self.chosen = [runtime.choose(name, self.rows, "run") for name in chosen]
         self._kept: dict[str, Any] = {"filter": "", "sort": None}  # state of the table, received from the page
+        self._shown: list[str] = []  # columns of the table
+        self._sort = "", True  # the column by which it is sorted, and whether in descending order
         self._records: dict[str, list[dict[str, float]]] = {}  # of each run, kept until a reload
         self._drawing = self._dark = False  # whether the figure is being drawn, and was drawn for a dark theme
 
@@ -163,11 +166,17 @@ class RunExplorer(Explorer):
     def _figures(self, kind: str) -> list[Figure]:
         if kind == "final metrics":
             found = {name: _finals(seeds) for name, seeds in self.drawn(kind).items()}
-            best = {name: statistics.fmean(numbers.get("accuracy, %", [0])) for name, numbers in found.items()}
+            best = {name: statistics.fmean(next(iter(numbers.values()), [0])) for name, numbers in found.items()}
             return [plots.finals(dict(sorted(found.items(), key=lambda item: -best[item[0]])))]
         curves = self._curves()
         if kind == "loss terms":
             return [plots.losses(curves)]
+        if not self._drawing:  # no page has been displayed yet, or the chosen runs have changed since
+            self._drawing = True
+            try:
+                self._offer()
+            finally:
+                self._drawing = False
         number = self.number.value  # seeds without it, because they have not been evaluated yet, are left out
         have = {name: [seed for seed in seeds if any(number in r for r in seed)] for name, seeds in curves.items()}
         return [plots.curves({name: seeds for name, seeds in have.items() if seeds}, number)]
@@ -224,9 +233,11 @@ class RunExplorer(Explorer):
         lines = zip(*(cells[name] if name != "run" else self._names() for name in shown), strict=True)
         rows = [{"key": run, "cells": list(texts)} for run, texts in zip(self.rows, lines, strict=True)]
         title = f"runs below {self.folder}"
-        if self._kept["sort"] is None:
+        by, down = self._sort
+        if by not in shown:
             by = next((name for name in ("last, %", "best, %") if name in shown), "run")
-            self._kept["sort"] = [shown.index(by), by != "run"]
+            down = by != "run"
+        self._shown, self._kept["sort"] = shown, [shown.index(by), down]
         note = ", ".join(f"{name} {text}" for name, text in common.items() if text)
         table = {"kind": "choices", "title": title, "columns": columns, "rows": rows}
         more = f"; and {len(self.damaged) - 1} more damaged runs" if len(self.damaged) > 1 else ""
@@ -303,7 +314,8 @@ class RunExplorer(Explorer):
                 self._list()
             elif event == "choices":
                 state = json.loads(key)
-                self._kept = {"filter": state["filter"], "sort": state["sort"]}
+                self._kept, (at, down) = {"filter": state["filter"], "sort": state["sort"]}, state["sort"]
+                self._sort = self._shown[at], down
                 before, chosen = self.chosen, set(state["chosen"])
                 self.chosen = [run for run in self.rows if run in chosen]
                 self.table._last[0][0].update(self._kept, chosen=self.chosen)  # for pages that are opened later
@@ -362,6 +374,16 @@ class RunExplorer(Explorer):
 
 
 def _finals(seeds: list[list[dict[str, Any]]]) -> dict[str, list[float]]:
-    """Return one value per seed for each name in FINALS. Runs that count as one seed are averaged."""
-    found = {name: [[row[key] for row in alike if key in row] for alike in seeds] for name, key in FINALS.items()}
+    """Return one value per seed for each final number of the task. Runs that count as one seed are averaged."""
+    task = task_of(seeds[0][0])
+    names = (
+        FINALS
+        if task.name == "classification"
+        else {
+            column.heading if "%" in column.heading else f"{column.heading}, %": column.key
+            for column in task.columns
+            if not column.key.startswith("best_")
+        }
+    )
+    found = {name: [[row[key] for row in alike if key in row] for alike in seeds] for name, key in names.items()}
     return {name: [statistics.fmean(some) for some in values if some] for name, values in found.items() if any(values)}

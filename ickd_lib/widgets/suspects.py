@@ -169,5 +169,6 @@ class SuspectExplorer(Explorer):
         """Return the keys of the neighbours of the sample with this key, the nearest first."""
         row = self.bank.rows(torch.tensor([key], device=self.bank.labels.device))
         cosine = self.bank.features.float() @ self.bank.features[row[0]].float()
-        cosine[row] = -torch.inf
-        return self.bank.index[cosine.topk(min(self.neighbours, len(self.bank) - 1)).indices]
+        filled = self.bank.filled
+        cosine[~filled], cosine[row] = -torch.inf, -torch.inf
+        return self.bank.index[cosine.topk(min(self.neighbours, int(filled.sum()) - 1)).indices]

@@ -97,7 +97,7 @@ TERMS = {
     "seed": "The seed of initialisation and random numbers.",
     "epochs": "Finished epochs of all epochs.",
     "state": "Whether the run is finished.",
-    "last, %": "Test accuracy after the last epoch.",
+    "last, %": "Test accuracy after the last epoch; mIoU in segmentation, AP in detection.",
     "best, %": "The highest test accuracy of all epochs, which is optimistic because the test images choose the epoch.",
     "NLL": "Negative log-likelihood of the test labels: the mean of -log p of the label.",
     "ECE, %": "Expected calibration error: how far the confidence differs from the accuracy.",

@@ -9,7 +9,6 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from ickd_lib import runtime
 from ickd_lib.data.crops import ResizedCrop
 from ickd_lib.data.decode import decode, image_files
 from ickd_lib.data.files import listed
@@ -72,7 +71,9 @@ class Folder(FileDataSet):
         rows = {split: self._rows(split, paths, failed.get(split, [])) for split, paths in files.items()}
         if any(failed.values()):
             pixels = {split: pixels[split][kept] for split, kept in rows.items()}
-            labels = {split: labels[split][kept] for split, kept in rows.items()}
+            for split, kept in rows.items():
+                self.require_rest(split, labels[split], kept, classes)
+                labels[split] = labels[split][kept]
         splits = self.splits(pixels, labels, classes=classes, pad=pixels["train"].shape[-1] // 8, flip=True)
         named = {name: tuple(file.relative_to(self.path).as_posix() for file in files[name]) for name in files}
         return Splits(
@@ -109,9 +110,7 @@ class Folder(FileDataSet):
         """Return the rows of the files that could be read, and print how many could not."""
         readable = torch.ones(len(files), dtype=torch.bool)
         readable[failed] = False
-        if failed:
-            first = files[failed[0]]
-            runtime.notice(f"{self.title}/{split}: {len(failed):,} unreadable files are left out, such as {first}")
+        self.tell_unreadable(split, [files[i] for i in failed])
         return readable.nonzero().squeeze(1)
 
     def _split_folders(self) -> dict[str, Path]:

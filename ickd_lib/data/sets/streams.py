@@ -48,6 +48,29 @@ class FileDataSet(DataSet):
         runtime.notice(f"{self.title} is {where}: {why} take {size} decoded, and {limit} available")
         return fits
 
+    def tell_unreadable(self, split: str, files: Sequence[Path]) -> None:
+        """Print how many files of a split are left out because they cannot be read, if there are any."""
+        if files:
+            runtime.notice(f"{self.title}/{split}: {len(files):,} unreadable files are left out, such as {files[0]}")
+
+    def require_rest(self, split: str, labels: Tensor, rows: Tensor, classes: Sequence[str]) -> None:
+        """Raise InputError if unreadable files leave a split without an image, or train without one of a class.
+
+        Args:
+            split: its name.
+            labels: class of every file, shape [M]; -1 for a file without a label.
+            rows: positions of the files that can be read.
+            classes: names of the classes.
+        """
+        if len(labels) and not len(rows):
+            raise InputError(f"none of the {len(labels)} files of {self.title}/{split} can be read; repair them")
+        if split == "train":
+            lost = set(labels.tolist()) - set(labels[rows].tolist()) - {-1}
+            if lost:
+                raise InputError(
+                    f"no image of class {classes[min(lost)]!r} in {self.title}/train can be read; repair some of them"
+                )
+
     def streams(
         self,
         files: Mapping[str, tuple[Files, Tensor]],
@@ -73,7 +96,10 @@ class FileDataSet(DataSet):
             for split, given in scans.items()
         }
         if pad is None and self._fits(scans):
-            sources = {split: _kept(given, rows[split], split) for split, given in scans.items()}
+            for name, given in scans.items():
+                sources[name], rows[name] = self._kept(given, rows[name], name)
+        for name, (_, labels) in files.items():
+            self.require_rest(name, labels, rows[name], classes)
 
         def split(name: str) -> StreamedImages:
             source, labels = (sources[name], files[name][1]) if name in files else (sources["train"], torch.empty(0))
@@ -113,6 +139,32 @@ class FileDataSet(DataSet):
             runtime.notice(f"{self.title}/{split}: {len(broken):,} unreadable files are left out, such as {reason}")
         return torch.from_numpy((files.kind != UNREADABLE).nonzero()[0])
 
+    def _kept(self, files: Files, rows: Tensor, split: str) -> tuple[KeptSource, Tensor]:
+        """Decode the files in some rows into one block of memory, and return it with the rows that could be decoded."""
+        lengths = 3 * files.sizes.astype(np.int64).prod(1)
+        source = KeptSource(files, torch.empty(int(lengths.sum()), dtype=torch.uint8), lengths.cumsum())
+        failed: list[int] = []
+
+        def read(some: np.ndarray) -> np.ndarray:
+            for i in some.tolist():
+                place = source[i]
+                try:
+                    image = decoded(files.path(i), bool(files.kind[i] > 1))
+                except InputError:
+                    if self.corrupt == "stop":
+                        raise
+                    failed.append(i)
+                    continue
+                if image.shape != place.shape:
+                    raise InputError(f"{files.path(i)} was changed while it was read; start again")
+                place.copy_(image)
+            return some
+
+        parts = np.split(rows.numpy(), range(AT_ONCE, len(rows), AT_ONCE))
+        for_all(read, parts, f"reading {split}", len(rows), len)
+        self.tell_unreadable(split, [files.path(i) for i in sorted(failed)])
+        return source, rows[~torch.isin(rows, torch.tensor(failed, dtype=torch.long))]
+
     def _pad_crop(self, scans: Mapping[str, Files], rows: Mapping[str, Tensor]) -> PadCrop:
         """Return the crops of a folder of equally sized images; see `Folder`."""
         size = (self.image_size, self.image_size)
@@ -141,24 +193,6 @@ def class_files(folder: Path, classes: Sequence[str]) -> tuple[Files, Tensor]:
     files, counts = listed(folder, present)
     of = torch.tensor([list(classes).index(name) for name in present], dtype=torch.long)
     return files, of.repeat_interleave(torch.tensor(counts, dtype=torch.long))
-
-
-def _kept(files: Files, rows: Tensor, what: str) -> KeptSource:
-    """Decode all readable files into one block of memory."""
-    lengths = 3 * files.sizes.astype(np.int64).prod(1)
-    source = KeptSource(files, torch.empty(int(lengths.sum()), dtype=torch.uint8), lengths.cumsum())
-
-    def read(some: np.ndarray) -> np.ndarray:
-        for i in some.tolist():
-            image, place = decoded(files.path(i), bool(files.kind[i] > 1)), source[i]
-            if image.shape != place.shape:
-                raise InputError(f"{files.path(i)} was changed while it was read; start again")
-            place.copy_(image)
-        return some
-
-    parts = np.split(rows.numpy(), range(AT_ONCE, len(rows), AT_ONCE))
-    for_all(read, parts, f"reading {what}", len(rows), len)
-    return source
 
 
 def _statistics(train: StreamedImages) -> tuple[tuple[float, ...], tuple[float, ...]]:
