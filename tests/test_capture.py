@@ -1,5 +1,6 @@
 """A step that is captured once and replayed trains like one that runs each time; a tape stands in for a CUDA graph."""
 
+import gc
 import warnings
 from dataclasses import replace
 
@@ -8,7 +9,7 @@ import registered
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from ickd_lib import methods, training
+from ickd_lib import methods, tasks, training
 from ickd_lib.memory import MemoryBank
 from ickd_lib.training import Recipe, Student, distillation
 from ickd_lib.training.capture import HostReads
@@ -126,6 +127,24 @@ def test_a_replayed_step_trains_as_one_that_is_run(method, digits, teacher, bank
     assert Tape.made == (2 if method == "finetune" else method not in UNFIT)  # finetune has two phases
     reads = method == "refilled"  # in its first phase, which on a GPU does not
     assert [f"{method}: its step reads values on the host" in str(one.message) for one in warned] == [True] * reads
+
+
+@pytest.mark.parametrize("method", ["kd", "ickd", "at", "refilled", "dml"])
+def test_nothing_of_a_step_is_alive_after_it(method, digits, teacher, bank):
+    """Without the help of Python's garbage collection; what is left would keep memory, and fail a capture."""
+    alive = []
+
+    class Watch(training.Callback):
+        def step(self, loop):
+            alive.append(sum(isinstance(one, tasks.Samples) for one in gc.get_objects()))
+
+    gc.collect()
+    gc.disable()
+    try:
+        train(two(method), digits, teacher, bank, callbacks=[Watch()])
+    finally:
+        gc.enable()
+    assert alive and not any(alive)
 
 
 def test_draws_differ_from_step_to_step(digits, teacher, bank, replaying):

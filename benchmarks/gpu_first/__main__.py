@@ -22,6 +22,7 @@ import sys
 import tempfile
 import time
 import traceback
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -44,6 +45,8 @@ STEPS: dict[str, Callable[[Setting], dict[str, Any]]] = {
     "captured-bf16": comparisons.captured_bf16,
     "one-pass": comparisons.one_pass,
     "phases": comparisons.phases,
+    "decomposition": comparisons.decomposition,
+    "adamw": comparisons.adamw,
     "cache": comparisons.cache,
     "resume": comparisons.resume,
     "retrieval": measurements.retrieved,
@@ -56,8 +59,17 @@ STEPS: dict[str, Callable[[Setting], dict[str, Any]]] = {
 
 
 def attempt(step: Callable[[Setting], dict[str, Any]], setting: Setting) -> dict[str, Any]:
-    """Run a step and return its verdict and its seconds, and what it measured or the end of the traceback."""
+    """Run a step and return its verdict, its seconds and its warnings, and what it measured or the traceback's end."""
     began = time.perf_counter()
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        found = _verdict(step, setting)
+    if texts := list(dict.fromkeys(str(one.message) for one in caught)):
+        found["warnings"] = texts
+    return found | {"seconds": round(time.perf_counter() - began, 2)}
+
+
+def _verdict(step: Callable[[Setting], dict[str, Any]], setting: Setting) -> dict[str, Any]:
     try:
         found = {"verdict": "ok"} | step(setting)
         if setting.device.type == "cuda":
@@ -72,7 +84,19 @@ def attempt(step: Callable[[Setting], dict[str, Any]], setting: Setting) -> dict
             "verdict": f"FAILED: {type(error).__name__}: {message}",
             "traceback": traceback.format_exc().splitlines()[-20:],
         }
-    return found | {"seconds": round(time.perf_counter() - began, 2)}
+    return found
+
+
+def lost(device: torch.device) -> str:
+    """Return the error of a GPU that cannot be used any more, as after an illegal access to its memory; else ""."""
+    if device.type != "cuda":
+        return ""
+    try:
+        torch.cuda.synchronize(device)
+        torch.zeros(1, device=device).item()
+    except RuntimeError as error:
+        return (str(error).strip().splitlines() or ["unknown"])[0]
+    return ""
 
 
 def main() -> int:
@@ -99,7 +123,12 @@ def main() -> int:
     with tempfile.TemporaryDirectory() as scratch:
         setting = Setting(device, given.small, given.data_root, Path(scratch))
         for name in [name for name in STEPS if name in given.only]:
-            result = found["steps"][name] = attempt(STEPS[name], setting)
+            error = lost(device)
+            result = found["steps"][name] = (
+                {"verdict": f"FAILED: not run, the GPU is lost: {error}", "seconds": 0.0}
+                if error
+                else attempt(STEPS[name], setting)
+            )
             runtime.write_json(given.out, found)
             print(f"{name:18} {result['seconds']:7.1f} s  {result['verdict']}", flush=True)
             for key, value in result.items():

@@ -132,4 +132,9 @@ def profile(setting: Setting) -> dict[str, Any]:
         students = [Student(setting.pair[1], method)]
         return machine.shares(lambda: loops.step_seconds(students, few, **given), setting.device)
 
-    return {method: shares(method) for method in ("kd", "ickd")} | {"cupti": os.environ.get("TEARDOWN_CUPTI", "")}
+    found: dict[str, Any] = {method: shares(method) for method in ("kd", "ickd")}
+    empty = [method for method, of in found.items() if not of]
+    return check(
+        found | {"cupti": os.environ.get("TEARDOWN_CUPTI", "")},
+        (not empty, f"the profiler recorded nothing of {', '.join(empty)}"),
+    )

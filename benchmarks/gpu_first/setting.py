@@ -119,12 +119,15 @@ class Setting:
         """The teacher's bank."""
         return MemoryBank.build(self.teacher, self.few.train.to(self.device), precision="fp32")
 
-    def train(self, *methods: str, epochs: int = 3, stop: Callback | None = None, **given: Any) -> list[Trained]:
+    def train(
+        self, *methods: str, epochs: int = 3, optimizer: str = "sgd", stop: Callback | None = None, **given: Any
+    ) -> list[Trained]:
         """Train a student with each method, all in one pass.
 
         Args:
             methods: the methods.
             epochs: number of epochs.
+            optimizer: name of the optimiser.
             stop: a further callback, such as one that stops the training.
             given: further arguments of `distill`.
         """
@@ -132,7 +135,7 @@ class Setting:
         options: dict[str, Any] = {
             "teacher": self.teacher,
             "bank": self.bank,
-            "recipe": Recipe(epochs=epochs, lr=0.01, schedule="cosine"),
+            "recipe": Recipe(epochs=epochs, lr=0.01, schedule="cosine", optimizer=optimizer),
             "device": self.device,
             "precision": "fp32",
             "evaluate_every": epochs,

@@ -87,11 +87,15 @@ class Samples:
             boxes=self.boxes,
         )
 
-    @cached_property
+    # `known` and `finest` may be these samples themselves, so they are not kept: samples that contain themselves would
+    # keep their maps and their gradient's graph until Python collects its garbage.
+    @property
     def known(self) -> Samples:
         """The samples that have a row in a memory bank: all except proposals on the background, whose key is -1."""
-        if not self.boxes:
-            return self
+        return replace(self._known, whole=self) if self.boxes else self
+
+    @cached_property
+    def _known(self) -> Samples:
         at = (self.key >= 0).nonzero().squeeze(1)
         with torch.enable_grad():  # the result is kept, and its first reader may be in a block without gradients
             logits, features, labels, key, image = (
@@ -101,18 +105,20 @@ class Samples:
             Samples(logits, features, labels, key, image),
             maps=self.maps,
             preactivations=self.preactivations,
-            whole=self,
         )
 
-    @cached_property
+    @property
     def finest(self) -> Samples:
         """The P pixels of the regions as samples, for methods that compare each pixel.
 
         The key of a pixel is the position of its region among the samples. In a task without pixels, these are all
         samples, including those without a row in a memory bank.
         """
-        if self.pixels is None:
-            return self.whole or self
+        return self._finest if self.pixels else self.whole or self
+
+    @cached_property
+    def _finest(self) -> Samples:
+        assert self.pixels is not None
         labels, regions = self.pixels.labels.flatten(), self.pixels.region.flatten()
         (inside,) = (labels >= 0).nonzero(as_tuple=True)
         with torch.enable_grad():  # as in `known`

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import gc
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -17,26 +18,45 @@ WARM_UP = 3  # eager steps before the capture, in which buffers are allocated an
 Capture = Callable[[Callable[[], None]], Callable[[], None]]
 
 
-def cuda_graph(work: Callable[[], None]) -> Callable[[], None]:
-    """Capture the kernels that `work` launches, without running them, as a CUDA graph.
+class CudaGraphs:
+    """Captures steps as CUDA graphs, all on one stream.
 
-    Every tensor that `work` reads must keep its address in memory.
-
-    Returns:
-        A function that runs the captured kernels.
-    Raises:
-        RuntimeError: `work` does something that a graph cannot contain.
+    Eager steps run on this stream too (`aside`): autograd remembers on which stream it first met a parameter, and a
+    capture fails if that is another one.
     """
-    graph, pool = torch.cuda.CUDAGraph(), torch.cuda.graph_pool_handle()
-    # The default stream of a capture belongs to the GPU that was used first, so that one is given here.
-    capture = torch.cuda.graph(graph, pool=pool, stream=torch.cuda.Stream())
-    try:
-        with torch.cuda.stream(torch.cuda.current_stream()), capture:  # a capture that fails leaves its own stream
-            work()
-    except RuntimeError:
-        _recover(pool)
-        raise
-    return graph.replay
+
+    def __init__(self) -> None:
+        self.stream = torch.cuda.Stream()
+
+    @contextlib.contextmanager
+    def aside(self) -> Iterator[None]:
+        """Run what is inside the context on the stream, after what was launched before, and before what follows."""
+        main = torch.cuda.current_stream()
+        self.stream.wait_stream(main)
+        with torch.cuda.stream(self.stream):
+            yield
+        main.wait_stream(self.stream)
+
+    def __call__(self, work: Callable[[], None]) -> Callable[[], None]:
+        """Capture the kernels that `work` launches, without running them.
+
+        Every tensor that `work` reads must keep its address in memory.
+
+        Returns:
+            A function that runs the captured kernels.
+        Raises:
+            RuntimeError: `work` does something that a graph cannot contain.
+        """
+        gc.collect()  # what is left of earlier steps could be freed during the capture
+        graph, pool = torch.cuda.CUDAGraph(), torch.cuda.graph_pool_handle()
+        capture = torch.cuda.graph(graph, pool=pool, stream=self.stream)
+        try:
+            with torch.cuda.stream(torch.cuda.current_stream()), capture:  # a capture that fails leaves its own stream
+                work()
+        except RuntimeError:
+            _recover(pool)
+            raise
+        return graph.replay
 
 
 def _recover(pool: Any) -> None:
@@ -72,13 +92,14 @@ class CapturedSteps:
     and all later steps of this kind run eagerly too.
 
     Args:
-        capture: `cuda_graph`, or None to run every step eagerly.
+        capture: `CudaGraphs()`, or None to run every step eagerly.
     Attributes:
         captures, replays: number of steps that were captured, and of those that were replayed.
     """
 
     def __init__(self, capture: Capture | None) -> None:
         self.capture = capture
+        self._aside = getattr(capture, "aside", contextlib.nullcontext)
         self._kind: object = None  # kind of the last step
         self._taken = 0  # number of steps of this kind in a row
         self._replay: Callable[[], None] | None = None
@@ -97,10 +118,11 @@ class CapturedSteps:
         if kind != self._kind:
             self._kind, self._taken, self._replay = kind, 0, None
         if self.capture is None or not whole or kind in self._unfit:
-            work()
+            with self._aside():
+                work()
         elif self._taken < WARM_UP:
             self._taken += 1
-            with HostReads() if self._taken == WARM_UP else contextlib.nullcontext() as watch:
+            with self._aside(), HostReads() if self._taken == WARM_UP else contextlib.nullcontext() as watch:
                 work()
             if watch and watch.found:
                 self._refuse(kind, names, f"its step reads values on the host ({', '.join(sorted(watch.found))})")
@@ -110,7 +132,8 @@ class CapturedSteps:
                     self._replay = self.capture(work)
                 except RuntimeError as error:
                     self._refuse(kind, names, f"its capture failed ({cause(error)}; --no-capture does not try it)")
-                    work()
+                    with self._aside():
+                        work()
                     return
                 self.captures += 1
             self._replay()

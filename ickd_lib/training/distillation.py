@@ -20,7 +20,7 @@ from ickd_lib.runtime.distributed import any_process, wait_for_all
 from ickd_lib.tasks import Classification, Task
 from ickd_lib.training import precision_benchmark
 from ickd_lib.training.callbacks import Callback, ProgressBar
-from ickd_lib.training.capture import Capture, cuda_graph, reason_against, works_on_host
+from ickd_lib.training.capture import Capture, CudaGraphs, reason_against, works_on_host
 from ickd_lib.training.checkpoints import Checkpoint, Records
 from ickd_lib.training.loop import Loop, stoppable, stopped
 from ickd_lib.training.peers import PeerGroup
@@ -378,4 +378,4 @@ def _capture(
     if why:
         runtime.notice(f"steps are not captured, because {why}")
         return None
-    return cuda_graph
+    return CudaGraphs()

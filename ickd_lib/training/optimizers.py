@@ -50,9 +50,14 @@ class Optimizer:
             "nesterov": recipe.nesterov,
             "betas": recipe.betas,
             "fused": True,
+            "capturable": device.type == "cuda",
         }
-        self.fused = "fused" in known
+        # On a GPU, torch has fused forms of SGD and of Adam and AdamW, which have the option `capturable`.
+        self.fused = "fused" in known and (device.type != "cuda" or cls is torch.optim.SGD or "capturable" in known)
+        if not self.fused:
+            options = {key: value for key, value in options.items() if key not in ("fused", "capturable")}
         self.inner: torch.optim.Optimizer = cls(groups, **{k: v for k, v in options.items() if k in known})
+        self.inner._warned_capturable_if_run_uncaptured = True  # type: ignore[attr-defined]  # of eager steps
         self._use_rates()
 
     def _by_decay(self, network: Network, parameters: list[nn.Parameter]) -> list[tuple[float, list[nn.Parameter]]]:

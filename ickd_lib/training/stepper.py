@@ -56,7 +56,7 @@ class Stepper:
         batch_size: size of all batches but the last.
         precision: precision of the networks, "fp32" or "bf16".
         epochs: number of epochs of the training.
-        capture: captures a step (`capture.cuda_graph`); None runs every step eagerly.
+        capture: captures a step (`capture.CudaGraphs`); None runs every step eagerly.
     """
 
     def __init__(
@@ -93,7 +93,9 @@ class Stepper:
         self.whole = runtime.world() > 1 and (uneven or any(group.compares for group in groups))
         self.loader = Loader(train) if train.streamed else None  # type: ignore[arg-type]
         self.loaded: Iterator[Loaded] = iter(())
-        several = device.type == "cuda" and len(groups) > 1 and runtime.world() == 1
+        # Only where steps can be captured are the groups on streams of their own, which capture makes worthwhile. In
+        # the other tasks, what the groups share is computed when the first of them needs it.
+        several = device.type == "cuda" and task.capturable and len(groups) > 1 and runtime.world() == 1
         self.streams = [torch.cuda.Stream(device) for _ in groups] if several else []
         self.captured = CapturedSteps(None if works_on_host(methods, train.augment) else capture)
         # If steps are captured, the GPU's generator is reseeded before each step, once for all students.
