@@ -297,6 +297,31 @@ def test_runs_of_another_recipe_are_no_seeds_of_the_first(tmp_path):
     assert records.recipe_changes(dataclasses.asdict(training.Recipe(nesterov=False)), "segmentation") != ""
 
 
+@pytest.mark.parametrize("what", ["teacher", "data", "images"])
+def test_runs_with_equal_seeds_are_no_repetition(tmp_path, what):
+    """Another teacher of the same name, another size of the images, or another choice of them: tables of their own."""
+    for name, mark in (("a", "0"), ("b", "1")):
+        for seed in (0, 1):
+            for method in ("ce", "kd"):
+                run = make_run(tmp_path / f"{name}-{method}-{seed}", method, seed)
+                config = runtime.read_json(run.folder / "config.json")
+                settings = config["settings"]
+                settings["teacher"]["fingerprint"] = mark if what == "teacher" else "0"
+                settings["data"]["fingerprint"] = f"{mark}{seed}" if what == "images" else f"{seed}"
+                settings["student"]["mean"] = [float(mark)] * 3 if what == "data" else [0.0] * 3
+                runtime.write_json(run.folder / "config.json", config)
+    found = runs.finished([tmp_path])
+    (first, by_method), *others = runs.grouped(found).items()
+    alone = runs.finished([tmp_path / f"a-{method}-{seed}" for method in ("ce", "kd") for seed in (0, 1)])
+    if what == "images":  # those of each seed differ, so the two choices of one seed cannot be told from two seeds
+        assert len(others) == 3
+    else:
+        assert len(others) == 1 and {name: len(seeds) for name, seeds in by_method.items()} == {"ce": 2, "kd": 2}
+        assert f", {what} " in runs.tables.caption(first)[1]
+    ((setting, _),) = runs.grouped(alone).items()
+    assert setting[-2] == "", "without another run, nothing has to be told apart"
+
+
 def test_a_table_has_a_baseline_where_it_was_trained(tmp_path):
     common = {"task": "classification", "train_images": 10, "dataset": "digits", "teacher": None, "network": "resnet8"}
     common |= {"epochs": 1, "batch_size": 8, "schedule": "step", "data_seed": 0, "seed": 0, "accuracy": 0.5}

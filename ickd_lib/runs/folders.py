@@ -16,7 +16,7 @@ from typing import Any
 from ickd_lib import methods, runtime, tasks
 from ickd_lib.runs.seeds import grouped, score, task_of, words
 from ickd_lib.runtime import InputError
-from ickd_lib.training.records import described, recipe_changes
+from ickd_lib.training.records import described, identities, recipe_changes
 
 
 def finished(folders: Iterable[str | Path]) -> list[dict[str, Any]]:
@@ -179,6 +179,7 @@ def _named(summary: dict[str, Any], config: dict[str, Any]) -> dict[str, Any]:
     """
     settings = config["settings"]
     summary = summary | {"method": _described(settings["method"], summary["method"])}
+    summary["identities"] = identities(settings)
     summary["recipe"] = recipe_changes(settings.get("recipe", {}), settings.get("task", "classification"))
     if unlabelled := settings.get("data", {}).get("unlabelled"):
         summary["unlabelled"] = unlabelled

@@ -14,7 +14,7 @@ from ickd_lib.runtime import InputError
 
 SETTING = ("dataset", "train_images", "teacher", "network", "epochs", "batch_size", "lr", "schedule")
 # The values of SETTING, the task, the augmentation, the teacher's training data, the other settings of the recipe that
-# are not the defaults, and whether images were held out.
+# are not the defaults, what distinguishes runs with equal seeds (`_origins`), and whether images were held out.
 Setting = tuple[Any, ...]
 
 
@@ -51,8 +51,11 @@ def grouped(summaries: Sequence[dict[str, Any]]) -> dict[Setting, dict[str, list
     """Group summaries by setting (data, teacher, student, epochs), by method, and by seed.
 
     For each seed there is a list of the runs that together count once: one run, or the peers of the same network that
-    were trained together. A row whose "role" is "teacher" has "teacher" as its method.
+    were trained together. A row whose "role" is "teacher" has "teacher" as its method. Runs of one setting and method
+    that have the same seeds are no repetition of each other. Where their teachers or data differ, though these have
+    the same names, they are in different settings.
     """
+    alike: dict[Setting, list[tuple[str, object, dict[str, Any]]]] = {}
     found: dict[Setting, dict[str, dict[object, list[dict[str, Any]]]]] = {}
     for i, summary in enumerate(summaries):
         saw = (summary.get("teacher_saw") or {}).get("data", "").split("/")[0]
@@ -67,11 +70,32 @@ def grouped(summaries: Sequence[dict[str, Any]]) -> dict[Setting, dict[str, list
         method += f" with a bank of {summary['bank_rows']:,} rows" if "bank_rows" in summary else ""
         method += f" with negatives by {summary['search']}" if "search" in summary else ""
         seed = (summary["data_seed"], summary["peer_group"]) if "peer_group" in summary else i
-        found.setdefault(setting, {}).setdefault(method, {}).setdefault(seed, []).append(summary)
+        alike.setdefault(setting, []).append((method, seed, summary))
+    for setting, runs in alike.items():
+        for (method, key, summary), origin in zip(runs, _origins(runs), strict=True):
+            apart = (*setting[:-1], origin, setting[-1])
+            found.setdefault(apart, {}).setdefault(method, {}).setdefault(key, []).append(summary)
     return {
         setting: {method: list(seeds.values()) for method, seeds in by_method.items()}
         for setting, by_method in found.items()
     }
+
+
+def _origins(runs: Sequence[tuple[str, object, dict[str, Any]]]) -> list[str]:
+    """Return what distinguishes each of the runs of a setting from those with the same method and seeds.
+
+    It is "" for all if there are no such runs. Otherwise it contains the first digits of the fingerprint of the
+    teacher, the data set or the images, of as many as are necessary.
+    """
+    keys = [(method, one.get("seed"), one["data_seed"], one["network"]) for method, _, one in runs]
+    marks = [""] * len(runs)
+    for what in ("teacher", "data", "images"):
+        if len(set(zip(keys, marks, strict=True))) == len(keys):
+            break
+        of_each = [one.get("identities", {}).get(what, "") for _, _, one in runs]
+        if len(set(of_each)) > 1:
+            marks = [f"{m}{', ' * bool(m)}{what} {mark[:6]}" for m, mark in zip(marks, of_each, strict=True)]
+    return marks
 
 
 def named(rows: Sequence[dict[str, Any]], *, by_run: bool = False) -> dict[str, list[list[dict[str, Any]]]]:
@@ -130,7 +154,22 @@ def behind_labels(summaries: Sequence[dict[str, Any]]) -> list[str]:
 
 def words(setting: Setting) -> list[str]:
     """Describe each entry of a setting."""
-    dataset, images, teacher, network, epochs, batch_size, lr, schedule, task, augment, saw, recipe, held_out = setting
+    (
+        dataset,
+        images,
+        teacher,
+        network,
+        epochs,
+        batch_size,
+        lr,
+        schedule,
+        task,
+        augment,
+        saw,
+        recipe,
+        origin,
+        held_out,
+    ) = setting
     return [
         dataset,
         f"{images:,} images",
@@ -144,6 +183,7 @@ def words(setting: Setting) -> list[str]:
         augment,
         f"teacher trained on {saw}" if saw else "no known teacher data",
         recipe or "other settings as by default",
+        origin,
         "on held-out images" if held_out else "on test images",
     ]
 

@@ -97,13 +97,29 @@ def escaped(text: str) -> str:
 
 def caption(setting: Setting) -> tuple[str, str]:
     """Return the data set, and the other settings that all rows of a table share, as text."""
-    dataset, images, teacher, network, epochs, batch_size, lr, schedule, _task, augment, saw, recipe, held_out = setting
+    (
+        dataset,
+        images,
+        teacher,
+        network,
+        epochs,
+        batch_size,
+        lr,
+        schedule,
+        _task,
+        augment,
+        saw,
+        recipe,
+        origin,
+        held_out,
+    ) = setting
     arrow = f"{teacher}{f' of {saw}' if saw not in ('', dataset) else ''} → " if teacher else ""
     return dataset, (
         f", {images:,} training images: {arrow}{network}, {epochs} epoch{'s' * (epochs != 1)} at batch {batch_size}, "
         f"learning rate {lr:g} ({schedule})"
         + (f", {augment}" if augment != "crop" else "")
         + (f", {recipe}" if recipe else "")
+        + (f", {origin}" if origin else "")
         + (", on images held out of train" if held_out else "")
     )
 

@@ -263,6 +263,7 @@ def described(settings: dict[str, Any]) -> dict[str, Any]:
         "augment": data.get("augment", "crop"),
         **{key: recipe[key] for key in SHOWN},
         "recipe": recipe_changes(recipe, settings.get("task", "classification")),
+        "identities": identities(settings),
         "teacher": teacher.get("name"),
         "teacher_saw": settings["teacher_saw"],
     }
@@ -280,6 +281,20 @@ def described(settings: dict[str, Any]) -> dict[str, Any]:
         found["peers"] = [peer["student"]["network"] for peer in settings["peers"]]
         found["peer_group"] = settings.get("peer_group", settings.get("circle"))
     return found
+
+
+def identities(settings: dict[str, Any]) -> dict[str, str]:
+    """Return fingerprints that tell runs with equal names apart: of the teacher, of the data set and of the images.
+
+    That of the data set is the same for all choices of its images, and changes with the size of the images.
+    """
+    data, student = settings.get("data", {}), settings.get("student", {})
+    of_set = [data.get("classes"), data.get("pad"), data.get("flip"), student.get("mean"), student.get("std")]
+    return {
+        "teacher": (settings.get("teacher") or {}).get("fingerprint", ""),
+        "data": runtime.fingerprint(of_set),
+        "images": data.get("fingerprint", ""),
+    }
 
 
 def recipe_changes(recipe: dict[str, Any], task: str) -> str:
