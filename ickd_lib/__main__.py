@@ -27,7 +27,6 @@ from ickd_lib.export import commands
 from ickd_lib.memory import MemoryBank, requested
 from ickd_lib.models import Network
 from ickd_lib.options import parser, recipe_defaults
-from ickd_lib.runs.seeds import task_of
 from ickd_lib.runtime import Diverged, InputError
 from ickd_lib.runtime.distributed import ProcessLost, reports
 from ickd_lib.runtime.memory import out_of_memory
@@ -94,14 +93,6 @@ def _teacher(given: argparse.Namespace, needed: bool) -> Network | None:
         return None
     if Path(given.teacher, "config.json").is_file():
         return training.load(given.teacher, device=given.device)
-    library, slash, _ = given.teacher.partition("(")[0].partition("/")
-    own = models.is_file(given.teacher) or ".csv" in given.teacher
-    if slash and not own and not difflib.get_close_matches(library.lower(), models.LIBRARIES, 1):
-        what = "is not the folder of a run" if Path(given.teacher).exists() else "does not exist"
-        raise InputError(
-            f"--teacher {given.teacher}: this {what}; name the folder of a run, or a model, as in resnet20 or "
-            "torchvision/resnet34"
-        )
     files: dict[str, Any] = {}
     if Path(given.dataset.partition(":")[2], "unlabelled").is_dir() and ".csv" in given.teacher:
         files = {"unlabelled": "all"}  # a file of predictions may have lines for these images
@@ -109,6 +100,26 @@ def _teacher(given: argparse.Namespace, needed: bool) -> Network | None:
     options = _options(given) | {"resume": True}
     recipe = _recipe(given, epochs=given.teacher_epochs or given.epochs).first_phase()
     return training.pretrain(given.teacher, splits, recipe=recipe, weights=given.teacher_weights, **options)
+
+
+def _check_networks(given: argparse.Namespace, splits: data.Splits | None = None) -> None:
+    """Raise InputError if the teacher is no run and no model, or, with the data, the student is no model.
+
+    A teacher may be trained for hours before the student is created.
+    """
+    library, slash, _ = given.teacher.partition("(")[0].partition("/")
+    own = models.is_file(given.teacher) or ".csv" in given.teacher
+    path = Path(given.teacher)
+    named = slash and not own and not difflib.get_close_matches(library.lower(), models.LIBRARIES, 1)
+    if given.teacher and not (path / "config.json").is_file() and (named or path.is_dir()):
+        what = "is not the folder of a run" if path.exists() else "does not exist"
+        raise InputError(
+            f"--teacher {given.teacher}: this {what}; name the folder of a run, or a model, as in resnet20 or "
+            "torchvision/resnet34"
+        )
+    if given.teacher and splits and not models.is_file(given.student):
+        with models.without_weights(), runtime.seeded():
+            models.create(given.student, **splits.train.spec)
 
 
 def _bank(given: argparse.Namespace, train: data.Images, teacher: Network | None, needed: bool) -> MemoryBank | None:
@@ -138,6 +149,7 @@ def _bank(given: argparse.Namespace, train: data.Images, teacher: Network | None
 def train(given: argparse.Namespace) -> None:
     """Train one student and print its summary."""
     recipe = _recipe(given)
+    _check_networks(given)
     if given.published:
         changed = [name for name, value in recipe_defaults(given.task).items() if getattr(given, name) != value]
         if changed or given.augment != "crop":
@@ -149,6 +161,7 @@ def train(given: argparse.Namespace) -> None:
         print(f"{'published' if found.official else 'not published'} settings: {found.source}", file=sys.stderr)
     requested(given.search)
     method, splits = methods.create(given.method), _splits(given, given.labels, **_unlabelled(given))
+    _check_networks(given, splits)
     teacher = _teacher(given, method.needs_teacher)
     bank = _bank(given, splits.train, teacher, method.needs_bank)
     students = training.peer_group(given.student, given.method, given.seed, given.peers)
@@ -187,7 +200,9 @@ def compare(given: argparse.Namespace) -> None:
 
 def _compare(given: argparse.Namespace, executor: Executor | None) -> None:
     made = [methods.create(name) for name in given.methods]
+    _check_networks(given)
     recipe, splits = _recipe(given), _splits(given, given.labels, **_unlabelled(given))
+    _check_networks(given, splits)
     teacher = _teacher(given, any(method.needs_teacher for method in made))
     bank = _bank(given, splits.train, teacher, any(method.needs_bank for method in made))
     try:
@@ -268,7 +283,9 @@ def report(given: argparse.Namespace) -> None:
     for sentence in runs.behind_labels(summaries):
         runtime.notice(sentence)
     if given.figure:
-        _draw(given, summaries)
+        from ickd_lib.pages import commands as pages
+
+        pages.draw(given, summaries)
     if given.json:
         records = runs.collected(given.folders)
         if given.without_epochs:
@@ -296,31 +313,6 @@ def status(given: argparse.Namespace) -> None:
 def diff(given: argparse.Namespace) -> None:
     """Print what differs between two runs."""
     print("\n".join(runs.diff(*given.runs)))
-
-
-def _draw(given: argparse.Namespace, summaries: list[dict[str, Any]]) -> None:
-    """Write the figure of `report`."""
-    from ickd_lib import plots
-
-    kind = runtime.choose(Path(given.figure).suffix[1:], ("png", "svg", "pdf"), "kind of figure")
-    plots.use()
-    if given.baseline:
-        settings = runs.grouped(summaries)
-        if len(settings) > 1:
-            raise InputError(f"differences are drawn for one setting, not {len(settings)}; name fewer runs")
-        ((setting, by_method),) = settings.items()
-        apart = runs.differences(by_method, given.baseline)
-        if not apart:
-            raise InputError(f"no other method has two seeds in common with {given.baseline}; name more runs")
-        ranked = dict(sorted(apart.items(), key=lambda pair: -pair[1]["mean"]))
-        task = task_of(next(iter(by_method.values()))[0][0])
-        of = {"miou": "mIoU", "ap": "AP"}.get(task.primary, task.primary)
-        of = f"{of} on held-out images" if setting[-1] else f"test {of}"
-        figure = plots.differences(ranked, baseline=given.baseline, of=of)
-    else:
-        figure = plots.published(runs.beside_published(summaries))
-    with runtime.replacing(given.figure) as part:
-        figure.savefig(part, format=kind)
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -360,6 +352,10 @@ def main(arguments: list[str] | None = None) -> int:
         return _failed(f"error: {error}", 1)
     except ProcessLost as error:
         return _failed(f"error: {error}", 3)
+    except ModuleNotFoundError as error:
+        if error.name not in ("matplotlib", "seaborn", "sklearn", "umap"):
+            raise
+        return _failed(f"error: {error.name} is not installed; run pip install 'ickd[notebooks]'", 2)
     except (MemoryError, RuntimeError) as error:
         if not out_of_memory(error):
             raise

@@ -146,13 +146,19 @@ def test_a_run_serves_as_teacher(run):
 @pytest.mark.parametrize(
     ("line", "message"),
     [
+        (f"train --method kd --student resnet9 {SHORT}", "unknown model 'resnet9'; did you mean 'resnet8'?"),
+        (f"compare --methods kd --student resnet9 {SHORT}", "unknown model 'resnet9'; did you mean 'resnet8'?"),
+        ("train --method kd --teacher .", "--teacher .: this is not the folder of a run"),
+        ("train --method kd --teacher runs/none", "--teacher runs/none: this does not exist"),
+        ("train --method kd+", "'kd+' has no method on one side of a +"),
+        ("train --dataset /tmp --method ce", "/tmp is a folder; write folder:/tmp"),
         ("train --epohcs 3", "unknown option '--epohcs'; did you mean '--epochs'?"),
         ("train --method ikd", "unknown method 'ikd'; did you mean 'ickd'?"),
         ("train --method ce --student resnet9 --epochs 1", "unknown model 'resnet9'; did you mean 'resnet8'?"),
         ("train --dataset digit", "unknown data set 'digit'; did you mean 'digits'?"),
         ("train --method kd", "this method needs a teacher"),
         ("train --dataset cifar100 --method ce", "data/cifar-100-python/meta does not exist; allow the download"),
-        ("train --dataset folder:nowhere --method ce", "nowhere has no folder train/"),
+        ("train --dataset folder:nowhere --method ce", "nowhere is not a folder"),
         ("train --method ce --epochs 0", "argument --epochs: expected a whole number of 1 or more, not '0'"),
         ("train --method ce --device cuda:9", "torch finds"),
         ("train --method ce --labels 3", "cannot draw 3 of 1000 images"),
@@ -184,10 +190,23 @@ def test_a_bank_of_no_such_number_is_refused(run, images, message):
     assert status == 2 and message in err and err.splitlines()[-1].startswith("error: ")
 
 
+def test_a_package_that_is_not_installed_is_named(run, monkeypatch):
+    assert run(f"train --method ce {QUICK}")[0] == 0
+    for module in [name for name in sys.modules if name.partition(".")[0] == "matplotlib"]:
+        monkeypatch.delitem(sys.modules, module)
+    for module in ("ickd_lib.pages.commands", "ickd_lib.pages"):
+        monkeypatch.delitem(sys.modules, module, raising=False)
+    monkeypatch.setitem(sys.modules, "ickd_lib.plots", None)
+    monkeypatch.setattr(cli, "report", lambda given: exec("import matplotlib"))
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    status, _, err = run("report runs --html page.html")
+    assert (status, err) == (2, "error: matplotlib is not installed; run pip install 'ickd[notebooks]'\n")
+
+
 def test_a_run_of_other_settings_is_refused(run):
     assert run(f"train --method ce {QUICK} --name mine")[0] == 0
     status, _, err = run(f"train --method ce {QUICK} --name mine --lr 0.2")
-    assert status == 2 and "contains a run with recipe=" in err
+    assert status == 2 and "contains a run with recipe.lr=0.05, not 0.2 (differing: recipe.lr)" in err
 
 
 def test_every_option_shows_its_default(capsys):

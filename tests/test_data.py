@@ -75,7 +75,7 @@ def test_few_labels_are_stratified_and_a_function_of_the_seed():
         ({"name": "digits", "augment": "mixup+mixup"}, "contains a part twice"),
         ({"name": "digits", "augment": "crop+mixup"}, "remove 'crop'"),
         ({"name": "cifar100", "root": "/nowhere"}, "/nowhere/cifar-100-python/meta does not exist"),
-        ({"name": "folder:/nowhere"}, "/nowhere has no folder train/"),
+        ({"name": "folder:/nowhere"}, "/nowhere is not a folder"),
     ],
 )
 def test_impossible_requests_are_one_line(call, message):

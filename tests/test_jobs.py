@@ -198,6 +198,21 @@ def test_the_command_line_trains_in_processes_and_ctrl_c_stops_them(tmp_path):
     assert [row["state"] for row in rows if row["role"] == "student"] == ["stopped"] * 4 and not left_out
 
 
+def test_a_method_of_ones_own_is_known_in_the_jobs(tmp_path):
+    (tmp_path / "mine.py").write_text(
+        "from ickd_lib import methods\n\n\n@methods.register('mine')\nclass Mine(methods.Method):\n"
+        "    def forward(self, context):\n        return {'ce': 2.0 * context.supervised}\n"
+    )
+    call = "import sys, mine; from ickd_lib.__main__ import main; sys.exit(main())"
+    line = "compare --methods ce mine --labels 60 --epochs 1 --batch-size 30 --device cpu --seeds 2 --jobs 2".split()
+    environment = os.environ | {"PYTHONPATH": str(Path(cli.__file__).parents[1]), "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(
+        [sys.executable, "-c", call, *line], cwd=tmp_path, env=environment, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    assert "| mine | 2 |" in done.stdout
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [

@@ -109,6 +109,20 @@ def test_the_page_of_one_run_says_what_it_lacks(folder, hostile):
     assert f"is wrong for {int(wrong.sum())} of {len(wrong)} images" in found
 
 
+def test_runs_on_two_data_sets_have_curves_of_their_own(folder, tmp_path):
+    records = runs.collected([folder])
+    ours = [one for one in records if one["config"]["settings"]["seed"] == 0]
+    others = json.loads(json.dumps(records))
+    for one in others:
+        one["config"]["settings"]["data"]["name"] = "other/train"
+        one["summary"] |= {"dataset": "other", "name": f"other {one['summary']['name']}"}
+    runtime.write_json(tmp_path / "runs.json", ours + others)
+    found = read(pages.report([tmp_path / "runs.json"])).text
+    assert "6 runs, other, digits" in found and "The rest of this page is about the runs on other alone." in found
+    for dataset in ("other", "digits"):
+        assert f"Accuracy on the test images, {dataset}, 3 epochs" in found
+
+
 def test_images_of_other_runs_are_refused_or_named(folder, digits, hostile):
     with pytest.raises(InputError, match="has other classes than"):
         pages.report([folder], splits=digits)

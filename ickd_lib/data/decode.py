@@ -187,6 +187,8 @@ def _read(path: Path, image_size: int) -> tuple[np.ndarray, list[str]]:
         # Above twice the limit Pillow raises this error, which contains the number of pixels in its message only.
         number = re.search(r"\d+", str(error))
         raise _too_large(path, f"{number.group() if number else 'too many'} pixels", Image.MAX_IMAGE_PIXELS) from None
+    except FileNotFoundError:
+        raise InputError(f"{path} does not exist") from None
     except Exception as error:  # Pillow's decoders raise many types; each means that this file is unreadable.
         raise InputError(f"{path} cannot be read ({error}); repair or remove it") from None
 

@@ -40,13 +40,14 @@ class SampleSet:
     def __len__(self) -> int:
         return len(self.labels)
 
-    def require_labels(self) -> None:
-        """Raise InputError if some of the samples have no label."""
+    def labelled(self) -> SampleSet:
+        """Return these samples; raise InputError if some of them have no label."""
         if count := int((self.labels < 0).sum()):
             raise InputError(
                 f"{count} of the {len(self)} images of {self.name} have no label; give the labelled ones, "
                 "images.subset((images.labels >= 0).nonzero().squeeze(1)), and a bank of these"
             )
+        return self
 
     @property
     def name(self) -> str:

@@ -90,6 +90,8 @@ def _parts(text: str) -> list[str]:
             parts.append("")
         else:
             parts[-1] += letter
+    if not all(part.strip() for part in parts):
+        raise InputError(f"{text!r} has no method on one side of a +; remove the +, or name a method there")
     return [part.strip() for part in parts]
 
 

@@ -91,7 +91,10 @@ def run_on_black_images(module: nn.Module, name: str, size: tuple[int, int] | No
                 return images, ran[-1] if ran else None
             except Exception as error:  # a user's module may raise anything
                 problems.append(f"{height}x{width} gives {type(error).__name__}: {first_line(error)}")
-    raise InputError(f"{name} cannot run on black images ({'; '.join(problems)}); pass the size it takes as size=…")
+    advice = "pass the size it takes as size=…"
+    if "size()[0]" in problems[-1]:
+        advice = "it takes one number of images only; export it with dynamic_shapes for the first dimension"
+    raise InputError(f"{name} cannot run on black images ({'; '.join(problems)}); {advice}")
 
 
 @contextlib.contextmanager

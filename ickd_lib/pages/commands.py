@@ -1,13 +1,14 @@
-"""The page of the command `ickd report`."""
+"""The page and the figure of the command `ickd report`."""
 
 from __future__ import annotations
 
 import argparse
 import sys
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
-from ickd_lib import pages, runs, runtime
+from ickd_lib import pages, plots, runs, runtime
 from ickd_lib.data import Splits
 from ickd_lib.export.commands import data_of, named_teacher
 from ickd_lib.pages.networks import described
@@ -41,5 +42,35 @@ def report(given: argparse.Namespace, load: Callable[[], Splits]) -> None:
                     if recorded
                     else "the run has no teacher; name one with --teacher"
                 )
+    if why := options.get("no_splits"):
+        runtime.notice(f"the page has no sections about images: {why}")
     size = pages.write(given.html, given.folders, baseline=given.baseline, **options)
     print(f"{given.html}: {size / 1e6:.1f} MB", file=sys.stderr)
+
+
+def draw(given: argparse.Namespace, summaries: list[dict[str, Any]]) -> None:
+    """Write the figure.
+
+    Args:
+        given: the options.
+        summaries: those of the runs.
+    """
+    kind = runtime.choose(Path(given.figure).suffix[1:], ("png", "svg", "pdf"), "kind of figure")
+    plots.use()
+    if given.baseline:
+        settings = runs.grouped(summaries)
+        if len(settings) > 1:
+            raise InputError(f"differences are drawn for one setting, not {len(settings)}; name fewer runs")
+        ((setting, by_method),) = settings.items()
+        apart = runs.differences(by_method, given.baseline)
+        if not apart:
+            raise InputError(f"no other method has two seeds in common with {given.baseline}; name more runs")
+        ranked = dict(sorted(apart.items(), key=lambda pair: -pair[1]["mean"]))
+        task = task_of(next(iter(by_method.values()))[0][0])
+        of = {"miou": "mIoU", "ap": "AP"}.get(task.primary, task.primary)
+        of = f"{of} on held-out images" if setting[-1] else f"test {of}"
+        figure = plots.differences(ranked, baseline=given.baseline, of=of)
+    else:
+        figure = plots.published(runs.beside_published(summaries))
+    with runtime.replacing(given.figure) as part:
+        figure.savefig(part, format=kind)

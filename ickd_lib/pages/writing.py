@@ -60,6 +60,9 @@ def report(
     if task.name in PER_CLASS:
         parts.append(_per_class(chosen, *PER_CLASS[task.name]))
     there = {name: row for name, row in chosen.items() if row["folder"]}
+    sets = dict.fromkeys([chosen[best]["dataset"], *(row["dataset"] for row in rows)])
+    if len(sets) > 1:
+        parts.append(note(f"The rest of this page is about the runs on {chosen[best]['dataset']} alone."))
     if splits is None or not there:
         why = no_splits if there else "the runs are in JSON files, which contain no networks"
         parts.append(section("Images", note(f"Sections about images, such as the mistakes, are left out: {why}.")))
@@ -75,7 +78,7 @@ def report(
         parts += classification.sections(found, next(of_baseline, ""))
     title = f"{best}: one run" if len(rows) == 1 else f"Comparison of {len(rows)} runs"
     parts.append(_origin(chosen[best]))
-    return page(f"{title}, {chosen[best]['dataset']}", *parts)
+    return page(f"{title}, {', '.join(sets)}", *parts)
 
 
 def write(path: str | Path, folders: Sequence[str | Path], **options: Any) -> int:
@@ -109,25 +112,40 @@ def _results(rows: Sequence[Row], baseline: str) -> Markup:
 
 
 def _training(rows: Sequence[Row]) -> Markup:
-    """Return the section with the curves."""
+    """Return the section with the curves, with figures of its own for each data set and number of epochs."""
+    alike: dict[tuple[str, str, int], list[Row]] = {}
+    for row in rows:
+        alike.setdefault((row["dataset"], task_of(row).primary, row["epochs"]), []).append(row)
+    blocks: list[Any] = []
+    for (dataset, primary, epochs), some in alike.items():
+        blocks += _curves(some, primary, f", {dataset}, {epochs} epochs" if len(alike) > 1 else "")
+    return section("Training", *(blocks or ["The runs recorded no epochs."]))
+
+
+def _curves(rows: Sequence[Row], primary: str, of_rows: str) -> list[Any]:
+    """Return the headings and figures of the curves of some runs.
+
+    Args:
+        rows: the runs.
+        primary: the primary metric of their task.
+        of_rows: what the headings add about these runs.
+    """
     named = {
         plain([name])[0]: [runs.averaged([runs.records(row) for row in alike]) for alike in seeds]
         for name, seeds in runs.named(rows).items()
     }
-    blocks: list[Any] = []
-    for primary in dict.fromkeys(task_of(row).primary for row in rows):
-        metric = {"miou": "mIoU", "ap": "AP"}.get(primary, primary.capitalize())
-        for key, of in ((f"val_{primary}", "images held out of train"), (f"test_{primary}", "test images")):
-            shown = {name: seeds for name, seeds in named.items() if _common(seeds, key)}
-            if shown:
-                words, draw = f"{metric} on the {of}", partial(plots.curves, shown, key)
-                blocks += [element("h3", words), figure(draw, f"{words} over the epochs")]
-                break
+    metric, blocks = {"miou": "mIoU", "ap": "AP"}.get(primary, primary.capitalize()), list[Any]()
+    for key, of in ((f"val_{primary}", "images held out of train"), (f"test_{primary}", "test images")):
+        shown = {name: seeds for name, seeds in named.items() if _common(seeds, key)}
+        if shown:
+            words, draw = f"{metric} on the {of}{of_rows}", partial(plots.curves, shown, key)
+            blocks += [element("h3", words), figure(draw, f"{words} over the epochs")]
+            break
     losses = {name: seeds for name, seeds in named.items() if _common(seeds, "loss")}
     if losses:
-        draw = partial(plots.losses, losses)
-        blocks += [element("h3", "Loss and its terms, on the training images"), figure(draw, "Losses over the epochs")]
-    return section("Training", *(blocks or ["The runs recorded no epochs."]))
+        words, draw = f"Loss and its terms, on the training images{of_rows}", partial(plots.losses, losses)
+        blocks += [element("h3", words), figure(draw, f"Losses over the epochs{of_rows}")]
+    return blocks
 
 
 def _common(seeds: Sequence[Sequence[Mapping[str, Any]]], key: str) -> bool:

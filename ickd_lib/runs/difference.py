@@ -29,7 +29,7 @@ def diff(first: str | Path, second: str | Path) -> list[str]:
             _check(run)
     lines = []
     for part in ("settings", "numerics", "environment"):
-        first_values, second_values = _flat(one.config.get(part, {})), _flat(other.config.get(part, {}))
+        first_values, second_values = runtime.flat(one.config.get(part, {})), runtime.flat(other.config.get(part, {}))
         for key in dict.fromkeys([*first_values, *second_values]):
             a, b = first_values.get(key, "absent"), second_values.get(key, "absent")
             if a != b:
@@ -45,9 +45,9 @@ def diff(first: str | Path, second: str | Path) -> list[str]:
 def _check(run: runtime.Run) -> None:
     """Raise an error of some type if the configuration or the records of a run are not dictionaries."""
     for part in ("settings", "numerics", "environment"):
-        _flat(run.config.get(part, {}))
+        runtime.flat(run.config.get(part, {}))
     for record in run.metrics:
-        _flat(record)
+        runtime.flat(record)
         int(record["epoch"])
 
 
@@ -59,7 +59,7 @@ def distinctions(rows: Sequence[dict[str, Any]]) -> list[str]:
     Returns:
         One text for each row; "" for all if no setting differs but the seeds.
     """
-    settings = [_flat(runtime.Run(row["folder"]).settings) for row in rows]
+    settings = [runtime.flat(runtime.Run(row["folder"]).settings) for row in rows]
     keys = dict.fromkeys(key for values in settings for key in values)
     differing = [
         key
@@ -87,12 +87,4 @@ def _first_difference(pairs: list[tuple[dict[str, Any], dict[str, Any]]], what: 
 
 def _numbers(record: dict[str, Any]) -> dict[str, Any]:
     """Return the numbers of a record that two equal runs have in common."""
-    return {key: value for key, value in _flat(record).items() if key not in (*IGNORED, "weights")}
-
-
-def _flat(value: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Flatten nested dictionaries, with their keys joined by dots."""
-    found: dict[str, Any] = {}
-    for key, inner in value.items():
-        found |= _flat(inner, f"{prefix}{key}.") if isinstance(inner, dict) else {f"{prefix}{key}": inner}
-    return found
+    return {key: value for key, value in runtime.flat(record).items() if key not in (*IGNORED, "weights")}

@@ -148,7 +148,9 @@ def behind_labels(summaries: Sequence[dict[str, Any]]) -> list[str]:
         for method, ours in scores.items():
             behind = [labels[seed] - value for seed, value in ours.items() if seed in labels]
             if behind and min(behind) > 0 and (mean := statistics.fmean(behind)) > 0.01:
-                found.append(f"{method} is {100 * mean:.1f} points below ce, labels alone; lower its weights")
+                found.append(
+                    f"{method} is {100 * mean:.1f} points below ce, labels alone; check the teacher and the weights"
+                )
     return found
 
 

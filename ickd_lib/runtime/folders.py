@@ -10,12 +10,20 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from ickd_lib.runtime.errors import InputError
+from ickd_lib.runtime.errors import InputError, shown
 from ickd_lib.runtime.files import fingerprint, flush, read_json, remove_parts, replacing, write_error, write_json
 from ickd_lib.runtime.locks import LOCK
 
 LONGEST = 150  # largest number of bytes in a name; file systems allow 255
 RESERVED = ("jobs", "teachers")  # folders in the folder of all runs that contain other things
+
+
+def flat(value: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Flatten nested dictionaries, with their keys joined by dots."""
+    found: dict[str, Any] = {}
+    for key, inner in value.items():
+        found |= flat(inner, f"{prefix}{key}.") if isinstance(inner, dict) else {f"{prefix}{key}": inner}
+    return found
 
 
 def run_name(given: str) -> str:
@@ -96,11 +104,12 @@ class Run:
             raise InputError(f"{folder} already contains a run; name another folder, or resume it")
         there, given = run.settings, json.loads(json.dumps(settings))
         if there != given:
-            changed = sorted(k for k in {*there, *given} if there.get(k) != given.get(k))
+            one, other = flat(there), flat(given)
+            changed = sorted(k for k in {*one, *other} if one.get(k) != other.get(k))
             first = changed[0]
             raise InputError(
-                f"{folder} contains a run with {first}={there.get(first)!r}, not {given.get(first)!r} "
-                f"(differing: {', '.join(changed)}); name another folder, or remove that run"
+                f"{folder} contains a run with {first}={shown(one.get(first))}, not {shown(other.get(first))} "
+                f"(differing: {', '.join(changed[:5])}{', …' * (len(changed) > 5)}); name another folder, or remove it"
             )
         return run
 

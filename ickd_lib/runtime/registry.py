@@ -6,6 +6,8 @@ from typing import Any
 
 from ickd_lib.runtime.errors import InputError
 
+MODULES: set[str] = set()  # modules outside the library that have registered a class
+
 
 def enter(registry: dict[str, Any], name: str, cls: type, what: str) -> None:
     """Add a class to a registry. Defining the same class again, as a notebook does, replaces it.
@@ -23,3 +25,5 @@ def enter(registry: dict[str, Any], name: str, cls: type, what: str) -> None:
         place = f"{taken.__module__}.{taken.__qualname__}"
         raise InputError(f"{what} {name!r} is already registered: {place}; choose another name")
     registry[name] = cls
+    if cls.__module__.partition(".")[0] not in ("ickd_lib", "__main__"):
+        MODULES.add(cls.__module__)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import importlib
 import io
 import multiprocessing
 import os
@@ -28,6 +29,7 @@ from ickd_lib import runtime
 from ickd_lib.data import Splits
 from ickd_lib.data.loader import WorkerDied
 from ickd_lib.runtime import Diverged, InputError
+from ickd_lib.runtime.registry import MODULES
 from ickd_lib.training.callbacks import Callback
 from ickd_lib.training.distillation import distill
 from ickd_lib.training.loop import Loop, stop_training, stoppable
@@ -87,6 +89,7 @@ class Job:
     again: whether an earlier attempt died or was stopped, so that its runs are resumed.
     stop: name of the file in `folder`; the job stops when it exists.
     caller: the process that waits for the job.
+    modules: modules to import in another process, because they register methods, data sets or tasks of one's own.
     """
 
     name: str
@@ -96,6 +99,7 @@ class Job:
     again: bool = False
     stop: str = "stop"
     caller: str = field(default_factory=lambda: _process())
+    modules: tuple[str, ...] = field(default_factory=lambda: tuple(sorted(MODULES)))
 
     @property
     def log(self) -> Path:
@@ -131,6 +135,8 @@ class Job:
     def _train(self) -> Outcome:
         if (self.folder / self.stop).exists():
             return Outcome(stopped=True)
+        for module in self.modules:
+            importlib.import_module(module)
         # Tensors stay in the file until they are used, and jobs on one machine share the memory of what they read.
         given: dict[str, Any] = torch.load(self.folder / INPUTS, map_location="cpu", mmap=True, weights_only=False)
         splits = given.pop("splits")

@@ -62,7 +62,10 @@ def pretrain(
         train = splits.train
         if models.is_file(name):
             network = models.from_file(name, num_classes=len(train.classes), image_size=train.size)
-            network = models.load_weights(network, weights) if weights else network
+            if weights:
+                network = models.load_weights(network, weights)
+            else:
+                runtime.notice(f"the teacher {name} has the weights with which it is made; others can be given")
         else:
             network = _loaded(name, train.spec, weights)
         network.classes = splits.train.classes

@@ -84,8 +84,7 @@ class LogitSpaceExplorer(Selection):
         )
         if not 1 <= (panels if isinstance(panels, int) else len(panels)) <= len(PLACES):
             raise InputError(f"panels={panels!r}; choose 1, 2 or 3 maps")
-        self.images, self.samples = images, SampleSet(images, task or Classification())
-        self.samples.require_labels()
+        self.images, self.samples = images, SampleSet(images, task or Classification()).labelled()
         self.labels, self.rows = self.samples.labels.cpu(), self.samples.rows.cpu()
         self.seed, self.cache = seed, cache
         self.logits = {name: self._logits(name, of, precision) for name, of in networks.items()}

@@ -99,10 +99,8 @@ class NeighbourExplorer(NeighbourControls, Explorer):
         self.bank, self.images, self.student, self.teacher = bank, images, student, teacher
         self.source = "bank" if queries is None else "queries"  # the set that queries are chosen from
         self.queries = images if queries is None else queries
-        self.bank_samples = SampleSet(images, task)
-        self.query_samples = self.bank_samples if queries is None else SampleSet(queries, task)
-        for samples in (self.bank_samples, self.query_samples):
-            samples.require_labels()
+        self.bank_samples = SampleSet(images, task).labelled()
+        self.query_samples = self.bank_samples if queries is None else SampleSet(queries, task).labelled()
         self.precision = precision
         self.generator = runtime.generator("explorer")
         self.sets = {"bank": self.bank_samples, self.source: self.query_samples}

@@ -212,6 +212,8 @@ def kinds(name: str) -> tuple[str, ...]:
 def _named(name: str) -> tuple[str, str]:
     """Return the registered name, and the path, of a data set."""
     title, colon, path = name.partition(":")
+    if not colon and Path(name).is_dir():
+        raise InputError(f"{name} is a folder; write folder:{name}")
     if not colon:
         return runtime.choose(name, names(), "data set"), ""
     chosen = runtime.choose(title, _REGISTRY, "data set")

@@ -9,6 +9,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from ickd_lib import runtime
 from ickd_lib.data.crops import ResizedCrop
 from ickd_lib.data.decode import decode, image_files
 from ickd_lib.data.files import listed
@@ -103,6 +104,9 @@ class Folder(FileDataSet):
         for name, count in zip(classes, counts, strict=True):
             if folder.name == "train" and not count:
                 raise InputError(f"{folder / name} contains no image; add some or remove the folder")
+        empty = [name for name, count in zip(classes, counts, strict=True) if not count]
+        if folder.name != "train" and empty and sum(counts):
+            runtime.notice(f"{folder} has no image of {len(empty)} of {len(classes)} classes, such as {empty[0]}")
         if not sum(counts):
             raise InputError(f"{folder} contains no image; expected class folders with the names of those in train/")
 
@@ -115,6 +119,8 @@ class Folder(FileDataSet):
 
     def _split_folders(self) -> dict[str, Path]:
         """Return the folders of the splits "train", "test" and, where both val/ and test/ exist, "val"."""
+        if not self.path.is_dir():
+            raise InputError(f"{self.path} is not a folder; name one that contains train/ and test/ or val/")
         if not (self.path / "train").is_dir():
             raise InputError(
                 f"{self.path} has no folder train/; expected class folders of images in train/ and in test/ or val/"
