@@ -14,6 +14,7 @@ from ickd_lib.methods import Retrieval
 from ickd_lib.runtime import InputError
 from ickd_lib.training import Recipe, Student
 from ickd_lib.training.in_context import TeacherBank
+from ickd_lib.widgets import LogitSpaceExplorer, NeighbourExplorer
 
 QUICK = Recipe(epochs=2, batch_size=30, lr=0.01, schedule="cosine")
 SMALL = "ickd(positives=2, negatives=5)"
@@ -255,3 +256,13 @@ def test_a_choice_of_classes_leaves_out_images_without_a_label():
     assert len(found) == ((labelled == 0) | (labelled == 9)).sum() and set(found.labels.tolist()) == {0, 1}
     with pytest.raises(InputError, match="have no label"):
         train.few(50)
+
+
+def test_explorers_that_need_labels_refuse_images_without(mixed, teacher):
+    bank = MemoryBank.build(teacher, mixed.train, precision="fp32")
+    for made in (
+        lambda: NeighbourExplorer(bank, mixed.train, teacher=teacher),
+        lambda: LogitSpaceExplorer({"teacher": teacher}, mixed.train),
+    ):
+        with pytest.raises(InputError, match="80 of the 120 images of .* have no label; give the labelled ones"):
+            made()
