@@ -376,6 +376,8 @@ COCO_DAMAGE = {
     "size": r"train2017/9.png has 24×16 pixels, but its annotation is of 30×16; restore the image or correct",
     "image id": r"annotation 11 has the unknown image_id 77",
     "category": r"annotation 11 has the unknown category_id 77",
+    "image twice": r"several entries of 'images' have the id 4",
+    "category twice": r"several entries of 'categories' have the id",
     "categories": r"instances_val2017.json has other categories than .*instances_train2017.json",
     "no image": r"has annotations of .*train2017/4.png, which does not exist; add the image",
     "no folder": r"has no folder train2017/ or images/train2017/ for the images of",
@@ -401,6 +403,10 @@ def test_an_error_names_what_is_wrong_in_coco(coco, damage):
         content["images"][0]["width"] = 30
     elif damage in ("image id", "category"):
         annotation["image_id" if damage == "image id" else "category_id"] = 77
+    elif damage == "image twice":
+        content["images"] = [image | {"id": 4} for image in content["images"]]
+    elif damage == "category twice":
+        content["categories"] += content["categories"][:1]
     elif damage == "categories":
         content["categories"][0]["name"] = "cow"
     path.write_text("{" if damage == "no json" else json.dumps(content))

@@ -264,5 +264,5 @@ def test_explorers_that_need_labels_refuse_images_without(mixed, teacher):
         lambda: NeighbourExplorer(bank, mixed.train, teacher=teacher),
         lambda: LogitSpaceExplorer({"teacher": teacher}, mixed.train),
     ):
-        with pytest.raises(InputError, match="80 of the 120 images of .* have no label; give the labelled ones"):
+        with pytest.raises(InputError, match=r"80 of the 120 images of .* have no label; give the labelled ones"):
             made()

@@ -189,7 +189,8 @@ class StreamedImages(LabelledImages):
     def files(self) -> tuple[str, ...]:
         """Path of the file of every row of the whole split, relative to the folder of the data set."""
         found, root = self.source.files, Path(self.source.files.root).name
-        prefix = f"{root}/" if root in ("train", "val", "test") else ""
+        inside = not len(found) or found.name(0).partition("/")[0] not in ("train", "unlabelled")
+        prefix = f"{root}/" if root in ("train", "val", "test") and inside else ""
         return tuple(prefix + found.name(row) for row in range(len(found)))
 
     @cached_property

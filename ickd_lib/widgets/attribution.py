@@ -229,6 +229,7 @@ class AttributionExplorer(Explorer):
             if role in found.roles and bool(found.roles[role].any()):
                 values = found.roles[role] * known
                 top = values.abs().argsort(descending=True, stable=True)[:CONTEXT]
+                top = top[values[top] != 0]
                 title = f"as {role}s of other training samples ({term})"
                 chosen.append((title, tone, train.positions(found.rows[top]), values[top]))
         return chosen

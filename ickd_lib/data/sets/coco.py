@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -147,6 +148,10 @@ def _read(path: Path) -> _Content:
             missing = [name for name in names if name not in entry]
             if missing:
                 raise InputError(f"{path}: an entry of {part!r} has no {missing[0]!r}: {str(entry)[:80]}; correct it")
+    for part in ("images", "categories"):
+        often = Counter(entry["id"] for entry in content[part])
+        if twice := [number for number, count in often.items() if count > 1]:
+            raise InputError(f"{path}: several entries of {part!r} have the id {twice[0]}; correct it")
     categories = {c["id"]: c["name"] for c in sorted(content["categories"], key=lambda c: c["id"])}
     images = {image["id"] for image in content["images"]}
     for one in content["annotations"]:

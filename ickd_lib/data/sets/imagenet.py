@@ -22,6 +22,7 @@ MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 SIDE = 224
 NAMES = ("LOC_synset_mapping.txt", "synset_words.txt", "words.txt")  # a WNID and its names on each line
 SOLUTION = "LOC_val_solution.csv"
+ENDS = ("n01440764", "n15075141")  # the first and the last of the WNIDs for which torchvision has names
 TRUTH, META = "ILSVRC2012_validation_ground_truth.txt", "meta.mat"
 
 
@@ -130,7 +131,7 @@ class ImageNet(FileDataSet):
             )
             known = {line[0]: line[1].split(",")[0].strip() for line in lines if len(line) > 1}
             found = [known.get(wnid, wnid) for wnid in wnids]
-        elif len(wnids) == 1000:
+        elif len(wnids) == 1000 and (wnids[0], wnids[-1]) == ENDS:
             from torchvision.models import ResNet18_Weights
 
             found = list(ResNet18_Weights.IMAGENET1K_V1.meta["categories"])
