@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import contextlib
 import dataclasses
-import difflib
 import functools
 import io
 import json
@@ -22,11 +21,11 @@ if int(os.environ.get("WORLD_SIZE", "1")) > 1:  # torch warns about weights that
 if os.environ.get("RANK", "0") != "0":  # of several processes, the first one shows progress; tqdm reads this at import
     os.environ.setdefault("TQDM_DISABLE", "1")
 
-from ickd_lib import data, methods, metrics, models, runs, runtime, tasks, training
+from ickd_lib import data, methods, metrics, runs, runtime, tasks, training
 from ickd_lib.export import commands
 from ickd_lib.memory import MemoryBank, requested
 from ickd_lib.models import Network
-from ickd_lib.options import parser, recipe_defaults
+from ickd_lib.options import check_networks, parser, recipe_defaults
 from ickd_lib.runtime import Diverged, InputError
 from ickd_lib.runtime.distributed import ProcessLost, reports
 from ickd_lib.runtime.memory import out_of_memory
@@ -102,26 +101,6 @@ def _teacher(given: argparse.Namespace, needed: bool) -> Network | None:
     return training.pretrain(given.teacher, splits, recipe=recipe, weights=given.teacher_weights, **options)
 
 
-def _check_networks(given: argparse.Namespace, splits: data.Splits | None = None) -> None:
-    """Raise InputError if the teacher is no run and no model, or, with the data, the student is no model.
-
-    A teacher may be trained for hours before the student is created.
-    """
-    library, slash, _ = given.teacher.partition("(")[0].partition("/")
-    own = models.is_file(given.teacher) or ".csv" in given.teacher
-    path = Path(given.teacher)
-    named = slash and not own and not difflib.get_close_matches(library.lower(), models.LIBRARIES, 1)
-    if given.teacher and not (path / "config.json").is_file() and (named or path.is_dir()):
-        what = "is not the folder of a run" if path.exists() else "does not exist"
-        raise InputError(
-            f"--teacher {given.teacher}: this {what}; name the folder of a run, or a model, as in resnet20 or "
-            "torchvision/resnet34"
-        )
-    if given.teacher and splits and not models.is_file(given.student):
-        with models.without_weights(), runtime.seeded():
-            models.create(given.student, **splits.train.spec)
-
-
 def _bank(given: argparse.Namespace, train: data.Images, teacher: Network | None, needed: bool) -> MemoryBank | None:
     """Return the teacher's memory bank of more images than the student's, `train`; None if it is not requested."""
     if given.threshold:
@@ -149,7 +128,7 @@ def _bank(given: argparse.Namespace, train: data.Images, teacher: Network | None
 def train(given: argparse.Namespace) -> None:
     """Train one student and print its summary."""
     recipe = _recipe(given)
-    _check_networks(given)
+    check_networks(given)
     if given.published:
         changed = [name for name, value in recipe_defaults(given.task).items() if getattr(given, name) != value]
         if changed or given.augment != "crop":
@@ -158,10 +137,12 @@ def train(given: argparse.Namespace) -> None:
         network = runtime.Run(folder.parent).settings["student"]["network"] if folder.is_file() else given.teacher
         found = training.published(given.method, network, given.student, given.published)
         given.method, recipe, given.augment = found.method, found.recipe, found.augment
+        if given.dataset.partition(":")[0] != given.published:
+            runtime.notice(f"these settings are for {given.published}, and the data set is {given.dataset}")
         print(f"{'published' if found.official else 'not published'} settings: {found.source}", file=sys.stderr)
     requested(given.search)
     method, splits = methods.create(given.method), _splits(given, given.labels, **_unlabelled(given))
-    _check_networks(given, splits)
+    check_networks(given, splits)
     teacher = _teacher(given, method.needs_teacher)
     bank = _bank(given, splits.train, teacher, method.needs_bank)
     students = training.peer_group(given.student, given.method, given.seed, given.peers)
@@ -200,9 +181,9 @@ def compare(given: argparse.Namespace) -> None:
 
 def _compare(given: argparse.Namespace, executor: Executor | None) -> None:
     made = [methods.create(name) for name in given.methods]
-    _check_networks(given)
+    check_networks(given)
     recipe, splits = _recipe(given), _splits(given, given.labels, **_unlabelled(given))
-    _check_networks(given, splits)
+    check_networks(given, splits)
     teacher = _teacher(given, any(method.needs_teacher for method in made))
     bank = _bank(given, splits.train, teacher, any(method.needs_bank for method in made))
     try:

@@ -100,7 +100,8 @@ def test_published_settings_are_taken(run, monkeypatch):
     monkeypatch.setattr(training, "distill", distill)
     monkeypatch.setattr(training, "pretrain", lambda *_, **__: None)
     line = "train --published --method ckd --teacher wrn_40_2 --student ShuffleV1"
-    assert run(line)[2] == "published settings: configurations of ZhouXinzzzzz/CKD\nerror: enough\n"
+    note = "note: these settings are for cifar100, and the data set is digits\n"
+    assert run(line)[2] == f"{note}published settings: configurations of ZhouXinzzzzz/CKD\nerror: enough\n"
     assert seen["recipe"] == Recipe(epochs=480, batch_size=32, lr=0.01, schedule="cosine")
     assert seen["augment"] == "crop" and seen["student"].method == "ckd"
     assert "--published sets epochs itself" in run(f"{line} --epochs 3")[2]
@@ -139,6 +140,8 @@ def test_bank_is_saved_and_measured(run, tmp_path):
 
 def test_a_run_serves_as_teacher(run):
     assert run(f"train --method ce {QUICK} --name t")[0] == 0
+    status, _, err = run(f"train --method kd {QUICK} --teacher runs/t --teacher-weights none.pth")
+    assert status == 2 and "--teacher-weights: runs/t is a run, which has its own; leave this out" in err
     status, out, _ = run(f"train --method kd {QUICK} --teacher runs/t")
     assert status == 0 and json.loads(out[: out.index("run folder")])["teacher_saw"]["labels"] == 60
 
@@ -148,6 +151,7 @@ def test_a_run_serves_as_teacher(run):
     [
         (f"train --method kd --student resnet9 {SHORT}", "unknown model 'resnet9'; did you mean 'resnet8'?"),
         (f"compare --methods kd --student resnet9 {SHORT}", "unknown model 'resnet9'; did you mean 'resnet8'?"),
+        ("train --method ce --teacher-epochs 3", "--teacher-epochs: no --teacher is named"),
         ("train --method kd --teacher .", "--teacher .: this is not the folder of a run"),
         ("train --method kd --teacher runs/none", "--teacher runs/none: this does not exist"),
         ("train --method kd+", "'kd+' has no method on one side of a +"),

@@ -75,6 +75,24 @@ class Reading(Network):
         return Output(self.fc(features), features)
 
 
+def test_a_network_whose_maps_are_those_of_convolutions_is_not_copied():
+    """In the copy, the output of a convolution is that after its batch normalisation."""
+
+    class Small(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.conv, self.norm, self.fc = nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.Linear(4, 10)
+
+        def forward(self, x):
+            return self.fc(self.norm(self.conv(x)).mean((2, 3)))
+
+    with runtime.seeded(0):
+        module = Small()
+    for maps, copied in (((), True), (("norm",), True), (("conv",), False)):
+        network = trained_statistics(models.wrap(module, maps=maps, size=32))
+        assert (models.folded(network, (32, 32)) is not None) == copied, maps
+
+
 @pytest.mark.parametrize("twice", [True, False])
 def test_a_network_that_uses_its_layers_otherwise_is_not_copied(twice):
     with runtime.seeded(0):

@@ -213,6 +213,31 @@ def test_wrap_refuses_layers_without_a_map(maps, message):
     assert module.norm.num_batches_tracked == 0 and module.training and hooks(module) == 0
 
 
+def test_channels_that_come_last_are_features_but_no_map():
+    class Last(nn.Module):
+        """As a Swin transformer: a normalisation of [B, H, W, C], before the mean and the classifier."""
+
+        def __init__(self):
+            super().__init__()
+            self.conv, self.block, self.norm = nn.Conv2d(3, 6, 4, 4), nn.Identity(), nn.LayerNorm(6)
+            self.fc = nn.Linear(6, 10)
+
+        def forward(self, x):
+            return self.fc(self.norm(self.block(self.conv(x).permute(0, 2, 3, 1))).mean((1, 2)))
+
+    module = Last()
+    network = models.wrap(module, features="norm", size=32)
+    assert network.features_dim == 6
+    images = torch.rand(2, 3, 32, 32)
+    output = network.eval()(images)
+    torch.testing.assert_close(output.logits, module.fc(output.features))
+    with pytest.raises(
+        InputError, match=r"layer 'block' of Last returns \[2, 8, 8, 6\], whose channels seem to come last"
+    ):
+        models.wrap(module, maps=("block",), size=32)
+    assert models.wrap(module, maps=("conv",), size=32).stages == ("module.conv",)
+
+
 def test_tokens_are_not_a_map():
     with pytest.raises(InputError, match=r"'module.mix' of Tokens returns shape \[2, 64, 8\]; maps must be") as error:
         models.wrap(Tokens(), maps=["embed", "mix"])

@@ -142,11 +142,25 @@ def test_copies_and_pickles_are_the_same_network(module, code, name):
     if not name.startswith("model.py"):
         saved(module["Small"](10), name)
     network = models.from_file(name, num_classes=10, image_size=(8, 8))
+    network.set_normalisation((0.5, 0.4, 0.3), (0.2, 0.2, 0.2))
+    network.eval()
     images, twin = torch.rand(3, 3, 8, 8), models.frozen(network, torch.device("cpu"))
     again = pickle.loads(pickle.dumps(twin))
     assert network.identity == twin.identity == again.identity
+    assert torch.equal(again.mean, network.mean) and again.name == network.name
+    assert not again.training and not any(one.requires_grad for one in again.parameters())
     torch.testing.assert_close(again(images).logits, network(images).logits)
     torch.testing.assert_close(twin(images).logits, network(images).logits)
+
+
+def test_a_file_may_contain_dataclasses(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    text = "from __future__ import annotations\nfrom dataclasses import dataclass\nimport torch\n\n"
+    text += "@dataclass\nclass Width:\n"
+    text += "    value: int = 4\n\ndef build(num_classes):\n"
+    text += "    layers = torch.nn.AdaptiveAvgPool2d(1), torch.nn.Flatten(), torch.nn.Linear(3, num_classes)\n"
+    (tmp_path / "wide.py").write_text(text + "    return torch.nn.Sequential(*layers)\n")
+    assert models.from_file("wide.py:build", num_classes=5).num_classes == 5
 
 
 def test_options_in_brackets(module, code):

@@ -113,6 +113,7 @@ def test_methods_that_need_more_than_logits_are_refused(resident):
     [
         (["name,class", "0,ant"], "line 1: expected the names of columns"),
         (["file,class", "train/ant/9.png,ant"], "line 2: .* has no file 'train/ant/9.png'; expected one such as"),
+        (["row,ant,bee", "0,0.6,0.4,0.9"], "line 2: 4 cells, but line 1 names 3 columns"),
         (["row,class", "9,ant"], "line 2: .* has no row '9'"),
         (["row,class", "0,ant", "0,bee"], "line 3: 0 has a prediction in line 2 already"),
         (["row,class", "0,dog"], "line 2: unknown class 'dog'"),

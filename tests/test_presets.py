@@ -6,7 +6,7 @@ import dataclasses
 
 import pytest
 
-from ickd_lib import methods, training
+from ickd_lib import methods, models, training
 from ickd_lib.runtime import InputError
 from ickd_lib.training import Recipe, presets
 from ickd_lib.training.presets import accuracy, cifar100, coco, imagenet
@@ -225,6 +225,20 @@ def test_names_of_the_same_networks_on_imagenet():
     other = ("timm/resnet50.a1_in1k", "timm/mobilenetv1_100.ra4_e3600_r224_in1k")
     assert training.published("dkd", *other, "imagenet") == training.published("dkd", *R50_MN1, "imagenet")
     assert training.published_accuracy(*other, "imagenet") == training.published_accuracy(*R50_MN1, "imagenet")
+
+
+@pytest.mark.parametrize(("teacher", "student"), [("VGG13", "mobilenetv2"), ("RESNET32X4", "shufflev1")])
+def test_names_in_any_case_are_the_same_networks(teacher, student):
+    for method in ("kd", "dkd"):
+        expected = [name for name in models.names() if name.lower() in (teacher.lower(), student.lower())]
+        pair = sorted(expected, key=lambda name: name.lower() != teacher.lower())
+        assert training.published(method, teacher, student) == training.published(method, *pair)
+    assert training.published("kd", teacher, student).recipe.lr == 0.01
+
+
+def test_a_published_combination_has_its_settings_in_any_order():
+    one, other = (training.published(name, "resnet56", "resnet20") for name in ("crd+kd", "kd+crd"))
+    assert one == other and one.official
 
 
 def test_recipes_on_imagenet():

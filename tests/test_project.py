@@ -92,7 +92,7 @@ ALLOWED = {
     },
     "explore": {"runtime", "losses", "data", "models", "metrics", "tasks", "memory", "methods"},
     "widgets": {"runtime", "data", "models", "metrics", "tasks", "memory", "methods", "runs", "plots", "explore"},
-    "options": {"", "runtime", "data", "tasks", "methods", "training"},
+    "options": {"", "runtime", "data", "models", "tasks", "methods", "training"},
     "__main__": {
         "",
         "options",

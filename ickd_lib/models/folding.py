@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from .. import runtime
-from .network import Network
+from .network import Network, Output
 
 TOLERANCE = 1e-3  # largest difference in fp32 of the copy's outputs, relative to the largest output
 
@@ -40,8 +40,9 @@ def folded(network: Network, size: tuple[int, int]) -> Network | None:
             fused = fuse_conv_bn_eval(twin.get_submodule(convolution), twin.get_submodule(norm))  # type: ignore[arg-type,type-var]
             twin.set_submodule(convolution, fused)
             twin.set_submodule(norm, nn.Identity())
-        pairs = zip(twin(images)[:2], network(images)[:2], strict=True)
-        if not all((a - b).abs().max() <= TOLERANCE * b.abs().max() for a, b in pairs):
+        given = {"maps": True} if network.stages else {}
+        pairs = zip(_tensors(twin(images, **given)), _tensors(network(images, **given)), strict=True)
+        if not all(a.shape == b.shape and (a - b).abs().max() <= TOLERANCE * b.abs().max() for a, b in pairs):
             return None
         for part in twin.modules():
             if isinstance(part, (nn.Conv2d, nn.Linear)):
@@ -53,6 +54,12 @@ def folded(network: Network, size: tuple[int, int]) -> Network | None:
     finally:
         torch.backends.cudnn.allow_tf32 = tf32
     return twin.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+
+
+def _tensors(output: Output) -> list[Tensor]:
+    """Return all tensors of an output: logits, features, and the maps if there are some."""
+    every = [part for value in output for part in (value if isinstance(value, tuple) else (value,))]
+    return [part for part in every if isinstance(part, Tensor) and part.numel()]
 
 
 def _pairs(network: Network, images: Tensor) -> list[tuple[str, str]]:

@@ -6,6 +6,7 @@ import hashlib
 import importlib.util
 import inspect
 import os
+import sys
 import warnings
 import zipfile
 from collections.abc import Iterator
@@ -106,10 +107,16 @@ class _Program(nn.Module):
 
 def _from_code(path: Path, attribute: str, num_classes: int) -> nn.Module:
     """Run a Python file, and return the module that one of its functions or classes makes."""
-    spec = importlib.util.spec_from_file_location(f"ickd_file_{path.stem}", path)
+    name = f"ickd_file_{path.stem}_{runtime.fingerprint(str(path.resolve()))[:8]}"
+    spec = importlib.util.spec_from_file_location(name, path)
     assert spec is not None and spec.loader is not None
     code = importlib.util.module_from_spec(spec)
-    build(str(path), lambda: spec.loader.exec_module(code))  # type: ignore[union-attr]
+    sys.modules[name] = code  # where dataclasses look for their module
+    try:
+        build(str(path), lambda: spec.loader.exec_module(code))  # type: ignore[union-attr]
+    except BaseException:
+        del sys.modules[name]
+        raise
     if not callable(made := getattr(code, attribute, None)):
         raise InputError(f"{path} has no function or class {attribute!r}; name one that makes a network")
     try:

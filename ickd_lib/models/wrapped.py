@@ -69,7 +69,9 @@ class Wrapped(Network):
     def __reduce_ex__(self, protocol: Any) -> Any:
         if self.source is None:
             return super().__reduce_ex__(protocol)
-        return _loaded_again, (self.source, self.classes, self.trained_on, self.state_dict())
+        modes = [part.training for part in self.modules()], [one.requires_grad for one in self.parameters()]
+        facts = {name: getattr(self, name) for name in ("name", "classes", "trained_on", "mean", "std")}
+        return _loaded_again, (self.source, facts, modes, self.state_dict())
 
     def forward_normalised(self, x: Tensor) -> Output:
         return _logits_and_features(self.module, self.layer, self.before, self._resized(x))
@@ -86,7 +88,9 @@ class Wrapped(Network):
         return super()._as_map(stage, value).clone()
 
 
-def _loaded_again(source: Source, classes: tuple[str, ...], trained_on: dict[str, Any], state: Any) -> Network:
+def _loaded_again(
+    source: Source, facts: dict[str, Any], modes: tuple[list[bool], list[bool]], state: dict[str, Tensor]
+) -> Network:
     """Load a pickled network from its file. Raise InputError if the file has changed."""
     from .own import from_file
 
@@ -94,8 +98,13 @@ def _loaded_again(source: Source, classes: tuple[str, ...], trained_on: dict[str
     assert isinstance(network, Wrapped)
     if network.source != source:
         raise InputError(f"the file of {network.name} was changed while it was used; start again")
-    network.classes, network.trained_on = classes, trained_on
+    for key, value in facts.items():
+        setattr(network, key, value)
     network.load_state_dict(state)
+    for part, training in zip(network.modules(), modes[0], strict=True):
+        part.training = training
+    for parameter, trained in zip(network.parameters(), modes[1], strict=True):
+        parameter.requires_grad_(trained)
     return network
 
 
@@ -120,8 +129,8 @@ def wrap(
     Args:
         module: an image classifier that takes normalised images [B, 3, H, W].
         features: name, in `module.named_modules()`, of the submodule whose output is the features. An output [B, D]
-            is used as it is; a map [B, D, H, W] is averaged over space (a linear layer's map has its channels last);
-            tokens [B, T, D] are averaged over all T, including a class token. With None, they are the
+            is used as it is; a map [B, D, H, W] is averaged over space (that of a linear layer or a LayerNorm has its
+            channels last); tokens [B, T, D] are averaged over all T, including a class token. With None, they are the
             features that the module returns, or else the input of the layer that `models.classifier` finds; in a vision
             transformer that is the class token. The layers of a compiled program (`torch.jit.ScriptModule`) cannot be
             observed: without features of its own it has none, [B, 0].
@@ -161,8 +170,14 @@ def wrap(
             raise InputError(f"{name} has {logits.shape[1]} classes, not num_classes={num_classes}")
         network = Wrapped(module, layer, features is None, pixels, logits.shape[1], found.shape[1], maps)
         network.name = name
-        if maps:
-            network._forward_with_maps(images)  # raises the error of a layer without a map now, not in training
+        if maps:  # raises the error of a layer without a map now, not in training
+            for part, found in zip(maps, network._forward_with_maps(images).maps, strict=True):
+                _, first, second, third = found.shape
+                if first == second != third and images.shape[2] == images.shape[3]:
+                    raise InputError(
+                        f"layer {part!r} of {name} returns {list(found.shape)}, whose channels seem to come last; name "
+                        "one whose map is [B, C, H, W]"
+                    )
 
     network.training = module.training
     network.set_normalisation(mean, std)
@@ -210,11 +225,11 @@ def returned_features(value: Any) -> Tensor | None:
 
 
 def _pool(value: Any, layer: str, part: nn.Module | None = None) -> Tensor:
-    """Average [B, D, H, W] (a linear layer's [B, H, W, D]) or [B, T, D] to features [B, D]."""
+    """Average [B, D, H, W] (of a linear layer or a LayerNorm [B, H, W, D]) or [B, T, D] to features [B, D]."""
     if isinstance(value, (tuple, list)) and value:
         value = value[0]
     if isinstance(value, Tensor) and value.ndim == 4:
-        return value.mean((1, 2) if isinstance(part, nn.Linear) else (2, 3))
+        return value.mean((1, 2) if isinstance(part, nn.Linear) or type(part) is nn.LayerNorm else (2, 3))
     if isinstance(value, Tensor) and value.ndim == 3:
         return value.mean(1)
     if isinstance(value, Tensor) and value.ndim == 2:

@@ -2,5 +2,6 @@
 
 from ickd_lib.options.commands import parser
 from ickd_lib.options.groups import recipe_defaults
+from ickd_lib.options.networks import check_networks
 
-__all__ = ["parser", "recipe_defaults"]
+__all__ = ["check_networks", "parser", "recipe_defaults"]

@@ -107,7 +107,7 @@ def aggregation_errors(
                     measured = (aggregate(teacher.values, *near) - truth).square().mean()
                     variance, correlation = teacher.variance, teacher.correlation
                     spread, bias = predicted_error(teacher.truth, *near, variance=variance, correlation=correlation)
-                    scale = variance if isinstance(variance, float) else variance.mean().item()
+                    scale = variance.mean().item() if isinstance(variance, Tensor) else variance
                     holds = not teacher.errs_by_label or given is None
                     row = {"teacher": name, "weighting": weighting, "neighbours": neighbours, "k": k}
                     row |= {"measured": (measured / (teacher.values - truth).square().mean()).item()}

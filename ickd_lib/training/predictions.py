@@ -114,6 +114,8 @@ def load_predictions(text: str, splits: Splits) -> Predictions:
     named = _named(path, header[1:], train.classes)
     for line, cells in lines:
         where = f"{path}, line {line}"
+        if len(cells) > len(header):
+            raise InputError(f"{where}: {len(cells)} cells, but line 1 names {len(header)} columns")
         row = row_of(kind, cells[0].strip(), where)
         if row in found:
             raise InputError(f"{where}: {cells[0]} has a prediction in line {found[row][0]} already")

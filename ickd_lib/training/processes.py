@@ -126,6 +126,7 @@ def _child(sender: Any, number: int, threads: int, call: bytes) -> None:
     except BaseException as error:
         try:
             found = pickle.dumps((False, error))
+            pickle.loads(found)  # an error of several arguments may be pickled and yet not be loaded
         except Exception:
             found = pickle.dumps((False, RuntimeError(f"{type(error).__name__}: {error}")))
     sender.send_bytes(found)

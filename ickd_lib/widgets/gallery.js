@@ -49,7 +49,13 @@ const typing = ({ target, altKey, ctrlKey, metaKey }) =>
 // A list of entries, such as queries, and one page of blocks for each. The address of a page ends with #key.
 function list({ listing, pages, of }) {
   const keys = listing.tiles.map((tile) => tile.key);
-  const now = () => Math.max(0, keys.indexOf(decodeURIComponent(location.hash.slice(1))));
+  const now = () => {
+    try {
+      return Math.max(0, keys.indexOf(decodeURIComponent(location.hash.slice(1))));
+    } catch { // the address was typed, and is not one of this page
+      return 0;
+    }
+  };
   const go = (at) => (location.hash = encodeURIComponent(keys[(at + keys.length) % keys.length]));
   const entries = make("div", { className: "ickd-strip" }, put(listing)), head = make("h2", { tabIndex: -1 }), main = make("div");
   const buttons = [...entries.querySelectorAll("button.ickd-tile")];
@@ -73,9 +79,17 @@ function list({ listing, pages, of }) {
     main.replaceChildren(...pages[keys[at]].map(put));
     if (focus) head.focus({ preventScroll: true });
   };
+  const pass = (by) => { // to the next entry that the filter shows
+    let at = now();
+    for (let i = 0; i < keys.length; i++) {
+      at = (at + by + keys.length) % keys.length;
+      if (!buttons[at].classList.contains("ickd-left-out")) break;
+    }
+    go(at);
+  };
   const step = (by, text) => {
     const one = make("button", { type: "button" }, text);
-    one.onclick = () => go(now() + by);
+    one.onclick = () => pass(by);
     return one;
   };
   root.replaceChildren(
@@ -91,7 +105,7 @@ function list({ listing, pages, of }) {
   document.onkeydown = (event) => {
     if (typing(event) || !["ArrowLeft", "ArrowRight"].includes(event.key)) return;
     event.preventDefault();
-    go(now() + (event.key === "ArrowRight" ? 1 : -1));
+    pass(event.key === "ArrowRight" ? 1 : -1);
   };
   onhashchange = () => show(!entries.contains(document.activeElement) && main.contains(document.activeElement));
   show(false);
@@ -126,9 +140,10 @@ function maps({ images, classes, labels, networks, shown, colours, judged, selec
       tip: terms["predictions for"], tips: terms, columns: ["network", "prediction", "its probability"] };
     beside.replaceChildren(put({ kind: "row", blocks: [one, table] }));
   };
-  const select = (members, title) => {
+  const select = (members, title, judged = false) => { // judged: whether the predictions of one network define them
     state.members = new Set(members);
     state.title = title;
+    state.of = judged;
     refresh();
   };
   const every = (holds) => [...labels.keys()].filter(holds);
@@ -239,7 +254,7 @@ function maps({ images, classes, labels, networks, shown, colours, judged, selec
     const entry = Number(target.closest("[data-event]")?.dataset.key ?? NaN);
     if (Number.isNaN(entry)) return;
     const { entries, of } = colours[state.by], name = entries[entry][0];
-    state.title === name ? select([], "") : select(every((i) => of[state.judged][i] === entry), name);
+    state.title === name ? select([], "") : select(every((i) => of[state.judged][i] === entry), name, !["class", "superclass"].includes(state.by));
   };
   below.onclick = ({ target }) => {
     const { event, key } = target.closest("[data-event]")?.dataset ?? {};
@@ -248,7 +263,7 @@ function maps({ images, classes, labels, networks, shown, colours, judged, selec
     if (event === "class") selectClass(label);
     if (event === "cell") {
       const members = every((i) => labels[i] === label && networks[state.judged].predicted[i] === predicted);
-      select(members, `class ${classes[label]}, predicted as ${classes[predicted]}`);
+      select(members, `class ${classes[label]}, predicted as ${classes[predicted]}`, true);
     }
   };
   const only = (first, second) => {
@@ -260,7 +275,7 @@ function maps({ images, classes, labels, networks, shown, colours, judged, selec
   clear.onclick = () => select([], "");
   const of = choice(names, judged, (value) => {
     state.judged = value;
-    refresh();
+    state.of ? select([], "") : refresh();
     look(state.here);
   });
   const by = choice(Object.keys(colours), state.by, (value) => {

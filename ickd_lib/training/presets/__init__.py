@@ -5,14 +5,17 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import NamedTuple
 
-from ickd_lib import methods, runtime
+from ickd_lib import methods, models, runtime
 from ickd_lib.runtime import InputError
 from ickd_lib.training.presets import accuracy, cifar100, coco, imagenet
 from ickd_lib.training.presets.protocols import SMALL, Key, Settings
 from ickd_lib.training.recipe import Recipe
 
 _TABLES = {"cifar100": cifar100, "imagenet": imagenet, "coco": coco}
-_SAME = {"mobilenetv1_100": "MobileNetV1"}  # names of the same network on ImageNet in a library and in the zoo
+_SAME = {
+    "mobilenetv1_100": "MobileNetV1",
+    "mobilenetv1": "MobileNetV1",
+}  # names of the same network on ImageNet in a library and in the zoo
 _TITLES = {"cifar100": "CIFAR-100", "imagenet": "ImageNet", "coco": "COCO"}
 
 
@@ -47,6 +50,8 @@ def published(method: str, teacher: str, student: str, data: str = "cifar100") -
     table, pair = _TABLES[data].SETTINGS, _pair(teacher, student, data)
     if isinstance(made, methods.Combined):
         name = method.replace(" ", "").lower()
+        parts = sorted(name.split("+"))
+        name = next((key for key in table if sorted(key.split("+")) == parts), name)
         if name not in table:
             like = published("kd", teacher, student, data)
             source = f"no settings of {name} are published for {_TITLES[data]}; the protocol is that of kd"
@@ -119,9 +124,10 @@ def _pair(teacher: str, student: str, data: str) -> tuple[str, str]:
     """Return the names of two networks as they stand in the tables of a data set, without arguments."""
     teacher, student = (name.partition("(")[0] for name in (teacher, student))
     if data == "imagenet":
-        teacher, student = (name.rpartition("/")[2].partition(".")[0] for name in (teacher, student))
-        student = _SAME.get(student, student)
-    return teacher, student
+        teacher, student = (name.rpartition("/")[2].partition(".")[0].lower() for name in (teacher, student))
+        return teacher, _SAME.get(student, student)
+    written = {name.lower(): name for name in (*models.names(), *models.names("detection"))}
+    return written.get(teacher.lower(), teacher), written.get(student.lower(), student)
 
 
 def _key(name: str, settings: Settings, pair: tuple[str, str], data: str) -> Key:
