@@ -86,6 +86,7 @@ def _options(given: argparse.Namespace) -> dict[str, Any]:
 
 def _teacher(given: argparse.Namespace, needed: bool) -> Network | None:
     """Return the teacher: from a run folder, from a checkpoint, or trained now on all training images and kept."""
+    check_networks(given)
     if not given.teacher:
         if needed:
             raise InputError("this method needs a teacher; name one with --teacher (a model's name or a run's folder)")

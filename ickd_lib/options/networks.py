@@ -28,7 +28,7 @@ def check_networks(given: argparse.Namespace, splits: data.Splits | None = None)
             f"--teacher {given.teacher}: this {what}; name the folder of a run, or a model, as in resnet20 or "
             "torchvision/resnet34"
         )
-    others = ", ".join("--" + name.replace("_", "-") for name in OF_TEACHER if getattr(given, name))
+    others = ", ".join("--" + name.replace("_", "-") for name in OF_TEACHER if getattr(given, name, None))
     if others and not given.teacher:
         raise InputError(f"{others}: no --teacher is named; name it, or leave this out")
     if others and run:

@@ -87,7 +87,7 @@ def _origins(runs: Sequence[tuple[str, object, dict[str, Any]]]) -> list[str]:
     It is "" for all if there are no such runs. Otherwise it contains the first digits of the fingerprint of the
     teacher, the data set or the images, of as many as are necessary.
     """
-    keys = [(method, one.get("seed"), one["data_seed"], one["network"]) for method, _, one in runs]
+    keys = [(method, one.get("seed"), one.get("data_seed"), one["network"]) for method, _, one in runs]
     marks = [""] * len(runs)
     for what in ("teacher", "data", "images"):
         if len(set(zip(keys, marks, strict=True))) == len(keys):

@@ -107,9 +107,10 @@ class Run:
             one, other = flat(there), flat(given)
             changed = sorted(k for k in {*one, *other} if one.get(k) != other.get(k))
             first = changed[0]
+            few = changed if len(changed) <= 5 else sorted({key.partition(".")[0] for key in changed})
             raise InputError(
                 f"{folder} contains a run with {first}={shown(one.get(first))}, not {shown(other.get(first))} "
-                f"(differing: {', '.join(changed[:5])}{', …' * (len(changed) > 5)}); name another folder, or remove it"
+                f"(differing: {', '.join(few)}); name another folder, or remove it"
             )
         return run
 
