@@ -128,7 +128,7 @@ def _bank(given: argparse.Namespace, train: data.Images, teacher: Network | None
 
 def train(given: argparse.Namespace) -> None:
     """Train one student and print its summary."""
-    recipe = _recipe(given)
+    recipe, unlabelled = _recipe(given), _unlabelled(given)
     check_networks(given)
     if given.published:
         changed = [name for name, value in recipe_defaults(given.task).items() if getattr(given, name) != value]
@@ -142,7 +142,7 @@ def train(given: argparse.Namespace) -> None:
             runtime.notice(f"these settings are for {given.published}, and the data set is {given.dataset}")
         print(f"{'published' if found.official else 'not published'} settings: {found.source}", file=sys.stderr)
     requested(given.search)
-    method, splits = methods.create(given.method), _splits(given, given.labels, **_unlabelled(given))
+    method, splits = methods.create(given.method), _splits(given, given.labels, **unlabelled)
     check_networks(given, splits)
     teacher = _teacher(given, method.needs_teacher)
     bank = _bank(given, splits.train, teacher, method.needs_bank)
@@ -182,15 +182,16 @@ def compare(given: argparse.Namespace) -> None:
 
 def _compare(given: argparse.Namespace, executor: Executor | None) -> None:
     made = [methods.create(name) for name in given.methods]
+    unlabelled = _unlabelled(given)
     check_networks(given)
-    recipe, splits = _recipe(given), _splits(given, given.labels, **_unlabelled(given))
+    recipe, splits = _recipe(given), _splits(given, given.labels, **unlabelled)
     check_networks(given, splits)
     teacher = _teacher(given, any(method.needs_teacher for method in made))
     bank = _bank(given, splits.train, teacher, any(method.needs_bank for method in made))
     try:
         found = training.compare(
             given.methods,
-            splits if executor is None else _loader(given, given.labels, **_unlabelled(given)),
+            splits if executor is None else _loader(given, given.labels, **unlabelled),
             student=given.student,
             teacher=teacher,
             bank=bank,
