@@ -320,7 +320,7 @@ def test_runs_with_equal_seeds_are_no_repetition(tmp_path, what):
         assert len(others) == 1 and {name: len(seeds) for name, seeds in by_method.items()} == {"ce": 2, "kd": 2}
         assert f", {what} " in runs.tables.caption(first)[1]
     ((setting, _),) = runs.grouped(alone).items()
-    assert setting[-2] == "", "without another run, nothing has to be told apart"
+    assert setting.origin == "", "without another run, nothing has to be told apart"
 
 
 def test_a_table_has_a_baseline_where_it_was_trained(tmp_path):

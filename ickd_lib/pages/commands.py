@@ -68,7 +68,7 @@ def draw(given: argparse.Namespace, summaries: list[dict[str, Any]]) -> None:
         ranked = dict(sorted(apart.items(), key=lambda pair: -pair[1]["mean"]))
         task = task_of(next(iter(by_method.values()))[0][0])
         of = {"miou": "mIoU", "ap": "AP"}.get(task.primary, task.primary)
-        of = f"{of} on held-out images" if setting[-1] else f"test {of}"
+        of = f"{of} on held-out images" if setting.held_out else f"test {of}"
         figure = plots.differences(ranked, baseline=given.baseline, of=of)
     else:
         figure = plots.published(runs.beside_published(summaries))

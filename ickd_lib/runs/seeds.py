@@ -6,16 +6,42 @@ import math
 import statistics
 from collections import Counter
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 from ickd_lib import runtime, tasks
 from ickd_lib.runs.difference import distinctions
 from ickd_lib.runtime import InputError
 
-SETTING = ("dataset", "train_images", "teacher", "network", "epochs", "batch_size", "lr", "schedule")
-# The values of SETTING, the task, the augmentation, the teacher's training data, the other settings of the recipe that
-# are not the defaults, what distinguishes runs with equal seeds (`_origins`), and whether images were held out.
-Setting = tuple[Any, ...]
+
+class Setting(NamedTuple):
+    """What runs have in common that are compared with each other in a table.
+
+    dataset, train_images, teacher, network, epochs, batch_size, lr, schedule: entries of a summary.
+    task: name of the task.
+    augment: the augmentation.
+    saw: name of the data set that the teacher was trained on; "" if that is not known.
+    recipe: the other settings of the recipe that are not the defaults, as text.
+    origin: what distinguishes runs with equal seeds (`_origins`), as text.
+    held_out: whether images were held out of train, on which the runs are compared.
+    """
+
+    dataset: str
+    train_images: int
+    teacher: str | None
+    network: str
+    epochs: int
+    batch_size: int
+    lr: float
+    schedule: str
+    task: str
+    augment: str
+    saw: str
+    recipe: str
+    origin: str
+    held_out: bool
+
+
+SETTING = Setting._fields[:8]  # the entries of a summary
 
 
 def mean_std(values: Sequence[float]) -> tuple[float, float]:
@@ -61,8 +87,8 @@ def grouped(summaries: Sequence[dict[str, Any]]) -> dict[Setting, dict[str, list
         saw = (summary.get("teacher_saw") or {}).get("data", "").split("/")[0]
         task = task_of(summary)
         held_out = f"val_{task.primary}" in summary
-        others = summary.get("augment", "crop"), saw, summary.get("recipe", "")
-        setting = (*(summary[key] for key in SETTING), task.name, *others, held_out)
+        others = task.name, summary.get("augment", "crop"), saw, summary.get("recipe", "")
+        setting = Setting._make([*(summary[key] for key in SETTING), *others, "", held_out])
         peers = [peer for peer in summary.get("peers", ()) if peer != summary["network"]]
         name = "teacher" if summary.get("role") == "teacher" else summary["method"]
         method = name + (f" with {', '.join(peers)}" if peers else "")
@@ -73,7 +99,7 @@ def grouped(summaries: Sequence[dict[str, Any]]) -> dict[Setting, dict[str, list
         alike.setdefault(setting, []).append((method, seed, summary))
     for setting, runs in alike.items():
         for (method, key, summary), origin in zip(runs, _origins(runs), strict=True):
-            apart = (*setting[:-1], origin, setting[-1])
+            apart = setting._replace(origin=origin)
             found.setdefault(apart, {}).setdefault(method, {}).setdefault(key, []).append(summary)
     return {
         setting: {method: list(seeds.values()) for method, seeds in by_method.items()}
@@ -156,37 +182,21 @@ def behind_labels(summaries: Sequence[dict[str, Any]]) -> list[str]:
 
 def words(setting: Setting) -> list[str]:
     """Describe each entry of a setting."""
-    (
-        dataset,
-        images,
-        teacher,
-        network,
-        epochs,
-        batch_size,
-        lr,
-        schedule,
-        task,
-        augment,
-        saw,
-        recipe,
-        origin,
-        held_out,
-    ) = setting
     return [
-        dataset,
-        f"{images:,} images",
-        f"from {teacher}" if teacher else "no teacher",
-        network,
-        f"{epochs} epochs",
-        f"batch {batch_size}",
-        f"learning rate {lr:g}",
-        str(schedule),
-        task,
-        augment,
-        f"teacher trained on {saw}" if saw else "no known teacher data",
-        recipe or "other settings as by default",
-        origin,
-        "on held-out images" if held_out else "on test images",
+        setting.dataset,
+        f"{setting.train_images:,} images",
+        f"from {setting.teacher}" if setting.teacher else "no teacher",
+        setting.network,
+        f"{setting.epochs} epochs",
+        f"batch {setting.batch_size}",
+        f"learning rate {setting.lr:g}",
+        str(setting.schedule),
+        setting.task,
+        setting.augment,
+        f"teacher trained on {setting.saw}" if setting.saw else "no known teacher data",
+        setting.recipe or "other settings as by default",
+        setting.origin,
+        "on held-out images" if setting.held_out else "on test images",
     ]
 
 

@@ -97,30 +97,16 @@ def escaped(text: str) -> str:
 
 def caption(setting: Setting) -> tuple[str, str]:
     """Return the data set, and the other settings that all rows of a table share, as text."""
-    (
-        dataset,
-        images,
-        teacher,
-        network,
-        epochs,
-        batch_size,
-        lr,
-        schedule,
-        _task,
-        augment,
-        saw,
-        recipe,
-        origin,
-        held_out,
-    ) = setting
-    arrow = f"{teacher}{f' of {saw}' if saw not in ('', dataset) else ''} → " if teacher else ""
-    return dataset, (
-        f", {images:,} training images: {arrow}{network}, {epochs} epoch{'s' * (epochs != 1)} at batch {batch_size}, "
-        f"learning rate {lr:g} ({schedule})"
-        + (f", {augment}" if augment != "crop" else "")
-        + (f", {recipe}" if recipe else "")
-        + (f", {origin}" if origin else "")
-        + (", on images held out of train" if held_out else "")
+    one = setting
+    of_data = f" of {one.saw}" if one.saw not in ("", one.dataset) else ""
+    return one.dataset, (
+        f", {one.train_images:,} training images: {f'{one.teacher}{of_data} → ' if one.teacher else ''}{one.network}, "
+        f"{one.epochs} epoch{'s' * (one.epochs != 1)} at batch {one.batch_size}, learning rate {one.lr:g} "
+        f"({one.schedule})"
+        + (f", {one.augment}" if one.augment != "crop" else "")
+        + (f", {one.recipe}" if one.recipe else "")
+        + (f", {one.origin}" if one.origin else "")
+        + (", on images held out of train" if one.held_out else "")
     )
 
 
@@ -134,7 +120,7 @@ def beside_published(
     """
     found = {}
     for setting, by_method in grouped(summaries).items():
-        epochs = setting[4]
+        epochs = setting.epochs
         ours = {method: [score(alike) for alike in seeds] for method, seeds in by_method.items()}
         others = {
             method if trained == epochs else f"{method}, {trained} epochs": accuracy / 100
@@ -156,15 +142,22 @@ def published_table(summaries: Sequence[dict[str, Any]]) -> str:
     tables: dict[str, list[list[str]]] = {}
     others: dict[str, dict[tuple[str, int], float]] = {}
     for setting, by_method in grouped(summaries).items():
-        dataset, images, teacher, network, epochs, batch_size, *_, held_out = setting
-        title = f"**{dataset}**, {images:,} training images: {f'{teacher} → ' if teacher else ''}{network}"
-        title += ", on images held out of train" if held_out else ""
+        arrow = f"{setting.teacher} → " if setting.teacher else ""
+        title = f"**{setting.dataset}**, {setting.train_images:,} training images: {arrow}{setting.network}"
+        title += ", on images held out of train" if setting.held_out else ""
         rest = others.setdefault(title, _known(setting))
         for method, seeds in by_method.items():
-            accuracy = rest.pop((method, epochs), None)
+            accuracy = rest.pop((method, setting.epochs), None)
             measured = percent([score(alike) for alike in seeds], 2).rstrip("%")
             five = [statistics.fmean(one["top5"] for one in alike) for alike in seeds if "top5" in alike[0]]
-            line = [f"`{method}`", f"{epochs}", f"{batch_size}", f"{len(seeds)}", measured, _percent(accuracy)]
+            line = [
+                f"`{method}`",
+                str(setting.epochs),
+                str(setting.batch_size),
+                str(len(seeds)),
+                measured,
+                _percent(accuracy),
+            ]
             tables.setdefault(title, []).append([*line, percent(five, 2).rstrip("%") if five else ""])
     head = ["method", "epochs", "batch", "seeds", "measured, %", "published, %", "top-5, %"]
     parts = []
@@ -183,9 +176,9 @@ def _percent(accuracy: float | None) -> str:
 
 def _known(setting: Setting) -> dict[tuple[str, int], float]:
     """Return the accuracies published for a setting, as `published_accuracy` does; none for a part of a data set."""
-    dataset, images, teacher, network, *_ = setting
-    data = "imagenet" if images == IMAGENET else "cifar100" if (dataset, images) == ("cifar100", 50_000) else ""
-    return published_accuracy(teacher, network, data) if data else {}
+    size = setting.train_images
+    data = "imagenet" if size == IMAGENET else "cifar100" if (setting.dataset, size) == ("cifar100", 50_000) else ""
+    return published_accuracy(setting.teacher or "", setting.network, data) if data else {}
 
 
 def cells(
