@@ -303,7 +303,7 @@ def recipe_changes(recipe: dict[str, Any], task: str) -> str:
     differing = {
         name.replace("_", " "): recipe[name]
         for name, default in defaults.items()
-        if name not in SHOWN and name in recipe and _plain(recipe[name]) != _plain(default)
+        if name not in SHOWN and name in recipe and _text(recipe[name]) != _text(default)
     }
     words = [
         f"{'no ' * (not value)}{name}" if isinstance(value, bool) else f"{name} {_text(value)}"
@@ -312,19 +312,10 @@ def recipe_changes(recipe: dict[str, Any], task: str) -> str:
     return ", ".join(words)
 
 
-def _plain(value: Any) -> Any:
-    """Return a setting as a JSON file contains it."""
-    return list(value) if isinstance(value, tuple) else value
-
-
 def _text(value: Any) -> str:
-    return (
-        " ".join(map(_text, value))
-        if isinstance(value, (list, tuple))
-        else f"{value:g}"
-        if isinstance(value, float)
-        else str(value)
-    )
+    if isinstance(value, (list, tuple)):  # a tuple is a list in a file of a run
+        return " ".join(map(_text, value))
+    return f"{value:g}" if isinstance(value, float) else str(value)
 
 
 def save_weights(network: Network, path: Path) -> None:

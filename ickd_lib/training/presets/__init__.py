@@ -12,10 +12,8 @@ from ickd_lib.training.presets.protocols import SMALL, Key, Settings
 from ickd_lib.training.recipe import Recipe
 
 _TABLES = {"cifar100": cifar100, "imagenet": imagenet, "coco": coco}
-_SAME = {
-    "mobilenetv1_100": "MobileNetV1",
-    "mobilenetv1": "MobileNetV1",
-}  # names of the same network on ImageNet in a library and in the zoo
+# Other names of a network on ImageNet, in a library or in lower case.
+_SAME = {"mobilenetv1_100": "MobileNetV1", "mobilenetv1": "MobileNetV1"}
 _TITLES = {"cifar100": "CIFAR-100", "imagenet": "ImageNet", "coco": "COCO"}
 
 
