@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import sys
 from pathlib import Path
+from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from ickd_lib import data, training
@@ -22,6 +23,20 @@ POINTS = 2000  # test images with which the maps are computed; the gallery conta
 LIMIT = 1_000_000  # largest size of a file in bytes
 
 
+def explorers(data_root: str | Path, teacher: Path, student: Path) -> tuple[Any, Any, Any]:
+    """Return the explorers of neighbours, of the logit space and of suspects, of two networks from checkpoints."""
+    splits = data.load("cifar100", data_root)
+    networks = {
+        role: training.pretrain(path.stem, splits, weights=path, device="cpu")
+        for role, path in (("teacher", teacher), ("student", student))
+    }
+    bank = MemoryBank.build(networks["teacher"], splits.train)
+    neighbours = NeighbourExplorer(bank, splits.train, method="ickd(negatives=32)", queries=splits.test, **networks)
+    neighbours.search.value = FIRST
+    spaces = LogitSpaceExplorer(networks, splits.test.few(POINTS, 0))
+    return neighbours, spaces, SuspectExplorer(bank, splits.train)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data-root", default="data", help="folder that contains cifar-100-python")
@@ -29,20 +44,11 @@ def main() -> None:
     parser.add_argument("--student", required=True, type=Path, help="checkpoint such as resnet20.pth")
     parser.add_argument("--out", default="docs/gallery", type=Path, help="folder to write to")
     given = parser.parse_args()
-    splits = data.load("cifar100", given.data_root)
-    teacher, student = (
-        training.pretrain(path.stem, splits, weights=path, device="cpu") for path in (given.teacher, given.student)
-    )
-    bank = MemoryBank.build(teacher, splits.train)
     given.out.mkdir(parents=True, exist_ok=True)
-
-    queries = {"queries": splits.test, "teacher": teacher, "student": student}
-    neighbours = NeighbourExplorer(bank, splits.train, method="ickd(negatives=32)", **queries)
-    neighbours.search.value = FIRST
+    neighbours, spaces, suspects = explorers(given.data_root, given.teacher, given.student)
     neighbours.save(given.out / "neighbours.html", queries=12, shown=8)
-    spaces = {"teacher": teacher, "student": student}
-    LogitSpaceExplorer(spaces, splits.test.few(POINTS, 0)).save(given.out / "logit_space.html", points=600)
-    SuspectExplorer(bank, splits.train).save(given.out / "suspects.html", suspects=24)
+    spaces.save(given.out / "logit_space.html", points=600)
+    suspects.save(given.out / "suspects.html", suspects=24)
     for path in sorted(given.out.glob("*.html")):
         size = path.stat().st_size
         print(f"{path}: {size / 1000:,.0f} kB" + (", which is too large to be committed" if size > LIMIT else ""))

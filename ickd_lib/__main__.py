@@ -130,6 +130,7 @@ def train(given: argparse.Namespace) -> None:
     """Train one student and print its summary."""
     recipe, unlabelled = _recipe(given), _unlabelled(given)
     check_networks(given)
+    training.check_peers([given.method], given.peers)
     if given.published:
         changed = [name for name, value in recipe_defaults(given.task).items() if getattr(given, name) != value]
         if changed or given.augment != "crop":
@@ -184,6 +185,7 @@ def _compare(given: argparse.Namespace, executor: Executor | None) -> None:
     made = [methods.create(name) for name in given.methods]
     unlabelled = _unlabelled(given)
     check_networks(given)
+    training.check_peers(given.methods, given.peers)
     recipe, splits = _recipe(given), _splits(given, given.labels, **unlabelled)
     check_networks(given, splits)
     teacher = _teacher(given, any(method.needs_teacher for method in made))

@@ -151,6 +151,9 @@ def test_a_run_serves_as_teacher(run):
     [
         (f"train --method kd --student resnet9 {SHORT}", "unknown model 'resnet9'; did you mean 'resnet8'?"),
         (f"compare --methods kd --student resnet9 {SHORT}", "unknown model 'resnet9'; did you mean 'resnet8'?"),
+        ("train --method kd --peers resnet8", "no peers are needed for kd; name a method such as dml"),
+        ("compare --methods ce kd --peers resnet8", "no peers are needed for ce, kd; name a method such as dml"),
+        (f"train --method kd --teacher-cache-top 5 {SHORT}", "teacher_cache_top is about a teacher cache"),
         ("train --method ce --teacher-epochs 3", "--teacher-epochs: no --teacher is named"),
         ("train --method kd --teacher .", "--teacher .: this is not the folder of a run"),
         ("train --method kd --teacher runs/none", "--teacher runs/none: this does not exist"),

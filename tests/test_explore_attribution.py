@@ -156,7 +156,7 @@ def test_shares_of_in_context_samples_sum_to_the_gradient_of_their_terms(variant
     samples = logits, labels, teacher, {spec: retrieved.samples(bank, logits)}
     found = term_gradients(method, *samples)
     scale = limit_scale(method, *samples)
-    assert 0 < scale < 1 if method.limit == 0.1 else 0 < scale <= 1
+    assert 0 < scale < 1 if method.limits == {"nicd": 0.1} else 0 < scale <= 1
     shares = Shares(method, bank, retrieved, logits, labels, scale)
     direction = torch.randn(10, dtype=torch.double, generator=runtime.generator("direction"))
     parts = shares.along(direction)

@@ -298,6 +298,8 @@ def test_predict_takes_a_file(graph, image_folder, capsys):
     ):
         status, _, err = _run(f"predict {model} {image_folder}", capsys)
         assert status == 2 and message in err and err.count("\n") == 1
+    status, _, err = _run(f"predict {graph[0]} {image_folder} --image-size 64", capsys)
+    assert status == 2 and "records how images are resized; leave out --image-size and --crop" in err
 
 
 def test_in_context_samples_are_the_nearest_rows(folder, digits, teacher, image_folder):

@@ -1,5 +1,7 @@
 """The limit on the gradient of negative in-context distillation."""
 
+import re
+
 import pytest
 import torch
 from test_methods import context
@@ -34,6 +36,19 @@ def test_the_gradient_of_nicd_is_limited_by_that_of_the_other_terms(form):
     small = measured(None, nicd=1e-3)[0]
     assert 0 < small.norm() < others.norm()
     torch.testing.assert_close(measured(1.0, nicd=1e-3)[0], small)
+
+
+@pytest.mark.parametrize(
+    "name", ["kd+nicd(nicd=50)", "ickd(nicd=0)+nicd(nicd=50)", "ckd+ickd(nicd=5000)", "nicd(nicd=50)+kd"]
+)
+def test_in_a_combination_the_terms_of_all_methods_count(name):
+    method = methods.create(name)
+    seen = context(method)
+    own, others, _ = slopes(method, seen)
+    torch.testing.assert_close(own.norm(), others.norm())
+    free = methods.create(re.sub(r"nicd=(5\d+)", r"nicd=\1, limit=None", name))
+    assert slopes(free, seen)[0].norm() > 2 * others.norm()
+    assert (method.config.get("version"), free.config.get("version")) == (2, None)
 
 
 def test_nicd_is_not_limited_where_there_is_no_other_term():

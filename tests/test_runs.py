@@ -119,6 +119,15 @@ def test_no_folder_and_no_run_are_one_line(tmp_path):
         assert str(folder) in str(caught.value) and "\n" not in str(caught.value)
 
 
+def test_a_link_to_runs_is_followed_and_each_run_is_found_once(folder, tmp_path_factory):
+    chosen = tmp_path_factory.mktemp("chosen")
+    for name, target in (("runs", folder), ("again", folder), ("round", chosen)):
+        (chosen / name).symlink_to(target)
+    names = [run.folder.name for run in runtime.runs(folder)]
+    assert [run.folder.name for run in runtime.runs(chosen)] == names and len(names) == 5
+    assert len(runs.progress(chosen)[0]) == 5
+
+
 def test_csv_comes_back_as_it_went(folder):
     rows = runs.overview(folder)
     back = list(csv.DictReader(io.StringIO(runs.csv_of(rows))))
@@ -417,6 +426,17 @@ def test_a_damaged_run_that_diverged_is_named_and_hides_no_other(folder, capsys)
     assert runs.diverged([folder]) == {"kd": 1}
     assert f"left out: {folder}/damaged/config.json" in capsys.readouterr().err
     assert len(runs.finished([folder])) == 3
+
+
+def test_a_combination_whose_limit_counted_one_method_alone_is_named_as_such(tmp_path):
+    for name, method in (("old", "ckd+ickd"), ("new", "ckd+ickd"), ("free", "ckd+ickd(limit=None)")):
+        make_run(tmp_path / name, method)
+    path = tmp_path / "old" / "config.json"
+    config = json.loads(path.read_text())
+    assert config["settings"]["method"].pop("version") == 2
+    runtime.write_json(path, config)
+    names = {row["run"]: row["method"] for row in runs.overview(tmp_path)}
+    assert names == {"old": "ckd+ickd (version 1)", "new": "ckd+ickd", "free": "ckd+ickd(limit=None)"}
 
 
 def test_a_run_of_an_earlier_definition_of_a_method_is_named_as_such(tmp_path, monkeypatch):

@@ -267,7 +267,7 @@ def test_a_resumed_training_equals_one_that_never_stopped(digits, teacher, tmp_p
     assert config["numerics"]["teacher_cache"] is True
 
 
-def test_a_run_that_began_without_goes_on_without(digits, teacher, tmp_path, monkeypatch):
+def test_a_run_that_began_without_goes_on_without(digits, teacher, tmp_path, monkeypatch, capsys):
     def stopped(*_):
         raise KeyboardInterrupt
 
@@ -277,6 +277,24 @@ def test_a_run_that_began_without_goes_on_without(digits, teacher, tmp_path, mon
             train(["kd"], digits, teacher, runs=tmp_path / "runs")
     monkeypatch.setattr(TeacherCache, "__init__", lambda *_, **__: pytest.fail("a cache was made"))
     train(["kd"], digits, teacher, runs=tmp_path / "runs", teacher_cache=tmp_path / "cache")
+    assert "an unfinished run was started without it" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("other", ["mlkd", "fitnet"])
+def test_a_run_that_began_with_a_cache_is_not_joined_by_one_that_cannot_use_it(
+    other, digits, teacher, tmp_path, monkeypatch
+):
+    def stopped(*_):
+        raise KeyboardInterrupt
+
+    options = {"runs": tmp_path / "runs", "teacher_cache": tmp_path / "cache"}
+    with monkeypatch.context() as patched:
+        patched.setattr(stepper, "train_step", stopped)
+        with pytest.raises(KeyboardInterrupt):
+            train(["kd"], digits, teacher, **options)
+    with pytest.raises(InputError, match="started with a teacher cache, which another student cannot use"):
+        train(["kd", other], digits, teacher, **options)
+    train(["ce", "kd"], digits, teacher, **options)
 
 
 def test_maps_and_strong_augmentation_pass_through_the_teacher_and_are_recorded_so(

@@ -335,7 +335,7 @@ class Fixed(Method):
         return {"distance": (self.projector(context.student.features) - context.teacher.features).square().mean()}
 
 
-def test_a_methods_own_parameters_are_trained_and_resumed(digits, teacher, tmp_path, monkeypatch):
+def test_a_methods_own_parameters_are_trained_and_resumed(digits, teacher, tmp_path, monkeypatch, capsys):
     students = [Student("dropping", Fixed(), 5, "a")]
     whole = distill(students, digits, teacher)["a"]
     assert whole.method.seen == (12, 64, 10, 120)
@@ -345,6 +345,11 @@ def test_a_methods_own_parameters_are_trained_and_resumed(digits, teacher, tmp_p
             distill(students, digits, teacher, runs=tmp_path, checkpoint_seconds=0)
     resumed = distill(students, digits, teacher, runs=tmp_path)["a"]
     assert same(whole.method, resumed.method) and same(whole.network, resumed.network)
+    finished = distill(students, digits, teacher, runs=tmp_path)["a"]
+    assert same(whole.method, finished.method)
+    (tmp_path / "a" / "checkpoint.pt").unlink()
+    distill(students, digits, teacher, runs=tmp_path)
+    assert "the state of the method of a is lost" in capsys.readouterr().err
     with runtime.seeded(5, "method"):
         fresh = nn.Linear(12, 64)
     assert not torch.equal(fresh.weight, whole.method.projector.weight)

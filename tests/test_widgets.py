@@ -627,7 +627,7 @@ def test_bars_are_probabilities_at_the_temperature(bank, digits, student, temper
     marked = [row["name"] for row in bars["rows"] if row["marked"]]
     assert marked == [digits.train.classes[int(digits.train.labels[77])]]
     assert f"temperature {temperature:g}, " in bars["title"]
-    explorer.scale.value = 4.0 if temperature == 1 else 1.0  # the switch
+    explorer.scale.value = 3.0 if temperature == 1 else 1.0  # the switch
     assert f"temperature {explorer.temperature:g}, " in page(explorer).bars["title"]
     changed = {row["name"]: row["values"][0] for row in page(explorer).bars["rows"]}
     p = (output.logits[0].double() / explorer.temperature).softmax(0)

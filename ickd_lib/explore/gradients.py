@@ -153,10 +153,10 @@ def limit_scale(method: ICKD, *samples: Any, **epochs: Any) -> float:
     Args:
         method, samples, epochs: the arguments of `term_gradients`.
     """
-    if not method.nicd or method.limit is None:
+    if not method.limits:
         return 1.0
     free = copy.copy(method)
-    free.limit = None
+    free.limits = {}
     limited, whole = (term_gradients(one, *samples, **epochs)["nicd"].norm() for one in (method, free))
     return float(limited / whole) if whole > 0 else 1.0
 

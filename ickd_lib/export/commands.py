@@ -115,6 +115,8 @@ def predict(given: argparse.Namespace, load: Callable[[], Splits]) -> int:
             shape = {"size": (given.image_size,) * 2, "crop": "resized" if resized else "fit"}
         else:
             shape = dict(zip(("size", "crop"), shape_of(data_of(run, given, load).test), strict=True))
+    elif given.image_size or given.crop:
+        raise InputError(f"{given.model} records how images are resized; leave out --image-size and --crop")
     model, named = open_model(given.model, **shape), given.dataset
     bank = MemoryBank.load(given.bank) if given.bank else None
     found = predictions.predict(model, given.images, top=given.top, bank=bank, dataset=named)

@@ -39,19 +39,20 @@ def aggregate(
         temperature: τ.
         average: "logits" averages the logits, z̄ = Σ w z^T; "probabilities" averages σ(z^T/τ) with the weights w.
     Returns:
-        The aggregated logits z̄ [B, C] and log σ(z̄/τ) [B, C]. With "probabilities", z̄ is τ times the log of the
-        average, so that σ(z̄/τ) is the average.
+        The aggregated logits z̄ [B, C] and log σ(z̄/τ) [B, C]. With "probabilities", σ(z̄/τ) is the average of the
+        probabilities, and the mean of z̄ over the classes is that of the averaged logits.
     Raises:
         ValueError: `average` is neither of the two.
     """
     require("average", average, ("logits", "probabilities"))
     logits, weights = logits.detach(), weights.detach()[..., None]
+    mean = (weights * logits).sum(1)
     if average == "logits":
-        mean = (weights * logits).sum(1)
         return mean, F.log_softmax(mean / temperature, -1)
     log_probabilities = F.log_softmax(logits / temperature, -1)
     target = (log_probabilities + weights.clamp(min=1e-30).log()).logsumexp(1)
-    return temperature * target, F.log_softmax(target, -1)
+    offset = (mean - temperature * target).mean(-1, keepdim=True)  # a softmax does not determine it, but cosines do
+    return temperature * target + offset, F.log_softmax(target, -1)
 
 
 def corrected(logits: Tensor, labels: Tensor) -> Tensor:

@@ -46,6 +46,8 @@ class Method(nn.Module):
             each pixel. All others compare class regions there.
         chance: for loss terms that compare a sample with others, the value for a student that cannot tell these apart.
             A note is printed if such a term ends near it. It may be set in `setup`.
+        limits: for loss terms whose gradient is limited, the largest norm of it as a multiple of that of the other
+            terms together (`limits.limited`).
         separable: whether the loss is a mean over samples, each of which is compared with its own targets alone. With
             several processes, each then computes the loss of its part of a batch. Any other method receives the samples
             of the whole batch in every process.
@@ -71,6 +73,7 @@ class Method(nn.Module):
     bank_others = 0
     pixelwise = False
     chance: Mapping[str, float] = {}
+    limits: Mapping[str, float] = MappingProxyType({})
     separable = False
     unlabelled = False
     before: Mapping[str, Any] = MappingProxyType({})
@@ -160,6 +163,10 @@ class Method(nn.Module):
     def forward(self, context: Context) -> dict[str, Tensor]:
         """Return the loss as named, weighted scalar terms; the loop minimises their sum."""
         raise TypeError(f"{type(self).__name__} must define forward(context) -> {{term: scalar}}")
+
+    def unlimited(self, context: Context) -> dict[str, Tensor]:
+        """Return the terms of `forward` before the gradients of those in `limits` are limited."""
+        return self(context)
 
     def extra_repr(self) -> str:
         return ", ".join(f"{key}={value!r}" for key, value in self.config.items() if key not in ("name", "version"))

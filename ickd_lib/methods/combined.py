@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from ickd_lib.methods.base import LABEL_SPACES, Method, defaults
 from ickd_lib.methods.context import Context, Retrieval
+from ickd_lib.methods.limits import limited
 from ickd_lib.models import Network
 from ickd_lib.runtime import InputError
 from ickd_lib.tasks import Samples
@@ -16,6 +17,8 @@ from ickd_lib.tasks import Samples
 
 class Combined(Method):
     """The sum of the terms of several methods, as in "ickd+dist", with the cross-entropy of the first.
+
+    A limit on the gradient of a term counts the terms of all parts.
 
     Args:
         parts: the methods, two or more.
@@ -29,7 +32,10 @@ class Combined(Method):
         super().__init__()
         self.parts = nn.ModuleList(parts)
         name = "+".join([describe(parts[0]), *(describe(part, ce=0.0) for part in parts[1:])])
-        object.__setattr__(self, "config", {"name": name, "parts": [part.config for part in parts]})
+        if any(part.limits for part in parts):
+            self.version = 2  # the limits count the terms of all parts
+        version = {"version": self.version} if self.version > 1 else {}
+        object.__setattr__(self, "config", {"name": name, **version, "parts": [part.config for part in parts]})
         self.needs = frozenset().union(*(part.needs for part in parts))
         phased = [part for part in parts if part.restarts]
         if len(phased) > 1:
@@ -67,12 +73,16 @@ class Combined(Method):
 
     def forward(self, context: Context) -> dict[str, Tensor]:
         terms: dict[str, Tensor] = {}
+        limits: dict[str, float] = {}
         for part in self.parts:
-            for name, value in part(context.seen_by(part)).items():
-                while name in terms:
-                    name = f"{part.registered_name} {name}"
-                terms[name] = value
-        return terms
+            for name, value in part.unlimited(context.seen_by(part)).items():
+                key = name
+                while key in terms:
+                    key = f"{part.registered_name} {key}"
+                terms[key] = value
+                if name in part.limits:
+                    limits[key] = part.limits[name]
+        return limited(terms, limits, context)
 
 
 def describe(method: Method, **assumed: Any) -> str:

@@ -14,10 +14,10 @@ from ickd_lib import losses
 from ickd_lib.memory import NEGATIVES, POSITIVES, InContext
 from ickd_lib.methods.base import Method
 from ickd_lib.methods.context import Context, Order, Retrieval, Source, TargetSource
+from ickd_lib.methods.limits import limited
 from ickd_lib.methods.registry import register
 from ickd_lib.runtime import InputError, notice
 from ickd_lib.runtime.arguments import Count, Natural, NotNegative, Positive, Share
-from ickd_lib.runtime.distributed import total
 from ickd_lib.tasks import Samples
 
 Anchor = Literal["teacher", "aggregate"]
@@ -64,11 +64,11 @@ class ICKD(Method):
         which are most of those of an accurate teacher, then count less, so that PICD may need a larger weight.
     dynamic: whether the teacher's rows are written again in training, each with the teacher's output for the view of
         the last visit; see `Retrieval`. With images that are mixed, the rows then contain outputs for mixed images.
-    limit: largest norm of NICD's gradient, as a multiple of that of the other terms together; None for no limit. Both
-        are gradients at the student's logits of a batch (in segmentation at those of all pixels, in detection at those
-        of all proposals). The gradient of a cosine is large where logits are small, as at the start of a training and
-        with few classes; without a limit, NICD then prevents the other terms from being learned. The value of the term
-        is not changed.
+    limit: largest norm of NICD's gradient, as a multiple of that of all other terms of the loss together, those of
+        combined methods included; None for no limit. Both are gradients at the student's logits of a batch (in
+        segmentation at those of all pixels, in detection at those of all proposals). The gradient of a cosine is large
+        where logits are small, as at the start of a training and with few classes; without a limit, NICD then prevents
+        the other terms from being learned. The value of the term is not changed.
     corrected: whether the source's logits are corrected by the labels (`losses.corrected`), so that a source that is
         often wrong does not teach its mistakes: where the most probable class of an output or of a positive is not its
         label, these two logits are exchanged, and negatives for which the source predicts the sample's own class are
@@ -118,7 +118,7 @@ class ICKD(Method):
         self.ce, self.kd, self.picd, self.nicd = ce, kd, picd, nicd
         self.temperature, self.kappa = temperature, kappa
         self.aggregation_temperature, self.margin = aggregation_temperature, margin
-        self.average, self.form, self.kappa_teacher, self.limit = average, form, kappa_teacher, limit
+        self.average, self.form, self.kappa_teacher = average, form, kappa_teacher
         self.residual, self.gate, self.corrected = residual, gate, corrected
         self.anchor, self.source, self.momentum = anchor, source, momentum
         if not (ce or kd or picd or nicd):
@@ -155,6 +155,8 @@ class ICKD(Method):
         elif kd or gate or dynamic or (nicd and anchor == "teacher") or (self.retrieval and query == "view"):
             needs.add("teacher")
         self.needs = frozenset(needs)
+        if nicd and limit is not None:
+            self.limits = {"nicd": limit}
 
     def _check_variants(self, retrieves: bool, dynamic: bool) -> None:
         """Raise InputError if an argument would have no effect, or has no meaning beside another one."""
@@ -195,6 +197,9 @@ class ICKD(Method):
             self.chance = {"nicd": self.nicd * math.log(1 + spec.negatives)}
 
     def forward(self, context: Context) -> dict[str, Tensor]:
+        return limited(self.unlimited(context), self.limits, context)
+
+    def unlimited(self, context: Context) -> dict[str, Tensor]:
         sources = context.sources(self.source)
         if self.corrected:
             sources = [_corrected(one, context.student.labels) for one in sources]
@@ -204,8 +209,6 @@ class ICKD(Method):
         for name, term in (("kd", self._kd), ("picd", self._picd), ("nicd", self._nicd)):
             if weight := getattr(self, name):
                 terms[name] = weight * torch.stack([term(context.student, source) for source in sources]).mean()
-        if self.limit is not None and "nicd" in terms:
-            terms["nicd"] = _limited(terms, context, self.limit)
         return terms
 
     def _kd(self, student: Samples, source: TargetSource) -> Tensor:
@@ -301,33 +304,6 @@ def _corrected(source: TargetSource, labels: Tensor) -> TargetSource:
         predicted = (far.logits.gather(2, own) == far.logits.amax(2, keepdim=True)).squeeze(2) & (labels >= 0)[:, None]
         far = replace(far, mask=far.mask & ~predicted)
     return replace(source, positives=near, negatives=far)
-
-
-def _limited(terms: dict[str, Tensor], context: Context, limit: float) -> Tensor:
-    """Scale the gradient of NICD so that its norm is at most `limit` times that of the other terms together.
-
-    Args:
-        terms: all terms of the loss.
-        context: the norms are those of the gradients at its student's logits, over all processes. Terms that do not
-            depend on these logits do not count; if there is no other term, nothing is changed.
-        limit: largest ratio of the norms.
-    Returns:
-        The term, with its value unchanged.
-    """
-    term, others = terms["nicd"], [one for key, one in terms.items() if key != "nicd" and one.requires_grad]
-    if not term.requires_grad or not others:
-        return term
-    student = context.student
-    logits = (student.pixels or student.whole or student).logits if context.logits is None else context.logits
-    slopes = [
-        torch.autograd.grad(loss, logits, retain_graph=True, allow_unused=True)[0]
-        for loss in (term, torch.stack(others).sum())
-    ]
-    if slopes[0] is None or slopes[1] is None:
-        return term
-    own, rest = total(torch.stack([(context.scale * slope).square().sum() for slope in slopes])).sqrt()
-    factor = (limit * rest / own.clamp(min=1e-30)).clamp(max=1)
-    return term.detach() + factor * (term - term.detach())
 
 
 def _check_orders(spec: Retrieval) -> None:

@@ -33,7 +33,8 @@ h2 { font-size: 1.25rem; margin: 2.5rem 0 .5rem; padding-top: .75rem; border-top
 h3 { font-size: 1rem; margin: 1.25rem 0 .25rem; }
 p { margin: .4rem 0; max-width: 46rem; }
 .note { color: var(--soft); }
-.scroll { overflow-x: auto; margin: .75rem 0; }
+.scroll { overflow-x: auto; min-width: 100%; width: max-content; max-width: calc(100vw - 2.5rem);
+  margin: .75rem 0 .75rem 50%; transform: translateX(-50%); }
 table { border-collapse: collapse; font-size: .85rem; font-variant-numeric: tabular-nums; overflow-wrap: normal; }
 th, td { padding: .25rem .55rem; border-bottom: 1px solid var(--line); text-align: right; vertical-align: middle; }
 td { white-space: nowrap; }

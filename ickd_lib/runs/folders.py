@@ -257,9 +257,8 @@ def _described(config: dict[str, Any], otherwise: str) -> str:
     If the definition of the method has changed since, the name is `otherwise` with the recorded version, as in "dkd
     (version 1)". If there is no such method any more, it is `otherwise`.
     """
-    older = {
-        part.get("version", 1) for part in config.get("parts", (config,)) if _version(part) != part.get("version", 1)
-    }
+    every = (config, *config.get("parts", ()))
+    older = {part.get("version", 1) for part in every if _version(part) != part.get("version", 1)}
     if older:
         return f"{otherwise} (version {min(older)})"
     try:
@@ -271,8 +270,10 @@ def _described(config: dict[str, Any], otherwise: str) -> str:
 def _version(config: dict[str, Any]) -> int:
     """Return the present version of the method in a configuration; the recorded one if there is no such method."""
     try:
+        if "parts" in config:  # the version of a combination depends on its parts
+            return methods.recorded(config).version
         return type(methods.create(config["name"])).version
-    except InputError:
+    except (InputError, TypeError):
         return config.get("version", 1)
 
 

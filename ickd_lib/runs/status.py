@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -75,7 +74,7 @@ def progress_table(rows: Sequence[dict[str, Any]]) -> str:
 def _folders(top: Path) -> list[Path]:
     """Return the folders that contain a file of a run."""
     names = {"config.json", "metrics.jsonl", "checkpoint.pt", LOCK}
-    return [Path(path) for path, _, files in os.walk(top) if names & set(files)]
+    return [path for path, files in runtime.below(top) if names & set(files)]
 
 
 def _contains(folder: Path, *names: str) -> bool:

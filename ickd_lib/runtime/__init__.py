@@ -5,7 +5,7 @@ from ickd_lib.runtime.devices import autocast, device, precision
 from ickd_lib.runtime.distributed import broadcast, from_main, processes, rank, world
 from ickd_lib.runtime.errors import Diverged, InputError, NotFinite, choose, notice, shown, stream
 from ickd_lib.runtime.files import fingerprint, read_json, replacing, write_json
-from ickd_lib.runtime.folders import Run, complete, flat, run_name, runs, shortened
+from ickd_lib.runtime.folders import Run, below, complete, flat, run_name, runs, shortened
 from ickd_lib.runtime.locks import locked, owner, remove_leftover
 from ickd_lib.runtime.seeds import generator, reseed, seed_of, seeded
 from ickd_lib.runtime.tensors import (
@@ -28,6 +28,7 @@ __all__ = [
     "NotFinite",
     "Run",
     "autocast",
+    "below",
     "broadcast",
     "check_object",
     "check_tensors",

@@ -216,8 +216,19 @@ def runs(folder: str | Path) -> list[Run]:
     Raises:
         InputError: there is no run.
     """
-    # Unlike rglob, walk goes on when a folder is removed meanwhile.
-    found = [Run(p) for p in sorted(Path(path) for path, _, files in os.walk(folder) if "config.json" in files)]
+    found = [Run(path) for path in sorted(path for path, files in below(folder) if "config.json" in files)]
     if not found:
         raise InputError(f"no runs (folders with a config.json) below {folder}")
     return found
+
+
+def below(folder: str | Path) -> Iterator[tuple[Path, list[str]]]:
+    """Yield a folder and each one below it, with the names of its files; what several links lead to, only once."""
+    seen = set()
+    # Unlike rglob, walk goes on when a folder is removed meanwhile.
+    for path, folders, files in os.walk(folder, followlinks=True):
+        if (real := os.path.realpath(path)) in seen:
+            folders.clear()
+            continue
+        seen.add(real)
+        yield Path(path), files

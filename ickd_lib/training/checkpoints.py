@@ -107,19 +107,36 @@ class Checkpoint:
         for state in waiting:
             self.records[state].rewind(state.epoch, states.get(state.learner.name, {}).get("records", []))
 
+    def restore_methods(self) -> None:
+        """Load the parameters and buffers of the methods of finished students."""
+        finished = [state.learner for state in self.group.states if self.records[state].finished]
+        if not (stateful := [learner for learner in finished if learner.method.state_dict()]):
+            return
+        states = self._kept()
+        for learner in stateful:
+            try:
+                learner.method.load_state_dict(states[learner.name]["method"])
+            except Exception:  # of a damaged or removed file
+                runtime.notice(f"the state of the method of {learner.name} is lost, because {self.path} is")
+
     def complete_records(self) -> None:
         """Write metrics.jsonl of finished students, if it was lost or shortened, anew from the checkpoint."""
         every = self.group.states[0].recipe.epochs
         short = [self.records[state] for state in self.group.states if self.records[state].finished]
-        short = [record for record in short if record.run and len(record.epochs) < every]
-        if not (short and self.path and self.path.is_file()):
+        if not (short := [record for record in short if record.run and len(record.epochs) < every]):
             return
-        with contextlib.suppress(Exception):  # the run is complete without; torch.load raises many types on damage
-            runtime.check_object(self.path)
-            states = torch.load(self.path, map_location="cpu", weights_only=True)
-            for record in short:
-                kept = states[record.learner.name]["records"]
-                if record.run and len(kept) == every:
-                    record.epochs = kept
-                    record.run.keep_metrics(kept)
-                    runtime.notice(f"{record.run.folder}/metrics.jsonl is written anew from the checkpoint")
+        states = self._kept()
+        for record in short:
+            kept = states.get(record.learner.name, {}).get("records", [])
+            if record.run and len(kept) == every:
+                record.epochs = kept
+                record.run.keep_metrics(kept)
+                runtime.notice(f"{record.run.folder}/metrics.jsonl is written anew from the checkpoint")
+
+    def _kept(self) -> dict[str, Any]:
+        """Return the states in the checkpoint of finished students, which are complete without it; {} if it is lost."""
+        with contextlib.suppress(Exception):  # torch.load raises many types on damage
+            if self.path:
+                runtime.check_object(self.path)
+                return torch.load(self.path, map_location="cpu", weights_only=True)
+        return {}

@@ -90,6 +90,7 @@ def compare(
     """
     if not methods:
         raise InputError("no method to compare; name some, such as ce kd ickd")
+    check_peers(methods, peers)
     chosen = runtime.device(device)
     needs_bank = bank is None and teacher is not None and any(create(method).needs_bank for method in methods)
     load = splits if callable(splits) else lambda: splits
@@ -234,6 +235,12 @@ def peer_group(network: str, method: str, seed: int = 0, peers: Sequence[str] = 
         return [Student(network, method, seed)]
     members = enumerate([network, *(peers or [network])])
     return [Student(peer, method, seed + 1000 * i, peer_group=f"{method} seed {seed}") for i, peer in members]
+
+
+def check_peers(methods: Sequence[str], peers: Sequence[str]) -> None:
+    """Raise InputError if networks are given as peers, and none of the methods needs any."""
+    if peers and not any("peers" in create(method).needs for method in methods):
+        raise InputError(f"no peers are needed for {', '.join(methods)}; name a method such as dml, or leave them out")
 
 
 def step_seconds(

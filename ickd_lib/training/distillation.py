@@ -33,7 +33,7 @@ from ickd_lib.training.stepper import Stepper
 from ickd_lib.training.streamed_cache import StreamedTeacherCache
 from ickd_lib.training.students import Student, continued, learners
 from ickd_lib.training.teacher_cache import TeacherCache
-from ickd_lib.training.teacher_source import cacheable, folds, teacher_bank, teacher_source
+from ickd_lib.training.teacher_source import cacheable, fits_cache, folds, teacher_bank, teacher_source
 
 
 @checked
@@ -116,6 +116,8 @@ def distill(
     """
     task, device = task or Classification(), runtime.device(device)
     recipe = recipe or Recipe(**task.recipe)
+    if teacher_cache_top and not teacher_cache:
+        raise InputError("teacher_cache_top is about a teacher cache; give teacher_cache=FOLDER, or leave this out")
     _check(students, splits, task, teacher)
     check_parts(len(splits.train), Sampler(splits.train).steps(recipe.batch_size), recipe.batch_size)
     splits = splits.to(device)
@@ -266,6 +268,7 @@ def _prepare(
                         state.epoch = recipe.epochs
                 checkpoint = Checkpoint(group, records)
                 checkpoint.restore()
+                checkpoint.restore_methods()
                 runtime.from_main(checkpoint.complete_records)
         return groups, records, locks.pop_all()
 
@@ -326,6 +329,12 @@ def _numerics(
                 f"an unfinished run had a memory bank that was computed in {before}, not {banks}; give the precision "
                 f"{before}, or build the bank in it"
             )
+        if recorded[0]["teacher_cache"] and not fits_cache(waiting, splits.train):
+            raise InputError(
+                "an unfinished run was started with a teacher cache, which another student cannot use; resume it alone"
+            )
+        if cached is not None and not recorded[0]["teacher_cache"] and cacheable(waiting, splits.train):
+            runtime.notice("the teacher cache is not used, because an unfinished run was started without it")
         return {**recorded[0], "device": str(device)}
     if banks and precision == "auto" and device.type == "cpu":
         precision = banks  # instead of a measurement, so that both are the same

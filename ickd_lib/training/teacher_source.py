@@ -23,15 +23,20 @@ from ickd_lib.training.teacher_cache import TeacherCache
 
 
 def cacheable(waiting: Sequence[TrainingState], train: Images) -> bool:
-    """Return whether a teacher cache is possible: all views are numbered, and no method needs the teacher's maps."""
-    found = [state.learner.method for state in waiting]
-    strong = any("strong" in method.needs for method in found)
+    """Return whether a teacher cache is used: it is possible, all views are numbered, and some student needs it."""
     if train.views >= VIEWS:
         runtime.notice(
             "the teacher cache is not used, because each epoch draws new views; give a number of views (--views)"
         )
         return False
-    return _needs_pass(waiting) and not strong and not _compares_maps(found) and train.augment == "crop"
+    return _needs_pass(waiting) and fits_cache(waiting, train)
+
+
+def fits_cache(waiting: Sequence[TrainingState], train: Images) -> bool:
+    """Return whether all that the students need of the teacher is in a cache: no maps, and no other augmentation."""
+    found = [state.learner.method for state in waiting]
+    strong = any("strong" in method.needs for method in found)
+    return not strong and not _compares_maps(found) and train.augment == "crop"
 
 
 def folds(waiting: Sequence[TrainingState], train: Images, teacher: Network | None, task: Task, precision: str) -> bool:

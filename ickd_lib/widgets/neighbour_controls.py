@@ -37,6 +37,7 @@ class NeighbourControls:
         negatives: int,
         tau: float | None,
         temperature: float,
+        training_temperature: float,
         student: bool,
         own: bool,
     ) -> list[ipw.Widget]:
@@ -47,6 +48,7 @@ class NeighbourControls:
             positives, negatives: numbers at which the sliders start; 0 for none.
             tau: aggregation temperature at which its slider starts; None disables the slider.
             temperature: temperature that is selected at first.
+            training_temperature: temperature of the KL terms of the method, which can be selected, too, as can 1.
             student: whether there is a student.
             own: whether an image of one's own can be a query.
         """
@@ -89,7 +91,7 @@ class NeighbourControls:
             readout_format=".3f",
             **STYLE,
         )
-        temperatures = sorted({1.0, 4.0, float(temperature)})
+        temperatures = sorted({1.0, float(training_temperature), float(temperature)})
         self.scale = ipw.ToggleButtons(
             options=[(f"{t:g}", t) for t in temperatures],
             value=float(temperature),

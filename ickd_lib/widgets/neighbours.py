@@ -56,7 +56,8 @@ class NeighbourExplorer(NeighbourControls, Explorer):
         teacher: the teacher by which the bank was built; needed for `queries` outside the bank.
         method: an in-context distillation method, as `methods.create` takes it. The loss terms are computed with its
             weights. The controls start at its numbers of in-context samples and its aggregation temperature.
-        temperature: temperature of all displayed probabilities at first; a control switches to 1, 4 or this one.
+        temperature: temperature of all displayed probabilities at first; a control switches to 1, that of
+            the method, or this one.
         precision: numerical precision of the networks: "auto", "fp32" or "bf16".
         task: which samples an image has; classification by default.
     Raises:
@@ -115,6 +116,7 @@ class NeighbourExplorer(NeighbourControls, Explorer):
             negatives=retrieval.negatives,
             tau=self.method.aggregation_temperature,
             temperature=temperature,
+            training_temperature=self.method.temperature,
             student=student is not None,
             own=teacher is not None and isinstance(task, Classification),
         )
