@@ -56,8 +56,7 @@ class NeighbourExplorer(NeighbourControls, Explorer):
         teacher: the teacher by which the bank was built; needed for `queries` outside the bank.
         method: an in-context distillation method, as `methods.create` takes it. The loss terms are computed with its
             weights. The controls start at its numbers of in-context samples and its aggregation temperature.
-        temperature: temperature of all displayed probabilities at first; a control switches to 1, that of
-            the method, or this one.
+        temperature: temperature of the displayed probabilities at first; a control has 1, the method's, and this one.
         precision: numerical precision of the networks: "auto", "fp32" or "bf16".
         task: which samples an image has; classification by default.
     Raises:
