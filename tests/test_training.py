@@ -798,3 +798,17 @@ def test_the_same_code_trains_on_cifar100(cifar_root):
     (history,) = distill(students, splits, teacher, recipe=recipe, precision="auto").values()
     assert history.epochs[0]["terms"].keys() == {"ce", "kd", "picd", "nicd"}
     assert memory.MemoryBank.build(teacher, splits.train).features.shape == (400, 64)
+
+
+def test_a_module_that_is_no_network_of_this_library_is_named(digits):
+    module, recipe = nn.Sequential(nn.Flatten()), Recipe(epochs=1)
+    for call in (
+        lambda: training.distill([Student("resnet8", "kd")], digits, teacher=module, recipe=recipe),
+        lambda: training.distill([Student(module, "ce")], digits, recipe=recipe),
+        lambda: training.compare(["kd"], digits, teacher=module, recipe=recipe),
+        lambda: training.evaluate(module, digits.test),
+        lambda: models.predict(module, digits.test),
+        lambda: MemoryBank.build(module, digits.train),
+    ):
+        with pytest.raises(InputError, match="Sequential is no network of this library; make one of a module with"):
+            call()

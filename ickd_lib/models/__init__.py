@@ -38,7 +38,7 @@ from .external import (
 from .folding import folded
 from .inference import predict
 from .inspection import classifier, map_shapes, unpooled_size
-from .network import Network, Output, frozen
+from .network import Network, Output, frozen, require_network
 from .own import from_file, is_file
 from .reused import Reused
 from .segmentation import FCN, wrap_segmentation
@@ -68,6 +68,7 @@ __all__ = [
     "names",
     "predict",
     "projectors",
+    "require_network",
     "synchronised",
     "unpooled_size",
     "without_weights",

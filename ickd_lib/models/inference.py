@@ -9,7 +9,7 @@ import torch
 from ickd_lib import runtime
 from ickd_lib.data import loader
 from ickd_lib.models.inspection import evaluating
-from ickd_lib.models.network import Network, Output
+from ickd_lib.models.network import Network, Output, require_network
 from ickd_lib.runtime.distributed import gather, share, shares
 
 if TYPE_CHECKING:
@@ -41,6 +41,7 @@ def predict(network: Network, images: Images, *, batch_size: int = 0, precision:
     Raises:
         InputError: the precision is unknown.
     """
+    require_network(network)
     device = images.labels.device
     chosen = runtime.precision(precision, device, min(images.size))
     own, step, counts = share(len(images)), batch_size or images_of_a_pass(device), shares(len(images))

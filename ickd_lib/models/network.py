@@ -241,6 +241,14 @@ def frozen(network: Network, device: torch.device) -> Network:
     return twin
 
 
+def require_network(given: object) -> None:
+    """Raise InputError if something is a module, or anything else, that is no `Network`."""
+    if not isinstance(given, Network):
+        raise InputError(
+            f"{type(given).__name__} is no network of this library; make one of a module with models.wrap(module, …)"
+        )
+
+
 def initialise_convolutions(network: nn.Module) -> None:
     """Draw normal convolution weights of variance 2 / fan-out and set the biases to zero, in place.
 

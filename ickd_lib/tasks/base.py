@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from ickd_lib.data import Batch, DenseImages, Images
-from ickd_lib.models import Network
+from ickd_lib.models import Network, require_network
 from ickd_lib.runtime import InputError, choose
 from ickd_lib.runtime.registry import enter
 
@@ -193,6 +193,7 @@ class Task:
 
         For a student, `images` are its training images, and a note is printed if it does not suit them well.
         """
+        require_network(network)
         if network.task != self.network:
             known = {"segmentation": "resnet8-fcn", "detection": "resnet8-fpn"}.get(self.network, "resnet8")
             raise InputError(

@@ -91,6 +91,8 @@ def compare(
     if not methods:
         raise InputError("no method to compare; name some, such as ce kd ickd")
     check_peers(methods, peers)
+    if teacher is not None:
+        models.require_network(teacher)
     chosen = runtime.device(device)
     needs_bank = bank is None and teacher is not None and any(create(method).needs_bank for method in methods)
     load = splits if callable(splits) else lambda: splits

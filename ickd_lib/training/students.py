@@ -90,7 +90,10 @@ def learners(
         InputError: a network or method does not fit the data or the teacher, a method needs peers and has none, or two
             students have the same name.
     """
-    given = [id(student.network) for student in students if not isinstance(student.network, str)]
+    networks = [student.network for student in students if not isinstance(student.network, str)]
+    for network in networks:
+        models.require_network(network)
+    given = list(map(id, networks))
     if len(set(given)) < len(given):
         raise InputError("two students have the same network object, which both would train; give each its own copy")
     unlabelled = getattr(train, "unlabelled", 0)
