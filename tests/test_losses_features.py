@@ -80,3 +80,20 @@ def test_pkt(student, teacher):
     assert losses.pkt(student, teacher).item() == pytest.approx(expected)
     scaled = losses.pkt(student * draw(B, 1).exp(), 3 * teacher)
     assert scaled.item() == pytest.approx(expected)
+
+
+def test_a_feature_row_of_zeros_has_no_huge_gradient():
+    generator = torch.Generator().manual_seed(0)
+    teacher, labels = torch.randn(6, 5, generator=generator), torch.arange(6) % 2
+    start = torch.randn(6, 4, generator=generator).index_fill(0, torch.tensor([2]), 0)
+    queue, mask = torch.eye(5)[:3], torch.ones(3, dtype=torch.bool)
+    for loss in (
+        lambda z: losses.pkt(z, teacher),
+        lambda z: losses.refilled_embedding(z, teacher, labels),
+        lambda z: losses.sp(z, teacher),
+        lambda z: losses.seed(z @ torch.ones(4, 5), teacher, queue, mask),
+        lambda z: losses.queue_similarity(z @ torch.ones(4, 5), teacher, queue, mask),
+    ):
+        features = start.clone().requires_grad_()
+        loss(features).backward()
+        assert features.grad.isfinite().all() and features.grad.abs().max() < 100

@@ -470,7 +470,7 @@ def test_the_aggregate_can_be_the_anchor():
         ("ctkd(epochs=0)", "expected a whole number of 1 or more"),
         ("dkd(warmup=0.1)", "expected a whole number of 0 or more"),
         ("ickd+dits", "unknown method 'dits'; did you mean 'dist'"),
-        ("ickd+ce", "'ce' adds nothing to 'ickd'"),
+        ("ickd+ce", "'ce' has no weight of cross-entropy that could be 0; write it before the \\+, or leave it out"),
         ("refilled+refilled", "has several methods with phases"),
     ],
 )

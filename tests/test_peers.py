@@ -593,10 +593,12 @@ def test_the_records_of_a_circle_by_hand(few, tmp_path):
         assert 0.001 < records[-1]["bank_drift"] < 1 and 0 < records[-1]["bank_overlap"] < 1
 
 
-def test_twins_agree(few):
+def test_twins_agree_and_are_named(few, capsys, monkeypatch):
+    monkeypatch.setattr(runtime.errors, "_noticed", set())
     twins = train([Student("dropping", "dml", 3, name) for name in "ab"], few)
     assert same(twins["a"].network, twins["b"].network)
     assert [r["peer_agreement"] for r in twins["a"].epochs] == [1, 1]
+    assert "two peers have the same network, method and seed, so they stay equal" in capsys.readouterr().err
 
 
 def test_a_circle_of_students_is_named_and_seeded():

@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ickd_lib.losses._shared import masked_log_softmax
+from ickd_lib.losses._shared import masked_log_softmax, unit_length
 
 EPSILON = 1e-7  # of the authors' code of CRD
 
@@ -114,4 +114,4 @@ def seed(
         return masked_log_softmax(cosines / temperature, given)
 
     target = log_distribution(teacher, teacher_temperature).exp()
-    return -(target * log_distribution(F.normalize(student, dim=1), student_temperature)).sum(1).mean()
+    return -(target * log_distribution(unit_length(student), student_temperature)).sum(1).mean()

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ickd_lib.losses._shared import distances
+from ickd_lib.losses._shared import distances, unit_length
 
 
 def rkd_distance(student_features: Tensor, teacher_features: Tensor) -> Tensor:
@@ -72,6 +72,6 @@ def _directions(features: Tensor) -> Tensor:
 
 def _affinities(features: Tensor) -> Tensor:
     """Compute (1 + cos_ij) / 2 divided by the sum of its row, from [B, D] to [B, B]."""
-    unit = F.normalize(features, dim=-1)
+    unit = unit_length(features)
     affinity = (1 + unit @ unit.T) / 2
     return affinity / affinity.sum(1, keepdim=True)

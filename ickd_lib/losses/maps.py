@@ -8,6 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ickd_lib.losses._shared import unit_length
+
 
 def sp(student_maps: Tensor, teacher_maps: Tensor) -> Tensor:
     """Compute the loss of similarity-preserving KD, |G^S - G^T|² / B² (Tung & Mori 2019).
@@ -20,7 +22,7 @@ def sp(student_maps: Tensor, teacher_maps: Tensor) -> Tensor:
         A scalar.
     """
     student, teacher = student_maps.flatten(1), teacher_maps.detach().flatten(1)
-    return F.mse_loss(F.normalize(student @ student.T, dim=1), F.normalize(teacher @ teacher.T, dim=1))
+    return F.mse_loss(unit_length(student @ student.T), unit_length(teacher @ teacher.T))
 
 
 def attention_transfer(student_maps: Sequence[Tensor], teacher_maps: Sequence[Tensor]) -> Tensor:
@@ -114,7 +116,7 @@ def class_activation(
         F.adaptive_avg_pool2d(one, resolution).flatten(2) for one in (student_maps, teacher_maps.detach())
     )
     if normalised:
-        student, teacher = F.normalize(student, dim=2), F.normalize(teacher, dim=2)
+        student, teacher = unit_length(student), unit_length(teacher)
     return F.mse_loss(student, teacher)
 
 

@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ickd_lib.losses._shared import distances, kl, masked_log_softmax
+from ickd_lib.losses._shared import distances, kl, masked_log_softmax, unit_length
 
 
 def refilled_embedding(
@@ -40,8 +40,8 @@ def refilled_embedding(
         A scalar: the mean over the tuples with at least one negative. It is 0, with gradient 0, for a batch without
         such a tuple.
     """
-    student = distances(F.normalize(student_features, dim=-1))
-    teacher = distances(F.normalize(teacher_features.detach(), dim=-1))
+    student = distances(unit_length(student_features))
+    teacher = distances(unit_length(teacher_features.detach()))
     static = labels.device.type != "cpu"  # on a GPU, reading the number of tuples would wait for all queued kernels
     anchors, positives, negatives = semi_hard(student.detach(), labels, margin=margin, static=static)
     if not merged:

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-from ickd_lib.losses._shared import kl, masked_log_softmax
+from ickd_lib.losses._shared import kl, masked_log_softmax, unit_length
 
 
 def pixel_similarity(student_maps: Tensor, teacher_maps: Tensor, *, temperature: float = 0.1) -> Tensor:
@@ -24,7 +23,7 @@ def pixel_similarity(student_maps: Tensor, teacher_maps: Tensor, *, temperature:
     Returns:
         A scalar: the mean over the pixels and the pairs of images.
     """
-    student, teacher = (F.normalize(one.flatten(2), dim=1) for one in (student_maps, teacher_maps.detach()))
+    student, teacher = (unit_length(one.flatten(2).mT).mT for one in (student_maps, teacher_maps.detach()))
     pairs = zip(student, teacher, strict=True)
     images = [
         checkpoint(_between, mine, student, theirs, teacher, temperature, use_reentrant=False, preserve_rng_state=False)
@@ -50,7 +49,7 @@ def queue_similarity(
         A scalar: the mean over the pixels; 0 if there are none.
     """
     mine, theirs = (
-        masked_log_softmax(F.normalize(one, dim=1) @ queue.detach().T / temperature, mask)
+        masked_log_softmax(unit_length(one) @ queue.detach().T / temperature, mask)
         for one in (student, teacher.detach())
     )
     return kl(mine, theirs, 1.0).sum() / max(1, len(student))

@@ -194,6 +194,11 @@ class MemoryBank(Rows):
             InputError: a class, or all other classes together, have fewer written rows than requested; or a label is no
                 class of the bank.
         """
+        if features.shape[1] != self.features.shape[1] or positives < 0 or negatives < 0:
+            raise InputError(
+                f"queries have {features.shape[1]} features, and the rows {self.features.shape[1]}; {positives} "
+                f"positives and {negatives} negatives: give features of the same network, and no negative number"
+            )
         rows = torch.full_like(labels, -1) if index is None else self.rows(index)
         found = retrieval.search(self, features, labels, rows, positives, negatives, per_class, allow_missing)
         return self.gather(found[0]), self.gather(found[1])

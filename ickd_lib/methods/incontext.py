@@ -311,6 +311,8 @@ def _check_orders(spec: Retrieval) -> None:
     orders = {spec.order, spec.negatives_order}
     if spec.redraw and "random" not in orders:
         raise InputError("redraw=True is for random in-context samples; give order='random' as well")
+    if spec.redraw and spec.source != "teacher":
+        raise InputError("a bank that is written during training is drawn from anew in every step; leave redraw out")
     if orders == {"nearest"}:
         return
     if spec.per_class:

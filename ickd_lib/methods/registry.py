@@ -57,7 +57,9 @@ def create(name: str, **weights: Any) -> Method:
         later = [parse(part) for part in parts[1:]]
         for part, _ in later:
             if "ce" not in defaults(_REGISTRY[runtime.choose(part, _REGISTRY, "method")]):
-                raise InputError(f"{part!r} adds nothing to {parts[0]!r}; it is a loss of the labels alone")
+                raise InputError(
+                    f"{part!r} has no weight of cross-entropy that could be 0; write it before the +, or leave it out"
+                )
         return Combined(parts=[create(parts[0]), *(create(part, **{"ce": 0.0} | given) for part, given in later)])
     name, given = parse(name)
     weights = given | weights

@@ -164,7 +164,7 @@ class RunRecord:
         if state.memory:
             record |= metrics.freshness(state.memory, step=(state.epoch + 1) * state.step - 1)
         if evaluate:
-            if state.memory:
+            if state.memory and len(splits.train) > 1:
                 record |= metrics.drift(state.memory, _rebuilt(state, splits, task, precision))
             for name, split in (("val", splits.val), ("test", splits.test)):
                 if len(split):

@@ -124,6 +124,10 @@ def learners(
     every = [learner for group in groups.values() for learner in group]
     if approximate and not any("search" in learner.settings for learner in every):
         raise InputError("search='faiss' is for a method with nearest negatives from the teacher's bank, such as ickd")
+    for group in groups.values():
+        made = [(students[one.position].network, methods.describe(one.method), one.seed) for one in group]
+        if any(isinstance(one[0], str) and made.count(one) > 1 for one in made):
+            runtime.notice("two peers have the same network, method and seed, so they stay equal; change one seed")
     named = [[_named(learner, group) for learner in group] for group in groups.values()]
     names = [learner.name for group in named for learner in group]
     for name in names:
