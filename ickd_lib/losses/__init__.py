@@ -10,6 +10,7 @@
     maps         losses between feature maps: attention transfer, SP, FitNet, VID, knowledge review, CAT-KD, WKD-F
     segmentation losses between pixels of maps: CIRKD, channel-wise distillation
     refilled     REFILLED: relationship matching and local classification
+    limits       a limit on the gradient of a loss term
     online       the ensemble of students that train together
 
 Conventions. The student's tensor is the first argument, and every loss is the mean over the batch. In the shapes, B is
@@ -35,6 +36,7 @@ from ickd_lib.losses.incontext import (
     residual_target,
 )
 from ickd_lib.losses.labels import cross_entropy, label_smoothing, tfkd, uskd
+from ickd_lib.losses.limits import limited
 from ickd_lib.losses.logits import ckd, dist, dkd, kd, lwf, nkd, standardise, target_term, ttm
 from ickd_lib.losses.maps import (
     attention_transfer,
@@ -74,6 +76,7 @@ __all__ = [
     "hint",
     "kd",
     "label_smoothing",
+    "limited",
     "lwf",
     "mlkd",
     "nicd",

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
+from ickd_lib import losses
 from ickd_lib.methods.context import Context
 from ickd_lib.runtime.distributed import total
 
@@ -23,22 +24,14 @@ def limited(terms: Mapping[str, Tensor], limits: Mapping[str, float], context: C
     Returns:
         The terms, with their values unchanged.
     """
-    found = dict(terms)
-    others = [one for name, one in terms.items() if name not in limits and one.requires_grad]
-    named = [name for name in limits if name in terms and terms[name].requires_grad]
-    if not named or not others:
+    found, others = dict(terms), [one for name, one in terms.items() if name not in limits]
+    if not (others and limits):
         return found
     student = context.student
     logits = (student.pixels or student.whole or student).logits if context.logits is None else context.logits
-    rest, *slopes = (
-        torch.autograd.grad(loss, logits, retain_graph=True, allow_unused=True)[0]
-        for loss in (torch.stack(others).sum(), *(terms[name] for name in named))
-    )
-    for name, slope in zip(named, slopes, strict=True):
-        if slope is None or rest is None:
-            continue
-        norms = [(context.scale * one).square().sum() for one in (slope, rest)]
-        own, most = total(torch.stack(norms)).sqrt()
-        factor = (limits[name] * most / own.clamp(min=1e-30)).clamp(max=1)
-        found[name] = terms[name].detach() + factor * (terms[name] - terms[name].detach())
+    rest = torch.stack(others).sum()
+    for name in (name for name in terms if name in limits):
+        found[name] = losses.limited(
+            terms[name], rest, logits, ratio=limits[name], total=lambda squares: total(context.scale**2 * squares)
+        )
     return found
