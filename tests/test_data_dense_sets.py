@@ -227,9 +227,15 @@ def test_boxes_of_voc_are_read(voc):
     first, second = splits.train.objects[0], splits.train.objects[1]
     assert first.boxes.tolist() == [[0, 0, 24, 16], [2, 1, 10.5, 9]] and first.boxes.dtype == torch.float32
     assert first.labels.tolist() == [1, 0] and first.crowd.tolist() == [False, True] and first.key.tolist() == [0, 1]
+    assert (
+        torch.equal(first.difficult, first.crowd)
+        and not first.groups.any()
+        and splits.test.objects[0].difficult is None
+    )
     assert second.boxes.shape == (0, 4) and len(second) == 0
     batch = splits.train.batch(torch.tensor([0, 1]), torch.tensor([4, 5]))
     assert [len(objects) for objects in batch.objects] == [2, 0] and batch.masks is None
+    assert batch.objects[0].difficult.tolist() == [False, True] and len(batch.objects[1].difficult) == 0
 
 
 def test_masks_of_voc_are_read(voc):
@@ -344,6 +350,7 @@ def test_coco_is_read(coco):
     empty, full = splits.train.objects[0], splits.train.objects[1]  # the images 4 and 9
     assert len(empty) == 0 and full.boxes.tolist() == [[2, 2, 8, 8], [0, 0, 2, 16]]
     assert full.labels.tolist() == [1, 0] and full.crowd.tolist() == [False, True] and full.masks is None
+    assert torch.equal(full.groups, full.crowd)
     assert splits.test.objects[0].boxes.tolist() == [[1, 1, 5.5, 5], [1, 1, 5, 5]]
     (coco / "images" / "train2017").rename(coco / "train2017")
     assert data.load(f"coco:{coco}").train.fingerprint == splits.train.fingerprint

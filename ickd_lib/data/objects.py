@@ -27,6 +27,9 @@ class Objects:
     masks: pixels of each object, bool, shape [n, h, w]; None where there are none.
     area: area of each object in square pixels of the image without augmentation, as stated in the data set, float64,
         shape [n]; None where only the boxes are known. Detection metrics sort objects into sizes by it.
+    difficult: which of the objects in `crowd` are single objects, as Pascal VOC's difficult ones are, and not groups,
+        as COCO's crowds are; bool, shape [n]; None if there are none. A detection is ignored if its intersection over
+        union with a difficult object, or the share of its area inside a group, is large enough.
     """
 
     boxes: Tensor
@@ -35,9 +38,15 @@ class Objects:
     crowd: Tensor
     masks: Tensor | None = None
     area: Tensor | None = None
+    difficult: Tensor | None = None
 
     def __len__(self) -> int:
         return len(self.labels)
+
+    @property
+    def groups(self) -> Tensor:
+        """Whether each object is a group such as a crowd of COCO, bool, shape [n]."""
+        return self.crowd if self.difficult is None else self.crowd & ~self.difficult
 
     def __repr__(self) -> str:
         return f"Objects({len(self)}{', with masks' if self.masks is not None else ''})"
@@ -94,8 +103,11 @@ class SplitObjects:
         """Return the objects of each image."""
         counts = self.counts.tolist()
         fields = [x.split(counts) for x in (self.flat.boxes, self.flat.labels, self.flat.key, self.flat.crowd)]
-        area = [None] * len(self) if self.flat.area is None else self.flat.area.split(counts)
-        return tuple(map(Objects, *fields, self.masks or [None] * len(self), area))
+        none = [None] * len(self)
+        area, difficult = (
+            none if values is None else values.split(counts) for values in (self.flat.area, self.flat.difficult)
+        )
+        return tuple(map(Objects, *fields, self.masks or none, area, difficult))
 
     def __repr__(self) -> str:
         return f"SplitObjects({len(self.flat)} objects in {len(self)} images)"
@@ -128,5 +140,6 @@ class SplitObjects:
     @property
     def values(self) -> tuple[Any, ...]:
         """All tensors, for a fingerprint."""
-        area = () if self.flat.area is None else (self.flat.area,)
-        return self.flat.boxes, self.flat.labels, self.flat.key, self.flat.crowd, *area, self.counts
+        flat = self.flat
+        given = tuple(values for values in (flat.area, flat.difficult) if values is not None)
+        return flat.boxes, flat.labels, flat.key, flat.crowd, *given, self.counts

@@ -38,12 +38,13 @@ class Part:
 
 
 class Annotation(NamedTuple):
-    """An object: position of its image, class, box as in `Objects`, and whether it is a crowd."""
+    """An object: position of its image, class, box as in `Objects`, and whether it is a crowd or difficult."""
 
     image: int
     label: int
     box: tuple[float, float, float, float]
     crowd: bool = False
+    difficult: bool = False
 
 
 class DenseDataSet(DataSet):
@@ -134,9 +135,13 @@ class DenseDataSet(DataSet):
                 more = f" and {len(positions) - LISTED} more" if len(positions) > LISTED else ""
                 runtime.notice(f"{self.title}/{split}: {what}, in {source}: {listed}{more}")
         labels = torch.tensor([a.label for a in annotations], dtype=torch.int64)
-        crowd = torch.tensor([a.crowd for a in annotations], dtype=torch.bool)
+        crowd, difficult = (
+            torch.tensor([getattr(a, name) for a in annotations], dtype=torch.bool) for name in ("crowd", "difficult")
+        )
         kept = good.nonzero().squeeze(1)
-        flat = Objects(inside[kept].float(), labels[kept], torch.arange(len(kept)), crowd[kept])
+        flat = Objects(inside[kept].float(), labels[kept], torch.arange(len(kept)), (crowd | difficult)[kept])
+        if bool(difficult[kept].any()):
+            flat = replace(flat, difficult=difficult[kept])
         self.note_absent(split, classes, torch.bincount(labels[kept], minlength=len(classes)))
         return SplitObjects(flat, torch.bincount(image[kept], minlength=len(sizes))), kept.tolist()
 

@@ -30,9 +30,9 @@ class Voc(MaskDataSet):
     The lists in PATH/ImageSets/Main/, for masks in PATH/ImageSets/Segmentation/, are the splits: train.txt (or
     trainval.txt where it is missing), val.txt and test.txt; if there is no test.txt, val.txt is the test split. The
     classes are the names in PATH/classes.txt, or else those in the annotations, sorted. The coordinates in the files
-    count pixels from 1. Objects that are marked as difficult are `crowd`: they are left out of the training and ignored
-    by the metrics. Pixels of masks with the value 255 are ignored. Without PATH/classes.txt, the classes of masks are
-    those of Pascal VOC if 20 is the highest value, and numbers otherwise.
+    count pixels from 1. Objects that are marked as difficult are left out of the training and ignored by the metrics.
+    Pixels of masks with the value 255 are ignored. Without PATH/classes.txt, the classes of masks are those of Pascal
+    VOC if 20 is the highest value, and numbers otherwise.
     """
 
     options = frozenset({"path", "annotations", "image_size", "stream"})
@@ -91,7 +91,7 @@ class Voc(MaskDataSet):
             if one.name not in label:
                 choose(one.name, classes, f"class of object {n} in {paths[i]}")
         sizes = sizes_of(images, split)
-        annotations = [Annotation(i, label[one.name], one.box, one.difficult) for i, _, one in flat]
+        annotations = [Annotation(i, label[one.name], one.box, difficult=one.difficult) for i, _, one in flat]
         objects, _ = self.objects(
             split,
             annotations,
