@@ -298,7 +298,7 @@ def test_an_error_names_what_is_wrong_in_voc(voc, damage):
 
 
 def test_bad_boxes_are_noted_and_left_out(voc, notes):
-    bad = [("cat", (5, 5, 5, 9), 0), ("cat", (30, 2, 40, 9), 0), ("dog", (4, 4, 8, 8), 0), ("cat", (-5, 3, 9, 90), 0)]
+    bad = [("cat", (5, 5, 5, 5), 0), ("cat", (30, 2, 40, 9), 0), ("dog", (4, 4, 8, 8), 0), ("cat", (-5, 3, 9, 90), 0)]
     (voc / "Annotations/b.xml").write_text(voc_xml(*bad))
     train = data.load(f"voc:{voc}").train
     assert train.objects[1].boxes.tolist() == [[3, 3, 8, 8], [0, 2, 9, 16]]
@@ -309,6 +309,24 @@ def test_bad_boxes_are_noted_and_left_out(voc, notes):
         "object 1 in b.xml; object 2 in b.xml",
         f"{title}: boxes that reach out of the image are cut off, in {voc}/Annotations: object 4 in b.xml",
     ]
+
+
+def test_a_box_of_voc_with_equal_edges_is_one_pixel_wide(voc, notes):
+    (voc / "Annotations/b.xml").write_text(voc_xml(("cat", (5, 5, 5, 9), 0), ("dog", (4, 7, 8, 7), 0)))
+    assert data.load(f"voc:{voc}").train.objects[1].boxes.tolist() == [[4, 4, 5, 9], [3, 6, 8, 7]] and not notes()
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_the_size_in_an_annotation_of_voc_is_that_of_the_image(voc, stream):
+    path = voc / "Annotations/b.xml"
+    for width, height in ((24, 16), (0, 0), ("", 16), (24, 0)):
+        size = f"<size><width>{width}</width><height>{height}</height><depth>3</depth></size>"
+        path.write_text(voc_xml().replace("<annotation>", f"<annotation>{size}"))
+        data.load(f"voc:{voc}", stream=stream)
+    path.write_text(path.read_text().replace("<height>0<", "<height>20<"))
+    message = r"JPEGImages/b.jpg has 24×16 pixels, but its annotation is of 24×20; restore the image or correct the ann"
+    with pytest.raises(InputError, match=message):
+        data.load(f"voc:{voc}", stream=stream)
 
 
 # ----------------------------------------------------------------------------------------------- coco
@@ -425,9 +443,10 @@ def test_an_error_names_what_is_wrong_in_coco(coco, damage):
         (coco / "annotations" / "instances_val2017.json").unlink()
     elif damage == "two files":
         (coco / "annotations" / "instances_train2014.json").write_text("{}")
-    with pytest.raises(InputError, match=COCO_DAMAGE[damage]) as caught:
-        data.load(f"coco:{coco}")
-    assert "\n" not in str(caught.value)
+    for stream in (False, True):
+        with pytest.raises(InputError, match=COCO_DAMAGE[damage]) as caught:
+            data.load(f"coco:{coco}", stream=stream)
+        assert "\n" not in str(caught.value)
 
 
 def test_notes_on_coco(coco, notes):

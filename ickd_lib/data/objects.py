@@ -63,6 +63,24 @@ class Objects:
         return replace(self, **{name: function(values) for name, values in vars(self).items() if values is not None})
 
 
+@dataclass(frozen=True)
+class Moved:
+    """Reads the masks of an image's objects as they are after the augmentation of the image.
+
+    read: makes the masks [n, h, w] from an item.
+    """
+
+    read: Callable[[Any], Tensor]
+
+    def __call__(self, item: tuple[Any, Geometry, list[int]]) -> Tensor:
+        """Return the masks of an item, moved by a geometry, of the objects at some positions."""
+        given, geometry, kept = item
+        return geometry.labels(self.read(given)[kept], False)
+
+    def __repr__(self) -> str:
+        return "Moved"
+
+
 @dataclass(frozen=True, eq=False, repr=False)
 class SplitObjects:
     """The objects of the N images of a split. `objects[i]` are those of image i.
@@ -87,15 +105,20 @@ class SplitObjects:
     def moved(self, geometries: Sequence[Geometry]) -> SplitObjects:
         """Return the objects as they are after the augmentation of each image.
 
-        Objects of which less than a pixel is left in height or width are dropped.
+        Objects of which less than a pixel is left in height or width are dropped. Masks that are decoded when they are
+        needed are moved then.
         """
         image = torch.arange(len(self)).repeat_interleave(self.counts)
         boxes = moved(self.flat.boxes, image.to(self.flat.boxes.device), geometries)
         left = (boxes[:, 2:] - boxes[:, :2] >= 1).all(1)
-        masks = None
-        if self.masks is not None:
-            each = zip(geometries, self.masks, left.split(self.counts.tolist()), strict=True)
-            masks = tuple(geometry.labels(mask, False)[kept] for geometry, mask, kept in each)
+        masks: tuple[Tensor, ...] | Decoded | None = None
+        kept = left.split(self.counts.tolist())
+        if isinstance(self.masks, Decoded):
+            of_each = (one.nonzero().flatten().tolist() for one in kept)
+            masks = Decoded(Moved(self.masks.read), tuple(zip(self.masks.items, geometries, of_each, strict=True)))
+        elif self.masks is not None:
+            each = zip(geometries, self.masks, kept, strict=True)
+            masks = tuple(geometry.labels(mask, False)[one] for geometry, mask, one in each)
         counts = torch.bincount(image[left.cpu()], minlength=len(self))
         return SplitObjects(replace(self.flat, boxes=boxes).select(left), counts, masks)
 

@@ -65,7 +65,7 @@ class DenseDataSet(DataSet):
         images = {split: _resident(part.images, small, split) for split, part in parts.items()}
         for split, part in parts.items():
             if small and isinstance(part.images, Decoded):
-                check_sizes(tuple(images[split]), part.sizes, part.images.items)
+                check_sizes([image.shape[1:] for image in images[split]], part.sizes.tolist(), part.images.items)
         step = 1 if small else math.ceil(len(images["train"]) / MEASURED)
         mean, std = channel_statistics([images["train"][i] for i in range(0, len(images["train"]), step)])
         splits = {
@@ -86,8 +86,8 @@ class DenseDataSet(DataSet):
         if "val" not in splits:
             splits["val"] = replace(splits["train"].subset(torch.arange(0)), name=f"{self.title}/val")
         if self.image_size:
-            transform = resized(splits["train"], self.image_size).transform
-            splits = {name: replace(resized(one, self.image_size), transform=transform) for name, one in splits.items()}
+            splits = {name: resized(one, self.image_size) for name, one in splits.items()}
+            splits = {name: replace(one, transform=splits["train"].transform) for name, one in splits.items()}
         return Splits(*(cast(Images, splits[name]) for name in Splits._fields))
 
     def note_absent(self, split: str, classes: Sequence[str], counts: Tensor) -> None:
