@@ -282,6 +282,7 @@ def test_the_fingerprint_changes_with_everything(coloured):
         objects(labels=flat.labels - 1),
         objects(key=flat.key + 1),
         objects(crowd=~flat.crowd),
+        objects(crowd=~flat.crowd, difficult=~flat.crowd),
         objects(changed(coloured.objects.masks, instances)),
     ]
     assert len({images.fingerprint for images in variants}) == len(variants)

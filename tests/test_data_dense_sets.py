@@ -227,9 +227,15 @@ def test_boxes_of_voc_are_read(voc):
     first, second = splits.train.objects[0], splits.train.objects[1]
     assert first.boxes.tolist() == [[0, 0, 24, 16], [2, 1, 10.5, 9]] and first.boxes.dtype == torch.float32
     assert first.labels.tolist() == [1, 0] and first.crowd.tolist() == [False, True] and first.key.tolist() == [0, 1]
+    assert (
+        torch.equal(first.difficult, first.crowd)
+        and not first.groups.any()
+        and splits.test.objects[0].difficult is None
+    )
     assert second.boxes.shape == (0, 4) and len(second) == 0
     batch = splits.train.batch(torch.tensor([0, 1]), torch.tensor([4, 5]))
     assert [len(objects) for objects in batch.objects] == [2, 0] and batch.masks is None
+    assert batch.objects[0].difficult.tolist() == [False, True] and len(batch.objects[1].difficult) == 0
 
 
 def test_masks_of_voc_are_read(voc):
@@ -292,7 +298,7 @@ def test_an_error_names_what_is_wrong_in_voc(voc, damage):
 
 
 def test_bad_boxes_are_noted_and_left_out(voc, notes):
-    bad = [("cat", (5, 5, 5, 9), 0), ("cat", (30, 2, 40, 9), 0), ("dog", (4, 4, 8, 8), 0), ("cat", (-5, 3, 9, 90), 0)]
+    bad = [("cat", (5, 5, 5, 5), 0), ("cat", (30, 2, 40, 9), 0), ("dog", (4, 4, 8, 8), 0), ("cat", (-5, 3, 9, 90), 0)]
     (voc / "Annotations/b.xml").write_text(voc_xml(*bad))
     train = data.load(f"voc:{voc}").train
     assert train.objects[1].boxes.tolist() == [[3, 3, 8, 8], [0, 2, 9, 16]]
@@ -303,6 +309,24 @@ def test_bad_boxes_are_noted_and_left_out(voc, notes):
         "object 1 in b.xml; object 2 in b.xml",
         f"{title}: boxes that reach out of the image are cut off, in {voc}/Annotations: object 4 in b.xml",
     ]
+
+
+def test_a_box_of_voc_with_equal_edges_is_one_pixel_wide(voc, notes):
+    (voc / "Annotations/b.xml").write_text(voc_xml(("cat", (5, 5, 5, 9), 0), ("dog", (4, 7, 8, 7), 0)))
+    assert data.load(f"voc:{voc}").train.objects[1].boxes.tolist() == [[4, 4, 5, 9], [3, 6, 8, 7]] and not notes()
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_the_size_in_an_annotation_of_voc_is_that_of_the_image(voc, stream):
+    path = voc / "Annotations/b.xml"
+    for width, height in ((24, 16), (0, 0), ("", 16), (24, 0)):
+        size = f"<size><width>{width}</width><height>{height}</height><depth>3</depth></size>"
+        path.write_text(voc_xml().replace("<annotation>", f"<annotation>{size}"))
+        data.load(f"voc:{voc}", stream=stream)
+    path.write_text(path.read_text().replace("<height>0<", "<height>20<"))
+    message = r"JPEGImages/b.jpg has 24×16 pixels, but its annotation is of 24×20; restore the image or correct the ann"
+    with pytest.raises(InputError, match=message):
+        data.load(f"voc:{voc}", stream=stream)
 
 
 # ----------------------------------------------------------------------------------------------- coco
@@ -344,6 +368,7 @@ def test_coco_is_read(coco):
     empty, full = splits.train.objects[0], splits.train.objects[1]  # the images 4 and 9
     assert len(empty) == 0 and full.boxes.tolist() == [[2, 2, 8, 8], [0, 0, 2, 16]]
     assert full.labels.tolist() == [1, 0] and full.crowd.tolist() == [False, True] and full.masks is None
+    assert torch.equal(full.groups, full.crowd)
     assert splits.test.objects[0].boxes.tolist() == [[1, 1, 5.5, 5], [1, 1, 5, 5]]
     (coco / "images" / "train2017").rename(coco / "train2017")
     assert data.load(f"coco:{coco}").train.fingerprint == splits.train.fingerprint
@@ -418,9 +443,10 @@ def test_an_error_names_what_is_wrong_in_coco(coco, damage):
         (coco / "annotations" / "instances_val2017.json").unlink()
     elif damage == "two files":
         (coco / "annotations" / "instances_train2014.json").write_text("{}")
-    with pytest.raises(InputError, match=COCO_DAMAGE[damage]) as caught:
-        data.load(f"coco:{coco}")
-    assert "\n" not in str(caught.value)
+    for stream in (False, True):
+        with pytest.raises(InputError, match=COCO_DAMAGE[damage]) as caught:
+            data.load(f"coco:{coco}", stream=stream)
+        assert "\n" not in str(caught.value)
 
 
 def test_notes_on_coco(coco, notes):

@@ -4,12 +4,13 @@ import math
 
 import pytest
 import torch
-from test_data_dense_sets import coco, photo, segmented, voc  # noqa: F401  # fixtures
+from test_data_dense_sets import coco, notes, photo, segmented, voc  # noqa: F401  # fixtures
 
 from ickd_lib import data
 from ickd_lib.data import Sampler
 from ickd_lib.data.resizing import resized
 from ickd_lib.data.sets import annotated
+from ickd_lib.data.sets import coco as coco_file
 
 
 def test_images_and_masks_get_the_shorter_side(segmented):  # noqa: F811
@@ -62,6 +63,38 @@ def test_boxes_and_areas_are_scaled(coco):  # noqa: F811
         assert own.area is None or torch.equal(other.area, own.area)
     batch = next(Sampler(small).batches(2, data_seed=0, epoch=0))
     assert all(min(image.shape[1:]) <= 12 for image in batch.images)
+
+
+def test_objects_that_are_left_out_are_counted_in_a_note(coco, notes):  # noqa: F811
+    small = data.load(f"coco:{coco}", image_size=4)  # a fourth, so that the crowd of 2×16 pixels is half a pixel wide
+    assert [len(small.train.objects.flat), len(small.test.objects.flat)] == [1, 2]
+    assert notes() == [
+        f"note: {small.train.name}: 1 of 2 objects are left out, because with image_size=4 less than a pixel of their "
+        "height or width is left"
+    ]
+
+
+def test_masks_of_objects_are_resized_when_they_are_needed(coco, monkeypatch):  # noqa: F811
+    pytest.importorskip("pycocotools")
+    read, items = coco_file._object_masks, []
+    monkeypatch.setattr(coco_file, "_object_masks", lambda item: items.append(item) or read(item))
+    whole, small = (data.load(f"coco:{coco}", annotations="instances", image_size=size).train for size in (0, 4))
+    assert not items and small.fingerprint != whole.fingerprint
+    assert small.objects[0].masks.shape == (0, 4, 6) and small.objects[1].masks.shape == (1, 4, 6)
+    square = whole.objects[1].masks[0]
+    assert torch.equal(small.objects[1].masks[0], square[2::4, 2::4]) and len(small.objects[1]) == 1
+    for view in (None, torch.tensor([3, 4])):
+        batch = small.batch(torch.tensor([1, 0]), view)
+        assert [len(one.masks) for one in batch.objects] == [len(one) for one in batch.objects] == [1, 0]
+        assert batch.objects[0].masks.shape[1:] == batch.images[0].shape[1:]
+    assert len(small.subset(torch.tensor([1])).objects[0].masks) == 1
+
+
+def test_each_split_is_resized_once(coco, monkeypatch):  # noqa: F811
+    names = []
+    monkeypatch.setattr(annotated, "resized", lambda images, size: names.append(images.name) or resized(images, size))
+    splits = data.load(f"coco:{coco}", image_size=8)
+    assert len(names) == len(set(names)) == 3 and splits.test.transform == splits.train.transform
 
 
 def test_a_subset_and_an_empty_split():

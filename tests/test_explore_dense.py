@@ -84,6 +84,15 @@ def test_detections_are_matched_once_the_best_first():
     assert detection.compared(found, objects.select(torch.zeros(3, dtype=torch.bool))).errors == 4
 
 
+def test_detections_inside_a_crowd_are_left_out_and_those_inside_a_difficult_object_are_wrong():
+    one = torch.ones(1, dtype=torch.bool)
+    crowd = Objects(torch.tensor([[0.0, 0, 200, 200]]), torch.tensor([0]), torch.arange(1), one)
+    boxes = torch.tensor([[10, 10, 30, 30], [0, 0, 190, 200], [190, 190, 230, 230], [5, 5, 5, 5]]).float()
+    found = Detections(boxes, torch.zeros(4, dtype=torch.long), torch.ones(4))
+    assert detection.compared(found, crowd).boxes.tolist() == boxes[2:].tolist()
+    assert detection.compared(found, replace(crowd, difficult=one)).boxes.tolist() == boxes[[0, 2, 3]].tolist()
+
+
 def test_detected_covers_every_image(boxes, detector):
     found = detection.detected(detector, boxes, score=0.0)
     assert len(found) == len(boxes)

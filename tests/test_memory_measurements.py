@@ -66,6 +66,9 @@ def test_chance_is_the_mean_share_of_the_querys_class_or_group(small, queries):
     _, labels = queries
     assert chance_precision(small, labels) == pytest.approx((6 + 4 + 2 + 4 + 6) / 12 / 5)
     assert chance_precision(small, labels, torch.tensor([0, 1, 0])) == pytest.approx((8 + 4 + 8 + 4 + 8) / 12 / 5)
+    without = small.labels < 2  # no row of the last class
+    bank = MemoryBank(small.features[without], small.logits[without], small.labels[without], small.index[:10], CLASSES)
+    assert chance_precision(bank, labels) == pytest.approx((6 + 4 + 0 + 4 + 6) / 10 / 5)
 
 
 def test_numbers_of_neighbours_are_checked(small, queries):

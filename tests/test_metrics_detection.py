@@ -2,6 +2,7 @@
 
 import json
 import sys
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -88,6 +89,20 @@ def test_average_precision_by_hand(pycocotools):
     less = metrics.detection(elsewhere, [*truth, objects([], [])], ("a",))["ap"]
     assert less < got["ap"]
     assert metrics.detection(elsewhere, [*truth, objects([[0, 0, 90, 90]], [0], [True])], ("a",)) == got
+
+
+def test_a_detection_lies_on_a_difficult_object_only_by_its_intersection_over_union(pycocotools):
+    boxes = [[0, 0, 200, 200], [300, 300, 350, 350]]
+    truth = objects(boxes, [0, 0], crowd=[True, False])
+    truth = replace(truth, difficult=truth.crowd)
+    inside = [[at, at, at + 20, at + 20] for at in (10, 60, 110)]
+    found = [detections([*inside, boxes[1]], [0] * 4, [0.9, 0.8, 0.7, 0.6])]
+    assert metrics.detection(found, [truth], ("a",))["ap50"] == pytest.approx(0.25)
+    assert metrics.detection(found, [replace(truth, difficult=None)], ("a",))["ap50"] == pytest.approx(1), "a crowd"
+    on_it = [detections([boxes[0], [0, 0, 180, 200], boxes[1]], [0] * 3, [0.9, 0.8, 0.7])]
+    assert metrics.detection(on_it, [truth], ("a",))["ap50"] == pytest.approx(1), "however many"
+    both = [detections(boxes, [0, 0], [0.9, 0.8])]
+    assert metrics.detection(both, [truth], ("a",))["ap"] == pytest.approx(1)
 
 
 def test_sizes_are_those_of_the_area_if_there_is_one(pycocotools):

@@ -282,6 +282,18 @@ def test_what_a_wrapped_module_may_return(output, enlarge):
     assert module.body[0].weight.grad.abs().max() > 0 and not any(part._forward_hooks for part in module.modules())
 
 
+@pytest.mark.parametrize("named", [None, "head.2"])
+def test_a_module_that_enlarges_with_aligned_corners_is_noted(named, capsys):
+    class Aligned(Small):
+        def forward(self, x):
+            return F.interpolate(super().forward(x), x.shape[2:], mode="bilinear", align_corners=True)
+
+    models.wrap_segmentation(Aligned(lambda logits: logits, enlarge=False).eval(), logits=named, name=f"a{named}")
+    assert f"note: a{named} enlarges its logits with align_corners=True" in capsys.readouterr().err
+    models.wrap_segmentation(Small().eval(), logits=named, name=f"b{named}")
+    assert not capsys.readouterr().err
+
+
 def test_features_of_a_named_layer_and_a_fixed_size(tmp_path):
     module = Small().eval()
     network = models.wrap_segmentation(module, features="squeeze", size=12, mean=(0.5,) * 3, std=(0.5,) * 3)

@@ -1,6 +1,7 @@
 """Detection: proposals as samples, the losses, banks of annotated boxes, and the metrics."""
 
 import copy
+import sys
 from dataclasses import replace
 
 import pytest
@@ -11,11 +12,12 @@ from torch import nn
 from ickd_lib import data, explore, metrics, models, tasks, training
 from ickd_lib.data.resizing import resized
 from ickd_lib.memory import MemoryBank, require_fit
-from ickd_lib.runtime import InputError
-from ickd_lib.tasks import Detection, Segmentation
+from ickd_lib.runtime import InputError, NotFinite
+from ickd_lib.tasks import Detection, Segmentation, detection
 from ickd_lib.training import Student, step
 
 pytest.importorskip("torchvision")
+pytest.importorskip("pycocotools")
 pytestmark = pytest.mark.usefixtures("seeded")
 FPN = "resnet8-fpn"
 SIDES = {40, 44, 48, 52, 56}  # of the training images if the middle one is 48
@@ -254,7 +256,6 @@ def test_a_bank_of_images_of_unequal_sizes(unusual, network):
 
 
 def test_the_metrics_are_coco_ap_of_the_detections(few, network, monkeypatch):
-    pytest.importorskip("pycocotools")
     task, images = Detection(), few.test
     own = task.bank_samples(network, images, precision="fp32")
     other = torch.arange(len(own.logits)) % 3 == 0  # every third box is of another class to the teacher
@@ -277,6 +278,38 @@ def test_the_metrics_are_coco_ap_of_the_detections(few, network, monkeypatch):
     assert task.metrics(network, images)["ap"] == pytest.approx(1)
     monkeypatch.setattr(network, "detect", lambda given: [one._replace(boxes=one.boxes + 40) for one in perfect(given)])
     assert task.metrics(network, images)["ap"] < 0.2
+
+
+@pytest.mark.parametrize("part", ["backbone", "rpn.head.cls_logits", "roi_heads.box_head", "roi_heads.box_predictor"])
+def test_outputs_that_are_not_finite_are_an_error_and_no_missing_detections(few, network, part):
+    broken = copy.deepcopy(network)
+    with torch.no_grad():
+        next(broken.module.get_submodule(part).parameters()).fill_(float("nan"))
+    with pytest.raises(NotFinite, match="the network's logits or boxes have values that are not finite"):
+        Detection().metrics(broken, few.test)
+
+
+def test_all_processes_raise_what_one_of_them_found(few, network, monkeypatch):
+    flags = []
+    monkeypatch.setattr(detection, "any_process", lambda *given: flags.append(given) or (True,))
+    with pytest.raises(NotFinite):
+        Detection().metrics(network, few.test)
+    assert flags == [(False,)] and not any(module._forward_hooks for module in network.modules())
+
+
+def test_masks_of_objects_are_not_kept_for_the_metrics(network, monkeypatch):
+    given = []
+    monkeypatch.setattr(metrics, "detection", lambda found, objects, classes: given.extend(objects) or {})
+    images = data.load("scenes", annotations="instances").test.few(3)
+    Detection().metrics(network, images)
+    assert images.objects[0].masks is not None and [one.masks for one in given] == [None] * 3
+
+
+def test_without_pycocotools_images_are_refused_before_the_training(few, monkeypatch):
+    for module in ("pycocotools", "pycocotools.coco", "pycocotools.cocoeval"):
+        monkeypatch.setitem(sys.modules, module, None)
+    with pytest.raises(InputError, match="detection metrics need pycocotools; run pip install pycocotools"):
+        Detection().check(few.train)
 
 
 def test_a_bank_is_saved_and_refused_for_what_it_is_not_from(few, network, tmp_path):

@@ -12,7 +12,7 @@ from torch import nn
 from ickd_lib import data, explore, models, tasks, training
 from ickd_lib.data.decoded import Decoded
 from ickd_lib.memory import MemoryBank, require_fit
-from ickd_lib.runtime import InputError
+from ickd_lib.runtime import InputError, NotFinite
 from ickd_lib.tasks import Segmentation, segmentation
 from ickd_lib.training import Student
 
@@ -275,6 +275,18 @@ def test_the_metrics_are_those_of_a_loop_at_full_resolution(unequal, network):
     assert found["agreement"] == pytest.approx(sum(same).item() / len(same)) and 0 < found["agreement"] < 1
     assert task.primary in found and all(column.key in found or "best" in column.key for column in task.columns)
     assert "agreement" not in task.metrics(network, unequal, precision="fp32")
+
+
+def test_all_processes_raise_what_one_of_them_found(few, network, monkeypatch):
+    broken, flags = copy.deepcopy(network), []
+    nn.init.constant_(broken.classifier.bias, float("nan"))
+    with pytest.raises(NotFinite, match="the network's logits have values that are not finite"):
+        Segmentation().metrics(broken, few.test)
+    monkeypatch.setattr(segmentation, "any_process", lambda *given: flags.append(given) or (True,))
+    for one in (network, broken):
+        with pytest.raises(NotFinite):
+            Segmentation().metrics(one, few.test)
+    assert flags == [(False,), (True,)]
 
 
 def test_a_bank_is_saved_and_refused_for_what_it_is_not_from(few, network, tmp_path):

@@ -221,7 +221,8 @@ class DenseImages:
         """
         images = fetch(self.images, rows)
         if isinstance(self.images, Decoded):
-            check_sizes(images, self.sizes[list(rows)], [self.images.items[i] for i in rows])
+            sizes = [image.shape[1:] for image in images]
+            check_sizes(sizes, self.sizes[list(rows)].tolist(), [self.images.items[i] for i in rows])
         masks = None if self.masks is None else fetch(self.masks, rows)
         if view is None:
             return images, masks, []
@@ -294,11 +295,17 @@ class DenseHost:
         return self.images.windows(rows, view), []
 
 
-def check_sizes(images: Sequence[Tensor], sizes: Tensor, items: Sequence[Any]) -> None:
-    """Raise an InputError that names the first of N images whose size is not that in its annotation, [N, 2]."""
-    for image, (height, width), item in zip(images, sizes.tolist(), items, strict=True):
-        if image.shape[1:] != (height, width):
+def check_sizes(found: Sequence[Sequence[int]], stated: Sequence[Sequence[int]], items: Sequence[Any]) -> None:
+    """Raise an InputError that names the first of N images whose size is not that in its annotation.
+
+    Args:
+        found: height and width of each image.
+        stated: height and width in its annotation.
+        items: the files of the images.
+    """
+    for size, (height, width), item in zip(found, stated, items, strict=True):
+        if tuple(size) != (height, width):
             raise InputError(
-                f"{item} has {image.shape[2]}×{image.shape[1]} pixels, but its annotation is of {width}×{height}; "
+                f"{item} has {size[1]}×{size[0]} pixels, but its annotation is of {width}×{height}; "
                 "restore the image or correct the annotation"
             )

@@ -27,6 +27,9 @@ class Objects:
     masks: pixels of each object, bool, shape [n, h, w]; None where there are none.
     area: area of each object in square pixels of the image without augmentation, as stated in the data set, float64,
         shape [n]; None where only the boxes are known. Detection metrics sort objects into sizes by it.
+    difficult: which of the objects in `crowd` are single objects, as Pascal VOC's difficult ones are, and not groups,
+        as COCO's crowds are; bool, shape [n]; None if there are none. A detection is ignored if its intersection over
+        union with a difficult object, or the share of its area inside a group, is large enough.
     """
 
     boxes: Tensor
@@ -35,9 +38,15 @@ class Objects:
     crowd: Tensor
     masks: Tensor | None = None
     area: Tensor | None = None
+    difficult: Tensor | None = None
 
     def __len__(self) -> int:
         return len(self.labels)
+
+    @property
+    def groups(self) -> Tensor:
+        """Whether each object is a group such as a crowd of COCO, bool, shape [n]."""
+        return self.crowd if self.difficult is None else self.crowd & ~self.difficult
 
     def __repr__(self) -> str:
         return f"Objects({len(self)}{', with masks' if self.masks is not None else ''})"
@@ -52,6 +61,24 @@ class Objects:
 
     def _map(self, function: Callable[[Tensor], Tensor]) -> Objects:
         return replace(self, **{name: function(values) for name, values in vars(self).items() if values is not None})
+
+
+@dataclass(frozen=True)
+class Moved:
+    """Reads the masks of an image's objects as they are after the augmentation of the image.
+
+    read: makes the masks [n, h, w] from an item.
+    """
+
+    read: Callable[[Any], Tensor]
+
+    def __call__(self, item: tuple[Any, Geometry, list[int]]) -> Tensor:
+        """Return the masks of an item, moved by a geometry, of the objects at some positions."""
+        given, geometry, kept = item
+        return geometry.labels(self.read(given)[kept], False)
+
+    def __repr__(self) -> str:
+        return "Moved"
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -78,15 +105,20 @@ class SplitObjects:
     def moved(self, geometries: Sequence[Geometry]) -> SplitObjects:
         """Return the objects as they are after the augmentation of each image.
 
-        Objects of which less than a pixel is left in height or width are dropped.
+        Objects of which less than a pixel is left in height or width are dropped. Masks that are decoded when they are
+        needed are moved then.
         """
         image = torch.arange(len(self)).repeat_interleave(self.counts)
         boxes = moved(self.flat.boxes, image.to(self.flat.boxes.device), geometries)
         left = (boxes[:, 2:] - boxes[:, :2] >= 1).all(1)
-        masks = None
-        if self.masks is not None:
-            each = zip(geometries, self.masks, left.split(self.counts.tolist()), strict=True)
-            masks = tuple(geometry.labels(mask, False)[kept] for geometry, mask, kept in each)
+        masks: tuple[Tensor, ...] | Decoded | None = None
+        kept = left.split(self.counts.tolist())
+        if isinstance(self.masks, Decoded):
+            of_each = (one.nonzero().flatten().tolist() for one in kept)
+            masks = Decoded(Moved(self.masks.read), tuple(zip(self.masks.items, geometries, of_each, strict=True)))
+        elif self.masks is not None:
+            each = zip(geometries, self.masks, kept, strict=True)
+            masks = tuple(geometry.labels(mask, False)[one] for geometry, mask, one in each)
         counts = torch.bincount(image[left.cpu()], minlength=len(self))
         return SplitObjects(replace(self.flat, boxes=boxes).select(left), counts, masks)
 
@@ -94,8 +126,11 @@ class SplitObjects:
         """Return the objects of each image."""
         counts = self.counts.tolist()
         fields = [x.split(counts) for x in (self.flat.boxes, self.flat.labels, self.flat.key, self.flat.crowd)]
-        area = [None] * len(self) if self.flat.area is None else self.flat.area.split(counts)
-        return tuple(map(Objects, *fields, self.masks or [None] * len(self), area))
+        none = [None] * len(self)
+        area, difficult = (
+            none if values is None else values.split(counts) for values in (self.flat.area, self.flat.difficult)
+        )
+        return tuple(map(Objects, *fields, self.masks or none, area, difficult))
 
     def __repr__(self) -> str:
         return f"SplitObjects({len(self.flat)} objects in {len(self)} images)"
@@ -128,5 +163,6 @@ class SplitObjects:
     @property
     def values(self) -> tuple[Any, ...]:
         """All tensors, for a fingerprint."""
-        area = () if self.flat.area is None else (self.flat.area,)
-        return self.flat.boxes, self.flat.labels, self.flat.key, self.flat.crowd, *area, self.counts
+        flat = self.flat
+        given = tuple(values for values in (flat.area, flat.difficult) if values is not None)
+        return flat.boxes, flat.labels, flat.key, flat.crowd, *given, self.counts

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ickd_lib import runtime
 from ickd_lib.data.decoded import Decoded
 from ickd_lib.data.dense import IGNORED, DenseImages
 from ickd_lib.data.joint import Geometry, RandomCrop, RandomResize, enlargement
@@ -36,7 +37,7 @@ def resized(images: DenseImages, shorter: int) -> DenseImages:
     """Return a split whose images have a shorter side of `shorter` pixels, with their masks and objects.
 
     The sizes of the augmentation are multiplied by the median factor of the images. Objects of which less than a pixel
-    is left in height or width are left out.
+    is left in height or width are left out, and a note states their number.
     """
     if not len(images):
         return images
@@ -47,7 +48,12 @@ def resized(images: DenseImages, shorter: int) -> DenseImages:
             factors = torch.tensor([g.size[0] * g.size[1] / (g.height * g.width) for g in geometries])
             area = objects.flat.area * factors.to(objects.flat.area).repeat_interleave(objects.counts)
             objects = replace(objects, flat=replace(objects.flat, area=area))
-        objects = objects.moved(geometries)
+        before, objects = len(objects.flat), objects.moved(geometries)
+        if dropped := before - len(objects.flat):
+            runtime.notice(
+                f"{images.name}: {dropped} of {before} objects are left out, because with image_size={shorter} less "
+                "than a pixel of their height or width is left"
+            )
     return replace(
         images,
         images=_all(images.images, geometries, shorter),

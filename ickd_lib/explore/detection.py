@@ -41,7 +41,9 @@ def compared(found: Detections, objects: Objects, *, score: float = 0.5, iou: fl
     """Match the detections in an image to its objects, the best detection first.
 
     Each detection is matched to that object of its class with the largest intersection over union to which none is
-    matched yet. Crowds are left out, and so are the other detections that overlap a crowd of their class by `iou`.
+    matched yet. Objects in `crowd` are left out, and so are the other detections that overlap one of their class by
+    `iou`. For a group such as a crowd of COCO, the overlap is the share of the detection's area inside it, and for a
+    difficult object the intersection over union.
 
     Args:
         found: the detections, the best first.
@@ -49,7 +51,7 @@ def compared(found: Detections, objects: Objects, *, score: float = 0.5, iou: fl
         score: detections with a lower score are left out.
         iou: smallest intersection over union of a detection and an object that are matched.
     """
-    from torchvision.ops import box_iou
+    from torchvision.ops import box_area, box_iou
 
     chosen = found.scores >= score
     boxes, scores, labels = (
@@ -58,7 +60,9 @@ def compared(found: Detections, objects: Objects, *, score: float = 0.5, iou: fl
         found.labels[chosen].cpu(),
     )
     truth, crowd = objects.boxes.cpu(), objects.crowd.cpu()
-    overlap = box_iou(boxes, truth) * (labels[:, None] == objects.labels.cpu())
+    overlap, areas = box_iou(boxes, truth), box_area(boxes)[:, None].clamp(min=1e-9)
+    shared = overlap * (areas + box_area(truth)) / (1 + overlap)  # the area of the intersection
+    overlap = torch.where(objects.groups.cpu(), shared / areas, overlap) * (labels[:, None] == objects.labels.cpu())
     free, correct, kept = ~crowd, torch.zeros(len(boxes), dtype=torch.bool), torch.ones(len(boxes), dtype=torch.bool)
     for i, row in enumerate(overlap):
         candidates = row * free

@@ -98,7 +98,7 @@ def chance_precision(bank: MemoryBank, labels: Tensor, group_of: Tensor | None =
         group_of: as in `precision_at`.
     """
     group = torch.arange(len(bank.classes), device=labels.device) if group_of is None else group_of
-    share = torch.bincount(group[bank.labels]).double() / len(bank)
+    share = torch.bincount(group[bank.labels], minlength=int(group.max()) + 1).double() / len(bank)
     return share[group[labels]].mean().item()
 
 

@@ -24,10 +24,13 @@ def detection(found: Sequence[Detections], objects: Sequence[Objects], classes: 
     """Compute COCO's average precision (AP; Lin et al. 2014, arXiv 1405.0312) of the boxes of N images.
 
     All numbers are those of pycocotools. In each image, only the 100 detections of each class with the highest scores
-    are used. Crowds are neither found nor missed: a detection that is matched to one is ignored. Objects are sorted
-    into sizes by their `area` or, where this is None, by the area of their box. The objects of `coco:PATH` have the
-    areas of the annotations, which are those of the outlines. Detections that match no object are sorted by the area of
-    their box.
+    are used. Objects in `crowd` are neither found nor missed: a detection that is matched to one is ignored. It is
+    matched to a group by the share of its area that lies inside, and to one of Pascal VOC's difficult objects by the
+    intersection over union, as to any other object. Any number of detections can be matched to either.
+
+    Objects are sorted into sizes by their `area` or, where this is None, by the area of their box. The objects of
+    `coco:PATH` have the areas of the annotations, which are those of the outlines. Detections that match no object are
+    sorted by the area of their box.
 
     Args:
         found: the detections of each image.
@@ -46,12 +49,7 @@ def detection(found: Sequence[Detections], objects: Sequence[Objects], classes: 
         InputError: pycocotools is not installed; the numbers of images differ; a label is not one of the classes; or no
             image has an object that is not a crowd.
     """
-    try:
-        from pycocotools.coco import COCO
-        from pycocotools.cocoeval import COCOeval
-    except ImportError:
-        raise InputError("detection metrics need pycocotools; run pip install pycocotools") from None
-
+    require_pycocotools()
     if len(found) != len(objects):
         raise InputError(
             f"there are detections of {len(found)} images and objects of {len(objects)}; give both of the same images"
@@ -64,13 +62,13 @@ def detection(found: Sequence[Detections], objects: Sequence[Objects], classes: 
     annotated, predicted = [], []
     for image, (own, given) in enumerate(zip(objects, found, strict=True)):
         area = None if own.area is None else own.area.tolist()
-        for one, crowd in zip(_entries(image, own.boxes, own.labels, area), own.crowd.tolist(), strict=True):
-            annotated.append(one | {"iscrowd": int(crowd)})
+        flags = own.crowd.tolist(), own.groups.tolist()
+        for one, crowd, group in zip(_entries(image, own.boxes, own.labels, area), *flags, strict=True):
+            annotated.append(one | {"iscrowd": int(crowd), "group": int(group)})
         for one, score in zip(_entries(image, given.boxes, given.labels), given.scores.tolist(), strict=True):
             predicted.append(one | {"score": score})
     with contextlib.redirect_stdout(io.StringIO()):
-        truth, results = (_coco(COCO(), entries, len(objects), classes) for entries in (annotated, predicted))
-        evaluation = COCOeval(truth, results, "bbox")
+        evaluation = _evaluation(*(_coco(entries, len(objects), classes) for entries in (annotated, predicted)))
         evaluation.evaluate()
         evaluation.accumulate()
         evaluation.summarize()
@@ -82,6 +80,36 @@ def detection(found: Sequence[Detections], objects: Sequence[Objects], classes: 
     overall = {name: float(evaluation.stats[position]) for name, position in SUMMARY.items()}
     present = {name: value for name, value in (per_class | overall).items() if value >= 0}
     return {name: present[name] for name in [*overall, *per_class] if name in present}
+
+
+def require_pycocotools() -> None:
+    """Raise an InputError if pycocotools is not installed."""
+    try:
+        import pycocotools.cocoeval  # noqa: F401
+    except ImportError:
+        raise InputError("detection metrics need pycocotools; run pip install pycocotools") from None
+
+
+def _evaluation(truth: Any, results: Any) -> Any:
+    """Return pycocotools' evaluation of results, in which `group` states what is compared as a crowd.
+
+    Entries with `iscrowd` are ignored, and several detections can be matched to one of them. For those that are no
+    group, the intersection is divided by the union, as for objects that count.
+    """
+    from pycocotools.cocoeval import COCOeval
+
+    class Evaluation(COCOeval):  # type: ignore[misc]
+        def computeIoU(self, image: int, category: int) -> Any:
+            entries = self._gts[image, category]
+            given = [one["iscrowd"] for one in entries]
+            for one in entries:
+                one["iscrowd"] = one["group"]
+            overlaps = super().computeIoU(image, category)
+            for one, crowd in zip(entries, given, strict=True):
+                one["iscrowd"] = crowd
+            return overlaps
+
+    return Evaluation(truth, results, "bbox")
 
 
 def _check_labels(what: str, labels: Sequence[Tensor], classes: Sequence[str]) -> None:
@@ -103,8 +131,11 @@ def _entries(image: int, boxes: Tensor, labels: Tensor, area: list[float] | None
     ]
 
 
-def _coco(coco: Any, entries: list[dict[str, Any]], images: int, classes: Sequence[str]) -> Any:
-    """Fill pycocotools' COCO with entries, whose ids count from 1, because it takes an id of 0 for no match."""
+def _coco(entries: list[dict[str, Any]], images: int, classes: Sequence[str]) -> Any:
+    """Return entries as pycocotools' COCO. Their ids count from 1, because it takes an id of 0 for no match."""
+    from pycocotools.coco import COCO
+
+    coco = COCO()
     coco.dataset = {
         "images": [{"id": image} for image in range(images)],
         "annotations": [entry | {"id": number} for number, entry in enumerate(entries, 1)],

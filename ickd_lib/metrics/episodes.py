@@ -44,12 +44,13 @@ def few_shot(
         seed: determines all draws; torch's global generators are not used.
     Returns:
         ncm, linear: share of an episode's queries that are classified correctly, averaged over the episodes.
-        ncm_interval, linear_interval: half the width of the 95% interval of that mean, 1.96 std / √episodes; nan with
-            one episode.
+        ncm_interval, linear_interval: half the width of the 95% interval of that mean, t std / √episodes with the
+            quantile t of Student's distribution; nan with one episode.
     Raises:
         InputError: shapes differ; a feature is not finite; a number is out of its range; or a class has no more than
             `shots` images.
     """
+    from scipy.stats import t
     from sklearn.exceptions import ConvergenceWarning
     from sklearn.linear_model import LogisticRegression
     from threadpoolctl import threadpool_limits
@@ -93,10 +94,11 @@ def few_shot(
             linear.fit(space[support].flatten(0, 1).numpy(), support_classes.numpy())
             shares["linear"].append(float(linear.score(space[query].numpy(), answer.numpy())))
     found = {}
+    quantile = float(t.ppf(0.975, episodes - 1))
     for name, per_episode in shares.items():
         correct = torch.tensor(per_episode, dtype=torch.double)
         found[name] = correct.mean().item()
-        found[f"{name}_interval"] = 1.96 * correct.std().item() / episodes**0.5 if episodes > 1 else float("nan")
+        found[f"{name}_interval"] = quantile * correct.std().item() / episodes**0.5 if episodes > 1 else float("nan")
     return found
 
 

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..runtime import InputError, choose
+from ..runtime import InputError, choose, notice
 from .backbone import Backbone
 from .inspection import run_on_black_images, undisturbed
 from .network import Network, Output, initialise_classifier, initialise_convolutions
@@ -102,7 +102,8 @@ def wrap_segmentation(
 
     The module may return a tensor [B, C, H, W], a tuple or list whose first item is that tensor, an object with
     `.logits`, or a dict with "out" or "logits". The Network's logits are those that the last layer computes, before
-    they are enlarged to the size of the image.
+    they are enlarged to the size of the image. Losses and metrics enlarge them with align_corners=False; if the module
+    does so with align_corners=True, a note is printed.
 
     Args:
         module: takes normalised images [B, 3, H, W].
@@ -199,10 +200,22 @@ def _check(output: Output, returned: Tensor, name: str, *, named: bool, layer: s
             given = f"shape {list(value.shape)}" if isinstance(value, Tensor) else type(value).__name__
             raise InputError(f"the {part} of {name} are {given}; they must be maps: name another layer in {part}=…")
     fits = logits.shape[1] == returned.shape[1]
-    if fits and not named:
-        size = returned.shape[2:]
-        enlarged = (F.interpolate(logits, size, mode="bilinear", align_corners=corners) for corners in (False, True))
-        fits = any(torch.allclose(one, returned, rtol=1e-3, atol=1e-3) for one in enlarged)
+    if fits:
+        usual, corners = (
+            torch.allclose(
+                F.interpolate(logits, returned.shape[2:], mode="bilinear", align_corners=aligned),
+                returned,
+                rtol=1e-3,
+                atol=1e-3,
+            )
+            for aligned in (False, True)
+        )
+        fits = named or usual or corners
+        if corners and not usual:
+            notice(
+                f"{name} enlarges its logits with align_corners=True, but here they are enlarged with "
+                "align_corners=False, so metrics can differ from those of its own outputs; change it in the module"
+            )
     if not fits:
         raise InputError(
             f"layer {layer!r} of {name} does not compute the logits that {name} returns; name the layer that does in "

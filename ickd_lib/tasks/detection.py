@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterator
 from dataclasses import replace
 from types import MappingProxyType
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -12,14 +14,16 @@ from torch import Tensor
 from ickd_lib import metrics, runtime
 from ickd_lib.data import DenseBatch, DenseImages, Objects, RandomResize, loader
 from ickd_lib.data.decoded import fetch
+from ickd_lib.metrics.boxes import require_pycocotools
 from ickd_lib.models import Detections, Detector, Network, Regions
 from ickd_lib.models.inspection import evaluating
-from ickd_lib.runtime import InputError
-from ickd_lib.runtime.distributed import gather, gather_objects, share
+from ickd_lib.runtime import InputError, NotFinite
+from ickd_lib.runtime.distributed import any_process, gather, gather_objects, share
 from ickd_lib.tasks.base import Column, Samples, Task, places_of, register
 from ickd_lib.tasks.pictures import box_mask, crops, whole
 
 PASS = 16  # number of images that are evaluated in one pass
+PARTS = ("backbone", "rpn.head", "roi_heads.box_predictor", "head")  # modules of torchvision whose outputs are checked
 
 
 @register("detection")
@@ -76,6 +80,7 @@ class Detection(Task):
             raise InputError(
                 f"none of the {len(images)} images of {images.name} has an object that counts; give others"
             )
+        require_pycocotools()
 
     def check_network(self, network: Network, images: DenseImages | None = None) -> None:  # type: ignore[override]
         super().check_network(network)
@@ -145,10 +150,13 @@ class Detection(Task):
         found: list[Detections] = []
         objects: list[Objects] = []
         rows = torch.arange(len(images))[share(len(images))]
-        with runtime.autocast(device, _precision(precision, images)), loader.watched():
+        with runtime.autocast(device, _precision(precision, images)), loader.watched(), _finite(network) as finite:
             for batch in loader.batches(images, rows.split(PASS)):
                 found += network.detect(batch.images)
-                objects += batch.objects
+                objects += [replace(one, masks=None) for one in batch.objects]
+        # Scores that are not finite are no detections, so they are found only in what the scores are computed from.
+        if any_process(not all(torch.stack(finite).tolist() if finite else []))[0]:
+            raise NotFinite("the network's logits or boxes have values that are not finite")
         if runtime.world() > 1:
             found = [one for part in gather_objects([_on_host(one) for one in found]) for one in part]
             objects = [one for part in gather_objects([one.to("cpu") for one in objects]) for one in part]
@@ -168,6 +176,34 @@ class Detection(Task):
     def whole_image(self, images: DenseImages, key: int) -> Tensor:  # type: ignore[override]
         ((image, mask),) = _boxes(images, torch.tensor([key], device=images.index.device))
         return whole(image, mask, dim=False)
+
+
+@contextlib.contextmanager
+def _finite(network: Detector) -> Iterator[list[Tensor]]:
+    """Yield a list to which each pass of the network adds whether the outputs of its parts are finite, scalars bool."""
+    finite: list[Tensor] = []
+    parts = dict(network.module.named_modules())
+    handles = [
+        parts[name].register_forward_hook(lambda _, __, output: finite.extend(map(_all_finite, _tensors(output))))
+        for name in PARTS
+        if name in parts
+    ]
+    try:
+        yield finite
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def _all_finite(values: Tensor) -> Tensor:
+    return values.isfinite().all()
+
+
+def _tensors(output: Any) -> list[Tensor]:
+    """Return the tensors in nested lists, tuples and dicts."""
+    if isinstance(output, Tensor):
+        return [output]
+    return [one for part in (output.values() if isinstance(output, dict) else output) for one in _tensors(part)]
 
 
 def _on_host(found: Detections) -> Detections:

@@ -16,7 +16,7 @@ from ickd_lib.data.decoded import Decoded, fetch, threaded
 from ickd_lib.models import Network, Output
 from ickd_lib.models.inspection import evaluating
 from ickd_lib.runtime import InputError, NotFinite
-from ickd_lib.runtime.distributed import gather, share, total
+from ickd_lib.runtime.distributed import any_process, gather, share, total
 from ickd_lib.tasks.base import Column, Pixels, Samples, Task, places_of, positions, register
 from ickd_lib.tasks.pictures import crops, whole
 
@@ -32,7 +32,7 @@ class Segmentation(Task):
     so a memory bank has one row for each class of each image. Ignored pixels belong to no region. The maps of all
     networks are resized to the image's height and width divided by `stride`, so that networks with different output
     strides can be compared at each pixel (`Samples.pixels`). The class of such a pixel is the one that covers most of
-    it.
+    those pixels of the image in it that are not ignored.
 
     The supervised loss is cross-entropy over all pixels of the image that are not ignored, with the logits enlarged to
     the size of the image. The primary metric is the mean intersection over union.
@@ -144,13 +144,15 @@ class Segmentation(Task):
     ) -> dict[str, float]:
         classes = len(images.classes)
         counts = torch.zeros(classes, classes, dtype=torch.long, device=images.index.device)
+        finite = torch.ones((), dtype=torch.bool, device=images.index.device)
         for batch, output in _outputs(network, images, precision):
             masks = _stacked(batch.masks)
-            if not bool(output.logits.isfinite().all()):
-                raise NotFinite("the network's logits have values that are not finite")
+            finite &= output.logits.isfinite().all()
             enlarged = F.interpolate(output.logits, masks.shape[1:], mode="bilinear")
             labels = masks.long().masked_fill(masks == images.ignored, -1)
             counts += metrics.confusion(enlarged.argmax(1), labels, classes)
+        if any_process(not bool(finite))[0]:  # so that of several processes none waits for one that has ended
+            raise NotFinite("the network's logits have values that are not finite")
         found = metrics.segmentation(total(counts), images.classes)
         if teacher is not None:
             own = self.bank_samples(network, images, precision=precision)
@@ -193,7 +195,11 @@ class Segmentation(Task):
         return torch.arange(side, device=device) * cells // side, cells
 
     def _pixels(self, logits: Tensor, features: Tensor, share: Tensor, batch: DenseBatch) -> Pixels:
-        """Resize the maps to the common size, and find the class of each position; the regions are not yet set."""
+        """Resize the maps to the common size, and find the class of each position; the regions are not yet set.
+
+        The class is the one that covers most of those pixels of the image at the position that are not ignored, and -1
+        if all of them are.
+        """
         size = [-(-side // self.stride) for side in _stacked(batch.images).shape[2:]]
         if list(logits.shape[2:]) != size:
             logits, features = (F.interpolate(one, size, mode="bilinear") for one in (logits, features))

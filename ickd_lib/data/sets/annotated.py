@@ -38,12 +38,13 @@ class Part:
 
 
 class Annotation(NamedTuple):
-    """An object: position of its image, class, box as in `Objects`, and whether it is a crowd."""
+    """An object: position of its image, class, box as in `Objects`, and whether it is a crowd or difficult."""
 
     image: int
     label: int
     box: tuple[float, float, float, float]
     crowd: bool = False
+    difficult: bool = False
 
 
 class DenseDataSet(DataSet):
@@ -64,7 +65,7 @@ class DenseDataSet(DataSet):
         images = {split: _resident(part.images, small, split) for split, part in parts.items()}
         for split, part in parts.items():
             if small and isinstance(part.images, Decoded):
-                check_sizes(tuple(images[split]), part.sizes, part.images.items)
+                check_sizes([image.shape[1:] for image in images[split]], part.sizes.tolist(), part.images.items)
         step = 1 if small else math.ceil(len(images["train"]) / MEASURED)
         mean, std = channel_statistics([images["train"][i] for i in range(0, len(images["train"]), step)])
         splits = {
@@ -85,8 +86,8 @@ class DenseDataSet(DataSet):
         if "val" not in splits:
             splits["val"] = replace(splits["train"].subset(torch.arange(0)), name=f"{self.title}/val")
         if self.image_size:
-            transform = resized(splits["train"], self.image_size).transform
-            splits = {name: replace(resized(one, self.image_size), transform=transform) for name, one in splits.items()}
+            splits = {name: resized(one, self.image_size) for name, one in splits.items()}
+            splits = {name: replace(one, transform=splits["train"].transform) for name, one in splits.items()}
         return Splits(*(cast(Images, splits[name]) for name in Splits._fields))
 
     def note_absent(self, split: str, classes: Sequence[str], counts: Tensor) -> None:
@@ -134,9 +135,13 @@ class DenseDataSet(DataSet):
                 more = f" and {len(positions) - LISTED} more" if len(positions) > LISTED else ""
                 runtime.notice(f"{self.title}/{split}: {what}, in {source}: {listed}{more}")
         labels = torch.tensor([a.label for a in annotations], dtype=torch.int64)
-        crowd = torch.tensor([a.crowd for a in annotations], dtype=torch.bool)
+        crowd, difficult = (
+            torch.tensor([getattr(a, name) for a in annotations], dtype=torch.bool) for name in ("crowd", "difficult")
+        )
         kept = good.nonzero().squeeze(1)
-        flat = Objects(inside[kept].float(), labels[kept], torch.arange(len(kept)), crowd[kept])
+        flat = Objects(inside[kept].float(), labels[kept], torch.arange(len(kept)), (crowd | difficult)[kept])
+        if bool(difficult[kept].any()):
+            flat = replace(flat, difficult=difficult[kept])
         self.note_absent(split, classes, torch.bincount(labels[kept], minlength=len(classes)))
         return SplitObjects(flat, torch.bincount(image[kept], minlength=len(sizes))), kept.tolist()
 

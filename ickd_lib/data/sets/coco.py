@@ -16,10 +16,11 @@ from torch import Tensor
 from ickd_lib import runtime
 from ickd_lib.data.decode import image_files
 from ickd_lib.data.decoded import Decoded
+from ickd_lib.data.dense import check_sizes
 from ickd_lib.data.images import Splits
 from ickd_lib.data.joint import RandomResize
 from ickd_lib.data.objects import SplitObjects
-from ickd_lib.data.sets.annotated import Annotation, DenseDataSet, Part, check_apart, files
+from ickd_lib.data.sets.annotated import Annotation, DenseDataSet, Part, check_apart, files, is_small, sizes_of
 from ickd_lib.data.sets.base import register
 from ickd_lib.data.sets.voc import LONGEST, SIZES
 from ickd_lib.runtime import InputError
@@ -50,12 +51,21 @@ class Coco(DenseDataSet):
         images = {split: self._images(path, contents[split]) for split, path in paths.items()}
         check_apart(images, published=True)
         classes = tuple(categories.values())
-        parts = {}
-        for split, content in contents.items():
-            sizes = torch.tensor([(image["height"], image["width"]) for image in content.images]).view(-1, 2)
-            parts[split] = Part(
-                files(images[split]), sizes, objects=self._objects(split, content, sizes, classes, paths[split])
+        sizes = {
+            split: torch.tensor([(image["height"], image["width"]) for image in content.images]).view(-1, 2)
+            for split, content in contents.items()
+        }
+        if self.stream or not is_small(list(sizes.values())):  # otherwise `dense` decodes and compares all images
+            for split, given in images.items():
+                check_sizes(sizes_of(given, split).tolist(), sizes[split].tolist(), given)
+        parts = {
+            split: Part(
+                files(images[split]),
+                sizes[split],
+                objects=self._objects(split, content, sizes[split], classes, paths[split]),
             )
+            for split, content in contents.items()
+        }
         return self.dense(parts, classes, RandomResize(SIZES, LONGEST))
 
     def _paths(self) -> dict[str, Path]:

@@ -6,6 +6,7 @@ import xml.etree.ElementTree as ElementTree
 from pathlib import Path
 from typing import NamedTuple
 
+from ickd_lib.data.dense import check_sizes
 from ickd_lib.data.images import Splits
 from ickd_lib.data.joint import RandomResize
 from ickd_lib.data.sets.annotated import Annotation, Part, check_apart, class_names, files, read_lines, sizes_of
@@ -30,9 +31,10 @@ class Voc(MaskDataSet):
     The lists in PATH/ImageSets/Main/, for masks in PATH/ImageSets/Segmentation/, are the splits: train.txt (or
     trainval.txt where it is missing), val.txt and test.txt; if there is no test.txt, val.txt is the test split. The
     classes are the names in PATH/classes.txt, or else those in the annotations, sorted. The coordinates in the files
-    count pixels from 1. Objects that are marked as difficult are `crowd`: they are left out of the training and ignored
-    by the metrics. Pixels of masks with the value 255 are ignored. Without PATH/classes.txt, the classes of masks are
-    those of Pascal VOC if 20 is the highest value, and numbers otherwise.
+    count pixels from 1, so a box with xmin = xmax is one pixel wide; a box that is a single pixel is left out. Objects
+    that are marked as difficult are left out of the training and ignored by the metrics. Pixels of masks with the value
+    255 are ignored. Without PATH/classes.txt, the classes of masks are those of Pascal VOC if 20 is the highest value,
+    and numbers otherwise.
     """
 
     options = frozenset({"path", "annotations", "image_size", "stream"})
@@ -48,8 +50,8 @@ class Voc(MaskDataSet):
             return self.segmented(images, paths, class_names(self.path), usual=CLASSES)
         check_apart(images, published=True)
         paths = {split: [self.path / "Annotations" / f"{x}.xml" for x in names] for split, (_, names) in lists.items()}
-        found = {split: [_objects(path) for path in files] for split, files in paths.items()}
-        names = {one.name for per_image in found.values() for objects in per_image for one in objects}
+        found = {split: [_annotated(path) for path in files] for split, files in paths.items()}
+        names = {one.name for per_image in found.values() for image in per_image for one in image.objects}
         classes = class_names(self.path) or tuple(sorted(names))
         parts = {split: self._part(split, images[split], paths[split], found[split], classes) for split in lists}
         return self.dense(parts, classes, RandomResize(SIZES, LONGEST))
@@ -82,16 +84,18 @@ class Voc(MaskDataSet):
         split: str,
         images: list[Path],
         paths: list[Path],
-        found: list[list[_Object]],
+        found: list[_Annotated],
         classes: tuple[str, ...],
     ) -> Part:
         label = {name: c for c, name in enumerate(classes)}
-        flat = [(i, n, one) for i, objects in enumerate(found) for n, one in enumerate(objects, 1)]
+        flat = [(i, n, one) for i, image in enumerate(found) for n, one in enumerate(image.objects, 1)]
         for i, n, one in flat:
             if one.name not in label:
                 choose(one.name, classes, f"class of object {n} in {paths[i]}")
         sizes = sizes_of(images, split)
-        annotations = [Annotation(i, label[one.name], one.box, one.difficult) for i, _, one in flat]
+        measured = sizes.tolist()
+        check_sizes(measured, [one.size or size for one, size in zip(found, measured, strict=True)], images)
+        annotations = [Annotation(i, label[one.name], one.box, difficult=one.difficult) for i, _, one in flat]
         objects, _ = self.objects(
             split,
             annotations,
@@ -109,6 +113,13 @@ class _Object(NamedTuple):
     difficult: bool
 
 
+class _Annotated(NamedTuple):
+    """The content of a file: the objects, and height and width of the image, or None where they are not stated."""
+
+    objects: list[_Object]
+    size: list[int] | None
+
+
 class _Doctype(Exception):
     """Raised where a file declares a document type."""
 
@@ -124,8 +135,8 @@ class _NoDoctype(ElementTree.TreeBuilder):
         raise _Doctype
 
 
-def _objects(path: Path) -> list[_Object]:
-    """Read the objects of an annotation file.
+def _annotated(path: Path) -> _Annotated:
+    """Read an annotation file.
 
     Raises:
         InputError: the file is missing, is not XML or declares a document type, or an object has no name or no box.
@@ -144,10 +155,12 @@ def _objects(path: Path) -> list[_Object]:
             left, top, right, bottom = (float(found.findtext(f"bndbox/{edge}", "")) for edge in EDGES)
         except ValueError:
             raise InputError(f"object {number} in {path} has no bndbox of four numbers; correct it") from None
-        if left < right and top < bottom:
-            left, top = left - 1, top - 1  # a box without an area stays so, and is left out later, with a note
+        if left <= right and top <= bottom and (left, top) != (right, bottom):
+            left, top = left - 1, top - 1  # other boxes have no area, and are left out later, with a note
         name = found.findtext("name", "").strip()
         if not name:
             raise InputError(f"object {number} in {path} has no name; correct it")
         objects.append(_Object(name, (left, top, right, bottom), found.findtext("difficult", "0").strip() == "1"))
-    return objects
+    sides = [root.findtext(f"size/{side}", "").strip() for side in ("height", "width")]
+    size = [int(side) for side in sides if side.isdecimal() and int(side)]
+    return _Annotated(objects, size if len(size) == 2 else None)
