@@ -340,7 +340,8 @@ def read(out: Path, stage: str, wanted: dict[str, Setting | None] | None = None)
 def report(out: Path) -> str:
     """Return the tables of the study, for the stages that have results."""
     best, cells = chosen(out), read(out, "main")
-    lines = ["| arm | factor | learning rate | held-out accuracy, % |", "|---|---:|---:|---:|"]
+    lines = ["The settings that were chosen on held-out images:", ""]
+    lines += ["| arm | factor | learning rate | held-out accuracy, % |", "|---|---:|---:|---:|"]
     found = tuned(out)
     lines += [
         f"| {arm} | {scale:.2g} | {rate:g} | {100 * found[arm, (scale, rate)]:.1f} |"
@@ -348,15 +349,16 @@ def report(out: Path) -> str:
         if (arm, (scale, rate)) in found and arm in ARMS
     ]
     if all(arm in cells for arm in PRIMARY):
-        lines += ["", *arms_table(cells), "", *primary(cells)]
+        lines += ["", f"Means over the cells, with {IMAGES:,} images and {EPOCHS} epochs:", ""]
+        lines += [*arms_table(cells), "", "The primary contrast:", "", *primary(cells)]
     if swapped := read(out, "matched", {PRIMARY[0]: best.get(PRIMARY[1]), PRIMARY[1]: best.get(PRIMARY[0])}):
-        lines += ["", *matched_table(cells, swapped)]
+        lines += ["", "The primary contrast with equal settings:", "", *matched_table(cells, swapped)]
     if added := read(out, "added"):
-        lines += ["", *added_table(cells | added)]
+        lines += ["", f"What is added to {CONTRAST}:", "", *added_table(cells | added)]
     if further := read(out, "candidates"):
-        lines += ["", *candidates_table(cells | further)]
+        lines += ["", "Candidates for the default:", "", *candidates_table(cells | further)]
     if every := read(out, "all"):
-        lines += ["", *arms_table(every)]
+        lines += ["", f"With all training images, {ALL[1]} epochs and the teacher {ALL[0]}:", "", *arms_table(every)]
     return "\n".join(lines)
 
 
