@@ -7,9 +7,8 @@ import statistics
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from ickd_lib import runtime
 from ickd_lib.runs.findings import markdown_table, percent
-from ickd_lib.runs.seeds import Setting, differences, grouped, mean_std, score, task_of
+from ickd_lib.runs.seeds import Setting, chosen_baseline, differences, grouped, mean_std, score, task_of
 from ickd_lib.tasks import Column
 from ickd_lib.training.presets import published_accuracy
 
@@ -46,9 +45,7 @@ def table(
         diverged: for each method, the number of seeds with which it diverged; a second table shows these.
     """
     parts = []
-    groups = grouped(summaries)
-    if baseline:
-        runtime.choose(baseline, sorted({name for by_method in groups.values() for name in by_method}), "baseline")
+    groups, baseline = grouped(summaries), chosen_baseline(summaries, baseline)
     for setting, by_method in groups.items():
         (title, rest), (head, *rows) = caption(setting), cells(by_method, baseline, best_first)
         lines = [head, ["---"] * len(head), *rows]
