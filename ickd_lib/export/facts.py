@@ -80,7 +80,10 @@ def finished_run(folder: str | Path) -> Run:
         InputError: the folder contains no run, a run that is not finished, or a detector.
     """
     run = Run(folder)
-    task = run.settings.get("task", "classification")
+    with runtime.complete(folder):
+        task = str(run.settings.get("task", "classification"))
+        if not isinstance(run.summary, dict | None):
+            raise TypeError("the summary is not a dictionary")
     if task not in TASKS:
         raise InputError(
             f"{folder} is a run of the task {task}, which cannot be exported; name one of {' or '.join(TASKS)}"
