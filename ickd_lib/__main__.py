@@ -94,7 +94,7 @@ def _teacher(given: argparse.Namespace, needed: bool) -> Network | None:
     if Path(given.teacher, "config.json").is_file():
         return training.load(given.teacher, device=given.device)
     files: dict[str, Any] = {}
-    if Path(given.dataset.partition(":")[2], "unlabelled").is_dir() and ".csv" in given.teacher:
+    if (path := given.dataset.partition(":")[2]) and Path(path, "unlabelled").is_dir() and ".csv" in given.teacher:
         files = {"unlabelled": "all"}  # a file of predictions may have lines for these images
     splits = _splits(given, augment="crop", classes=given.teacher_classes or given.classes, **files)
     options = _options(given) | {"resume": True}
@@ -339,8 +339,10 @@ def main(arguments: list[str] | None = None) -> int:
         if extra:
             subparsers = next(a for a in top._actions if isinstance(a, argparse._SubParsersAction))
             options = [o for a in subparsers.choices[given.command]._actions for o in a.option_strings]
-            runtime.choose(extra[0].split("=")[0], options, "option")
-            raise InputError(f"unexpected argument {extra[0]!r}")
+            if extra[0].startswith("-"):
+                runtime.choose(extra[0].split("=")[0], options, "option")
+            folders = "; name folders before the options" if given.command in ("report", "status") else ""
+            raise InputError(f"unexpected argument {extra[0]!r}{folders}")
         with runtime.processes(getattr(given, "device", "cpu")):
             output = contextlib.nullcontext() if runtime.rank() == 0 else contextlib.redirect_stdout(io.StringIO())
             with output:  # process 0 prints for all
@@ -350,7 +352,8 @@ def main(arguments: list[str] | None = None) -> int:
     except (InputError, OSError) as error:
         if isinstance(error, BrokenPipeError) and _unread():
             return 141
-        return _failed(f"error: {error}", 2)
+        place = f"{error.filename}: " if isinstance(error, OSError) and error.filename else ""
+        return _failed(f"error: {place}{getattr(error, 'strerror', None) or error}", 2)
     except Diverged as error:
         return _failed(f"error: {error}", 1)
     except ProcessLost as error:

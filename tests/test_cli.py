@@ -235,6 +235,8 @@ def test_wrong_options_do_not_cost_the_training_of_a_teacher(run, monkeypatch, l
         ("report --dataset digits", "--dataset is about the page of --html"),
         ("report --teacher runs/t", "--teacher is about the page of --html"),
         ("report --out .", ". is a folder; name a file"),
+        ("report none.json", "none.json does not exist; name a folder"),
+        ("report runs1 --html r.html extra", "unexpected argument 'extra'; name folders before the options"),
         ("evaluate runs/a --task segmentation", "unknown option '--task'"),
         ("evaluate runs/a --labels 5", "unknown option '--labels'"),
     ],
@@ -331,7 +333,7 @@ def test_two_runs_are_compared(run):
     for name, seed in (("a", 0), ("b", 0), ("c", 1)):
         assert run(f"train --method ce {QUICK} --name {name} --seed {seed}")[0] == 0
     status, out, _ = run("diff runs/a runs/b")
-    assert status == 0 and out == "weights: equal in all 1 epochs\nrecords: equal in all 1 epochs\n"
+    assert status == 0 and out == "weights: equal in the only epoch\nrecords: equal in the only epoch\n"
     status, out, _ = run("diff runs/a runs/c")
     assert (
         status == 0 and "settings: seed is 0 in runs/a, 1 in runs/c" in out and "weights: differ from epoch 1 on" in out

@@ -36,7 +36,7 @@ def graph(folder, digits, tmp_path_factory):
     """An int8 ONNX file with its preprocessing, and what `write` returned."""
     pytest.importorskip("onnxruntime", reason="needs the extra export")
     path = tmp_path_factory.mktemp("graph") / "student.onnx"
-    given = {"format": "onnx", "preprocess": True, "int8": True, "calibration": 40}
+    given = {"format": "onnx", "preprocess": True, "int8": True}  # of 120 training images, fewer than the usual 200
     return path, export.write(folder / "student", path, digits, **given)
 
 

@@ -102,7 +102,8 @@ def write(
     facts = facts_of(source, network, *shape_of(splits.test), preprocess=preprocess)
     models: dict[str, Model] = {"run": NetworkModel(network, facts)}
     if chosen == "safetensors":
-        card = model_card(source, facts, path.name)
+        with runtime.complete(run):
+            card = model_card(source, facts, path.name)
         with runtime.replacing(path) as part:
             _write_weights(network, facts, part)
         with runtime.replacing(path.with_suffix(".md")) as part:

@@ -137,7 +137,8 @@ def _sources(path: Path) -> list[Source]:
     if path.is_file():
         return _in_file(path)
     if not path.is_dir():
-        raise InputError(f"{path} is not a folder; name one that contains runs")
+        what = "does not exist" if path.suffix == ".json" else "is not a folder"
+        raise InputError(f"{path} {what}; name a folder that contains runs, or a file that ickd report --json wrote")
     found: list[Source] = []
     for file in () if (path / "config.json").is_file() else sorted(path.glob("*.json")):
         try:
@@ -181,8 +182,10 @@ def _check(summary: dict[str, Any]) -> None:
     value = score([summary])
     if not math.isfinite(value):
         raise ValueError(f"{task_of(summary).primary} is {value}")
-    for column in task_of(summary).columns:
-        float(summary.get(column.key, 0))
+    for key in ("images_per_second", *(column.key for column in task_of(summary).columns)):
+        float(summary.get(key, 0))
+    if not all(isinstance(mark, str) for mark in summary.get("identities", {}).values()):
+        raise TypeError("a fingerprint is not a text")
     for key in ("train_images", "epochs", "batch_size", "data_seed"):
         if not isinstance(summary[key], int):
             raise TypeError(f"{key} is {summary[key]!r}, not a whole number")

@@ -45,7 +45,12 @@ SETTING = Setting._fields[:8]  # the entries of a summary
 
 
 def mean_std(values: Sequence[float]) -> tuple[float, float]:
-    """Return mean and standard deviation, with n - 1 in the denominator; the latter is NaN for one value."""
+    """Return mean and standard deviation, with n - 1 in the denominator; the latter is NaN for one value.
+
+    Both are NaN if a value is not finite.
+    """
+    if not all(map(math.isfinite, values)):
+        return math.nan, math.nan
     return statistics.fmean(values), statistics.stdev(values) if len(values) > 1 else math.nan
 
 
@@ -216,7 +221,7 @@ def words(setting: Setting) -> list[str]:
         f"{setting.train_images:,} images",
         f"from {setting.teacher}" if setting.teacher else "no teacher",
         setting.network,
-        f"{setting.epochs} epochs",
+        f"{setting.epochs} epoch{'s' * (setting.epochs != 1)}",
         f"batch {setting.batch_size}",
         f"learning rate {setting.lr:g}",
         str(setting.schedule),
