@@ -378,3 +378,20 @@ def test_a_reader_that_ends_first_is_no_error(tmp_path):
         env = os.environ | {"PYTHONPATH": str(Path(__file__).parents[1])}
         ended = subprocess.run(command, stdout=output, stderr=subprocess.PIPE, text=True, env=env, cwd=tmp_path)
     assert (ended.returncode, ended.stderr) == (141, "")
+
+
+def test_texts_are_written_where_the_locale_is_not_utf_8(tmp_path):
+    root = Path(__file__).parents[1]
+    env = os.environ | {"PYTHONPATH": str(root), "LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
+    call = [sys.executable, "-m", "ickd_lib"]
+    options = {"capture_output": True, "text": True, "env": env, "cwd": tmp_path}
+    line = f"compare --methods ce --seeds 2 {QUICK}"
+    for words in (line.split(), ["report", "runs", "--out", "table.md"]):
+        done = subprocess.run([*call, *words], **options)
+        assert done.returncode == 0, done.stderr
+    assert "±" in (tmp_path / "table.md").read_text("utf-8")
+    run = next((tmp_path / "runs").glob("*ce*"))
+    words = ["export", str(run), "--format", "safetensors", "--out", "w.safetensors", "--test-images", "9"]
+    done = subprocess.run([*call, *words], **options)
+    assert done.returncode == 0, done.stderr
+    assert "×" in (tmp_path / "w.md").read_text("utf-8")

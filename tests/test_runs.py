@@ -528,3 +528,15 @@ def test_runs_that_all_diverged_are_named(tmp_path):
     runtime.write_json(run.folder / "diverged.json", {"reason": "NaN"})
     with pytest.raises(InputError, match=r"students that diverged: kd 1; diverged.json"):
         runs.finished([tmp_path])
+
+
+def test_names_in_tables_are_escaped():
+    text = runs.table([summary_of("kd", 0, 0.7, dataset="<b>", network="a|b")], diverged={"x|y": 1})
+    assert "**&lt;b>**" in text and r"a\|b" in text and r"| x\|y | 1 |" in text
+
+
+def test_published_rows_of_several_settings_say_what_differs():
+    found = [summary_of("kd", seed, 0.7, lr=lr) for seed in (0, 1) for lr in (0.1, 0.2)]
+    rows = [line for line in runs.published_table(found).splitlines() if line.startswith("| `kd`")]
+    assert [row.split(" | ")[0] for row in rows[:2]] == ["| `kd`, learning rate 0.1", "| `kd`, learning rate 0.2"]
+    assert all("| 73.33 |" in row for row in rows[:2]), "each stands beside the published number"

@@ -184,8 +184,9 @@ def _check(summary: dict[str, Any]) -> None:
         raise ValueError(f"{task_of(summary).primary} is {value}")
     for key in ("images_per_second", *(column.key for column in task_of(summary).columns)):
         float(summary.get(key, 0))
-    if not all(isinstance(mark, str) for mark in summary.get("identities", {}).values()):
-        raise TypeError("a fingerprint is not a text")
+    texts = [summary[key] for key in ("dataset", "network", "method")]
+    if not all(isinstance(text, str) for text in (*texts, *summary.get("identities", {}).values())):
+        raise TypeError("a name or a fingerprint is not a text")
     for key in ("train_images", "epochs", "batch_size", "data_seed"):
         if not isinstance(summary[key], int):
             raise TypeError(f"{key} is {summary[key]!r}, not a whole number")
