@@ -16,7 +16,7 @@ from concurrent.futures import Executor
 from pathlib import Path
 from typing import Any
 
-if int(os.environ.get("WORLD_SIZE", "1")) > 1:  # torch warns about weights that some methods train in one phase only
+if os.environ.get("WORLD_SIZE", "1") != "1":  # torch warns about weights that some methods train in one phase only
     os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
 if os.environ.get("RANK", "0") != "0":  # of several processes, the first one shows progress; tqdm reads this at import
     os.environ.setdefault("TQDM_DISABLE", "1")
@@ -25,7 +25,7 @@ from ickd_lib import data, methods, metrics, runs, runtime, tasks, training
 from ickd_lib.export import commands
 from ickd_lib.memory import MemoryBank, requested
 from ickd_lib.models import Network
-from ickd_lib.options import check_networks, parser, recipe_defaults
+from ickd_lib.options import check_networks, checks, parser, recipe_defaults
 from ickd_lib.runtime import Diverged, InputError
 from ickd_lib.runtime.distributed import ProcessLost, reports
 from ickd_lib.runtime.memory import out_of_memory
@@ -94,7 +94,7 @@ def _teacher(given: argparse.Namespace, needed: bool) -> Network | None:
     if Path(given.teacher, "config.json").is_file():
         return training.load(given.teacher, device=given.device)
     files: dict[str, Any] = {}
-    if Path(given.dataset.partition(":")[2], "unlabelled").is_dir() and ".csv" in given.teacher:
+    if (path := given.dataset.partition(":")[2]) and Path(path, "unlabelled").is_dir() and ".csv" in given.teacher:
         files = {"unlabelled": "all"}  # a file of predictions may have lines for these images
     splits = _splits(given, augment="crop", classes=given.teacher_classes or given.classes, **files)
     options = _options(given) | {"resume": True}
@@ -102,26 +102,30 @@ def _teacher(given: argparse.Namespace, needed: bool) -> Network | None:
     return training.pretrain(given.teacher, splits, recipe=recipe, weights=given.teacher_weights, **options)
 
 
-def _bank(given: argparse.Namespace, train: data.Images, teacher: Network | None, needed: bool) -> MemoryBank | None:
-    """Return the teacher's memory bank of more images than the student's, `train`; None if it is not requested."""
-    if given.threshold:
-        if not given.unlabelled or given.bank_images:
-            raise InputError("--threshold is for --unlabelled images; give them, without --bank-images")
-        if teacher is None or not needed:
-            raise InputError("--threshold needs a method with a memory bank, such as ickd; name one, or leave it out")
-        options = {"task": tasks.create(given.task), "precision": given.precision}
-        return MemoryBank.build(teacher, train, threshold=given.threshold, **options)
+def _bank_images(given: argparse.Namespace, train: data.Images) -> data.Images | None:
+    """Return the images of the teacher's bank if they are to be more than the student's, `train`."""
     if not given.bank_images:
         return None
-    if given.unlabelled:
-        raise InputError("the bank contains the --unlabelled images already; leave out --bank-images")
-    if teacher is None or not needed:
-        raise InputError("--bank-images needs a method with a memory bank, such as ickd, and a teacher; name both")
-    images, task = _splits(given, augment="crop").train, tasks.create(given.task)
-    if given.bank_images != "all":
-        if not given.bank_images.isdecimal():
-            raise InputError(f"--bank-images {given.bank_images} is neither a number nor all")
-        images = data.selection.extended(train, images, int(given.bank_images))
+    images = _splits(given, augment="crop").train
+    return images if given.bank_images == "all" else data.selection.extended(train, images, int(given.bank_images))
+
+
+def _bank(
+    given: argparse.Namespace, train: data.Images, images: data.Images | None, teacher: Network | None
+) -> MemoryBank | None:
+    """Return the teacher's memory bank if it is another one than that of the student's images, `train`.
+
+    Args:
+        given: the options.
+        train: the student's images.
+        images: those of the bank, from `_bank_images`.
+        teacher: the teacher.
+    """
+    task = tasks.create(given.task)
+    if teacher is not None and given.threshold:
+        return MemoryBank.build(teacher, train, threshold=given.threshold, task=task, precision=given.precision)
+    if teacher is None or images is None:
+        return None
     labels = "given" if given.bank_labels == "given" else task.keys(train)[0]
     return MemoryBank.build(teacher, images, labels=labels, task=task, precision=given.precision)
 
@@ -130,7 +134,6 @@ def train(given: argparse.Namespace) -> None:
     """Train one student and print its summary."""
     recipe, unlabelled = _recipe(given), _unlabelled(given)
     check_networks(given)
-    training.check_peers([given.method], given.peers)
     if given.published:
         changed = [name for name, value in recipe_defaults(given.task).items() if getattr(given, name) != value]
         if changed or given.augment != "crop":
@@ -143,10 +146,12 @@ def train(given: argparse.Namespace) -> None:
             runtime.notice(f"these settings are for {given.published}, and the data set is {given.dataset}")
         print(f"{'published' if found.official else 'not published'} settings: {found.source}", file=sys.stderr)
     requested(given.search)
+    checks.check_training(given, [given.method], recipe)
     method, splits = methods.create(given.method), _splits(given, given.labels, **unlabelled)
     check_networks(given, splits)
+    of_bank = _bank_images(given, splits.train)
     teacher = _teacher(given, method.needs_teacher)
-    bank = _bank(given, splits.train, teacher, method.needs_bank)
+    bank = _bank(given, splits.train, of_bank, teacher)
     students = training.peer_group(given.student, given.method, given.seed, given.peers)
     students[0] = dataclasses.replace(students[0], name=given.name)
     histories = training.distill(
@@ -182,14 +187,14 @@ def compare(given: argparse.Namespace) -> None:
 
 
 def _compare(given: argparse.Namespace, executor: Executor | None) -> None:
-    made = [methods.create(name) for name in given.methods]
-    unlabelled = _unlabelled(given)
+    recipe, unlabelled = _recipe(given), _unlabelled(given)
     check_networks(given)
-    training.check_peers(given.methods, given.peers)
-    recipe, splits = _recipe(given), _splits(given, given.labels, **unlabelled)
+    checks.check_training(given, given.methods, recipe)
+    splits = _splits(given, given.labels, **unlabelled)
     check_networks(given, splits)
-    teacher = _teacher(given, any(method.needs_teacher for method in made))
-    bank = _bank(given, splits.train, teacher, any(method.needs_bank for method in made))
+    of_bank = _bank_images(given, splits.train)
+    teacher = _teacher(given, any(methods.create(name).needs_teacher for name in given.methods))
+    bank = _bank(given, splits.train, of_bank, teacher)
     try:
         found = training.compare(
             given.methods,
@@ -204,11 +209,15 @@ def _compare(given: argparse.Namespace, executor: Executor | None) -> None:
             retries=given.retries,
             methods_per_job=given.methods_per_job,
             search=given.search,
+            with_peers=True,
             **_options(given),
         )
     except Diverged as error:  # all other students were trained to the end
         summaries = [history.summary for histories in error.histories.values() for history in histories]
-        counts = {method: given.seeds - len(error.histories[method]) for method in given.methods}
+        counts = {
+            method: given.seeds - len({history.summary["data_seed"] for history in error.histories[method]})
+            for method in given.methods
+        }
         if isinstance(error, training.JobsDied):  # the error names them, and the students that diverged
             counts = {}
         print(runs.table(summaries, diverged={method: count for method, count in counts.items() if count}))
@@ -221,6 +230,7 @@ def _compare(given: argparse.Namespace, executor: Executor | None) -> None:
 
 def teach(given: argparse.Namespace) -> None:
     """Fine-tune a network, whose run folder can then be a teacher, and print its summary."""
+    checks.check_teach(given)
     training_names = ("epochs", "head_epochs", "lr", "lr_head", "batch_size", "weight_decay", "linear_probe", "seed")
     names = (*training_names, "data_seed", "name", "runs", "device", "precision")
     splits = _splits(given, given.labels)
@@ -231,10 +241,15 @@ def teach(given: argparse.Namespace) -> None:
 
 def bank(given: argparse.Namespace) -> None:
     """Build and save a memory bank, and print its retrieval precision."""
+    check_networks(given)
+    if given.out:
+        runtime.require_writable(given.out)
+    images, task = _splits(given, given.labels).train, tasks.create(given.task)
+    if given.k >= (rows := len(task.keys(images)[0])):
+        raise InputError(f"--k {given.k}, but each row of the bank has {rows - 1:,} other rows; give a smaller number")
     teacher = _teacher(given, True)
     assert teacher is not None
-    images = _splits(given, given.labels).train
-    built = MemoryBank.build(teacher, images, task=tasks.create(given.task), precision=given.precision)
+    built = MemoryBank.build(teacher, images, task=task, precision=given.precision)
     name = runtime.shortened(re.sub(r"[^\w.-]+", "-", f"{images.name.split('/')[0]}-{teacher.name}"))
     path = Path(given.out or Path(given.runs) / f"{name}.bank.safetensors")
     if runtime.rank() == 0:
@@ -253,6 +268,7 @@ def evaluate(given: argparse.Namespace) -> None:
 
 def export(given: argparse.Namespace) -> None:
     """Export the network of a run, and print a table of it, its file and its teacher."""
+    checks.check_teacher_name(given)
     commands.export(given, functools.partial(_splits, given))
 
 
@@ -263,7 +279,9 @@ def predict(given: argparse.Namespace) -> int:
 
 def report(given: argparse.Namespace) -> None:
     """Print or write the table of finished runs, or write a page about them."""
+    checks.check_report(given)
     summaries = runs.finished(given.folders)
+    given.baseline = runs.chosen_baseline(summaries, given.baseline)
     text = runs.table(summaries, baseline=given.baseline, best_first=True, diverged=runs.diverged(given.folders))
     for sentence in runs.behind_labels(summaries):
         runtime.notice(sentence)
@@ -282,7 +300,7 @@ def report(given: argparse.Namespace) -> None:
         pages.report(given, functools.partial(_splits, given))
     if given.out:
         with runtime.replacing(given.out) as part:
-            part.write_text(text)
+            part.write_text(text, encoding="utf-8")
     elif not given.html:
         print(text)
 
@@ -321,8 +339,10 @@ def main(arguments: list[str] | None = None) -> int:
         if extra:
             subparsers = next(a for a in top._actions if isinstance(a, argparse._SubParsersAction))
             options = [o for a in subparsers.choices[given.command]._actions for o in a.option_strings]
-            runtime.choose(extra[0].split("=")[0], options, "option")
-            raise InputError(f"unexpected argument {extra[0]!r}")
+            if extra[0].startswith("-"):
+                runtime.choose(extra[0].split("=")[0], options, "option")
+            folders = "; name folders before the options" if given.command in ("report", "status") else ""
+            raise InputError(f"unexpected argument {extra[0]!r}{folders}")
         with runtime.processes(getattr(given, "device", "cpu")):
             output = contextlib.nullcontext() if runtime.rank() == 0 else contextlib.redirect_stdout(io.StringIO())
             with output:  # process 0 prints for all
@@ -332,7 +352,8 @@ def main(arguments: list[str] | None = None) -> int:
     except (InputError, OSError) as error:
         if isinstance(error, BrokenPipeError) and _unread():
             return 141
-        return _failed(f"error: {error}", 2)
+        place = f"{error.filename}: " if isinstance(error, OSError) and error.filename else ""
+        return _failed(f"error: {place}{getattr(error, 'strerror', None) or error}", 2)
     except Diverged as error:
         return _failed(f"error: {error}", 1)
     except ProcessLost as error:

@@ -75,6 +75,9 @@ def test_peers_train_beside_a_student_and_count_once(run):
     status, out, _ = run(f"compare --methods dml --peers resnet14 --seeds 2 {QUICK}")
     assert status == 0 and "| dml with resnet14 | 2 |" in out and "±" in out
     assert "| dml with resnet8 | 2 |" in run("report runs")[1]
+    status, out, _ = run(f"compare --methods dml --runs same --seeds 1 {QUICK}")
+    (row,) = [line for line in out.splitlines() if line.startswith("| dml")]
+    assert row in run("report same")[1], "compare and report print the same numbers"
     assert "did you mean 'resnet14'" in run(f"train --method dml --peers resnt14 {QUICK}")[2]
 
 
@@ -190,6 +193,69 @@ def test_mistakes_are_one_line(run, line, message):
 
 
 @pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("train --method kd --name bad/name", "name='bad/name' cannot be the name of a run folder"),
+        ("train --method kd --name there --no-resume", "runs/there already contains a run"),
+        ("train --method kd --schedule tenth+fifths", "is for 2 phases, but the method has 1"),
+        ("train --method kd --search faiss", "nearest negatives from the teacher's bank"),
+        ("compare --methods kd kd", "kd and kd are the same method"),
+        ("compare --methods kd kd(temperature=4)", "kd and kd(temperature=4) are the same method"),
+        ("compare --methods dml --peers nosuch", "unknown model 'nosuch'"),
+        ("train --method ickd --threshold 0.5", "--threshold is for --unlabelled images"),
+        ("train --method ickd --bank-images abc", "--bank-images abc is neither a number nor all"),
+        ("train --method ickd --bank-images 59", "to 59; give a number from 60"),
+        ("train --method kd --bank-images all", "--bank-images needs a method with a memory bank"),
+        ("train --method ickd --bank-labels given", "--bank-labels is about the images of --bank-images"),
+        ("bank --labels 5000", "cannot draw 5000 of 1000 images"),
+        ("bank --out .", ". is a folder; name a file"),
+        ("bank --k 1000", "--k 1000, but each row of the bank has 59 other rows"),
+    ],
+)
+def test_wrong_options_do_not_cost_the_training_of_a_teacher(run, monkeypatch, line, message):
+    Path("runs/there").mkdir(parents=True)
+    Path("runs/there/config.json").write_text('{"settings": {}}')
+    monkeypatch.setattr(training, "pretrain", lambda *_, **__: pytest.fail("a teacher was trained"))
+    if "faiss" in line:
+        pytest.importorskip("faiss", reason="faiss is not installed (extra faiss)")
+    words = line.split()
+    status, _, err = run(" ".join([words[0], *QUICK.split(), *SHORT.split(), *words[1:]]))
+    assert status == 2 and message in err and err.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("teach resnet8 --linear-probe --lr 0.1", "--lr: --linear-probe trains only the classifier"),
+        ("teach resnet8 --linear-probe --head-epochs 2", "--head-epochs: --linear-probe trains only"),
+        ("teach resnet8 --task segmentation", "teach fine-tunes classifiers"),
+        ("export runs/a --out a.pt2 --format pt2 --teacher-weights t.pth", "no --teacher is named"),
+        ("export runs/a --out a.pt2 --format pt2 --teacher resnet8", "a model's name needs --teacher-weights"),
+        ("report --without-epochs", "--without-epochs is about the file of --json"),
+        ("report --dataset digits", "--dataset is about the page of --html"),
+        ("report --teacher runs/t", "--teacher is about the page of --html"),
+        ("report --out .", ". is a folder; name a file"),
+        ("report none.json", "none.json does not exist; name a folder"),
+        ("report runs1 --html r.html extra", "unexpected argument 'extra'; name folders before the options"),
+        ("evaluate runs/a --task segmentation", "unknown option '--task'"),
+        ("evaluate runs/a --labels 5", "unknown option '--labels'"),
+    ],
+)
+def test_options_without_an_effect_are_refused(run, line, message):
+    status, _, err = run(line)
+    assert status == 2 and message in err and err.startswith("error: ") and err.count("\n") == 1
+
+
+def test_a_wrong_number_of_processes_is_one_line(tmp_path):
+    """As in WORLD_SIZE=x ickd status."""
+    env = os.environ | {"PYTHONPATH": str(Path(__file__).parents[1]), "WORLD_SIZE": "x"}
+    command = [sys.executable, "-m", "ickd_lib", "status"]
+    ended = subprocess.run(command, capture_output=True, text=True, env=env, cwd=tmp_path)
+    assert ended.returncode == 2 and ended.stderr.startswith("error: the environment variable WORLD_SIZE=x")
+    assert ended.stderr.count("\n") == 1
+
+
+@pytest.mark.parametrize(
     ("images", "message"), [("many", "neither a number nor all"), ("59", "to 59; give a number from 60")]
 )
 def test_a_bank_of_no_such_number_is_refused(run, images, message):
@@ -267,7 +333,7 @@ def test_two_runs_are_compared(run):
     for name, seed in (("a", 0), ("b", 0), ("c", 1)):
         assert run(f"train --method ce {QUICK} --name {name} --seed {seed}")[0] == 0
     status, out, _ = run("diff runs/a runs/b")
-    assert status == 0 and out == "weights: equal in all 1 epochs\nrecords: equal in all 1 epochs\n"
+    assert status == 0 and out == "weights: equal in the only epoch\nrecords: equal in the only epoch\n"
     status, out, _ = run("diff runs/a runs/c")
     assert (
         status == 0 and "settings: seed is 0 in runs/a, 1 in runs/c" in out and "weights: differ from epoch 1 on" in out
@@ -312,3 +378,20 @@ def test_a_reader_that_ends_first_is_no_error(tmp_path):
         env = os.environ | {"PYTHONPATH": str(Path(__file__).parents[1])}
         ended = subprocess.run(command, stdout=output, stderr=subprocess.PIPE, text=True, env=env, cwd=tmp_path)
     assert (ended.returncode, ended.stderr) == (141, "")
+
+
+def test_texts_are_written_where_the_locale_is_not_utf_8(tmp_path):
+    root = Path(__file__).parents[1]
+    env = os.environ | {"PYTHONPATH": str(root), "LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
+    call = [sys.executable, "-m", "ickd_lib"]
+    options = {"capture_output": True, "text": True, "env": env, "cwd": tmp_path}
+    line = f"compare --methods ce --seeds 2 {QUICK}"
+    for words in (line.split(), ["report", "runs", "--out", "table.md"]):
+        done = subprocess.run([*call, *words], **options)
+        assert done.returncode == 0, done.stderr
+    assert "±" in (tmp_path / "table.md").read_text("utf-8")
+    run = next((tmp_path / "runs").glob("*ce*"))
+    words = ["export", str(run), "--format", "safetensors", "--out", "w.safetensors", "--test-images", "9"]
+    done = subprocess.run([*call, *words], **options)
+    assert done.returncode == 0, done.stderr
+    assert "×" in (tmp_path / "w.md").read_text("utf-8")

@@ -36,7 +36,7 @@ def graph(folder, digits, tmp_path_factory):
     """An int8 ONNX file with its preprocessing, and what `write` returned."""
     pytest.importorskip("onnxruntime", reason="needs the extra export")
     path = tmp_path_factory.mktemp("graph") / "student.onnx"
-    given = {"format": "onnx", "preprocess": True, "int8": True, "calibration": 40}
+    given = {"format": "onnx", "preprocess": True, "int8": True}  # of 120 training images, fewer than the usual 200
     return path, export.write(folder / "student", path, digits, **given)
 
 
@@ -119,6 +119,11 @@ def test_safetensors_have_a_card_of_the_run(folder, digits, tmp_path):
     assert f"| accuracy, % | {100 * summary['accuracy']:.2f} |" in card
     assert "120 training images of `digits/train`" in card and "The teacher was resnet8." in card
     assert {p.name for p in tmp_path.iterdir()} == {"w.safetensors", "w.md"}
+    export.write(folder / "student", path, digits, format="safetensors")  # replaces its own card
+    (tmp_path / "README.md").write_text("mine")
+    with pytest.raises(InputError, match=r"README\.md, where the model card is written, has other content"):
+        export.write(folder / "student", tmp_path / "README.safetensors", digits, format="safetensors")
+    assert (tmp_path / "README.md").read_text() == "mine" and not (tmp_path / "README.safetensors").exists()
 
 
 def test_a_segmentation_network_is_exported_at_every_pixel(tmp_path):

@@ -179,6 +179,31 @@ def test_the_page_of_a_json_file_lacks_what_needs_networks(folder, hostile, tmp_
     assert "the runs are in JSON files" in (tmp_path / "page.html").read_text()
 
 
+def test_a_page_of_runs_with_validation_and_unlabelled_images(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    made = "compare --methods kd ckd --seeds 1 --labels 60 --val 0.2 --unlabelled 50 --epochs 1 --device cpu"
+    assert cli.main([*made.split(), *"--teacher resnet8 --teacher-epochs 1".split()]) == 0
+    capsys.readouterr()
+    baseline = ["--baseline", "KD with 50 unlabelled images"]
+    assert cli.main(["report", "runs", "--html", "page.html", "--val", "0.2", *baseline]) == 0
+    text = read(Path("page.html").read_text()).text
+    assert "digits/val" in text and "not those of" not in capsys.readouterr().err
+    assert "to kd with 50 unlabelled images, points" in text
+    assert cli.main(["report", "runs", "--html", "page.html"]) == 0
+    assert "by --val as in the training" in read(Path("page.html").read_text()).text
+    assert "the training images are not those of" in capsys.readouterr().err
+
+
+def test_the_page_names_students_that_diverged(folder, tmp_path):
+    place = shutil.copytree(folder, tmp_path / "runs")
+    config = next(place.glob("*/config.json"))
+    shutil.copytree(config.parent, place / "wild")
+    (place / "wild" / "summary.json").unlink()
+    runtime.write_json(place / "wild" / "diverged.json", {"reason": "NaN"})
+    assert "Students that diverged are in no table above" in read(pages.report([place])).text
+    assert "diverged" not in read(pages.report([folder])).text
+
+
 def test_committed_results_have_pages():
     results = Path(__file__).parents[1] / "benchmarks" / "results"
     for path in (results / "own_images.json", results / "segmentation_scenes.json", results / "cifar100-small/table"):

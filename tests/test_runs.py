@@ -448,3 +448,95 @@ def test_a_run_of_an_earlier_definition_of_a_method_is_named_as_such(tmp_path, m
     names = {row["run"]: row["method"] for row in runs.overview(tmp_path)}
     assert names == {"old": f"tfkd(alpha=0.2) (version {kind.version - 1})", "new": "tfkd(alpha=0.2)", "labels": "ce"}
     assert {one["method"] for one in runs.finished([tmp_path])} == set(names.values())
+
+
+def changed(run, **settings):
+    """Set entries of the settings of a run, two levels deep."""
+    config = runtime.read_json(run.folder / "config.json")
+    for key, value in settings.items():
+        old = config["settings"].get(key)
+        config["settings"][key] = old | value if isinstance(old, dict) else value
+    runtime.write_json(run.folder / "config.json", config)
+
+
+def test_runs_of_equal_settings_count_once_under_any_name(tmp_path, capsys):
+    for name in ("a", "b"):
+        make_run(tmp_path / name)
+    assert "| ce | 1 |" in runs.table(runs.finished([tmp_path]))
+    assert f"{tmp_path}/b has all settings of {tmp_path}/a, so it is left out" in capsys.readouterr().err
+    other = make_run(tmp_path / "there" / "a")
+    runtime.write_json(other.folder / "summary.json", other.summary | {"accuracy": 0.1})
+    (one,) = runs.finished([tmp_path / "a", tmp_path / "there"])
+    assert one["accuracy"] == 0.9 and f"{other.folder} has all settings of {tmp_path}/a" in capsys.readouterr().err
+    runtime.write_json(tmp_path / "all.json", runs.collected([tmp_path / "a"]))
+    assert len(runs.finished([tmp_path / "all.json", tmp_path / "a"])) == 1 and not capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"data": {"unlabelled": 50, "unlabelled_share": 0.5}},
+        {"bank": {"rows": 90, "labels": "60 given (aa), the others predicted by the teacher"}},
+        {"bank": {"rows": 90, "threshold": "0.5"}},
+    ],
+    ids=["share", "labels", "threshold"],
+)
+def test_runs_of_other_settings_are_no_repetition(tmp_path, settings):
+    usual = {"data": {"unlabelled": 50, "unlabelled_share": 0.0}} if "data" in settings else {"bank": {"rows": 90}}
+    for seed in (0, 1):
+        changed(make_run(tmp_path / f"usual{seed}", "kd", seed), **usual)
+        changed(make_run(tmp_path / f"other{seed}", "kd", seed), **settings)
+    found = runs.grouped(runs.finished([tmp_path]))
+    assert sorted(len(seeds) for by_method in found.values() for seeds in by_method.values()) == [2, 2]
+    assert all(", settings " in runs.tables.caption(setting)[1] for setting in found)
+
+
+def test_other_data_or_a_teacher_of_other_images_are_apart_whatever_the_seeds(tmp_path):
+    for seed in (0, 1, 2, 3):
+        make_run(tmp_path / f"{seed}", "kd", seed)
+    changed(runtime.Run(tmp_path / "1"), student={"mean": [0.1, 0.2, 0.3]})
+    changed(runtime.Run(tmp_path / "2"), teacher={"fingerprint": "1"}, teacher_saw={"labels": 10})
+    changed(runtime.Run(tmp_path / "3"), teacher={"fingerprint": "2"})
+    for number in ("2",):
+        summary = runtime.Run(tmp_path / number).summary
+        saw = {"data": "my_digits/train", "labels": 10}
+        runtime.write_json(tmp_path / number / "summary.json", summary | {"teacher_saw": saw})
+    assert len(runs.grouped(runs.finished([tmp_path]))) == 4
+    few = runs.grouped(runs.finished([tmp_path / "0", tmp_path / "3"]))
+    ((setting, by_method),) = few.items()
+    assert len(by_method["kd"]) == 2 and "2 teachers of this name" in runs.tables.caption(setting)[1]
+    means = [[0.5070751, 0.1, 0.1], [0.50707511, 0.1, 0.1]]  # machines round the last digits differently
+    for number, mean in zip("03", means, strict=True):
+        changed(runtime.Run(tmp_path / number), student={"mean": mean})
+    assert len(runs.grouped(runs.finished([tmp_path / "0", tmp_path / "3"]))) == 1
+
+
+def test_a_student_and_its_peers_are_paired_by_its_seed():
+    one = {"data_seed": 0, "network": "resnet8"}
+    peers = [[one | {"seed": seed, "accuracy": 0.5} for seed in (1000 + first, first)] for first in (0, 1)]
+    alone = [[one | {"seed": seed, "accuracy": 0.4 + seed / 10}] for seed in (0, 1)]
+    assert runs.differences({"dml": peers, "ce": alone}, "ce")["dml"]["mean"] == pytest.approx(0.05)
+
+
+def test_a_baseline_is_found_in_upper_case(tmp_path):
+    found = [summary_of(method, seed, 0.7) for seed in (0, 1) for method in ("kd", "ickd")]
+    assert runs.table(found, baseline="KD") == runs.table(found, baseline="kd")
+
+
+def test_runs_that_all_diverged_are_named(tmp_path):
+    run = make_run(tmp_path / "a", "kd", done=1)
+    runtime.write_json(run.folder / "diverged.json", {"reason": "NaN"})
+    with pytest.raises(InputError, match=r"students that diverged: kd 1; diverged.json"):
+        runs.finished([tmp_path])
+
+
+def test_names_in_tables_are_escaped():
+    text = runs.table([summary_of("kd", 0, 0.7, dataset="<b>", network="a|b")], diverged={"x|y": 1})
+    assert "**&lt;b>**" in text and r"a\|b" in text and r"| x\|y | 1 |" in text
+
+
+def test_published_rows_of_several_settings_say_what_differs():
+    found = [summary_of("kd", seed, 0.7, lr=lr) for seed in (0, 1) for lr in (0.1, 0.2)]
+    rows = [line for line in runs.published_table(found).splitlines() if line.startswith("| `kd`")]
+    assert [row.split(" | ")[0] for row in rows[:2]] == ["| `kd`, learning rate 0.1", "| `kd`, learning rate 0.2"]
+    assert all("| 73.33 |" in row for row in rows[:2]), "each stands beside the published number"

@@ -1,11 +1,13 @@
 """Run folders with damaged files, JSON files beside run folders, and commands that name nothing."""
 
 import json
+import math
 import os
 import shutil
 
 import pytest
 import torch
+from PIL import Image
 
 from ickd_lib import __main__ as cli
 from ickd_lib import data, runs, runtime, training
@@ -88,6 +90,8 @@ WRONG = [
     {"peer_group": []},
     {"lr": "0.1"},
     {"nll": {}},
+    {"dataset": 3},
+    {"images_per_second": []},
     {"teacher_saw": 3},
     {"bank_rows": "all"},
     {"task": "unknown"},
@@ -132,6 +136,52 @@ def test_an_unfinished_run_with_damaged_settings_is_named(key, value, folder, di
     with pytest.raises(InputError, match="seed1 is not a complete run") as caught:
         training.distill([Student("resnet8", "ce", 1, "seed1")], few, **options)
     assert "\n" not in str(caught.value)
+
+
+DAMAGED = [  # in config.json or summary.json
+    ("student", {"network": 3}),
+    ("student", {"mean": "grey"}),
+    ("data", {"classes": [3] * 10}),
+    ("data", None),
+    ("teacher", {"name": "resnet8", "fingerprint": 3}),
+    ("summary", 3),
+]
+
+
+@pytest.mark.parametrize(("key", "value"), DAMAGED, ids=str)
+def test_a_damaged_run_is_one_line_in_every_command(key, value, folder, capsys):
+    if key == "summary":
+        (folder / "seed1" / "summary.json").write_text("3")
+    else:
+        config = json.loads((folder / "seed1" / "config.json").read_text())
+        old = config["settings"][key]
+        config["settings"][key] = old | value if isinstance(old, dict) and value else value
+        (folder / "seed1" / "config.json").write_text(json.dumps(config))
+    Image.new("RGB", (8, 8)).save("a.png")
+    for line in (
+        "evaluate runs/seed1 --device cpu",
+        "predict runs/seed1 a.png",
+        "export runs/seed1 --format safetensors --out w.safetensors --test-images 9",
+        "report runs",
+        "diff runs/seed0 runs/seed1",
+    ):
+        status = cli.main(line.split())
+        err = capsys.readouterr().err
+        assert status == 0 or (status == 2 and err.splitlines()[-1].startswith("error: ")), err
+
+
+def test_numbers_that_are_not_finite_have_no_spread(folder, capsys):
+    change(folder / "seed1" / "summary.json", nll=float("inf"))
+    run("report", "runs")
+    assert "| ce | 2 |" in capsys.readouterr().out
+    assert all(map(math.isnan, runs.mean_std([1.0, math.nan])))
+
+
+def test_a_damaged_fingerprint_of_weights_is_named(folder, capsys):
+    records = (folder / "seed1" / "metrics.jsonl").read_text()
+    (folder / "seed1" / "metrics.jsonl").write_text(json.dumps(json.loads(records) | {"weights": {}}) + "\n")
+    run("diff", "runs/seed1", "runs/seed0", status=2)
+    assert "seed1 is not a complete run" in capsys.readouterr().err
 
 
 def test_runs_that_are_all_damaged_are_an_error(folder, capsys):

@@ -46,6 +46,11 @@ def model_card(run: Run, facts: Facts, file: str) -> str:
     return f"# {facts.network}, trained on {facts.data.split('/')[0]} with {facts.method}\n\n{body}\n"
 
 
+def is_card(text: str) -> bool:
+    """Return whether a text is a model card that this library wrote."""
+    return text.startswith("# ") and "\n## Loading\n" in text and "from ickd_lib import models" in text
+
+
 def _use(facts: Facts) -> str:
     what = "the class of an image" if facts.task == "classification" else "the class of each pixel of an image"
     names = ", ".join(facts.classes[:SHOWN]) + (", …" if len(facts.classes) > SHOWN else "")

@@ -20,11 +20,27 @@ from ickd_lib.models import Network
 from ickd_lib.runtime import InputError
 
 
-def data_of(run: runtime.Run, given: argparse.Namespace, load: Callable[[], Splits]) -> Splits:
-    """Load the data of a run: its training images; its validation images if it had the same; all test images."""
-    settings, summary = run.settings, run.summary or {}
-    title, images = settings["data"]["name"].rpartition("/")[0], settings["data"]["images"]
-    given.task = settings.get("task", given.task)
+def data_of(run: runtime.Run, given: argparse.Namespace, load: Callable[..., Splits]) -> Splits:
+    """Load the data of a run: its training images; its validation images if it had the same; all test images.
+
+    A note states if the training images are others than those of the run.
+
+    Args:
+        run: the run.
+        given: the options, which get the task of the run, and its data set and classes if they name none.
+        load: loads the data set that the options describe; its arguments are those of `data.load`.
+    Raises:
+        InputError: the run is damaged, or its data set must be named.
+    """
+    with runtime.complete(run.folder):
+        settings, summary = run.settings, run.summary or {}
+        recorded, task = settings["data"], tasks.create(settings.get("task", "classification"))
+        title, images, classes = recorded["name"].rpartition("/")[0], int(recorded["images"]), recorded.get("classes")
+        augment, held_out = recorded.get("augment", "crop"), f"val_{task.primary}" in summary
+        changes: dict[str, Any] = {}
+        if recorded.get("unlabelled"):
+            changes = {name: recorded[name] for name in ("unlabelled", "unlabelled_share")} | {"labels": images}
+    given.task = task.name
     if not given.dataset:
         if ":" in title:
             kind = title.partition(":")[0]
@@ -34,25 +50,32 @@ def data_of(run: runtime.Run, given: argparse.Namespace, load: Callable[[], Spli
             )
         given.dataset = title.partition("(")[0]
     if title.endswith(")") and not given.classes:
-        given.classes = settings["data"]["classes"]
-    splits = load()
-    recorded = settings["data"].get("augment", "crop")
-    if given.task != "classification" and recorded != splits.train.augment:
+        given.classes = classes
+    splits = load(**changes)
+    if given.task != "classification" and augment != splits.train.augment:
         runtime.notice(
-            f"{run.folder} was trained with {recorded}, but these data have {splits.train.augment}; give --image-size "
+            f"{run.folder} was trained with {augment}, but these data have {splits.train.augment}; give --image-size "
             "as in its training, or the networks are evaluated on images of another size"
         )
-    if images < len(splits.train):
+    if images < len(splits.train) and not changes:
         splits = splits._replace(train=splits.train.few(images))
-    held_out = f"val_{tasks.create(given.task).primary}" in summary
-    if len(splits.val) and not (held_out and splits.train.fingerprint == settings["data"]["fingerprint"]):
+    same = splits.train.fingerprint == recorded.get("fingerprint")
+    if not same:
+        runtime.notice(
+            f"the training images are not those of {run.folder}; give the options of the data as in its training, such "
+            "as --val, --image-size and --crop"
+        )
+    if len(splits.val) and not (held_out and same):
         runtime.notice("the validation images are not used, because the run was not trained with the same ones")
         splits = splits._replace(val=splits.val.subset(torch.arange(0)))
     return splits
 
 
 def named_teacher(run: runtime.Run, given: argparse.Namespace, splits: Splits) -> Network | None:
-    """Return the teacher that --teacher names (a run folder, or as in training), or that is found beside the run."""
+    """Return the teacher that --teacher names (a run folder, a file, or a model's name with --teacher-weights).
+
+    Without --teacher, it is the one that is found beside the run.
+    """
     if not given.teacher:
         return teacher_of(run)
     if models.is_file(given.teacher) or given.teacher_weights:
@@ -69,6 +92,10 @@ def export(given: argparse.Namespace, load: Callable[[], Splits]) -> None:
     """
     run = finished_run(given.run)
     format_of(given.format, given.out)
+    if given.calibration and not given.int8:
+        raise InputError("--calibration is about --int8; give it, or leave --calibration out")
+    for path in filter(None, (given.out, given.json)):
+        runtime.require_writable(path)
     splits = data_of(run, given, load)
     teacher = named_teacher(run, given, splits)
     written = writing.write(
@@ -90,7 +117,7 @@ def export(given: argparse.Namespace, load: Callable[[], Splits]) -> None:
     if teacher is not None and teacher.classes != facts.classes:
         runtime.notice(f"the teacher {teacher.name} is not in the table, because its classes are others")
     elif teacher is not None:
-        beside = facts_of(run, teacher, facts.size, facts.crop)
+        beside = facts_of(run, teacher, facts.size, facts.crop, preprocess=given.preprocess)
         shown = {f"teacher {teacher.name}": NetworkModel(teacher, beside), **shown}
         data = run.settings["data"]
         if teacher.trained_on != {"data": data["name"], "labels": data["images"]}:
@@ -99,17 +126,20 @@ def export(given: argparse.Namespace, load: Callable[[], Splits]) -> None:
         drawn = torch.randperm(len(splits.test), generator=runtime.generator("test images"))[: given.test_images]
         splits = splits._replace(test=splits.test.subset(drawn.sort().values))
     rows = comparison.compare_models(shown, splits, seen=seen)
+    print(comparison.table(rows), end="")
     if given.json:
         runtime.write_json(given.json, rows)
-    print(comparison.table(rows), end="")
 
 
 def predict(given: argparse.Namespace, load: Callable[[], Splits]) -> int:
     """Print the classes of image files; return 1 if one of them cannot be read. The arguments are those of `export`."""
     shape: dict[str, Any] = {}
+    if given.csv:
+        runtime.require_writable(given.csv)
     if Path(given.model).is_dir():
         run = finished_run(given.model)
-        title = given.dataset or run.settings["data"]["name"]
+        with runtime.complete(run.folder):
+            title = given.dataset or str(run.settings["data"]["name"])
         if given.image_size:
             resized = "resized" in (given.crop, "resized" if title.startswith("imagenet:") else "")
             shape = {"size": (given.image_size,) * 2, "crop": "resized" if resized else "fit"}
@@ -127,7 +157,7 @@ def predict(given: argparse.Namespace, load: Callable[[], Splits]) -> int:
         print(f"in-context samples: the most similar rows of the bank, by their {kind}", file=sys.stderr)
     if given.csv:
         with runtime.replacing(given.csv) as part:
-            part.write_text(runs.csv_of(predictions.rows_of(found)))
+            part.write_text(runs.csv_of(predictions.rows_of(found)), encoding="utf-8")
     problems = [one.problem for one in found if one.problem]
     for problem in problems:
         print(f"error: {problem}", file=sys.stderr)

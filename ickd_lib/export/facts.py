@@ -80,7 +80,10 @@ def finished_run(folder: str | Path) -> Run:
         InputError: the folder contains no run, a run that is not finished, or a detector.
     """
     run = Run(folder)
-    task = run.settings.get("task", "classification")
+    with runtime.complete(folder):
+        task = str(run.settings.get("task", "classification"))
+        if not isinstance(run.summary, dict | None):
+            raise TypeError("the summary is not a dictionary")
     if task not in TASKS:
         raise InputError(
             f"{folder} is a run of the task {task}, which cannot be exported; name one of {' or '.join(TASKS)}"
@@ -98,27 +101,28 @@ def facts_of(run: Run, network: Network, size: tuple[int, int], crop: str, *, pr
         network: its network.
         size, crop, preprocess: see `Facts`.
     """
-    settings, summary = run.settings, run.summary or {}
-    extent = f"{size[0]}, {size[1]}"
-    outputs = f"{network.num_classes}" if network.task == "classification" else f"{network.num_classes}, {extent}"
-    image = f"[B, 3, {extent}], RGB"
-    return Facts(
-        task=network.task,
-        network=network.name,
-        parameters=sum(parameter.numel() for parameter in network.parameters()),
-        classes=network.classes or tuple(map(str, range(network.num_classes))),  # runs of early versions name none
-        size=(size[0], size[1]),
-        crop=crop,
-        preprocess=preprocess,
-        input=f"uint8 {image}, 0 to 255" if preprocess else f"float32 {image}, 0 to 1, not normalised",
-        output=f"float32 [B, {outputs}], {'probabilities' if preprocess else 'logits'}",
-        run=run.folder.resolve().name,
-        data=settings["data"]["name"],
-        method=summary.get("method", settings["method"]["name"]),
-        mean=_rounded(network.mean),
-        std=_rounded(network.std),
-        identity=network.identity,
-    )
+    with runtime.complete(run.folder):
+        settings, summary = run.settings, run.summary or {}
+        extent = f"{size[0]}, {size[1]}"
+        outputs = f"{network.num_classes}" if network.task == "classification" else f"{network.num_classes}, {extent}"
+        image = f"[B, 3, {extent}], RGB"
+        return Facts(
+            task=network.task,
+            network=network.name,
+            parameters=sum(parameter.numel() for parameter in network.parameters()),
+            classes=network.classes or tuple(map(str, range(network.num_classes))),  # runs of early versions name none
+            size=(size[0], size[1]),
+            crop=crop,
+            preprocess=preprocess,
+            input=f"uint8 {image}, 0 to 255" if preprocess else f"float32 {image}, 0 to 1, not normalised",
+            output=f"float32 [B, {outputs}], {'probabilities' if preprocess else 'logits'}",
+            run=run.folder.resolve().name,
+            data=settings["data"]["name"],
+            method=summary.get("method", settings["method"]["name"]),
+            mean=_rounded(network.mean),
+            std=_rounded(network.std),
+            identity=network.identity,
+        )
 
 
 def _rounded(values: Tensor) -> tuple[float, ...]:
@@ -143,18 +147,20 @@ def teacher_of(run: Run) -> Network | None:
 
     The name and the fingerprint must be those that the run recorded. None if the run has no teacher, or none is found.
     """
-    wanted = run.settings["teacher"]
-    if not wanted:
-        return None
+    with runtime.complete(run.folder):
+        wanted = run.settings["teacher"]
+        if not wanted:
+            return None
+        name, fingerprint = wanted["name"], wanted["fingerprint"]
     parent = run.folder.resolve().parent
     for config in [*sorted(parent.glob("teachers/*/config.json")), *sorted(parent.glob("*/config.json"))]:
         other = Run(config.parent)
         try:
-            if other.settings["student"]["network"] == wanted["name"] and other.summary is not None:
+            if other.settings["student"]["network"] == name and other.summary is not None:
                 network = training.load(other.folder, device="cpu")
-                if network.identity == wanted["fingerprint"]:
+                if network.identity == fingerprint:
                     return network
-        except (InputError, KeyError):  # a damaged run, which may not be the teacher's
+        except (InputError, LookupError, TypeError):  # a damaged run, which may not be the teacher's
             continue
     runtime.notice(f"the teacher of {run.folder} was not found beside it; name it with --teacher")
     return None

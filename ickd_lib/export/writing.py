@@ -17,7 +17,7 @@ from torch import Tensor
 from ickd_lib import runtime, training
 from ickd_lib.data import Splits
 from ickd_lib.data.decoded import fetch
-from ickd_lib.export.card import model_card
+from ickd_lib.export.card import is_card, model_card
 from ickd_lib.export.facts import Facts, facts_of, finished_run, shape_of
 from ickd_lib.export.graph import traced
 from ickd_lib.export.opened import (
@@ -59,7 +59,7 @@ def write(
     format: str,
     preprocess: bool = False,
     int8: bool = False,
-    calibration: int = CALIBRATION,
+    calibration: int | None = None,
 ) -> Written:
     """Export the network of a finished run to a file, which replaces an existing one.
 
@@ -74,11 +74,12 @@ def write(
         preprocess: whether the graph takes uint8 [B, 3, H, W] and computes probabilities. Otherwise it takes images in
             [0, 1] and computes logits. In both cases the run's normalisation is in the graph.
         int8: whether weights and activations are quantised to 8 bits, with ranges measured in advance; ONNX only.
-        calibration: number of training images from which the ranges are measured.
+        calibration: number of training images from which the ranges are measured; None for 200, or all if they are
+            fewer.
     Raises:
         InputError: there is no finished run of a classification or segmentation, the format is unknown or does not have
-            the option, the file cannot be written, the data have other classes, the exporter does not support the
-            network, or the probabilities differ.
+            the option, the file cannot be written, the card would replace another file, the data have other classes,
+            the exporter does not support the network, or the probabilities differ.
         OSError: the file cannot be written.
     """
     source, path, chosen = finished_run(run), Path(path), format_of(format, path)
@@ -86,11 +87,14 @@ def write(
         raise InputError("preprocess is an option of a graph, onnx or pt2; safetensors contains the weights alone")
     if int8 and chosen != "onnx":
         raise InputError(f"int8 is an option of onnx, not of {chosen}; choose onnx, or leave int8 out")
+    calibration = min(CALIBRATION, len(splits.train)) if calibration is None else calibration
     if int8 and not 1 <= calibration <= len(splits.train):
         raise InputError(f"calibration={calibration} is not a number of training images from 1 to {len(splits.train)}")
     for package in {"onnx": ("onnx", "onnxscript", "onnxruntime")}.get(chosen, ()):
         require(package)
-    require_writable(path)
+    runtime.require_writable(path)
+    if chosen == "safetensors":
+        _require_card(path.with_suffix(".md"))
     network = training.load(run, device="cpu")
     network.classes = network.classes or splits.test.classes  # runs of early versions name none
     if network.classes != splits.test.classes or network.num_classes != len(network.classes):
@@ -98,10 +102,12 @@ def write(
     facts = facts_of(source, network, *shape_of(splits.test), preprocess=preprocess)
     models: dict[str, Model] = {"run": NetworkModel(network, facts)}
     if chosen == "safetensors":
+        with runtime.complete(run):
+            card = model_card(source, facts, path.name)
         with runtime.replacing(path) as part:
             _write_weights(network, facts, part)
         with runtime.replacing(path.with_suffix(".md")) as part:
-            part.write_text(model_card(source, facts, path.name))
+            part.write_text(card, encoding="utf-8")
         return Written(models, None, 0)
     with tempfile.TemporaryDirectory() as folder, runtime.replacing(path) as part:
         exact = Path(folder, "fp32.onnx") if int8 else part
@@ -127,16 +133,10 @@ def write(
     return Written(models, difference, images)
 
 
-def require_writable(path: Path) -> None:
-    """Raise InputError or OSError if a file cannot be written, before any long work starts."""
-    if path.is_dir():
-        raise InputError(f"{path} is a folder; name a file")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=path.parent):
-            pass
-    except OSError as error:
-        raise InputError(f"{path} cannot be written ({error.strerror or error}); name another file") from None
+def _require_card(path: Path) -> None:
+    """Raise InputError if a file, which the model card would replace, is no model card of this library."""
+    if path.exists() and not (path.is_file() and is_card(path.read_text(encoding="utf-8", errors="replace"))):
+        raise InputError(f"{path}, where the model card is written, has other content; give another name to --out")
 
 
 def split_pixels(images: Any, rows: Tensor, size: tuple[int, int]) -> Iterator[tuple[Tensor, Tensor]]:

@@ -33,29 +33,30 @@ def reader(kind: Any) -> Callable[[str], Any]:
 
 
 def data_options(parser: argparse.ArgumentParser, of_run: bool = False) -> None:
-    """Add the options of the data. With `of_run`, the default of the data set is that of a run."""
+    """Add the options of the data. With `of_run`, those that are recorded in a run are left out or have its values."""
     group = parser.add_argument_group("data")
-    group.add_argument("--task", default="classification", help=", ".join(tasks.names()))
     known = ", ".join(data.names())
     if of_run:
         help_text = f"{known}; by default that of the run, whose path, if it has one, must be given here"
         group.add_argument("--dataset", default="", help=help_text)
+        parser.set_defaults(task="classification", labels=0, augment="crop")
     else:
+        group.add_argument("--task", default="classification", help=", ".join(tasks.names()))
         group.add_argument("--dataset", default="digits", help=known)
+        group.add_argument(
+            "--labels",
+            type=reader(Natural),
+            default=0,
+            help="number of labelled images that the student is trained on; 0: all",
+        )
+        group.add_argument(
+            "--augment",
+            default="crop",
+            help="crop; randaugment, mixup or cutmix, each after the crop; or two of these, as in randaugment+cutmix",
+        )
     group.add_argument("--data-root", default="data", help="folder of downloaded data sets")
     group.add_argument("--download", action="store_true", help="download CIFAR-100 if it is missing")
-    group.add_argument(
-        "--labels",
-        type=reader(Natural),
-        default=0,
-        help="number of labelled images that the student is trained on; 0: all",
-    )
     group.add_argument("--classes", nargs="+", default=[], help="the student's classes or superclasses; by default all")
-    group.add_argument(
-        "--augment",
-        default="crop",
-        help="crop; randaugment, mixup or cutmix, each after the crop; or two of these, as in randaugment+cutmix",
-    )
     group.add_argument(
         "--val",
         type=reader(BelowOne),
@@ -273,8 +274,8 @@ def export_options(export: argparse.ArgumentParser) -> None:
     export.add_argument(
         "--calibration",
         type=reader(Count),
-        default=200,
-        help="number of training images that determine the ranges of --int8",
+        default=None,
+        help="number of training images that determine the ranges of --int8; by default 200, or all if they are fewer",
     )
     shown_teacher_options(export, "the table")
     export.add_argument("--json", default="", help="file for the numbers of the table")
@@ -292,8 +293,8 @@ def shown_teacher_options(parser: argparse.ArgumentParser, use: str) -> None:
     parser.add_argument(
         "--teacher",
         default="",
-        help=f"the teacher, for {use}: its run folder, or its file or name as in training; by default its run folder "
-        "is searched beside the run",
+        help=f"the teacher, for {use}: its run folder, the file of a network, or with --teacher-weights a model's "
+        "name; by default its run folder is searched beside the run",
     )
     parser.add_argument("--teacher-weights", default="", help="checkpoint of a teacher that is given by its name")
 

@@ -13,7 +13,7 @@ OF_TEACHER = ("teacher_weights", "teacher_classes", "teacher_epochs")  # options
 
 
 def check_networks(given: argparse.Namespace, splits: data.Splits | None = None) -> None:
-    """Raise InputError if the teacher is no run and no model, or, with the data, the student is no model.
+    """Raise InputError if the teacher is no run and no model, or, with the data, the student or a peer is no model.
 
     A teacher may be trained for hours before the student is created.
     """
@@ -33,6 +33,8 @@ def check_networks(given: argparse.Namespace, splits: data.Splits | None = None)
         raise InputError(f"{others}: no --teacher is named; name it, or leave this out")
     if others and run:
         raise InputError(f"{others}: {given.teacher} is a run, which has its own; leave this out")
-    if given.teacher and splits and not models.is_file(given.student):
+    if given.teacher and splits:
         with models.without_weights(), runtime.seeded():
-            models.create(given.student, **splits.train.spec)
+            for name in [given.student, *given.peers]:
+                if not models.is_file(name):
+                    models.create(name, **splits.train.spec)

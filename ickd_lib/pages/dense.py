@@ -15,7 +15,7 @@ from ickd_lib.data import DenseImages, Splits
 from ickd_lib.explore import detection, segmentation
 from ickd_lib.pages.html import Markup, figure, plain, section
 from ickd_lib.pages.networks import Row
-from ickd_lib.runs.seeds import task_of
+from ickd_lib.runs.seeds import method_of, task_of
 from ickd_lib.runtime import InputError
 
 SHOWN = 4  # number of images
@@ -37,7 +37,7 @@ def mistakes(chosen: dict[str, Row], splits: Splits, baseline: str = "", *, prec
         InputError: a network cannot be loaded, or its classes are not those of the data.
     """
     best, *others = chosen
-    others = [name for name in others if chosen[name]["method"] == baseline] or others
+    others = [name for name in others if method_of(chosen[name]) == baseline] or others
     task, every = task_of(chosen[best]), splits.test
     task.check(every)
     images: DenseImages = every.subset(torch.arange(min(SEARCHED, len(every))))  # type: ignore[assignment]

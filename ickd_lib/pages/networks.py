@@ -12,11 +12,12 @@ from ickd_lib import runs, training
 from ickd_lib.data import Images, Splits
 from ickd_lib.memory import MemoryBank
 from ickd_lib.models import Network
-from ickd_lib.runs.seeds import score, task_of
+from ickd_lib.runs.seeds import method_of, score, task_of
 from ickd_lib.runtime import InputError
 from ickd_lib.tasks import Classification
 
 Row = dict[str, Any]  # a row of `runs.finished_rows`
+NO_VAL = "the runs were evaluated on images held out of train; give the data with these, by --val as in the training"
 MOST = 6  # largest number of students that are evaluated
 
 
@@ -62,7 +63,7 @@ def described(rows: Sequence[Row], baseline: str = "") -> dict[str, Row]:
 
     Args:
         rows: rows of finished runs.
-        baseline: a method, of which a run is chosen if there is one.
+        baseline: a method by its name in tables, of which a run is chosen if there is one.
     Returns:
         The runs by name, the ones with the highest means over the seeds first.
     """
@@ -73,8 +74,8 @@ def described(rows: Sequence[Row], baseline: str = "") -> dict[str, Row]:
     named = runs.named(max(alike.values(), key=len))
     ranked = sorted(named, key=lambda name: -sum(map(score, named[name])) / len(named[name]))
     chosen = ranked[:MOST]
-    others = [name for name in ranked[MOST:] if named[name][0][0]["method"] == baseline]
-    if others and all(named[name][0][0]["method"] != baseline for name in chosen):
+    others = [name for name in ranked[MOST:] if method_of(named[name][0][0]) == baseline]
+    if others and all(method_of(named[name][0][0]) != baseline for name in chosen):
         chosen[-1] = others[0]
     return {
         name: min((seed[0] for seed in named[name]), key=lambda row: (row["data_seed"], row["seed"])) for name in chosen
@@ -101,7 +102,7 @@ def evaluate(
     images = splits.test
     if f"val_{task_of(first).primary}" in first:
         if not len(splits.val):
-            raise InputError("the runs were evaluated on images that were held out of train; give the data with these")
+            raise InputError(NO_VAL)
         images = splits.val
 
     def outputs(name: str, network: Network) -> Outputs:

@@ -14,7 +14,7 @@ from ickd_lib.models import Network
 from ickd_lib.pages import classification, dense
 from ickd_lib.pages.html import Markup, bar, element, figure, note, page, plain, section, table
 from ickd_lib.pages.networks import MOST, Row, described, differing, evaluate
-from ickd_lib.runs.seeds import task_of
+from ickd_lib.runs.seeds import method_of, task_of
 from ickd_lib.runs.tables import caption, cells
 from ickd_lib.runtime import InputError
 
@@ -54,8 +54,9 @@ def report(
             its classes are not those of the data.
     """
     rows = runs.finished_rows(folders)
+    baseline = runs.chosen_baseline(rows, baseline)
     chosen = described(rows, baseline)
-    parts = [_results(rows, baseline), _training(rows)]
+    parts = [_results(rows, baseline, runs.diverged(folders)), _training(rows)]
     task, (best, *_) = task_of(next(iter(chosen.values()))), chosen
     if task.name in PER_CLASS:
         parts.append(_per_class(chosen, *PER_CLASS[task.name]))
@@ -74,7 +75,7 @@ def report(
         text += f"{found.images.name}; at most {MOST} networks are shown, the best first."
         notes = map(note, differing(found, there))
         parts += [section("Networks", text, *notes)] if len(rows) > 1 else notes
-        of_baseline = (name for name, row in there.items() if row["method"] == baseline)
+        of_baseline = (name for name, row in there.items() if method_of(row) == baseline)
         parts += classification.sections(found, next(of_baseline, ""))
     title = f"{best}: one run" if len(rows) == 1 else f"Comparison of {len(rows)} runs"
     parts.append(_origin(chosen[best]))
@@ -95,12 +96,9 @@ def write(path: str | Path, folders: Sequence[str | Path], **options: Any) -> in
     return len(content)
 
 
-def _results(rows: Sequence[Row], baseline: str) -> Markup:
-    settings = runs.grouped(rows)
-    if baseline:
-        runtime.choose(baseline, dict.fromkeys(name for found in settings.values() for name in found), "baseline")
+def _results(rows: Sequence[Row], baseline: str, diverged: Mapping[str, int]) -> Markup:
     blocks: list[Any] = []
-    for setting, by_method in settings.items():
+    for setting, by_method in runs.grouped(rows).items():
         heading, *lines = cells(by_method, baseline if baseline in by_method else "", best_first=True)
         blocks += [element("p", element("b", caption(setting)[0]), caption(setting)[1]), table(heading, lines)]
     text = (
@@ -108,6 +106,9 @@ def _results(rows: Sequence[Row], baseline: str) -> Markup:
     )
     if baseline:
         text += f" Differences to {baseline} are paired by seed, in percentage points with their 95% interval."
+    if diverged:
+        counts = [[method, count] for method, count in diverged.items()]
+        blocks += [element("p", "Students that diverged are in no table above:"), table(["method", "seeds"], counts)]
     return section("Results", text, *blocks)
 
 

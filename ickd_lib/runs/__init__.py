@@ -12,7 +12,16 @@ from ickd_lib.runs.folders import (
     overview,
     records,
 )
-from ickd_lib.runs.seeds import behind_labels, differences, grouped, interval, mean_std, named, paired
+from ickd_lib.runs.seeds import (
+    behind_labels,
+    chosen_baseline,
+    differences,
+    grouped,
+    interval,
+    mean_std,
+    named,
+    paired,
+)
 from ickd_lib.runs.status import progress, progress_table
 from ickd_lib.runs.tables import beside_published, escaped, latex, published_table, table
 
@@ -20,6 +29,7 @@ __all__ = [
     "averaged",
     "behind_labels",
     "beside_published",
+    "chosen_baseline",
     "collected",
     "csv_of",
     "diff",

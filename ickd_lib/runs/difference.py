@@ -49,6 +49,8 @@ def _check(run: runtime.Run) -> None:
     for record in run.metrics:
         runtime.flat(record)
         int(record["epoch"])
+        if not isinstance(record.get("weights", ""), str):
+            raise TypeError("a fingerprint of weights is not a text")
 
 
 def distinctions(rows: Sequence[dict[str, Any]]) -> list[str]:
@@ -82,7 +84,7 @@ def _first_difference(pairs: list[tuple[dict[str, Any], dict[str, Any]]], what: 
         if a != b:
             names = f" ({', '.join(k for k in {**a, **b} if a.get(k) != b.get(k))})" if isinstance(a, dict) else ""
             return f"{what}: differ from epoch {first_record['epoch']} on{names}"
-    return f"{what}: equal in all {len(pairs)} epochs"
+    return f"{what}: equal in {f'all {len(pairs)} epochs' if len(pairs) > 1 else 'the only epoch'}"
 
 
 def _numbers(record: dict[str, Any]) -> dict[str, Any]:

@@ -6,6 +6,7 @@ import csv
 import io
 import json
 import math
+import re
 import statistics
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
@@ -17,6 +18,8 @@ from ickd_lib import methods, runtime, tasks
 from ickd_lib.runs.seeds import grouped, score, task_of, words
 from ickd_lib.runtime import InputError
 from ickd_lib.training.records import described, identities, recipe_changes
+
+TIMES = ("seconds", "images_per_second", "trained_together", "waited_share")  # of a summary, which no two runs share
 
 
 def finished(folders: Iterable[str | Path]) -> list[dict[str, Any]]:
@@ -53,15 +56,23 @@ def _students(folders: Iterable[str | Path]) -> list[dict[str, Any]]:
     folders = list(folders)
     found = [one for one in _collected(folders) if one.get("role") != "teacher"]
     if not found:
-        raise InputError(f"no finished run below {', '.join(map(str, folders))}; resume the runs that were stopped")
+        places = ", ".join(map(str, folders))
+        if counts := diverged(folders):
+            names = ", ".join(f"{method} {count}" for method, count in counts.items())
+            raise InputError(
+                f"no finished run below {places}; students that diverged: {names}; diverged.json in each run folder "
+                "has the reason; train with other settings, such as a lower --lr"
+            )
+        raise InputError(f"no finished run below {places}; resume the runs that were stopped")
     return found
 
 
 def collected(folders: Iterable[str | Path]) -> list[dict[str, Any]]:
     """Return the finished runs at or below some folders, each once, in the form of `ickd report --json`.
 
-    A run that is found again, by a second path or in a JSON file, counts once. A damaged run is named in a note and
-    left out.
+    A run that is found again, by a second path or in a JSON file, counts once. So do runs whose settings are all
+    equal, seeds included: the first one counts, and a note names the other one if it has another name, other results
+    or other numerics. A damaged run is named in a note and left out.
 
     Args:
         folders: folders that contain runs, JSON files that `ickd report --json` wrote, or both; or such files.
@@ -70,11 +81,12 @@ def collected(folders: Iterable[str | Path]) -> list[dict[str, Any]]:
     Raises:
         InputError: a folder does not exist or contains no run.
     """
-    return [{key: value for key, value in one.items() if key != "folder"} for one in _collected(folders)]
+    hidden = ("folder", "place")
+    return [{key: value for key, value in one.items() if key not in hidden} for one in _collected(folders)]
 
 
 def _collected(folders: Iterable[str | Path]) -> list[dict[str, Any]]:
-    """Return what `collected` returns, with the "folder" of each run that is not in a JSON file."""
+    """Return what `collected` returns, with the "place" of each run, and its "folder" if it is not in a JSON file."""
     found: dict[str, dict[str, Any]] = {}
     for path in map(Path, folders):
         for place, read in _sources(path):
@@ -86,12 +98,16 @@ def _collected(folders: Iterable[str | Path]) -> list[dict[str, Any]]:
                         _check(_named(run["summary"], run["config"]))
                     settings = run["config"]["settings"]
                     data = {key: value for key, value in settings.get("data", {}).items() if key != "classes"}
-                    key = runtime.fingerprint(run["summary"].get("name"), settings | {"data": data})
+                    key = runtime.fingerprint(run.get("role"), settings | {"data": data})
+                    numbers = {name: value for name, value in run["summary"].items() if name not in TIMES}
+                    results = runtime.fingerprint(numbers, run["config"].get("numerics"))
             except InputError as error:
                 runtime.notice(f"left out: {'' if place in str(error) else f'{place}: '}{error}")
-            else:
-                found.setdefault(key, run)
-    return list(found.values())
+                continue
+            first = found.setdefault(key, run | {"place": place, "results": results})
+            if first["results"] != results and run.get("role") != "teacher":
+                runtime.notice(f"{place} has all settings of {first['place']}, so it is left out; remove one of them")
+    return [{name: value for name, value in run.items() if name != "results"} for run in found.values()]
 
 
 def diverged(folders: Iterable[str | Path]) -> dict[str, int]:
@@ -121,7 +137,8 @@ def _sources(path: Path) -> list[Source]:
     if path.is_file():
         return _in_file(path)
     if not path.is_dir():
-        raise InputError(f"{path} is not a folder; name one that contains runs")
+        what = "does not exist" if path.suffix == ".json" else "is not a folder"
+        raise InputError(f"{path} {what}; name a folder that contains runs, or a file that ickd report --json wrote")
     found: list[Source] = []
     for file in () if (path / "config.json").is_file() else sorted(path.glob("*.json")):
         try:
@@ -165,8 +182,11 @@ def _check(summary: dict[str, Any]) -> None:
     value = score([summary])
     if not math.isfinite(value):
         raise ValueError(f"{task_of(summary).primary} is {value}")
-    for column in task_of(summary).columns:
-        float(summary.get(column.key, 0))
+    for key in ("images_per_second", *(column.key for column in task_of(summary).columns)):
+        float(summary.get(key, 0))
+    texts = [summary[key] for key in ("dataset", "network", "method")]
+    if not all(isinstance(text, str) for text in (*texts, *summary.get("identities", {}).values())):
+        raise TypeError("a name or a fingerprint is not a text")
     for key in ("train_images", "epochs", "batch_size", "data_seed"):
         if not isinstance(summary[key], int):
             raise TypeError(f"{key} is {summary[key]!r}, not a whole number")
@@ -179,7 +199,7 @@ def _named(summary: dict[str, Any], config: dict[str, Any]) -> dict[str, Any]:
     """
     settings = config["settings"]
     summary = summary | {"method": _described(settings["method"], summary["method"])}
-    summary["identities"] = identities(settings)
+    summary["identities"] = _identities(settings)
     summary["recipe"] = recipe_changes(settings.get("recipe", {}), settings.get("task", "classification"))
     if unlabelled := settings.get("data", {}).get("unlabelled"):
         summary["unlabelled"] = unlabelled
@@ -238,7 +258,8 @@ def _found(run: runtime.Run) -> dict[str, Any]:
 
 def _settings(settings: dict[str, Any]) -> dict[str, Any]:
     """Return the settings of a run as a row contains them."""
-    return described(settings) | {"method": _described(settings["method"], settings["method"]["name"])}
+    method = _described(settings["method"], settings["method"]["name"])
+    return described(settings) | {"method": method, "identities": _identities(settings)}
 
 
 def _numbers(config: dict[str, Any], summary: dict[str, Any]) -> dict[str, Any]:
@@ -249,6 +270,22 @@ def _numbers(config: dict[str, Any], summary: dict[str, Any]) -> dict[str, Any]:
     found = _named(found, config)
     found.pop("name", None)  # "run" contains it
     return found
+
+
+def _identities(settings: dict[str, Any]) -> dict[str, str]:
+    """Return the `identities` of a run, and a fingerprint of all "settings" that do not depend on its seeds.
+
+    Means and standard deviations of the data count to six digits, because machines round the last ones differently.
+    """
+    student = dict(settings.get("student", {}))
+    student |= {key: [float(f"{x:.6g}") for x in student[key]] for key in ("mean", "std") if student.get(key)}
+    own = {key: value for key, value in settings.items() if key != "peers"} | {"student": student}
+    own["bank"] = {key: value for key, value in (settings.get("bank") or {}).items() if key not in ("data", "teacher")}
+    if "labels" in own["bank"]:  # "60 given (…), the others predicted by the teacher", with a fingerprint of these
+        own["bank"]["labels"] = re.sub(r"\(.*?\)", "", own["bank"]["labels"])
+    of_seed = ("seed", "fingerprint", "index", "content", "initial", "peer_group", "circle")
+    others = {key: value for key, value in runtime.flat(own).items() if not key.endswith(of_seed)}
+    return identities(settings | {"student": student}) | {"settings": runtime.fingerprint(others)}
 
 
 def _described(config: dict[str, Any], otherwise: str) -> str:

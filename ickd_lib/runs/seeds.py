@@ -21,7 +21,7 @@ class Setting(NamedTuple):
     augment: the augmentation.
     saw: name of the data set that the teacher was trained on; "" if that is not known.
     recipe: the other settings of the recipe that are not the defaults, as text.
-    origin: what distinguishes runs with equal seeds (`_origins`), as text.
+    origin: what distinguishes runs that are no repetitions of each other (`_origins`), as text.
     held_out: whether images were held out of train, on which the runs are compared.
     """
 
@@ -45,7 +45,12 @@ SETTING = Setting._fields[:8]  # the entries of a summary
 
 
 def mean_std(values: Sequence[float]) -> tuple[float, float]:
-    """Return mean and standard deviation, with n - 1 in the denominator; the latter is NaN for one value."""
+    """Return mean and standard deviation, with n - 1 in the denominator; the latter is NaN for one value.
+
+    Both are NaN if a value is not finite.
+    """
+    if not all(map(math.isfinite, values)):
+        return math.nan, math.nan
     return statistics.fmean(values), statistics.stdev(values) if len(values) > 1 else math.nan
 
 
@@ -77,9 +82,8 @@ def grouped(summaries: Sequence[dict[str, Any]]) -> dict[Setting, dict[str, list
     """Group summaries by setting (data, teacher, student, epochs), by method, and by seed.
 
     For each seed there is a list of the runs that together count once: one run, or the peers of the same network that
-    were trained together. A row whose "role" is "teacher" has "teacher" as its method. Runs of one setting and method
-    that have the same seeds are no repetition of each other. Where their teachers or data differ, though these have
-    the same names, they are in different settings.
+    were trained together. Runs of one setting and method that are no repetition of each other, although the names of
+    their teachers and data are the same, are in different settings (`_origins`).
     """
     alike: dict[Setting, list[tuple[str, object, dict[str, Any]]]] = {}
     found: dict[Setting, dict[str, dict[object, list[dict[str, Any]]]]] = {}
@@ -89,14 +93,8 @@ def grouped(summaries: Sequence[dict[str, Any]]) -> dict[Setting, dict[str, list
         held_out = f"val_{task.primary}" in summary
         others = task.name, summary.get("augment", "crop"), saw, summary.get("recipe", "")
         setting = Setting._make([*(summary[key] for key in SETTING), *others, "", held_out])
-        peers = [peer for peer in summary.get("peers", ()) if peer != summary["network"]]
-        name = "teacher" if summary.get("role") == "teacher" else summary["method"]
-        method = name + (f" with {', '.join(peers)}" if peers else "")
-        method += f" with {summary['unlabelled']:,} unlabelled images" if "unlabelled" in summary else ""
-        method += f" with a bank of {summary['bank_rows']:,} rows" if "bank_rows" in summary else ""
-        method += f" with negatives by {summary['search']}" if "search" in summary else ""
         seed = (summary["data_seed"], summary["peer_group"]) if "peer_group" in summary else i
-        alike.setdefault(setting, []).append((method, seed, summary))
+        alike.setdefault(setting, []).append((method_of(summary), seed, summary))
     for setting, runs in alike.items():
         for (method, key, summary), origin in zip(runs, _origins(runs), strict=True):
             apart = setting._replace(origin=origin)
@@ -107,21 +105,57 @@ def grouped(summaries: Sequence[dict[str, Any]]) -> dict[Setting, dict[str, list
     }
 
 
-def _origins(runs: Sequence[tuple[str, object, dict[str, Any]]]) -> list[str]:
-    """Return what distinguishes each of the runs of a setting from those with the same method and seeds.
+def method_of(summary: dict[str, Any]) -> str:
+    """Return the name of a run's method in tables: with its peers, unlabelled images, bank and search.
 
-    It is "" for all if there are no such runs. Otherwise it contains the first digits of the fingerprint of the
-    teacher, the data set or the images, of as many as are necessary.
+    It is "teacher" for a row whose "role" is "teacher".
     """
-    keys = [(method, one.get("seed"), one.get("data_seed"), one["network"]) for method, _, one in runs]
+    peers = [peer for peer in summary.get("peers", ()) if peer != summary["network"]]
+    method = "teacher" if summary.get("role") == "teacher" else summary["method"]
+    method += f" with {', '.join(peers)}" if peers else ""
+    method += f" with {summary['unlabelled']:,} unlabelled images" if "unlabelled" in summary else ""
+    method += f" with a bank of {summary['bank_rows']:,} rows" if "bank_rows" in summary else ""
+    return method + (f" with negatives by {summary['search']}" if "search" in summary else "")
+
+
+def chosen_baseline(summaries: Sequence[dict[str, Any]], baseline: str) -> str:
+    """Return the name in tables of the method that equals `baseline`, ignoring case; "" for "".
+
+    Raises:
+        InputError: no run has this method.
+    """
+    return runtime.choose(baseline, sorted({*map(method_of, summaries)}), "baseline") if baseline else ""
+
+
+def _origins(runs: Sequence[tuple[str, object, dict[str, Any]]]) -> list[str]:
+    """Return what distinguishes each of the runs of a setting from those of the same method that it does not repeat.
+
+    Repetitions have the same data set, a teacher that was trained on the same images, and other seeds. Runs with the
+    same seeds are no repetitions: they differ in their teachers, in their images, which may be drawn by the seed, or
+    else in other settings. The result contains the first digits of as many fingerprints as are necessary; it is "" for
+    all if none is. Teachers of one name that each have seeds of their own are not distinguished but counted.
+    """
     marks = [""] * len(runs)
-    for what in ("teacher", "data", "images"):
-        if len(set(zip(keys, marks, strict=True))) == len(keys):
-            break
-        of_each = [one.get("identities", {}).get(what, "") for _, _, one in runs]
-        if len(set(of_each)) > 1:
+    every = [one.get("identities", {}) for *_, one in runs]
+    seeds = [(one.get("seed"), one.get("data_seed"), one["network"]) for *_, one in runs]
+    for what in ("data", "teacher", "images", "settings"):
+        alike = [(method, mark) for (method, *_), mark in zip(runs, marks, strict=True)]
+        saw = [str(one.get("teacher_saw")) for *_, one in runs] if what == "teacher" else []
+        of_each = [one.get(what, "") for one in every]
+        same_seeds = list(zip(alike, seeds, strict=True))
+        groups, values = (alike, of_each) if what == "data" else (same_seeds, of_each)
+        if _several(groups, values) or (saw and _several(alike, saw)):
             marks = [f"{m}{', ' * bool(m)}{what} {mark[:6]}" for m, mark in zip(marks, of_each, strict=True)]
-    return marks
+    teachers: dict[str, set[str]] = {}
+    for mark, one in zip(marks, every, strict=True):
+        teachers.setdefault(mark, set()).add(one.get("teacher", ""))
+    counts = {mark: f"{len(some)} teachers of this name" for mark, some in teachers.items() if len(some) > 1}
+    return [", ".join(filter(None, [mark, counts.get(mark, "")])) for mark in marks]
+
+
+def _several(groups: Sequence[object], values: Sequence[str]) -> bool:
+    """Return whether some of the entries of one group have different values."""
+    return len(set(zip(groups, values, strict=True))) > len(set(groups))
 
 
 def named(rows: Sequence[dict[str, Any]], *, by_run: bool = False) -> dict[str, list[list[dict[str, Any]]]]:
@@ -187,7 +221,7 @@ def words(setting: Setting) -> list[str]:
         f"{setting.train_images:,} images",
         f"from {setting.teacher}" if setting.teacher else "no teacher",
         setting.network,
-        f"{setting.epochs} epochs",
+        f"{setting.epochs} epoch{'s' * (setting.epochs != 1)}",
         f"batch {setting.batch_size}",
         f"learning rate {setting.lr:g}",
         str(setting.schedule),
@@ -220,13 +254,14 @@ def task_of(summary: dict[str, Any]) -> tasks.Task:
 def _by_seed(by_method: dict[str, list[list[dict[str, Any]]]]) -> dict[str, dict[Any, float]]:
     """Return the scores of each method by what pairs them with those of other methods.
 
-    That is the seed of the data, or, where a method has several runs with the same one, the two seeds of a run. The
-    score of runs in which both are equal is their mean.
+    That is the seed of the data, or, where a method has several runs with the same one, the two seeds of a run; of
+    peers, those of the one with the smallest seed. The score of runs in which both are equal is their mean.
     """
 
     def keys(*entries: str) -> dict[str, list[Any]]:
         return {
-            name: [tuple(alike[0][entry] for entry in entries) for alike in seeds] for name, seeds in by_method.items()
+            name: [min(tuple(one[entry] for entry in entries) for one in alike) for alike in seeds]
+            for name, seeds in by_method.items()
         }
 
     found = keys("data_seed")

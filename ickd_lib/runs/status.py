@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from ickd_lib import runtime, tasks
+from ickd_lib.runs.findings import count
 from ickd_lib.runs.folders import overview
 from ickd_lib.runtime import InputError
 from ickd_lib.runtime.locks import LOCK
@@ -67,8 +68,8 @@ def progress_table(rows: Sequence[dict[str, Any]]) -> str:
     first, second, *widths = (max(map(len, column)) for column in zip(*lines, strict=True))
     form = "  ".join([f"{{:<{first}}}", f"{{:<{second}}}", *(f"{{:>{width}}}" for width in widths)])
     counts = {state: sum(row["state"] == state for row in rows) for state in ("running", "stopped", "done", "diverged")}
-    total = ", ".join(f"{count} {state}" for state, count in counts.items() if count)
-    return "\n".join([*(form.format(*line).rstrip() for line in lines), "", f"{len(rows)} runs: {total}"])
+    total = ", ".join(f"{number} {state}" for state, number in counts.items() if number)
+    return "\n".join([*(form.format(*line).rstrip() for line in lines), "", f"{count(len(rows), 'run')}: {total}"])
 
 
 def _folders(top: Path) -> list[Path]:

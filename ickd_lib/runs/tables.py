@@ -7,9 +7,8 @@ import statistics
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from ickd_lib import runtime
 from ickd_lib.runs.findings import markdown_table, percent
-from ickd_lib.runs.seeds import Setting, differences, grouped, mean_std, score, task_of
+from ickd_lib.runs.seeds import Setting, chosen_baseline, differences, grouped, mean_std, score, task_of, words
 from ickd_lib.tasks import Column
 from ickd_lib.training.presets import published_accuracy
 
@@ -46,14 +45,12 @@ def table(
         diverged: for each method, the number of seeds with which it diverged; a second table shows these.
     """
     parts = []
-    groups = grouped(summaries)
-    if baseline:
-        runtime.choose(baseline, sorted({name for by_method in groups.values() for name in by_method}), "baseline")
+    groups, baseline = grouped(summaries), chosen_baseline(summaries, baseline)
     for setting, by_method in groups.items():
         (title, rest), (head, *rows) = caption(setting), cells(by_method, baseline, best_first)
-        lines = [head, ["---"] * len(head), *rows]
+        lines = [[*map(marked, head)], ["---"] * len(head), *([*map(marked, row)] for row in rows)]
         marks = ["| " + " | ".join(line) + " |" if line[0] != "---" else "|" + "---|" * len(line) for line in lines]
-        parts.append("\n".join([f"**{title}**{rest}", "", *marks]))
+        parts.append("\n".join([f"**{marked(title)}**{marked(rest)}", "", *marks]))
     if diverged:
         parts.append("\n".join(["| method | diverged, seeds |", "|---|---|", *_diverged(diverged)]))
     return "\n\n".join(parts) + "\n"
@@ -61,7 +58,7 @@ def table(
 
 def _diverged(counts: Mapping[str, int]) -> list[str]:
     """Return the rows of the table of diverged methods."""
-    return [f"| {method} | {count} |" for method, count in counts.items()]
+    return [f"| {marked(method)} | {count} |" for method, count in counts.items()]
 
 
 def latex(summaries: Sequence[dict[str, Any]]) -> str:
@@ -93,6 +90,11 @@ def latex(summaries: Sequence[dict[str, Any]]) -> str:
 def escaped(text: str) -> str:
     """Return the text with every character escaped that is special in LaTeX."""
     return "".join(_LATEX.get(letter, letter) for letter in text)
+
+
+def marked(text: str) -> str:
+    """Return the text with the characters escaped that would end a cell of a Markdown table or begin HTML."""
+    return text.replace("|", r"\|").replace("<", "&lt;")
 
 
 def caption(setting: Setting) -> tuple[str, str]:
@@ -134,24 +136,29 @@ def published_table(summaries: Sequence[dict[str, Any]]) -> str:
     """Format the accuracy of each method beside the published one, in percent, as a Markdown table for each pair.
 
     Each row has its own epochs and batch size, because methods are published with different ones. Published numbers
-    that no run stands beside are the last rows. Those with another number of epochs than a run are not beside it.
+    that no run stands beside are the last rows. Those with another number of epochs than a run are not beside it. Where
+    a method was trained with several settings, epochs and batch sizes aside, its name is followed by those that differ.
 
     Args:
         summaries: summaries of finished runs. For published numbers see `beside_published`.
     """
     tables: dict[str, list[list[str]]] = {}
     others: dict[str, dict[tuple[str, int], float]] = {}
-    for setting, by_method in grouped(summaries).items():
+    groups = grouped(summaries)
+    for setting, by_method in groups.items():
         arrow = f"{setting.teacher} → " if setting.teacher else ""
         title = f"**{setting.dataset}**, {setting.train_images:,} training images: {arrow}{setting.network}"
-        title += ", on images held out of train" if setting.held_out else ""
-        rest = others.setdefault(title, _known(setting))
+        title = marked(title) + (", on images held out of train" if setting.held_out else "")
+        known, rest = _known(setting), others.setdefault(title, _known(setting))
         for method, seeds in by_method.items():
-            accuracy = rest.pop((method, setting.epochs), None)
+            accuracy = known.get((method, setting.epochs))
+            rest.pop((method, setting.epochs), None)
+            alike = [one for one in groups if one[:6] == setting[:6] and method in groups[one]]
+            several = [w for i, w in enumerate(words(setting)) if len({words(one)[i] for one in alike}) > 1]
             measured = percent([score(alike) for alike in seeds], 2).rstrip("%")
             five = [statistics.fmean(one["top5"] for one in alike) for alike in seeds if "top5" in alike[0]]
             line = [
-                f"`{method}`",
+                ", ".join([f"`{method}`", *several]).replace("|", r"\|"),
                 str(setting.epochs),
                 str(setting.batch_size),
                 str(len(seeds)),

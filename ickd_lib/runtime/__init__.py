@@ -4,7 +4,7 @@ from ickd_lib.runtime.calls import parse_call
 from ickd_lib.runtime.devices import autocast, device, precision
 from ickd_lib.runtime.distributed import broadcast, from_main, processes, rank, world
 from ickd_lib.runtime.errors import Diverged, InputError, NotFinite, choose, notice, shown, stream
-from ickd_lib.runtime.files import fingerprint, read_json, replacing, write_json
+from ickd_lib.runtime.files import fingerprint, read_json, replacing, require_writable, write_json
 from ickd_lib.runtime.folders import Run, below, complete, flat, run_name, runs, shortened
 from ickd_lib.runtime.locks import locked, owner, remove_leftover
 from ickd_lib.runtime.seeds import generator, reseed, seed_of, seeded
@@ -56,6 +56,7 @@ __all__ = [
     "reason",
     "remove_leftover",
     "replacing",
+    "require_writable",
     "reseed",
     "run_name",
     "runs",

@@ -97,8 +97,14 @@ def processes(device: str = "auto") -> Iterator[torch.device]:
         device: "auto", "cpu" or "cuda". On GPUs, process i of a machine uses GPU i.
     Raises:
         ProcessLost: inside the context, another process ended or did not answer in time.
-        InputError: there are fewer GPUs than processes on this machine, or `device` names one GPU for all of them.
+        InputError: there are fewer GPUs than processes on this machine, `device` names one GPU for all of them, or an
+            environment variable of `torchrun` is not a whole number.
     """
+    for name in ("WORLD_SIZE", "RANK", "LOCAL_RANK"):
+        if not (value := os.environ.get(name, "0")).isdecimal():
+            raise InputError(
+                f"the environment variable {name}={value} is not a whole number; unset it, or use torchrun"
+            )
     if int(os.environ.get("WORLD_SIZE", "1")) == 1 or dist.is_initialized():
         yield find_device(device)
         return

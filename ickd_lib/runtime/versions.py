@@ -26,7 +26,7 @@ def code() -> str:
     Comments, docstrings and formatting do not count: the syntax tree without docstrings is hashed.
     """
     files = sorted(path for part in SOURCES for path in (LIBRARY / part).rglob("*.py"))
-    return fingerprint(*(_structure(path.read_text()) for path in files))
+    return fingerprint(*(_structure(path.read_text("utf-8")) for path in files))
 
 
 def _structure(source: str) -> str:

@@ -1,7 +1,7 @@
 """Training: one loop for every method and task, teachers that are kept for reuse, and comparisons over seeds."""
 
 from ickd_lib.training.callbacks import Callback, KeepWeights, ProgressBar
-from ickd_lib.training.comparison import check_peers, compare, peer_group, step_seconds
+from ickd_lib.training.comparison import check_methods, compare, peer_group, step_seconds
 from ickd_lib.training.distillation import distill
 from ickd_lib.training.finetuning import teach
 from ickd_lib.training.jobs import JobsDied
@@ -31,7 +31,7 @@ __all__ = [
     "StreamedTeacherCache",
     "Student",
     "TeacherCache",
-    "check_peers",
+    "check_methods",
     "compare",
     "distill",
     "evaluate",

@@ -19,7 +19,7 @@ import torch
 from ickd_lib import models, runtime
 from ickd_lib.data import Sampler, Splits
 from ickd_lib.memory import MemoryBank
-from ickd_lib.methods import create
+from ickd_lib.methods import create, describe
 from ickd_lib.models import Network
 from ickd_lib.runtime import Diverged, InputError, fingerprint
 from ickd_lib.runtime.arguments import Count, Natural, Precision, checked
@@ -51,6 +51,7 @@ def compare(
     executor: Executor | None = None,
     retries: Natural = 3,
     methods_per_job: Natural = 0,
+    with_peers: bool = False,
     progress: bool = True,
     **options: Any,
 ) -> dict[str, list[History]]:
@@ -77,20 +78,20 @@ def compare(
         methods_per_job: the largest number of methods in a job, so that there are several jobs for each seed, each of
             which evaluates the teacher again; 0 for all. The results are the same, except that a teacher cache is
             used for a job only if all its methods allow it.
+        with_peers: whether to return the histories of the peers, too.
         progress: whether to show a progress bar; with an executor, a line for each job that ends.
         options: further arguments of `distill`.
     Returns:
-        For each method its histories, one per seed: those of the student, not of its peers.
+        For each method its histories, one per seed: those of the student, not of its peers; with `with_peers`, that of
+        the student followed by those of its peers, for each seed.
     Raises:
-        InputError: no method is given, or `distill` raises it.
+        InputError: no method is given, a method is given twice, or `distill` raises it.
         Diverged: a method diverged with some seed. All others are trained to the end first; the exception's `histories`
             are the histories of these, in the form of the result.
         JobsDied: a job died too often. All others are trained to the end first. This is a `Diverged`, too.
         KeyboardInterrupt: Ctrl-C stopped the training, after the checkpoints were written.
     """
-    if not methods:
-        raise InputError("no method to compare; name some, such as ce kd ickd")
-    check_peers(methods, peers)
+    check_methods(methods, peers)
     if teacher is not None:
         models.require_network(teacher)
     chosen = runtime.device(device)
@@ -129,8 +130,8 @@ def compare(
     for (_, groups), outcome in zip(plan, outcomes, strict=True):
         start = 0
         for method, group in groups:
-            if start in outcome.histories:
-                found[method].append(outcome.histories[start])
+            members = range(start, start + (len(group) if with_peers else 1))
+            found[method] += [outcome.histories[member] for member in members if member in outcome.histories]
             start += len(group)
     for outcome in outcomes:
         if outcome.wrong:
@@ -239,9 +240,22 @@ def peer_group(network: str, method: str, seed: int = 0, peers: Sequence[str] = 
     return [Student(peer, method, seed + 1000 * i, peer_group=f"{method} seed {seed}") for i, peer in members]
 
 
-def check_peers(methods: Sequence[str], peers: Sequence[str]) -> None:
-    """Raise InputError if networks are given as peers, and none of the methods needs any."""
-    if peers and not any("peers" in create(method).needs for method in methods):
+def check_methods(methods: Sequence[str], peers: Sequence[str]) -> None:
+    """Check the methods of a comparison and the networks that are given as peers.
+
+    Raises:
+        InputError: there is no method, two are the same, or networks are given as peers and no method needs any.
+    """
+    if not methods:
+        raise InputError("no method to compare; name some, such as ce kd ickd")
+    made = [create(method) for method in methods]
+    names = [describe(method) for method in made]
+    for i, name in enumerate(names):
+        if name in names[:i]:
+            raise InputError(
+                f"{methods[names.index(name)]} and {methods[i]} are the same method; leave one of them out"
+            )
+    if peers and not any("peers" in method.needs for method in made):
         raise InputError(f"no peers are needed for {', '.join(methods)}; name a method such as dml, or leave them out")
 
 

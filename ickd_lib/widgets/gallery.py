@@ -118,8 +118,8 @@ def write(path: str | Path, title: str, about: str, content: Mapping[str, Any], 
         raise runtime.InputError(f"a gallery is an HTML file, but {path} does not end with .html")
     if not path.parent.is_dir():
         raise runtime.InputError(f"the folder {path.parent} does not exist; create it first")
-    style = "".join((HERE / name).read_text() for name in ("view.css", "gallery.css"))
-    script = "".join((HERE / name).read_text() for name in FILES)
+    style = "".join((HERE / name).read_text("utf-8") for name in ("view.css", "gallery.css"))
+    script = "".join((HERE / name).read_text("utf-8") for name in FILES)
     # Nothing inside the JSON can close its element. The browser executes no script but the one with this hash.
     text = json.dumps({**content, "sheets": sheets.encoded() if sheets else []}, separators=(",", ":")).replace(
         "<", "\\u003c"

@@ -20,7 +20,7 @@ class SearchBox(anywidget.AnyWidget):
         networks: names of the networks that a search may mention.
     """
 
-    _esm = (HERE / "search.js").read_text()
+    _esm = (HERE / "search.js").read_text("utf-8")
     value = Unicode("").tag(sync=True)
     placeholder = Unicode("").tag(sync=True)
     help = Unicode("").tag(sync=True)

@@ -81,8 +81,8 @@ class View(anywidget.AnyWidget):
     """
 
     # The text and not the path: anywidget watches paths, and its watcher would keep every view alive.
-    _esm = "".join((HERE / name).read_text() for name in SCRIPTS)
-    _css = (HERE / "view.css").read_text()
+    _esm = "".join((HERE / name).read_text("utf-8") for name in SCRIPTS)
+    _css = (HERE / "view.css").read_text("utf-8")
     waiting = Unicode("").tag(sync=True)
     tips = Dict().tag(sync=True)  # explanations of the explorer's controls, by the text of their labels
 
