@@ -23,7 +23,7 @@ NAMES = ("neighbours", "logits", "runs", "attribution", "suspects")
 ORDER = {
     "neighbours": (
         *("search", "test row", "class", "next", "random", "next mistake", "positives k⁺", "negatives k⁻"),
-        *("aggregation τₐ", "1", "4", "your own image", "or its path", "positive 1", "negative 1"),
+        *("aggregation τₐ", "1", "3", "your own image", "or its path", "positive 1", "negative 1"),
     ),
     "logits": (
         *("search", "map", "colour", "names", "select class", "select rows", "teacher right, student wrong"),

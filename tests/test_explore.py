@@ -134,7 +134,8 @@ def naive(method, found):
             target = (z / tau).softmax(0) if near else None
         else:
             target = sum(w * (z / tau).softmax(0) for w, z in zip(weights, near, strict=True))
-            z = tau * target.log() if near else None
+            mean = sum(w * z for w, z in zip(weights, near, strict=True))
+            z = tau * target.log() + (mean - tau * target.log()).mean() if near else None
         total["ce"] -= s.log_softmax(0)[label]
         total["kd"] += kl((t / tau).softmax(0))
         total["picd"] += kl(target) if near else 0

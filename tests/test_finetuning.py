@@ -81,8 +81,8 @@ def test_a_linear_probe_that_was_stopped_begins_again(digits, tmp_path, monkeypa
 
 def test_the_command(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
-    line = "teach resnet8 --labels 60 --epochs 1 --head-epochs 1 --batch-size 30 --device cpu"
-    assert cli.main([*line.split(), "--name", "big"]) == 0
+    line = "teach resnet8 --labels 60 --epochs 1 --batch-size 30 --device cpu"
+    assert cli.main([*line.split(), "--name", "big", "--head-epochs", "1"]) == 0
     assert "use it as a teacher: --teacher runs/big" in capsys.readouterr().out
     assert json.loads((tmp_path / "runs/big/config.json").read_text())["settings"]["method"]["name"] == "finetune"
     assert cli.main([*line.split(), "--name", "probe", "--linear-probe"]) == 0

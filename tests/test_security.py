@@ -100,7 +100,7 @@ def test_a_document_type_is_refused_before_its_entities_are_expanded(kind, tmp_p
     path = tmp_path / "a.xml"
     path.write_text(texts[kind])
     with pytest.raises(InputError, match=r"a\.xml declares a document type") as error:
-        voc._objects(path)
+        voc._annotated(path)
     assert "\n" not in str(error.value) and "precious" not in str(error.value)
 
 
