@@ -170,6 +170,26 @@ def test_a_worker_that_is_killed_ends_the_command_with_one_line(folder, tmp_path
     assert json.loads((tmp_path / "a/summary.json").read_text())["epochs"] == 2
 
 
+def test_a_job_that_is_preempted_writes_its_checkpoint(folder, tmp_path, monkeypatch, capsys):
+    """Slurm sends SIGTERM to all processes of a job, and torchrun sends it once more."""
+    take = stepper.Stepper.take
+
+    def preempting(self, groups, step):
+        take(self, groups, step)
+        if groups[0].states[0].position == (0, 3):
+            for process in [*(child.pid for child in multiprocessing.active_children()), os.getpid(), os.getpid()]:
+                os.kill(process, signal.SIGTERM)
+
+    line = f"train --dataset folder:{folder} --stream --workers 1 --method ce --epochs 2 --batch-size 4 --name a"
+    line += f" --checkpoint-seconds 1000 --device cpu --precision fp32 --runs {tmp_path}"
+    with monkeypatch.context() as patch:
+        patch.setattr(stepper.Stepper, "take", preempting)
+        assert cli.main(line.split()) == 130
+    assert "stopped; the same call or command continues from here" in capsys.readouterr().err
+    state = torch.load(tmp_path / "a/checkpoint.pt", weights_only=True)["a"]
+    assert (state["epoch"], state["step"]) == (0, 3) and not multiprocessing.active_children()
+
+
 def test_the_command_line_has_the_options(folder, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     line = f"train --dataset folder:{folder} --stream --crop resized --image-size 16 --views 2 --workers 1"

@@ -812,3 +812,13 @@ def test_a_module_that_is_no_network_of_this_library_is_named(digits):
     ):
         with pytest.raises(InputError, match="Sequential is no network of this library; make one of a module with"):
             call()
+
+
+def test_a_comparison_leaves_out_a_damaged_run_and_refuses_a_seed_twice(digits, tmp_path, capsys):
+    (tmp_path / "old").mkdir()
+    (tmp_path / "old" / "config.json").write_text("{")
+    options = {"student": "dropping", "recipe": RECIPE, "device": "cpu", "progress": False, "runs": tmp_path}
+    assert len(training.compare(["ce"], digits, seeds=[3], **options)["ce"]) == 1
+    assert "left out" in capsys.readouterr().err
+    with pytest.raises(InputError, match="contains a seed twice"):
+        training.compare(["ce"], digits, seeds=[0, 0], **options)

@@ -28,6 +28,9 @@ from ickd_lib.runtime import InputError
 Request = list[tuple[Tensor, Tensor | None]]  # positions of images and their views, for each part of a step
 
 
+GRACE = 30  # seconds after SIGTERM at which a process that decodes images ends, if the training has not ended it before
+
+
 class WorkerDied(InputError):
     """Raised where a process that decodes images ended; another attempt may succeed."""
 
@@ -292,6 +295,8 @@ def _apart(worker: int) -> None:
             signal.signal(getattr(signal, name), signal.SIG_IGN)
     if hasattr(os, "setpgid"):  # torchrun ends the process group of the training with SIGTERM
         os.setpgid(0, 0)
+    if hasattr(signal, "alarm"):  # Slurm ends all processes of a job with SIGTERM; the alarm ends this one later
+        signal.signal(signal.SIGTERM, lambda *_: signal.alarm(GRACE))
     sys.excepthook = _unless_abandoned
 
 

@@ -117,7 +117,7 @@ def processes(device: str = "auto") -> Iterator[torch.device]:
             raise InputError(f"this machine has {count} GPUs, but more processes; start one process for each GPU")
         torch.cuda.set_device(local)  # so that "auto" and "cuda" are this GPU
         chosen = find_device("cuda")
-    seconds = timedelta(seconds=float(os.environ.get("ICKD_TIMEOUT", TIMEOUT)))
+    seconds = timedelta(seconds=_timeout())
     try:
         store, number, count = next(dist.rendezvous("env://", timeout=seconds))
         _STORE[:] = [dist.PrefixStore("ickd", store)]
@@ -166,6 +166,14 @@ def any_process(*flags: bool) -> tuple[bool, ...]:
     found = torch.tensor(flags, dtype=torch.int8)
     dist.all_reduce(found, dist.ReduceOp.MAX)
     return tuple(bool(flag) for flag in found)
+
+
+def _timeout() -> float:
+    """Return the seconds that a process waits for the others."""
+    given = os.environ.get("ICKD_TIMEOUT", str(TIMEOUT))
+    if not given.isdecimal() or not int(given):
+        raise InputError(f"the environment variable ICKD_TIMEOUT={given} is not a number of seconds; give one above 0")
+    return float(given)
 
 
 def total(tensor: Tensor) -> Tensor:

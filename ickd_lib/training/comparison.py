@@ -94,6 +94,8 @@ def compare(
     check_methods(methods, peers)
     if teacher is not None:
         models.require_network(teacher)
+    if not isinstance(seeds, int) and len(set(seeds)) < len(seeds):
+        raise InputError(f"seeds={list(seeds)} contains a seed twice, whose students would be equal; give each once")
     chosen = runtime.device(device)
     needs_bank = bank is None and teacher is not None and any(create(method).needs_bank for method in methods)
     load = splits if callable(splits) else lambda: splits
@@ -163,7 +165,11 @@ def _recorded_precisions(
     banks: list[str] = []
     for path in sorted(runs.glob("*/config.json")):
         run = runtime.Run(path.parent)
-        same = run.settings.get("teacher") == mark and run.settings.get("method") in known
+        try:
+            same = run.settings.get("teacher") == mark and run.settings.get("method") in known
+        except InputError as error:  # another run may be damaged
+            runtime.notice(f"left out: {error}")
+            continue
         same = same and run.settings.get("data", {}).get("fingerprint") == splits.train.fingerprint
         if same and fingerprint(run.settings.get("recipe")) == fingerprint(asdict(recipe)):
             numerics = run.config.get("numerics", {})

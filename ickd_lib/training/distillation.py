@@ -202,6 +202,8 @@ def distill(
                     ),
                 ],
             )
+            if loop.stepper.loader:
+                stack.callback(loop.stepper.loader.close)
             loop.train(stop)
             reference = (
                 task.bank_samples(evaluated, splits.test, precision=numerics["precision"]) if evaluated else None

@@ -158,16 +158,16 @@ class Job:
         A job stops when the file `stop` appears, when the process that started it dies, or when Slurm is about to end
         it, for which submitit sends SIGUSR2.
         """
-        ended = threading.Event()
+        ended, asked = threading.Event(), threading.Event()
         parent = multiprocessing.parent_process()
 
         def watch() -> None:
             while not ended.wait(WATCH):
-                if (self.folder / self.stop).exists() or (parent and not parent.is_alive()):
+                if asked.is_set() or (self.folder / self.stop).exists() or (parent and not parent.is_alive()):
                     stop_training()
 
         if hasattr(signal, "SIGUSR2") and threading.current_thread() is threading.main_thread():
-            signal.signal(signal.SIGUSR2, lambda *_: stop_training())
+            signal.signal(signal.SIGUSR2, lambda *_: asked.set())
         threading.Thread(target=watch, daemon=True).start()
         try:
             with _printing_to(self.log):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import signal
 import threading
 import time
@@ -24,6 +25,7 @@ from ickd_lib.training.stepper import Stepper
 from ickd_lib.training.teacher_cache import TeacherCache
 
 AHEAD = {"cpu": 64, "cuda": 1024}  # number of steps for which the teacher cache is filled at once
+GRACE = 30  # seconds in which SIGTERM may be repeated without an effect
 AGREE = 8  # steps after which several processes agree on whether to stop or to write checkpoints
 WAIT = 0.5  # seconds by which the host may run ahead of a GPU
 _stops: list[threading.Event] = []  # the events that `stoppable` has yielded in this process
@@ -238,14 +240,20 @@ def stop_training() -> None:
 
 @contextlib.contextmanager
 def stoppable() -> Iterator[threading.Event]:
-    """Yield an event that Ctrl-C or SIGTERM sets, to stop training between two steps; a second signal stops at once."""
-    stop = threading.Event()
+    """Yield an event that Ctrl-C or SIGTERM sets, to stop training between two steps.
+
+    A second Ctrl-C stops at once, and so does a SIGTERM that comes GRACE seconds or more after the first signal. Slurm
+    and torchrun each send SIGTERM, one shortly after the other.
+    """
+    stop, since = threading.Event(), math.inf
     if threading.current_thread() is not threading.main_thread():
         yield stop
         return
 
     def handle(number: int, frame: object) -> None:
-        if stop.is_set():
+        nonlocal since
+        since = min(since, time.monotonic())
+        if stop.is_set() and (number == signal.SIGINT or time.monotonic() - since > GRACE):
             raise KeyboardInterrupt
         stop.set()
 

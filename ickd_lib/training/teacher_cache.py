@@ -17,7 +17,7 @@ from ickd_lib import runtime
 from ickd_lib.data import Batch, Images
 from ickd_lib.models import Network
 from ickd_lib.models.inference import images_of_a_pass
-from ickd_lib.runtime.distributed import gather, share, shares
+from ickd_lib.runtime.distributed import any_process, gather, share, shares
 from ickd_lib.runtime.locks import lock
 from ickd_lib.tasks import Samples
 from ickd_lib.training.stored_outputs import StoredOutputs, teacher_outputs
@@ -174,6 +174,10 @@ class _Log:
         count, records, keys = 0, np.empty(0, np.float16), np.empty(0, np.int64)
         try:
             parts, whole = runtime.from_main(lambda: self._whole(most))
+            files = zip(self._paths, self.sizes, (True, True, False), strict=True)
+            own = min(path.stat().st_size // size if path.is_file() else 0 for path, size, needed in files if needed)
+            if any_process(own < whole)[0]:
+                raise runtime.InputError(f"{self.folder} is not the same folder for all processes; name a shared one")
             for file, size, entries in zip(self._files, self.sizes, (whole, whole, parts), strict=False):
                 file.truncate(entries * size)
             if count := min(whole, most):
