@@ -23,7 +23,7 @@ def bank(labels):
 @pytest.fixture
 def crd():
     torch.manual_seed(0)
-    method = methods.create("crd", ce=0, dim=4, temperature=0.5)
+    method = methods.create("crd", ce=0, dim=4, temperature=0.5, memory_momentum=0.75)
     method.setup(D, D, C, ROWS)
     return method.double()
 
@@ -66,7 +66,7 @@ def naive_crd(method, seen):
             total -= sum(math.log(noise / (exponents[i][j] / z + noise + 1e-7)) for j in chosen[i][1:]) / B
     written = []
     for anchor, memory in zip(anchors, memories[::-1], strict=True):  # each network's own memory
-        mixed = [[(a + b) / 2 for a, b in zip(anchor[i], memory[i], strict=True)] for i in range(B)]
+        mixed = [[0.25 * a + 0.75 * b for a, b in zip(anchor[i], memory[i], strict=True)] for i in range(B)]
         written.append([[x / math.hypot(*row) for x in row] for row in mixed] + memory[B:])
     return total, written
 

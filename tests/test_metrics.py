@@ -28,6 +28,9 @@ def test_accuracy_calibration_and_fidelity_by_hand():
     bins = [[i for i in range(4) if b / 15 <= confidence[i] < (b + 1) / 15] for b in range(15)]
     expected = sum(abs(sum((right[i] - confidence[i]).item() for i in b)) for b in bins) / 4
     assert got["ece"] == pytest.approx(expected, abs=1e-6)
+    sure = torch.tensor([0.62, 0.68])  # in two of 15 bins, and in one of 10
+    apart = torch.stack([sure, 1 - sure], 1).log()
+    assert metrics.calibration_error(apart, torch.tensor([0, 1])) == pytest.approx((0.38 + 0.68) / 2, abs=1e-6)
     assert got["confidence"] == pytest.approx(confidence.mean().item(), rel=1e-6)
 
 
