@@ -4,6 +4,7 @@ import csv
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from ickd_lib import methods, training
 from ickd_lib.runtime import Diverged, InputError
@@ -75,6 +76,13 @@ def test_an_error_of_a_callback_at_the_start_is_the_one_that_is_raised(digits):
             recipe=training.Recipe(epochs=1),
             callbacks=[training.KeepWeights(1)],
         )
+
+
+def test_kept_weights_are_those_that_are_evaluated(digits, tmp_path):
+    recipe = Recipe(epochs=2, lr=0.05, schedule="cosine", batch_size=40, ema=0.9)
+    (history,) = train(digits, [training.KeepWeights(1)], runs=tmp_path, recipe=recipe).values()
+    kept = load_file(tmp_path / "0/weights/epoch-0002.safetensors")
+    assert all(torch.equal(value.cpu(), kept[name]) for name, value in history.network.state_dict().items())
 
 
 def test_a_callback_does_not_change_the_training(digits):

@@ -212,6 +212,9 @@ def test_the_comparison_measures_the_networks(folder, digits, teacher):
     (row,) = export.compare_models({"student": listed["student"]}, held_out, rounds=1)
     logits = models.predict(network, digits.train).logits
     assert row["temperature"] == pytest.approx(metrics.best_temperature(logits, digits.train.labels), rel=1e-3)
+    tested, labels = models.predict(network, digits.test).logits, digits.test.labels
+    for name, temperature in (("ece", 1.0), ("ece_scaled", row["temperature"])):
+        assert row[name] == pytest.approx(metrics.calibration_error(tested / temperature, labels), abs=1e-3)
     assert "fitted to the validation images" in export.table([row])
     (row,) = export.compare_models({"student": listed["student"]}, held_out, seen=["student"], rounds=1)
     assert row["fitted_on"] == "half of test" and row["temperature"] == pytest.approx(rows[1]["temperature"])

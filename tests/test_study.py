@@ -95,3 +95,16 @@ def test_intervals_are_wider_for_several_comparisons():
     mean, low, high = study.contrast(cells, "a", "b", "ece", 100)
     assert (mean, low, high) == pytest.approx((10, 10 - 4.30265 * 10 / 3**0.5, 10 + 4.30265 * 10 / 3**0.5), rel=1e-4)
     assert study.contrast(cells, "a", "b", "ece", 100, 4)[2] == pytest.approx(10 + 8.8602 * 10 / 3**0.5, rel=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("gains", "worse", "adopted"),
+    [((0.9, 1.0, 1.1), 0.01, "yes"), ((0.9, 1.0, 1.1), 0.03, "no"), ((-1.0, 1.0, 3.0), 0.0, "no")],
+)
+def test_a_candidate_is_adopted_by_the_rule(gains, worse, adopted):
+    """The corrected interval of its gain is above 0, and its scaled NLL at most 0.02 higher."""
+    cells = {arm: {} for arm in ("nearest", "gate")}
+    for seed, gain in enumerate(gains):
+        cells["nearest"]["t", seed] = {"accuracy": 0.3, "scaled_nll": 2.0}
+        cells["gate"]["t", seed] = {"accuracy": 0.3 + gain / 100, "scaled_nll": 2.0 + worse}
+    assert study.candidates_table(cells)[-1].endswith(f" | {adopted} |")

@@ -131,6 +131,7 @@ def test_other_data_another_teacher_or_features_are_another_cache(digits, frozen
     ):
         assert TeacherCache(teacher, images, features=features, folder=tmp_path).known == 0
     assert len(list(tmp_path.iterdir())) == 4
+    assert TeacherCache(frozen, digits.train, precision="bf16", folder=tmp_path).known == 0
 
 
 def test_what_a_kill_cuts_short_is_cut_off(digits, frozen, tmp_path):

@@ -26,9 +26,7 @@ from ickd_lib.data.streamed import StreamedImages
 from ickd_lib.runtime import InputError
 
 Request = list[tuple[Tensor, Tensor | None]]  # positions of images and their views, for each part of a step
-
-
-GRACE = 30  # seconds after SIGTERM at which a process that decodes images ends, if the training has not ended it before
+GRACE = 30  # seconds that a training has after SIGTERM to write its checkpoint
 
 
 class WorkerDied(InputError):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
@@ -84,7 +85,7 @@ class Detections(NamedTuple):
     scores: Tensor
 
 
-class Detector(Network):
+class Detector(Network, ABC):
     """A detector of torchvision, with preprocessing inside: `TwoStage`, `OneStage` or `CentreSampled`.
 
     Images are a tensor [B, 3, H, W] or B tensors [3, H_i, W_i] of floats in [0, 1], in the size that the data has.
@@ -220,14 +221,15 @@ class Detector(Network):
         boxes = prepared.scaled(boxes, back=True)
         return [Detections(*one) for one in zip(boxes, [one - 1 for one in labels], scores, strict=True)]
 
+    @abstractmethod
     def _settings(self) -> list[tuple[Any, tuple[str, ...]]]:
         """Return parts of the module, each with the names of those of its attributes that the outputs depend on."""
-        raise NotImplementedError
 
+    @abstractmethod
     def _own_regions(self, prepared: Prepared, maps: bool) -> Regions:
         """Compute the outputs for the detector's own regions."""
-        raise NotImplementedError
 
+    @abstractmethod
     def _trained(
         self, prepared: Prepared, targets: list[dict[str, Tensor]], maps: bool
     ) -> tuple[dict[str, Tensor], Regions, list[Tensor], list[Tensor]]:
@@ -236,15 +238,14 @@ class Detector(Network):
         Targets have "boxes" in pixels of the resized images, and "labels" from 1 to C. The matched target of a region
         on the background is arbitrary, and 0 if the image has no targets.
         """
-        raise NotImplementedError
 
+    @abstractmethod
     def _regions_at(self, prepared: Prepared, boxes: list[Tensor], maps: bool, annotated: bool) -> Regions:
         """Compute the outputs for boxes in pixels of the original images."""
-        raise NotImplementedError
 
+    @abstractmethod
     def _detected(self, prepared: Prepared) -> tuple[list[Tensor], list[Tensor], list[Tensor]]:
         """Return boxes in pixels of the resized images, labels from 1 to C and scores of each image."""
-        raise NotImplementedError
 
     def _checked(self, images: Tensor | Sequence[Tensor]) -> list[Tensor]:
         """Return the images as a list; raise an InputError if they are not images."""

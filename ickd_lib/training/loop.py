@@ -13,6 +13,7 @@ import torch
 
 from ickd_lib import runtime
 from ickd_lib.data import Splits
+from ickd_lib.data.loader import GRACE
 from ickd_lib.runtime import Diverged, NotFinite
 from ickd_lib.runtime.distributed import any_process, wait_for_all
 from ickd_lib.tasks import Task
@@ -25,7 +26,6 @@ from ickd_lib.training.stepper import Stepper
 from ickd_lib.training.teacher_cache import TeacherCache
 
 AHEAD = {"cpu": 64, "cuda": 1024}  # number of steps for which the teacher cache is filled at once
-GRACE = 30  # seconds in which SIGTERM may be repeated without an effect
 AGREE = 8  # steps after which several processes agree on whether to stop or to write checkpoints
 WAIT = 0.5  # seconds by which the host may run ahead of a GPU
 _stops: list[threading.Event] = []  # the events that `stoppable` has yielded in this process

@@ -113,9 +113,8 @@ def load(folder: str | Path, *, device: str | torch.device = "auto") -> Network:
         spec = {key: origin[key] for key in ("num_classes", "mean", "std")}
         name, reused, trained_on = origin["network"], origin.get("reused"), (data["name"], data["images"])
         classes = tuple(data.get("classes", ()))
-        torch.tensor(
-            [*spec["mean"], *spec["std"], spec["num_classes"]], dtype=torch.float
-        )  # an error if one is no number
+        if not all(isinstance(number, (int, float)) for number in (*spec["mean"], *spec["std"], spec["num_classes"])):
+            raise TypeError("the mean, the standard deviation or the number of classes is not a number")
         if not all(isinstance(text, str) for text in (name, *classes)):
             raise TypeError("the name of the network or of a class is not a text")
     network = _loaded(name, spec, Path(folder) / "student.safetensors", reused)
