@@ -32,6 +32,7 @@ import retrieval_large
 import shipping
 import speed
 import tables
+import teachers
 import unlabelled
 
 RECIPE = Recipe(epochs=2, batch_size=16, schedule="cosine")
@@ -589,3 +590,13 @@ def test_unlabelled_images_are_reported_beside_labels_alone(monkeypatch, capsys)
     printed = capsys.readouterr().out
     assert "| `ce` | 0 | 2 | 30.50 ± 0.71 |  |" in printed
     assert "| `kd` | 9,000 | 2 | 40.50 ± 0.71 | +10.00 (+10.00 to +10.00) |" in printed
+
+
+def test_what_a_cache_of_the_largest_logits_changes():
+    logits = torch.tensor([[3.0, 1.0, 0.0, -1.0]])
+    found = teachers.stored(logits, 1)
+    assert found["bytes"] == 6  # the position, the logit and the common one of the others, 16 bits each
+    common = 2 * (torch.logsumexp(logits[0, 1:] / 2, 0) - torch.log(torch.tensor(3.0)))
+    restored = torch.cat([logits[0, :1], common.expand(3)]).log_softmax(0)
+    expected = (logits[0].softmax(0) * (logits[0].log_softmax(0) - restored)).sum()
+    assert found["kl"]["1"] == pytest.approx(expected.item(), rel=1e-3)

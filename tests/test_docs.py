@@ -252,6 +252,20 @@ def reported_study() -> str:
     return subprocess.run(script, capture_output=True, text=True, check=True, env=env).stdout
 
 
+def test_the_numbers_of_the_published_teachers_are_those_of_the_committed_file():
+    script = [sys.executable, ROOT / "benchmarks/teachers.py", "--print", RESULTS / "teachers.json"]
+    env = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    printed = subprocess.run(script, capture_output=True, text=True, check=True, env=env).stdout.splitlines()
+    page = (ROOT / "docs/data.md").read_text()
+    assert all(line in page for line in printed if " B |" in line)
+    accuracies = dict(line.split(" | ") for line in printed if line.startswith(("| resnet", "| wrn")))
+    shown = re.search(
+        r"ResNet56 \((.+)% test accuracy\), WRN-16-2 \((.+)%\) and ResNet20 \((.+)%\)",
+        (ROOT / "docs/study.md").read_text(),
+    )
+    assert shown and [f"{one} |" for one in shown.groups()] == list(accuracies.values())
+
+
 def test_the_table_of_own_images_is_that_of_the_committed_runs(tmp_path):
     page = tmp_path / "report.md"
     page.write_text(runs.table(runs.finished([RESULTS / "own_images.json"]), best_first=True))
