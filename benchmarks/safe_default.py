@@ -87,7 +87,7 @@ def settings(given: argparse.Namespace) -> dict[str, Setting]:
         "beds and couches": Setting(lambda: cifar(300, "bed", "couch"), 40, 40, held_out=False),
         "CIFAR-100, few images": Setting(lambda: cifar(5000), 20, 0, lambda: cifar(0), False),
         "digits, weak teacher": Setting(lambda: digits(300), 40, 20, lambda: digits(100), False),
-        "furniture, weak teacher": Setting(lambda: cifar(3000, *FURNITURE), 20, 20),
+        "furniture": Setting(lambda: cifar(3000, *FURNITURE), 20, 20),
         "CIFAR-100, more images": Setting(lambda: cifar(20_000), 4, 0, lambda: cifar(0)),
     }
     if given.cells:
