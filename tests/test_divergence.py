@@ -132,6 +132,21 @@ def test_a_checkpoint_is_finite_before_it_replaces_another(digits, tmp_path, cha
     assert all(value.isfinite().all() for part in tensors for value in part.values() if torch.is_tensor(value))
 
 
+def test_a_resumed_run_names_the_checkpoint_from_which_it_was_resumed(digits, tmp_path):
+    class Stops(Callback):
+        def step(self, training):
+            if (training.epoch, training.step) == (1, 1):
+                raise KeyboardInterrupt
+
+        def end(self, training):
+            training.save()
+
+    with pytest.raises(KeyboardInterrupt):
+        train(digits, [Student("resnet8", "ce", 0, "a")], callbacks=[Stops()], runs=tmp_path)
+    with pytest.raises(Diverged, match=r"its last good checkpoint is \S+a/checkpoint\.pt, of epoch 2, step 1$"):
+        train(digits, [Student("resnet8", "ce", 0, "a")], callbacks=[Spoils(spoil_weight, 1, 2)], runs=tmp_path)
+
+
 def test_a_run_without_a_checkpoint_says_so(digits, tmp_path):
     with pytest.raises(Diverged, match=r"; there is no checkpoint of it$"):
         train(digits, [Student("resnet8", "ce", 0, "a")], callbacks=[Spoils(spoil_weight, 0, 1)], runs=tmp_path)

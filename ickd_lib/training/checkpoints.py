@@ -134,7 +134,7 @@ class Checkpoint:
                 runtime.notice(f"{record.run.folder}/metrics.jsonl is written anew from the checkpoint")
 
     def _kept(self) -> dict[str, Any]:
-        """Return the states in the checkpoint of finished students, which are complete without it; {} if it is lost."""
+        """Return the states in the checkpoint; {} if it is lost, which finished students do not need."""
         with contextlib.suppress(Exception):  # torch.load raises many types on damage
             if self.path:
                 runtime.check_object(self.path)

@@ -125,7 +125,7 @@ def distill(
     evaluated = None if isinstance(frozen, Predictions) else frozen
     if evaluated and (name := not_finite(evaluated.state_dict())):
         raise InputError(f"the teacher {evaluated.name} has values that are not finite in {name}; give another teacher")
-    groups, records, locks = _prepare(
+    checkpoints, records, locks = _prepare(
         students,
         splits.train,
         runs=runs,
@@ -170,40 +170,38 @@ def distill(
             for state in waiting:
                 records[state].recall = own_bank.recall(state) if own_bank else {}
             _create_runs(waiting, records, numerics, device)
-            going = [group for group in groups if any(state in waiting for state in group.states)]
+            going = {
+                group: kept for group, kept in checkpoints.items() if any(state in waiting for state in group.states)
+            }
+            captured = capture and numerics["captured"] and runtime.world() == 1
+            stepper = Stepper(
+                list(going),
+                splits.train,
+                task,
+                source,
+                own_bank,
+                batch_size=recipe.batch_size,
+                precision=numerics["precision"],
+                epochs=recipe.epochs,
+                capture=_capture(captured, callbacks, waiting, splits.train),
+            )
+            if stepper.loader:
+                stack.callback(stepper.loader.close)
+            hooks = list(callbacks)
+            if progress and runtime.rank() == 0:
+                hooks.append(ProgressBar(progress if isinstance(progress, str) else ""))
             loop = Loop(
                 going,
                 records,
                 splits,
                 task,
-                Stepper(
-                    going,
-                    splits.train,
-                    task,
-                    source,
-                    own_bank,
-                    batch_size=recipe.batch_size,
-                    precision=numerics["precision"],
-                    epochs=recipe.epochs,
-                    capture=_capture(
-                        capture and numerics["captured"] and runtime.world() == 1, callbacks, waiting, splits.train
-                    ),
-                ),
+                stepper,
                 recipe=recipe,
                 data_seed=data_seed,
                 evaluate_every=evaluate_every,
                 checkpoint_seconds=checkpoint_seconds,
-                callbacks=[
-                    *callbacks,
-                    *(
-                        [ProgressBar(progress if isinstance(progress, str) else "")]
-                        if progress and runtime.rank() == 0
-                        else []
-                    ),
-                ],
+                callbacks=hooks,
             )
-            if loop.stepper.loader:
-                stack.callback(loop.stepper.loader.close)
             loop.train(stop)
             reference = (
                 task.bank_samples(evaluated, splits.test, precision=numerics["precision"]) if evaluated else None
@@ -211,13 +209,12 @@ def distill(
             for state in loop.states:
                 if state in waiting:
                     records[state].finish(state, splits, task, numerics["precision"], reference, len(students))
-            if any_process(stop.is_set())[
-                0
-            ]:  # the stop came after the last step, but the caller may have more to train
+            (late,) = any_process(stop.is_set())
+            if late:  # the stop came after the last step, but the caller may have more to train
                 raise stopped(loop)
     wait_for_all()  # so that all run folders are complete for every process
     histories = {state.learner.name: record.history() for state, record in records.items() if record.finished}
-    if failed := [group.failed for group in groups if group.failed]:
+    if failed := [group.failed for group in checkpoints if group.failed]:
         raise Diverged("; ".join(failed), histories)
     return histories
 
@@ -246,33 +243,33 @@ def _prepare(
     recipe: Recipe,
     device: torch.device,
     **given: Any,
-) -> tuple[list[PeerGroup], Records, contextlib.ExitStack]:
+) -> tuple[dict[PeerGroup, Checkpoint], Records, contextlib.ExitStack]:
     """Return the peer groups, restored from their checkpoints, and the records of all students in the order given.
 
     The third value holds the locks on the run folders of the students that are not finished.
     """
     made = learners(students, train, task=task, recipe=recipe, device=device, **given)
     steps = Sampler(train).steps(recipe.batch_size)
-    states = {
-        learner.position: TrainingState(learner, recipe, steps, train.size) for group in made for learner in group
-    }
-    records = {state: RunRecord(state.learner) for _, state in sorted(states.items())}
-    groups = [PeerGroup([states[learner.position] for learner in group], task, train) for group in made]
+    records = {TrainingState(learner, recipe, steps, train.size): RunRecord(learner) for learner in made}
+    groups = [
+        PeerGroup([state for state in records if state.learner.group == name], task, train)
+        for name in dict.fromkeys(learner.group for learner in made)
+    ]
     with contextlib.ExitStack() as locks:
         if runs is not None:
             environment = runtime.environment(device)
             for record in records.values():
                 record.open(Path(runs), resume, environment)
             runtime.from_main(lambda: _lock(records.values(), locks))
-            for group in groups:
-                for state in group.states:
-                    if records[state].finished:
-                        state.epoch = recipe.epochs
-                checkpoint = Checkpoint(group, records)
-                checkpoint.restore()
-                checkpoint.restore_methods()
-                runtime.from_main(checkpoint.complete_records)
-        return groups, records, locks.pop_all()
+        for state, record in records.items():
+            if record.finished:
+                state.epoch = recipe.epochs
+        checkpoints = {group: Checkpoint(group, records) for group in groups}
+        for checkpoint in checkpoints.values():
+            checkpoint.restore()
+            checkpoint.restore_methods()
+            runtime.from_main(checkpoint.complete_records)
+        return checkpoints, records, locks.pop_all()
 
 
 def _check_precision(record: RunRecord, precision: str) -> None:
@@ -307,7 +304,7 @@ def _numerics(
     cached: int | None,
     capture: bool,
 ) -> dict[str, Any]:
-    """Return what changes rounding beside the settings. Resumed runs keep the numerics that they were started with.
+    """Return the numerics: device, precision, threads, teacher cache and capture. Resumed runs keep theirs.
 
     `cached` is the number of logits that a teacher cache stores, 0 for all; None if there is no cache.
 

@@ -117,7 +117,7 @@ def _probe(
         "data_seed": data_seed,
         "evaluate_every": recipe.epochs,
     }
-    ((learner,),) = learners([student], train, task=task, device=device, **given)
+    (learner,) = learners([student], train, task=task, device=device, **given)
     settings = {**learner.settings, "linear_probe": True}
     label = f"{learner.network.name}-linear-probe-seed{student.seed}"
     learner = replace(learner, settings=settings, name=student.name or default_name(label, settings))

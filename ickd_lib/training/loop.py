@@ -7,7 +7,7 @@ import math
 import signal
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 import torch
 
@@ -35,7 +35,7 @@ class Loop:
     """Trains peer groups to the end of the recipe. Callbacks receive this object.
 
     Args:
-        groups: the peer groups, each at the position of its checkpoint.
+        checkpoints: the peer groups, each at the position of its checkpoint.
         records: the run folder and the records of each student.
         splits: the data.
         task: defines the samples of an image and the metrics.
@@ -53,7 +53,7 @@ class Loop:
 
     def __init__(
         self,
-        groups: Sequence[PeerGroup],
+        checkpoints: Mapping[PeerGroup, Checkpoint],
         records: Records,
         splits: Splits,
         task: Task,
@@ -65,12 +65,12 @@ class Loop:
         checkpoint_seconds: float,
         callbacks: Sequence[Callback],
     ) -> None:
-        self.groups, self.records, self.splits, self.task, self.stepper = list(groups), records, splits, task, stepper
+        self.checkpoints, self.groups, self.records = checkpoints, list(checkpoints), records
+        self.splits, self.task, self.stepper = splits, task, stepper
         self.recipe, self.data_seed, self.evaluate_every = recipe, data_seed, evaluate_every
         self.checkpoint_seconds, self.callbacks = checkpoint_seconds, callbacks
-        self.checkpoints = {group: Checkpoint(group, records) for group in groups}
         self.steps, self.ended = stepper.steps, list[TrainingState]()
-        self.epoch, self.step = min(group.position for group in groups)
+        self.epoch, self.step = min(group.position for group in checkpoints)
         self.device = stepper.order.device
 
     @property

@@ -43,7 +43,7 @@ class StepInputs:
     batch: the augmented images; with several processes, this process's part of them.
     strong: a second, strongly augmented view of the images; None if no method needs it.
     partner: random images of the same classes; None if no method needs them.
-    images: number of images in the whole batch, of which several processes have a part each in `batch`.
+    images: number of images in the whole batch, which `batch` is a part of with several processes.
     whole: whether the samples of the whole batch are gathered, because a method compares samples of a batch.
     teacher: computes the teacher's samples of the batch (at the places of a student's samples, if the task needs that);
         None if no method needs them.
@@ -236,14 +236,11 @@ def whole_batch(inputs: StepInputs, samples: Samples, supervised: Tensor) -> tup
     """Return samples and supervised loss of the whole batch if a method needs them, else those of the own part."""
     if not inputs.whole:
         return samples, supervised
-    weight, images = (
-        inputs.task.weight(inputs.batch),
-        torch.tensor(len(inputs.batch.index), device=samples.labels.device),
-    )
-    found = gathered(samples, inputs.images)
+    whole = gathered(samples, inputs.images)
     if samples.fixed is not None:
-        found = replace(found, fixed=whole_loss(samples.fixed, images))
-    return found, whole_loss(supervised, weight)
+        images = torch.tensor(len(inputs.batch.index), device=samples.labels.device)
+        whole = replace(whole, fixed=whole_loss(samples.fixed, images))
+    return whole, whole_loss(supervised, inputs.task.weight(inputs.batch))
 
 
 @torch.no_grad()

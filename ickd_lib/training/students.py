@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Hashable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
@@ -48,6 +48,7 @@ class Learner:
 
     name: name of its run folder.
     position: position in the list of students that was given.
+    group: equal for the students of one peer group.
     seed: see `Student`.
     network, method: network and method on the training device.
     common: positions in the student's and the teacher's logits of the classes that both have, shape [K] each; None if
@@ -59,6 +60,7 @@ class Learner:
 
     name: str
     position: int
+    group: Hashable
     seed: int
     network: Network
     method: methods.Method
@@ -83,8 +85,8 @@ def learners(
     device: torch.device,
     sync_batchnorm: bool = False,
     search: str | Faiss = "exact",
-) -> list[list[Learner]]:
-    """Create the students of each peer group; a student without peers is a group of its own.
+) -> list[Learner]:
+    """Create the students, in the order given; a student without peers is a group of its own.
 
     Raises:
         InputError: a network or method does not fit the data or the teacher, a method needs peers and has none, or two
@@ -116,20 +118,21 @@ def learners(
         **({"sync_batchnorm": True} if sync_batchnorm else {}),
     }
     approximate = requested(search)
-    groups: dict[object, list[Learner]] = {}
-    for i, student in enumerate(students):
-        learner = _learner(i, student, train, task, teacher, bank, shared, device, approximate)
-        own = student.peer_group or ("peers" in learner.method.needs) or (i,)
-        groups.setdefault(own, []).append(learner)
-    every = [learner for group in groups.values() for learner in group]
-    if approximate and not any("search" in learner.settings for learner in every):
+    made = [
+        _learner(i, student, train, task, teacher, bank, shared, device, approximate)
+        for i, student in enumerate(students)
+    ]
+    if approximate and not any("search" in learner.settings for learner in made):
         raise InputError("search='faiss' is for a method with nearest negatives from the teacher's bank, such as ickd")
-    for group in groups.values():
-        made = [(students[one.position].network, methods.describe(one.method), one.seed) for one in group]
-        if any(isinstance(one[0], str) and made.count(one) > 1 for one in made):
-            runtime.notice("two peers have the same network, method and seed, so they stay equal; change one seed")
-    named = [[_named(learner, group) for learner in group] for group in groups.values()]
-    names = [learner.name for group in named for learner in group]
+    alike = [
+        (one.group, students[one.position].network, methods.describe(one.method), one.seed)
+        for one in made
+        if isinstance(students[one.position].network, str)
+    ]
+    if len(set(alike)) < len(alike):
+        runtime.notice("two peers have the same network, method and seed, so they stay equal; change one seed")
+    named = [_named(one, [peer for peer in made if peer.group == one.group], students[one.position]) for one in made]
+    names = [learner.name for learner in named]
     for name in names:
         if names.count(name) > 1:
             raise InputError(f"two students are named {name!r}; give each a different name")
@@ -187,12 +190,13 @@ def _learner(
     return Learner(
         student.name,
         position,
+        student.peer_group or ("peers" in method.needs) or (position,),
         student.seed,
         network,
         method,
         common and (common[0].to(device), common[1].to(device)),
         _classifiers(network, teacher, train.size) if "classifiers" in method.needs else None,
-        settings | {"peer_group": student.peer_group},
+        settings,
     )
 
 
@@ -213,7 +217,7 @@ def continued(students: Sequence[Student], learners: Iterable[Learner]) -> Itera
 
 
 def searched(spec: methods.Retrieval) -> bool:
-    """Return whether the negatives of a request are the nearest ones in a table, for which an approximate search is."""
+    """Return whether the negatives of a request are in a table and the nearest ones, so that faiss may find them."""
     nearest = spec.negatives > 0 and spec.negatives_order == "nearest"
     return spec.source == "teacher" and spec.query == "row" and nearest
 
@@ -236,16 +240,15 @@ def _classifiers(
     return models.classifier(network, size=size)[1], models.classifier(teacher, size=size)[1] if teacher else None
 
 
-def _named(learner: Learner, group: Sequence[Learner]) -> Learner:
+def _named(learner: Learner, group: Sequence[Learner], student: Student) -> Learner:
     """Return the student with its peers in its settings, and with its name."""
     settings = dict(learner.settings)
-    given = settings.pop("peer_group")
     if len(group) > 1:
         described = [{key: one.settings[key] for key in ("student", "method", "seed")} for one in group]
         mark = runtime.fingerprint(sorted(described, key=str))[:6]
         own = next(i for i, one in enumerate(group) if one is learner)
         others = sorted(described[:own] + described[own + 1 :], key=str)
-        settings |= {"peers": others, "peer_group": given or mark}
+        settings |= {"peers": others, "peer_group": student.peer_group or mark}
     elif "peers" in learner.method.needs:
         raise InputError(
             f"method {learner.method.config['name']!r} needs peers, and there are none; train two or more students of "
