@@ -7,7 +7,7 @@ from torch import nn
 from ickd_lib import models, runtime, training
 from ickd_lib.models import Network, Output
 from ickd_lib.training import Recipe, Student
-from ickd_lib.training.stepper import TeacherPass
+from ickd_lib.training.teacher_source import TeacherPass
 
 
 def trained_statistics(network):

@@ -16,8 +16,8 @@ from ickd_lib import data, methods, models, runtime, training
 from ickd_lib.data import Sampler
 from ickd_lib.runtime import InputError
 from ickd_lib.training import Recipe, StreamedTeacherCache, Student, TeacherCache, stepper, streamed_cache
-from ickd_lib.training.loop import AHEAD
 from ickd_lib.training.stored_outputs import SPREAD, StoredOutputs
+from ickd_lib.training.teacher_cache import AHEAD
 
 HALF = 1e-3  # the rounding of half precision, relative
 RECIPE = Recipe(epochs=3, batch_size=16, lr=0.02, schedule="cosine")

@@ -30,10 +30,8 @@ from ickd_lib.training.records import History, RunRecord
 from ickd_lib.training.several import check_equal, check_parts
 from ickd_lib.training.state import TrainingState, not_finite
 from ickd_lib.training.stepper import Stepper
-from ickd_lib.training.streamed_cache import StreamedTeacherCache
 from ickd_lib.training.students import Student, continued, learners
-from ickd_lib.training.teacher_cache import TeacherCache
-from ickd_lib.training.teacher_source import cacheable, fits_cache, folds, teacher_bank, teacher_source
+from ickd_lib.training.teacher_choice import cacheable, fits_cache, folds, teacher_bank, teacher_source
 
 
 @checked
@@ -164,7 +162,7 @@ def distill(
             source = teacher_source(
                 waiting, splits.train, frozen, task, numerics, teacher_cache, teacher_cache_gigabytes
             )
-            if isinstance(source, (TeacherCache, StreamedTeacherCache)):
+            if source:
                 stack.callback(source.close)
             own_bank = teacher_bank(bank, waiting, splits.train, frozen, task, numerics["precision"], search)
             for state in waiting:

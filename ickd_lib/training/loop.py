@@ -23,9 +23,8 @@ from ickd_lib.training.peers import PeerGroup
 from ickd_lib.training.recipe import Recipe
 from ickd_lib.training.state import TrainingState
 from ickd_lib.training.stepper import Stepper
-from ickd_lib.training.teacher_cache import TeacherCache
+from ickd_lib.training.teacher_cache import AHEAD
 
-AHEAD = {"cpu": 64, "cuda": 1024}  # number of steps for which the teacher cache is filled at once
 AGREE = 8  # steps after which several processes agree on whether to stop or to write checkpoints
 WAIT = 0.5  # seconds by which the host may run ahead of a GPU
 _stops: list[threading.Event] = []  # the events that `stoppable` has yielded in this process
@@ -110,7 +109,7 @@ class Loop:
         self.stepper.begin(self.data_seed, self.epoch, first)
         for step in range(first, self.steps):
             ahead = AHEAD[self.device.type]
-            if isinstance(self.stepper.teacher, TeacherCache) and (step - first) % ahead == 0:
+            if self.stepper.teacher and (step - first) % ahead == 0:
                 self.stepper.teacher.fill(*self.stepper.planned(step, ahead))
             # A group that was resumed at a later step joins when the others have reached it.
             stepping = [group for group in self.going if group.position == (self.epoch, step)]

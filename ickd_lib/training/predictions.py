@@ -12,10 +12,9 @@ import torch
 from torch import Tensor
 
 from ickd_lib import runtime
-from ickd_lib.data import Batch, Images, Splits
+from ickd_lib.data import Images, Splits
 from ickd_lib.models import Network, Output
 from ickd_lib.runtime import InputError
-from ickd_lib.tasks import Samples
 
 SMOOTHING = 0.1  # probability of all other classes together where a file names a class without its probability
 LEAST = 1e-6  # smallest probability, because the logit of 0 is infinite
@@ -49,11 +48,9 @@ class Predictions(Network):
             f"{self.name} has predictions for training images alone, and no network; give a network instead"
         )
 
-    def of(self, batch: Batch, like: Samples | None = None) -> Samples:
-        """Return the teacher's samples of a batch, without features."""
-        logits = self.logits[self.place[batch.index]]
-        image = torch.arange(len(logits), device=logits.device)
-        return Samples(logits, logits.new_empty(len(logits), 0), batch.labels, batch.index, image)
+    def of(self, index: Tensor) -> Tensor:
+        """Return the logits of images, shape [B, C], by their rows in the data set, shape [B]."""
+        return self.logits[self.place[index]]
 
     def require(self, train: Images) -> None:
         """Raise InputError if an image of `train` has no prediction, or if images are mixed."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 
 import torch
@@ -19,6 +19,7 @@ from ickd_lib.training.in_context import TeacherBank
 from ickd_lib.training.peers import PeerGroup
 from ickd_lib.training.several import gathered, whole_loss
 from ickd_lib.training.state import TrainingState, not_finite
+from ickd_lib.training.teacher_source import TeacherSource
 
 
 @dataclass(frozen=True)
@@ -61,7 +62,7 @@ class StepInputs:
     partner: Batch | None
     images: int
     whole: bool
-    teacher: Callable[[Batch, Samples | None], Samples] | None
+    teacher: TeacherSource | None
     bank: TeacherBank | None
     precision: str
     step: Tensor

@@ -2,43 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor
 
 from ickd_lib import runtime
-from ickd_lib.data import Batch, Images, LabelledImages, Loader, Sampler
+from ickd_lib.data import Images, LabelledImages, Loader, Sampler
 from ickd_lib.data.loader import Loaded
-from ickd_lib.models import Network
 from ickd_lib.runtime.distributed import share
 from ickd_lib.runtime.memory import out_of_memory
-from ickd_lib.tasks import Samples, Task
+from ickd_lib.tasks import Task
 from ickd_lib.training.capture import Capture, CapturedSteps, works_on_host
 from ickd_lib.training.in_context import TeacherBank
 from ickd_lib.training.peers import PeerGroup
 from ickd_lib.training.state import not_finite
 from ickd_lib.training.step import StepInputs, Targets, fault, teacher_targets, train_step
-
-TeacherSource = Callable[[Batch, Samples | None], Samples]  # returns the teacher's samples of a batch
-
-
-class TeacherPass:
-    """Computes the teacher's samples of a batch by a forward pass.
-
-    Args:
-        task: defines the samples of an image.
-        teacher: a frozen network.
-        maps: whether a method compares the outputs of its stages.
-        precision: precision of the network, "fp32" or "bf16".
-    """
-
-    def __init__(self, task: Task, teacher: Network, *, maps: bool, precision: str) -> None:
-        self.task, self.teacher, self.maps, self.precision = task, teacher, maps, precision
-
-    def __call__(self, batch: Batch, like: Samples | None = None) -> Samples:
-        """Return the teacher's samples, at the places of the samples `like` if the task needs that."""
-        return self.task.samples(self.teacher, batch, like=like, maps=self.maps, precision=self.precision)[0]
+from ickd_lib.training.teacher_source import TeacherSource
 
 
 class Stepper:
@@ -204,7 +184,7 @@ class Stepper:
         They are computed again, without augmentation. With several processes, of which each may ask for another step,
         and without a teacher's network, the result is True.
         """
-        network = getattr(self.teacher, "teacher", None)
+        network = self.teacher.teacher if self.teacher else None
         if network is None or runtime.world() > 1:
             return True
         images = self.train.subset(self.planned(step)[0])
@@ -216,7 +196,7 @@ class Stepper:
         places = self.step * self.batch_size + torch.arange(size, device=self.step.device)
         rows, view = self._own(self.order[places], self.view[places])
         batch = self.sampler.batch(rows, view, *self.keys, step)
-        data_seed, epoch = self.keys if self.pairs or self.two_views else (0, 0)
+        data_seed, epoch = self.keys
         strong = partner = None
         if self.two_views:
             strong = self.sampler.strong_view(rows, data_seed=data_seed, epoch=epoch, step=step)

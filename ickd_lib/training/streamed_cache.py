@@ -15,9 +15,10 @@ from ickd_lib.data import Batch, StreamedImages
 from ickd_lib.models import Network
 from ickd_lib.tasks import Samples
 from ickd_lib.training.stored_outputs import StoredOutputs, teacher_outputs
+from ickd_lib.training.teacher_source import TeacherSource, samples_of
 
 
-class StreamedTeacherCache:
+class StreamedTeacherCache(TeacherSource):
     """The teacher's outputs for numbered views of streamed images, in half precision, in a memory-mapped file.
 
     The teacher is evaluated on the views of a batch whose outputs are not stored yet, so that no image is decoded for
@@ -32,6 +33,8 @@ class StreamedTeacherCache:
         gigabytes: largest size of the cache. Views beyond it are computed each time; a note is printed.
         top: number of the largest logits that are stored; 0 stores all (`StoredOutputs`).
     """
+
+    teacher: Network
 
     def __init__(
         self,
@@ -71,7 +74,6 @@ class StreamedTeacherCache:
 
     @torch.no_grad()
     def __call__(self, batch: Batch, like: Samples | None = None) -> Samples:
-        """Return the teacher's samples of a batch: stored ones, or those of a forward pass, which are then stored."""
         index, view = batch.planned or (batch.index.cpu(), batch.view.cpu())
         device = batch.labels.device
         keys = (self._position[index] * self.views + view).numpy()
@@ -84,9 +86,7 @@ class StreamedTeacherCache:
             fresh = self.records.pack(output.logits, output.features)
             records[at] = fresh
             self._slots.write(keys[~found], fresh.cpu().numpy())
-        logits, features = self.records.unpack(records)
-        image = torch.arange(len(batch.labels), device=device)
-        return Samples(logits, features, batch.labels, batch.index, image)
+        return samples_of(batch, *self.records.unpack(records))
 
     def close(self) -> None:
         """Close the file."""

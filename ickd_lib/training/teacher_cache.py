@@ -21,11 +21,13 @@ from ickd_lib.runtime.distributed import any_process, gather, share, shares
 from ickd_lib.runtime.locks import lock
 from ickd_lib.tasks import Samples
 from ickd_lib.training.stored_outputs import StoredOutputs, teacher_outputs
+from ickd_lib.training.teacher_source import TeacherSource, samples_of
 
 BLOCK = 2**20  # bytes that are read at once
+AHEAD = {"cpu": 64, "cuda": 1024}  # number of steps for which the cache is filled at once
 
 
-class TeacherCache:
+class TeacherCache(TeacherSource):
     """The teacher's logits, and its features where they are needed, for views of images, in half precision.
 
     Crop and flip give few views of an image (162 on CIFAR), so that a long training uses each view several times, and
@@ -45,6 +47,8 @@ class TeacherCache:
         ahead: largest number of views in one call of `fill`; None for the number of images.
         top: number of the largest logits that are kept; 0 keeps all (`StoredOutputs`).
     """
+
+    teacher: Network
 
     def __init__(
         self,
@@ -137,10 +141,7 @@ class TeacherCache:
         return self.records.unpack(self._kept[self._place[self._position[index], view].long()])
 
     def __call__(self, batch: Batch, like: Samples | None = None) -> Samples:
-        """Return the teacher's samples of a batch, instead of a forward pass."""
-        logits, features = self.take(batch.index, batch.view)
-        image = torch.arange(len(batch.labels), device=batch.labels.device)
-        return Samples(logits, features, batch.labels, batch.index, image)
+        return samples_of(batch, *self.take(batch.index, batch.view))
 
     def close(self) -> None:
         """Close the files, so that other processes may write them."""
