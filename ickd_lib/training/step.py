@@ -101,39 +101,15 @@ def step_losses(group: PeerGroup, inputs: StepInputs, shared: Targets | None) ->
     targets = [
         shared or teacher_targets(inputs, [state], own) for state, (own, _) in zip(group.states, outputs, strict=True)
     ]
-    logits = [(own.pixels or own).logits for own, _ in outputs]
+    logits = [(own.pixels or own).logits for own, _ in outputs]  # those of this process's part of the batch
     if inputs.whole:
         outputs = [whole_batch(inputs, *output) for output in outputs]
     samples = [one for one, _ in outputs]
     exchanged = group.exchange(samples)
-    losses = []
-    for state, (own, supervised), local, target, (peers, earlier) in zip(
-        group.states, outputs, logits, targets, exchanged, strict=True
-    ):
-        learner = state.learner
-        runtime.reseed(inputs.rng_device, learner.seed, state.epoch, state.step, "method")
-        context = replace(method_context(state, inputs, own, supervised, target, peers, earlier), logits=local)
-        if runtime.world() > 1:  # the passes above have drawn another number of values in each process
-            runtime.reseed(inputs.rng_device, learner.seed, state.epoch, state.step, "method")
-        terms = learner.method(context)
-        if not len(own.known.key):  # no region, or no proposal on an object: a mean over no samples is NaN
-            terms = {name: torch.where(term.isnan(), 0, term) for name, term in terms.items()}
-        if own.fixed is not None:
-            terms["boxes"] = own.fixed
-        if inputs.scale != 1:
-            terms = {name: term * inputs.scale for name, term in terms.items()}
-        losses.append(torch.stack(list(terms.values())).sum())
-        others = [peer.output for peer in peers]
-        state.meters.add(
-            terms,
-            own,
-            others,
-            inputs.step,
-            state.steps,
-            state.step == 0,
-            part=not inputs.whole,
-            unlabelled="unlabelled" in learner.settings["data"],
-        )
+    losses = [
+        student_loss(state, inputs, *output, *others, logits=own, targets=target)
+        for state, output, others, own, target in zip(group.states, outputs, exchanged, logits, targets, strict=True)
+    ]
     group.write_banks(samples)
     if inputs.bank:
         for state, target in zip(group.states, targets, strict=True):
@@ -141,16 +117,67 @@ def step_losses(group: PeerGroup, inputs: StepInputs, shared: Targets | None) ->
     return losses
 
 
+def student_loss(
+    state: TrainingState,
+    inputs: StepInputs,
+    samples: Samples,
+    supervised: Tensor,
+    peers: tuple[TargetSource, ...],
+    earlier: TargetSource | None,
+    *,
+    logits: Tensor,
+    targets: Targets,
+) -> Tensor:
+    """Return the loss of a student, and write its meters.
+
+    Args:
+        state: the student.
+        inputs: the inputs of the step.
+        samples, supervised: the student's samples and supervised loss, of the whole batch if a method needs that.
+        peers, earlier: what the method may use of the peers, and of the student's own earlier outputs.
+        logits: the student's logits in this process's part of the batch.
+        targets: the teacher's outputs.
+    """
+    learner = state.learner
+    runtime.reseed(inputs.rng_device, learner.seed, state.epoch, state.step, "method")
+    context = method_context(state, inputs, samples, supervised, peers, earlier, logits=logits, targets=targets)
+    if runtime.world() > 1:  # the passes of the context have drawn another number of values in each process
+        runtime.reseed(inputs.rng_device, learner.seed, state.epoch, state.step, "method")
+    terms = learner.method(context)
+    if not len(samples.known.key):  # no region, or no proposal on an object: a mean over no samples is NaN
+        terms = {name: torch.where(term.isnan(), 0, term) for name, term in terms.items()}
+    if samples.fixed is not None:
+        terms["boxes"] = samples.fixed
+    if inputs.scale != 1:
+        terms = {name: term * inputs.scale for name, term in terms.items()}
+    state.meters.add(
+        terms,
+        samples,
+        [peer.output for peer in peers],
+        inputs.step,
+        state.steps,
+        state.step == 0,
+        part=not inputs.whole,
+        unlabelled="unlabelled" in learner.settings["data"],
+    )
+    return torch.stack(list(terms.values())).sum()
+
+
 def method_context(
     state: TrainingState,
     inputs: StepInputs,
     samples: Samples,
     supervised: Tensor,
-    targets: Targets,
     peers: tuple[TargetSource, ...],
     earlier: TargetSource | None,
+    *,
+    logits: Tensor,
+    targets: Targets,
 ) -> Context:
-    """Return what the method of a student may use of the step: only what it declared in its `needs`."""
+    """Return what the method of a student may use of the step: only what it declared in its `needs`.
+
+    The arguments are those of `student_loss`.
+    """
     learner, needs = state.learner, state.learner.method.needs
     context = Context(
         inputs.batch,
@@ -170,6 +197,7 @@ def method_context(
         epoch=inputs.epoch,
         epochs=state.recipe.epochs,
         scale=inputs.scale,
+        logits=logits,
     )
     return context.seen_by(learner.method)
 
