@@ -8,6 +8,7 @@ from ickd_lib.runtime.files import fingerprint, read_json, replacing, require_wr
 from ickd_lib.runtime.folders import Run, below, complete, flat, run_name, runs, shortened
 from ickd_lib.runtime.locks import locked, owner, remove_leftover
 from ickd_lib.runtime.seeds import generator, reseed, seed_of, seeded
+from ickd_lib.runtime.stops import between_blocks, stopping_between_blocks
 from ickd_lib.runtime.tensors import (
     KINDS,
     check_object,
@@ -29,6 +30,7 @@ __all__ = [
     "Run",
     "autocast",
     "below",
+    "between_blocks",
     "broadcast",
     "check_object",
     "check_tensors",
@@ -67,6 +69,7 @@ __all__ = [
     "seeded",
     "shortened",
     "shown",
+    "stopping_between_blocks",
     "stream",
     "world",
     "write_json",

@@ -166,7 +166,8 @@ def distill(
             )
             if isinstance(source, (TeacherCache, StreamedTeacherCache)):
                 stack.callback(source.close)
-            own_bank = teacher_bank(bank, waiting, splits.train, frozen, task, numerics["precision"], search)
+            with runtime.stopping_between_blocks(stop):
+                own_bank = teacher_bank(bank, waiting, splits.train, frozen, task, numerics["precision"], search)
             for state in waiting:
                 records[state].recall = own_bank.recall(state) if own_bank else {}
             _create_runs(waiting, records, numerics, device)
