@@ -33,7 +33,7 @@ def seconds(student: Network, teacher: Network | None, images: Images, task: Tas
     rows = torch.arange(min(IMAGES, len(images)), device=images.index.device)
     batch = Sampler(images).batch(rows, torch.zeros_like(rows), 0)
     taken: dict[str, float] = {}
-    with torch.random.fork_rng():
+    with runtime.kept_generators():
         for _ in range(3):  # in the first round, libraries choose their kernels
             for precision in ("fp32", "bf16"):
                 start = time.perf_counter()
