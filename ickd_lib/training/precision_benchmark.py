@@ -35,7 +35,7 @@ def seconds(student: Network, teacher: Network | None, images: Images, task: Tas
     rows = torch.arange(min(IMAGES, len(images)), device=images.index.device)
     batch = Sampler(images).batch(rows, torch.zeros_like(rows), 0)
     taken: dict[str, float] = {}
-    with torch.random.fork_rng():
+    with runtime.kept_generators():
         began, rounds = time.perf_counter(), 0
         while rounds < 3 or (rounds < 20 and time.perf_counter() - began < LONG):
             rounds += 1  # in the first round, libraries choose their kernels
