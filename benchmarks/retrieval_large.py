@@ -22,6 +22,7 @@ import torch.nn.functional as F
 
 from ickd_lib import runtime
 from ickd_lib.memory import Faiss, MemoryBank, Neighbours, approximate, files, retrieval
+from ickd_lib.memory.search import Wanted
 
 POSITIVES, NEGATIVES, CLASSES, GROUPS = 8, 128, 1000, 50
 PART = 2**15
@@ -126,7 +127,7 @@ def losses(path: str | Path, queries: int = 1024) -> dict[str, Any]:
     found: dict[str, Any] = {"rows": len(bank), "features": bank.features.shape[1], "queries": len(rows)}
     for name, probes in (("", chosen.probes), (" with twice as many probes", 2 * chosen.probes)):
         index.settings = dataclasses.replace(chosen, probes=probes)
-        _, far = retrieval.table(bank, rows, 0, NEGATIVES, False, False, index)
+        _, far = retrieval.table(bank, rows, Wanted(0, NEGATIVES), index)
         found[f"recall@{NEGATIVES} of faiss{name}, {probes} of {chosen.lists} lists"] = shared(exact[1], far)
     same = [a.rows == b.rows for a, b in zip(exact, rounded, strict=True)]
     change = max(
@@ -183,7 +184,7 @@ def measure(rows: int, features: int, queries: int = 1024, folder: str | None = 
                 index = approximate.Index(bank, chosen)
                 clock("index of faiss")
                 memory["index of faiss"] = peak_gigabytes(reset=True)
-            found[name] = retrieval.table(bank, drawn, POSITIVES, NEGATIVES, False, False, index)
+            found[name] = retrieval.table(bank, drawn, Wanted(POSITIVES, NEGATIVES), index)
             clock(name)
             memory[name] = peak_gigabytes(reset=True)
     scale, cpu = rows / len(drawn), clock.cpu_seconds

@@ -75,21 +75,7 @@ class Retrieved:
         some = own.unique()
         place = torch.searchsorted(some, own)
         rows = None if len(some) == len(bank) else some
-        found = {}
-        for order in {spec.order, spec.negatives_order}:
-            positives = spec.positives * (order == spec.order)
-            negatives = spec.negatives * (order == spec.negatives_order)
-            common: dict[str, Any] = {
-                "positives": positives,
-                "negatives": negatives,
-                "allow_missing": True,
-                "rows": rows,
-            }
-            if order == "random":
-                found[order] = bank.random_table(seed=seed, **common)
-            else:
-                found[order] = bank.table(per_class=spec.per_class, **common)
-        near, far = found[spec.order][0][place], found[spec.negatives_order][1][place]
+        near, far = (one[place] for one in spec.tables(bank, seed=seed, rows=rows, allow_missing=True))
         valid = [one.mask & bank.filled[own, None] for one in (near, far)]
         return cls(replace(near, mask=valid[0]), replace(far, mask=valid[1]), own)
 

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from ickd_lib import runtime
 from ickd_lib.memory import retrieval
-from ickd_lib.memory.search import CHUNK, Neighbours, dot
+from ickd_lib.memory.search import CHUNK, Neighbours, Wanted, dot, write
 from ickd_lib.runtime import InputError, choose, distributed
 
 if TYPE_CHECKING:
@@ -151,15 +151,12 @@ class Index:
         """Write the rows that were found, [Q, k], the most similar first; of equal ones the lower row comes first."""
         if not len(chosen):
             return
-        k = found.shape[1]
         rows = torch.where(found >= 0, self.order[found.clamp(min=0)], len(self.bank)).sort(dim=1).values
         missing = rows == len(self.bank)
         rows = rows.masked_fill(missing, 0)
         similarity = dot(queries[chosen], self.bank.features, rows).masked_fill_(missing, -torch.inf)
         similarity, order = similarity.sort(dim=1, descending=True, stable=True)
-        into.rows[chosen, :k] = rows.gather(1, order)
-        into.mask[chosen, :k] = similarity > -torch.inf
-        into.similarity[chosen, :k] = similarity.float().masked_fill(similarity == -torch.inf, 0)
+        write(into, chosen, similarity, rows.gather(1, order))
         self.bank.release()
 
 
@@ -216,7 +213,8 @@ def recall(bank: MemoryBank, rows: Tensor | None, found: Neighbours, settings: F
     drawn = torch.randperm(count, generator=runtime.generator(settings.seed, "recall"))[:SAMPLE].sort().values
     drawn = drawn.to(found.rows.device)
     asked, k = drawn if rows is None else rows[drawn], found.rows.shape[1]
-    _, exact = retrieval.search(bank, bank.features[asked], bank.labels[asked], asked, 0, k, False, True)
+    wanted = Wanted(0, k, allow_missing=True)
+    _, exact = retrieval.search(bank, bank.features[asked], bank.labels[asked], asked, wanted)
     hits = total = 0
     for i in range(len(drawn)):
         true = exact.rows[i][exact.mask[i]]

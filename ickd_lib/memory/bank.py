@@ -14,7 +14,7 @@ from ickd_lib.memory import approximate, building, files, retrieval
 from ickd_lib.memory.approximate import Faiss, Index
 from ickd_lib.memory.files import Mapped
 from ickd_lib.memory.rows import TENSORS, Rows
-from ickd_lib.memory.search import NEGATIVES, POSITIVES, InContext, Neighbours
+from ickd_lib.memory.search import NEGATIVES, POSITIVES, InContext, Neighbours, Wanted
 from ickd_lib.memory.source import source_of
 from ickd_lib.runtime import InputError
 from ickd_lib.tasks import Classification, Task
@@ -62,11 +62,12 @@ class MemoryBank(Rows):
         source: dict[str, str] | None = None,
         mapped: Mapped | None = None,
     ) -> None:
-        given = {"norms": norms, "written": written, "source": source, "mapped": mapped}
-        super().__init__(features, logits, labels, index, classes, **given)  # type: ignore[arg-type]
+        super().__init__(
+            features, logits, labels, index, classes, norms=norms, written=written, source=source, mapped=mapped
+        )
         self.precision = ""  # in which the teacher computed the rows; "" if that is not known
         self.recall: dict[int, float] = {}
-        self._tables: dict[tuple, tuple[Neighbours, Neighbours]] = {}
+        self._tables: dict[tuple[Wanted, Faiss | None], tuple[Neighbours, Neighbours]] = {}
         self._indices: dict[Faiss, Index] = {}
 
     @classmethod
@@ -105,10 +106,17 @@ class MemoryBank(Rows):
         Raises:
             InputError: there is no image, images or teacher are of another task, or the teacher predicts other classes.
         """
-        options = {"labels": labels, "task": task, "precision": precision, "half": half, "path": path} | {
-            "threshold": threshold
-        }
-        bank = cls(**building.build(teacher, images, **options))  # type: ignore[arg-type]
+        rows = building.build(
+            teacher,
+            images,
+            labels=labels,
+            task=task,
+            precision=precision,
+            half=half,
+            path=path,
+            threshold=threshold,
+        )
+        bank = cls(**rows)
         bank.precision = runtime.precision(precision, images.index.device, min(images.size))
         return bank
 
@@ -204,7 +212,8 @@ class MemoryBank(Rows):
                 f"positives and {negatives} negatives: give features of the same network, and no negative number"
             )
         rows = torch.full_like(labels, -1) if index is None else self.rows(index)
-        found = retrieval.search(self, features, labels, rows, positives, negatives, per_class, allow_missing)
+        wanted = Wanted(positives, negatives, per_class, allow_missing)
+        found = retrieval.search(self, features, labels, rows, wanted)
         return self.gather(found[0]), self.gather(found[1])
 
     def nearest(self, features: Tensor, index: Tensor | None = None, *, k: int = POSITIVES) -> InContext:
@@ -237,19 +246,19 @@ class MemoryBank(Rows):
         """
         settings = approximate.requested(search)
         settings = settings.resolved(len(self)) if settings and negatives else None
-        asked = positives, negatives, per_class, allow_missing
-        key = *asked, settings
+        wanted = Wanted(positives, negatives, per_class, allow_missing)
+        key = wanted, settings
         if rows is None and key in self._tables:
             return self._tables[key]
         if settings is None:
             approximate.suggest(self, len(self) if rows is None else len(rows), negatives)
-            found = retrieval.table(self, rows, *asked)
+            found = retrieval.table(self, rows, wanted)
         elif per_class:
             raise InputError("faiss does not find one row per class; leave per_class out, or search exactly")
         else:
             if settings not in self._indices:
                 self._indices[settings] = Index(self, settings)
-            found = retrieval.table(self, rows, *asked, self._indices[settings])
+            found = retrieval.table(self, rows, wanted, self._indices[settings])
             self.recall[negatives] = approximate.recall(self, rows, found[1], settings)
         if rows is None:
             self._tables[key] = found
@@ -327,7 +336,7 @@ class MemoryBank(Rows):
         """
         rows = torch.arange(len(self), device=self.labels.device) if rows is None else rows
         labels = self.labels[rows]
-        retrieval.require(self, labels.unique().tolist(), labels, rows, positives, negatives, per_class)
+        retrieval.require(self, labels.unique().tolist(), labels, rows, Wanted(positives, negatives, per_class))
 
     # --------------------------------------------------------------------------------------------- files
 

@@ -15,6 +15,7 @@ from ickd_lib.memory.search import (
     CHUNK,
     InContext,
     Neighbours,
+    Wanted,
     fields,
     full_precision,
     nothing,
@@ -35,61 +36,72 @@ FEW = 256  # up to this number, queries are compared with all rows at once; more
 
 @torch.no_grad()
 def search(
-    bank: MemoryBank,
-    features: Tensor,
-    labels: Tensor,
-    rows: Tensor,
-    positives: int,
-    negatives: int,
-    per_class: bool,
-    allow_missing: bool,
-    index: Index | None = None,
+    bank: MemoryBank, features: Tensor, labels: Tensor, rows: Tensor, wanted: Wanted, index: Index | None = None
 ) -> tuple[Neighbours, Neighbours]:
     """Return the nearest rows of the class of each query and of all other classes; see `MemoryBank.retrieve`.
 
     Args:
         rows: position of each query in the bank, shape [B]; -1 for a query that is not in the bank.
+        wanted: numbers of in-context samples.
         index: an index that searches for the negatives approximately; None to search exactly.
     """
     queries = F.normalize(features.float(), dim=1)
-    filled, all_queries = bank.filled, torch.arange(len(queries), device=queries.device)
-    written = filled.nonzero().squeeze(1)
-    in_parts = _in_parts(bank, len(written))
-    few = len(queries) <= FEW and not in_parts
-    present = [] if allow_missing and few else labels.unique().tolist()
+    written = bank.filled.nonzero().squeeze(1)
+    few = len(queries) <= FEW and not _in_parts(bank, len(written))
+    present = [] if wanted.allow_missing and few else labels.unique().tolist()
     if present and not 0 <= present[0] <= present[-1] < len(bank.classes):
         wrong = present[0] if present[0] < 0 else present[-1]
         raise InputError(f"a query has the label {wrong}; labels must be positions of the {len(bank.classes)} classes")
-    if not allow_missing:
-        require(bank, present, labels, rows, positives, negatives, per_class)
-    near, far = nothing(len(queries), positives, queries), nothing(len(queries), negatives, queries)
-    needed = bank.class_rows if per_class else () if few else present
-    pools = {c: bank.class_rows[c][filled[bank.class_rows[c]]] for c in needed}
-    groups = [(all_queries, written)] if few else [((labels == c).nonzero().squeeze(1), pools[c]) for c in present]
+    if not wanted.allow_missing:
+        require(bank, present, labels, rows, wanted)
+    near, far = (nothing(len(queries), k, queries) for k in (wanted.positives, wanted.negatives))
     with full_precision():
-        for chosen, pool in groups if positives else ():
-            blocked = (labels[chosen, None] != bank.labels[pool]) | (rows[chosen, None] == pool)
-            search_into(near, queries, chosen, bank.features, pool, blocked)
-            bank.release()
-        # The queries are sorted by class, so that a chunk has few classes, and few columns must be excluded for each.
-        by_class = labels.argsort(stable=True)
-        if index is not None and not per_class:
+        if wanted.positives:
+            _find_positives(bank, near, queries, labels, rows, None if few else present)
+        if not wanted.negatives:
+            pass
+        elif wanted.per_class:
+            _best_of_each_class(bank, far, queries, labels)
+        elif index is not None:
             index.search_into(far, queries, labels)
-        elif in_parts and not per_class and negatives:
-            search_in_parts(
-                far, queries, by_class, parts(bank, written), lambda some, p: own_class(labels[some], bank.labels[p])
-            )
         else:
-            classes = bank.labels[written]
-            scratch = None if few or per_class else queries.new_empty(min(CHUNK, len(queries)), len(written))
-            for chosen in by_class.split(CHUNK) if negatives else ():
-                if per_class:
-                    _best_of_each_class(bank, far, queries, labels, chosen, pools)
-                else:
-                    own = labels[chosen, None] == classes if few else own_class(labels[chosen], classes)
-                    search_into(far, queries, chosen, bank.features, written, own, scratch)
+            _find_negatives(bank, far, queries, labels, written, few)
     bank.release()
     return near, far
+
+
+def _find_positives(
+    bank: MemoryBank, into: Neighbours, queries: Tensor, labels: Tensor, rows: Tensor, present: list[int] | None
+) -> None:
+    """Write the nearest rows of each query's class, searched class by class or, if `present` is None, all at once."""
+    filled = bank.filled
+    if present is None:
+        groups = [(torch.arange(len(queries), device=queries.device), filled.nonzero().squeeze(1))]
+    else:
+        members = ((c, bank.class_rows[c]) for c in present)
+        groups = [((labels == c).nonzero().squeeze(1), pool[filled[pool]]) for c, pool in members]
+    for chosen, pool in groups:
+        blocked = (labels[chosen, None] != bank.labels[pool]) | (rows[chosen, None] == pool)
+        search_into(into, queries, chosen, bank.features, pool, blocked)
+        bank.release()
+
+
+def _find_negatives(
+    bank: MemoryBank, into: Neighbours, queries: Tensor, labels: Tensor, written: Tensor, few: bool
+) -> None:
+    """Write the nearest rows of all other classes."""
+    # The queries are sorted by class, so that a chunk has few classes, and few columns must be excluded for each.
+    by_class = labels.argsort(stable=True)
+    if _in_parts(bank, len(written)):
+        search_in_parts(
+            into, queries, by_class, parts(bank, written), lambda some, p: own_class(labels[some], bank.labels[p])
+        )
+        return
+    classes = bank.labels[written]
+    scratch = None if few else queries.new_empty(min(CHUNK, len(queries)), len(written))
+    for chosen in by_class.split(CHUNK):
+        own = labels[chosen, None] == classes if few else own_class(labels[chosen], classes)
+        search_into(into, queries, chosen, bank.features, written, own, scratch)
 
 
 def _in_parts(bank: Rows, count: int) -> bool:
@@ -107,55 +119,46 @@ def parts(bank: Rows, pool: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
 
 
 def table(
-    bank: MemoryBank,
-    rows: Tensor | None,
-    positives: int,
-    negatives: int,
-    per_class: bool,
-    allow_missing: bool,
-    index: Index | None = None,
+    bank: MemoryBank, rows: Tensor | None, wanted: Wanted, index: Index | None = None
 ) -> tuple[Neighbours, Neighbours]:
     """Return the neighbours of rows of the bank; where several processes train together, each searches for its share.
 
     Args:
         rows: positions of the M rows; None for all rows.
+        wanted: numbers of in-context samples.
+        index: as in `search`.
     """
     device = bank.labels.device
     asked = torch.arange(len(bank), device=device) if rows is None else rows
     labels = bank.labels[asked]
-    requested = positives, negatives, per_class, allow_missing
     if distributed.world() > 1:
-        if not allow_missing:  # all processes raise the error, not only the one whose share has the small class
-            require(bank, labels.unique().tolist(), labels, asked, positives, negatives, per_class)
+        if not wanted.allow_missing:  # all processes raise the error, not only the one whose share has the small class
+            require(bank, labels.unique().tolist(), labels, asked, wanted)
         mine = distributed.share(len(asked))
         asked, labels, rows = asked[mine], labels[mine], asked[mine]
     if not _in_parts(bank, len(bank)):
         features = bank.features if rows is None else bank.features[rows]
-        near, far = search(bank, features, labels, asked, *requested, index)
+        near, far = search(bank, features, labels, asked, wanted, index)
     else:
-        near, far = (nothing(len(asked), k, labels) for k in (positives, negatives))
+        near, far = (nothing(len(asked), k, labels) for k in (wanted.positives, wanted.negatives))
         for some in labels.argsort(stable=True).split(GROUP):
-            found = search(bank, bank.features[asked[some]], labels[some], asked[some], *requested, index)
-            for whole, part in zip((*fields(near), *fields(far)), (*fields(found[0]), *fields(found[1])), strict=True):
-                whole[some] = part
+            near[some], far[some] = search(bank, bank.features[asked[some]], labels[some], asked[some], wanted, index)
     return tuple(Neighbours(*map(distributed.gather, fields(one))) for one in (near, far))  # type: ignore[return-value]
 
 
-def _best_of_each_class(
-    bank: MemoryBank, into: Neighbours, queries: Tensor, labels: Tensor, chosen: Tensor, pools: dict[int, Tensor]
-) -> None:
+def _best_of_each_class(bank: MemoryBank, into: Neighbours, queries: Tensor, labels: Tensor) -> None:
     """Write the nearest row of each other class into `into`, the most similar rows first."""
-    best = nothing(len(chosen), len(pools), queries)
-    every = torch.arange(len(chosen), device=chosen.device)
-    for c, pool in pools.items():
-        found = nothing(len(chosen), 1, queries)
-        search_into(found, queries[chosen], every, bank.features, pool, labels[chosen, None] == c)
-        for whole, part in zip(fields(best), fields(found), strict=True):
-            whole[:, c] = part[:, 0]
-    k = min(into.rows.shape[1], len(pools))
-    order = best.similarity.masked_fill(~best.mask, -torch.inf).argsort(dim=1, descending=True, stable=True)[:, :k]
-    for whole, part in zip(fields(into), fields(best), strict=True):
-        whole[chosen, :k] = part.gather(1, order)
+    filled, k = bank.filled, min(into.rows.shape[1], len(bank.class_rows))
+    for chosen in labels.argsort(stable=True).split(CHUNK):
+        best = nothing(len(chosen), len(bank.class_rows), queries)
+        every = torch.arange(len(chosen), device=chosen.device)
+        for c, pool in bank.class_rows.items():
+            found = nothing(len(chosen), 1, queries)
+            search_into(found, queries[chosen], every, bank.features, pool[filled[pool]], labels[chosen, None] == c)
+            best[:, c : c + 1] = found
+        score = best.similarity.masked_fill(~best.mask, -torch.inf)
+        order = score.argsort(dim=1, descending=True, stable=True)[:, :k]
+        into[chosen, :k] = Neighbours(*(one.gather(1, order) for one in fields(best)))
 
 
 @torch.no_grad()
@@ -169,8 +172,7 @@ def nearest(bank: MemoryBank, features: Tensor, rows: Tensor, k: int) -> Neighbo
                 queries, own, part = F.normalize(features[some].float(), dim=1), rows[some], nothing(len(some), k, rows)
                 every = torch.arange(len(some), device=rows.device)
                 search_in_parts(part, queries, every, parts(bank, written), _itself(own))
-                for whole, found_part in zip(fields(found), fields(part), strict=True):
-                    whole[some] = found_part
+                found[some] = part
             return found
         queries = F.normalize(features.float(), dim=1)
         for chosen in torch.arange(len(queries), device=queries.device).split(CHUNK):
@@ -295,23 +297,15 @@ def class_samples(bank: MemoryBank, index: Tensor, labels: Tensor) -> tuple[InCo
 # ------------------------------------------------------------------------------------ number of rows
 
 
-def require(
-    bank: MemoryBank,
-    present: list[int],
-    labels: Tensor,
-    rows: Tensor,
-    positives: int,
-    negatives: int,
-    per_class: bool,
-) -> None:
+def require(bank: MemoryBank, present: list[int], labels: Tensor, rows: Tensor, wanted: Wanted) -> None:
     """Raise InputError if there are too few written rows for the queries of a class in `present`."""
     filled = bank.filled
     sizes = {c: int(filled[pool].sum()) for c, pool in bank.class_rows.items()}
     own, total, classes = filled[rows.clamp(min=0)] & (rows >= 0), sum(sizes.values()), sum(map(bool, sizes.values()))
     for c in present:
-        _check(bank, c, sizes[c] - bool(own[labels == c].any()), positives, "positives")
-        available = classes - bool(sizes[c]) if per_class else total - sizes[c]
-        _check(bank, c, available, negatives, "classes of negatives" if per_class else "negatives")
+        _check(bank, c, sizes[c] - bool(own[labels == c].any()), wanted.positives, "positives")
+        available = classes - bool(sizes[c]) if wanted.per_class else total - sizes[c]
+        _check(bank, c, available, wanted.negatives, "classes of negatives" if wanted.per_class else "negatives")
 
 
 def _check(bank: MemoryBank, label: int, available: int, requested: int, what: str) -> None:

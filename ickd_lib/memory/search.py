@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -33,6 +34,19 @@ class Neighbours:
 
     def __getitem__(self, queries: Tensor) -> Neighbours:
         return Neighbours(self.rows[queries], self.similarity[queries], self.mask[queries])
+
+    def __setitem__(self, place: Tensor | slice | tuple[Tensor | slice, slice], part: Neighbours) -> None:
+        """Write neighbours into a place of the tensors, which keep their addresses."""
+        self.rows[place], self.similarity[place], self.mask[place] = part.rows, part.similarity, part.mask
+
+
+class Wanted(NamedTuple):
+    """The in-context samples that each query wants; see `MemoryBank.retrieve`."""
+
+    positives: int
+    negatives: int
+    per_class: bool = False
+    allow_missing: bool = False
 
 
 @dataclass(frozen=True)
@@ -115,10 +129,10 @@ def search_into(
         return
     members = (features if len(pool) == len(features) else features[pool]).float()
     similarity, places = nearest_members(queries[chosen], members, k, blocked, scratch)
-    _write(into, chosen, similarity, pool[places])
+    write(into, chosen, similarity, pool[places])
 
 
-def _write(into: Neighbours, chosen: Tensor, similarity: Tensor, rows: Tensor) -> None:
+def write(into: Neighbours, chosen: Tensor, similarity: Tensor, rows: Tensor) -> None:
     """Write similarities in float64, -inf where there is no neighbour, and rows, [Q, up to k], into neighbours."""
     found = similarity.shape[1]
     into.rows[chosen, :found] = rows
@@ -202,7 +216,7 @@ def search_in_parts(
             both, order = both.sort(dim=1, descending=True, stable=True)
             similarity[some] = both[:, :k]
             rows[some] = torch.cat([rows[some], pool[places]], 1).gather(1, order[:, :k])
-    _write(into, chosen, similarity, rows)
+    write(into, chosen, similarity, rows)
 
 
 def own_class(labels: Tensor, pool_labels: Tensor) -> list[tuple[slice, Tensor]]:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from ickd_lib.data import Batch
-from ickd_lib.memory import InContext, MemoryBank
+from ickd_lib.memory import Faiss, InContext, MemoryBank, Neighbours
 from ickd_lib.tasks import Samples
 
 if TYPE_CHECKING:
@@ -66,6 +66,48 @@ class Retrieval:
     def view_features(self) -> bool:
         """Whether the teacher's features of the views are used, to search or to be written into its bank."""
         return self.source == "teacher" and (self.query == "view" or (self.dynamic and self.features))
+
+    @property
+    def approximable(self) -> bool:
+        """Whether the negatives are the nearest ones in a table, so that faiss may find them."""
+        nearest = self.negatives > 0 and self.negatives_order == "nearest"
+        return self.source == "teacher" and self.query == "row" and nearest
+
+    def tables(
+        self,
+        bank: MemoryBank,
+        *,
+        seed: object,
+        rows: Tensor | None = None,
+        allow_missing: bool = False,
+        search: str | Faiss = "exact",
+    ) -> tuple[Neighbours, Neighbours]:
+        """Return the positives and the negatives of rows of a bank, each in its own order; class means are in neither.
+
+        Args:
+            bank: the teacher's bank.
+            seed: the seed of random samples.
+            rows: positions of the rows; None for all.
+            allow_missing, search: as in `MemoryBank.table`.
+        """
+        found = {}
+        for order in dict.fromkeys((self.order, self.negatives_order)):
+            positives = self.positives if order == self.order != "class" else 0
+            negatives = self.negatives if order == self.negatives_order != "class" else 0
+            if order == "random":
+                found[order] = bank.random_table(
+                    positives=positives, negatives=negatives, seed=seed, rows=rows, allow_missing=allow_missing
+                )
+            else:
+                found[order] = bank.table(
+                    positives=positives,
+                    negatives=negatives,
+                    per_class=self.per_class,
+                    allow_missing=allow_missing,
+                    rows=rows,
+                    search=search if self.approximable else "exact",
+                )
+        return found[self.order][0], found[self.negatives_order][1]
 
 
 InContextPair = tuple[InContext, InContext]  # positives and negatives

@@ -10,7 +10,7 @@ from pathlib import Path
 from ickd_lib import methods, models, runtime, training
 from ickd_lib.runtime import InputError
 from ickd_lib.training import Recipe
-from ickd_lib.training.students import check_one_class, searched
+from ickd_lib.training.students import check_one_class
 
 
 def check_training(given: argparse.Namespace, names: Sequence[str], recipe: Recipe) -> None:
@@ -29,7 +29,7 @@ def check_training(given: argparse.Namespace, names: Sequence[str], recipe: Reci
         recipe.phases(method.restarts)
         if given.teacher_classes and given.teacher_classes != given.classes:
             check_one_class(method, given.augment)
-    if given.search.lower() != "exact" and not any(searched(spec) for method in made for spec in method.retrievals):
+    if given.search.lower() != "exact" and not any(spec.approximable for method in made for spec in method.retrievals):
         raise InputError(
             f"--search {given.search} is for a method with nearest negatives from the teacher's bank, such as ickd; "
             "leave it out"

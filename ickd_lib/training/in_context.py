@@ -13,7 +13,6 @@ from ickd_lib.memory import Faiss, MemoryBank, Neighbours
 from ickd_lib.methods import InContextPair, Retrieval
 from ickd_lib.tasks import Samples, mean_of_each
 from ickd_lib.training.state import TrainingState
-from ickd_lib.training.students import searched
 
 Key = tuple[Retrieval, int]  # the requested samples, and the seed of random ones
 
@@ -93,40 +92,17 @@ class TeacherBank:
         for (spec, seed), table in self._tables.items():
             if spec.redraw:
                 for old, new in zip(table, self._table(spec, (seed, epoch)), strict=True):
-                    old.rows.copy_(new.rows)
-                    old.similarity.copy_(new.similarity)
-                    old.mask.copy_(new.mask)
+                    old[:] = new
 
     def _table(self, spec: Retrieval, seed: object) -> tuple[Neighbours, Neighbours]:
-        """Return positives and negatives of every row, each in its own order. Class means are computed in each step."""
-        found = {}
-        for order in (spec.order, spec.negatives_order):
-            positives = spec.positives * (order == spec.order and order != "class")
-            negatives = spec.negatives * (order == spec.negatives_order and order != "class")
-            if order in found:
-                continue
-            if order == "random":
-                found[order] = self.bank.random_table(
-                    positives=positives,
-                    negatives=negatives,
-                    seed=seed,
-                    allow_missing=self.allow_missing,
-                    rows=self._queries,
-                )
-            else:
-                found[order] = self.bank.table(
-                    positives=positives,
-                    negatives=negatives,
-                    per_class=spec.per_class,
-                    allow_missing=self.allow_missing,
-                    rows=self._queries,
-                    search=self.search if searched(spec) else "exact",
-                )
-        return found[spec.order][0], found[spec.negatives_order][1]
+        """Return positives and negatives of every row. Class means are computed in each step."""
+        return spec.tables(
+            self.bank, seed=seed, rows=self._queries, allow_missing=self.allow_missing, search=self.search
+        )
 
     def recall(self, state: TrainingState) -> dict[str, float]:
         """Return the measured recall of the student's negatives, for its summary; empty if all were found exactly."""
-        found = [spec for one, spec in self._keys if one is state and self.search != "exact" and searched(spec)]
+        found = [spec for one, spec in self._keys if one is state and self.search != "exact" and spec.approximable]
         return {f"recall@{spec.negatives}": self.bank.recall[spec.negatives] for spec in found}
 
     @torch.no_grad()

@@ -181,7 +181,7 @@ def _learner(
         settings["in_context"] = asked[0] if len(asked) == 1 else asked
     if bank and method.needs_bank and bank.source != source_of(train, teacher):
         settings["bank"] = _described(bank)
-    if search and any(searched(spec) for spec in method.retrievals):
+    if search and any(spec.approximable for spec in method.retrievals):
         settings["search"] = {"name": "faiss", **asdict(search.resolved(len(bank) if bank else rows))}
     if student.name:
         runtime.run_name(student.name)
@@ -216,12 +216,6 @@ def continued(students: Sequence[Student], learners: Iterable[Learner]) -> Itera
             if not isinstance(network, str):
                 network.stopped = learner.settings["student"]["initial"], network.identity
         raise
-
-
-def searched(spec: methods.Retrieval) -> bool:
-    """Return whether the negatives of a request are in a table and the nearest ones, so that faiss may find them."""
-    nearest = spec.negatives > 0 and spec.negatives_order == "nearest"
-    return spec.source == "teacher" and spec.query == "row" and nearest
 
 
 def _described(bank: MemoryBank) -> dict[str, Any]:
