@@ -15,7 +15,7 @@ on the test images, the arms of the primary contrast first. Stage `matched` trai
 setting of the other one. Stage `added` trains CKD and KD with the terms of IC-KD added to them, and stage `candidates`
 variants of IC-KD, in the same cells. Stage `all` trains some of the
 arms on all 50,000 training images, with one teacher. `--report` reads the committed JSON files and prints the tables of
-docs/study.md.
+docs/study.md. A student that diverges counts as one with an accuracy of 1%, and the tables show how many did.
 
 A teacher without a file in --weights is trained for 20 epochs on all training images. With --minutes, the script stops
 after that time with exit status 75, and the same call continues. With --arms and --teachers, several processes can
@@ -36,12 +36,13 @@ from typing import Any
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
 import torch
-from tables import limited, passes, write_finished
+from tables import file_of, limited, passes, write, write_finished
 
 from ickd_lib import data, methods, metrics, models, runs, runtime, training
 from ickd_lib.memory import MemoryBank
 from ickd_lib.runs.seeds import paired
 from ickd_lib.training import Recipe, Student
+from ickd_lib.training.records import described
 
 TEACHERS = ("resnet56", "wrn_16_2", "resnet20")
 STUDENT, IMAGES, EPOCHS = "resnet8", 5_000, 60
@@ -61,6 +62,7 @@ SHOWN = (  # entry of a summary, its name in the table, factor, decimals
     ("agreement", "agreement, %", 100, 2),
 )
 SECONDARY = ("top5", "scaled_nll", "ece", "agreement")
+DIVERGED = 0.01  # the accuracy that a student counts as having if it diverges: that of a guess among 100 classes
 STAGES = ("tune", "main", "matched", "added", "candidates", "all")
 OUT = Path(__file__).parent / "results" / "study"
 
@@ -129,7 +131,7 @@ def trials(arm: str, tuned: dict[tuple[str, Setting], float]) -> list[Setting]:
 
 
 def results(folder: Path) -> list[tuple[str, Setting, dict[str, Any]]]:
-    """Return arm, setting and summary of each finished run of a stage."""
+    """Return arm, setting and summary of each student of a stage that is finished or diverged."""
     known = {
         methods.describe(methods.create(weighted(scale))): (arm, scale)
         for arm, weighted in (CANDIDATES | ADDED | ARMS).items()
@@ -279,21 +281,30 @@ class Study:
         return training.pretrain(name, self.whole, recipe=recipe, weights=weights, runs=self.given.runs, **self.options)
 
     def write(self, folder: Path, out: Path) -> None:
-        """Write the JSON files of finished runs, with the NLL after temperature scaling."""
+        """Write the JSON files of students that are finished, with the NLL after temperature scaling, or that diverged.
+
+        The summary of a student that diverged has no result but the accuracy `DIVERGED`, and the reason as "diverged".
+        """
         for summary in write_finished(folder, out):
             print(
                 f"{summary['method']} at {summary['lr']}, {summary['teacher']}, seed {summary['data_seed']}", flush=True
             )
+        for run in map(runtime.Run, sorted(path.parent for path in folder.glob("*/diverged.json"))):
+            if not file_of(run, out).exists():
+                reason = runtime.read_json(run.folder / "diverged.json")["reason"]
+                result = dict.fromkeys(("accuracy", "val_accuracy") if out.name == "tune" else ("accuracy",), DIVERGED)
+                write(run, described(run.settings) | result | {"diverged": reason}, file_of(run, out))
         for path in out.glob("*.json"):
             record = runtime.read_json(path)
-            run = folder / record["summary"]["name"]
-            if "scaled_nll" not in record["summary"] and run.exists():
+            if {"scaled_nll", "diverged"} & set(record["summary"]):
+                continue
+            if (run := folder / record["summary"]["name"]).exists():
                 record["summary"]["scaled_nll"] = scaled_nll(training.load(run, device="cpu"), self.whole.test)
                 runtime.write_json(path, record)
 
 
 def difference(cells: Cells, arm: str, control: str, key: str, unit: float, comparisons: int = 1) -> str:
-    """Return the mean difference of two arms over their common cells, with its interval.
+    """Return the mean difference of two arms over the cells in which both have the entry, with its interval.
 
     Args:
         cells: results by arm and cell.
@@ -301,7 +312,7 @@ def difference(cells: Cells, arm: str, control: str, key: str, unit: float, comp
         key, unit: entry of the summaries, and its factor.
         comparisons: number of comparisons for which the interval is corrected (Bonferroni).
     Returns:
-        "+0.12 (−0.34 to +0.58)"; "–" for fewer than two common cells.
+        "+0.12 (−0.34 to +0.58)"; "–" for fewer than two such cells.
     """
     found = contrast(cells, arm, control, key, unit, comparisons)
     return "{:+.2f} ({:+.2f} to {:+.2f})".format(*found).replace("-", "−") if found else "–"
@@ -310,8 +321,9 @@ def difference(cells: Cells, arm: str, control: str, key: str, unit: float, comp
 def contrast(
     cells: Cells, arm: str, control: str, key: str, unit: float, comparisons: int = 1
 ) -> tuple[float, float, float] | None:
-    """Return what `difference` shows as numbers: mean, low and high end; None for fewer than two common cells."""
-    common = [cell for cell in cells.get(arm, {}) if cell in cells.get(control, {})]
+    """Return what `difference` shows as numbers: mean, low and high end; None for fewer than two such cells."""
+    found = cells.get(arm, {}), cells.get(control, {})
+    common = [cell for cell in found[0] if all(key in of_arm.get(cell, {}) for of_arm in found)]
     if len(common) < 2:
         return None
     ours, theirs = ([unit * cells[one][cell][key] for cell in common] for one in (arm, control))
@@ -332,7 +344,7 @@ def read(out: Path, stage: str, wanted: dict[str, Setting | None] | None = None)
     cells: Cells = {}
     best = chosen(out) if wanted is None else wanted
     for arm, setting, one in results(out / stage):
-        if setting == best.get(arm) and "scaled_nll" in one:
+        if setting == best.get(arm) and {"scaled_nll", "diverged"} & set(one):
             cells.setdefault(arm, {})[one["teacher"], one["data_seed"]] = one
     return cells
 
@@ -362,15 +374,29 @@ def report(out: Path) -> str:
     return "\n".join(lines)
 
 
+def diverged(summaries: dict[tuple[str, int], dict[str, Any]]) -> int:
+    """Return the number of cells in which the student of an arm diverged."""
+    return sum("diverged" in one for one in summaries.values())
+
+
+def counted(summaries: dict[tuple[str, int], dict[str, Any]]) -> str:
+    """Return the number of cells of an arm, and of those in which its student diverged: "9" or "9, 1 diverged"."""
+    return f"{len(summaries)}, {count} diverged" if (count := diverged(summaries)) else str(len(summaries))
+
+
 def arms_table(cells: Cells) -> list[str]:
-    """Return the lines of the table of all arms: means over the cells, and the difference in accuracy to `random`."""
+    """Return the lines of the table of all arms: means over the cells, and the difference in accuracy to `random`.
+
+    A student that diverged has an accuracy and no other entry; the other means are over the other cells.
+    """
     head = ["arm", "cells", *(name for _, name, _, _ in SHOWN), f"to {PRIMARY[1]}, points"]
     lines = [f"| {' | '.join(head)} |", "|---" + "|---:" * (len(head) - 1) + "|"]
     for arm in (one for one in ARMS if one in cells):
         rows = cells[arm].values()
-        means = [f"{statistics.fmean(unit * one[key] for one in rows):.{digits}f}" for key, _, unit, digits in SHOWN]
+        found = [([unit * one[key] for one in rows if key in one], digits) for key, _, unit, digits in SHOWN]
+        means = [f"{statistics.fmean(values):.{digits}f}" if values else "–" for values, digits in found]
         shown = difference(cells, arm, PRIMARY[1], "accuracy", 100) if arm != PRIMARY[1] else ""
-        lines.append(f"| {' | '.join([arm, str(len(rows)), *means, shown])} |")
+        lines.append(f"| {' | '.join([arm, counted(cells[arm]), *means, shown])} |")
     return lines
 
 
@@ -412,7 +438,7 @@ def matched_table(cells: Cells, swapped: Cells) -> list[str]:
     for kept, moved in (PRIMARY, PRIMARY[::-1]):
         both = {kept: cells[kept], moved: swapped.get(moved, {})}
         shown = [difference(both, *PRIMARY, "accuracy", 100), difference(both, *PRIMARY, "scaled_nll", 1)]
-        lines.append(f"| {kept} | {len(both[moved])} | {' | '.join(shown)} |")
+        lines.append(f"| {kept} | {counted(both[moved])} | {' | '.join(shown)} |")
     return lines
 
 
@@ -425,7 +451,7 @@ def added_table(cells: Cells) -> list[str]:
     for arm in (one for one in ADDED if one in cells):
         keys = (("accuracy", 100), ("top5", 100), ("scaled_nll", 1), ("ece", 100))
         shown = [difference(cells, arm, CONTRAST, key, unit) for key, unit in keys]
-        lines.append(f"| {arm} | {len(cells[arm])} | {' | '.join(shown)} |")
+        lines.append(f"| {arm} | {counted(cells[arm])} | {' | '.join(shown)} |")
     return lines
 
 
@@ -438,7 +464,8 @@ def candidates_table(cells: Cells) -> list[str]:
         shown = [difference(cells, arm, PRIMARY[0], "accuracy", 100, len(CANDIDATES))]
         shown.append(difference(cells, arm, PRIMARY[0], "scaled_nll", 1))
         adopted = "yes" if gain and worse and gain[1] > 0 and worse[0] <= 0.02 else "no"
-        lines.append(f"| {arm} | {' | '.join(shown)} | {adopted} |")
+        name = f"{arm}, {count} diverged" if (count := diverged(cells[arm])) else arm
+        lines.append(f"| {name} | {' | '.join(shown)} | {adopted} |")
     return lines
 
 

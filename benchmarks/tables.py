@@ -42,13 +42,22 @@ def write_finished(folder: Path, out: Path) -> list[dict[str, Any]]:
     """
     written = []
     for run in map(runtime.Run, sorted(path.parent for path in folder.glob("*/summary.json"))):
-        path = out / (re.sub(r"[^\w.=+-]+", "-", run.folder.name) + ".json")
-        if not path.exists() and run.summary:
-            config = run.config
-            config["settings"]["data"].pop("classes", None)
-            runtime.write_json(path, {"config": config, "epochs": run.metrics, "summary": run.summary})
+        if not (path := file_of(run, out)).exists() and run.summary:
+            write(run, run.summary, path)
             written.append(run.summary)
     return written
+
+
+def file_of(run: runtime.Run, out: Path) -> Path:
+    """Return the path of a run's JSON file in a folder."""
+    return out / (re.sub(r"[^\w.=+-]+", "-", run.folder.name) + ".json")
+
+
+def write(run: runtime.Run, summary: dict[str, Any], path: Path) -> None:
+    """Write the JSON file of a run, with this summary and without the class names."""
+    config = run.config
+    config["settings"]["data"].pop("classes", None)
+    runtime.write_json(path, {"config": config, "epochs": run.metrics, "summary": summary})
 
 
 def already_written(folder: Path) -> set[tuple[str, str, str, int]]:

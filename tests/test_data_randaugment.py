@@ -55,3 +55,15 @@ def test_images_of_a_batch_have_their_own_operations(pixels):
         for i in range(62)
     ]
     assert torch.equal(together, torch.cat(alone)) and together.dtype == torch.uint8
+
+
+def test_each_operation_is_drawn_as_often_as_the_others_with_both_signs(monkeypatch):
+    given = []
+    monkeypatch.setattr(randaugment, "applied", lambda *arguments: given.append(arguments))
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        randaugment.drawn(torch.zeros(2800, 3, 1, 1, dtype=torch.uint8), torch.full((2800,), 9))
+    ((_, kinds, strength, signs),) = given
+    counts = kinds.bincount()
+    assert len(counts) == len(randaugment.OPERATIONS) == 14 and 150 < counts.min() <= counts.max() < 250
+    assert (strength == 9).all() and signs.unique().tolist() == [-1, 1] and signs.sum().abs() < 200

@@ -5,9 +5,10 @@ from dataclasses import replace
 import pytest
 import torch
 import torch.nn.functional as F
+from torchvision.transforms import v2
 
 from ickd_lib import data, runtime
-from ickd_lib.data import Sampler
+from ickd_lib.data import Sampler, randaugment
 from ickd_lib.data import strong as strong_module
 
 # ------------------------------------------------------------------------------------------- batches
@@ -110,6 +111,21 @@ def test_randaugment_draws_for_each_image(digits):
     assert batch.soft is None and len(batch.images.flatten(1).unique(dim=0)) > 8
 
 
+@pytest.mark.parametrize("augment", strong_module.AUGMENTATIONS[1:])
+def test_strong_augmentation_has_the_published_strengths(digits, augment):
+    """RandAugment: two operations at strength 9 of 30; Mixup and CutMix: shares from a Beta distribution at alpha 1."""
+    pixels = digits.train.images[:32]
+    images, shares = strong_module.augmented(pixels, augment, 5)
+    with runtime.seeded("augment", 5):
+        if augment == "randaugment":
+            nine = torch.full((32,), 9)
+            assert torch.equal(images, randaugment.drawn(randaugment.drawn(pixels, nine), nine).float() / 255)
+        else:
+            kind = v2.MixUp if augment == "mixup" else v2.CutMix
+            expected = kind(alpha=1.0, num_classes=32)(pixels.float() / 255, torch.arange(32))
+            assert torch.equal(images, expected[0].clamp(0, 1)) and torch.equal(shares, expected[1])
+
+
 @pytest.mark.parametrize("augment", ["mixup", "cutmix"])
 def test_a_mixed_image_and_its_soft_label_have_the_same_shares(digits, augment):
     plain = epoch_of(digits.train)
@@ -159,6 +175,36 @@ def test_each_strong_view_has_operations_of_its_own_and_a_grey_square(digits):
     rows, columns = grey.any(2).sum(1), grey.any(1).sum(1)
     assert torch.equal(grey.sum((1, 2)), rows * columns)  # one square, cut off at the border
     assert rows.max() <= 7 and columns.max() <= 7 and 0.5 < (rows > 0).float().mean() < 1
+
+
+def test_a_strong_view_has_two_operations_of_strengths_from_0_to_30(monkeypatch):
+    given = []
+    monkeypatch.setattr(randaugment, "drawn", lambda pixels, strength: given.append(strength.clone()) or pixels)
+    strong_module.distorted(torch.zeros(400, 3, 4, 4, dtype=torch.uint8), "strengths")
+    assert len(given) == 2 and not torch.equal(*given)
+    assert all(one.unique().tolist() == list(range(31)) for one in given)
+
+
+def test_the_second_crop_and_flip_are_drawn_for_each_step(digits):
+    rows, keys = torch.arange(40), {"data_seed": 1, "epoch": 2, "step": 3}
+    drawn = Sampler(digits.train).strong_numbers(rows, **keys)
+    assert torch.equal(drawn, Sampler(digits.train).strong_numbers(rows, **keys))
+    for changed in ({"data_seed": 2}, {"epoch": 3}, {"step": 4}):
+        assert not torch.equal(drawn, Sampler(digits.train).strong_numbers(rows, **keys | changed))
+
+
+@pytest.mark.parametrize("seed", [0, 1, 4, 5])
+def test_recoloured_images_have_the_documented_factors_and_blur(seed):
+    """Factors from 0.6 to 1.4; in half of the cases, a blur of 0.1 to 1.5 pixels."""
+    image = torch.rand(3, 9, 11, generator=torch.Generator().manual_seed(5))
+    *factors, blur, sigma = torch.rand(5, generator=torch.Generator().manual_seed(seed)).tolist()
+    expected = v2.functional.adjust_brightness(image, 0.6 + 0.8 * factors[0])
+    expected = v2.functional.adjust_contrast(expected, 0.6 + 0.8 * factors[1])
+    expected = v2.functional.adjust_saturation(expected, 0.6 + 0.8 * factors[2])
+    assert (blur < 0.5) == (seed in (0, 4))
+    if blur < 0.5:
+        expected = v2.functional.gaussian_blur(expected, [5, 5], [0.1 + 1.4 * sigma])
+    assert torch.allclose(strong_module.recoloured(image, torch.Generator().manual_seed(seed)), expected, atol=1e-6)
 
 
 # ------------------------------------------------------------------------------------------- partners

@@ -112,6 +112,24 @@ def test_boxes_are_distributed_like_those_of_torchvision():
     assert crop.box(10, 4000, 0, 0)[:4] == (0, (4000 - 13) // 2, 10, 13)
 
 
+def test_a_box_of_a_resized_crop_is_anywhere_in_the_image():
+    """Its distances to the upper and to the left edge are independent shares of the space that the box leaves."""
+    boxes = [ResizedCrop(24, scale=(0.25, 0.25), ratio=(1.0, 1.0)).box(100, 100, 7, view) for view in range(2000)]
+    assert {(box.height, box.width) for box in boxes} == {(50, 50)}
+    places = np.array([(box.top, box.left) for box in boxes])
+    assert [places.min(0).tolist(), places.max(0).tolist()] == [[0, 0], [50, 50]]
+    assert np.abs(places.mean(0) - 25).max() < 1 and abs(np.corrcoef(places.T)[0, 1]) < 0.05
+
+
+def test_a_view_of_a_resized_crop_contains_the_pixels_of_its_box():
+    image = torch.arange(3 * 30 * 40).reshape(3, 30, 40).remainder(251).byte()
+    crop = ResizedCrop(15, scale=(0.1875, 0.1875), ratio=(1.0, 1.0), flip=False)
+    for view in range(5):
+        box = crop.box(30, 40, 7, view)
+        expected = image[:, box.top : box.top + 15, box.left : box.left + 15]
+        assert torch.equal(crop.view(image, 7, view), expected)
+
+
 @pytest.mark.parametrize("height, width", [(300, 400), (401, 257), (256, 256), (100, 90)])
 def test_the_evaluation_crop_is_that_of_torchvision(height, width):
     image = torch.randint(256, (3, height, width), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))

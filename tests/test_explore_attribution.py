@@ -208,6 +208,20 @@ def test_one_call_is_the_same_as_an_attributor(trained, attributor, digits, bank
     assert found.margin == pytest.approx(float(p.log() - (1 - p).log()), rel=1e-4)
 
 
+def test_in_context_terms_contribute_only_after_their_warmup(digits, teacher, bank, tmp_path):
+    """PICD and NICD start after half of four epochs, so that the weights of epoch 2 were trained without them."""
+    method = "ickd(positives=4, negatives=16, warmup=0.5)"
+    options = {"device": "cpu", "precision": "fp32", "progress": False, "callbacks": [KeepWeights(1)]}
+    (history,) = training.distill(
+        [Student("resnet8", method)], digits, teacher=teacher, bank=bank, recipe=RECIPE, runs=tmp_path, **options
+    ).values()
+    attributor = explore.Attributor(history.folder, history.network, digits.train, bank=bank)
+    assert [len(step.shares) for step in attributor.steps] == [0, 0, 1, 1]
+    for term in TERMS:
+        given = [bool(step.gradients[term].any()) for step in attributor.steps]
+        assert given == ([True] * 4 if term in ("ce", "kd") else [False, False, True, True])
+
+
 @pytest.mark.parametrize("method", ["ce", "kd", "kd+dkd", "ls"])
 def test_methods_without_in_context_terms(method, digits, teacher, bank, tmp_path):
     needs = methods.create(method).needs_teacher

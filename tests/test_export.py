@@ -133,7 +133,10 @@ def test_a_segmentation_network_is_exported_at_every_pixel(tmp_path):
     training.distill([Student("resnet8-fcn", "ce", 0, "s")], few, runs=tmp_path, device="cpu", **options)
     written = export.write(tmp_path / "s", tmp_path / "s.pt2", few, format="pt2", preprocess=True)
     pixels = few.test.images[0][None]
-    assert written.models["s.pt2"].run(pixels).shape == (1, len(few.test.classes), 96, 96)
+    small = training.load(tmp_path / "s", device="cpu").eval()(pixels / 255).logits
+    assert small.shape[2:] != (96, 96)
+    expected = F.interpolate(small, (96, 96), mode="bilinear", align_corners=False).softmax(1)
+    assert torch.allclose(torch.as_tensor(written.models["s.pt2"].run(pixels)), expected, atol=1e-4)
     rows = export.compare_models(written.models, few, rounds=1)
     expected = runtime.Run(tmp_path / "s").summary["miou"]
     assert [row["miou"] for row in rows] == pytest.approx([expected] * 2, abs=1e-4)
@@ -215,6 +218,13 @@ def test_the_comparison_measures_the_networks(folder, digits, teacher):
     tested, labels = models.predict(network, digits.test).logits, digits.test.labels
     for name, temperature in (("ece", 1.0), ("ece_scaled", row["temperature"])):
         assert row[name] == pytest.approx(metrics.calibration_error(tested / temperature, labels), abs=1e-3)
+    order = torch.randperm(len(labels), generator=runtime.generator("half of test"))
+    first, second = order.tensor_split([len(order) // 2])
+    temperature = metrics.best_temperature(tested[first], labels[first])
+    assert rows[1]["temperature"] == pytest.approx(temperature, rel=1e-3)
+    for name, divisor in (("ece", 1.0), ("ece_scaled", temperature)):
+        expected = metrics.calibration_error(tested[second] / divisor, labels[second])
+        assert rows[1][name] == pytest.approx(expected, abs=1e-3)
     assert "fitted to the validation images" in export.table([row])
     (row,) = export.compare_models({"student": listed["student"]}, held_out, seen=["student"], rounds=1)
     assert row["fitted_on"] == "half of test" and row["temperature"] == pytest.approx(rows[1]["temperature"])

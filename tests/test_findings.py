@@ -48,7 +48,12 @@ def test_a_summary_names_what_is_established():
     assert "94.0 ± 1.0%, that of `kd`" in best and "91.0 ± 1.0%" in best and "3 seeds" in best
     assert above == "- Better than `ce`, by an interval that excludes 0: `kd` (+3.0)."
     assert below == "- Worse than `ce`, by an interval that excludes 0: `at` (−5.0)."
-    assert rest.startswith("- For 1 of 3 methods")
+    assert rest == (
+        "- For 1 of 3 methods, the interval of the difference to `ce` includes 0. If all methods were equal, 0.1 of 3 "
+        "intervals would exclude 0 on average."
+    )
+    many = {"ce": SCORES["ce"]} | {str(i): SCORES["kd"] for i in range(50)}
+    assert "2.5 of 50 intervals" in findings.summary(many, "ce"), "one in twenty 95% intervals"
     assert "Repeat" not in text
     two = {name: values[:2] for name, values in SCORES.items()}
     assert findings.summary(two, "ce").endswith("Repeat the run with more seeds before you rely on it.")

@@ -1,12 +1,13 @@
 """Fine-tuning of a network to a teacher, and a linear probe; the command `teach`."""
 
 import json
+import math
 
 import pytest
 import torch
 
 from ickd_lib import __main__ as cli
-from ickd_lib import data, runs, runtime, training
+from ickd_lib import data, models, runs, runtime, training
 from ickd_lib.runtime import InputError
 from ickd_lib.training import records
 
@@ -37,6 +38,40 @@ def test_the_classifier_is_trained_first_then_all_layers(digits, tmp_path):
         recipe=training.Recipe(epochs=1, batch_size=60),
         progress=False,
     )
+
+
+def test_the_rates_of_both_parts_follow_a_cosine_in_each_phase(digits):
+    rates = []
+
+    class Watch(training.Callback):
+        def step(self, loop):
+            rates.append([group["lr"].item() for group in loop.states[0].optimizer.inner.param_groups])
+
+    training.teach("resnet8", digits, runs=None, callbacks=[Watch()], lr=1e-3, lr_head=4e-3, **SHORT)
+    # The first epoch has four steps. It is a phase of its own, before the eight steps of the second one.
+    cosines = [(1 + math.cos(math.pi * step / steps)) / 2 for steps in (4, 8) for step in range(steps)]
+    expected = [[0.0 if at < 4 else 1e-3 * share, 4e-3 * share] for at, share in enumerate(cosines)]
+    assert torch.allclose(torch.tensor(rates), torch.tensor(expected), rtol=1e-4, atol=1e-9)
+
+
+def test_a_linear_probe_visits_the_images_in_the_order_of_the_seed_at_a_cosine_rate(digits):
+    given = {"epochs": 2, "batch_size": 50, "lr_head": 0.01, "data_seed": 3, "device": "cpu", "precision": "fp32"}
+    history = training.teach("resnet8", digits, linear_probe=True, runs=None, progress=False, **given)
+    train, network = digits.train, history.network
+    features = models.predict(network, train, precision="fp32").features
+    with runtime.seeded(0, "network"):
+        head = models.create("resnet8", **train.spec).fc
+    optimizer = torch.optim.AdamW(head.parameters(), 0.01, weight_decay=0.05)
+    for step in range(6):
+        if step % 3 == 0:
+            order = torch.randperm(120, generator=runtime.generator(3, "order", step // 3)).split(40)
+        rows = order[step % 3]
+        optimizer.param_groups[0]["lr"] = 0.01 * (1 + math.cos(math.pi * step / 6)) / 2
+        optimizer.zero_grad()
+        torch.nn.functional.cross_entropy(head(features[rows]), train.labels[rows]).backward()
+        optimizer.step()
+    assert torch.allclose(network.fc.weight, head.weight, atol=1e-6)
+    assert [epoch["lr"] for epoch in history.epochs] == pytest.approx([0.0075, optimizer.param_groups[0]["lr"]])
 
 
 def test_a_linear_probe_trains_the_classifier_alone(tmp_path):

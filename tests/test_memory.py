@@ -188,6 +188,33 @@ def test_class_means_leave_the_query_out():
     assert torch.allclose(outside.logits[0, 0], bank.logits[bank.labels == 2].mean(0), atol=1e-5)
 
 
+def test_class_means_are_those_of_the_written_rows_alone():
+    """Rows whose labels are predicted with less than a threshold are left empty; they are in no mean."""
+    bank = made(n=50)
+    empty = torch.arange(50) % 3 == 0
+    empty[bank.labels == 4] = True
+    written = torch.where(empty, -1, 0)
+    bank = MemoryBank(bank.features, bank.logits, bank.labels, bank.index, CLASSES, written=written)
+    near, far = bank.class_samples(bank.index, bank.labels)
+    for i in range(50):
+        rest = (bank.labels == bank.labels[i]) & ~empty & (torch.arange(50) != i)
+        assert near.mask[i, 0] == rest.any() and far.mask[i].tolist() == [
+            c not in (4, bank.labels[i]) for c in range(5)
+        ]
+        if rest.any():
+            mean = F.normalize(bank.features[rest].mean(0), dim=0)
+            assert torch.allclose(near.logits[i, 0], bank.logits[rest].mean(0), atol=1e-5)
+            assert torch.allclose(near.features[i, 0], mean, atol=1e-5)
+            cosine = 0.0 if empty[i] else (mean @ bank.features[i]).item()
+            assert near.similarity[i, 0].item() == pytest.approx(cosine, abs=1e-5)
+    for c in range(4):
+        rows = (bank.labels == c) & ~empty
+        assert torch.allclose(far.logits[0, c], bank.logits[rows].mean(0), atol=1e-5)
+        original = (bank.features * bank.norms[:, None])[rows].mean(0)
+        assert torch.allclose(bank.class_means()[c], F.normalize(original, dim=0), atol=1e-5)
+    assert not bank.class_means()[4].any()
+
+
 def test_equal_features_are_settled_for_all_queries_at_once():
     """A network that outputs nearly the same features for every image; ties go to the lower key."""
     bank = MemoryBank(torch.ones(400, 4), torch.zeros(400, 2), torch.arange(400) % 2, torch.arange(400), ("a", "b"))

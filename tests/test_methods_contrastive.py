@@ -71,6 +71,18 @@ def naive_crd(method, seen):
     return total, written
 
 
+def test_memories_start_uniform_within_the_published_bound():
+    """The bound is 1 / √(dim / 3), so that the mean squared length of a row is 1."""
+    method = methods.create("crd", dim=12, negatives=10)
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        method.setup(D, D, C, 5000)
+    for memory in (method.student_memory, method.teacher_memory):
+        assert memory.shape == (5000, 12) and 0.499 < memory.max() <= 0.5 and -0.5 <= memory.min() < -0.499
+        assert memory.mean().abs() < 0.01 and memory.square().sum(1).mean() == pytest.approx(1, abs=0.01)
+    assert not torch.equal(method.student_memory, method.teacher_memory)
+
+
 def test_crd_compares_with_the_memories_and_then_writes_them(crd):
     seen = step(crd)
     expected, written = naive_crd(crd, seen)

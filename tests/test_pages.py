@@ -15,7 +15,8 @@ from ickd_lib import __main__ as cli
 from ickd_lib import data, metrics, pages, runs, runtime, training
 from ickd_lib.data.resizing import resized
 from ickd_lib.export.commands import data_of
-from ickd_lib.pages import html
+from ickd_lib.pages import classification, html
+from ickd_lib.pages.networks import Outputs
 from ickd_lib.runtime import InputError
 from ickd_lib.training import Recipe, Student
 
@@ -63,6 +64,13 @@ def read(page):
     return reader
 
 
+def html_text(part):
+    """The texts of a part of a page."""
+    reader = Reader()
+    reader.feed(part)
+    return [word for word in reader.words if word.strip()]
+
+
 @pytest.fixture(scope="module")
 def hostile(digits):
     """The digits with a class whose name is HTML and mathematics."""
@@ -107,6 +115,41 @@ def test_the_page_of_one_run_says_what_it_lacks(folder, hostile):
     with torch.no_grad():
         wrong = network(hostile.test.images / 255).logits.argmax(1) != hostile.test.labels
     assert f"is wrong for {int(wrong.sum())} of {len(wrong)} images" in found
+
+
+def test_the_differences_of_two_students_are_counted_and_shown(digits):
+    """Of eight images both are right in three, one alone in two and one, and both are wrong in two."""
+    images = digits.test.subset(torch.arange(8))
+    labels = images.labels
+    shift = torch.tensor([[0, 0, 0, 0, 0, 1, 1, 2], [0, 0, 0, 3, 4, 0, 1, 5]])
+    size = torch.arange(1, 9)[:, None]  # the confidence grows with the row
+    one, other = (
+        Outputs(name, torch.eye(10)[(labels + by) % 10] * size, torch.zeros(8, 2))
+        for name, by in zip(("one", "other"), shift, strict=True)
+    )
+    lines = [" ".join(line.split()) for line in html_text(classification._differences(one, other, images))]
+    assert lines[0] == "What one and other disagree on"
+    table = [tuple(lines[i : i + 3]) for i in range(1, 19, 3)]
+    assert table == [
+        ("images for which", "number", "%"),
+        ("both are right", "3", "37.5"),
+        ("only one is right", "2", "25.0"),
+        ("only other is right", "1", "12.5"),
+        ("both are wrong, with the same class", "1", "12.5"),
+        ("both are wrong, with different classes", "1", "12.5"),
+    ]
+    heads = [i for i, line in enumerate(lines) if line.startswith("Only")]
+    assert [lines[i] for i in heads] == [
+        "Only one is right: the most confident mistakes of other",
+        "Only other is right: the most confident mistakes of one",
+    ]
+    rows = [
+        [line for line in lines[a:b] if line.startswith("row ")] for a, b in zip(heads, (*heads[1:], None), strict=True)
+    ]
+    assert rows == [[f"row {int(images.index[at])}" for at in some] for some in ((4, 3), (5,))]
+    name = images.classes
+    wrong = f"prediction: {name[(labels[4] + 4) % 10]} ({torch.tensor([5.0] + 9 * [0.0]).softmax(0)[0]:.0%})"
+    assert wrong in lines[heads[0] : heads[1]]
 
 
 def test_runs_on_two_data_sets_have_curves_of_their_own(folder, tmp_path):

@@ -296,6 +296,7 @@ def test_of_two_methods_at_once_only_one_is_shown_samples(one, other, few):
         teacher = models.create("resnet8", **few.train.spec)
     both = Listening(parts=[create(one), create(other)])
     distill([Student("dropping", both, i, peer_group="one") for i in range(2)], few, teacher, recipe=RECIPE)
+    assert len(seen) > 2
     for context in seen[-2:]:
         guides = {"teacher": [context], "peers": context.peers, "self": filter(None, [context.earlier])}
         assert {who for who, those in guides.items() if any(x.retrieved for x in those)} == {both.retrievals[0].source}

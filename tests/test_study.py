@@ -1,9 +1,12 @@
 """The study of nearness: its stages train what the plan says, and its tables have the differences and the verdict."""
 
+import math
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
+import torch
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks"))
 import study
@@ -99,7 +102,12 @@ def test_intervals_are_wider_for_several_comparisons():
 
 @pytest.mark.parametrize(
     ("gains", "worse", "adopted"),
-    [((0.9, 1.0, 1.1), 0.01, "yes"), ((0.9, 1.0, 1.1), 0.03, "no"), ((-1.0, 1.0, 3.0), 0.0, "no")],
+    [
+        ((0.9, 1.0, 1.1), 0.019, "yes"),
+        ((0.9, 1.0, 1.1), 0.021, "no"),
+        ((0.8, 1.0, 1.2), 0.0, "no"),  # the interval is above 0 (1 ± 0.50) without the correction (1 ± 1.15) alone
+        ((-1.0, 1.0, 3.0), 0.0, "no"),
+    ],
 )
 def test_a_candidate_is_adopted_by_the_rule(gains, worse, adopted):
     """The corrected interval of its gain is above 0, and its scaled NLL at most 0.02 higher."""
@@ -108,3 +116,50 @@ def test_a_candidate_is_adopted_by_the_rule(gains, worse, adopted):
         cells["nearest"]["t", seed] = {"accuracy": 0.3, "scaled_nll": 2.0}
         cells["gate"]["t", seed] = {"accuracy": 0.3 + gain / 100, "scaled_nll": 2.0 + worse}
     assert study.candidates_table(cells)[-1].endswith(f" | {adopted} |")
+
+
+def test_each_half_of_the_images_has_the_temperature_of_the_other_half(monkeypatch):
+    """Of each half, three of four images are classified correctly, with the logits 1 and 0 or with 2 and 0."""
+    labels = torch.tensor([0, 0, 0, 0, 0, 0, 1, 1])
+    logits = torch.tensor([1.0, 2.0]).repeat(4)[:, None] * torch.tensor([1.0, 0.0])
+    monkeypatch.setattr(study.models, "predict", lambda *given: SimpleNamespace(logits=logits))
+    # The best temperatures are 1 / ln 3 and 2 / ln 3. With that of the other half, the odds are √3 and 9 instead of 3.
+    first, second = (0.75 * math.log1p(1 / odds) + 0.25 * math.log1p(odds) for odds in (3**0.5, 9))
+    assert study.scaled_nll(None, SimpleNamespace(labels=labels)) == pytest.approx((first + second) / 2, rel=1e-5)
+
+
+@pytest.mark.parametrize("stage", ["main", "tune"])
+def test_a_student_that_diverges_is_written_with_an_accuracy_of_one_percent(stage, monkeypatch, digits, tmp_path):
+    monkeypatch.setattr(study, "ARMS", {"ce": lambda scale: "ce", "kd": lambda scale: f"kd(kd={scale * 3e29:.3g})"})
+    students = [study.Student("resnet8", method, 0) for method in ("ce", "kd(kd=3e29)")]
+    teacher, recipe = study.models.create("resnet8", 10), study.Recipe(epochs=1, batch_size=60)
+    with pytest.raises(study.runtime.Diverged):
+        study.training.distill(
+            students, digits, teacher=teacher, recipe=recipe, runs=tmp_path / stage, device="cpu", progress=False
+        )
+    for _ in range(2):  # a second call changes nothing
+        study.Study.write(SimpleNamespace(whole=digits), tmp_path / stage, tmp_path / "out" / stage)
+    found = {arm: (setting, one) for arm, setting, one in study.results(tmp_path / "out" / stage)}
+    setting, one = found["kd"]
+    assert found.keys() == {"ce", "kd"} and setting == (1.0, recipe.lr)
+    assert one["accuracy"] == 0.01 and one.get("val_accuracy") == (0.01 if stage == "tune" else None)
+    assert "loss" in one["diverged"] and "diverged" not in found["ce"][1]
+    if stage == "main":
+        cells = study.read(tmp_path / "out", stage, {arm: setting for arm in found})
+        assert {arm: list(rows) for arm, rows in cells.items()} == {arm: [(one["teacher"], 0)] for arm in found}
+
+
+def test_a_student_that_diverged_counts_in_accuracies_alone_and_is_named(monkeypatch):
+    plain = dict.fromkeys(study.SECONDARY, 0.5) | {"accuracy": 0.3, "nll": 2.0}
+    cells = {arm: {("t", seed): plain for seed in range(3)} for arm in ("nearest", "random", "gate")}
+    for arm in ("nearest", "gate"):
+        cells[arm] = cells[arm] | {("t", 2): {"accuracy": 0.01, "diverged": "a loss is NaN"}}
+    _, _, nearest, control = study.arms_table(cells)
+    others = "50.00 | 2.000 | 0.500 | 50.00 | 50.00"
+    assert nearest.startswith(f"| nearest | 3, 1 diverged | 20.33 | {others} | −9.67 (−51.26 ")
+    assert control == f"| random | 3 | 30.00 | {others} |  |"
+    assert study.contrast(cells, "nearest", "random", "accuracy", 100)[0] == pytest.approx(-29 / 3)
+    assert study.contrast(cells, "nearest", "random", "nll", 1) == (0, 0, 0), "over the two other cells"
+    assert study.candidates_table(cells)[-1].startswith("| gate, 1 diverged | +0.00 ")
+    every = {"random": {("t", 0): cells["gate"]["t", 2]}}
+    assert study.arms_table(every)[-1] == "| random | 1, 1 diverged | 1.00 | – | – | – | – | – |  |"

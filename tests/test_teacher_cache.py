@@ -79,6 +79,36 @@ def test_it_gives_what_the_teacher_says_and_asks_once(digits, frozen, features):
     check(cache, frozen, images, rows, view)
 
 
+def test_outputs_are_those_of_the_precision_in_half_precision(digits, teacher, tmp_path):
+    images, (rows, view) = digits.train, views(digits.train, 40)
+    frozen = models.frozen(teacher, "cpu")
+    found = {}
+    for precision in ("fp32", "bf16"):
+        cache = TeacherCache(frozen, images, precision=precision, folder=tmp_path)
+        assert cache.fill(rows, view) > 0, "the outputs of another precision are in another folder"
+        cache.close()
+        with torch.no_grad(), runtime.autocast(torch.device("cpu"), precision):
+            expected = frozen(images.augmented(rows, view)).logits
+        found[precision] = cache.take(images.index[rows], view)[0]
+        assert (found[precision] - expected.float()).abs().max() < 1e-3 * expected.abs().max()
+        assert torch.equal(found[precision], found[precision].half().float())
+    assert (found["fp32"] - found["bf16"]).abs().max() > 2e-3 * found["fp32"].abs().max()
+
+
+def test_a_training_gives_its_precision_to_the_cache(digits, teacher, monkeypatch, tmp_path):
+    given, create = [], TeacherCache.__init__
+
+    def spied(self, *parts, **options):
+        given.append(options["precision"])
+        create(self, *parts, **options)
+
+    monkeypatch.setattr(TeacherCache, "__init__", spied)
+    for precision in ("fp32", "bf16"):
+        options = {"device": "cpu", "precision": precision, "progress": False, "teacher_cache": tmp_path}
+        training.distill([Student("resnet8", "kd")], digits, teacher=teacher, recipe=Recipe(epochs=1), **options)
+    assert given == ["fp32", "bf16"]
+
+
 @pytest.mark.parametrize("size", [1, 2, 3])
 def test_outputs_do_not_depend_on_the_other_images_of_a_pass(digits, teacher, size):
     """After a stop in an epoch, the cache is filled in other groups."""
