@@ -33,6 +33,11 @@ class WorkerDied(InputError):
     """Raised where a process that decodes images ended; another attempt may succeed."""
 
 
+def usual_workers() -> int:
+    """Return the usual number of worker processes: one less than the cores of this training process, at least 1."""
+    return max(1, runtime.own_cores() - 1)
+
+
 class Loaded(NamedTuple):
     """What a training step needs of the data.
 
@@ -58,7 +63,8 @@ class Loader:
     The batches do not depend on the number of processes.
 
     Args:
-        images: the split; its `workers` is the number of processes. With 0 this process makes the batches.
+        images: the split; its `workers` is the number of processes, None for `usual_workers`. With 0 this process makes the
+            batches.
         workers: largest number of processes; None for that of the split.
     Attributes:
         waited: seconds that the caller of this object has waited for batches so far.
@@ -69,7 +75,8 @@ class Loader:
         self.images: Any = images
         self.waited = 0.0
         self.replaced: set[int] = set()
-        self.workers = images.workers if workers is None else min(workers, images.workers)
+        count = usual_workers() if images.workers is None else images.workers
+        self.workers = count if workers is None else min(workers, count)
         self._requests = _Requests()
         self._loader: DataLoader[Any] | None = None
         self._results: Iterator[Any] = iter(())

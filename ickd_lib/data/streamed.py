@@ -136,7 +136,8 @@ class StreamedImages(LabelledImages):
         source: the images of the data-set split by their rows.
         crop: the crops of training and of evaluation.
         labels, index, classes, mean, std, name, augment: as for `Images`.
-        workers: number of processes that decode; 0 decodes in the process that trains.
+        workers: number of processes that decode; 0 decodes in the process that trains, None means
+            `loader.usual_workers`.
         skip: whether an image that cannot be decoded is replaced by the next one of its class; if not, it is an error.
         superclasses, superclass_of, unlabelled_share: as for `Images`.
     """
@@ -150,7 +151,7 @@ class StreamedImages(LabelledImages):
     std: tuple[float, ...]
     name: str
     augment: str = "crop"
-    workers: int = 1
+    workers: int | None = 1
     skip: bool = False
     superclasses: tuple[str, ...] = ()
     superclass_of: tuple[int, ...] = ()
