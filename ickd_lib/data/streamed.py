@@ -65,7 +65,7 @@ class KeptSource:
 
 @dataclass(frozen=True, eq=False)
 class Cropper:
-    """Makes the crops of images: the part of a batch that a worker process computes.
+    """Decodes and crops the images of a batch, in a worker process or in the process that trains.
 
     source: the images of the data-set split by their rows.
     crop: how they are cropped.
@@ -91,7 +91,7 @@ class Cropper:
         Raises:
             InputError: a file cannot be decoded.
         """
-        with torch.inference_mode(False):  # a mode of one thread, but all threads write here
+        with torch.inference_mode(False):  # inference mode belongs to one thread, but all threads write to `out`
             out = torch.empty(len(rows), 3, *self.crop.size, dtype=torch.uint8, memory_format=torch.channels_last)
         replaced: list[int] = []
 
@@ -129,8 +129,8 @@ class Cropper:
 class StreamedImages(LabelledImages):
     """One split of a data set whose images are decoded and cropped when they are needed.
 
-    A `Loader` does so ahead of time in worker processes. Its methods are those of `Images`, except that the pixels are
-    not an attribute.
+    A `Loader` does so in worker processes, before they are needed. The methods of this class are those of `Images`,
+    but there is no attribute with the pixels.
 
     Args:
         source: the images of the data-set split by their rows.
@@ -180,7 +180,7 @@ class StreamedImages(LabelledImages):
 
     @cached_property
     def fingerprint(self) -> str:
-        """16 hexadecimal digits that change with the path or size of a file, a label, row or class, and the crops."""
+        """16 hexadecimal digits, which depend on the paths and sizes of the files, labels, rows, classes and crops."""
         files = self.source.files
         arrays = [torch.from_numpy(one.copy()) for one in (files.names, files.ends, files.bytes)]
         described = [repr(self.crop), list(self.classes), list(self.mean), list(self.std)]
@@ -196,7 +196,7 @@ class StreamedImages(LabelledImages):
 
     @cached_property
     def host(self) -> Cropper:
-        """The part of the split that worker processes use."""
+        """What decodes and crops the images of this split: the object that is sent to worker processes."""
         return Cropper(self.source, self.crop, self.index.cpu(), self.labels.cpu(), self.skip)
 
     def subset(self, rows: Tensor) -> StreamedImages:
@@ -214,7 +214,10 @@ class StreamedImages(LabelledImages):
         return self.host(positions.tolist())[0].to(self.labels.device)
 
     def cropped(self, rows: Tensor, view: Tensor) -> Tensor:
-        """Return the views `view` [B] of the images at the positions `rows` [B]: uint8, shape [B, 3, H, W]."""
+        """Return the crops with the view numbers `view` [B] of the images at the positions `rows` [B].
+
+        They are uint8, of shape [B, 3, H, W].
+        """
         return self.host(rows.tolist(), view.tolist())[0].to(self.labels.device)
 
     def path(self, position: int) -> Path:
