@@ -33,7 +33,7 @@ from torchvision import datasets, transforms
 from torchvision.transforms import InterpolationMode
 
 from ickd_lib import data, runtime
-from ickd_lib.data.loading import usual_workers
+from ickd_lib.data.loader import usual_workers
 
 CLASSES = 10
 BATCH = 64

@@ -181,6 +181,7 @@ def test_a_run_serves_as_teacher(run):
         ("train --method ce --name a/b", "name='a/b' cannot be the name of a run folder"),
         ("train --method ce --task clasification", "unknown task 'clasification'; did you mean 'classification'?"),
         ("train --method ce --bank-images all", "--bank-images needs a method with a memory bank"),
+        ("train --method ce --optimizer adamw --nesterov", "nesterov=True is not a setting of the optimizer AdamW"),
         ("train --method ce --optimizer adm", "unknown optimizer 'adm'; did you mean 'Adam'?"),
         ("diff nowhere elsewhere", "nowhere/config.json does not exist"),
         ("report no\x1b[31mwhere", r"no\x1b[31mwhere is not a folder"),

@@ -222,6 +222,7 @@ def test_available_memory_is_that_of_machine_and_container(monkeypatch, tmp_path
     meminfo.write_text("MemTotal: 100 kB\nMemAvailable:   64 kB\n")
     monkeypatch.setattr(memory, "MEMINFO", meminfo)
     monkeypatch.setattr(memory, "GROUP", group)
+    monkeypatch.setattr(memory, "GROUPS", tmp_path / "none")
     assert memory.available_bytes() == 65536
     (group / "memory.max").write_text("3000\n")
     (group / "memory.current").write_text("1000\n")
@@ -229,6 +230,33 @@ def test_available_memory_is_that_of_machine_and_container(monkeypatch, tmp_path
     (group / "memory.max").write_text("max\n")
     meminfo.unlink()
     assert memory.available_bytes() is None
+
+
+@pytest.mark.parametrize(
+    ("line", "root", "files", "cache"),
+    [
+        ("0::/job/step", "", ("memory.max", "memory.current"), "inactive_file"),
+        ("4:memory:/job/step", "memory", ("memory.limit_in_bytes", "memory.usage_in_bytes"), "total_inactive_file"),
+    ],
+)
+def test_the_smallest_limit_of_nested_control_groups_counts(line, root, files, cache, monkeypatch, tmp_path):
+    from ickd_lib.runtime import memory
+
+    (tmp_path / "names").write_text(f"9:name=systemd:/\n5:cpu,cpuacct:/other\n{line}\n")
+    for name, path in (("MEMINFO", "none"), ("GROUP", "group"), ("GROUPS", "names")):
+        monkeypatch.setattr(memory, name, tmp_path / path)
+    job = tmp_path / "group" / root / "job"
+    for folder, numbers in ((job / "step", (9000, 1000)), (job, (8000, 5000)), (job.parent, (9000, 2000))):
+        folder.mkdir(parents=True, exist_ok=True)
+        for name, number in zip(files, numbers, strict=True):
+            (folder / name).write_text(f"{number}\n")
+    assert memory.available_bytes() == 3000
+    (job / "memory.stat").write_text(f"anon 1\n{cache} 500\n")
+    assert memory.available_bytes() == 3500, "the file cache is freed when memory is needed"
+    (job / files[0]).write_text("100\n")
+    assert memory.available_bytes() == 0
+    (tmp_path / "names").write_text("0::/../elsewhere\n")
+    assert memory.available_bytes() == 7000
 
 
 @pytest.mark.parametrize(

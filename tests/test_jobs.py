@@ -17,6 +17,7 @@ import torch
 
 from ickd_lib import __main__ as cli
 from ickd_lib import runs, runtime, training
+from ickd_lib.data.loader import usual_workers
 from ickd_lib.memory import MemoryBank
 from ickd_lib.runtime import Diverged, InputError
 from ickd_lib.training import Callback, JobsDied, Processes, Recipe, Slurm, processes, slurm
@@ -271,12 +272,12 @@ def test_time_limits_are_read_as_slurm_reads_them():
 def test_each_process_has_a_gpu_by_its_number(monkeypatch):
     chosen = []
     monkeypatch.setattr(os, "setpgid", lambda *_: None)
-    monkeypatch.setattr(runtime, "dealt_threads", lambda count: None)
+    monkeypatch.setattr(runtime, "dealt_threads", lambda count, sharing: None)
     for name, value in (("is_available", lambda: True), ("device_count", lambda: 2), ("set_device", chosen.append)):
         monkeypatch.setattr(torch.cuda, name, value)
     for number in range(3):
         receiver, sender = multiprocessing.Pipe(duplex=False)
-        processes._child(sender, number, 1, pickle.dumps((len, [(1, 2)], {})))
+        processes._child(sender, number, 1, 3, pickle.dumps((len, [(1, 2)], {})))
         assert pickle.loads(receiver.recv_bytes()) == (True, 2)
     assert chosen == [0, 1, 0]
 
@@ -287,5 +288,9 @@ def test_the_cores_are_divided_among_the_processes(monkeypatch):
     monkeypatch.undo()
     with Processes(1, threads=3) as executor:
         assert executor.submit(runtime.free_threads).result() == 3
+        everything = executor.submit(runtime.own_cores).result()
+    with Processes(2) as executor:
+        assert executor.submit(runtime.own_cores).result() == max(1, everything // 2)
+        assert executor.submit(usual_workers).result() == max(1, everything // 2 - 1)
         with pytest.raises(AttributeError):
             executor.submit(lambda: None).result()

@@ -17,7 +17,7 @@ from ickd_lib import __main__ as cli
 from ickd_lib import data, methods, models, runtime, tasks, training
 from ickd_lib.data import Loader, Sampler, loader
 from ickd_lib.data.decoded import Decoded
-from ickd_lib.runtime import InputError
+from ickd_lib.runtime import InputError, threads
 from ickd_lib.training import Recipe, Student, distillation, optimizers, stepper
 
 pytestmark = pytest.mark.usefixtures("untouched_generator")
@@ -220,13 +220,16 @@ def test_replaced_images_are_counted_in_the_records(folder, tmp_path):
     assert [record["replaced_images"] for record in history.epochs] == [1, 1]
 
 
-def test_workers_share_the_cores_of_several_training_processes(monkeypatch):
+def test_workers_share_the_cores_of_several_training_processes(folder, monkeypatch):
     monkeypatch.setattr(os, "sched_getaffinity", lambda pid: set(range(16)), raising=False)
-    assert data.loading.usual_workers() == 15
-    monkeypatch.setenv("LOCAL_WORLD_SIZE", "8")
-    assert data.loading.usual_workers() == 1
-    monkeypatch.setenv("LOCAL_WORLD_SIZE", "16")
-    assert data.loading.usual_workers() == 1
+    images = data.load(f"folder:{folder}", stream=True).train
+    assert Loader(images).workers == 15
+    for processes, workers in ((2, 7), (8, 1), (16, 1)):
+        monkeypatch.setenv("LOCAL_WORLD_SIZE", str(processes))
+        assert Loader(images).workers == workers
+    monkeypatch.delenv("LOCAL_WORLD_SIZE")
+    monkeypatch.setattr(threads, "_sharing", [2])  # as in a job of `compare --jobs 2`
+    assert Loader(images).workers == 7
 
 
 # ------------------------------------------------------------------------------------ images with masks or boxes

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from ickd_lib import runtime, training
+from ickd_lib import runtime, tasks, training
 from ickd_lib.runtime import InputError
 from ickd_lib.training import Recipe, Student
 from ickd_lib.training.optimizers import Average, Optimizer
@@ -64,6 +64,27 @@ def test_impossible_recipes_are_one_line(wrong, message):
     with pytest.raises(InputError, match=message) as caught:
         Recipe(**wrong)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"optimizer": "adamw", "momentum": 0.5}, "momentum=0.5 is not a setting of the optimizer AdamW; leave it out"),
+        ({"optimizer": "adamw", "nesterov": True}, "nesterov=True is not a setting of the optimizer AdamW"),
+        ({"betas": (0.9, 0.98)}, r"betas=\(0.9, 0.98\) is not a setting of the optimizer SGD"),
+        ({"optimizer": "Rprop", "weight_decay": 0.1}, "weight_decay=0.1 is not a setting of the optimizer Rprop"),
+    ],
+)
+def test_settings_that_the_optimiser_does_not_have_are_refused(given, message, digits):
+    with pytest.raises(InputError, match=message):
+        training.distill([Student("resnet8", "ce")], digits, recipe=Recipe(**given))
+
+
+def test_defaults_that_the_optimiser_does_not_have_are_left_alone():
+    for task in ("classification", "segmentation", "detection"):
+        usual = tasks.create(task).recipe
+        for name in optimizers():
+            Recipe(**dict(usual) | {"optimizer": name}).check_optimizer(usual)
 
 
 class Line(nn.Module):

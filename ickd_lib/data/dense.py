@@ -71,7 +71,8 @@ class DenseImages:
         objects: the objects of each image.
         views: the number of view numbers from which a `Sampler` draws. With the default each epoch has new views; with
             a small number the outputs of a teacher for all views can be stored.
-        workers: number of processes in which a `Loader` decodes files; 0 decodes them in the process that trains.
+        workers: number of processes in which a `Loader` decodes files; 0 decodes them in the process that trains, None
+            means `loader.usual_workers`.
         ignored: the value of ignored pixels in `masks`, 255; it is not an argument.
     """
 
@@ -86,7 +87,7 @@ class DenseImages:
     masks: tuple[Tensor, ...] | Decoded | None = None
     objects: SplitObjects | None = None
     views: int = VIEWS
-    workers: int = 0
+    workers: int | None = 0
     ignored: int = field(default=IGNORED, init=False)
 
     def __len__(self) -> int:

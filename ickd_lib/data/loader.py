@@ -1,4 +1,4 @@
-"""Batches that worker processes decode and crop ahead of their use, in the order in which they are requested."""
+"""Batches that worker processes decode and crop before they are needed, in the order in which they are requested."""
 
 from __future__ import annotations
 
@@ -33,6 +33,11 @@ class WorkerDied(InputError):
     """Raised where a process that decodes images ended; another attempt may succeed."""
 
 
+def usual_workers() -> int:
+    """Return the usual number of worker processes: one less than the cores of this training process, at least 1."""
+    return max(1, runtime.own_cores() - 1)
+
+
 class Loaded(NamedTuple):
     """What a training step needs of the data.
 
@@ -53,12 +58,13 @@ class Loaded(NamedTuple):
 
 
 class Loader:
-    """Makes the batches of a streamed split in worker processes, ahead of their use.
+    """Makes the batches of a streamed split in worker processes, before they are needed.
 
     The batches do not depend on the number of processes.
 
     Args:
-        images: the split; its `workers` is the number of processes. With 0 this process makes the batches.
+        images: the split; its `workers` is the number of processes, None for `usual_workers`. With 0 this process makes
+            the batches.
         workers: largest number of processes; None for that of the split.
     Attributes:
         waited: seconds that the caller of this object has waited for batches so far.
@@ -69,13 +75,14 @@ class Loader:
         self.images: Any = images
         self.waited = 0.0
         self.replaced: set[int] = set()
-        self.workers = images.workers if workers is None else min(workers, images.workers)
+        count = usual_workers() if images.workers is None else images.workers
+        self.workers = count if workers is None else min(workers, count)
         self._requests = _Requests()
         self._loader: DataLoader[Any] | None = None
         self._results: Iterator[Any] = iter(())
 
     def made(self, requests: Iterable[Request]) -> Iterator[list[Any]]:
-        """Yield what the split's `host` makes of each part of each request, on the split's device.
+        """Yield the decoded parts of each request, on the split's device.
 
         Raises:
             InputError: a file cannot be decoded, or a worker process ended.
@@ -92,7 +99,7 @@ class Loader:
         while True:
             try:
                 found = self._next()
-            except InputError:  # ends the processes now, and not when the error's traceback is forgotten
+            except InputError:  # ends the processes now, and not when Python frees the error's traceback
                 self.close()
                 raise
             self.waited += time.perf_counter() - began
@@ -126,7 +133,7 @@ class Loader:
         )
 
     def _moved(self, made: Any, replaced: list[int]) -> Any:
-        """Return a part of a batch on the device of the split, and note the images that were replaced."""
+        """Return a part of a batch on the device of the split, and record the images that were replaced."""
         for position in replaced:
             row = int(self.images.host.index[position])
             if not self.replaced:
@@ -192,7 +199,10 @@ class Loader:
 
 
 def batches(images: DenseImages, parts: Sequence[Tensor]) -> Iterator[Any]:
-    """Yield batches without augmentation of the images at the given positions, made ahead where files are decoded."""
+    """Yield batches without augmentation of the images at the given positions.
+
+    Images that are decoded from files are decoded in worker processes, before they are needed.
+    """
     parts = [rows for rows in parts if len(rows)]
     if not images.streamed or len(parts) < 2:
         yield from map(images.batch, parts)
@@ -214,7 +224,7 @@ def pixels(images: LabelledImages, parts: Sequence[slice]) -> Iterator[Tensor]:
 
 @contextlib.contextmanager
 def watched() -> Iterator[None]:
-    """Turn torch's error about a worker process that ended, which it raises at any time, into an InputError."""
+    """Turn torch's error about a worker process that ended into an InputError; torch may raise it in any statement."""
     try:
         yield
     except RuntimeError as error:
@@ -233,7 +243,10 @@ def _ended(error: Exception) -> WorkerDied:
 
 
 class _Host(Dataset[Any]):
-    """What a worker process runs. An error about the input is returned as text, because torch adds its traceback."""
+    """Makes the images of a request in a worker process.
+
+    An error about the input is returned as text, because torch would add its traceback to the message of an exception.
+    """
 
     def __init__(self, host: Any) -> None:
         self.host = host
@@ -256,9 +269,10 @@ class _Host(Dataset[Any]):
 
 
 def _share(made: Any) -> None:
-    """Move tensors into shared memory now.
+    """Move tensors into shared memory now, so that an error is raised here.
 
-    Later, in a thread, an error would lose them, and their receiver would wait for ever.
+    Otherwise a thread of the worker process does this later. If it fails there, the tensors are lost, and the training
+    process waits for them for ever.
     """
     if isinstance(made, Tensor):
         made.share_memory_()
@@ -268,7 +282,7 @@ def _share(made: Any) -> None:
 
 
 class _Requests:
-    """The requests of the present epoch; the DataLoader, which outlives the epoch, iterates over them."""
+    """The requests of the present epoch, over which the DataLoader iterates. The DataLoader is kept for all epochs."""
 
     given: Iterator[Any] = iter(())
 
@@ -277,7 +291,7 @@ class _Requests:
 
 
 def _plain(request: Request) -> list[tuple[list[int], list[int] | None]]:
-    """Return a request without tensors, which would be sent to the processes as files in shared memory."""
+    """Return a request as lists of numbers, because each tensor would be sent through a file in shared memory."""
     return [(rows.tolist(), None if view is None else view.tolist()) for rows, view in request]
 
 
@@ -286,7 +300,7 @@ def _unchanged(made: Any) -> Any:
 
 
 def _apart(worker: int) -> None:
-    """Keep signals to the training from the processes that decode: it still needs the batches of its last step."""
+    """Make worker processes ignore the signals meant for the training, which needs batches until its last step."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     for name in ("SIGUSR1", "SIGUSR2"):  # Slurm sends them to all processes of a job
         if hasattr(signal, name):
@@ -299,6 +313,6 @@ def _apart(worker: int) -> None:
 
 
 def _unless_abandoned(kind: type[BaseException], error: BaseException, traceback: TracebackType | None) -> None:
-    """Print an error of a thread of such a process, except that the training was killed while it received images."""
+    """Print an error in a thread of a worker process, unless it only says that the training process has ended."""
     if not issubclass(kind, (ConnectionError, EOFError)):
         sys.__excepthook__(kind, error, traceback)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
@@ -71,7 +70,8 @@ def load(
             224), for the images of a folder; by default "pad".
         views: number of random resized crops of each image, so that a teacher cache can hold them; 0 draws new ones in
             each epoch.
-        workers: number of processes that decode streamed images; None for one less than the number of cores.
+        workers: number of processes that decode streamed images; None for one less than the number of cores
+            that the training process has.
         corrupt: "stop" with an error that names a file that cannot be read, or "skip" such files.
         unlabelled: number of training images without labels, or "all": the files in PATH/unlabelled of a folder, and
             the images that `labels` leaves out, whose labels are then removed. They have the label -1.
@@ -104,8 +104,7 @@ def load(
     if repeated := [name for name, count in Counter(splits.train.classes).items() if count > 1]:
         raise InputError(f"{name} has several classes of the name {repeated[0]!r}; give each class a name of its own")
     if splits.train.streamed:
-        count = usual_workers() if workers is None else workers
-        splits = Splits(*(replace(images, workers=count) for images in splits))  # type: ignore[call-arg]
+        splits = Splits(*(replace(images, workers=workers) for images in splits))  # type: ignore[call-arg]
     if isinstance(splits.train, DenseImages):
         for option, given, default in (
             ("classes", list(classes), []),
@@ -146,9 +145,3 @@ def load(
             selection.with_unlabelled(train, every, unlabelled, taken, seed), unlabelled_share=unlabelled_share
         )
     return Splits(train, held_out, test).to(device)
-
-
-def usual_workers() -> int:
-    """Return the number of processes that decode: the cores that each training process of this machine has, less 1."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return max(1, cores // int(os.environ.get("LOCAL_WORLD_SIZE", "1")) - 1)

@@ -1,4 +1,4 @@
-"""The order of an epoch, and its batches: functions of the data seed, the epoch and the images, without any state."""
+"""The order of the images in an epoch, and its batches, which are functions of data seed, epoch and images alone."""
 
 from __future__ import annotations
 
@@ -79,7 +79,7 @@ class Sampler:
         return order, drawn[images.index[order]]
 
     def _mixed(self, data_seed: int, epoch: int) -> tuple[Tensor, Tensor]:
-        """Return what `plan` returns if each batch has the share `unlabelled_share` of images without labels.
+        """Return order and views as `plan` does; each batch has the share `unlabelled_share` of unlabelled images.
 
         The order has as many places as there are images. Images of both kinds come in shuffled rounds, each in another
         view.
@@ -115,7 +115,7 @@ class Sampler:
         Args:
             rows: positions of the images in the split, shape [B].
             data_seed, epoch, step: select the random numbers.
-            made: what the split's `host` makes of the rows and their `strong_numbers`, if it is known already.
+            made: the images of the rows in the views `strong_numbers`, if they were decoded already (see `Loader`).
         Returns:
             B images with the labels, or the annotations, and the indices of the rows; their `view` is -1.
         """
@@ -127,7 +127,10 @@ class Sampler:
         return Batch(pixels, images.labels[rows], images.index[rows], torch.full_like(view, -1))
 
     def strong_numbers(self, rows: Tensor, *, data_seed: int, epoch: int, step: int) -> Tensor:
-        """Return the view number of the second crop and flip of each image, shape [B]; the arguments are as above."""
+        """Return the view number of the second crop and flip of each image, shape [B].
+
+        The arguments are those of `strong_view`.
+        """
         images = self.images
         if isinstance(images, DenseImages):
             return images.strong_numbers(rows, data_seed, epoch, step)
@@ -142,7 +145,7 @@ class Sampler:
         Args:
             batch: B images of this split.
             data_seed, epoch, step: select the random numbers.
-            made: what the split's `host` makes of the `partner_numbers`, if it is known already.
+            made: the images of the `partner_numbers`, uint8, shape [B, 3, H, W], if they were decoded already.
         Returns:
             B images, cropped and flipped, with the labels of `batch`.
         Raises:
@@ -160,7 +163,7 @@ class Sampler:
         return Batch(pixels, images.labels[rows], images.index[rows], view)
 
     def partner_numbers(self, labels: Tensor, *, data_seed: int, epoch: int, step: int) -> tuple[Tensor, Tensor]:
-        """Return the position and the view number of the partner of each image with one of the labels [B], [B] each."""
+        """Return position and view number of a random image of each class in `labels` [B]; both have shape [B]."""
         members, starts, sizes = self._by_class
         generator = runtime.generator(data_seed, "partner", epoch, step)
         drawn = torch.randint(2**40, (len(labels),), generator=generator).to(members.device)

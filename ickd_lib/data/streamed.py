@@ -69,7 +69,7 @@ class KeptSource:
 
 @dataclass(frozen=True, eq=False)
 class Cropper:
-    """Makes the crops of images: the part of a batch that a worker process computes.
+    """Decodes and crops the images of a batch, in a worker process or in the process that trains.
 
     source: the images of the data-set split by their rows.
     crop: how they are cropped.
@@ -95,7 +95,7 @@ class Cropper:
         Raises:
             InputError: a file cannot be decoded.
         """
-        with torch.inference_mode(False):  # a mode of one thread, but all threads write here
+        with torch.inference_mode(False):  # inference mode belongs to one thread, but all threads write to `out`
             out = torch.empty(len(rows), 3, *self.crop.size, dtype=torch.uint8, memory_format=torch.channels_last)
         replaced: list[int] = []
 
@@ -133,14 +133,15 @@ class Cropper:
 class StreamedImages(LabelledImages):
     """One split of a data set whose images are decoded and cropped when they are needed.
 
-    A `Loader` does so ahead of time in worker processes. Its methods are those of `Images`, except that the pixels are
-    not an attribute.
+    A `Loader` does so in worker processes, before they are needed. The methods of this class are those of `Images`,
+    but there is no attribute with the pixels.
 
     Args:
         source: the images of the data-set split by their rows.
         crop: the crops of training and of evaluation.
         labels, index, classes, mean, std, name, augment: as for `Images`.
-        workers: number of processes that decode; 0 decodes in the process that trains.
+        workers: number of processes that decode; 0 decodes in the process that trains, None means
+            `loader.usual_workers`.
         skip: whether an image that cannot be decoded is replaced by the next one of its class; if not, it is an error.
         superclasses, superclass_of, unlabelled_share: as for `Images`.
     """
@@ -154,7 +155,7 @@ class StreamedImages(LabelledImages):
     std: tuple[float, ...]
     name: str
     augment: str = "crop"
-    workers: int = 1
+    workers: int | None = 1
     skip: bool = False
     superclasses: tuple[str, ...] = ()
     superclass_of: tuple[int, ...] = ()
@@ -220,7 +221,7 @@ class StreamedImages(LabelledImages):
 
     @cached_property
     def host(self) -> Cropper:
-        """The part of the split that worker processes use."""
+        """What decodes and crops the images of this split: the object that is sent to worker processes."""
         return Cropper(self.source, self.crop, self.index.cpu(), self.labels.cpu(), self.skip)
 
     def subset(self, rows: Tensor) -> StreamedImages:
@@ -261,7 +262,10 @@ class StreamedImages(LabelledImages):
                 bar.update(len(made))
 
     def cropped(self, rows: Tensor, view: Tensor) -> Tensor:
-        """Return the views `view` [B] of the images at the positions `rows` [B]: uint8, shape [B, 3, H, W]."""
+        """Return the crops with the view numbers `view` [B] of the images at the positions `rows` [B].
+
+        They are uint8, of shape [B, 3, H, W].
+        """
         return self.host(rows.tolist(), view.tolist())[0].to(self.labels.device)
 
     def path(self, position: int) -> Path:

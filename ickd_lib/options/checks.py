@@ -7,7 +7,7 @@ import inspect
 from collections.abc import Sequence
 from pathlib import Path
 
-from ickd_lib import methods, models, runtime, training
+from ickd_lib import methods, models, runtime, tasks, training
 from ickd_lib.runtime import InputError
 from ickd_lib.training import Recipe
 from ickd_lib.training.students import check_one_class
@@ -23,6 +23,7 @@ def check_training(given: argparse.Namespace, names: Sequence[str], recipe: Reci
     Raises:
         InputError: an option is wrong, or does not fit the others.
     """
+    recipe.check_optimizer(tasks.create(given.task).recipe)
     training.check_methods(names, given.peers)
     made = [methods.create(name) for name in names]
     for method in made:

@@ -19,7 +19,7 @@ from ickd_lib.runtime.tensors import (
     save_tensors,
     writing_tensors,
 )
-from ickd_lib.runtime.threads import dealt_threads, free_threads, same_threads
+from ickd_lib.runtime.threads import dealt_threads, free_threads, own_cores, same_threads
 from ickd_lib.runtime.versions import code, environment, environment_differences
 
 __all__ = [
@@ -50,6 +50,7 @@ __all__ = [
     "locked",
     "not_read",
     "notice",
+    "own_cores",
     "owner",
     "parse_call",
     "precision",

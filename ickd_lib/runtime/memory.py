@@ -2,12 +2,20 @@
 
 from __future__ import annotations
 
-from pathlib import Path
+import contextlib
+from pathlib import Path, PurePosixPath
 
 import torch
 
 MEMINFO = Path("/proc/meminfo")
-GROUP = Path("/sys/fs/cgroup")  # the limits of a container
+GROUP = Path("/sys/fs/cgroup")  # the control groups with their limits
+GROUPS = Path("/proc/self/cgroup")  # the names of this process's groups
+# Of the versions 2 and 1 of control groups: the files with the limit and with the bytes in use, and the name in
+# memory.stat of the file cache among the latter that the kernel frees when memory is needed.
+FILES = (
+    ("memory.max", "memory.current", "inactive_file"),
+    ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file"),
+)
 
 
 def available_bytes(device: torch.device | str = "cpu") -> int | None:
@@ -33,9 +41,38 @@ def _machine() -> int | None:
 
 
 def _container() -> int | None:
-    """Return the bytes that are left of the limit of the container, if this process is in one."""
+    """Return the bytes that are left of the memory limits of this process's control groups (cgroups) of Linux.
+
+    A container, a systemd service and a job of Slurm are such groups. They may be nested; the group with the fewest
+    bytes left decides. None if there is no limit.
+    """
+    left = []
+    for folder in _groups():
+        for limit, used, cache in FILES:
+            with contextlib.suppress(OSError, ValueError):  # there is no such file, or no limit ("max")
+                unused = int((folder / limit).read_text()) - int((folder / used).read_text())
+                left.append(max(unused + _statistic(folder, cache), 0))
+    return min(left, default=None)
+
+
+def _groups() -> set[Path]:
+    """Return the folders of the control groups that may limit this process's memory: its own and all around them."""
+    folders = {GROUP, GROUP / "memory"}  # in a container these are often its own
     try:
-        limit, used = (int((GROUP / name).read_text()) for name in ("memory.max", "memory.current"))
-        return max(limit - used, 0)
-    except (OSError, ValueError):  # there is no limit ("max")
-        return None
+        lines = GROUPS.read_text().splitlines()
+    except OSError:
+        return folders
+    for _, controllers, path in (line.split(":", 2) for line in lines if line.count(":") >= 2):
+        root = {"": GROUP, "memory": GROUP / "memory"}.get(controllers)  # of version 2, and of version 1
+        if root and ".." not in path:
+            own = PurePosixPath(path.lstrip("/"))
+            folders |= {root / group for group in (own, *own.parents)}
+    return folders
+
+
+def _statistic(folder: Path, name: str) -> int:
+    """Return a number of bytes in the file memory.stat of a control group; 0 if it is not there."""
+    try:
+        return int(dict(line.split() for line in (folder / "memory.stat").read_text().splitlines())[name])
+    except (OSError, KeyError, ValueError):
+        return 0

@@ -15,6 +15,7 @@ from ickd_lib.runtime.errors import notice
 
 STAT = Path("/proc/stat")
 _dealt: set[int] = set()  # numbers of threads that `dealt_threads` set
+_sharing: list[int] = []  # number of processes that share the cores with this one, as `dealt_threads` set it
 
 
 @contextlib.contextmanager
@@ -58,13 +59,29 @@ def _ticks() -> tuple[int, int] | None:
     return user + system, user + _nice + system + sum(rest[:5])
 
 
-def dealt_threads(count: int) -> None:
+def dealt_threads(count: int, sharing: int = 1) -> None:
     """Set torch's number of threads to `count`, and let trainings of this process use all of them.
 
     This is for a process that shares the cores with others, each of which was given its number of threads.
+
+    Args:
+        count: the number of threads.
+        sharing: number of processes that share the cores, this one included.
     """
     torch.set_num_threads(count)
     _dealt.add(count)
+    _sharing[:] = [sharing]
+
+
+def own_cores() -> int:
+    """Return this process's share of the cores of the machine, at least 1.
+
+    The cores are those that the operating system allows this process to use. Processes that `torchrun` or an executor
+    of jobs started on the machine divide them.
+    """
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    sharing = _sharing[0] if _sharing else int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    return max(1, cores // sharing)
 
 
 def free_threads() -> int:

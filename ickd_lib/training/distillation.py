@@ -114,6 +114,7 @@ def distill(
     """
     task, device = task or Classification(), runtime.device(device)
     recipe = recipe or Recipe(**task.recipe)
+    recipe.check_optimizer(task.recipe)
     if teacher_cache_top and not teacher_cache:
         raise InputError("teacher_cache_top is about a teacher cache; give teacher_cache=FOLDER, or leave this out")
     _check(students, splits, task, teacher)

@@ -23,7 +23,8 @@ class Processes(Executor):
 
     Unlike a ProcessPoolExecutor, it goes on when a process dies; the future of that call then has the exception `Died`.
     The processes are numbered from 0 on; if there are GPUs, process i computes on GPU i, counted again from 0 when
-    there are more processes than GPUs. Each process has its share of the CPU threads of this process.
+    there are more processes than GPUs. Each process has its share of the CPU threads of this process, and of
+    the cores for worker processes that decode images.
 
     Args:
         jobs: the largest number of processes.
@@ -36,6 +37,7 @@ class Processes(Executor):
         if jobs < 1:
             raise InputError(f"jobs={jobs} must be 1 or more")
         self.threads = threads or max(1, runtime.free_threads() // jobs)
+        self.jobs = jobs
         self._free, self._waiting = list(range(jobs)), deque[tuple[Future, Callable[..., Any], tuple, dict]]()
         self._lock, self._watchers, self._closed = threading.Lock(), set[threading.Thread](), False
         self._context = multiprocessing.get_context("spawn")  # CUDA and OpenMP do not survive a fork
@@ -75,7 +77,9 @@ class Processes(Executor):
         """Run one call in a new process and wait for its result."""
         try:
             receiver, sender = self._context.Pipe(duplex=False)
-            process = self._context.Process(target=_child, args=(sender, number, self.threads, pickle.dumps(call)))
+            process = self._context.Process(
+                target=_child, args=(sender, number, self.threads, self.jobs, pickle.dumps(call))
+            )
             process.start()
             sender.close()
             try:
@@ -113,11 +117,11 @@ class Died(RuntimeError):
         return Died, (self.status,)
 
 
-def _child(sender: Any, number: int, threads: int, call: bytes) -> None:
+def _child(sender: Any, number: int, threads: int, jobs: int, call: bytes) -> None:
     """Run a call in a new process and send its result."""
     if hasattr(os, "setpgid"):
         os.setpgid(0, 0)  # Ctrl-C in a terminal reaches the main process alone
-    runtime.dealt_threads(threads)
+    runtime.dealt_threads(threads, sharing=jobs)
     if torch.cuda.is_available():
         torch.cuda.set_device(number % torch.cuda.device_count())
     function, args, kwargs = pickle.loads(call)

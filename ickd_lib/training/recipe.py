@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import functools
+import inspect
 import itertools
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, fields, replace
 from typing import Any, get_type_hints
 
 import torch
@@ -18,6 +19,7 @@ from ickd_lib.runtime.arguments import BelowOne, Count, NotNegative, Positive, c
 SCHEDULES = ("step", "cosine", "onecycle", "fifths", "tenth")
 MILESTONES = {"step": (5 / 8, 6 / 8, 7 / 8), "fifths": (5 / 10, 7 / 10, 9 / 10)}  # shares of the epochs
 FACTORS = {"step": 0.1, "fifths": 0.2}
+OF_OPTIMIZERS = ("momentum", "nesterov", "betas", "weight_decay")  # settings that only some optimisers have
 
 
 @dataclass(frozen=True)
@@ -72,6 +74,19 @@ class Recipe:
         if self.milestones and not set(chosen) & set(MILESTONES):
             raise InputError(f"milestones are for the schedules {' and '.join(MILESTONES)}, not {self.schedule!r}")
         runtime.choose(self.optimizer, optimizers(), "optimizer")
+
+    def check_optimizer(self, defaults: Mapping[str, Any]) -> None:
+        """Raise InputError if a setting that the optimiser does not have was changed, and so would have no effect.
+
+        Args:
+            defaults: the settings for which the task has defaults of its own, `Task.recipe`.
+        """
+        name = runtime.choose(self.optimizer, optimizers(), "optimizer")
+        known = inspect.signature(getattr(torch.optim, name).__init__).parameters
+        usual = {one.name: one.default for one in fields(self)} | dict(defaults)
+        for setting in OF_OPTIMIZERS:
+            if setting not in known and (value := getattr(self, setting)) != usual[setting]:
+                raise InputError(f"{setting}={value} is not a setting of the optimizer {name}; leave it out")
 
     def first_phase(self) -> Recipe:
         """Return the recipe with the first of its schedules, for a training that has one phase."""
