@@ -16,7 +16,8 @@ from ickd_lib.memory import MemoryBank
 from ickd_lib.runtime import InputError, errors
 from ickd_lib.tasks import Segmentation
 from ickd_lib.training import Student
-from ickd_lib.training.distillation import _numerics
+from ickd_lib.training.numerics import new_numerics
+from ickd_lib.training.teacher_choice import TeacherNeeds
 
 TASK, FCN = "segmentation", "resnet8-fcn"
 PIXELWISE = {"dist", "dkd", "dml", "kd", "kdcl", "ls", "lskd", "lwf", "nkd", "tfkd", "ttm", "wttm"}
@@ -213,17 +214,15 @@ def test_a_student_of_another_stride_is_compared_with_its_teacher(few, teacher):
 
 
 def test_steps_are_not_captured(few, teacher):
-    state = Mock(recipe=Mock(epochs=1), steps=1, learner=Mock(method=methods.create("kd")))
-    records = {state: Mock(run=None)}
-    gpu = torch.device("cuda")
+    state = Mock(recipe=Mock(epochs=1), steps=1)
+    given = {"needs": TeacherNeeds.of([methods.create("kd")]), "device": torch.device("cuda"), "precision": "fp32"}
+    given |= {"bank_precision": "", "cached": None, "capture": True}
     for task, splits, captured in (
         (tasks.create("classification"), data.load("digits", labels=60), True),
         (Segmentation(), few, False),
     ):
         assert task.capturable is captured
-        assert (
-            _numerics([state], records, splits, teacher, None, task, gpu, "fp32", False, True)["captured"] is captured
-        )
+        assert new_numerics([state], splits.train, teacher, task, **given)["captured"] is captured
 
 
 @pytest.mark.parametrize("method", ["ickd", "ickd(order='random')", "ickd(query='view')"])

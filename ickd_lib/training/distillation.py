@@ -18,11 +18,11 @@ from ickd_lib.runtime import Diverged, InputError
 from ickd_lib.runtime.arguments import Count, Natural, NotNegative, Precision, checked
 from ickd_lib.runtime.distributed import any_process, wait_for_all
 from ickd_lib.tasks import Classification, Task
-from ickd_lib.training import precision_benchmark
 from ickd_lib.training.callbacks import Callback, ProgressBar
 from ickd_lib.training.capture import Capture, CudaGraphs, reason_against, works_on_host
 from ickd_lib.training.checkpoints import Checkpoint, Records
 from ickd_lib.training.loop import Loop, stoppable, stopped
+from ickd_lib.training.numerics import new_numerics, recorded_numerics
 from ickd_lib.training.peers import PeerGroup
 from ickd_lib.training.predictions import Predictions
 from ickd_lib.training.recipe import Recipe
@@ -31,7 +31,7 @@ from ickd_lib.training.several import check_equal, check_parts
 from ickd_lib.training.state import TrainingState, not_finite
 from ickd_lib.training.stepper import Stepper
 from ickd_lib.training.students import Student, continued, learners
-from ickd_lib.training.teacher_choice import cacheable, fits_cache, folds, teacher_bank, teacher_source
+from ickd_lib.training.teacher_choice import TeacherNeeds, teacher_bank, teacher_source
 
 
 @checked
@@ -149,10 +149,23 @@ def distill(
         raise
     waiting = [state for state, record in records.items() if not record.finished]
     if waiting:
-        cached = teacher_cache_top if teacher_cache else None
+        methods = [state.learner.method for state in waiting]
+        needs, uses_bank = TeacherNeeds.of(methods), any(method.needs_bank for method in methods)
         with locks as stack:
             numerics = runtime.from_main(
-                lambda: _numerics(waiting, records, splits, evaluated, bank, task, device, precision, cached, capture)
+                lambda: _numerics(
+                    [run for state in waiting if (run := records[state].run)],
+                    waiting,
+                    splits.train,
+                    evaluated,
+                    task,
+                    needs=needs,
+                    device=device,
+                    precision=precision,
+                    bank_precision=bank.precision if bank is not None and uses_bank else "",
+                    cached=teacher_cache_top if teacher_cache else None,
+                    capture=capture,
+                )
             )
             stack.enter_context(torch.cuda.device(device) if device.type == "cuda" else contextlib.nullcontext())
             stack.enter_context(runtime.same_threads(numerics["threads"]))
@@ -161,7 +174,14 @@ def distill(
             stop = stack.enter_context(stoppable())
             stack.enter_context(loader.watched())
             source = teacher_source(
-                waiting, splits.train, frozen, task, numerics, teacher_cache, teacher_cache_gigabytes
+                needs,
+                splits.train,
+                frozen,
+                task,
+                numerics,
+                folder=teacher_cache,
+                gigabytes=teacher_cache_gigabytes,
+                batch_size=recipe.batch_size,
             )
             if source:
                 stack.callback(source.close)
@@ -293,74 +313,31 @@ def _lock(records: Iterable[RunRecord], locks: contextlib.ExitStack) -> None:
 
 
 def _numerics(
-    waiting: Sequence[TrainingState],
-    records: Records,
-    splits: Splits,
+    runs: Sequence[runtime.Run],
+    states: Sequence[TrainingState],
+    train: Images,
     teacher: Network | None,
-    bank: MemoryBank | None,
     task: Task,
-    device: torch.device,
-    precision: str,
-    cached: int | None,
-    capture: bool,
+    **given: Any,
 ) -> dict[str, Any]:
-    """Return the numerics: device, precision, threads, teacher cache and capture. Resumed runs keep theirs.
+    """Return the numerics of the runs of some students; unfinished runs keep those that they were started with.
 
-    `cached` is the number of logits that a teacher cache stores, 0 for all; None if there is no cache.
+    The arguments are those of `new_numerics`.
 
     Raises:
-        InputError: resumed runs were started on another kind of device, have different numerics, or had a bank of
-            another precision.
+        InputError: unfinished runs cannot be continued together, or on this device, or with this bank or cache.
     """
-    used = bank is not None and any(state.learner.method.needs_bank for state in waiting)
-    banks = bank.precision if bank is not None and used else ""
-    runs = [run for state in waiting if (run := records[state].run)]
-    recorded = [run.config["numerics"] for run in runs if run.exists()]
-    for other in recorded:
-        if other["device"].split(":")[0] != device.type:
-            raise InputError(f"an unfinished run was started on {other['device']}, not {device}; resume it there")
-        if {**other, "precision_benchmark": None} != {**recorded[0], "precision_benchmark": None}:
-            raise InputError(f"unfinished runs differ in their numerics ({other}, {recorded[0]}); resume each alone")
-    if recorded:
-        before = recorded[0].get("bank_precision", recorded[0]["precision"])
-        if banks not in ("", before):
-            raise InputError(
-                f"an unfinished run had a memory bank that was computed in {before}, not {banks}; give the precision "
-                f"{before}, or build the bank in it"
-            )
-        if recorded[0]["teacher_cache"] and not fits_cache(waiting, splits.train):
-            raise InputError(
-                "an unfinished run was started with a teacher cache, which another student cannot use; resume it alone"
-            )
-        if cached is not None and not recorded[0]["teacher_cache"] and cacheable(waiting, splits.train):
-            runtime.notice("the teacher cache is not used, because an unfinished run was started without it")
-        return {**recorded[0], "device": str(device)}
-    if banks and precision == "auto" and device.type == "cpu":
-        precision = banks  # instead of a measurement, so that both are the same
-    train = splits.train
-    kept = cached is not None and task.cacheable and teacher is not None and cacheable(waiting, train)
-    runs_teacher = not kept and any("teacher" in state.learner.method.needs for state in waiting)
-    found: dict[str, Any] = {
-        "device": str(device),
-        **precision_benchmark.choose(
-            precision,
-            waiting[0].recipe.epochs * waiting[0].steps,
-            waiting[0].learner.network,
-            teacher if runs_teacher else None,
-            train,
-            task,
-        ),
-        "threads": runtime.free_threads() if device.type == "cpu" else torch.get_num_threads(),
-        "teacher_cache": kept,
-        "captured": capture and device.type == "cuda" and task.capturable and runtime.world() == 1,
-    }
-    if kept and cached:
-        found["teacher_cache_top"] = cached
-    if not kept and folds(waiting, train, teacher, task, found["precision"]):
-        found["teacher_folded"] = True
-    if banks not in ("", found["precision"]):
-        found["bank_precision"] = banks
-    return found
+    needs, cached = given["needs"], given["cached"]
+    recorded = recorded_numerics(runs, given["device"], given["bank_precision"])
+    if recorded is None:
+        return new_numerics(states, train, teacher, task, **given)
+    if recorded["teacher_cache"] and not needs.fit_cache(train):
+        raise InputError(
+            "an unfinished run was started with a teacher cache, which another student cannot use; resume it alone"
+        )
+    if cached is not None and not recorded["teacher_cache"] and needs.cacheable(train):
+        runtime.notice("the teacher cache is not used, because an unfinished run was started without it")
+    return recorded
 
 
 def _create_runs(

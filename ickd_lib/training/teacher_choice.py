@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -21,68 +22,73 @@ from ickd_lib.training.teacher_cache import AHEAD, TeacherCache
 from ickd_lib.training.teacher_source import TeacherPass, TeacherPredictions, TeacherSource
 
 
-def cacheable(waiting: Sequence[TrainingState], train: Images) -> bool:
-    """Return whether a teacher cache is used: it is possible, all views are numbered, and some student needs it."""
-    if train.views >= VIEWS:
-        runtime.notice(
-            "the teacher cache is not used, because each epoch draws new views; give a number of views (--views)"
+@dataclass(frozen=True)
+class TeacherNeeds:
+    """What the methods of some students need of the teacher in each step.
+
+    outputs: its outputs for the views of the batch.
+    features: its features of them.
+    maps: its feature maps of them.
+    strong: its outputs for strongly augmented views.
+    """
+
+    outputs: bool
+    features: bool
+    maps: bool
+    strong: bool
+
+    @classmethod
+    def of(cls, methods: Sequence[Method]) -> TeacherNeeds:
+        """Return what any of the methods needs."""
+        searched = any(spec.view_features for method in methods for spec in method.retrievals)
+        return cls(
+            outputs=searched or any("teacher" in method.needs for method in methods),
+            features=searched or any("features" in method.needs for method in methods),
+            maps=any({"maps", "teacher"} <= method.needs for method in methods),  # and not the student's alone
+            strong=any("strong" in method.needs for method in methods),
         )
-        return False
-    return _needs_pass(waiting) and fits_cache(waiting, train)
+
+    def fit_cache(self, train: Images) -> bool:
+        """Return whether a cache can provide all of it: no maps, and no augmentation beyond crop and flip."""
+        return not self.strong and not self.maps and train.augment == "crop"
+
+    def cacheable(self, train: Images) -> bool:
+        """Return whether a cache is of use: it can provide all of it, and the views are numbered."""
+        if train.views >= VIEWS:
+            runtime.notice(
+                "the teacher cache is not used, because each epoch draws new views; give a number of views (--views)"
+            )
+            return False
+        return self.outputs and self.fit_cache(train)
 
 
-def fits_cache(waiting: Sequence[TrainingState], train: Images) -> bool:
-    """Return whether all that the students need of the teacher is in a cache: no maps, and no other augmentation."""
-    found = [state.learner.method for state in waiting]
-    strong = any("strong" in method.needs for method in found)
-    return not strong and not _compares_maps(found) and train.augment == "crop"
-
-
-def folds(waiting: Sequence[TrainingState], train: Images, teacher: Network | None, task: Task, precision: str) -> bool:
-    """Return whether the teacher is evaluated in every step, and a folded copy of it can be (`models.folded`)."""
-    if teacher is None or precision != "bf16" or task.network != "classification" or not _needs_pass(waiting):
-        return False
-    return models.folded(teacher, train.size) is not None
-
-
-def _compares_maps(found: Sequence[Method]) -> bool:
-    """Return whether some method uses maps of the teacher, and not only of the student."""
-    return any({"maps", "teacher"} <= method.needs for method in found)
-
-
-def _needs_pass(waiting: Sequence[TrainingState]) -> bool:
-    """Return whether some student needs the teacher's outputs for the views of a batch."""
-    found = [state.learner.method for state in waiting]
-    return any("teacher" in method.needs or _uses_view_features(method) for method in found)
-
-
-def _uses_view_features(method: Method) -> bool:
-    """Return whether in-context samples are requested that depend on the teacher's features of the views."""
-    return any(spec.view_features for spec in method.retrievals)
+def folds(teacher: Network, train: Images, task: Task, precision: str) -> bool:
+    """Return whether a folded copy of the teacher (`models.folded`) can be evaluated in its place."""
+    return precision == "bf16" and task.network == "classification" and models.folded(teacher, train.size) is not None
 
 
 def teacher_source(
-    waiting: Sequence[TrainingState],
+    needs: TeacherNeeds,
     train: Images,
     teacher: Network | None,
     task: Task,
     numerics: dict[str, Any],
+    *,
     folder: str | Path | None,
     gigabytes: float,
+    batch_size: int,
 ) -> TeacherSource | None:
     """Return what provides the teacher's samples: a forward pass, the cache or predictions; None if none are needed."""
-    if teacher is None or not _needs_pass(waiting):
+    if teacher is None or not needs.outputs:
         return None
     if isinstance(teacher, Predictions):
         return TeacherPredictions(teacher)
-    found = [state.learner.method for state in waiting]
-    needs = frozenset().union(*(method.needs for method in found))
     precision = numerics["precision"]
     if not numerics["teacher_cache"]:
         evaluated = models.folded(teacher, train.size) if numerics.get("teacher_folded") else teacher
-        return TeacherPass(task, evaluated or teacher, maps=_compares_maps(found), precision=precision)
+        return TeacherPass(task, evaluated or teacher, maps=needs.maps, precision=precision)
     given: dict[str, Any] = {
-        "features": "features" in needs or any(_uses_view_features(method) for method in found),
+        "features": needs.features,
         "precision": precision,
         "folder": folder,
         "gigabytes": gigabytes,
@@ -90,8 +96,7 @@ def teacher_source(
     }
     if isinstance(train, StreamedImages):
         return StreamedTeacherCache(teacher, train, **given)
-    ahead = (AHEAD[train.index.device.type] + 1) * waiting[0].recipe.batch_size
-    return TeacherCache(teacher, train, ahead=ahead, **given)
+    return TeacherCache(teacher, train, ahead=(AHEAD[train.index.device.type] + 1) * batch_size, **given)
 
 
 def teacher_bank(
