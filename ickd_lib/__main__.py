@@ -21,15 +21,19 @@ if os.environ.get("WORLD_SIZE", "1") != "1":  # torch warns about weights that s
 if os.environ.get("RANK", "0") != "0":  # of several processes, the first one shows progress; tqdm reads this at import
     os.environ.setdefault("TQDM_DISABLE", "1")
 
-from ickd_lib import data, methods, metrics, runs, runtime, tasks, training
-from ickd_lib.export import commands
-from ickd_lib.memory import MemoryBank, requested
-from ickd_lib.models import Network
-from ickd_lib.options import check_networks, checks, parser, recipe_defaults
-from ickd_lib.runtime import Diverged, InputError
-from ickd_lib.runtime.distributed import ProcessLost, reports
-from ickd_lib.runtime.memory import out_of_memory
-from ickd_lib.training import Recipe
+try:
+    from ickd_lib import data, methods, metrics, runs, runtime, tasks, training
+    from ickd_lib.export import commands
+    from ickd_lib.memory import MemoryBank, requested
+    from ickd_lib.models import Network
+    from ickd_lib.options import check_networks, checks, parser, recipe_defaults
+    from ickd_lib.runtime import Diverged, InputError
+    from ickd_lib.runtime.distributed import ProcessLost, reports
+    from ickd_lib.runtime.memory import out_of_memory
+    from ickd_lib.training import Recipe
+except KeyboardInterrupt:  # the imports take seconds
+    print("stopped", file=sys.stderr)
+    raise SystemExit(130) from None
 
 ANNOTATIONS = {"segmentation": "masks", "detection": "boxes"}  # the kind that a task needs
 

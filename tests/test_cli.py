@@ -198,6 +198,7 @@ def test_mistakes_are_one_line(run, line, message):
     [
         ("train --method kd --name bad/name", "name='bad/name' cannot be the name of a run folder"),
         ("train --method kd --name there --no-resume", "runs/there already contains a run"),
+        ("train --method lwf --teacher-classes 0-4 --augment mixup", "'lwf' needs images of one class each"),
         ("train --method kd --schedule tenth+fifths", "is for 2 phases, but the method has 1"),
         ("train --method kd --search faiss", "nearest negatives from the teacher's bank"),
         ("compare --methods kd kd", "kd and kd are the same method"),
@@ -396,3 +397,17 @@ def test_texts_are_written_where_the_locale_is_not_utf_8(tmp_path):
     done = subprocess.run([*call, *words], **options)
     assert done.returncode == 0, done.stderr
     assert "×" in (tmp_path / "w.md").read_text("utf-8")
+
+
+def test_ctrl_c_during_the_imports_is_one_line():
+    program = """
+import runpy, sys
+class Interrupts:
+    def find_spec(self, name, *_):
+        if name == "torch":
+            raise KeyboardInterrupt
+sys.meta_path.insert(0, Interrupts())
+runpy.run_module("ickd_lib", run_name="__main__")
+"""
+    found = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert (found.returncode, found.stdout, found.stderr) == (130, "", "stopped\n")

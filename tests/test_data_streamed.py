@@ -11,12 +11,14 @@ from PIL import Image
 from streams import write_folder
 from torchvision.transforms import RandomResizedCrop, v2
 
-from ickd_lib import data, models, plots, runtime, tasks
+from ickd_lib import data, models, plots, runtime, tasks, training
 from ickd_lib.data import Sampler, StreamedImages, crops, files, headers
 from ickd_lib.data.crops import PadCrop, ResizedCrop
 from ickd_lib.data.sets import streams
+from ickd_lib.memory import MemoryBank
 from ickd_lib.runtime import InputError
 
+METHOD = "ickd(positives=2, negatives=4)"
 VARIED = ((30, 40), (52, 36), (44, 44))
 
 
@@ -58,10 +60,13 @@ def test_streamed_and_resident_images_give_the_same_batches(folder, options, wor
     assert isinstance(streamed.train, StreamedImages) and isinstance(resident.train, data.Images)
     assert (streamed.train.mean, streamed.train.std) == (resident.train.mean, resident.train.std)
     assert streamed.train.size == resident.train.size and streamed.train.views == resident.train.views
+    assert streamed.train.recorded_crop == resident.train.recorded_crop
+    assert [one.fingerprint for one in streamed] == [one.fingerprint for one in resident]
     same_batches(resident.train, streamed.train)
     same_batches(resident.train, streamed.train, first=2)
     part = torch.tensor([5, 1, 20, 13, 2, 8, 7, 4])
     same_batches(resident.train.subset(part), streamed.train.subset(part))
+    assert resident.train.subset(part).fingerprint == streamed.train.subset(part).fingerprint
     same_batches(resident.train.restricted([0, 2]), streamed.train.restricted([0, 2]))
     assert torch.equal(resident.test.pixels(), streamed.test.pixels())
 
@@ -165,6 +170,30 @@ def test_a_folder_of_one_size_that_does_not_fit_is_streamed(folder, monkeypatch,
     monkeypatch.setattr(streams, "available_bytes", lambda device: 1000)
     assert isinstance(data.load(f"folder:{folder}").train, StreamedImages)
     assert "33 images of 20×20 pixels take 0.0 MB decoded, and 0.0 MB are available" in capsys.readouterr().err
+
+
+def test_a_run_goes_on_when_its_images_no_longer_fit_into_memory(folder, tmp_path, monkeypatch):
+    monkeypatch.setattr(streams, "MEASURED", 5)
+    monkeypatch.setattr(files, "AT_ONCE", 10)
+    given = {"recipe": training.Recipe(epochs=1, batch_size=8), "runs": tmp_path / "runs", "progress": False}
+    splits = data.load(f"folder:{folder}", val=0.25)
+    teacher = models.create("resnet8", **splits.train.spec)
+    bank = MemoryBank.build(teacher, splits.train)
+    first = training.distill([training.Student("resnet8", METHOD)], splits, teacher=teacher, bank=bank, **given)
+    monkeypatch.setattr(streams, "available_bytes", lambda device: 1000)
+    streamed = data.load(f"folder:{folder}", val=0.25)
+    assert isinstance(streamed.train, StreamedImages) and bank.source["data"] == streamed.train.fingerprint
+    again = training.distill([training.Student("resnet8", METHOD)], streamed, teacher=teacher, bank=bank, **given)
+    assert again.keys() == first.keys() and len(list((tmp_path / "runs").iterdir())) == 1
+
+
+def test_the_fingerprint_of_streamed_images_changes_with_a_pixel(folder):
+    mark = data.load(f"folder:{folder}", stream=True).train.fingerprint
+    path = folder / "train/class0/0.jpg"
+    content = bytearray(path.read_bytes())
+    content[-20] ^= 1  # the file keeps its size
+    path.write_bytes(content)
+    assert data.load(f"folder:{folder}", stream=True).train.fingerprint != mark
 
 
 def test_available_memory_is_that_of_machine_and_container(monkeypatch, tmp_path):

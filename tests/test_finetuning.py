@@ -67,8 +67,13 @@ def test_a_linear_probe_that_was_stopped_begins_again(digits, tmp_path, monkeypa
     with pytest.raises(KeyboardInterrupt):
         training.teach("resnet8", digits, runs=tmp_path, **given)
     assert runtime.owner(tmp_path / "probe") is None
-    monkeypatch.setattr(records.RunRecord, "finish", finish)
-    history = training.teach("resnet8", digits, runs=tmp_path, **given)
+    used = []
+    monkeypatch.setattr(records.RunRecord, "finish", lambda *a: used.append(torch.get_num_threads()) or finish(*a))
+    with pytest.raises(InputError, match="was trained in fp32, not bf16"):
+        training.teach("resnet8", digits, runs=tmp_path, precision="bf16", **given)
+    with runtime.same_threads(2):
+        history = training.teach("resnet8", digits, runs=tmp_path, **given)
+    assert used == [1], "the number of threads that the run began with"
     whole = training.teach("resnet8", digits, runs=tmp_path / "whole", **given)
     assert torch.equal(history.network.fc.weight, whole.network.fc.weight) and history.summary["seconds"] > 0
     first, last = runs.records(runs.overview(tmp_path)[0])

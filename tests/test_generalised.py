@@ -7,7 +7,7 @@ import torch
 
 from ickd_lib import data, methods, models, runtime, training
 from ickd_lib.methods.overview import by_teacher, method_table
-from ickd_lib.training import generalised
+from ickd_lib.training import generalised, students
 
 MADE = {name: methods.create(name) for name in ("ce", "kd", "dkd", "rkd", "dml")}
 
@@ -56,6 +56,20 @@ def test_what_does_not_fit_is_what_training_refuses(classes, digits):
         else:
             with pytest.raises(runtime.InputError, match="compares logits class by class"):
                 training.distill(*arguments, **options)
+
+
+def test_lwf_refuses_mixed_images_before_training(teacher, tmp_path):
+    few = data.load("digits", classes=[5, 6, 7, 8, 9], labels=40, augment="randaugment+mixup")
+    options = {"recipe": training.Recipe(epochs=1), "device": "cpu", "progress": False, "runs": tmp_path}
+    other = models.create("resnet8", **data.load("digits", classes=[0, 1, 2, 5, 6]).train.spec)
+    other.classes = ("0", "1", "2", "5", "6")
+    for method in ("lwf", "kd+lwf"):
+        with pytest.raises(runtime.InputError, match="needs images of one class each, and augment=randaugment"):
+            training.distill([training.Student("resnet8", method)], few, teacher=other, **options)
+    assert not list(tmp_path.iterdir())
+    for method in ("lwf", "kd+lwf"):
+        students.check_one_class(methods.create(method), "crop")
+    students.check_one_class(methods.create("lwf(separate=False)"), "mixup")
 
 
 def test_a_step_of_new_classes_trains_on_the_new_images_and_the_exemplars():

@@ -248,6 +248,15 @@ def test_what_is_not_retrieved_stays_that_of_the_students_images(teacher, digits
     assert all(same(own[name].network, more[name].network) for name in own)
 
 
+def test_the_students_rows_of_a_larger_bank_are_copied_only_if_a_method_needs_them(digits, teacher, large, monkeypatch):
+    subset, copied = MemoryBank.subset, []
+    monkeypatch.setattr(MemoryBank, "subset", lambda self, rows: copied.append(len(rows)) or subset(self, rows))
+    train(students(["ickd"]), digits, teacher, bank=large)
+    assert copied == []
+    train(students(["ickd", "refilled(share=0)"]), digits, teacher, bank=large)
+    assert copied == [len(digits.train)]
+
+
 def test_a_training_with_a_larger_bank_resumes_and_is_recorded(teacher, digits, large, tmp_path, monkeypatch):
     names = ["ickd", "ickd(dynamic=True)", "ickd(order='random')"]
     whole = train(students(names), digits, teacher, bank=large)

@@ -18,6 +18,7 @@ import torch
 from ickd_lib import __main__ as cli
 from ickd_lib import runs, runtime, training
 from ickd_lib.data.loader import usual_workers
+from ickd_lib.memory import MemoryBank
 from ickd_lib.runtime import Diverged, InputError
 from ickd_lib.training import Callback, JobsDied, Processes, Recipe, Slurm, processes, slurm
 from ickd_lib.training.jobs import Job
@@ -104,6 +105,14 @@ def test_the_shortest_executor_and_several_jobs_for_a_seed(call, expected, few):
         for history in histories:
             history.summary["trained_together"], history.position = 2, position
     assert results(found) == expected
+
+
+def test_jobs_map_the_file_of_a_mapped_bank(call, teacher, few, tmp_path):
+    MemoryBank.build(teacher, few.train, precision="fp32").save(tmp_path / "bank")
+    options = call.keywords | {"bank": MemoryBank.load(tmp_path / "bank", mapped=True), "seeds": 1}
+    alone = training.compare(METHODS, few, **options)
+    with Processes(1) as executor:
+        assert results(training.compare(METHODS, few, executor=executor, **options)) == results(alone)
 
 
 def test_executors_in_which_trainings_fail_or_hang_are_refused(call, monkeypatch):

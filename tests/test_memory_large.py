@@ -1,6 +1,7 @@
 """Banks in half precision and in mapped files, and tables that are computed in parts or by several processes."""
 
 import os
+import pickle
 import socket
 import subprocess
 import sys
@@ -10,7 +11,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from ickd_lib import training
+from ickd_lib import runtime, training
 from ickd_lib.memory import DynamicBank, MemoryBank, approximate, building, retrieval, rows, search
 from ickd_lib.runtime import InputError, errors
 
@@ -133,6 +134,33 @@ def test_a_mapped_bank_in_single_precision_is_the_bank(bank, tmp_path):
     mapped.save(tmp_path / "c")
     again = MemoryBank.load(tmp_path / "c")
     assert all(torch.equal(tensor, again.tensors[name]) for name, tensor in bank.tensors.items())
+
+
+def test_a_mapped_bank_is_pickled_as_the_path_of_its_file(bank, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    bank.save("b")
+    mapped = MemoryBank.load("b", mapped=True)
+    asked = dict(positives=3, negatives=9)
+    expected = mapped.table(**asked)
+    runtime.save_object(tmp_path / "inputs", mapped)
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    sent = torch.load(tmp_path / "inputs", mmap=True, weights_only=False)
+    assert "mapped" in repr(sent) and sent.precision == mapped.precision
+    assert all(torch.equal(tensor, sent.tensors[name]) for name, tensor in bank.tensors.items())
+    for found, known in zip(sent.table(**asked), expected, strict=True):
+        equal(found, known)
+    rows = 50_000
+    long = MemoryBank(torch.randn(rows, 64), torch.randn(rows, 6), torch.arange(rows) % 6, torch.arange(rows), CLASSES)
+    long.save(tmp_path / "long")
+    content = pickle.dumps(MemoryBank.load(tmp_path / "long", mapped=True))
+    assert len(content) < (tmp_path / "long").stat().st_size / 6
+    made().save(tmp_path / "long")
+    with pytest.raises(InputError, match="contains another bank than when it was opened"):
+        pickle.loads(content)
+    (tmp_path / "long").unlink()
+    with pytest.raises(InputError, match="no bank at"):
+        pickle.loads(content)
 
 
 def test_a_truncated_file_and_rows_that_are_not_written_are_refused(bank, tmp_path):

@@ -256,6 +256,13 @@ def test_crd_bank_keeps_the_normaliser_of_its_first_step():
     assert first.isfinite() and torch.equal(first, method.log_normaliser)
 
 
+def test_crd_bank_needs_two_classes():
+    method = methods.create("crd_bank")
+    method.describe_bank(torch.zeros(9).long(), larger=False, few_allowed=False)
+    with pytest.raises(InputError, match="all rows of the bank have the same class"):
+        method.setup(D, D, C, 9)
+
+
 def test_two_methods_at_once_share_one_cross_entropy():
     both, first, second = (methods.create(name) for name in ("ickd+dist(inter=3)", "ickd", "dist(inter=3, ce=0)"))
     assert both.needs == {"teacher"} and both.retrievals == (first.retrieval,)

@@ -50,6 +50,28 @@ def test_it_measures_both_and_leaves_everything_alone(splits, untouched_generato
     assert all(p.grad is None for p in student.parameters()) and not student.training
 
 
+@pytest.mark.parametrize(("step", "rounds"), [(0.01, 20), (0.2, 3)])
+def test_short_steps_are_measured_more_often(splits, monkeypatch, step, rounds):
+    class Clock:
+        now, calls = 0.0, 0
+
+        def perf_counter(self):
+            return self.now
+
+    class Timed(Classification):
+        def samples(self, *given, **options):
+            clock.now, clock.calls = clock.now + step, clock.calls + 1
+            return super().samples(*given, **options)
+
+    clock = Clock()
+    monkeypatch.setattr(precision_benchmark, "time", clock)
+    student = models.create("resnet8", **splits.train.spec)
+    assert precision_benchmark.seconds(student, None, splits.train, Timed()) == pytest.approx(
+        {"fp32": step, "bf16": step}
+    )
+    assert clock.calls == 2 * rounds
+
+
 @pytest.mark.parametrize(("bf16", "chosen"), [(0.5, "bf16"), (0.8, "bf16"), (0.9, "fp32"), (3.0, "fp32")])
 def test_bf16_must_be_clearly_faster(bf16, chosen):
     assert precision_benchmark.faster({"fp32": 1.0, "bf16": bf16}) == chosen

@@ -52,6 +52,18 @@ def test_generators_are_functions_of_their_keys():
         assert torch.equal(inside, torch.rand(2))
 
 
+def test_generators_of_several_gpus_are_kept_without_a_warning(monkeypatch, recwarn):
+    states = {0: torch.zeros(1), 1: torch.ones(1)}
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(torch.cuda, "get_rng_state", lambda device: states[int(device)])
+    monkeypatch.setattr(torch.cuda, "set_rng_state", lambda state, device: states.update({int(device): state}))
+    monkeypatch.setattr(torch.random, "_fork_rng_warned_already", False, raising=False)
+    before = dict(states)
+    with runtime.kept_generators():
+        states[1] = torch.zeros(1)
+    assert states == before and not recwarn.list
+
+
 def test_a_file_is_replaced_whole_or_not_at_all(tmp_path):
     path = tmp_path / "a.json"
     runtime.write_json(path, {"a": 1})

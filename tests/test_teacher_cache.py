@@ -515,3 +515,14 @@ def test_views_that_each_epoch_draws_anew_have_no_cache(streamed, own, tmp_path,
     history = distilled(streamed(0), own.network, teacher_cache=tmp_path / "cache", runs=tmp_path / "runs")
     assert runtime.Run(history.folder).config["numerics"]["teacher_cache"] is False
     assert "the teacher cache is not used, because each epoch draws new views" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("top", [0, 3])
+def test_outputs_that_half_precision_cannot_store_are_refused(top):
+    stored, features = StoredOutputs(10, 2, top), torch.zeros(2, 2)
+    logits = torch.arange(20.0).view(2, 10)
+    logits[1, 4] = 70_000
+    with pytest.raises(InputError, match="reach 70,000, and a teacher cache stores numbers up to 65,504"):
+        stored.pack(logits, features)
+    logits[1, 4] = torch.inf  # the training names a teacher whose outputs are not finite
+    assert stored.pack(logits, features).isinf().any()

@@ -306,6 +306,39 @@ def test_an_error_before_training_leaves_no_lock(digits, tmp_path):
     assert distill(students, digits, None, runs=tmp_path)["a"].summary["epochs"] == RECIPE.epochs
 
 
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_stop_is_noticed_between_the_blocks_of_a_search(digits, teacher, bank, tmp_path, monkeypatch, number):
+    blocks, dot = [], memory.search.dot
+
+    def interrupted(*given):
+        blocks.append(len(given[0]))
+        if len(blocks) == 2:
+            signal.raise_signal(number)
+        return dot(*given)
+
+    monkeypatch.setattr(memory.search, "dot", interrupted)
+    monkeypatch.setattr(memory.retrieval, "FEW", 0)  # a block for each class
+    given = [Student("resnet8", "ickd(positives=2, negatives=3)", 0, "a")], digits, teacher
+    with pytest.raises(KeyboardInterrupt, match="stopped before the first step; repeat the call or command"):
+        distill(*given, bank=bank.subset(torch.arange(len(bank))), runs=tmp_path)
+    assert len(blocks) == 2 and runtime.owner(tmp_path / "a") is None
+    assert distill(*given, bank=bank, runs=tmp_path)["a"].summary["epochs"] == RECIPE.epochs
+
+
+def test_a_stop_is_noticed_while_a_bank_is_built(digits, teacher, monkeypatch):
+    passes, autocast = [], models.inference.runtime.autocast
+
+    def interrupted(*given):
+        passes.append(given)
+        signal.raise_signal(signal.SIGINT)
+        return autocast(*given)
+
+    monkeypatch.setattr(models.inference.runtime, "autocast", interrupted)
+    with pytest.raises(KeyboardInterrupt, match="stopped before the first step"):
+        distill([Student("resnet8", "ickd(positives=2, negatives=3)", 0)], digits, teacher)
+    assert len(passes) == 1
+
+
 def test_a_stop_after_the_last_step_is_not_lost(digits, tmp_path, monkeypatch):
     students, finish = [Student("resnet8", "ce", 0, "a")], records.RunRecord.finish
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import warnings
 import zipfile
@@ -9,6 +10,7 @@ from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from tqdm import tqdm
@@ -158,6 +160,21 @@ def cache_folder() -> Path:
     """Return the folder of scans and statistics of data sets: ICKD_CACHE, else `ickd` in the user's cache folder."""
     given = os.environ.get("ICKD_CACHE", "")
     return Path(given) if given else Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "ickd"
+
+
+def remembered(name: str, make: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+    """Return the content of a JSON file in `cache_folder()`, which is made and written if it is not there."""
+    path = cache_folder() / name
+    try:
+        found = runtime.read_json(path)
+        if isinstance(found, dict):
+            return found
+    except (InputError, OSError):
+        pass
+    found = make()
+    with contextlib.suppress(OSError):  # the scan has printed a note of it
+        runtime.write_json(path, found)
+    return found
 
 
 def _known(files: Files, kept: Path, sizes: np.ndarray, kind: np.ndarray) -> np.ndarray:

@@ -2,25 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import os
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import get_worker_info
+from tqdm import tqdm
 
 from ickd_lib import runtime
 from ickd_lib.data import strong
 from ickd_lib.data.crops import PadCrop, ResizedCrop
 from ickd_lib.data.decode import pixels_of
-from ickd_lib.data.files import JPEG, Files
+from ickd_lib.data.files import AT_ONCE, JPEG, Files, remembered
 from ickd_lib.data.headers import decoded
 from ickd_lib.data.labelled import LabelledImages
 from ickd_lib.runtime import InputError
+from ickd_lib.runtime.files import Pieces
 
 
 @dataclass(frozen=True, eq=False)
@@ -180,11 +184,32 @@ class StreamedImages(LabelledImages):
 
     @cached_property
     def fingerprint(self) -> str:
-        """16 hexadecimal digits, which depend on the paths and sizes of the files, labels, rows, classes and crops."""
+        """16 hexadecimal digits that identify the images, labels, rows and class names.
+
+        With a `PadCrop` they are those of the same images in memory, for which all images are decoded once; the result
+        is kept in the cache folder. With a `ResizedCrop` they change with the path or size of a file, mean and standard
+        deviation, and the crops, but not with the pixels.
+        """
         files = self.source.files
+        if isinstance(self.crop, PadCrop):
+            known = [torch.from_numpy(one.copy()) for one in (files.names, files.ends, files.bytes, files.modified)]
+            content = self.labels, self.index, list(self.classes)
+            mark = runtime.fingerprint(os.path.abspath(files.root), *known, *content, repr(self.crop))
+            return str(remembered(f"pixels-{mark}.json", lambda: self._of_pixels(*content))["fingerprint"])
         arrays = [torch.from_numpy(one.copy()) for one in (files.names, files.ends, files.bytes)]
         described = [repr(self.crop), list(self.classes), list(self.mean), list(self.std)]
         return runtime.fingerprint(*arrays, self.labels, self.index, described)
+
+    def _of_pixels(self, *others: Any) -> dict[str, Any]:
+        """Return the fingerprint of all pixels and other values as `Images` computes it, as an entry of a file."""
+        pixels = (block.permute(0, 2, 3, 1) for block in self.blocks(torch.arange(len(self))))
+        pieces = Pieces(torch.uint8, (len(self), *self.size, 3), pixels)
+        return {"fingerprint": runtime.fingerprint(pieces, *others)}
+
+    @property
+    def recorded_crop(self) -> dict[str, int | bool]:
+        """`pad` and `flip` of a `PadCrop`, which runs record; empty for a `ResizedCrop`."""
+        return {"pad": self.crop.pad, "flip": self.crop.flip} if isinstance(self.crop, PadCrop) else {}
 
     @cached_property
     def files(self) -> tuple[str, ...]:
@@ -212,6 +237,29 @@ class StreamedImages(LabelledImages):
         """Return images without augmentation: uint8, shape [n, 3, H, W]. They are decoded now, so give few rows."""
         positions = torch.arange(len(self))[rows] if isinstance(rows, slice) else rows
         return self.host(positions.tolist())[0].to(self.labels.device)
+
+    def blocks(self, rows: Tensor) -> Iterator[Tensor]:
+        """Yield many images without augmentation on the CPU, some at a time: uint8, shape [n, 3, H, W].
+
+        The next ones are decoded while the caller uses those before them, with a progress bar.
+
+        Args:
+            rows: their positions, int64, shape [N].
+        """
+
+        def make(some: Tensor) -> Tensor:
+            return self.host(some.tolist())[0]
+
+        first, *others = rows.split(AT_ONCE)
+        bar = tqdm(None, f"reading {self.name}", len(rows), leave=False, unit="image", file=runtime.stream())
+        with ThreadPoolExecutor(1) as pool, bar:
+            ahead = pool.submit(make, first)
+            for following in (*others, None):
+                made = ahead.result()
+                if following is not None:
+                    ahead = pool.submit(make, following)
+                yield made
+                bar.update(len(made))
 
     def cropped(self, rows: Tensor, view: Tensor) -> Tensor:
         """Return the crops with the view numbers `view` [B] of the images at the positions `rows` [B].

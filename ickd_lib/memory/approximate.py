@@ -132,6 +132,7 @@ class Index:
             left, probes = (labels == c).nonzero().squeeze(1), self.settings.probes
             enough = min(k, len(self.order) - (end - first))
             while len(left):
+                runtime.between_blocks()
                 found = self._search(queries[left], k, probes, first, end)
                 complete = (found >= 0).sum(1) >= enough
                 done = complete if probes < self.settings.lists else torch.ones_like(complete)
@@ -192,7 +193,11 @@ def _centres(points: Tensor, count: int, generator: torch.Generator) -> Tensor:
 
 def _nearest(points: Tensor, centres: Tensor, count: int) -> Tensor:
     """Return which centres [L, D] have the largest inner products with each point [P, D], [P, count]."""
-    return torch.cat([(some @ centres.T).topk(count, dim=1).indices for some in points.split(CHUNK)])
+    found = []
+    for some in points.split(CHUNK):
+        runtime.between_blocks()
+        found.append((some @ centres.T).topk(count, dim=1).indices)
+    return torch.cat(found)
 
 
 @torch.no_grad()

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import mmap
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.nn.functional as F
@@ -13,6 +12,7 @@ from torch import Tensor
 from ickd_lib import models, runtime
 from ickd_lib.memory import approximate, building, files, retrieval
 from ickd_lib.memory.approximate import Faiss, Index
+from ickd_lib.memory.files import Mapped
 from ickd_lib.memory.rows import TENSORS, Rows
 from ickd_lib.memory.search import NEGATIVES, POSITIVES, InContext, Neighbours
 from ickd_lib.memory.source import source_of
@@ -28,7 +28,8 @@ class MemoryBank(Rows):
 
     A bank may keep features and logits in half precision (`build` with half=True), and in a file that is mapped into
     memory (`load` with mapped=True). Its rows are then converted to float32 where they are used: 1,280,000 rows with
-    512 features and 1,000 logits take 3.9 GB on disk instead of 7.7 GB in memory.
+    512 features and 1,000 logits take 3.9 GB on disk instead of 7.7 GB in memory. A bank in a mapped file is pickled as
+    the path of its file, which must be the same file where it is unpickled.
 
     Args:
         features: features of N samples, of any norm, shape [N, D]. Features in half precision that are given with
@@ -59,7 +60,7 @@ class MemoryBank(Rows):
         norms: Tensor | None = None,
         written: Tensor | None = None,
         source: dict[str, str] | None = None,
-        mapped: mmap.mmap | None = None,
+        mapped: Mapped | None = None,
     ) -> None:
         given = {"norms": norms, "written": written, "source": source, "mapped": mapped}
         super().__init__(features, logits, labels, index, classes, **given)  # type: ignore[arg-type]
@@ -151,6 +152,9 @@ class MemoryBank(Rows):
         bank = MemoryBank(**tensors, classes=self.classes, source=self.source)  # type: ignore[arg-type]
         bank.precision = self.precision
         return bank
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**super().__getstate__(), "_indices": {}}  # faiss makes them anew
 
     def prepare(self) -> None:
         """Compute what is derived from all rows now, and drop the indices of approximate searches."""

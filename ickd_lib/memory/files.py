@@ -22,6 +22,12 @@ if TYPE_CHECKING:
 MAPPED = ("features", "logits")  # the tensors that are mapped; the others are small and are read
 
 
+class Mapped(mmap.mmap):
+    """A file that is mapped into memory, with its absolute path, by which another process finds it."""
+
+    path: Path
+
+
 def save(bank: MemoryBank, path: str | Path) -> None:
     """Write a bank as a safetensors file, completely or not at all."""
     runtime.save_tensors(path, bank.tensors, _metadata(bank.classes, bank.source))
@@ -90,7 +96,8 @@ def _map(path: Path, names: Sequence[str]) -> dict[str, Any]:
         if size < expected:
             raise InputError(f"{path} is truncated: it has {size:,} of {expected:,} bytes")
         # A private map: what is written into it by mistake does not reach the file.
-        whole = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)
+        whole = Mapped(file.fileno(), 0, access=mmap.ACCESS_COPY)
+        whole.path = path.resolve()
     found = {}
     for name in names:
         entry = header[name]

@@ -5,11 +5,14 @@ from __future__ import annotations
 import mmap
 from collections.abc import Iterator
 from functools import cached_property
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ickd_lib.memory import files
+from ickd_lib.memory.files import Mapped
 from ickd_lib.runtime import InputError, NotFinite, arguments
 
 TENSORS = ("features", "logits", "labels", "index", "norms", "written")
@@ -53,7 +56,7 @@ class Rows:
         norms: Tensor | None = None,
         written: Tensor | None = None,
         source: dict[str, str] | None = None,
-        mapped: mmap.mmap | None = None,
+        mapped: Mapped | None = None,
     ) -> None:
         count = check_rows(features, logits, labels, index, len(classes))
         for name, tensor in (("norms", norms), ("written", written)):
@@ -92,6 +95,25 @@ class Rows:
         dim, classes = self.features.shape[1], len(self.classes)
         kind = (", half precision" if self.features.dtype == torch.half else "") + (", mapped" if self._mapped else "")
         return f"MemoryBank({len(self):,} rows, {dim} features, {classes} classes, {self.labels.device}{kind})"
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Return what is pickled: of a mapped file, its path instead of its content."""
+        if self._mapped is None:
+            return self.__dict__
+        return {**self.__dict__, **dict.fromkeys(files.MAPPED), "_mapped": self._mapped.path}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Restore what was pickled, and map the file again.
+
+        Raises:
+            InputError: the file is missing or damaged, or has other rows by now.
+        """
+        if path := state["_mapped"]:
+            found = files.read(path, TENSORS, "cpu", mapped=True)
+            if found["source"] != state["source"] or not all(found[n].equal(state[n]) for n in ("index", "norms")):
+                raise InputError(f"{path} contains another bank than when it was opened; start again")
+            state = state | {name: found[name] for name in files.MAPPED} | {"_mapped": found["mapped"]}
+        self.__dict__.update(state)
 
     @property
     def filled(self) -> Tensor:

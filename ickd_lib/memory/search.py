@@ -9,6 +9,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from ickd_lib import runtime
+
 CHUNK = 1024  # number of queries in one product; their similarities to 50,000 rows take 200 MB
 BLOCK = 32  # number of columns of scores in a block; the maxima of the blocks are compared first
 POSITIVES, NEGATIVES = 8, 128  # default numbers of in-context samples
@@ -141,7 +143,10 @@ def nearest_members(
     Returns:
         Cosines, -inf where there is no member, and places in `members`, of equal cosines the lower one first: each of
         shape [Q, k], or [Q, P] if P is smaller.
+    Raises:
+        KeyboardInterrupt: see `runtime.between_blocks`.
     """
+    runtime.between_blocks()
     rough = selected @ members.T if scratch is None else torch.mm(selected, members.T, out=scratch[: len(selected)])
     if isinstance(blocked, Tensor):
         rough.masked_fill_(blocked, -torch.inf)

@@ -52,6 +52,8 @@ class Method(nn.Module):
             several processes, each then computes the loss of its part of a batch. Any other method receives the samples
             of the whole batch in every process.
         unlabelled: whether the method can be trained with images that have no label (label -1).
+        one_class: whether each image must have one class where the teacher has other classes than the student, so that
+            mixup and cutmix are refused there.
         version: number of the definition of the method, which is increased when its loss changes for equal arguments.
         before: arguments that were added later and whose default changes the loss, with the values that runs have in
             which they are not recorded.
@@ -76,6 +78,7 @@ class Method(nn.Module):
     limits: Mapping[str, float] = MappingProxyType({})
     separable = False
     unlabelled = False
+    one_class = False
     before: Mapping[str, Any] = MappingProxyType({})
     paper = ""
     code = ""

@@ -44,6 +44,7 @@ class Combined(Method):
             )
         self.separable = all(part.separable for part in parts)
         self.unlabelled = all(part.unlabelled for part in parts)
+        self.one_class = any(part.one_class for part in parts)
         self.momentum = max(part.momentum for part in parts)
         if phased:
             self.restarts, self.embedding_rates = phased[0].restarts, phased[0].embedding_rates

@@ -173,6 +173,11 @@ class CRDBank(WithLabels):
         self.negatives, self.dim = negatives, dim
 
     def setup(self, student_dim: int, teacher_dim: int, num_classes: int, rows: int) -> None:
+        if self.bank_classes == 1:
+            raise InputError(
+                "crd_bank needs negatives of other classes, and all rows of the bank have the same class; give data of "
+                "two or more classes"
+            )
         self.student_embedding = nn.Linear(student_dim, self.dim)
         self.teacher_embedding = nn.Linear(teacher_dim, self.dim)
         # The normaliser is estimated in the first step and constant afterwards.

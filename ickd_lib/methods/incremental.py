@@ -41,6 +41,7 @@ class LwF(WithLabels):
     ) -> None:
         super().__init__(ce=ce)
         self.kd, self.temperature, self.separate = kd, temperature, separate
+        self.one_class = separate
 
     def forward(self, context: Context) -> dict[str, Tensor]:
         if context.common is None or not self.separate:

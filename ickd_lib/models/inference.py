@@ -50,6 +50,7 @@ def predict(network: Network, images: Images, *, batch_size: int = 0, precision:
     features = [torch.empty(0, network.features_dim, device=device)]
     with evaluating(network), loader.watched():
         for pixels in loader.pixels(images, slices):
+            runtime.between_blocks()
             with runtime.autocast(device, chosen):
                 output = network(pixels)
             logits.append(output.logits.float())

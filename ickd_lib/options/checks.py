@@ -10,7 +10,7 @@ from pathlib import Path
 from ickd_lib import methods, models, runtime, tasks, training
 from ickd_lib.runtime import InputError
 from ickd_lib.training import Recipe
-from ickd_lib.training.students import searched
+from ickd_lib.training.students import check_one_class, searched
 
 
 def check_training(given: argparse.Namespace, names: Sequence[str], recipe: Recipe) -> None:
@@ -28,6 +28,8 @@ def check_training(given: argparse.Namespace, names: Sequence[str], recipe: Reci
     made = [methods.create(name) for name in names]
     for method in made:
         recipe.phases(method.restarts)
+        if given.teacher_classes and given.teacher_classes != given.classes:
+            check_one_class(method, given.augment)
     if given.search.lower() != "exact" and not any(searched(spec) for method in made for spec in method.retrievals):
         raise InputError(
             f"--search {given.search} is for a method with nearest negatives from the teacher's bank, such as ickd; "

@@ -7,7 +7,8 @@ from ickd_lib.runtime.errors import Diverged, InputError, NotFinite, choose, not
 from ickd_lib.runtime.files import fingerprint, read_json, replacing, require_writable, write_json
 from ickd_lib.runtime.folders import Run, below, complete, flat, run_name, runs, shortened
 from ickd_lib.runtime.locks import locked, owner, remove_leftover
-from ickd_lib.runtime.seeds import generator, reseed, seed_of, seeded
+from ickd_lib.runtime.seeds import generator, kept_generators, reseed, seed_of, seeded
+from ickd_lib.runtime.stops import between_blocks, stopping_between_blocks
 from ickd_lib.runtime.tensors import (
     KINDS,
     check_object,
@@ -29,6 +30,7 @@ __all__ = [
     "Run",
     "autocast",
     "below",
+    "between_blocks",
     "broadcast",
     "check_object",
     "check_tensors",
@@ -44,6 +46,7 @@ __all__ = [
     "free_threads",
     "from_main",
     "generator",
+    "kept_generators",
     "locked",
     "not_read",
     "notice",
@@ -68,6 +71,7 @@ __all__ = [
     "seeded",
     "shortened",
     "shown",
+    "stopping_between_blocks",
     "stream",
     "world",
     "write_json",

@@ -10,9 +10,9 @@ import os
 import platform
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -152,17 +152,32 @@ def read_json(path: str | Path) -> Any:
         raise InputError(f"{path} is not JSON ({error}); restore or remove it") from None
 
 
+class Pieces(NamedTuple):
+    """A tensor in pieces along its first axis, for a fingerprint of more than fits into memory.
+
+    dtype, shape: those of the whole tensor.
+    tensors: the pieces in their order; all their other sizes are those of the whole tensor.
+    """
+
+    dtype: torch.dtype
+    shape: tuple[int, ...]
+    tensors: Iterable[Tensor]
+
+
 def fingerprint(*parts: Any) -> str:
     """Return 16 hexadecimal digits that change with the values, shape or type of any tensor and with any other value.
 
     Args:
-        parts: tensors, dictionaries of tensors, and values that can be written as JSON.
+        parts: tensors, whole or as `Pieces`, dictionaries of tensors, and values that can be written as JSON.
     """
     digest = hashlib.sha256()
     for part in parts:
         if isinstance(part, Tensor):
-            digest.update(f"{part.dtype}{tuple(part.shape)}".encode())
-            digest.update(part.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
+            part = Pieces(part.dtype, tuple(part.shape), (part,))
+        if isinstance(part, Pieces):
+            digest.update(f"{part.dtype}{part.shape}".encode())
+            for one in part.tensors:
+                digest.update(one.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
         elif isinstance(part, dict) and any(isinstance(v, Tensor) for v in part.values()):
             digest.update(fingerprint(*(x for key in sorted(part) for x in (key, part[key]))).encode())
         else:

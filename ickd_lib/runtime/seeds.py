@@ -29,9 +29,14 @@ def reseed(device: torch.device, *keys: object) -> None:
         torch.cuda.manual_seed_all(seed_of(*keys))
 
 
+def kept_generators() -> contextlib.AbstractContextManager[None]:
+    """Return a context at whose end torch's global generators, those of all GPUs too, are as they were before."""
+    return torch.random.fork_rng(range(torch.cuda.device_count()))  # torch warns of several GPUs if none are named
+
+
 @contextlib.contextmanager
 def seeded(*keys: object) -> Iterator[None]:
     """Make torch's global generators a function of `keys` inside the context, and restore them afterwards."""
-    with torch.random.fork_rng():
+    with kept_generators():
         torch.manual_seed(seed_of(*keys))
         yield

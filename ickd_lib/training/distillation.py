@@ -141,7 +141,7 @@ def distill(
     )
     try:
         for record in records.values():
-            _check_precision(record, precision)
+            check_precision(record, precision)
         if runtime.world() > 1:
             check_equal([(runtime.fingerprint(state.learner.settings), state.position) for state in records])
     except BaseException:
@@ -156,7 +156,7 @@ def distill(
             )
             stack.enter_context(torch.cuda.device(device) if device.type == "cuda" else contextlib.nullcontext())
             stack.enter_context(runtime.same_threads(numerics["threads"]))
-            stack.enter_context(torch.random.fork_rng())
+            stack.enter_context(runtime.kept_generators())
             stack.enter_context(continued(students, [state.learner for state in waiting]))
             stop = stack.enter_context(stoppable())
             stack.enter_context(loader.watched())
@@ -165,7 +165,8 @@ def distill(
             )
             if source:
                 stack.callback(source.close)
-            own_bank = teacher_bank(bank, waiting, splits.train, frozen, task, numerics["precision"], search)
+            with runtime.stopping_between_blocks(stop):
+                own_bank = teacher_bank(bank, waiting, splits.train, frozen, task, numerics["precision"], search)
             for state in waiting:
                 records[state].recall = own_bank.recall(state) if own_bank else {}
             _create_runs(waiting, records, numerics, device)
@@ -271,7 +272,7 @@ def _prepare(
         return checkpoints, records, locks.pop_all()
 
 
-def _check_precision(record: RunRecord, precision: str) -> None:
+def check_precision(record: RunRecord, precision: str) -> None:
     """Raise InputError if a precision was requested in which an existing run was not trained."""
     recorded = record.precision
     if recorded and precision not in ("auto", recorded):

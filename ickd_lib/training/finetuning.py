@@ -20,7 +20,7 @@ from ickd_lib.data import Sampler, Splits
 from ickd_lib.runtime import InputError
 from ickd_lib.runtime.folders import default_name
 from ickd_lib.tasks import Classification
-from ickd_lib.training.distillation import distill
+from ickd_lib.training.distillation import check_precision, distill
 from ickd_lib.training.recipe import Recipe
 from ickd_lib.training.records import History, RunRecord
 from ickd_lib.training.state import TrainingState
@@ -104,9 +104,11 @@ def _probe(
     progress: bool | str = True,
     resume: bool = True,
 ) -> History:
-    """Train the classifier of a network alone, and write a run. One that was stopped begins again."""
+    """Train the classifier of a network alone, and write a run.
+
+    One that was stopped begins again, with the precision and the number of threads that it had.
+    """
     device, task = runtime.device(device), Classification()
-    precision = runtime.precision(precision, device, min(splits.train.size))
     task.check(splits.train)
     splits = splits.to(device)
     train = splits.train
@@ -126,10 +128,19 @@ def _probe(
         record.open(Path(runs), resume, environment)
     if record.finished:
         return record.history()
-    numerics = {"device": str(device), "precision": precision, "threads": torch.get_num_threads()}
+    check_precision(record, precision)
+    precision = record.precision or runtime.precision(precision, device, min(train.size))
+    numerics: dict[str, Any] = {"device": str(device), "precision": precision, "threads": torch.get_num_threads()}
     numerics |= {"teacher_cache": False, "captured": False}
+    if record.run and record.run.exists():
+        numerics = record.run.config["numerics"]
+        if (before := numerics["device"]).split(":")[0] != device.type:
+            raise InputError(f"an unfinished run was started on {before}, not {device}; resume it there")
     folder = record.run and record.run.folder
-    with runtime.locked(folder) if folder and runtime.rank() == 0 else contextlib.nullcontext():
+    with contextlib.ExitStack() as stack:
+        if folder and runtime.rank() == 0:
+            stack.enter_context(runtime.locked(folder))
+        stack.enter_context(runtime.same_threads(numerics["threads"]))
         record.create(numerics, uuid.uuid4().hex[:8], environment)
         record.rewind(0, [])
         state = TrainingState(learner, recipe, Sampler(train).steps(recipe.batch_size), train.size)

@@ -34,7 +34,8 @@ class TeacherBank:
         unlabelled: whether some training samples have no label. Theirs are then those of their rows, samples are masked
             where a class has too few rows, and a sample whose row is empty has no in-context samples.
     Attributes:
-        own: the rows of the training samples: the bank itself if it has no others.
+        own: the rows of the training samples, for methods that need the bank itself; the bank if it has no others, or
+            if there is no such method.
     """
 
     def __init__(
@@ -54,7 +55,9 @@ class TeacherBank:
         self._place = torch.arange(len(bank), device=bank.labels.device)  # of each row of the bank in the tables
         queries = bank.rows(keys).unique()
         if len(queries) < len(bank):
-            self.own, self._queries = bank.subset(queries), queries
+            self._queries = queries
+            if any("bank" in state.learner.method.needs for state in states):
+                self.own = bank.subset(queries)
             self._place = torch.full_like(self._place, -1)
             self._place[queries] = torch.arange(len(queries), device=queries.device)
         requested = [(state, spec) for state in states for spec in state.learner.method.retrievals]

@@ -242,7 +242,8 @@ def stoppable() -> Iterator[threading.Event]:
     """Yield an event that Ctrl-C or SIGTERM sets, to stop training between two steps.
 
     A second Ctrl-C stops at once, and so does a SIGTERM that comes GRACE seconds or more after the first signal. Slurm
-    and torchrun each send SIGTERM, one shortly after the other.
+    and torchrun each send SIGTERM, one shortly after the other. Before the first step, the computation of a bank and of
+    its in-context samples notices the event too (`runtime.between_blocks`).
     """
     stop, since = threading.Event(), math.inf
     if threading.current_thread() is not threading.main_thread():

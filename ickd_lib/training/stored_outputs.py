@@ -59,7 +59,11 @@ class StoredOutputs:
         self.width = self.logits + features_dim
 
     def pack(self, logits: Tensor, features: Tensor) -> Tensor:
-        """Return logits [n, C] and features [n, D] as records, half, shape [n, width]."""
+        """Return logits [n, C] and features [n, D] as records, half, shape [n, width].
+
+        Raises:
+            InputError: a number is finite, but too large for half precision.
+        """
         logits = logits.float()
         if self.top:
             values, at = logits.topk(self.top, 1)
@@ -67,7 +71,13 @@ class StoredOutputs:
             rest = (others / SPREAD).logsumexp(1, keepdim=True) - math.log(self.classes - self.top)
             logits = torch.cat([values, SPREAD * rest], 1)
         parts = [logits, features.float()] if self.features_dim else [logits]
-        record = torch.cat(parts, 1).half()
+        exact = torch.cat(parts, 1)
+        record = exact.half()
+        if bool((record.isinf() & exact.isfinite()).any()):
+            raise InputError(
+                f"the teacher's outputs reach {exact[exact.isfinite()].abs().max():,.0f}, and a teacher cache stores "
+                "numbers up to 65,504; train without a teacher cache"
+            )
         # The positions are 16 bits wide as well, and are stored as if they were half precision numbers.
         return torch.cat([at.to(torch.int16).view(torch.half), record], 1) if self.top else record
 

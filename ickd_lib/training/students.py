@@ -164,6 +164,8 @@ def _learner(
         origin = {"network": network.name, "initial": began if left == network.identity else network.identity}
     _check(network, method, train, task, teacher)
     common = _common_classes(method, teacher, train.classes, task)
+    if common:
+        check_one_class(method, train.augment)
     network.classes = train.classes
     labels = task.keys(train)[1]
     rows = len(labels)
@@ -308,6 +310,15 @@ def _check_unlabelled(method: methods.Method, train: Images, teacher: Network | 
         raise InputError(f"method {method.config['name']!r} needs a label for each image; without some, use {able}")
     if train.augment.endswith(("mixup", "cutmix")):
         raise InputError(f"augment={train.augment} mixes labels, which some images do not have; give another one")
+
+
+def check_one_class(method: methods.Method, augment: str) -> None:
+    """Raise InputError if a method whose teacher has other classes cannot use an augmentation that mixes images."""
+    if method.one_class and augment.endswith(("mixup", "cutmix")):
+        raise InputError(
+            f"method {method.config['name']!r} needs images of one class each, and augment={augment} mixes them; give "
+            "another one"
+        )
 
 
 def _common_classes(

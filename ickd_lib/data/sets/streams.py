@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -15,7 +14,7 @@ from torch import Tensor
 from ickd_lib import runtime
 from ickd_lib.data.crops import PadCrop, ResizedCrop
 from ickd_lib.data.decoded import channel_statistics
-from ickd_lib.data.files import AT_ONCE, UNREADABLE, Files, cache_folder, for_all, listed, scanned
+from ickd_lib.data.files import AT_ONCE, UNREADABLE, Files, for_all, listed, remembered, scanned
 from ickd_lib.data.headers import decoded, header_of
 from ickd_lib.data.images import Images, Splits
 from ickd_lib.data.sets.base import DataSet
@@ -24,7 +23,7 @@ from ickd_lib.runtime import InputError
 from ickd_lib.runtime.memory import available_bytes
 
 SHARE = 0.5  # largest share of the available memory that decoded images may take
-MEASURED = 2048  # largest number of images from which mean and standard deviation are computed
+MEASURED = 2048  # number of images from which mean and standard deviation are computed for random resized crops
 
 
 class FileDataSet(DataSet):
@@ -198,23 +197,16 @@ def class_files(folder: Path, classes: Sequence[str]) -> tuple[Files, Tensor]:
 def _statistics(train: StreamedImages) -> tuple[tuple[float, ...], tuple[float, ...]]:
     """Return mean and standard deviation of each channel over the images, or over a random sample of them.
 
-    They are kept in the cache folder.
+    All images count where the same images in memory would have those of all. The result is kept in the cache folder.
     """
     files = train.source.files
+    count = len(train) if isinstance(train.crop, PadCrop) else MEASURED
     arrays = [torch.from_numpy(one.copy()) for one in (files.names, files.bytes, files.modified)]
-    mark = runtime.fingerprint(files.root, *arrays, train.index, repr(train.crop), MEASURED)
-    kept = cache_folder() / f"mean-{mark}.json"
-    try:
-        found = runtime.read_json(kept)
-        return tuple(found["mean"]), tuple(found["std"])
-    except (InputError, OSError, KeyError, TypeError):
-        pass
-    drawn = torch.randperm(len(train), generator=runtime.generator("mean", len(train)))[:MEASURED].sort().values
-    with ThreadPoolExecutor(1) as pool:  # one block is decoded, in threads, while the block before it is counted
-        blocks = pool.map(train.shown, drawn.split(AT_ONCE))
-        mean, std = channel_statistics(blocks)
-    try:
-        runtime.write_json(kept, {"mean": mean, "std": std})
-    except OSError:  # the scan has printed a note of it
-        pass
-    return mean, std
+    mark = runtime.fingerprint(files.root, *arrays, train.index, repr(train.crop), count)
+
+    def measured() -> dict[str, Any]:
+        drawn = torch.randperm(len(train), generator=runtime.generator("mean", len(train)))[:count].sort().values
+        return dict(zip(("mean", "std"), channel_statistics(train.blocks(drawn)), strict=True))
+
+    found = remembered(f"mean-{mark}.json", measured)
+    return tuple(found["mean"]), tuple(found["std"])
