@@ -116,6 +116,27 @@ def test_regions_and_proposals(tmp_path):
             assert two[name]["losses"][0] == pytest.approx(expected["losses"][0], rel=0.25)
 
 
+SLOW = """
+import time
+from ickd_lib.runtime import distributed
+
+with distributed.processes("cpu"):
+    time.sleep(9 * distributed.rank())  # reads its data from a slow disk
+    distributed.wait_for_all()
+    assert distributed.from_main(lambda: time.sleep(9) or 7) == 7
+    assert len(distributed.gather_objects(1)) == 2
+    print("started", flush=True)
+    time.sleep(9 * distributed.rank())  # does not respond in a training step
+    distributed.any_process(False)
+"""
+
+
+def test_a_slow_start_is_waited_for_and_a_process_that_stops_responding_in_a_step_is_not():
+    (status, out, errors), _ = finished(start(2, ["-c", SLOW], ICKD_TIMEOUT="6"))
+    assert out == "started\n" and status != 0
+    assert "another process of this training ended, or did not answer for 6 s or more" in errors
+
+
 def write_images(folder, train):
     """Write class folders with this number of training images, and four test images, for each of two classes."""
     generator = torch.Generator().manual_seed(0)

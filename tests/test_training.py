@@ -111,11 +111,25 @@ def test_the_protocol_of_the_field():
 def test_schedules_start_and_end_where_they_should():
     cosine = Recipe(epochs=10, lr=1, schedule="cosine", warmup=2)
     assert [cosine.lr_at(e) for e in (0, 1, 2, 6, 10)] == pytest.approx([0, 0.5, 1, 0.5, 0])
+    assert [cosine.lr_at(e, 0.5) for e in (0, 0.5, 1.5, 2, 6)] == pytest.approx([0.25, 0.5, 1, 1, 0.5])
+    assert cosine.lr_at(0, 3) == 1, "a step longer than the warm-up"
     one = Recipe(epochs=10, lr=1, schedule="onecycle")
     assert [one.lr_at(e) for e in (0, 3, 10)] == pytest.approx([0.04, 1, 0])
     for wrong, message in [({"epochs": 0}, "epochs=0"), ({"schedule": "cosin"}, "did you mean 'cosine'")]:
         with pytest.raises(InputError, match=message):
             Recipe(**wrong)
+
+
+def test_the_first_step_of_a_warm_up_changes_the_weights(digits):
+    class Rates(training.Callback):
+        def start(self, training):
+            (state,) = training.states
+            rates.extend(state.lr(step) for step in range(training.steps))
+
+    rates = []
+    recipe = Recipe(epochs=2, batch_size=30, lr=0.04, warmup=1)
+    training.distill([Student("resnet8", "ce")], digits, recipe=recipe, callbacks=[Rates()], device="cpu")
+    assert rates == pytest.approx([0.01, 0.02, 0.03, 0.04])
 
 
 # ----------------------------------------------------------------------------------------- invariants

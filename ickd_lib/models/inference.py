@@ -10,7 +10,7 @@ from ickd_lib import runtime
 from ickd_lib.data import loader
 from ickd_lib.models.inspection import evaluating
 from ickd_lib.models.network import Network, Output, require_network
-from ickd_lib.runtime.distributed import gather, share, shares
+from ickd_lib.runtime.distributed import gather, share, shares, wait_for_all
 
 if TYPE_CHECKING:
     from ickd_lib.data import Images
@@ -55,4 +55,5 @@ def predict(network: Network, images: Images, *, batch_size: int = 0, precision:
                 output = network(pixels)
             logits.append(output.logits.float())
             features.append(output.features.float())
+    wait_for_all()  # a process that read its data later than the others is still at work
     return Output(gather(torch.cat(logits), counts), gather(torch.cat(features), counts))

@@ -24,6 +24,7 @@ from ickd_lib.runtime.errors import InputError
 
 T = TypeVar("T")
 TIMEOUT = 600  # seconds after which a process stops waiting for the others; ICKD_TIMEOUT sets another number
+PATIENCE = 12  # this times as long where the others may be at work alone, as when one reads its data from a slow disk
 
 
 def world() -> int:
@@ -61,6 +62,7 @@ class ProcessLost(RuntimeError):
 _LOST = re.compile(r"closed by peer|connection reset|connection refused|timed out|timeout|broken pipe|nccl|gloo", re.I)
 
 
+_PATIENT: list[Any] = []  # a group of all processes with the longer time limit, from host to host
 _STORE: list[dist.Store] = []  # values that all processes can read, also after an error in one of them
 
 
@@ -124,24 +126,30 @@ def processes(device: str = "auto") -> Iterator[torch.device]:
         # Objects and flags are exchanged between the hosts, also if the tensors of the training are on GPUs.
         backend = "cpu:gloo,cuda:nccl" if chosen.type == "cuda" else "gloo"
         dist.init_process_group(backend, store=store, rank=number, world_size=count, timeout=seconds)
+        _PATIENT[:] = [dist.new_group(timeout=PATIENCE * seconds, backend="gloo")]
         yield chosen
         gc.collect()  # models that still refer to the group would end it, and its threads, while Python exits
+        _PATIENT.clear()
         dist.destroy_process_group()  # after an error, it would wait for the other processes
     except RuntimeError as error:
         if isinstance(error, ProcessLost) or not _LOST.search(str(error)):
             raise
         raise ProcessLost(
-            f"another process of this training ended, or did not answer for {seconds.total_seconds():.0f} s "
+            f"another process of this training ended, or did not answer for {seconds.total_seconds():.0f} s or more "
             f"({str(error).splitlines()[0]}); the same command continues from the last checkpoint"
         ) from error
 
 
 def broadcast(value: T) -> T:
-    """Return the value that process 0 gives; the values of the other processes are not used."""
+    """Return the value that process 0 gives; the values of the other processes are not used.
+
+    Like `gather_objects`, `wait_for_all` and `from_main`, it waits `PATIENCE` times as long as the other functions,
+    because the processes may need very different times for what they do before.
+    """
     if world() == 1:
         return value
     values = [value]
-    dist.broadcast_object_list(values, src=0)
+    dist.broadcast_object_list(values, src=0, group=_patient())
     return values[0]
 
 
@@ -150,13 +158,14 @@ def gather_objects(value: T) -> list[T]:
     if world() == 1:
         return [value]
     values: list[Any] = [None] * world()
-    dist.all_gather_object(values, value)
+    dist.all_gather_object(values, value, group=_patient())
     return values
 
 
 def wait_for_all() -> None:
     """Wait until all processes have called this."""
-    any_process(False)
+    if world() > 1:
+        dist.all_reduce(torch.zeros(1), group=_patient())
 
 
 def any_process(*flags: bool) -> tuple[bool, ...]:
@@ -166,6 +175,11 @@ def any_process(*flags: bool) -> tuple[bool, ...]:
     found = torch.tensor(flags, dtype=torch.int8)
     dist.all_reduce(found, dist.ReduceOp.MAX)
     return tuple(bool(flag) for flag in found)
+
+
+def _patient() -> Any:
+    """Return the group with the longer time limit; None for the usual one, if a caller joined the processes itself."""
+    return _PATIENT[0] if _PATIENT else None
 
 
 def _timeout() -> float:

@@ -18,7 +18,7 @@ from ickd_lib.metrics.boxes import require_pycocotools
 from ickd_lib.models import Detections, Detector, Network, Regions
 from ickd_lib.models.inspection import evaluating
 from ickd_lib.runtime import InputError, NotFinite
-from ickd_lib.runtime.distributed import any_process, gather, gather_objects, share
+from ickd_lib.runtime.distributed import any_process, gather, gather_objects, share, wait_for_all
 from ickd_lib.tasks.base import Column, Samples, Task, places_of, register
 from ickd_lib.tasks.pictures import box_mask, crops, whole
 
@@ -139,6 +139,7 @@ class Detection(Task):
         for some, regions in _regions(network, images, with_boxes[share(len(with_boxes))], precision):
             for parts, one in zip((key, logits, features), (some, regions.logits, regions.features), strict=True):
                 parts.append(one)
+        wait_for_all()  # a process that read its data later than the others is still at work
         keys, all_logits, all_features = (gather(torch.cat(parts)) for parts in (key, logits, features))
         at = places_of(keys, flat.key[chosen], images.name)
         return Samples(all_logits[at], all_features[at], flat.labels[chosen] + 1, flat.key[chosen], image[chosen])

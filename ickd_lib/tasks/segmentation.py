@@ -16,7 +16,7 @@ from ickd_lib.data.decoded import Decoded, fetch, threaded
 from ickd_lib.models import Network, Output
 from ickd_lib.models.inspection import evaluating
 from ickd_lib.runtime import InputError, NotFinite
-from ickd_lib.runtime.distributed import any_process, gather, share, total
+from ickd_lib.runtime.distributed import any_process, gather, share, total, wait_for_all
 from ickd_lib.tasks.base import Column, Pixels, Samples, Task, places_of, positions, register
 from ickd_lib.tasks.pictures import crops, whole
 
@@ -129,6 +129,7 @@ class Segmentation(Task):
             for values, kept in zip(_means(share, pixels, image, label), (logits, features), strict=True):
                 kept.append(values)
             found.append(batch.index[image] * classes + label)
+        wait_for_all()  # a process that read its data later than the others is still at work
         key, all_logits, all_features = (gather(torch.cat(parts)) for parts in (found, logits, features))
         at = places_of(key, wanted, images.name)
         return Samples(

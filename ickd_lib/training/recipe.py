@@ -119,8 +119,11 @@ class Recipe:
                 phases.append((start, number, recipe))
         return phases
 
-    def lr_at(self, epoch: float) -> float:
-        """Return the learning rate after `epoch` epochs, which may be a fraction.
+    def lr_at(self, epoch: float, step: float = 0.0) -> float:
+        """Return the learning rate of a step that begins after `epoch` epochs, which may be a fraction.
+
+        In the warm-up the coming step counts too, so that the first step does not have a learning rate of 0. Of w steps
+        of warm-up, step i, counted from 1, has i/w of the learning rate, as in the code of the published settings.
 
         step: ×0.1 at each milestone.
         fifths: ×0.2 at each milestone; these are by default at 1/2, 7/10 and 9/10 of the epochs.
@@ -129,9 +132,13 @@ class Recipe:
         tenth: a half cosine from lr to lr/10.
 
         tenth and fifths are the schedules of the two phases of REFILLED.
+
+        Args:
+            epoch: the number of epochs before the step.
+            step: the length of the step in epochs.
         """
         if epoch < self.warmup:
-            return self.lr * epoch / self.warmup
+            return self.lr * min((epoch + step) / self.warmup, 1.0)
         done = epoch / self.epochs
         if self.schedule in MILESTONES:
             shares = self.milestones or MILESTONES[self.schedule]

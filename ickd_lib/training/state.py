@@ -181,7 +181,7 @@ class TrainingState:
         """Return epochs since the phase began, the phase, and the learning rate of a step of the present epoch."""
         done = self.epoch + step / self.steps
         start, phase, recipe = [found for found in self._phases if found[0] <= self.epoch][-1]
-        return done - start, phase, recipe.lr_at(done - start)
+        return done - start, phase, recipe.lr_at(done - start, 1 / self.steps)
 
     def retrieval_started(self, start: float) -> bool:
         """Return whether the share `start` of the training is done."""
