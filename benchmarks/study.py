@@ -312,23 +312,32 @@ def difference(cells: Cells, arm: str, control: str, key: str, unit: float, comp
         key, unit: entry of the summaries, and its factor.
         comparisons: number of comparisons for which the interval is corrected (Bonferroni).
     Returns:
-        "+0.12 (−0.34 to +0.58)"; "–" for fewer than two such cells.
+        "+0.12 (−0.34 to +0.58)"; "+0.12 (one cell)" for one such cell, and "–" for none.
     """
-    found = contrast(cells, arm, control, key, unit, comparisons)
-    return "{:+.2f} ({:+.2f} to {:+.2f})".format(*found).replace("-", "−") if found else "–"
+    ours, theirs = common(cells, arm, control, key, unit)
+    if found := contrast(cells, arm, control, key, unit, comparisons):
+        text = "{:+.2f} ({:+.2f} to {:+.2f})".format(*found)
+    else:
+        text = f"{ours[0] - theirs[0]:+.2f} (one cell)" if ours else "–"
+    return text.replace("-", "−")
 
 
 def contrast(
     cells: Cells, arm: str, control: str, key: str, unit: float, comparisons: int = 1
 ) -> tuple[float, float, float] | None:
     """Return what `difference` shows as numbers: mean, low and high end; None for fewer than two such cells."""
-    found = cells.get(arm, {}), cells.get(control, {})
-    common = [cell for cell in found[0] if all(key in of_arm.get(cell, {}) for of_arm in found)]
-    if len(common) < 2:
+    ours, theirs = common(cells, arm, control, key, unit)
+    if len(ours) < 2:
         return None
-    ours, theirs = ([unit * cells[one][cell][key] for cell in common] for one in (arm, control))
     mean, half = paired(ours, theirs, 1 - 0.05 / comparisons)
     return mean, mean - half, mean + half
+
+
+def common(cells: Cells, arm: str, control: str, key: str, unit: float) -> tuple[list[float], list[float]]:
+    """Return an entry of both arms in the cells in which both have it; the arguments are those of `difference`."""
+    both = cells.get(arm, {}), cells.get(control, {})
+    shared = [cell for cell in both[0] if all(key in of_arm.get(cell, {}) for of_arm in both)]
+    return [unit * both[0][cell][key] for cell in shared], [unit * both[1][cell][key] for cell in shared]
 
 
 def read(out: Path, stage: str, wanted: dict[str, Setting | None] | None = None) -> Cells:

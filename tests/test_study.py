@@ -163,3 +163,6 @@ def test_a_student_that_diverged_counts_in_accuracies_alone_and_is_named(monkeyp
     assert study.candidates_table(cells)[-1].startswith("| gate, 1 diverged | +0.00 ")
     every = {"random": {("t", 0): cells["gate"]["t", 2]}}
     assert study.arms_table(every)[-1] == "| random | 1, 1 diverged | 1.00 | – | – | – | – | – |  |"
+    one, two = {("a", 0): {"accuracy": 0.25}}, {("a", 0): {"accuracy": 0.5}, ("b", 0): {"accuracy": 0.5}}
+    assert study.difference({"x": one, "y": two}, "x", "y", "accuracy", 100) == "−25.00 (one cell)"
+    assert study.difference({"x": one, "y": two}, "x", "y", "ece", 100) == "–"
