@@ -119,6 +119,24 @@ def test_the_entropy_gate(case, strength):
     assert certain.item() == pytest.approx(1 - strength)
 
 
+def test_picd_has_no_gradient_to_its_gate(case):
+    weights = losses.aggregation_weights(torch.zeros(B, K), case["near_mask"], temperature=None)
+    gate = torch.full((B,), 0.5, dtype=torch.float64, requires_grad=True)
+    losses.picd(case["student"], case["near"], weights, gate=gate).backward()
+    assert gate.grad is None and case["student"].grad.any() and case["near"].grad is None
+
+
+def test_the_aggregates_of_logits_and_of_probabilities_have_the_same_mean(case):
+    """A cosine with the aggregate, as of NICD, depends on it."""
+    weights = losses.aggregation_weights(torch.zeros(B, K), case["near_mask"], temperature=None)
+    given = case["near"], weights.double()
+    of_logits, of_probabilities = (losses.aggregate(*given, average=a)[0] for a in ("logits", "probabilities"))
+    valid = case["near_mask"].any(1)
+    assert valid.any() and torch.allclose(of_logits.mean(1)[valid], of_probabilities.mean(1)[valid], atol=1e-9)
+    assert not torch.allclose(of_logits[valid], of_probabilities[valid], atol=0.1)
+    assert of_logits[valid].mean(1).abs().min() > 0.1
+
+
 def test_picd_with_a_gate(case):
     weights = losses.aggregation_weights(torch.rand(B, K, dtype=torch.float64), case["near_mask"], temperature=0.1)
     gate, expected = losses.entropy_gate(case["teacher"]), 0.0

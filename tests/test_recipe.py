@@ -28,6 +28,23 @@ def test_the_default_schedule_follows_the_number_of_epochs():
         assert rates(Recipe(epochs=epochs))[-1] < 0.05 / 9
 
 
+@pytest.mark.parametrize(
+    ("recipe", "expected"),
+    [
+        ({"schedule": "cosine"}, {0: 1.0, 2.5: 0.853553, 5: 0.5, 7.5: 0.146447, 10: 0.0}),
+        ({"schedule": "tenth"}, {0: 1.0, 2.5: 0.868198, 5: 0.55, 10: 0.1}),
+        ({"schedule": "onecycle"}, {0: 0.04, 1.5: 0.52, 3: 1.0, 6.5: 0.5, 10: 0.0}),
+        ({"schedule": "fifths"}, {4.9: 1.0, 5: 0.2, 7: 0.04, 9: 0.008}),
+        ({"schedule": "step", "warmup": 2.0}, {0: 0.0, 0.5: 0.25, 1.5: 0.75, 2: 1.0, 5: 1.0, 6: 0.1}),
+        ({"schedule": "cosine", "warmup": 2.0}, {0: 0.0, 1: 0.5, 2: 1.0, 6: 0.5, 10: 0.0}),
+    ],
+    ids=str,
+)
+def test_a_schedule_is_the_documented_function_of_the_epoch(recipe, expected):
+    made = Recipe(epochs=10, lr=0.3, **recipe)
+    assert {epoch: made.lr_at(epoch) / 0.3 for epoch in expected} == pytest.approx(expected, abs=1e-6)
+
+
 def test_milestones_are_shares_of_the_epochs():
     recipe = Recipe(epochs=480, milestones=(150 / 480, 180 / 480, 210 / 480))
     dropped = rates(recipe)

@@ -140,6 +140,8 @@ def test_other_methods_and_data_are_refused(mixed, teacher, folder):
         with pytest.raises(InputError) as error:
             distill(mixed, name, teacher=teacher)
         assert "\n" not in str(error.value)
+    with pytest.raises(InputError, match="needs a label for each image"):
+        distill(mixed, "ickd(dynamic=True)", teacher=teacher)
     with pytest.raises(InputError, match="method 'dkd' needs a label for each image; without some, use ce"):
         distill(mixed, "dkd", teacher=teacher)
     with pytest.raises(InputError, match="80 unlabelled images, which only a teacher can use"):
