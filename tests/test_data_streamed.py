@@ -15,7 +15,8 @@ from ickd_lib import data, models, plots, runtime, tasks, training
 from ickd_lib.data import Sampler, StreamedImages, crops, files, headers
 from ickd_lib.data.crops import PadCrop, ResizedCrop
 from ickd_lib.data.sets import streams
-from ickd_lib.memory import MemoryBank
+from ickd_lib.memory import MemoryBank, building
+from ickd_lib.models import inference
 from ickd_lib.runtime import InputError
 
 METHOD = "ickd(positives=2, negatives=4)"
@@ -160,6 +161,21 @@ def test_a_network_predicts_the_same(folder, teacher):
     network = models.create("resnet8", **resident.spec)
     first, second = (models.predict(network, images, batch_size=5, precision="fp32") for images in (resident, streamed))
     assert torch.equal(first.logits, second.logits) and torch.equal(first.features, second.features)
+
+
+def test_a_bank_in_half_precision_starts_the_workers_once(folder, monkeypatch):
+    monkeypatch.setattr(building, "PART", 8)
+    monkeypatch.setattr(inference, "images_of_a_pass", lambda device: 3)
+    started, start = [], data.Loader._processes
+    monkeypatch.setattr(data.Loader, "_processes", lambda loader: started.append(loader) or start(loader))
+    resident, streamed = (
+        data.load(f"folder:{folder}", val=0.25, stream=stream, workers=2).train for stream in (False, True)
+    )
+    teacher = models.create("resnet8", **resident.spec)
+    shuffled = torch.randperm(len(streamed), generator=torch.Generator().manual_seed(0))
+    banks = [MemoryBank.build(teacher, one.subset(shuffled), half=True) for one in (resident, streamed)]
+    assert torch.equal(banks[0].features, banks[1].features) and torch.equal(banks[0].index, banks[1].index)
+    assert len(started) == 1
 
 
 def test_pictures_of_a_few_images_are_decoded(folder):

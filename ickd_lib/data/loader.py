@@ -10,6 +10,7 @@ import time
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
+from functools import cached_property
 from pickle import UnpicklingError
 from types import TracebackType
 from typing import Any, NamedTuple
@@ -80,6 +81,14 @@ class Loader:
         self._requests = _Requests()
         self._loader: DataLoader[Any] | None = None
         self._results: Iterator[Any] = iter(())
+
+    @cached_property
+    def places(self) -> Tensor:
+        """The position in the split of each data-set row up to the largest one, int64; -1 for rows of other images."""
+        index = self.images.host.index
+        found = torch.full((int(index.max()) + 1,), -1)
+        found[index] = torch.arange(len(index))
+        return found
 
     def made(self, requests: Iterable[Request]) -> Iterator[list[Any]]:
         """Yield the decoded parts of each request, on the split's device.
@@ -217,9 +226,32 @@ def pixels(images: LabelledImages, parts: Sequence[slice]) -> Iterator[Tensor]:
     if not isinstance(images, StreamedImages) or len(parts) < 2:
         yield from map(images.pixels, parts)
         return
-    every = torch.arange(len(images))
-    for (part,) in Loader(images, len(parts)).made([(every[rows], None)] for rows in parts):
+    every, used = torch.arange(len(images)), Loader(images, len(parts))
+    for shared in _SHARED:
+        if shared.images.source is images.source:
+            every, used = shared.places[images.index.cpu()], shared
+    for (part,) in used.made([(every[rows], None)] for rows in parts):
         yield part.float().div_(255)
+
+
+_SHARED: list[Loader] = []  # those of the present contexts of `same_workers`
+
+
+@contextlib.contextmanager
+def same_workers(images: Any) -> Iterator[None]:
+    """In the context, `pixels` of subsets of a split starts the worker processes once, and not for each subset.
+
+    Args:
+        images: the split; for other images than `StreamedImages` nothing changes.
+    """
+    if not isinstance(images, StreamedImages):
+        yield
+        return
+    _SHARED.append(Loader(images))
+    try:
+        yield
+    finally:
+        _SHARED.pop().close()
 
 
 @contextlib.contextmanager

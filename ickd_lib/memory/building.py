@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ickd_lib import models, runtime
+from ickd_lib.data.loader import same_workers
 from ickd_lib.memory import files
 from ickd_lib.memory.rows import TENSORS
 from ickd_lib.memory.source import known_labels, predicted, require_task, source_of, written
@@ -77,6 +78,7 @@ def _in_parts(
     tensors = {"index": keys, "labels": given.clone(), "written": torch.zeros_like(keys)}
     writes = path is not None and runtime.rank() == 0  # of several processes, the first one writes the file
     with contextlib.ExitStack() as stack:
+        stack.enter_context(same_workers(images))
         for start in range(0, len(keys), PART):
             some = slice(start, start + PART)
             samples = task.bank_samples(teacher, images, keys=keys[some], precision=precision)
