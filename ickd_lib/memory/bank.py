@@ -181,7 +181,7 @@ class MemoryBank(Rows):
         self,
         features: Tensor,
         labels: Tensor,
-        index: Tensor | None = None,
+        key: Tensor | None = None,
         *,
         positives: int = POSITIVES,
         negatives: int = NEGATIVES,
@@ -195,7 +195,7 @@ class MemoryBank(Rows):
         Args:
             features: features of the queries, of any norm, shape [B, D].
             labels: classes of the queries, shape [B].
-            index: keys of the queries, shape [B], so that a query is never among its own in-context samples; None if
+            key: keys of the queries, shape [B], so that a query is never among its own in-context samples; None if
                 the queries are not samples of this bank.
             positives, negatives: number of in-context samples of each kind.
             per_class: choose the negatives among the nearest rows of the other classes, one row per class.
@@ -211,14 +211,14 @@ class MemoryBank(Rows):
                 f"queries have {features.shape[1]} features, and the rows {self.features.shape[1]}; {positives} "
                 f"positives and {negatives} negatives: give features of the same network, and no negative number"
             )
-        rows = torch.full_like(labels, -1) if index is None else self.rows(index)
+        rows = torch.full_like(labels, -1) if key is None else self.rows(key)
         wanted = Wanted(positives, negatives, per_class, allow_missing)
         found = retrieval.search(self, features, labels, rows, wanted)
         return self.gather(found[0]), self.gather(found[1])
 
-    def nearest(self, features: Tensor, index: Tensor | None = None, *, k: int = POSITIVES) -> InContext:
+    def nearest(self, features: Tensor, key: Tensor | None = None, *, k: int = POSITIVES) -> InContext:
         """Return the k nearest rows of any class, [B, k]; the other arguments are those of `retrieve`."""
-        rows = torch.full((len(features),), -1, device=features.device) if index is None else self.rows(index)
+        rows = torch.full((len(features),), -1, device=features.device) if key is None else self.rows(key)
         return self.gather(retrieval.nearest(self, features, rows, k))
 
     def table(
@@ -285,7 +285,7 @@ class MemoryBank(Rows):
         self,
         features: Tensor,
         labels: Tensor,
-        index: Tensor,
+        key: Tensor,
         *,
         positives: int = POSITIVES,
         negatives: int = NEGATIVES,
@@ -294,23 +294,23 @@ class MemoryBank(Rows):
         """Return samples as `retrieve` does with allow_missing, but drawn at random from the written rows, in no order.
 
         Args:
-            features, labels, index, positives, negatives: as in `retrieve`.
+            features, labels, key, positives, negatives: as in `retrieve`.
             generator: a generator on the bank's device; None for torch's global one.
         """
-        found = retrieval.random_written(self, features, labels, index, positives, negatives, generator)
+        found = retrieval.random_written(self, features, labels, key, positives, negatives, generator)
         return self.gather(found[0]), self.gather(found[1])
 
-    def class_samples(self, index: Tensor, labels: Tensor) -> tuple[InContext, InContext]:
+    def class_samples(self, key: Tensor, labels: Tensor) -> tuple[InContext, InContext]:
         """Return the means of the classes as in-context samples, as a control for samples that are chosen one by one.
 
         Args:
-            index: keys of the queries, shape [B]; a query is left out of the mean of its own class.
+            key: keys of the queries, shape [B]; a query is left out of the mean of its own class.
             labels: classes of the queries, shape [B].
         Returns:
             Positives [B, 1]: the mean logits and features of the rest of the query's class. Negatives [B, C]: those of
             each class, with the query's own class masked. Their `index` is -1.
         """
-        return retrieval.class_samples(self, index, labels)
+        return retrieval.class_samples(self, key, labels)
 
     def gather(self, neighbours: Neighbours, *, features: bool = True, unit: bool = False) -> InContext:
         """Return the present content of neighbours.

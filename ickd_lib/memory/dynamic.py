@@ -37,15 +37,15 @@ class DynamicBank(MemoryBank):
         return {name: getattr(self, name) for name in self._changing}
 
     @torch.no_grad()
-    def write(self, index: Tensor, logits: Tensor, features: Tensor) -> None:
+    def write(self, key: Tensor, logits: Tensor, features: Tensor) -> None:
         """Write new outputs into the rows of some samples.
 
         Args:
-            index: keys, each once and each in the bank, shape [B].
+            key: keys, each once and each in the bank, shape [B].
             logits: shape [B, C].
             features: shape [B, D]. They are not used, and may be empty, if only logits are written.
         """
-        rows = self.rows(index)
+        rows = self.rows(key)
         logits = logits.detach().float()
         self.logits.index_copy_(0, rows, logits)
         self.unit_logits().index_copy_(0, rows, F.normalize(logits, dim=1))

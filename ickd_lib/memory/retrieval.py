@@ -256,14 +256,14 @@ def random_written(
     bank: MemoryBank,
     features: Tensor,
     labels: Tensor,
-    index: Tensor,
+    key: Tensor,
     positives: int,
     negatives: int,
     generator: torch.Generator | None,
 ) -> tuple[Neighbours, Neighbours]:
     """Draw rows at random among those written so far; see `MemoryBank.random`."""
     same = labels[:, None] == bank.labels
-    available = bank.filled & (bank.index != index[:, None])
+    available = bank.filled & (bank.index != key[:, None])
     chance = torch.rand(same.shape, generator=generator, device=same.device)
     queries, found = F.normalize(features.float(), dim=1), []
     for k, allowed in ((positives, same & available), (negatives, ~same & available)):
@@ -274,16 +274,16 @@ def random_written(
 
 
 @torch.no_grad()
-def class_samples(bank: MemoryBank, index: Tensor, labels: Tensor) -> tuple[InContext, InContext]:
+def class_samples(bank: MemoryBank, key: Tensor, labels: Tensor) -> tuple[InContext, InContext]:
     """Return class means as in-context samples; see `MemoryBank.class_samples`."""
     classes, (sums, counts) = len(bank.classes), bank.class_sums()
-    rows = bank.rows(index)
+    rows = bank.rows(key)
     inside = (rows >= 0) & bank.filled[rows]
     query = bank.features[rows].float() * inside[:, None]
     rest = counts[labels] - inside.long()
     itself = torch.cat([bank.logits[rows].float(), bank.features[rows].float()], 1) * inside[:, None]
     own = (sums[labels] - itself) / rest.clamp(min=1)[:, None]
-    means = (sums / counts.clamp(min=1)[:, None]).expand(len(index), -1, -1)
+    means = (sums / counts.clamp(min=1)[:, None]).expand(len(key), -1, -1)
     mask = (counts > 0) & (torch.arange(classes, device=labels.device) != labels[:, None])
 
     def samples(values: Tensor, valid: Tensor) -> InContext:

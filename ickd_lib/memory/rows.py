@@ -130,10 +130,10 @@ class Rows:
         """The positions of the rows of each class."""
         return {c: (self.labels == c).nonzero().squeeze(1) for c in range(len(self.classes))}
 
-    def rows(self, index: Tensor) -> Tensor:
-        """Return the position of each key in `index` [B], shape [B]; -1 for a key that the bank does not have."""
-        in_range = (index >= 0) & (index < len(self._row_of))
-        return torch.where(in_range, self._row_of[index.clamp(0, len(self._row_of) - 1)], -1)
+    def rows(self, key: Tensor) -> Tensor:
+        """Return the position of the row of each key, shape [B] like `key`; -1 for a key that the bank does not have."""
+        in_range = (key >= 0) & (key < len(self._row_of))
+        return torch.where(in_range, self._row_of[key.clamp(0, len(self._row_of) - 1)], -1)
 
     def parts(self) -> Iterator[slice]:
         """Yield slices of all rows, so small that each can be converted to float32; one slice if none must be."""
@@ -159,13 +159,13 @@ class Rows:
             )
 
     @torch.no_grad()
-    def update(self, index: Tensor, features: Tensor, logits: Tensor, *, momentum: float = 0.0, step: int = 0) -> None:
+    def update(self, key: Tensor, features: Tensor, logits: Tensor, *, momentum: float = 0.0, step: int = 0) -> None:
         """Write new features and logits into the rows of some samples.
 
         In a training step, retrieve before writing, so that queries are compared with rows of earlier steps only.
 
         Args:
-            index: keys, each once, shape [B].
+            key: keys, each once, shape [B].
             features: new features, shape [B, D], which are detached.
             logits: new logits, shape [B, C], which are detached.
             momentum: weight of the old content in a row that was written before; the new content has the rest.
@@ -174,9 +174,9 @@ class Rows:
             InputError: the bank does not have one of the keys, or its rows are not written (`stored`).
         """
         self.require_writable()
-        rows = self.rows(index)
+        rows = self.rows(key)
         if bool((rows < 0).any()):
-            raise InputError(f"key {int(index[rows < 0][0])} is not in this bank; build the bank from this data set")
+            raise InputError(f"key {int(key[rows < 0][0])} is not in this bank; build the bank from this data set")
         stay = momentum * self.filled[rows, None]
         before = self.features[rows] * self.norms[rows, None]
         mixed = stay * before + (1 - stay) * features.detach().float()
