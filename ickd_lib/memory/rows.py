@@ -131,7 +131,7 @@ class Rows:
         return {c: (self.labels == c).nonzero().squeeze(1) for c in range(len(self.classes))}
 
     def rows(self, key: Tensor) -> Tensor:
-        """Return the position of the row of each key, shape [B] like `key`; -1 for a key that the bank does not have."""
+        """Return the position of the row of each key, [B] like `key`; -1 for a key that the bank does not have."""
         in_range = (key >= 0) & (key < len(self._row_of))
         return torch.where(in_range, self._row_of[key.clamp(0, len(self._row_of) - 1)], -1)
 
