@@ -345,6 +345,6 @@ def _apart(worker: int) -> None:
 
 
 def _unless_abandoned(kind: type[BaseException], error: BaseException, traceback: TracebackType | None) -> None:
-    """Print an error in a thread of a worker process, unless it only says that the training process has ended."""
+    """Print an error in a thread of a worker process, unless its cause is that the training process has ended."""
     if not issubclass(kind, (ConnectionError, EOFError)):
         sys.__excepthook__(kind, error, traceback)
