@@ -15,6 +15,7 @@ from ickd_lib.data import strong
 from ickd_lib.data.decoded import Decoded, extent, fetch, marks, select
 from ickd_lib.data.joint import Geometry, RandomCrop, RandomResize
 from ickd_lib.data.objects import Objects, SplitObjects
+from ickd_lib.data.split import ImageSplit
 from ickd_lib.runtime import InputError
 
 IGNORED = 255
@@ -55,7 +56,7 @@ class DenseBatch:
 
 
 @dataclass(frozen=True, eq=False, repr=False)
-class DenseImages:
+class DenseImages(ImageSplit):
     """One split of a data set with class masks, with objects, or with both.
 
     Args:
@@ -90,9 +91,6 @@ class DenseImages:
     workers: int | None = 0
     ignored: int = field(default=IGNORED, init=False)
 
-    def __len__(self) -> int:
-        return len(self.index)
-
     def __repr__(self) -> str:
         kinds = [kind for kind, given in (("masks", self.masks), ("objects", self.objects)) if given is not None]
         where = "decoded when needed" if isinstance(self.images, Decoded) else "in memory"
@@ -103,13 +101,8 @@ class DenseImages:
 
     @property
     def streamed(self) -> bool:
-        """Whether the images are decoded when they are needed, so that batches should be made ahead by a `Loader`."""
+        """Whether the images are files that are decoded when they are needed."""
         return isinstance(self.images, Decoded)
-
-    @property
-    def spec(self) -> dict[str, Any]:
-        """The arguments of `models.create` that depend on the data: num_classes, mean and std."""
-        return {"num_classes": len(self.classes), "mean": self.mean, "std": self.std}
 
     @property
     def augment(self) -> str:
@@ -158,16 +151,14 @@ class DenseImages:
     def draw(self, count: int, seed: int = 0) -> Tensor:
         """Return the positions of `count` random images, sorted, shape [count]; a function of both arguments.
 
+        They are not stratified, because an image has several classes.
+
         Raises:
             InputError: there are fewer images.
         """
         if not 1 <= count <= len(self):
             raise InputError(f"cannot draw {count} of {len(self)} images; give a number from 1 to {len(self)}")
         return torch.randperm(len(self), generator=runtime.generator(seed, "few", count))[:count].sort().values
-
-    def few(self, count: int, seed: int = 0) -> DenseImages:
-        """Return a random subset of `count` images, which is not stratified: an image has several classes."""
-        return self.subset(self.draw(count, seed))
 
     def to(self, device: torch.device | str) -> DenseImages:
         """Return the same split on another device; the split itself if it is on that device already.

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import torch
 from torch import Tensor
 
 from ickd_lib.data import selection, strong
 from ickd_lib.data.decoded import extent
+from ickd_lib.data.split import ImageSplit
 
 S = TypeVar("S", bound="LabelledImages")
 
@@ -54,33 +55,16 @@ class Batch:
         return f"Batch({len(self.images)} {extent(sizes)}, {targets}, {self.images.device})"
 
 
-class LabelledImages(ABC):
+class LabelledImages(ImageSplit):
     """A split of N images with one label each. `Images` holds its pixels; `StreamedImages` decodes them when needed.
 
     Attributes:
         labels: class of each image, int64, shape [N]; -1 for an image without a label.
-        index: row of each image in the whole split, int64, shape [N]; a subset keeps the rows of its images.
-        classes: names of the C classes.
-        mean, std: mean and standard deviation of each channel, scaled to [0, 1].
-        name: data set and split, such as "cifar100/train".
-        augment, superclasses, superclass_of, files, unlabelled_share: see `Images`.
-        streamed: whether the batches should be made ahead of their use by a `Loader`.
+        augment: see `Images`; the other attributes are those of `ImageSplit`.
     """
 
     labels: Tensor
-    index: Tensor
-    classes: tuple[str, ...]
-    mean: tuple[float, ...]
-    std: tuple[float, ...]
-    name: str
     augment: str
-    superclasses: tuple[str, ...]
-    superclass_of: tuple[int, ...]
-    unlabelled_share: float
-    streamed = False
-
-    def __len__(self) -> int:
-        return len(self.labels)
 
     @cached_property
     def unlabelled(self) -> int:
@@ -103,25 +87,12 @@ class LabelledImages(ABC):
         """16 hexadecimal digits that identify the images, labels, rows and class names."""
 
     @abstractmethod
-    def subset(self: S, rows: Tensor) -> S:
-        """Return the images at the positions `rows`, which keep their data-set rows in `index`."""
-
-    @abstractmethod
-    def to(self: S, device: torch.device | str) -> S:
-        """Return the same images on another device."""
-
-    @abstractmethod
     def shown(self, rows: Tensor | slice) -> Tensor:
         """Return images without augmentation: uint8, shape [n, 3, H, W]."""
 
     @abstractmethod
     def cropped(self, rows: Tensor, view: Tensor) -> Tensor:
         """Return the views `view` [B] of the images at the positions `rows` [B]: uint8, shape [B, 3, H, W]."""
-
-    @property
-    def spec(self) -> dict[str, Any]:
-        """The arguments of `models.create` that depend on the data: num_classes, mean and std."""
-        return {"num_classes": len(self.classes), "mean": self.mean, "std": self.std}
 
     @property
     def extent(self) -> str:
@@ -131,10 +102,6 @@ class LabelledImages(ABC):
     def draw(self, count: int, seed: int = 0) -> Tensor:
         """Return the positions of `count` images, stratified; see `selection.stratified`."""
         return selection.stratified(self.labels, count, self.classes, seed)
-
-    def few(self: S, count: int, seed: int = 0) -> S:
-        """Return a stratified subset of `count` images; see `selection.stratified`."""
-        return self.subset(self.draw(count, seed))
 
     def only(self: S, classes: Sequence[str | int]) -> S:
         """Return the images of the given classes with unchanged labels; see `selection.only`."""

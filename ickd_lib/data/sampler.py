@@ -70,7 +70,7 @@ class Sampler:
         """Return the positions of all images in the order of an epoch, shape [N], and the view of each, shape [N]."""
         images = self.images
         device = images.index.device
-        if getattr(images, "unlabelled_share", 0) and 0 < images.unlabelled < len(images):
+        if images.unlabelled_share and 0 < images.unlabelled < len(images):
             return self._mixed(data_seed, epoch)
         order = torch.randperm(len(images), generator=runtime.generator(data_seed, "order", epoch)).to(device)
         # A view is drawn for every row up to the largest one, so that an image has the same view in every subset.

@@ -268,6 +268,10 @@ class StreamedImages(LabelledImages):
         """
         return self.host(rows.tolist(), view.tolist())[0].to(self.labels.device)
 
+    def file(self, row: int) -> str:
+        """Return the path of the file in a row of the whole split, relative to the folder of the split."""
+        return self.source.files.name(row)
+
     def path(self, position: int) -> Path:
         """Return the path of the file of an image."""
         return self.source.files.path(int(self.index[position]))

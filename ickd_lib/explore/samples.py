@@ -62,12 +62,12 @@ class SampleSet:
     @property
     def superclasses(self) -> tuple[str, ...]:
         """Names of the coarser classes; empty where there are none."""
-        return getattr(self.images, "superclasses", ())
+        return self.images.superclasses
 
     @property
     def superclass_of(self) -> tuple[int, ...]:
         """Position of each class's superclass in `superclasses`; empty where there are none."""
-        return getattr(self.images, "superclass_of", ())
+        return self.images.superclass_of
 
     @property
     def labels(self) -> Tensor:
@@ -98,9 +98,7 @@ class SampleSet:
 
     def file(self, at: int) -> str:
         """Return the path of the file of a sample's image in the folder of its split; "" where it has none."""
-        row, files = int(self.rows[at]), getattr(self.images, "files", ())
-        listed = getattr(getattr(self.images, "source", None), "files", None)  # of images that are decoded when needed
-        return listed.name(row) if listed is not None else files[row] if row < len(files) else ""
+        return self.images.file(int(self.rows[at]))
 
     def positions(self, keys: Tensor) -> Tensor:
         """Return the positions of the samples with these keys.

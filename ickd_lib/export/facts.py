@@ -11,6 +11,7 @@ from typing import Any
 from torch import Tensor
 
 from ickd_lib import runtime, training
+from ickd_lib.data import DenseImages, StreamedImages
 from ickd_lib.data.crops import ResizedCrop
 from ickd_lib.models import Network
 from ickd_lib.runtime import InputError, Run
@@ -135,10 +136,9 @@ def shape_of(images: Any) -> tuple[tuple[int, int], str]:
 
     Images with class masks may differ in size; their size is then that of the first one.
     """
-    if isinstance(getattr(images, "crop", None), ResizedCrop):
+    if isinstance(images, StreamedImages) and isinstance(images.crop, ResizedCrop):
         return images.size, "resized"
-    sizes = getattr(images, "sizes", None)
-    size = images.size if sizes is None else sizes[0].tolist()
+    size = images.sizes[0].tolist() if isinstance(images, DenseImages) else images.size
     return (size[0], size[1]), "fit"
 
 

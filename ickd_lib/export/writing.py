@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from ickd_lib import runtime, training
-from ickd_lib.data import Splits
+from ickd_lib.data import DenseImages, Splits
 from ickd_lib.data.decoded import fetch
 from ickd_lib.export.card import is_card, model_card
 from ickd_lib.export.facts import Facts, facts_of, finished_run, shape_of
@@ -144,11 +144,11 @@ def split_pixels(images: Any, rows: Tensor, size: tuple[int, int]) -> Iterator[t
 
     Images with class masks are left out if they have another size.
     """
-    sizes = getattr(images, "sizes", None)
-    if sizes is not None:
-        rows = rows[(sizes[rows] == torch.tensor(size)).all(1)]
+    dense = isinstance(images, DenseImages)
+    if dense:
+        rows = rows[(images.sizes[rows] == torch.tensor(size)).all(1)]
     for part in rows.split(PASS) if len(rows) else ():
-        yield (images.shown(part) if sizes is None else torch.stack(fetch(images.images, part.tolist()))), part
+        yield (torch.stack(fetch(images.images, part.tolist())) if dense else images.shown(part)), part
 
 
 def _difference(graph: Model, network: Model, splits: Splits) -> tuple[float, int]:

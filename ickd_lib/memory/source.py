@@ -56,7 +56,7 @@ def known_labels(
     """
     if isinstance(labels, str):
         given = choose(labels, ("given", "teacher"), "labels") == "given"
-        if given and not getattr(images, "unlabelled", 0):
+        if given and not images.unlabelled:
             return None, {}
         labels = images.index[images.labels >= 0] if given else keys[:0]
     else:

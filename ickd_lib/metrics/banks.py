@@ -47,7 +47,7 @@ def retrieval(bank: MemoryBank, images: Images, *, k: int = 8, features: Tensor 
         "precision@1": same[:, 0].double().mean().item(),
         "chance": share[labels].mean().item(),
     }
-    if getattr(images, "superclasses", ()):  # images with masks or objects have none
+    if images.superclasses:  # images with masks or objects have none
         upper = torch.tensor(images.superclass_of, device=labels.device)
         numbers[f"superclass_precision@{k}"] = (upper[neighbours] == upper[labels][:, None]).double().mean().item()
     return numbers

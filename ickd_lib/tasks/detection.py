@@ -71,12 +71,12 @@ class Detection(Task):
         return ("background", *classes)
 
     def check(self, images: DenseImages) -> None:  # type: ignore[override]
-        if getattr(images, "objects", None) is None:
+        if images.objects is None:
             raise InputError(
                 f"detection needs images with annotated boxes, but {images.name} has none; choose scenes, voc:PATH or "
                 "coco:PATH"
             )
-        if bool(images.objects.flat.crowd.all()):  # type: ignore[union-attr]
+        if bool(images.objects.flat.crowd.all()):
             raise InputError(
                 f"none of the {len(images)} images of {images.name} has an object that counts; give others"
             )

@@ -69,7 +69,7 @@ class Stepper:
         self.before = torch.zeros((), dtype=torch.long, device=device)  # number of steps of earlier epochs
         self.total = epochs * self.steps
         # Where an image has several samples, or some have no label, parts of a batch have different numbers of them.
-        uneven = not task.cacheable or bool(getattr(train, "unlabelled", 0))
+        uneven = not task.cacheable or bool(train.unlabelled)
         self.whole = runtime.world() > 1 and (uneven or any(group.compares for group in groups))
         self.loader = Loader(train) if train.streamed else None  # type: ignore[arg-type]
         self.loaded: Iterator[Loaded] = iter(())

@@ -98,7 +98,7 @@ def learners(
     given = list(map(id, networks))
     if len(set(given)) < len(given):
         raise InputError("two students have the same network object, which both would train; give each its own copy")
-    unlabelled = getattr(train, "unlabelled", 0)
+    unlabelled = train.unlabelled
     shared = {
         "data": {
             "name": train.name,
@@ -106,7 +106,7 @@ def learners(
             "images": len(train) - unlabelled,
             "classes": list(train.classes),
             "augment": train.augment,
-            **getattr(train, "recorded_crop", {}),
+            **train.recorded_crop,
             **({"unlabelled": unlabelled, "unlabelled_share": train.unlabelled_share} if unlabelled else {}),
         },
         "data_seed": data_seed,
@@ -283,7 +283,7 @@ def _check(network: Network, method: methods.Method, train: Images, task: Task, 
             f"method {name!r} needs {', '.join(sorted(missing))} of the teacher, but {teacher.name} has logits alone; "
             "use one that needs its logits alone, such as kd, dkd or ckd, or a teacher that returns its features too"
         )
-    if getattr(train, "unlabelled", 0):
+    if train.unlabelled:
         _check_unlabelled(method, train, teacher)
     if isinstance(teacher, Predictions):
         teacher.require(train)

@@ -114,6 +114,6 @@ def teacher_bank(
     assert teacher is not None
     bank = bank.to(train.index.device) if bank else MemoryBank.build(teacher, train, task=task, precision=precision)
     require_fit(bank, train, teacher, task)
-    unlabelled = bool(getattr(train, "unlabelled", 0))
+    unlabelled = bool(train.unlabelled)
     keys = task.keys(train)[0]
     return TeacherBank(bank, waiting, keys, allow_missing=task.allow_missing, search=search, unlabelled=unlabelled)

@@ -73,7 +73,7 @@ def pretrain(
     recipe = recipe or Recipe(**(options.get("task") or Classification()).recipe)
     train = splits.train
     synchronised = ["sync_batchnorm"] if options.get("sync_batchnorm") else []
-    augmentation = [train.augment, *(getattr(train, "recorded_crop", {}).items())]
+    augmentation = [train.augment, *train.recorded_crop.items()]
     mark = runtime.fingerprint(name, dataclasses.asdict(recipe), seed, train.fingerprint, *augmentation, *synchronised)
     title = re.sub(r"\W+", "-", f"{train.name.split('/')[0]} {name}").strip("-_")[:100]
     title = f"{runtime.shortened(title, 140)}-{mark[:8]}"
