@@ -30,7 +30,7 @@ from ickd_lib.training.records import History, RunRecord
 from ickd_lib.training.several import check_equal, check_parts
 from ickd_lib.training.state import TrainingState, not_finite
 from ickd_lib.training.stepper import Stepper
-from ickd_lib.training.students import Student, continued, learners
+from ickd_lib.training.students import Learner, Student, continued, learners
 from ickd_lib.training.teacher_choice import TeacherNeeds, teacher_bank, teacher_source
 
 
@@ -124,11 +124,9 @@ def distill(
     evaluated = None if isinstance(frozen, Predictions) else frozen
     if evaluated and (name := not_finite(evaluated.state_dict())):
         raise InputError(f"the teacher {evaluated.name} has values that are not finite in {name}; give another teacher")
-    checkpoints, records, locks = _prepare(
+    made = learners(
         students,
         splits.train,
-        runs=runs,
-        resume=resume,
         task=task,
         teacher=frozen,
         bank=bank,
@@ -139,6 +137,7 @@ def distill(
         sync_batchnorm=sync_batchnorm,
         search=search,
     )
+    checkpoints, records, locks = _prepare(made, splits.train, task, recipe, runs, resume)
     try:
         for record in records.values():
             check_precision(record, precision)
@@ -254,21 +253,12 @@ def _check(students: Sequence[Student], splits: Splits, task: Task, teacher: Net
 
 
 def _prepare(
-    students: Sequence[Student],
-    train: Images,
-    *,
-    runs: str | Path | None,
-    resume: bool,
-    task: Task,
-    recipe: Recipe,
-    device: torch.device,
-    **given: Any,
+    made: Sequence[Learner], train: Images, task: Task, recipe: Recipe, runs: str | Path | None, resume: bool
 ) -> tuple[dict[PeerGroup, Checkpoint], Records, contextlib.ExitStack]:
     """Return the peer groups, restored from their checkpoints, and the records of all students in the order given.
 
     The third value holds the locks on the run folders of the students that are not finished.
     """
-    made = learners(students, train, task=task, recipe=recipe, device=device, **given)
     steps = Sampler(train).steps(recipe.batch_size)
     records = {TrainingState(learner, recipe, steps, train.size): RunRecord(learner) for learner in made}
     groups = [
@@ -277,7 +267,7 @@ def _prepare(
     ]
     with contextlib.ExitStack() as locks:
         if runs is not None:
-            environment = runtime.environment(device)
+            environment = runtime.environment(train.index.device)
             for record in records.values():
                 record.open(Path(runs), resume, environment)
             runtime.from_main(lambda: _lock(records.values(), locks))
