@@ -23,6 +23,7 @@ from ickd_lib import runtime
 from ickd_lib.data.dense import DenseImages
 from ickd_lib.data.labelled import Batch, LabelledImages
 from ickd_lib.data.sampler import Sampler
+from ickd_lib.data.split import positions_of
 from ickd_lib.data.streamed import StreamedImages
 from ickd_lib.runtime import InputError
 
@@ -85,10 +86,7 @@ class Loader:
     @cached_property
     def places(self) -> Tensor:
         """The position in the split of each data-set row up to the largest one, int64; -1 for rows of other images."""
-        index = self.images.host.index
-        found = torch.full((int(index.max()) + 1,), -1)
-        found[index] = torch.arange(len(index))
-        return found
+        return positions_of(self.images.host.index)
 
     def made(self, requests: Iterable[Request]) -> Iterator[list[Any]]:
         """Yield the decoded parts of each request, on the split's device.
@@ -172,7 +170,7 @@ class Loader:
         sampler, device = Sampler(self.images), self.images.index.device
         # Under Mixup and CutMix, the labels for which partners are drawn are known only when the images are mixed.
         ahead = partner and "mix" not in self.images.augment
-        waiting: deque[tuple[int, Request]] = deque()
+        waiting: deque[tuple[dict[str, int], Request]] = deque()
 
         def requests() -> Iterator[Request]:
             for step, rows, view in planned:
@@ -182,19 +180,18 @@ class Loader:
                     request.append((rows, sampler.strong_numbers(rows, **keys)))
                 if ahead:
                     request.append(sampler.partner_numbers(self.images.host.labels[rows], **keys))
-                waiting.append((step, request))
+                waiting.append((keys, request))
                 yield request
 
         for parts in self.made(requests()):
-            step, request = waiting.popleft()
-            keys = {"data_seed": data_seed, "epoch": epoch, "step": step}
+            keys, request = waiting.popleft()
             rows, view = (one.to(device, non_blocking=True) for one in request[0] if one is not None)
-            batch = self.images.batch(rows, view, data_seed, epoch, step, made=parts[0])
+            batch = self.images.batch(rows, view, *keys.values(), made=parts[0])
             if isinstance(batch, Batch) and request[0][1] is not None and self.images.augment == "crop":
                 batch = replace(batch, planned=(self.images.host.index[request[0][0]], request[0][1]))
             second = sampler.strong_view(rows, **keys, made=parts[1]) if strong else None
             other = sampler.partners(batch, **keys, made=parts[-1] if ahead else None) if partner else None
-            yield Loaded(step, batch, second, other)
+            yield Loaded(keys["step"], batch, second, other)
 
     def close(self) -> None:
         """End the worker processes; the next request starts new ones."""

@@ -14,6 +14,13 @@ from ickd_lib.data.objects import SplitObjects
 S = TypeVar("S", bound="ImageSplit")
 
 
+def positions_of(index: Tensor) -> Tensor:
+    """Return the position in `index` [N], int64, of each number up to the largest one; -1 for numbers it lacks."""
+    table = torch.full((int(index.max()) + 1 if len(index) else 1,), -1, device=index.device)
+    table[index] = torch.arange(len(index), device=index.device)
+    return table
+
+
 class ImageSplit(ABC):
     """A split of N images with one label each (`LabelledImages`), or with class masks or objects (`DenseImages`).
 

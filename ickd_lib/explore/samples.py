@@ -8,10 +8,10 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from functools import cached_property
 
-import torch
 from torch import Tensor
 
 from ickd_lib.data import Images
+from ickd_lib.data.split import positions_of
 from ickd_lib.memory import MemoryBank
 from ickd_lib.models import Network, Output
 from ickd_lib.runtime import InputError
@@ -112,9 +112,7 @@ class SampleSet:
 
     @cached_property
     def _position_of_key(self) -> Tensor:
-        table = torch.full((int(self.keys.max()) + 1,), -1, device=self.keys.device)
-        table[self.keys] = torch.arange(len(self.keys), device=self.keys.device)
-        return table
+        return positions_of(self.keys)
 
     def outputs(self, network: Network, at: Tensor | None = None, *, precision: str = "auto") -> Output:
         """Compute a network's outputs for some samples, without augmentation, in evaluation mode.

@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ickd_lib.data.split import positions_of
 from ickd_lib.memory import files
 from ickd_lib.memory.files import Mapped
 from ickd_lib.runtime import InputError, NotFinite, arguments
@@ -85,8 +86,7 @@ class Rows:
         self._means: Tensor | None = None
         self._sums: tuple[Tensor, Tensor] | None = None
         self._unit_logits: Tensor | None = None
-        self._row_of = torch.full((int(index.max()) + 1 if len(index) else 1,), -1, device=index.device)
-        self._row_of[index] = torch.arange(len(index), device=index.device)
+        self._row_of = positions_of(index)
 
     def __len__(self) -> int:
         return len(self.labels)

@@ -116,13 +116,16 @@ class TeacherBank:
             keys, labels: keys and labels of the samples of the batch, shape [S] each.
             teacher: the teacher's samples, whose features are the queries of a search in every step.
         """
+        rows = self.bank.rows(keys)  # a student's copy of the bank has the same keys and labels
+        if self.unlabelled:
+            labels = torch.where(labels < 0, self.bank.labels[rows], labels)
         found: dict[tuple[Key, MemoryBank], InContextPair] = {}
         each: dict[TrainingState, dict[Retrieval, InContextPair]] = {state: {} for state in states}
         for state, some in each.items():
             for spec in state.retrieves:
                 key = self._keys[state, spec], self._searched(state, spec)
                 if key not in found:
-                    found[key] = self._retrieve(*key, keys, labels, teacher)
+                    found[key] = self._retrieve(*key, rows, keys, labels, teacher)
                 some[spec] = found[key]
         return each
 
@@ -131,12 +134,10 @@ class TeacherBank:
         return state.teacher_rows if spec.dynamic and state.teacher_rows else self.bank
 
     def _retrieve(
-        self, key: Key, bank: MemoryBank, keys: Tensor, labels: Tensor, teacher: Samples | None
+        self, key: Key, bank: MemoryBank, rows: Tensor, keys: Tensor, labels: Tensor, teacher: Samples | None
     ) -> InContextPair:
-        """Return the in-context samples of one request from a bank; the other arguments are those of `retrieve`."""
-        spec, rows = key[0], bank.rows(keys)
-        if self.unlabelled:
-            labels = torch.where(labels < 0, bank.labels[rows], labels)
+        """Return the in-context samples of one request from the `rows` [S] of a bank; see `retrieve` for the others."""
+        spec = key[0]
         if key in self._tables:
             near, far = self._from_tables(spec, self._tables[key], bank, rows, keys, labels)
         else:

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from ickd_lib import runtime
 from ickd_lib.data import Images, Splits
+from ickd_lib.data.split import positions_of
 from ickd_lib.models import Network, Output
 from ickd_lib.runtime import InputError
 
@@ -38,9 +39,7 @@ class Predictions(Network):
         super().__init__(logits.shape[1], 0)
         self.name = name
         self.register_buffer("logits", logits)
-        place = torch.full((int(rows.max()) + 1,), -1)  # the place of a row in `logits`
-        place[rows] = torch.arange(len(rows))
-        self.register_buffer("place", place)
+        self.register_buffer("place", positions_of(rows))  # the place of a row in `logits`
 
     def forward(self, images: Tensor, *, maps: bool = False) -> Output:
         """Raise InputError, because new images cannot be evaluated."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -86,16 +87,14 @@ class Stepper:
         order, view = self.sampler.plan(data_seed=data_seed, epoch=epoch)
         self.order.copy_(order)
         self.view.copy_(view)
-        self.keys = data_seed, epoch
+        self.keys = {"data_seed": data_seed, "epoch": epoch}
         self.step.fill_(first)
         self.before.fill_(epoch * self.steps)
         if self.loader:
             # Planned on the CPU, where the worker processes are.
             order, view = order.cpu(), view.cpu()
             planned = ((step, *self._own(*self._part(order, view, step))) for step in range(first, self.steps))
-            self.loaded = self.loader.steps(
-                planned, data_seed=data_seed, epoch=epoch, strong=self.two_views, partner=self.pairs
-            )
+            self.loaded = self.loader.steps(planned, **self.keys, strong=self.two_views, partner=self.pairs)
         if self.bank:
             self.bank.begin_epoch(epoch)
 
@@ -118,7 +117,7 @@ class Stepper:
         kind = tuple((id(state), *state.prepare()) for state in states)
         size = self.batch_size if step + 1 < self.steps else self.images - step * self.batch_size
         if self.captured.capture:
-            runtime.reseed(self.order.device, *self.keys, step, [state.learner.seed for state in states])
+            runtime.reseed(self.order.device, *self.keys.values(), step, [state.learner.seed for state in states])
         names = [state.learner.method.config["name"] for state in states]
         waited = self.loader.waited if self.loader else 0.0
         self.captured.run(kind, lambda: self._work(groups, size, step), names, size == self.batch_size)
@@ -195,11 +194,8 @@ class Stepper:
         """Return the data of a step from images that the device holds."""
         places = self.step * self.batch_size + torch.arange(size, device=self.step.device)
         rows, view = self._own(self.order[places], self.view[places])
-        batch = self.sampler.batch(rows, view, *self.keys, step)
-        data_seed, epoch = self.keys
-        strong = partner = None
-        if self.two_views:
-            strong = self.sampler.strong_view(rows, data_seed=data_seed, epoch=epoch, step=step)
-        if self.pairs:
-            partner = self.sampler.partners(batch, data_seed=data_seed, epoch=epoch, step=step)
+        keys: dict[str, Any] = {**self.keys, "step": step}
+        batch = self.sampler.batch(rows, view, *keys.values())
+        strong = self.sampler.strong_view(rows, **keys) if self.two_views else None
+        partner = self.sampler.partners(batch, **keys) if self.pairs else None
         return Loaded(step, batch, strong, partner)

@@ -12,6 +12,7 @@ import torch
 
 from ickd_lib import runtime
 from ickd_lib.data import Batch, StreamedImages
+from ickd_lib.data.split import positions_of
 from ickd_lib.models import Network
 from ickd_lib.tasks import Samples
 from ickd_lib.training.stored_outputs import StoredOutputs, teacher_outputs
@@ -56,9 +57,7 @@ class StreamedTeacherCache(TeacherSource):
                 f"the teacher cache has room for {self.capacity:,} of {every:,} views, and the others are computed "
                 "each time; allow more gigabytes, or store fewer logits (teacher_cache_top)"
             )
-        index = images.host.index
-        self._position = torch.full((int(index.max()) + 1,), -1)
-        self._position[index] = torch.arange(len(index))
+        self._position = positions_of(images.host.index)
         path = None
         if folder is not None:
             mark = runtime.fingerprint(

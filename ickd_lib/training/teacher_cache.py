@@ -15,6 +15,7 @@ from torch import Tensor
 
 from ickd_lib import runtime
 from ickd_lib.data import Batch, Images
+from ickd_lib.data.split import positions_of
 from ickd_lib.models import Network
 from ickd_lib.models.inference import images_of_a_pass
 from ickd_lib.runtime.distributed import any_process, gather, share, shares
@@ -74,8 +75,7 @@ class TeacherCache(TeacherSource):
         # `fill` only.
         room = min(self.capacity + (ahead or len(images)), self._place.numel())
         self._kept = torch.empty(room, self.width, dtype=torch.half, device=device)
-        self._position = torch.full((int(images.index.max()) + 1,), -1, device=device)
-        self._position[images.index] = torch.arange(len(images), device=device)
+        self._position = positions_of(images.index)
         self._log: _Log | None = None
         if folder is not None:
             mark = runtime.fingerprint(
