@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from PIL import Image
 
 from ickd_lib import data
-from ickd_lib.data.decoded import channel_statistics
+from ickd_lib.data.sequences import channel_statistics
 from ickd_lib.runtime import InputError
 
 

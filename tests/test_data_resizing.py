@@ -102,5 +102,5 @@ def test_a_subset_and_an_empty_split():
     small = resized(scenes, 48)
     assert small.sizes.tolist() == [[48, 48]] * 3 and small.objects.masks[0].shape[1:] == (48, 48)
     assert len(resized(scenes.subset(torch.arange(0)), 48)) == 0
-    with pytest.raises(data.loading.InputError, match="image_size=32 is not an option of scenes"):
+    with pytest.raises(data.by_name.InputError, match="image_size=32 is not an option of scenes"):
         data.load("scenes", image_size=32)

@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 
 from ickd_lib import data, runtime
-from ickd_lib.data.decode import pixels_of
+from ickd_lib.data.pillow import pixels_of
 from ickd_lib.data.sets import base
 from ickd_lib.data.sets.masks import read_mask
 from ickd_lib.runtime import InputError
@@ -469,7 +469,7 @@ def test_the_limit_on_pixels_is_pillows(folder, monkeypatch):
 def test_image_files_in_hidden_folders_are_left_out(tmp_path):
     from PIL import Image
 
-    from ickd_lib.data.decode import image_files
+    from ickd_lib.data.pillow import image_files
 
     for name in ("a.png", ".b.png", ".thumbnails/c.png"):
         (tmp_path / name).parent.mkdir(exist_ok=True)

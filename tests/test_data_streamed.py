@@ -313,7 +313,7 @@ def test_files_are_listed_in_the_order_of_paths(folder):
     shutil.copy(folder / "train/class0/2.jpg", folder / "train/class0/.hidden.jpg")
     (folder / "train/class0/notes.txt").write_text("none")
     found, labels = streams.class_files(folder / "train", ["class0", "class1", "class2"])
-    expected = [p for c in range(3) for p in data.decode.image_files(folder / f"train/class{c}")]
+    expected = [p for c in range(3) for p in data.pillow.image_files(folder / f"train/class{c}")]
     assert [found.path(i) for i in range(len(found))] == expected
     assert labels.tolist() == [0] * 9 + [1] * 8 + [2] * 8
     assert found.bytes.tolist() == [p.stat().st_size for p in expected]
@@ -364,7 +364,7 @@ def test_headers_and_pixels_of_jpeg_files(tmp_path, mode, options, jpeg):
     path = tmp_path / "a.jpg"
     save(path, mode, **options)
     assert headers.header_of(path) == (30, 40, jpeg)
-    assert torch.equal(headers.decoded(path, jpeg), data.decode.pixels_of(path))
+    assert torch.equal(headers.upright_pixels(path, jpeg), data.pillow.pixels_of(path))
 
 
 @pytest.mark.parametrize("suffix", ["png", "bmp", "JPEG"])
@@ -372,7 +372,7 @@ def test_files_that_are_no_jpeg_are_read_by_pillow_whatever_their_name(tmp_path,
     path = tmp_path / f"a.{suffix}"
     save(path, "RGB", format="PNG")
     assert headers.header_of(path) == (30, 40, False)
-    assert torch.equal(headers.decoded(path, False), data.decode.pixels_of(path))
+    assert torch.equal(headers.upright_pixels(path, False), data.pillow.pixels_of(path))
 
 
 def test_images_that_exif_turns_are_upright(tmp_path):
@@ -380,15 +380,15 @@ def test_images_that_exif_turns_are_upright(tmp_path):
     exif[0x0112] = 6
     save(path, "RGB", exif=exif)
     assert headers.header_of(path) == (40, 30, True)
-    assert torch.equal(headers.decoded(path, True), data.decode.pixels_of(path))
+    assert torch.equal(headers.upright_pixels(path, True), data.pillow.pixels_of(path))
 
 
 def test_pillow_decodes_where_torchvision_cannot(tmp_path, monkeypatch):
     path = tmp_path / "a.jpg"
     save(path, "RGB")
-    expected = headers.decoded(path, True)
+    expected = headers.upright_pixels(path, True)
     monkeypatch.setattr(headers, "_decoder", lambda: None)
-    assert torch.equal(headers.decoded(path, True), expected)
+    assert torch.equal(headers.upright_pixels(path, True), expected)
 
 
 def damage(path, how):
@@ -501,7 +501,7 @@ def test_an_orientation_in_xmp_data_is_that_of_the_pixels(tmp_path, suffix):
     path = folder / f"train/class0/0.{suffix}"
     Image.open(path).copy().save(path, xmp=xmp)
     assert headers.header_of(path)[:2] == (64, 40)
-    assert headers.decoded(path, headers.header_of(path).jpeg).shape == (3, 64, 40)
+    assert headers.upright_pixels(path, headers.header_of(path).jpeg).shape == (3, 64, 40)
     assert len(data.load(f"folder:{folder}", crop="resized", image_size=24).train) == 24
 
 
@@ -637,4 +637,6 @@ def test_real_files_of_imagenet(tmp_path):
     kept = data.load(f"imagenet:{tmp_path}", workers=0)
     same_batches(kept.train, splits.train)
     for i in range(5):
-        assert torch.equal(headers.decoded(splits.train.path(i), True), data.decode.pixels_of(splits.train.path(i)))
+        assert torch.equal(
+            headers.upright_pixels(splits.train.path(i), True), data.pillow.pixels_of(splits.train.path(i))
+        )

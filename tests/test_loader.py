@@ -16,7 +16,7 @@ from streams import write_folder
 from ickd_lib import __main__ as cli
 from ickd_lib import data, methods, models, runtime, tasks, training
 from ickd_lib.data import Loader, Sampler, loader
-from ickd_lib.data.decoded import Decoded
+from ickd_lib.data.sequences import Decoded
 from ickd_lib.runtime import InputError, threads
 from ickd_lib.training import Recipe, Student, distillation, optimizers, stepper
 

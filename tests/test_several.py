@@ -18,7 +18,7 @@ from PIL import Image
 
 from ickd_lib import methods, models, runtime, tasks, training
 from ickd_lib.runtime import InputError, distributed
-from ickd_lib.training import several, students
+from ickd_lib.training import data_parallel, students
 from ickd_lib.training.records import save_weights
 
 WORKER = str(Path(several_worker.__file__))
@@ -218,15 +218,15 @@ def test_bad_input_is_one_line(tmp_path):
 
 
 def test_parts_of_a_batch(monkeypatch):
-    monkeypatch.setattr(several, "world", lambda: 4)
-    several.check_parts(100, 5, 20)
-    several.check_parts(50, 1, 64)
-    several.check_parts(101, 5, 20)  # a single image is joined to the batch before it
+    monkeypatch.setattr(data_parallel, "world", lambda: 4)
+    data_parallel.check_parts(100, 5, 20)
+    data_parallel.check_parts(50, 1, 64)
+    data_parallel.check_parts(101, 5, 20)  # a single image is joined to the batch before it
     with pytest.raises(InputError, match="batch_size=30 is not divisible by the 4 processes; choose a multiple of 4"):
-        several.check_parts(100, 4, 30)
+        data_parallel.check_parts(100, 4, 30)
     for images, steps, size in ((103, 6, 20), (7, 1, 64), (8, 2, 4)):
         with pytest.raises(InputError, match=f"last batch of {images} images has .* each of the 4 processes needs 2"):
-            several.check_parts(images, steps, size)
+            data_parallel.check_parts(images, steps, size)
 
 
 @pytest.mark.parametrize("count", [0, 1, 3, 4, 10])
@@ -252,9 +252,9 @@ def test_processes_must_agree(monkeypatch, other, message):
     def gathered(own):
         return [own, tuple(mine if theirs is None else theirs for mine, theirs in zip(own, other, strict=True))]
 
-    monkeypatch.setattr(several, "gather_objects", gathered)
+    monkeypatch.setattr(data_parallel, "gather_objects", gathered)
     with pytest.raises(InputError, match=message):
-        several.check_equal([("a", (0, 0))])
+        data_parallel.check_equal([("a", (0, 0))])
 
 
 def test_layers_of_batch_normalisation_can_be_pickled(monkeypatch):

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from ickd_lib import data, explore, models, tasks, training
-from ickd_lib.data.decoded import Decoded
+from ickd_lib.data.sequences import Decoded
 from ickd_lib.memory import MemoryBank, require_fit
 from ickd_lib.runtime import InputError, NotFinite
 from ickd_lib.tasks import Segmentation, segmentation

@@ -3,13 +3,13 @@
 `Images` and `StreamedImages` have one label each; `DenseImages` have class masks or objects.
 """
 
+from ickd_lib.data.by_name import load
 from ickd_lib.data.dense import DenseBatch, DenseImages
 from ickd_lib.data.exporting import write_folder
 from ickd_lib.data.images import Images, Splits
 from ickd_lib.data.joint import RandomCrop, RandomResize
 from ickd_lib.data.labelled import Batch, LabelledImages
 from ickd_lib.data.loader import Loader
-from ickd_lib.data.loading import load
 from ickd_lib.data.objects import Objects, SplitObjects
 from ickd_lib.data.sampler import Sampler
 from ickd_lib.data.selection import stratified

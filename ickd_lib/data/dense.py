@@ -12,9 +12,9 @@ from torch import Tensor
 
 from ickd_lib import runtime
 from ickd_lib.data import strong
-from ickd_lib.data.decoded import Decoded, extent, fetch, marks, select
 from ickd_lib.data.joint import Geometry, RandomCrop, RandomResize
 from ickd_lib.data.objects import Objects, SplitObjects
+from ickd_lib.data.sequences import Decoded, extent, fetch, marks, select
 from ickd_lib.data.split import ImageSplit
 from ickd_lib.runtime import InputError
 
@@ -230,9 +230,9 @@ class DenseImages(ImageSplit):
         return images, masks, geometries
 
     @cached_property
-    def host(self) -> DenseHost:
+    def decoder(self) -> DenseDecoder:
         """The part of the split that worker processes use."""
-        return DenseHost(replace(self.to("cpu"), objects=None))
+        return DenseDecoder(replace(self.to("cpu"), objects=None))
 
     def strong_numbers(self, rows: Tensor, *keys: int) -> Tensor:
         """Return the view number of a second view of each image, shape [B], as a function of its row and `keys`."""
@@ -272,7 +272,7 @@ class DenseImages(ImageSplit):
 
 
 @dataclass(frozen=True, eq=False)
-class DenseHost:
+class DenseDecoder:
     """Makes the images and masks of a batch in a worker process; see `DenseImages.windows`."""
 
     images: DenseImages

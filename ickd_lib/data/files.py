@@ -16,8 +16,8 @@ import numpy as np
 from tqdm import tqdm
 
 from ickd_lib import runtime
-from ickd_lib.data.decode import walked
 from ickd_lib.data.headers import header_of
+from ickd_lib.data.pillow import walked
 from ickd_lib.runtime import InputError
 
 AT_ONCE = 256  # number of files whose headers one thread reads before it reports

@@ -10,7 +10,7 @@ from typing import BinaryIO, NamedTuple
 import torch
 from torch import Tensor
 
-from ickd_lib.data.decode import pixels_of, require_few_pixels, size_of
+from ickd_lib.data.pillow import pixels_of, require_few_pixels, size_of
 
 FRAMES = {0xC0, 0xC1, 0xC2}  # markers of frames in baseline, extended and progressive JPEG
 ALONE = {0x01, *range(0xD0, 0xD9)}  # markers without a segment
@@ -86,7 +86,7 @@ def _frame(file: BinaryIO) -> Header | None:
         file.seek(body, 1)
 
 
-def decoded(path: Path, jpeg: bool) -> Tensor:
+def upright_pixels(path: Path, jpeg: bool) -> Tensor:
     """Read an image file at its own size, upright: uint8, shape [3, h, w].
 
     Args:

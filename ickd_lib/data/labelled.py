@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from ickd_lib.data import selection, strong
-from ickd_lib.data.decoded import extent
+from ickd_lib.data.sequences import extent
 from ickd_lib.data.split import ImageSplit
 
 S = TypeVar("S", bound="LabelledImages")

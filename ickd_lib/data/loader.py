@@ -86,7 +86,7 @@ class Loader:
     @cached_property
     def places(self) -> Tensor:
         """The position in the split of each data-set row up to the largest one, int64; -1 for rows of other images."""
-        return positions_of(self.images.host.index)
+        return positions_of(self.images.decoder.index)
 
     def made(self, requests: Iterable[Request]) -> Iterator[list[Any]]:
         """Yield the decoded parts of each request, on the split's device.
@@ -96,8 +96,8 @@ class Loader:
         """
         began = time.perf_counter()
         if not self.workers:
-            host = _Host(self.images.host)
-            self._results = (host[request] for request in map(_plain, requests))
+            worker = _Worker(self.images.decoder)
+            self._results = (worker[request] for request in map(_plain, requests))
         else:
             if self._loader is None:
                 self._loader = self._processes()
@@ -128,7 +128,7 @@ class Loader:
 
     def _processes(self) -> DataLoader[Any]:
         return DataLoader(
-            _Host(self.images.host),
+            _Worker(self.images.decoder),
             batch_size=None,
             sampler=self._requests,
             num_workers=self.workers,
@@ -142,7 +142,7 @@ class Loader:
     def _moved(self, made: Any, replaced: list[int]) -> Any:
         """Return a part of a batch on the device of the split, and record the images that were replaced."""
         for position in replaced:
-            row = int(self.images.host.index[position])
+            row = int(self.images.decoder.index[position])
             if not self.replaced:
                 runtime.notice(
                     f"{self.images.path(position)} cannot be decoded; it and others like it are replaced by the next "
@@ -179,7 +179,7 @@ class Loader:
                 if strong:
                     request.append((rows, sampler.strong_numbers(rows, **keys)))
                 if ahead:
-                    request.append(sampler.partner_numbers(self.images.host.labels[rows], **keys))
+                    request.append(sampler.partner_numbers(self.images.decoder.labels[rows], **keys))
                 waiting.append((keys, request))
                 yield request
 
@@ -188,7 +188,7 @@ class Loader:
             rows, view = (one.to(device, non_blocking=True) for one in request[0] if one is not None)
             batch = self.images.batch(rows, view, *keys.values(), made=parts[0])
             if isinstance(batch, Batch) and request[0][1] is not None and self.images.augment == "crop":
-                batch = replace(batch, planned=(self.images.host.index[request[0][0]], request[0][1]))
+                batch = replace(batch, planned=(self.images.decoder.index[request[0][0]], request[0][1]))
             second = sampler.strong_view(rows, **keys, made=parts[1]) if strong else None
             other = sampler.partners(batch, **keys, made=parts[-1] if ahead else None) if partner else None
             yield Loaded(keys["step"], batch, second, other)
@@ -271,18 +271,18 @@ def _ended(error: Exception) -> WorkerDied:
     )
 
 
-class _Host(Dataset[Any]):
+class _Worker(Dataset[Any]):
     """Makes the images of a request in a worker process.
 
     An error about the input is returned as text, because torch would add its traceback to the message of an exception.
     """
 
-    def __init__(self, host: Any) -> None:
-        self.host = host
+    def __init__(self, decoder: Any) -> None:
+        self.decoder = decoder
 
     def __getitem__(self, request: list[tuple[list[int], list[int] | None]]) -> list[Any] | str:
         try:
-            made = [self.host(rows, view) for rows, view in request]
+            made = [self.decoder(rows, view) for rows, view in request]
         except InputError as error:
             return str(error)
         try:

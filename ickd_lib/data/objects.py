@@ -10,8 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ickd_lib.data.decoded import Decoded, fetch, select
 from ickd_lib.data.joint import Geometry, moved
+from ickd_lib.data.sequences import Decoded, fetch, select
 
 
 @dataclass(frozen=True, eq=False, repr=False)

@@ -10,9 +10,9 @@ import torch
 from torch import Tensor
 
 from ickd_lib import runtime
-from ickd_lib.data.decoded import Decoded
 from ickd_lib.data.dense import IGNORED, DenseImages
 from ickd_lib.data.joint import Geometry, RandomCrop, RandomResize, enlargement
+from ickd_lib.data.sequences import Decoded
 
 
 @dataclass(frozen=True)

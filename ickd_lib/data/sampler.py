@@ -180,7 +180,7 @@ class Sampler:
             starts, sizes: first place in `members` and number of images of each class, shape [C].
         """
         # The batches of a streamed split are planned on the CPU.
-        labels = self.images.host.labels if self.images.streamed else self.images.labels
+        labels = self.images.decoder.labels if self.images.streamed else self.images.labels
         members = labels.argsort(stable=True)
         sizes = torch.bincount(labels, minlength=len(self.images.classes))
         return members, sizes.cumsum(0) - sizes, sizes

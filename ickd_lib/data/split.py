@@ -8,8 +8,8 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
-from ickd_lib.data.decoded import Decoded
 from ickd_lib.data.objects import SplitObjects
+from ickd_lib.data.sequences import Decoded
 
 S = TypeVar("S", bound="ImageSplit")
 

@@ -19,10 +19,10 @@ from tqdm import tqdm
 from ickd_lib import runtime
 from ickd_lib.data import strong
 from ickd_lib.data.crops import PadCrop, ResizedCrop
-from ickd_lib.data.decode import pixels_of
 from ickd_lib.data.files import AT_ONCE, JPEG, Files, remembered
-from ickd_lib.data.headers import decoded
+from ickd_lib.data.headers import upright_pixels
 from ickd_lib.data.labelled import LabelledImages
+from ickd_lib.data.pillow import pixels_of
 from ickd_lib.runtime import InputError
 from ickd_lib.runtime.files import Pieces
 
@@ -44,7 +44,7 @@ class FileSource:
         """Return the image in a row of the split: uint8, shape [3, h, w]."""
         if self.exact:
             return pixels_of(self.files.path(row), self.image_size)
-        return decoded(self.files.path(row), bool(self.files.kind[row] == JPEG))
+        return upright_pixels(self.files.path(row), bool(self.files.kind[row] == JPEG))
 
 
 @dataclass(frozen=True, eq=False)
@@ -220,7 +220,7 @@ class StreamedImages(LabelledImages):
         return tuple(prefix + found.name(row) for row in range(len(found)))
 
     @cached_property
-    def host(self) -> Cropper:
+    def decoder(self) -> Cropper:
         """What decodes and crops the images of this split: the object that is sent to worker processes."""
         return Cropper(self.source, self.crop, self.index.cpu(), self.labels.cpu(), self.skip)
 
@@ -236,7 +236,7 @@ class StreamedImages(LabelledImages):
     def shown(self, rows: Tensor | slice) -> Tensor:
         """Return images without augmentation: uint8, shape [n, 3, H, W]. They are decoded now, so give few rows."""
         positions = torch.arange(len(self))[rows] if isinstance(rows, slice) else rows
-        return self.host(positions.tolist())[0].to(self.labels.device)
+        return self.decoder(positions.tolist())[0].to(self.labels.device)
 
     def blocks(self, rows: Tensor) -> Iterator[Tensor]:
         """Yield many images without augmentation on the CPU, some at a time: uint8, shape [n, 3, H, W].
@@ -248,7 +248,7 @@ class StreamedImages(LabelledImages):
         """
 
         def make(some: Tensor) -> Tensor:
-            return self.host(some.tolist())[0]
+            return self.decoder(some.tolist())[0]
 
         first, *others = rows.split(AT_ONCE)
         bar = tqdm(None, f"reading {self.name}", len(rows), leave=False, unit="image", file=runtime.stream())
@@ -266,7 +266,7 @@ class StreamedImages(LabelledImages):
 
         They are uint8, of shape [B, 3, H, W].
         """
-        return self.host(rows.tolist(), view.tolist())[0].to(self.labels.device)
+        return self.decoder(rows.tolist(), view.tolist())[0].to(self.labels.device)
 
     def file(self, row: int) -> str:
         """Return the path of the file in a row of the whole split, relative to the folder of the split."""

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 
 from ickd_lib.data import Images
-from ickd_lib.data.decode import pixels_of
+from ickd_lib.data.pillow import pixels_of
 from ickd_lib.explore.samples import SampleSet
 from ickd_lib.runtime import InputError
 

@@ -12,8 +12,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ickd_lib.data.crops import ResizedCrop
-from ickd_lib.data.decode import image_files, pixels_of
-from ickd_lib.data.headers import decoded, header_of
+from ickd_lib.data.headers import header_of, upright_pixels
+from ickd_lib.data.pillow import image_files, pixels_of
 from ickd_lib.data.sets.streams import class_files
 from ickd_lib.export.facts import Facts
 from ickd_lib.export.opened import Model, NetworkModel
@@ -106,7 +106,7 @@ def prepared(file: Path, facts: Facts) -> Tensor:
         InputError: the file cannot be read.
     """
     if facts.crop == "resized":
-        return ResizedCrop(facts.size[0]).whole(decoded(file, header_of(file).jpeg))
+        return ResizedCrop(facts.size[0]).whole(upright_pixels(file, header_of(file).jpeg))
     pixels = pixels_of(file)
     if pixels.shape[1:] == facts.size:
         return pixels

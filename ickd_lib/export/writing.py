@@ -16,7 +16,7 @@ from torch import Tensor
 
 from ickd_lib import runtime, training
 from ickd_lib.data import DenseImages, Splits
-from ickd_lib.data.decoded import fetch
+from ickd_lib.data.sequences import fetch
 from ickd_lib.export.card import is_card, model_card
 from ickd_lib.export.facts import Facts, facts_of, finished_run, shape_of
 from ickd_lib.export.graph import traced

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from ickd_lib import metrics, runtime
 from ickd_lib.data import DenseBatch, DenseImages, Objects, RandomResize, loader
-from ickd_lib.data.decoded import fetch
+from ickd_lib.data.sequences import fetch
 from ickd_lib.metrics.boxes import require_pycocotools
 from ickd_lib.models import Detections, Detector, Network, Regions
 from ickd_lib.models.inspection import evaluating

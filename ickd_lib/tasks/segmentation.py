@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ickd_lib import metrics, runtime
 from ickd_lib.data import DenseBatch, DenseImages, loader
-from ickd_lib.data.decoded import Decoded, fetch, threaded
+from ickd_lib.data.sequences import Decoded, fetch, threaded
 from ickd_lib.models import Network, Output
 from ickd_lib.models.inspection import evaluating
 from ickd_lib.runtime import InputError, NotFinite

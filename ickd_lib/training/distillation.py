@@ -21,13 +21,13 @@ from ickd_lib.tasks import Classification, Task
 from ickd_lib.training.callbacks import Callback, ProgressBar
 from ickd_lib.training.capture import Capture, CudaGraphs, reason_against, works_on_host
 from ickd_lib.training.checkpoints import Checkpoint, Records
+from ickd_lib.training.data_parallel import check_equal, check_parts
 from ickd_lib.training.loop import Loop, stoppable, stopped
 from ickd_lib.training.numerics import new_numerics, recorded_numerics
 from ickd_lib.training.peers import PeerGroup
 from ickd_lib.training.predictions import Predictions
 from ickd_lib.training.recipe import Recipe
 from ickd_lib.training.records import History, RunRecord
-from ickd_lib.training.several import check_equal, check_parts
 from ickd_lib.training.state import TrainingState, not_finite
 from ickd_lib.training.stepper import Stepper
 from ickd_lib.training.students import Learner, Student, continued, learners

@@ -12,7 +12,7 @@ from ickd_lib.data import Images
 from ickd_lib.methods import InContextPair, Retrieval, TargetSource
 from ickd_lib.runtime import Diverged
 from ickd_lib.tasks import Samples, Task
-from ickd_lib.training.several import AveragedGradients
+from ickd_lib.training.data_parallel import AveragedGradients
 from ickd_lib.training.state import TrainingState
 
 Exchanged = tuple[tuple[TargetSource, ...], TargetSource | None]

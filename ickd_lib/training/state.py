@@ -16,9 +16,9 @@ from ickd_lib.models import Network
 from ickd_lib.runtime import Diverged
 from ickd_lib.runtime.distributed import total
 from ickd_lib.tasks import Samples, Task
+from ickd_lib.training.data_parallel import same_buffers
 from ickd_lib.training.optimizers import Average, Optimizer
 from ickd_lib.training.recipe import Recipe
-from ickd_lib.training.several import same_buffers
 from ickd_lib.training.students import Learner
 
 

@@ -15,9 +15,9 @@ from ickd_lib.models import Network
 from ickd_lib.runtime import Diverged
 from ickd_lib.runtime.distributed import gather
 from ickd_lib.tasks import Samples, Task
+from ickd_lib.training.data_parallel import gathered, whole_loss
 from ickd_lib.training.in_context import TeacherBank
 from ickd_lib.training.peers import PeerGroup
-from ickd_lib.training.several import gathered, whole_loss
 from ickd_lib.training.state import TrainingState, not_finite
 from ickd_lib.training.teacher_source import TeacherSource
 
@@ -72,7 +72,7 @@ class StepInputs:
 
     @property
     def scale(self) -> float:
-        """The factor of a loss that is computed from the own part of the batch; see `training.several`."""
+        """The factor of a loss that is computed from the own part of the batch; see `training.data_parallel`."""
         return 1.0 if self.whole else len(self.batch.index) * runtime.world() / self.images
 
 

@@ -57,7 +57,7 @@ class StreamedTeacherCache(TeacherSource):
                 f"the teacher cache has room for {self.capacity:,} of {every:,} views, and the others are computed "
                 "each time; allow more gigabytes, or store fewer logits (teacher_cache_top)"
             )
-        self._position = positions_of(images.host.index)
+        self._position = positions_of(images.decoder.index)
         path = None
         if folder is not None:
             mark = runtime.fingerprint(

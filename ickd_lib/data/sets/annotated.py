@@ -12,13 +12,13 @@ import torch
 from torch import Tensor
 
 from ickd_lib import runtime
-from ickd_lib.data.decode import pixels_of, size_of
-from ickd_lib.data.decoded import Decoded, channel_statistics, fingerprint_of_file, threaded
 from ickd_lib.data.dense import IGNORED, DenseImages, check_sizes
 from ickd_lib.data.images import Images, Splits
 from ickd_lib.data.joint import RandomCrop, RandomResize
 from ickd_lib.data.objects import Objects, SplitObjects
+from ickd_lib.data.pillow import pixels_of, size_of
 from ickd_lib.data.resizing import resized
+from ickd_lib.data.sequences import Decoded, channel_statistics, fingerprint_of_file, threaded
 from ickd_lib.data.sets.base import DataSet
 from ickd_lib.runtime import InputError
 

@@ -11,8 +11,8 @@ from torch import Tensor
 
 from ickd_lib import runtime
 from ickd_lib.data.crops import KINDS
-from ickd_lib.data.decoded import channel_statistics
 from ickd_lib.data.images import Images, Splits
+from ickd_lib.data.sequences import channel_statistics
 from ickd_lib.runtime import InputError
 from ickd_lib.runtime.registry import enter
 

@@ -14,12 +14,12 @@ import torch
 from torch import Tensor
 
 from ickd_lib import runtime
-from ickd_lib.data.decode import image_files
-from ickd_lib.data.decoded import Decoded
 from ickd_lib.data.dense import check_sizes
 from ickd_lib.data.images import Splits
 from ickd_lib.data.joint import RandomResize
 from ickd_lib.data.objects import SplitObjects
+from ickd_lib.data.pillow import image_files
+from ickd_lib.data.sequences import Decoded
 from ickd_lib.data.sets.annotated import Annotation, DenseDataSet, Part, check_apart, files, is_small, sizes_of
 from ickd_lib.data.sets.base import register
 from ickd_lib.data.sets.voc import LONGEST, SIZES

@@ -11,10 +11,10 @@ from torch import Tensor
 
 from ickd_lib import runtime
 from ickd_lib.data.crops import ResizedCrop
-from ickd_lib.data.decode import decode, image_files
 from ickd_lib.data.files import listed
 from ickd_lib.data.headers import header_of
 from ickd_lib.data.images import Splits
+from ickd_lib.data.pillow import image_files, pixels_of_splits
 from ickd_lib.data.sets.base import register
 from ickd_lib.data.sets.streams import FileDataSet, class_files
 from ickd_lib.runtime import InputError
@@ -68,7 +68,7 @@ class Folder(FileDataSet):
         if not self.fits(3 * count * height * width, f"{count:,} images of {height}×{width} pixels"):
             return self._streamed(folders, classes, None)
         failed: dict[str, list[int]] = {}
-        pixels = decode(files, self.image_size, failed if self.corrupt == "skip" else None)
+        pixels = pixels_of_splits(files, self.image_size, failed if self.corrupt == "skip" else None)
         rows = {split: self._rows(split, paths, failed.get(split, [])) for split, paths in files.items()}
         if any(failed.values()):
             pixels = {split: pixels[split][kept] for split, kept in rows.items()}

@@ -10,11 +10,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ickd_lib.data.decode import image_files, require_few_pixels
-from ickd_lib.data.decoded import Decoded, threaded
 from ickd_lib.data.dense import IGNORED
 from ickd_lib.data.images import Splits
 from ickd_lib.data.joint import RandomCrop
+from ickd_lib.data.pillow import image_files, require_few_pixels
+from ickd_lib.data.sequences import Decoded, threaded
 from ickd_lib.data.sets.annotated import (
     DenseDataSet,
     Part,

@@ -13,10 +13,10 @@ from torch import Tensor
 
 from ickd_lib import runtime
 from ickd_lib.data.crops import PadCrop, ResizedCrop
-from ickd_lib.data.decoded import channel_statistics
 from ickd_lib.data.files import AT_ONCE, UNREADABLE, Files, for_all, listed, remembered, scanned
-from ickd_lib.data.headers import decoded, header_of
+from ickd_lib.data.headers import header_of, upright_pixels
 from ickd_lib.data.images import Images, Splits
+from ickd_lib.data.sequences import channel_statistics
 from ickd_lib.data.sets.base import DataSet
 from ickd_lib.data.streamed import FileSource, KeptSource, StreamedImages
 from ickd_lib.runtime import InputError
@@ -148,7 +148,7 @@ class FileDataSet(DataSet):
             for i in some.tolist():
                 place = source[i]
                 try:
-                    image = decoded(files.path(i), bool(files.kind[i] > 1))
+                    image = upright_pixels(files.path(i), bool(files.kind[i] > 1))
                 except InputError:
                     if self.corrupt == "stop":
                         raise

@@ -71,7 +71,7 @@ def walked(folder: str) -> Iterator[tuple[str, list[os.DirEntry[str]]]]:
         yield below, files
 
 
-def decode(
+def pixels_of_splits(
     files: Mapping[str, Sequence[Path]], image_size: int = 0, failed: dict[str, list[int]] | None = None
 ) -> dict[str, Tensor]:
     """Read image files of one size, or resize them to one size.
@@ -132,9 +132,9 @@ def pixels_of(path: Path, image_size: int = 0) -> Tensor:
 
     Args:
         path: the file.
-        image_size: as for `decode`; with 0 the image keeps its own size.
+        image_size: as for `pixels_of_splits`; with 0 the image keeps its own size.
     Raises:
-        InputError: as for `decode`.
+        InputError: as for `pixels_of_splits`.
     """
     array, conversions = _read(path, image_size)
     for conversion in conversions:
