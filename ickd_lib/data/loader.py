@@ -105,26 +105,26 @@ class Loader:
             self._results = iter(self._loader)
         while True:
             try:
-                found = self._next()
+                parts = self._next()
             except InputError:  # ends the processes now, and not when Python frees the error's traceback
                 self.close()
                 raise
             self.waited += time.perf_counter() - began
-            if found is None:
+            if parts is None:
                 return
-            yield [self._moved(*part) for part in found]
+            yield [self._moved(*part) for part in parts]
             began = time.perf_counter()
 
     def _next(self) -> list[Any] | None:
         """Return the next result; None at the end."""
         with watched():
             try:
-                found = next(self._results, None)
+                result = next(self._results, None)
             except (ConnectionError, EOFError, FileNotFoundError, UnpicklingError) as error:
                 raise _ended(error) from None  # the results of a process are lost with it
-        if isinstance(found, str):
-            raise InputError(found)
-        return found
+        if isinstance(result, str):
+            raise InputError(result)
+        return result
 
     def _processes(self) -> DataLoader[Any]:
         return DataLoader(

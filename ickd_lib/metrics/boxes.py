@@ -101,12 +101,12 @@ def _evaluation(truth: Any, results: Any) -> Any:
     class Evaluation(COCOeval):  # type: ignore[misc]
         def computeIoU(self, image: int, category: int) -> Any:
             entries = self._gts[image, category]
-            given = [one["iscrowd"] for one in entries]
-            for one in entries:
-                one["iscrowd"] = one["group"]
+            given = [entry["iscrowd"] for entry in entries]
+            for entry in entries:
+                entry["iscrowd"] = entry["group"]
             overlaps = super().computeIoU(image, category)
-            for one, crowd in zip(entries, given, strict=True):
-                one["iscrowd"] = crowd
+            for entry, crowd in zip(entries, given, strict=True):
+                entry["iscrowd"] = crowd
             return overlaps
 
     return Evaluation(truth, results, "bbox")

@@ -106,8 +106,8 @@ def evaluate(
         images = splits.val
 
     def outputs(name: str, network: Network) -> Outputs:
-        found = task.bank_samples(network, images, precision=precision)
-        return Outputs(name, found.logits.float().cpu(), found.features.float().cpu())
+        samples = task.bank_samples(network, images, precision=precision)
+        return Outputs(name, samples.logits.float().cpu(), samples.features.float().cpu())
 
     students = []
     for name, row in chosen.items():
@@ -115,18 +115,18 @@ def evaluate(
         if network.classes and network.classes != images.classes:
             raise InputError(f"{images.name} has other classes than {row['folder']}; give the data of this run")
         students.append(outputs(name, network))
-    found = Evaluated(images.to("cpu"), splits.train.to("cpu"), tuple(students), no_bank=no_teacher)
+    evaluated = Evaluated(images.to("cpu"), splits.train.to("cpu"), tuple(students), no_bank=no_teacher)
     if teacher is None:
-        return found
+        return evaluated
     teacher = teacher.to(device)
     seen = outputs("teacher", teacher)
     if (teacher.classes or images.classes) == images.classes:
-        found = found._replace(teacher=seen)
+        evaluated = evaluated._replace(teacher=seen)
     try:
         bank = MemoryBank.build(teacher, splits.train, precision=precision)
     except InputError as error:
-        return found._replace(no_bank=str(error))
-    return found._replace(bank=bank.to("cpu"), queries=seen.features)
+        return evaluated._replace(no_bank=str(error))
+    return evaluated._replace(bank=bank.to("cpu"), queries=seen.features)
 
 
 def differing(found: Evaluated, chosen: dict[str, Row]) -> list[str]:

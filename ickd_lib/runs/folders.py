@@ -139,14 +139,14 @@ def _sources(path: Path) -> list[Source]:
     if not path.is_dir():
         what = "does not exist" if path.suffix == ".json" else "is not a folder"
         raise InputError(f"{path} {what}; name a folder that contains runs, or a file that ickd report --json wrote")
-    found: list[Source] = []
+    in_files: list[Source] = []
     for file in () if (path / "config.json").is_file() else sorted(path.glob("*.json")):
         try:
-            found.extend(_in_file(file))
+            in_files.extend(_in_file(file))
         except (InputError, OSError) as error:
             runtime.notice(f"left out: {error}")
-    runs = _below(path) if found else runtime.runs(path)  # with an error if there is nothing
-    return [(str(run.folder), partial(_read, run)) for run in runs] + found
+    runs = _below(path) if in_files else runtime.runs(path)  # with an error if there is nothing
+    return [(str(run.folder), partial(_read, run)) for run in runs] + in_files
 
 
 def _below(folder: Path) -> list[runtime.Run]:
@@ -241,19 +241,19 @@ def _row(run: runtime.Run, top: Path) -> dict[str, Any]:
 def _found(run: runtime.Run) -> dict[str, Any]:
     """Return what `overview` contains of a run that is not damaged."""
     if run.summary is not None:
-        found = _numbers(run.config, run.summary)
-        _check(found)
-        return found
-    found, done = _settings(run.settings), run.metrics
-    primary = tasks.create(found["task"]).primary
-    found = {"state": "unfinished", "epoch": done[-1]["epoch"] if done else 0, **found}
+        row = _numbers(run.config, run.summary)
+        _check(row)
+        return row
+    row, done = _settings(run.settings), run.metrics
+    primary = tasks.create(row["task"]).primary
+    row = {"state": "unfinished", "epoch": done[-1]["epoch"] if done else 0, **row}
     tested = [(record[f"test_{primary}"], record["epoch"]) for record in done if f"test_{primary}" in record]
     if tested:
         best = max(tested, key=lambda pair: pair[0])
-        found |= {f"best_{primary}": best[0], "best_epoch": best[1], primary: tested[-1][0]}
+        row |= {f"best_{primary}": best[0], "best_epoch": best[1], primary: tested[-1][0]}
     if held_out := [record[f"val_{primary}"] for record in done if f"val_{primary}" in record]:
-        found[f"val_{primary}"] = held_out[-1]
-    return found
+        row[f"val_{primary}"] = held_out[-1]
+    return row
 
 
 def _settings(settings: dict[str, Any]) -> dict[str, Any]:
@@ -266,10 +266,10 @@ def _numbers(config: dict[str, Any], summary: dict[str, Any]) -> dict[str, Any]:
     """Return what a row contains of a finished run."""
     settings = config["settings"]
     numbers = {key: value for key, value in summary.items() if value is not None}
-    found = {"state": "finished", "epoch": settings["recipe"]["epochs"], **_settings(settings), **numbers}
-    found = _named(found, config)
-    found.pop("name", None)  # "run" contains it
-    return found
+    row = {"state": "finished", "epoch": settings["recipe"]["epochs"], **_settings(settings), **numbers}
+    row = _named(row, config)
+    row.pop("name", None)  # "run" contains it
+    return row
 
 
 def _identities(settings: dict[str, Any]) -> dict[str, str]:

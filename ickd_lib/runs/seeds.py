@@ -136,19 +136,19 @@ def _origins(runs: Sequence[tuple[str, object, dict[str, Any]]]) -> list[str]:
     all if none is. Teachers of one name that each have seeds of their own are not distinguished but counted.
     """
     marks = [""] * len(runs)
-    every = [one.get("identities", {}) for *_, one in runs]
-    seeds = [(one.get("seed"), one.get("data_seed"), one["network"]) for *_, one in runs]
+    identities = [summary.get("identities", {}) for *_, summary in runs]
+    seeds = [(summary.get("seed"), summary.get("data_seed"), summary["network"]) for *_, summary in runs]
     for what in ("data", "teacher", "images", "settings"):
         alike = [(method, mark) for (method, *_), mark in zip(runs, marks, strict=True)]
-        saw = [str(one.get("teacher_saw")) for *_, one in runs] if what == "teacher" else []
-        of_each = [one.get(what, "") for one in every]
+        saw = [str(summary.get("teacher_saw")) for *_, summary in runs] if what == "teacher" else []
+        of_each = [known.get(what, "") for known in identities]
         same_seeds = list(zip(alike, seeds, strict=True))
         groups, values = (alike, of_each) if what == "data" else (same_seeds, of_each)
         if _several(groups, values) or (saw and _several(alike, saw)):
             marks = [f"{m}{', ' * bool(m)}{what} {mark[:6]}" for m, mark in zip(marks, of_each, strict=True)]
     teachers: dict[str, set[str]] = {}
-    for mark, one in zip(marks, every, strict=True):
-        teachers.setdefault(mark, set()).add(one.get("teacher", ""))
+    for mark, known in zip(marks, identities, strict=True):
+        teachers.setdefault(mark, set()).add(known.get("teacher", ""))
     counts = {mark: f"{len(some)} teachers of this name" for mark, some in teachers.items() if len(some) > 1}
     return [", ".join(filter(None, [mark, counts.get(mark, "")])) for mark in marks]
 

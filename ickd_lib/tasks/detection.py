@@ -148,20 +148,20 @@ class Detection(Task):
         self, network: Detector, images: DenseImages, *, teacher: Samples | None = None, precision: str = "auto"
     ) -> dict[str, float]:
         device = images.index.device
-        found: list[Detections] = []
+        detections: list[Detections] = []
         objects: list[Objects] = []
         rows = torch.arange(len(images))[share(len(images))]
         with runtime.autocast(device, _precision(precision, images)), loader.watched(), _finite(network) as finite:
             for batch in loader.batches(images, rows.split(PASS)):
-                found += network.detect(batch.images)
+                detections += network.detect(batch.images)
                 objects += [replace(one, masks=None) for one in batch.objects]
         # Scores that are not finite are no detections, so they are found only in what the scores are computed from.
         if any_process(not all(torch.stack(finite).tolist() if finite else []))[0]:
             raise NotFinite("the network's logits or boxes have values that are not finite")
         if runtime.world() > 1:
-            found = [one for part in gather_objects([_on_host(one) for one in found]) for one in part]
+            detections = [one for part in gather_objects([_on_host(one) for one in detections]) for one in part]
             objects = [one for part in gather_objects([one.to("cpu") for one in objects]) for one in part]
-        numbers = metrics.detection(found, objects, images.classes)
+        numbers = metrics.detection(detections, objects, images.classes)
         if teacher is not None:
             own = self.bank_samples(network, images, precision=precision)
             numbers["agreement"] = (own.logits.argmax(1) == teacher.logits.argmax(1)).double().mean().item()

@@ -128,20 +128,20 @@ def compare(
     else:
         options |= {"splits": splits, "device": device, "progress": False}
         outcomes = _run_jobs(plan, executor, options, retries, progress)
-    found: dict[str, list[History]] = {method: [] for method in methods}
+    histories: dict[str, list[History]] = {method: [] for method in methods}
     for (_, groups), outcome in zip(plan, outcomes, strict=True):
         start = 0
         for method, group in groups:
             members = range(start, start + (len(group) if with_peers else 1))
-            found[method] += [outcome.histories[member] for member in members if member in outcome.histories]
+            histories[method] += [outcome.histories[member] for member in members if member in outcome.histories]
             start += len(group)
     for outcome in outcomes:
         if outcome.wrong:
             raise outcome.wrong
     died = [outcome.died for outcome in outcomes if outcome.died]
     if failed := died + [outcome.diverged for outcome in outcomes if outcome.diverged]:
-        raise (JobsDied if died else Diverged)("; ".join(failed), found)
-    return found
+        raise (JobsDied if died else Diverged)("; ".join(failed), histories)
+    return histories
 
 
 def _recorded_precisions(

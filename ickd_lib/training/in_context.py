@@ -102,7 +102,7 @@ class TeacherBank:
 
     def recall(self, state: TrainingState) -> dict[str, float]:
         """Return the measured recall of the student's negatives, for its summary; empty if all were found exactly."""
-        found = [spec for one, spec in self._keys if one is state and self.search != "exact" and spec.approximable]
+        found = [spec for other, spec in self._keys if other is state and self.search != "exact" and spec.approximable]
         return {f"recall@{spec.negatives}": self.bank.recall[spec.negatives] for spec in found}
 
     @torch.no_grad()

@@ -126,11 +126,11 @@ def _child(sender: Any, number: int, threads: int, jobs: int, call: bytes) -> No
         torch.cuda.set_device(number % torch.cuda.device_count())
     function, args, kwargs = pickle.loads(call)
     try:
-        found = pickle.dumps((True, function(*args, **kwargs)))
+        result = pickle.dumps((True, function(*args, **kwargs)))
     except BaseException as error:
         try:
-            found = pickle.dumps((False, error))
-            pickle.loads(found)  # an error of several arguments may be pickled and yet not be loaded
+            result = pickle.dumps((False, error))
+            pickle.loads(result)  # an error of several arguments may be pickled and yet not be loaded
         except Exception:
-            found = pickle.dumps((False, RuntimeError(f"{type(error).__name__}: {error}")))
-    sender.send_bytes(found)
+            result = pickle.dumps((False, RuntimeError(f"{type(error).__name__}: {error}")))
+    sender.send_bytes(result)

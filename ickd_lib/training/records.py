@@ -168,8 +168,8 @@ class RunRecord:
                 record |= metrics.drift(state.memory, _rebuilt(state, splits, task, precision))
             for name, split in (("val", splits.val), ("test", splits.test)):
                 if len(split):
-                    found = task.metrics(state.network, split, precision=precision)
-                    record[f"{name}_{task.primary}"] = found[task.primary]
+                    numbers = task.metrics(state.network, split, precision=precision)
+                    record[f"{name}_{task.primary}"] = numbers[task.primary]
         record["weights"] = runtime.fingerprint(state.network.state_dict())
         record["seconds"] = round(state.seconds, 3)
         if splits.train.streamed:

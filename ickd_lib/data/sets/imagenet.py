@@ -130,15 +130,15 @@ class ImageNet(FileDataSet):
                 line.split(maxsplit=1) for line in listing.read_text(encoding="utf-8").splitlines() if line.strip()
             )
             known = {line[0]: line[1].split(",")[0].strip() for line in lines if len(line) > 1}
-            found = [known.get(wnid, wnid) for wnid in wnids]
+            names = [known.get(wnid, wnid) for wnid in wnids]
         elif len(wnids) == 1000 and (wnids[0], wnids[-1]) == ENDS:
             from torchvision.models import ResNet18_Weights
 
-            found = list(ResNet18_Weights.IMAGENET1K_V1.meta["categories"])
+            names = list(ResNet18_Weights.IMAGENET1K_V1.meta["categories"])
         else:
-            found = list(wnids)
-        often = Counter(found)
-        return tuple(name if often[name] == 1 else f"{name} ({wnid})" for name, wnid in zip(found, wnids, strict=True))
+            names = list(wnids)
+        often = Counter(names)
+        return tuple(name if often[name] == 1 else f"{name} ({wnid})" for name, wnid in zip(names, wnids, strict=True))
 
 
 def _folders(path: Path) -> tuple[str, ...]:
