@@ -319,13 +319,16 @@ def separation_takeaways(
         (False, True): "It has the largest silhouette, but not the largest ratio.",
         (False, False): "It has neither the largest ratio nor the largest silhouette.",
     }[best == widest, best == tightest]
-    caution = (
-        f"Numbers are mean ± standard deviation over {seeds} seeds. A difference of the size of the standard deviation "
-        "may be due to chance."
-        if seeds > 1
-        else "Each method was trained with one seed. The differences are observations about single networks, not "
-        "results about methods."
-    )
+    if seeds > 1:
+        caution = (
+            f"Numbers are mean ± standard deviation over {seeds} seeds. A difference of the size of the standard "
+            "deviation may be due to chance."
+        )
+    else:
+        caution = (
+            "Each method was trained with one seed. The differences are observations about single networks, not "
+            "results about methods."
+        )
     return points(
         [
             f"**Separation.** Of the students, `{widest}` has the largest ratio of between to within ({ratio}). "

@@ -198,7 +198,8 @@ def _name_maps(network: Network) -> None:
     for stage in network.stages:
         position, block = list(network.get_submodule(stage).named_children())[-1]
         name = next((name for name in ("act3", "act2", "relu") if hasattr(block, name)), None)
-        activations += [f"{stage}.{position}.{name}"] if name else []
+        if name:
+            activations.append(f"{stage}.{position}.{name}")
     network.activations = tuple(activations) if len(activations) == len(network.stages) else ()
 
 

@@ -126,7 +126,7 @@ def _losses(training: Loop) -> dict[str, str]:
     means: list[dict[str, float]] = []
     for state in training.states:
         losses = state.meters.losses
-        if losses is not None and losses.device.type == "cpu" and state.step:
+        if losses.device.type == "cpu" and state.step:
             means.append(dict(zip(state.meters.terms, losses[: state.step].mean(0).tolist(), strict=True)))
         else:
             means += [record["terms"] for record in training.records[state].epochs[-1:]]

@@ -174,7 +174,8 @@ def _recorded_precisions(
         if same and fingerprint(run.settings.get("recipe")) == fingerprint(asdict(recipe)):
             numerics = run.config.get("numerics", {})
             found[numerics.get("precision", "auto")] = run.folder
-            banks += [numerics["bank_precision"]] if "bank_precision" in numerics else []
+            if "bank_precision" in numerics:
+                banks.append(numerics["bank_precision"])
     if not found:
         return precision, precision
     if len(found) > 1 or precision not in ("auto", *found):

@@ -140,5 +140,6 @@ class _Function(nn.Module):
 @torch.no_grad()
 def same_buffers(network: nn.Module) -> None:
     """Give the network of every process the buffers of process 0, such as the batch-norm statistics."""
-    for buffer in network.buffers() if world() > 1 else ():
-        dist.broadcast(buffer, 0)
+    if world() > 1:
+        for buffer in network.buffers():
+            dist.broadcast(buffer, 0)

@@ -55,8 +55,9 @@ class Processes(Executor):
         self._closed = True
         with self._lock:
             waiting = [call[0] for call in self._waiting]
-        for future in waiting if cancel_futures else ():
-            future.cancel()
+        if cancel_futures:
+            for future in waiting:
+                future.cancel()
         while wait and (watchers := list(self._watchers)):
             for watcher in watchers:
                 watcher.join()

@@ -93,10 +93,11 @@ class RunRecord:
             config, summary = self.run.config, self.run.summary
             for line in runtime.environment_differences(config.get("environment", {}), environment):
                 runtime.notice(f"{self.run.folder} is from another environment: {line}")
-            for key, kind in NUMERICS.items() if summary is None else ():
-                if not isinstance(value := config["numerics"][key], kind):
-                    raise TypeError(f"{key}={value!r} in config.json is not of type {kind.__name__}")
-            if summary is not None and not isinstance(summary["name"], str):
+            if summary is None:
+                for key, kind in NUMERICS.items():
+                    if not isinstance(value := config["numerics"][key], kind):
+                        raise TypeError(f"{key}={value!r} in config.json is not of type {kind.__name__}")
+            elif not isinstance(summary["name"], str):
                 raise TypeError("the name in summary.json is not a text")
         if summary is not None:
             models.load_weights(learner.network, self.run.folder / "student.safetensors")
@@ -149,8 +150,6 @@ class RunRecord:
             evaluate: whether to evaluate the network on the validation and test images too.
         """
         meters = state.meters
-        assert meters.losses is not None and meters.correct is not None
-        assert meters.seen is not None and meters.agreed is not None
         terms, seen = meters.losses.mean(0).tolist(), max(meters.seen.item(), 1)
         record = {
             "epoch": state.epoch + 1,

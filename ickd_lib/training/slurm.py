@@ -76,8 +76,9 @@ class Slurm(Executor):
 
     def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
         self._closed = True
-        for future, _ in list(self._jobs) if cancel_futures else ():
-            future.cancel()
+        if cancel_futures:
+            for future, _ in list(self._jobs):
+                future.cancel()
         if wait and (watcher := self._watcher):
             watcher.join()
 

@@ -21,10 +21,14 @@ from ickd_lib.training.optimizers import Average, Optimizer
 from ickd_lib.training.recipe import Recipe
 from ickd_lib.training.students import Learner
 
+EMPTY = torch.empty(0)
+
 
 @dataclass
 class Meters:
     """The losses and counts of an epoch. All tensors are on the device, and no step reads their values on the host.
+
+    Before the first step they are empty.
 
     terms: names of the loss terms.
     losses: value of each term in each step, shape [steps, terms].
@@ -34,10 +38,10 @@ class Meters:
     """
 
     terms: list[str] = field(default_factory=list)
-    losses: Tensor | None = None
-    correct: Tensor | None = None
-    seen: Tensor | None = None
-    agreed: Tensor | None = None
+    losses: Tensor = EMPTY
+    correct: Tensor = EMPTY
+    seen: Tensor = EMPTY
+    agreed: Tensor = EMPTY
 
     def add(
         self,
@@ -64,13 +68,12 @@ class Meters:
             unlabelled: whether some samples have no label.
         """
         device = samples.logits.device
-        if self.losses is None or (fresh and self.terms != list(terms)):
+        if not self.terms or (fresh and self.terms != list(terms)):
             self.terms = list(terms)
             self.losses = torch.zeros(steps, len(terms), device=device)
             self.correct = torch.zeros((), dtype=torch.long, device=device)
             self.seen = torch.zeros((), dtype=torch.long, device=device)
             self.agreed = torch.zeros((), dtype=torch.double, device=device)
-        assert self.correct is not None and self.seen is not None and self.agreed is not None
         losses = torch.stack([term.detach() for term in terms.values()])
         predicted = samples.logits.detach().argmax(1)
         counts = [(predicted == samples.labels).sum(), *((predicted == peer.logits.argmax(1)).sum() for peer in peers)]
@@ -88,8 +91,7 @@ class Meters:
     def clear(self) -> None:
         """Start a new epoch. The tensors keep their addresses, because a captured step writes to these."""
         for kept in (self.losses, self.correct, self.seen, self.agreed):
-            if kept is not None:
-                kept.zero_()
+            kept.zero_()
 
 
 class TrainingState:
@@ -194,10 +196,10 @@ class TrainingState:
 
     def check_losses(self) -> None:
         """Raise Diverged if a loss of this epoch is NaN or infinite."""
-        losses = self.meters.losses
-        if losses is None or bool(losses[: self.step].isfinite().all()):
+        losses = self.meters.losses[: self.step]
+        if bool(losses.isfinite().all()):
             return
-        step, term = (~losses[: self.step].isfinite()).nonzero()[0].tolist()
+        step, term = (~losses.isfinite()).nonzero()[0].tolist()
         what = f"loss term {self.meters.terms[term]!r} became {losses[step, term].item()}"
         raise Diverged(f"{self.learner.name}: {what} at epoch {self.epoch + 1}, step {step + 1}", step=step)
 

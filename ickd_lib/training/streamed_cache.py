@@ -140,8 +140,9 @@ class _Slots:
             self._array[keys] = records
             return
         try:
-            for key, record in zip(keys.tolist(), records, strict=True) if self._file >= 0 else ():
-                self._put(record.tobytes(), 2 * self.width * key)
+            if self._file >= 0:
+                for key, record in zip(keys.tolist(), records, strict=True):
+                    self._put(record.tobytes(), 2 * self.width * key)
         except OSError as error:
             self._give_up(error)
 

@@ -288,9 +288,10 @@ def _check(network: Network, method: methods.Method, train: Images, task: Task, 
     if isinstance(teacher, Predictions):
         teacher.require(train)
     compared = teacher if "teacher" in method.needs else None  # a method may use the maps of the student alone
-    for one in (network, compared) if "maps" in method.needs else ():
-        if one is not None and not one.stages:
-            raise InputError(f"method {name!r} uses maps, but {one.name} names no stages; wrap it with maps=(...)")
+    if "maps" in method.needs:
+        for used in (network, compared):
+            if used is not None and not used.stages:
+                raise InputError(f"method {name!r} uses maps, but {used.name} names no stages; wrap it with maps=(...)")
 
 
 def _check_unlabelled(method: methods.Method, train: Images, teacher: Network | None) -> None:

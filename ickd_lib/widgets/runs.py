@@ -241,11 +241,10 @@ class RunExplorer(Explorer):
         note = ", ".join(f"{name} {text}" for name, text in common.items() if text)
         table = {"kind": "choices", "title": title, "columns": columns, "rows": rows}
         more = f"; and {len(self.damaged) - 1} more damaged runs" if len(self.damaged) > 1 else ""
-        left_out = (
-            [{"kind": "text", "tone": "error", "text": f"Left out, because damaged: {self.damaged[0]}{more}"}]
-            if self.damaged
-            else []
-        )
+        left_out = []
+        if self.damaged:
+            text = f"Left out, because damaged: {self.damaged[0]}{more}"
+            left_out = [{"kind": "text", "tone": "error", "text": text}]
         alike = [{"kind": "text", "text": f"All runs have: {note}."}] if note and len(rows) > 1 else []
         table |= {"tip": TERMS["filter"], **self._kept, "chosen": self.chosen}
         return table, [*alike, *left_out]
@@ -376,14 +375,9 @@ class RunExplorer(Explorer):
 def _finals(seeds: list[list[dict[str, Any]]]) -> dict[str, list[float]]:
     """Return one value per seed for each final number of the task. Runs that count as one seed are averaged."""
     task = task_of(seeds[0][0])
-    names = (
-        FINALS
-        if task.name == "classification"
-        else {
-            column.heading if "%" in column.heading else f"{column.heading}, %": column.key
-            for column in task.columns
-            if not column.key.startswith("best_")
-        }
-    )
+    names = FINALS
+    if task.name != "classification":
+        kept = [column for column in task.columns if not column.key.startswith("best_")]
+        names = {c.heading if "%" in c.heading else f"{c.heading}, %": c.key for c in kept}
     found = {name: [[row[key] for row in alike if key in row] for alike in seeds] for name, key in names.items()}
     return {name: [statistics.fmean(some) for some in values if some] for name, values in found.items() if any(values)}
