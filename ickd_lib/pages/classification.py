@@ -81,7 +81,8 @@ def _confusion(found: Evaluated) -> Markup:
 
 def _probabilities(found: Evaluated) -> Markup:
     labels, networks = found.images.labels, _networks(found)
-    bins = {name: metrics.reliability(one.logits, labels) for name, one in _by_name(networks).items()}
+    names = plain([one.name for one in networks])
+    bins = {name: metrics.reliability(one.logits, labels) for name, one in zip(names, networks, strict=True)}
     rows = []
     for one in networks:
         measured = metrics.classification(one.logits, labels)
@@ -96,10 +97,6 @@ def _probabilities(found: Evaluated) -> Markup:
         figure(partial(plots.reliability, bins), "Reliability diagram: accuracy over the predicted probability"),
         table(["network", "accuracy, %", "mean probability, %", "ECE, %", "NLL"], rows),
     )
-
-
-def _by_name(networks: list[Outputs]) -> dict[str, Outputs]:
-    return dict(zip(plain([one.name for one in networks]), networks, strict=True))
 
 
 def _mistakes(found: Evaluated) -> Markup:

@@ -87,7 +87,8 @@ def contrast(scores: Scores, ours: str, other: str) -> str:
     verdict = "includes 0, so no difference is established"
     if found["low"] > 0 or found["high"] < 0:
         verdict = f"excludes 0, so `{ours}` is {'better' if found['low'] > 0 else 'worse'} with these seeds"
-    return f"`{ours}` minus `{other}`: {points(found['mean'])} points. The 95% interval, {_ends(found)}, {verdict}."
+    mean, low, high = (points(found[key]) for key in ("mean", "low", "high"))
+    return f"`{ours}` minus `{other}`: {mean} points. The 95% interval, {low} to {high}, {verdict}."
 
 
 def summary(scores: Scores, reference: str, of: str = "accuracy") -> str:
@@ -187,11 +188,6 @@ def cost_summary(seconds: Mapping[str, float], *, alone: str = "ce", taught: str
         text += f" A step of `{taught}`, which adds the forward pass of the teacher, takes "
         text += f"{seconds[taught] / seconds[alone]:.1f} times as long."
     return text
-
-
-def _ends(found: Mapping[str, float]) -> str:
-    """Format the two ends of an interval."""
-    return f"{points(found['low'])} to {points(found['high'])}"
 
 
 def count(number: int, noun: str) -> str:

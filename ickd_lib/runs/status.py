@@ -42,7 +42,7 @@ def progress(folder: str | Path) -> tuple[list[dict[str, Any]], list[str]]:
             owner = runtime.owner(path)
             if owner is not None:  # the training has just begun
                 rows.append(_row(path, folder) | {"state": "running"} | owner)
-            elif path.is_dir() and _contains(path, "metrics.jsonl", "checkpoint.pt"):
+            elif any((path / name).exists() for name in ("metrics.jsonl", "checkpoint.pt")):
                 left_out.append(f"{path} has no config.json; restore or remove it")
     try:
         found = overview(folder)
@@ -76,10 +76,6 @@ def _folders(top: Path) -> list[Path]:
     """Return the folders that contain a file of a run."""
     names = {"config.json", "metrics.jsonl", "checkpoint.pt", LOCK}
     return [path for path, files in runtime.below(top) if names & set(files)]
-
-
-def _contains(folder: Path, *names: str) -> bool:
-    return any((folder / name).exists() for name in names)
 
 
 def _row(path: Path, top: Path) -> dict[str, Any]:

@@ -52,13 +52,9 @@ def table(
         marks = ["| " + " | ".join(line) + " |" if line[0] != "---" else "|" + "---|" * len(line) for line in lines]
         parts.append("\n".join([f"**{marked(title)}**{marked(rest)}", "", *marks]))
     if diverged:
-        parts.append("\n".join(["| method | diverged, seeds |", "|---|---|", *_diverged(diverged)]))
+        counts = [f"| {marked(method)} | {count} |" for method, count in diverged.items()]
+        parts.append("\n".join(["| method | diverged, seeds |", "|---|---|", *counts]))
     return "\n\n".join(parts) + "\n"
-
-
-def _diverged(counts: Mapping[str, int]) -> list[str]:
-    """Return the rows of the table of diverged methods."""
-    return [f"| {marked(method)} | {count} |" for method, count in counts.items()]
 
 
 def latex(summaries: Sequence[dict[str, Any]]) -> str:

@@ -159,12 +159,13 @@ class Detection(Task):
         if any_process(not all(torch.stack(finite).tolist() if finite else []))[0]:
             raise NotFinite("the network's logits or boxes have values that are not finite")
         if runtime.world() > 1:
-            detections = [one for part in gather_objects([_on_host(one) for one in detections]) for one in part]
+            own = [Detections(*(values.cpu() for values in one)) for one in detections]
+            detections = [one for part in gather_objects(own) for one in part]
             objects = [one for part in gather_objects([one.to("cpu") for one in objects]) for one in part]
         numbers = metrics.detection(detections, objects, images.classes)
         if teacher is not None:
-            own = self.bank_samples(network, images, precision=precision)
-            numbers["agreement"] = (own.logits.argmax(1) == teacher.logits.argmax(1)).double().mean().item()
+            student = self.bank_samples(network, images, precision=precision)
+            numbers["agreement"] = (student.logits.argmax(1) == teacher.logits.argmax(1)).double().mean().item()
         return numbers
 
     def rows(self, images: DenseImages, keys: Tensor) -> Tensor:  # type: ignore[override]
@@ -205,10 +206,6 @@ def _tensors(output: Any) -> list[Tensor]:
     if isinstance(output, Tensor):
         return [output]
     return [one for part in (output.values() if isinstance(output, dict) else output) for one in _tensors(part)]
-
-
-def _on_host(found: Detections) -> Detections:
-    return Detections(*(values.cpu() for values in found))
 
 
 def _boxes(images: DenseImages, keys: Tensor) -> list[tuple[Tensor, Tensor]]:

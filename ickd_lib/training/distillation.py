@@ -186,9 +186,10 @@ def distill(
                 stack.callback(source.close)
             with runtime.stopping_between_blocks(stop):
                 own_bank = teacher_bank(bank, waiting, splits.train, frozen, task, numerics["precision"], search)
+            together, environment = uuid.uuid4().hex[:8], runtime.environment(device)
             for state in waiting:
                 records[state].recall = own_bank.recall(state) if own_bank else {}
-            _create_runs(waiting, records, numerics, device)
+                records[state].create(numerics, together, environment)
             going = {
                 group: kept for group, kept in checkpoints.items() if any(state in waiting for state in group.states)
             }
@@ -328,15 +329,6 @@ def _numerics(
     if cached is not None and not recorded["teacher_cache"] and needs.cacheable(train):
         runtime.notice("the teacher cache is not used, because an unfinished run was started without it")
     return recorded
-
-
-def _create_runs(
-    waiting: Sequence[TrainingState], records: Records, numerics: dict[str, Any], device: torch.device
-) -> None:
-    """Write the configuration of the new runs."""
-    group, environment = uuid.uuid4().hex[:8], runtime.environment(device)
-    for state in waiting:
-        records[state].create(numerics, group, environment)
 
 
 def _capture(

@@ -47,8 +47,8 @@ class TeacherBank:
         search: str | Faiss = "exact",
         unlabelled: bool = False,
     ) -> None:
-        self.allow_missing, self.search, self.unlabelled = allow_missing or unlabelled, search, unlabelled
-        allow_missing = self.allow_missing
+        self.allow_missing = allow_missing = allow_missing or unlabelled
+        self.search, self.unlabelled = search, unlabelled
         self.bank = self.own = bank
         self._queries: Tensor | None = None  # positions of the training samples in a larger bank
         self._place = torch.arange(len(bank), device=bank.labels.device)  # of each row of the bank in the tables

@@ -76,6 +76,24 @@ class StepInputs:
         return 1.0 if self.whole else len(self.batch.index) * runtime.world() / self.images
 
 
+@dataclass(frozen=True)
+class StudentOutputs:
+    """What the loss of a student is computed from in a step.
+
+    samples, supervised: the student's samples and supervised loss, of the whole batch if a method needs that.
+    peers, earlier: what the method may use of the peers, and of the student's own earlier outputs.
+    logits: the student's logits in this process's part of the batch.
+    targets: the teacher's outputs.
+    """
+
+    samples: Samples
+    supervised: Tensor
+    peers: tuple[TargetSource, ...]
+    earlier: TargetSource | None
+    logits: Tensor
+    targets: Targets
+
+
 def train_step(group: PeerGroup, inputs: StepInputs, shared: Targets | None) -> None:
     """Train the students of a peer group on one batch. Most groups have one student and no peers.
 
@@ -107,7 +125,7 @@ def step_losses(group: PeerGroup, inputs: StepInputs, shared: Targets | None) ->
     samples = [one for one, _ in outputs]
     exchanged = group.exchange(samples)
     losses = [
-        student_loss(state, inputs, *output, *others, logits=own, targets=target)
+        student_loss(state, inputs, StudentOutputs(*output, *others, own, target))
         for state, output, others, own, target in zip(group.states, outputs, exchanged, logits, targets, strict=True)
     ]
     group.write_banks(samples)
@@ -117,30 +135,11 @@ def step_losses(group: PeerGroup, inputs: StepInputs, shared: Targets | None) ->
     return losses
 
 
-def student_loss(
-    state: TrainingState,
-    inputs: StepInputs,
-    samples: Samples,
-    supervised: Tensor,
-    peers: tuple[TargetSource, ...],
-    earlier: TargetSource | None,
-    *,
-    logits: Tensor,
-    targets: Targets,
-) -> Tensor:
-    """Return the loss of a student, and write its meters.
-
-    Args:
-        state: the student.
-        inputs: the inputs of the step.
-        samples, supervised: the student's samples and supervised loss, of the whole batch if a method needs that.
-        peers, earlier: what the method may use of the peers, and of the student's own earlier outputs.
-        logits: the student's logits in this process's part of the batch.
-        targets: the teacher's outputs.
-    """
-    learner = state.learner
+def student_loss(state: TrainingState, inputs: StepInputs, outputs: StudentOutputs) -> Tensor:
+    """Return the loss of a student, and write its meters."""
+    learner, samples = state.learner, outputs.samples
     runtime.reseed(inputs.rng_device, learner.seed, state.epoch, state.step, "method")
-    context = method_context(state, inputs, samples, supervised, peers, earlier, logits=logits, targets=targets)
+    context = method_context(state, inputs, outputs)
     if runtime.world() > 1:  # the passes of the context have drawn another number of values in each process
         runtime.reseed(inputs.rng_device, learner.seed, state.epoch, state.step, "method")
     terms = learner.method(context)
@@ -153,7 +152,7 @@ def student_loss(
     state.meters.add(
         terms,
         samples,
-        [peer.output for peer in peers],
+        [peer.output for peer in outputs.peers],
         inputs.step,
         state.steps,
         state.step == 0,
@@ -163,41 +162,28 @@ def student_loss(
     return torch.stack(list(terms.values())).sum()
 
 
-def method_context(
-    state: TrainingState,
-    inputs: StepInputs,
-    samples: Samples,
-    supervised: Tensor,
-    peers: tuple[TargetSource, ...],
-    earlier: TargetSource | None,
-    *,
-    logits: Tensor,
-    targets: Targets,
-) -> Context:
-    """Return what the method of a student may use of the step: only what it declared in its `needs`.
-
-    The arguments are those of `student_loss`.
-    """
-    learner, needs = state.learner, state.learner.method.needs
+def method_context(state: TrainingState, inputs: StepInputs, outputs: StudentOutputs) -> Context:
+    """Return what the method of a student may use of the step: only what it declared in its `needs`."""
+    learner, needs, targets = state.learner, state.learner.method.needs, outputs.targets
     context = Context(
         inputs.batch,
-        samples,
-        supervised,
+        outputs.samples,
+        outputs.supervised,
         teacher=targets.teacher if "teacher" in needs else None,
         retrieved=targets.retrieved.get(state, {}),
         strong=strong_view(state, inputs, targets) if "strong" in needs else None,
         classifiers=learner.classifiers if "classifiers" in needs else None,
         bank=inputs.bank.own if inputs.bank and "bank" in needs else None,
         partner=partner_samples(learner.network, inputs) if "partner" in needs else None,
-        peers=peers if "peers" in needs else (),
-        earlier=earlier,
+        peers=outputs.peers if "peers" in needs else (),
+        earlier=outputs.earlier,
         common=learner.common,
         phase=state.phase,
         progress=inputs.progress,
         epoch=inputs.epoch,
         epochs=state.recipe.epochs,
         scale=inputs.scale,
-        logits=logits,
+        logits=outputs.logits,
     )
     return context.seen_by(learner.method)
 
