@@ -32,7 +32,10 @@ DESCRIPTION = """In-context knowledge distillation.
 
 
 class _Help(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):
-    pass
+    def _get_help_string(self, action: argparse.Action) -> str | None:
+        """Return the help of an option, with its default unless that is empty."""
+        empty = action.default is None or action.default in ("", [], ())
+        return action.help if empty else super()._get_help_string(action)
 
 
 class _Parser(argparse.ArgumentParser):
@@ -76,7 +79,7 @@ def parser(arguments: Sequence[str] | None = None) -> argparse.ArgumentParser:
         default="",
         metavar="DATA",
         help="take weights, recipe and augmentation as published for the method and this pair of networks on "
-        "CIFAR-100, or with --published imagenet or coco on ImageNet or COCO; an error if none are published",
+        "CIFAR-100 (with --published imagenet: ImageNet; with --published coco: COCO); an error if none are published",
     )
     train.add_argument(
         "--name",
@@ -88,9 +91,9 @@ def parser(arguments: Sequence[str] | None = None) -> argparse.ArgumentParser:
         type=reader(Natural),
         default=0,
         metavar="N",
-        help="keep the weights of every N-th epoch in the run folder, for contributions of training samples; 0: none",
+        help="keep the weights of every N-th epoch in the run folder, to attribute predictions to images; 0: none",
     )
-    compare = command("compare", "Train a student with several methods over several seeds; print a table.")
+    compare = command("compare", "Train a student with several methods and seeds, and print a table.")
     compare.add_argument("--student", default="resnet8", help="a model's name")
     compare.add_argument("--methods", nargs="+", default=["ce", "kd", "ickd"], help=known)
     compare.add_argument("--seeds", type=reader(Count), default=3, help="number of seeds")
@@ -99,7 +102,7 @@ def parser(arguments: Sequence[str] | None = None) -> argparse.ArgumentParser:
             "--peers",
             nargs="+",
             default=[],
-            help="networks to train beside the student if the method needs peers; by default one of the same kind",
+            help="networks to train with the student if the method needs peers; by default one like the student",
         )
         data_options(trainer)
         teacher_options(trainer)
@@ -108,7 +111,7 @@ def parser(arguments: Sequence[str] | None = None) -> argparse.ArgumentParser:
         training_options(trainer, defaults)
         machine_options(trainer)
     job_options(compare)
-    teach = command("teach", "Fine-tune a pretrained network; its run folder is a teacher for train and compare.")
+    teach = command("teach", "Fine-tune a pretrained network. Its run folder can be the teacher in train and compare.")
     teach.add_argument("network", help="a model's name, such as 'torchvision/resnet18(pretrained=True)'")
     teach.add_argument(
         "--head-epochs",
@@ -117,7 +120,7 @@ def parser(arguments: Sequence[str] | None = None) -> argparse.ArgumentParser:
         help="epochs at the beginning in which only the classifier is trained",
     )
     teach.add_argument(
-        "--epochs", type=reader(Count), default=20, help="epochs after them, in which all layers are trained"
+        "--epochs", type=reader(Count), default=20, help="epochs after these, in which all layers are trained"
     )
     teach.add_argument(
         "--lr", type=reader(Positive), default=1e-4, help="highest learning rate of all layers but the classifier"
@@ -161,13 +164,13 @@ def parser(arguments: Sequence[str] | None = None) -> argparse.ArgumentParser:
     report.add_argument("--out", default="", help="file to write; by default the table is printed")
     report.add_argument("--baseline", default="", help="a method; the table then shows the differences to it")
     report.add_argument(
-        "--figure", default="", help="file for a figure of the accuracies beside published ones, or of the differences"
+        "--figure", default="", help="file for a figure of the accuracies and published ones, or of the differences"
     )
     report.add_argument("--json", default="", help="file for the configuration, records and summary of each run")
     report.add_argument(
         "--without-epochs", action="store_true", help="leave the records of epochs out of the JSON file"
     )
-    report.add_argument("--html", default="", help="file for a page of curves, classes, probabilities and mistakes")
+    report.add_argument("--html", default="", help="file for an HTML page: curves, classes, calibration and mistakes")
     shown_teacher_options(report, "--html")
     data_options(report, of_run=True)
     report.set_defaults(device="cpu")

@@ -14,9 +14,9 @@ from ickd_lib.runtime.arguments import BelowOne, Count, Natural, NotNegative, Sh
 from ickd_lib.training import Recipe
 from ickd_lib.training.recipe import settings
 
-TEACHER = """a model's name; the folder of a run; or a file: model.py:NAME, a function or class that makes a module, a
-TorchScript program model.pt, or an exported program model.pt2; arguments of models.wrap follow in brackets. The code in
-such files is run. predictions.csv: the predictions of a teacher for the training images"""
+TEACHER = """a model's name; the folder of a run; or a file: model.py:NAME (a function or class that makes a module), a
+TorchScript program model.pt, or an exported program model.pt2, with arguments of models.wrap in brackets. The code in
+such files is run. Or predictions.csv, the predictions of a teacher for the training images"""
 
 
 def reader(kind: Any) -> Callable[[str], Any]:
@@ -37,7 +37,7 @@ def data_options(parser: argparse.ArgumentParser, of_run: bool = False) -> None:
     group = parser.add_argument_group("data")
     known = ", ".join(data.names())
     if of_run:
-        help_text = f"{known}; by default that of the run, whose path, if it has one, must be given here"
+        help_text = f"{known}; by default that of the run; if it is in a folder, give its PATH here"
         group.add_argument("--dataset", default="", help=help_text)
         parser.set_defaults(task="classification", labels=0, augment="crop")
     else:
@@ -61,8 +61,8 @@ def data_options(parser: argparse.ArgumentParser, of_run: bool = False) -> None:
         "--val",
         type=reader(BelowOne),
         default=0.0,
-        help="fraction of the training images to hold out for validation; validation images of the data set's own are "
-        "used for any number above 0",
+        help="fraction of the training images to hold out for validation; if the data set has validation images, "
+        "these are used for any number above 0",
     )
     group.add_argument(
         "--image-size",
@@ -80,7 +80,7 @@ def data_options(parser: argparse.ArgumentParser, of_run: bool = False) -> None:
         "--ignore",
         type=reader(int),
         default=None,
-        help="value of the ignored pixels in the masks of masks:PATH, beside 255",
+        help="value of ignored pixels in the masks of masks:PATH, in addition to 255",
     )
     group.add_argument(
         "--stream",
@@ -104,8 +104,8 @@ def data_options(parser: argparse.ArgumentParser, of_run: bool = False) -> None:
         "--workers",
         type=reader(Natural),
         default=None,
-        help="number of worker processes, for each training process, that decode streamed images; by default its "
-        "share of the cores, less one",
+        help="number of processes that decode streamed images for each training process; by default its share of the "
+        "cores, minus one",
     )
     group.add_argument(
         "--corrupt",
@@ -121,7 +121,7 @@ def teacher_options(parser: argparse.ArgumentParser, required: bool = False) -> 
         "--teacher-weights",
         default="",
         help="checkpoint of the teacher, or pretrained for the weights that are part of its name, as in "
-        "\"torchvision/resnet34(pretrained='IMAGENET1K_V1')\"; by default it is trained, and kept for later runs",
+        "\"torchvision/resnet34(pretrained='IMAGENET1K_V1')\"; by default it is trained and kept for later runs",
     )
     group.add_argument(
         "--teacher-classes", nargs="+", default=[], help="the teacher's classes; by default those of the student"
@@ -139,14 +139,14 @@ def bank_options(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--bank-images",
         default="",
-        help="number of training images in the teacher's memory bank, or all: those of the student, and others that "
-        "are drawn at random; by default those of the student alone",
+        help="number of training images in the teacher's memory bank, or all; images beyond those of the student are "
+        "drawn at random; by default those of the student alone",
     )
     group.add_argument(
         "--bank-labels",
         choices=("teacher", "given"),
         default="teacher",
-        help="labels of the images in the bank that are not the student's: predicted by the teacher, or given",
+        help="labels in the bank of images beyond those of the student: from the teacher's predictions or the data set",
     )
     group.add_argument(
         "--search",
@@ -160,20 +160,20 @@ def unlabelled_options(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--unlabelled",
         default="",
-        help="number of training images without labels, or all: files in PATH/unlabelled of a folder, and the images "
-        "that --labels leaves out; the teacher teaches them",
+        help="number of training images to use without labels, or all: files in PATH/unlabelled of a folder, and the "
+        "images that --labels leaves out; the teacher's outputs are their targets; by default none",
     )
     group.add_argument(
         "--unlabelled-share",
         type=reader(Share),
         default=0.0,
-        help="their share of each batch; 0: as in the training images",
+        help="share of unlabelled images in each batch; 0: as in the training images",
     )
     group.add_argument(
         "--threshold",
         type=reader(Share),
         default=0.0,
-        help="least probability of the teacher's prediction for an unlabelled image to have in-context samples",
+        help="least probability of the teacher's prediction with which an unlabelled image has in-context samples",
     )
 
 
@@ -204,17 +204,17 @@ def training_options(parser: argparse.ArgumentParser, defaults: dict[str, Any]) 
     group.add_argument(
         "--teacher-cache",
         default="",
-        help="folder of a cache of the teacher's outputs, for this and later runs; random resized crops also need "
-        "--views",
+        help="folder of a cache of the teacher's outputs, for this and later runs; by default none; random resized "
+        "crops also need --views",
     )
     group.add_argument(
-        "--teacher-cache-gigabytes", type=reader(NotNegative), default=4.0, help="largest size of the teacher cache"
+        "--teacher-cache-gigabytes", type=reader(NotNegative), default=4.0, help="largest size of this cache, in GB"
     )
     group.add_argument(
         "--teacher-cache-top",
         type=reader(Natural),
         default=0,
-        help="number of the largest logits of each output in the teacher cache; 0: all of them",
+        help="number of largest logits of each output that are cached; 0: all logits",
     )
     group.add_argument(
         "--sync-batchnorm",
@@ -257,18 +257,20 @@ def job_options(parser: argparse.ArgumentParser) -> None:
         "--methods-per-job",
         type=reader(Natural),
         default=0,
-        help="largest number of methods in a job, for more jobs than seeds; each evaluates the teacher again; 0: all",
+        help="largest number of methods in a job, for more jobs than seeds; each job evaluates the teacher; 0: all",
     )
 
 
 def export_options(export: argparse.ArgumentParser) -> None:
     export.add_argument("run", help="the run folder")
-    export.add_argument("--format", default="onnx", help="onnx, pt2 (torch.export) or safetensors (weights and a card)")
+    export.add_argument(
+        "--format", default="onnx", help="onnx, pt2 (torch.export) or safetensors (weights, model card)"
+    )
     export.add_argument("--out", required=True, help="file to write, which ends in .onnx, .pt2 or .safetensors")
     export.add_argument(
         "--preprocess",
         action="store_true",
-        help="the graph takes uint8 images and gives probabilities; by default images in [0, 1] and logits",
+        help="the graph takes uint8 images and returns probabilities; by default images in [0, 1] and logits",
     )
     export.add_argument("--int8", action="store_true", help="quantise the network to 8 bits; onnx only")
     export.add_argument(
@@ -294,7 +296,7 @@ def shown_teacher_options(parser: argparse.ArgumentParser, use: str) -> None:
         "--teacher",
         default="",
         help=f"the teacher, for {use}: its run folder, the file of a network, or with --teacher-weights a model's "
-        "name; by default its run folder is searched beside the run",
+        "name; by default its run folder is searched in the folder of the run folders",
     )
     parser.add_argument("--teacher-weights", default="", help="checkpoint of a teacher that is given by its name")
 
@@ -302,9 +304,9 @@ def shown_teacher_options(parser: argparse.ArgumentParser, use: str) -> None:
 def predict_options(predict: argparse.ArgumentParser) -> None:
     predict.add_argument("model", help="a run folder, or a file of ickd export that ends in .onnx or .pt2")
     predict.add_argument("images", nargs="+", metavar="IMAGE", help="an image file, or a folder of image files")
-    predict.add_argument("--bank", default="", help="file of a memory bank, whose most similar rows are shown")
+    predict.add_argument("--bank", default="", help="file of a memory bank; its most similar images are shown")
     predict.add_argument(
-        "--top", type=reader(Count), default=3, help="number of classes, and of rows of the bank, for each image"
+        "--top", type=reader(Count), default=3, help="number of classes, and of similar images, for each image"
     )
     predict.add_argument("--csv", default="", help="file for the predictions as CSV")
     data_options(predict, of_run=True)

@@ -39,7 +39,7 @@ class Recipe:
     )
     milestones: tuple[float, ...] = field(
         default=(),
-        metadata={"help": "shares of the epochs at which a step schedule drops; empty: 5/8, 6/8 and 7/8"},
+        metadata={"help": "fractions of the epochs at which a step schedule drops; by default 5/8, 6/8 and 7/8"},
     )
     warmup: NotNegative = field(default=0.0, metadata={"help": "number of epochs of linear warm-up; not with onecycle"})
     optimizer: str = field(default="sgd", metadata={"help": "sgd, adamw, or any optimiser of torch.optim by name"})
