@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 import registered
+import torchvision
 
 from ickd_lib import __main__ as command_line
 from ickd_lib import methods, models, runs, runtime, tasks
@@ -139,7 +140,9 @@ def test_commands_parse(path, capsys):
         assert not unknown, f"ickd {shlex.join(arguments)}: {unknown}"
         for name in filter(None, [getattr(given, "student", ""), getattr(given, "teacher", "")]):
             plain = runtime.parse_call(name, "model", "")[0]
+            library, _, external = plain.partition("/")
             own = models.is_file(plain) or plain == "predictions.csv"
+            own = own or (library == "torchvision" and external in torchvision.models.list_models())
             assert own or plain in ("RUN", "runs/teacher", *models.names(tasks.create(given.task).network)), name
         named = [*getattr(given, "methods", []), *filter(None, [getattr(given, "method", "")])]
         if any(methods.create(name).needs_teacher for name in named):

@@ -119,6 +119,7 @@ def test_safetensors_have_a_card_of_the_run(folder, digits, tmp_path):
     assert f"| accuracy, % | {100 * summary['accuracy']:.2f} |" in card
     assert "120 training images of `digits/train`" in card and "The teacher was resnet8." in card
     assert {p.name for p in tmp_path.iterdir()} == {"w.safetensors", "w.md"}
+    assert path.stat().st_mode == (tmp_path / "w.md").stat().st_mode, "others may read both or none"
     export.write(folder / "student", path, digits, format="safetensors")  # replaces its own card
     (tmp_path / "README.md").write_text("mine")
     with pytest.raises(InputError, match=r"README\.md, where the model card is written, has other content"):

@@ -58,6 +58,16 @@ def test_what_does_not_fit_is_what_training_refuses(classes, digits):
                 training.distill(*arguments, **options)
 
 
+def test_a_teacher_that_lacks_some_classes_of_the_student_is_reported(capfd):
+    few = data.load("digits", classes=[5, 6, 7], labels=30)
+    teacher = models.create("resnet8", **data.load("digits", classes=[5, 6, 8]).train.spec)
+    teacher.classes = ("5", "6", "8")
+    options = {"teacher": teacher, "recipe": training.Recipe(epochs=1), "device": "cpu", "progress": False}
+    training.distill([training.Student("resnet8", "kd")], few._replace(test=few.test.few(20)), **options)
+    note = "the teacher does not have 1 of the student's 3 classes (7); kd matches the logits of the other classes"
+    assert note in capfd.readouterr().err
+
+
 def test_lwf_refuses_mixed_images_before_training(teacher, tmp_path):
     few = data.load("digits", classes=[5, 6, 7, 8, 9], labels=40, augment="randaugment+mixup")
     options = {"recipe": training.Recipe(epochs=1), "device": "cpu", "progress": False, "runs": tmp_path}

@@ -5,13 +5,16 @@ import json
 import math
 import os
 import re
+import shlex
 import sys
 from pathlib import Path
 
 import numpy as np
 import papermill
 import pytest
+import yaml
 from nbclient.exceptions import DeadKernelError
+from papermill.cli import _resolve_type
 from papermill.exceptions import PapermillExecutionError
 from PIL import Image
 
@@ -105,6 +108,25 @@ def test_every_parameter_is_checked(path):
     checked = ast.literal_eval(call.args[1]).split()
     assert sorted(checked) == sorted(run.declared(path))
     library.check_parameters(run.declared(path), " ".join(checked))
+
+
+def test_the_documented_calls_of_papermill_have_valid_parameters():
+    page = (FOLDER.parent / "docs" / "notebooks.md").read_text().replace("\\\n", " ")
+    calls = [shlex.split(line.partition("papermill ")[2]) for line in page.splitlines() if "papermill 0" in line]
+    assert len(calls) == 2
+    for name, _, *options in calls:
+        given = {}
+        while options:
+            kind, *options = options
+            if kind == "-y":
+                given |= yaml.safe_load(options.pop(0))
+            else:
+                assert kind == "-p"
+                given[options[0]] = _resolve_type(options[1])
+                options = options[2:]
+        known = run.declared(FOLDER / name)
+        assert given.keys() <= known.keys()
+        library.check_parameters(known | given, " ".join(known))
 
 
 def execute(path, folder, **parameters):

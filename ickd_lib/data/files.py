@@ -149,7 +149,8 @@ def for_all(
     """Call a function of each part in threads, with a progress bar. The first error ends all threads."""
     pool = ThreadPoolExecutor(min(32, 4 * (os.cpu_count() or 1)))  # they mostly wait for the disk
     try:
-        with tqdm(None, what, total, leave=False, unit="image", disable=not total, file=runtime.stream()) as bar:
+        hidden = {} if total else {"disable": True}  # where it is not given, tqdm reads TQDM_DISABLE
+        with tqdm(None, what, total, leave=False, unit="image", file=runtime.stream(), **hidden) as bar:
             for done in pool.map(function, parts):
                 bar.update(count(done))
     finally:

@@ -104,8 +104,7 @@ def write(
     if chosen == "safetensors":
         with runtime.complete(run):
             card = model_card(source, facts, path.name)
-        with runtime.replacing(path) as part:
-            _write_weights(network, facts, part)
+        runtime.save_tensors(path, network.state_dict(), facts.metadata())
         with runtime.replacing(path.with_suffix(".md")) as part:
             part.write_text(card, encoding="utf-8")
         return Written(models, None, 0)
@@ -160,13 +159,6 @@ def _difference(graph: Model, network: Model, splits: Splits) -> tuple[float, in
             largest = max(largest, (found - expected).abs().nan_to_num(nan=1.0).max().item())
         count += len(rows)
     return largest, count
-
-
-def _write_weights(network: Network, facts: Facts, path: Path) -> None:
-    from safetensors.torch import save_file
-
-    state = {name: tensor.contiguous() for name, tensor in network.state_dict().items()}
-    save_file(state, path, metadata=facts.metadata())
 
 
 def _write_program(network: Network, facts: Facts, path: Path) -> None:

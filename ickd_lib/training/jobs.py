@@ -223,7 +223,8 @@ def run(jobs: Sequence[Job], executor: Executor, *, retries: int, progress: bool
         else:
             threading.Thread(target=_wait, args=(i, running[i], ended), daemon=True).start()
 
-    with stoppable() as stop, tqdm(total=len(jobs), unit="job", disable=not progress, file=runtime.stream()) as bar:
+    hidden = {} if progress else {"disable": True}  # where it is not given, tqdm reads TQDM_DISABLE
+    with stoppable() as stop, tqdm(total=len(jobs), unit="job", file=runtime.stream(), **hidden) as bar:
         try:
             for i in range(len(jobs)):
                 submit(i)

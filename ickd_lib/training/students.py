@@ -341,5 +341,12 @@ def _common_classes(
             f"({known}) share {len(common)} with the student's {len(classes)}; use one that compares features, such "
             "as refilled, rkd, pkt or crd" + (", or kd, which acts on the shared ones" if len(common) > 1 else "")
         )
+    if method.needs_teacher and method.label_space == "shared" and len(common) < len(classes):
+        missing = [c for c in classes if c not in others]
+        some = ", ".join(missing[:5]) + ", …" * (len(missing) > 5)
+        runtime.notice(
+            f"the teacher does not have {len(missing)} of the student's {len(classes)} classes ({some}); {name} "
+            "matches the logits of the other classes"
+        )
     own, of_teacher, both = (task.outputs(names) for names in (classes, others, tuple(common)))
     return torch.tensor([own.index(c) for c in both]), torch.tensor([of_teacher.index(c) for c in both])
