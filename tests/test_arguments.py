@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ickd_lib import __main__ as cli
-from ickd_lib import data, methods, models, notebook, options, training
+from ickd_lib import data, explore, export, methods, models, notebook, options, runs, training
 from ickd_lib.runtime import InputError
 from ickd_lib.runtime.calls import parse_call
 from ickd_lib.training import Recipe, Student
@@ -182,6 +182,16 @@ def test_an_argument_of_another_class_is_named(given, message, digits):
         (lambda digits: training.Processes(1.5), "jobs=1.5: expected a whole number of 1 or more"),
         (lambda digits: training.evaluate(models.create("resnet8", 10), digits), "Splits is no split of a data set"),
         (lambda digits: data.load("digits", device="gpu"), "unknown device 'gpu'"),
+        (lambda digits: data.write_folder(digits.train, "images"), "expected Splits"),
+        (lambda digits: models.load_weights(models.create("resnet8", 10), 3), "path=3: expected a text or a path"),
+        (lambda digits: models.from_file(None, num_classes=10), "text=None: expected a text"),
+        (lambda digits: explore.embed(None), "logits=None: expected Tensor"),
+        (lambda digits: export.open_model(None), "path=None: expected a text or a path"),
+        (lambda digits: export.finished_run(True), "folder=True: expected a text or a path"),
+        (lambda digits: export.write("run", "file", digits.test, format="onnx"), "expected Splits"),
+        (lambda digits: runs.overview(3), "folder=3: expected a text or a path"),
+        (lambda digits: runs.progress(3), "folder=3: expected a text or a path"),
+        (lambda digits: runs.diff("run", None), "second=None: expected a text or a path"),
     ],
 )
 def test_wrong_arguments_of_other_functions_are_named(call, message, digits):

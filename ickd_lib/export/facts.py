@@ -14,6 +14,7 @@ from ickd_lib import runtime, training
 from ickd_lib.data.crops import ResizedCrop
 from ickd_lib.models import Network
 from ickd_lib.runtime import InputError, Run
+from ickd_lib.runtime.arguments import checked
 
 TASKS = ("classification", "segmentation")
 
@@ -73,6 +74,7 @@ class Facts:
         return cls(**tuples)
 
 
+@checked
 def finished_run(folder: str | Path) -> Run:
     """Return the run in a folder.
 
