@@ -372,7 +372,7 @@ class MemoryBank(Rows):
         Raises:
             InputError: the file is missing, damaged, truncated, or built from other data or by another teacher.
         """
-        bank = cls(**files.read(path, TENSORS, runtime.device(device), mapped=mapped))
+        bank = cls(**files.read(path, TENSORS, device, mapped=mapped))
         for what, mark in source_of(images, teacher).items():
             if bank.source.get(what) != mark:
                 raise InputError(f"{path} was built with {what} {bank.source.get(what)}, not {mark}; build it again")
