@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ickd_lib import __main__ as cli
-from ickd_lib import data, methods, notebook, options, training
+from ickd_lib import data, explore, export, methods, models, notebook, options, runs, training
 from ickd_lib.runtime import InputError
 from ickd_lib.runtime.calls import parse_call
 from ickd_lib.training import Recipe, Student
@@ -127,14 +127,77 @@ def test_parameters_of_notebooks_too(name, value):
 
 
 @pytest.mark.parametrize("function", [training.distill, training.compare, data.load])
-def test_arguments_of_functions_too(function):
-    first = {training.distill: [[Student("resnet8")], None], training.compare: [["ce"], None], data.load: ["digits"]}
+def test_arguments_of_functions_too(function, digits):
+    first = {
+        training.distill: [[Student("resnet8")], digits],
+        training.compare: [["ce"], digits],
+        data.load: ["digits"],
+    }
     wrong = {"checkpoint_seconds", "teacher_cache_gigabytes", "evaluate_every", "val", "seeds", "retries"}
     for name in wrong & set(inspect.signature(function).parameters):
         for value in (math.nan, -1, "x"):
             with pytest.raises(InputError, match=f"^{name}=.*: expected ") as caught:
                 function(*first[function], **{name: value})
             one_line(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"teacher_cache": True}, "teacher_cache=True: expected a text, a path or None"),
+        ({"runs": 3}, "runs=3: expected a text, a path or None"),
+        ({"splits": "digits"}, "splits='digits': expected Splits"),
+        ({"students": ["resnet8"]}, "students=['resnet8']: expected a list of Student"),
+        ({"recipe": {"epochs": 1}}, "recipe={'epochs': 1}: expected Recipe or None"),
+        ({"bank": "bank.safetensors"}, "bank='bank.safetensors': expected MemoryBank or None"),
+        ({"callbacks": [print]}, "callbacks=[<built-in function print>]: expected a list of Callback"),
+        ({"teacher": "resnet20"}, "teacher='resnet20': expected Network or None"),
+    ],
+)
+def test_an_argument_of_another_class_is_named(given, message, digits):
+    arguments = {"students": [Student("resnet8")], "splits": digits} | given
+    with pytest.raises(InputError) as caught:
+        training.distill(**arguments)
+    assert str(caught.value) == message
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda digits: Student("resnet8", "ce", "a"), "Student(seed='a'): expected a whole number"),
+        (lambda digits: Student("resnet8", None), "Student(method=None): expected a text or Method"),
+        (lambda digits: training.pretrain(None, digits), "name=None: expected a text"),
+        (
+            lambda digits: training.pretrain("resnet8", digits, teacher_cache=3),
+            "teacher_cache=3: expected a text, a path",
+        ),
+        (lambda digits: training.compare(["ce"], digits.train), "expected Splits or a function"),
+        (lambda digits: training.compare(["ce"], digits, recipe={}), "recipe={}: expected Recipe or None"),
+        (lambda digits: training.teach("resnet8", digits, lr="high"), "lr='high': expected a finite number above 0"),
+        (
+            lambda digits: training.teach("resnet8", digits, linear_probe=True, precision="fp8"),
+            "unknown precision 'fp8'",
+        ),
+        (lambda digits: training.step_seconds(["ce"], digits, rounds=0), "rounds=0: expected a whole number of 1 or"),
+        (lambda digits: training.Processes(1.5), "jobs=1.5: expected a whole number of 1 or more"),
+        (lambda digits: training.evaluate(models.create("resnet8", 10), digits), "Splits is no split of a data set"),
+        (lambda digits: data.load("digits", device="gpu"), "unknown device 'gpu'"),
+        (lambda digits: data.write_folder(digits.train, "images"), "expected Splits"),
+        (lambda digits: models.load_weights(models.create("resnet8", 10), 3), "path=3: expected a text or a path"),
+        (lambda digits: models.from_file(None, num_classes=10), "text=None: expected a text"),
+        (lambda digits: explore.embed(None), "logits=None: expected Tensor"),
+        (lambda digits: export.open_model(None), "path=None: expected a text or a path"),
+        (lambda digits: export.finished_run(True), "folder=True: expected a text or a path"),
+        (lambda digits: export.write("run", "file", digits.test, format="onnx"), "expected Splits"),
+        (lambda digits: runs.overview(3), "folder=3: expected a text or a path"),
+        (lambda digits: runs.progress(3), "folder=3: expected a text or a path"),
+        (lambda digits: runs.diff("run", None), "second=None: expected a text or a path"),
+    ],
+)
+def test_wrong_arguments_of_other_functions_are_named(call, message, digits):
+    with pytest.raises(InputError) as caught:
+        call(digits)
+    one_line(caught.value, message)
 
 
 TEXTS = st.one_of(

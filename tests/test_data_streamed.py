@@ -335,6 +335,18 @@ def test_a_second_scan_opens_only_files_that_changed(folder, monkeypatch, cache)
     assert data.load(f"folder:{folder}", stream=True).train.fingerprint == again.fingerprint
 
 
+def test_damaged_results_in_the_cache_folder_are_computed_again(folder, cache):
+    first = data.load(f"folder:{folder}", stream=True).train
+    expected = first.mean, first.fingerprint
+    for content in ("{}", '{"mean": null, "fingerprint": 3}', "[]", "{"):
+        kept = [*cache.glob("mean-*.json"), *cache.glob("pixels-*.json")]
+        assert len(kept) == 2
+        for path in kept:
+            path.write_text(content)
+        again = data.load(f"folder:{folder}", stream=True).train
+        assert (again.mean, again.fingerprint) == expected
+
+
 def test_a_cache_folder_that_cannot_be_written_is_a_note(folder, monkeypatch, tmp_path, capsys):
     (tmp_path / "file").write_text("")
     monkeypatch.setenv("ICKD_CACHE", str(tmp_path / "file"))

@@ -1,3 +1,4 @@
+import contextlib
 import copy
 from dataclasses import replace
 
@@ -390,6 +391,53 @@ def test_saved_and_loaded_it_retrieves_the_same(bank, teacher, digits, tmp_path)
     assert all(torch.equal(tensor, loaded.tensors[name]) for name, tensor in bank.tensors.items())
     for ours, theirs in zip(bank.table(negatives=9), loaded.table(negatives=9), strict=True):
         assert torch.equal(ours.rows, theirs.rows) and torch.equal(ours.similarity, theirs.similarity)
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"features": torch.zeros(4, 15)}, r"tensor \[number of queries, 16\], like those of the rows, not \[4, 15\]"),
+        ({"features": torch.zeros(3, 16)}, r"labels of 3 queries must be a tensor \[3\], not \[4\]"),
+        ({"labels": None}, r"labels of 4 queries must be a tensor \[4\], not None"),
+        ({"key": torch.zeros(2, dtype=torch.long)}, r"key of 4 queries must be a tensor \[4\], not \[2\]"),
+        ({"positives": 1.5}, "positives=1.5: expected a whole number of 0 or more"),
+        ({"negatives": -1}, "negatives=-1: expected a whole number of 0 or more"),
+    ],
+)
+def test_queries_of_other_shapes_and_other_numbers_are_named(given, message):
+    bank = made()
+    arguments = {"features": bank.features[:4], "labels": bank.labels[:4], "key": bank.index[:4]} | given
+    with pytest.raises(InputError, match=message):
+        bank.retrieve(**arguments)
+    if "labels" not in given:
+        counts = {"k" if name in ("positives", "negatives") else name: value for name, value in given.items()}
+        with contextlib.suppress(InputError):  # and no other error
+            bank.nearest(**{"features": bank.features[:4], "key": bank.index[:4]} | counts)
+    if {"positives", "negatives"} & set(given):
+        for table in (bank.table, bank.random_table):
+            with pytest.raises(InputError, match=message):
+                table(**given)
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"teacher": "resnet8"}, "teacher='resnet8': expected Network"),
+        ({"images": "digits"}, "str is no split of a data set; give one, such as splits.train"),
+        ({"labels": [1, 2]}, r"labels=\[1, 2\]: expected a text or Tensor"),
+        ({"half": True, "path": True}, "path=True: expected a text, a path or None"),
+        ({"task": "segmentation"}, "task='segmentation': expected Task or None"),
+    ],
+)
+def test_wrong_arguments_of_build_are_named(given, message, teacher, digits):
+    with pytest.raises(InputError, match=message):
+        MemoryBank.build(**{"teacher": teacher, "images": digits.train} | given)
+
+
+def test_a_wrong_device_of_a_bank_is_named(bank, tmp_path):
+    bank.save(tmp_path / "bank.safetensors")
+    with pytest.raises(InputError, match="unknown device 'gpu'"):
+        MemoryBank.load(tmp_path / "bank.safetensors", device="gpu")
 
 
 def test_a_bank_of_other_data_another_teacher_or_a_damaged_one_is_refused(bank, teacher, digits, tmp_path):

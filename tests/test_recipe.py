@@ -102,6 +102,7 @@ def test_defaults_that_the_optimiser_does_not_have_are_left_alone():
         usual = tasks.create(task).recipe
         for name in optimizers():
             Recipe(**dict(usual) | {"optimizer": name}).check_optimizer(usual)
+            Recipe(optimizer=name).check_optimizer(usual)  # without the task's defaults, as in Python
 
 
 class Line(nn.Module):

@@ -700,7 +700,7 @@ def test_a_teacher_with_the_weights_of_its_name_is_not_trained(digits, monkeypat
     monkeypatch.setattr(distillation, "Stepper", None)  # any training fails
     name, classes = "torchvision/mobilenet_v3_small(pretrained='IMAGENET1K_V1')", tuple(f"n{i:08}" for i in range(1000))
     train = SimpleNamespace(spec={**digits.train.spec, "num_classes": 1000}, classes=classes)
-    network = training.pretrain(name, SimpleNamespace(train=train), weights="pretrained", device="cpu")
+    network = training.pretrain(name, digits._replace(train=train), weights="pretrained", device="cpu")
     assert torch.equal(network.module.classifier[3].weight, source.classifier[3].weight) and not network.training
     assert network.classes == classes and network.trained_on == {"weights": "torchvision IMAGENET1K_V1"}
     for other in (name, "resnet8"):

@@ -8,9 +8,11 @@ from pathlib import Path
 import torch
 
 from ickd_lib.data.images import Images, Splits
+from ickd_lib.runtime.arguments import Natural, checked
 
 
-def write_folder(splits: Splits, path: str | Path, *, labels: int = 0) -> Path:
+@checked
+def write_folder(splits: Splits, path: str | Path, *, labels: Natural = 0) -> Path:
     """Write the images of a data set into class folders of PNG files, which `load("folder:PATH")` reads.
 
     A folder that exists is left as it is.

@@ -163,12 +163,18 @@ def cache_folder() -> Path:
     return Path(given) if given else Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "ickd"
 
 
-def remembered(name: str, make: Callable[[], dict[str, Any]]) -> dict[str, Any]:
-    """Return the content of a JSON file in `cache_folder()`, which is made and written if it is not there."""
+def remembered(name: str, kinds: dict[str, type], make: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+    """Return the content of a JSON file in `cache_folder()`, which is made and written if it is not there.
+
+    Args:
+        name: name of the file.
+        kinds: the type of each value in it; a file with other content is made again.
+        make: returns the content.
+    """
     path = cache_folder() / name
     try:
         found = runtime.read_json(path)
-        if isinstance(found, dict):
+        if isinstance(found, dict) and all(isinstance(found.get(key), kind) for key, kind in kinds.items()):
             return found
     except (InputError, OSError):
         pass

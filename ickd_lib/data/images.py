@@ -121,6 +121,7 @@ class Splits(NamedTuple):
 
     def to(self, device: torch.device | str) -> Splits:
         """Return the same splits on another device."""
+        device = runtime.device(device)
         return Splits(*(images.to(device) for images in self))
 
     def __repr__(self) -> str:

@@ -195,7 +195,8 @@ class StreamedImages(LabelledImages):
             known = [torch.from_numpy(one.copy()) for one in (files.names, files.ends, files.bytes, files.modified)]
             content = self.labels, self.index, list(self.classes)
             mark = runtime.fingerprint(os.path.abspath(files.root), *known, *content, repr(self.crop))
-            return str(remembered(f"pixels-{mark}.json", lambda: self._of_pixels(*content))["fingerprint"])
+            made = remembered(f"pixels-{mark}.json", {"fingerprint": str}, lambda: self._of_pixels(*content))
+            return str(made["fingerprint"])
         arrays = [torch.from_numpy(one.copy()) for one in (files.names, files.ends, files.bytes)]
         described = [repr(self.crop), list(self.classes), list(self.mean), list(self.std)]
         return runtime.fingerprint(*arrays, self.labels, self.index, described)

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from ickd_lib import runtime
 from ickd_lib.runtime import InputError
+from ickd_lib.runtime.arguments import checked
 
 # For each kind of map its name in figures, the package that computes it, and its settings.
 MAPS: dict[str, tuple[str, str, dict[str, Any]]] = {
@@ -25,6 +26,7 @@ MAPS: dict[str, tuple[str, str, dict[str, Any]]] = {
 FEWEST = 5  # points that a map needs
 
 
+@checked
 def embed(
     logits: Tensor,
     how: str = "umap",

@@ -17,6 +17,7 @@ from ickd_lib.export.opened import Model
 from ickd_lib.export.writing import split_pixels
 from ickd_lib.runs.findings import markdown_table
 from ickd_lib.runtime import InputError
+from ickd_lib.runtime.arguments import checked
 
 BATCHES = (1, 32)  # batch sizes whose latency is measured
 ROUNDS = 20
@@ -24,6 +25,7 @@ WARM = 3  # passes before the measurement
 LEAST, SECONDS = 5, 30.0  # after so many seconds, the measurement of a batch size ends once it has LEAST rounds
 
 
+@checked
 def compare_models(
     models: Mapping[str, Model], splits: Splits, *, seen: Collection[str] = (), rounds: int = ROUNDS
 ) -> list[dict[str, Any]]:

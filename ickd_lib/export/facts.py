@@ -15,6 +15,7 @@ from ickd_lib.data import DenseImages, StreamedImages
 from ickd_lib.data.crops import ResizedCrop
 from ickd_lib.models import Network
 from ickd_lib.runtime import InputError, Run
+from ickd_lib.runtime.arguments import checked
 
 TASKS = ("classification", "segmentation")
 
@@ -74,6 +75,7 @@ class Facts:
         return cls(**tuples)
 
 
+@checked
 def finished_run(folder: str | Path) -> Run:
     """Return the run in a folder.
 

@@ -16,6 +16,7 @@ from ickd_lib.export.facts import Facts, facts_of, finished_run
 from ickd_lib.export.graph import Graph
 from ickd_lib.models import Network
 from ickd_lib.runtime import InputError
+from ickd_lib.runtime.arguments import checked
 
 SUFFIXES = {"onnx": ".onnx", "pt2": ".pt2", "safetensors": ".safetensors"}
 METADATA = "ickd.json"  # the file in a pt2 archive that contains the metadata
@@ -130,6 +131,7 @@ def _refuse_pickles(content: bytes, path: str | Path) -> None:
                 raise InputError(f"{path} is refused, because it contains pickled objects ({name}) that could run code")
 
 
+@checked
 def open_model(path: str | Path, *, size: tuple[int, int] | None = None, crop: str = "fit") -> Model:
     """Open a run folder, or a file that `write` made.
 

@@ -20,6 +20,7 @@ from ickd_lib.export.opened import Model, NetworkModel
 from ickd_lib.memory import MemoryBank
 from ickd_lib.runs.findings import markdown_table
 from ickd_lib.runtime import InputError
+from ickd_lib.runtime.arguments import checked
 
 PASS = 32  # number of images that are evaluated at once
 
@@ -39,6 +40,7 @@ class Prediction(NamedTuple):
     problem: str = ""
 
 
+@checked
 def predict(
     model: Model,
     images: Sequence[str | Path],

@@ -31,6 +31,7 @@ from ickd_lib.export.opened import (
 )
 from ickd_lib.models import Network
 from ickd_lib.runtime import InputError
+from ickd_lib.runtime.arguments import checked
 
 TOLERANCE = 1e-4  # largest difference of a probability between the file and the network
 CHECKED = 64  # number of test images on which the file is compared with the network
@@ -51,6 +52,7 @@ class Written(NamedTuple):
     images: int
 
 
+@checked
 def write(
     run: str | Path,
     path: str | Path,

@@ -15,7 +15,7 @@ from torch import Tensor
 from ickd_lib import runtime
 from ickd_lib.memory import retrieval
 from ickd_lib.memory.search import CHUNK, Neighbours, Wanted, dot, write
-from ickd_lib.runtime import InputError, choose, distributed
+from ickd_lib.runtime import InputError, arguments, choose, distributed
 
 if TYPE_CHECKING:
     from ickd_lib.memory.bank import MemoryBank
@@ -45,6 +45,8 @@ class Faiss:
     seed: int = 0
 
     def __post_init__(self) -> None:
+        for name in ("lists", "probes", "seed"):
+            arguments.check(name, getattr(self, name), int, "Faiss")
         if self.lists < 0 or self.probes < 0:
             raise InputError(f"lists={self.lists} and probes={self.probes} must be 0 or more")
 

@@ -17,6 +17,7 @@ from ickd_lib.memory.rows import TENSORS, Rows
 from ickd_lib.memory.search import NEGATIVES, POSITIVES, InContext, Neighbours, Wanted
 from ickd_lib.memory.source import source_of
 from ickd_lib.runtime import InputError
+from ickd_lib.runtime.arguments import checked
 from ickd_lib.tasks import Classification, Task
 
 if TYPE_CHECKING:
@@ -71,6 +72,7 @@ class MemoryBank(Rows):
         self._indices: dict[Faiss, Index] = {}
 
     @classmethod
+    @checked
     def build(
         cls,
         teacher: models.Network,
@@ -203,14 +205,11 @@ class MemoryBank(Rows):
         Returns:
             Positives, [B, positives], and negatives, [B, negatives].
         Raises:
-            InputError: a class, or all other classes together, have fewer written rows than requested; or a label is no
-                class of the bank.
+            InputError: a class, or all other classes together, have fewer written rows than requested; a label is no
+                class of the bank; or a tensor has another shape.
         """
-        if features.shape[1] != self.features.shape[1] or positives < 0 or negatives < 0:
-            raise InputError(
-                f"queries have {features.shape[1]} features, and the rows {self.features.shape[1]}; {positives} "
-                f"positives and {negatives} negatives: give features of the same network, and no negative number"
-            )
+        retrieval.check_queries(self, features, labels=labels, **({} if key is None else {"key": key}))
+        retrieval.check_counts(positives=positives, negatives=negatives)
         rows = torch.full_like(labels, -1) if key is None else self.rows(key)
         wanted = Wanted(positives, negatives, per_class, allow_missing)
         found = retrieval.search(self, features, labels, rows, wanted)
@@ -218,6 +217,8 @@ class MemoryBank(Rows):
 
     def nearest(self, features: Tensor, key: Tensor | None = None, *, k: int = POSITIVES) -> InContext:
         """Return the k nearest rows of any class, [B, k]; the other arguments are those of `retrieve`."""
+        retrieval.check_queries(self, features, **({} if key is None else {"key": key}))
+        retrieval.check_counts(k=k)
         rows = torch.full((len(features),), -1, device=features.device) if key is None else self.rows(key)
         return self.gather(retrieval.nearest(self, features, rows, k))
 
@@ -244,6 +245,7 @@ class MemoryBank(Rows):
         Raises:
             InputError: the search is unknown, faiss is not installed, or is to find one row per class.
         """
+        retrieval.check_counts(positives=positives, negatives=negatives)
         settings = approximate.requested(search)
         settings = settings.resolved(len(self)) if settings and negatives else None
         wanted = Wanted(positives, negatives, per_class, allow_missing)
@@ -277,6 +279,7 @@ class MemoryBank(Rows):
 
         The draws are a function of `seed` (any value with a repr) and of the bank's device.
         """
+        retrieval.check_counts(positives=positives, negatives=negatives)
         if not allow_missing:
             self.require(positives=positives, negatives=negatives, rows=rows)
         return retrieval.random_neighbours(self, positives, negatives, seed, rows)
@@ -297,6 +300,8 @@ class MemoryBank(Rows):
             features, labels, key, positives, negatives: as in `retrieve`.
             generator: a generator on the bank's device; None for torch's global one.
         """
+        retrieval.check_queries(self, features, labels=labels, key=key)
+        retrieval.check_counts(positives=positives, negatives=negatives)
         found = retrieval.random_written(self, features, labels, key, positives, negatives, generator)
         return self.gather(found[0]), self.gather(found[1])
 
@@ -340,11 +345,13 @@ class MemoryBank(Rows):
 
     # --------------------------------------------------------------------------------------------- files
 
+    @checked
     def save(self, path: str | Path) -> None:
         """Write the bank as a safetensors file, completely or not at all."""
         files.save(self, path)
 
     @classmethod
+    @checked
     def load(
         cls,
         path: str | Path,

@@ -65,8 +65,9 @@ def read(path: str | Path, names: Sequence[str], device: torch.device | str, *, 
 
     if not Path(path).is_file():
         raise InputError(f"no bank at {path}; build it first (ickd bank)")
-    if mapped and torch.device(device).type != "cpu":
+    if mapped and not str(device).startswith("cpu"):
         raise InputError(f"mapped=True keeps the bank in a file, not on {device}; leave one of the two out")
+    device = runtime.device(device)
     try:
         open(path, "rb").close()  # the error of safetensors for a file without permission has no cause
         if mapped:

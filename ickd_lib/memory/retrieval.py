@@ -23,7 +23,7 @@ from ickd_lib.memory.search import (
     search_in_parts,
     search_into,
 )
-from ickd_lib.runtime import InputError, distributed
+from ickd_lib.runtime import InputError, distributed, shown
 
 if TYPE_CHECKING:
     from ickd_lib.memory.approximate import Index
@@ -292,6 +292,37 @@ def class_samples(bank: MemoryBank, key: Tensor, labels: Tensor) -> tuple[InCont
         return InContext(torch.full_like(valid, -1, dtype=torch.long), similarity, logits, features, valid)
 
     return samples(own[:, None], (rest > 0)[:, None]), samples(means, mask)
+
+
+# ------------------------------------------------------------------------------------ arguments
+
+
+def check_queries(bank: Rows, features: Tensor, **others: Tensor) -> None:
+    """Raise InputError if queries have no features like those of the rows, or other tensors not one value for each.
+
+    Args:
+        bank: the bank.
+        features: features of the queries, which should have the shape [B, D].
+        others: further tensors by name, which should have the shape [B].
+    """
+    width = bank.features.shape[1]
+    if not isinstance(features, Tensor) or features.ndim != 2 or features.shape[1] != width:
+        given = list(features.shape) if isinstance(features, Tensor) else shown(features)
+        raise InputError(
+            f"features of queries must be a tensor [number of queries, {width}], like those of the rows, not {given}; "
+            "give features of the same network"
+        )
+    for name, value in others.items():
+        if not isinstance(value, Tensor) or list(value.shape) != [len(features)]:
+            given = list(value.shape) if isinstance(value, Tensor) else shown(value)
+            raise InputError(f"{name} of {len(features)} queries must be a tensor [{len(features)}], not {given}")
+
+
+def check_counts(**counts: int) -> None:
+    """Raise InputError if a number of in-context samples is not a whole number of 0 or more."""
+    for name, count in counts.items():
+        if not hasattr(count, "__index__") or count < 0:
+            raise InputError(f"{name}={shown(count)}: expected a whole number of 0 or more")
 
 
 # ------------------------------------------------------------------------------------ number of rows

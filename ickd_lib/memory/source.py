@@ -28,9 +28,9 @@ def source_of(images: Images | None, teacher: models.Network | None) -> dict[str
 
 def require_task(images: Images, teacher: models.Network, task: Task) -> None:
     """Raise InputError if there is no image, images or teacher are of another task, or the teacher has no features."""
+    task.check(images)
     if len(images) == 0:
         raise InputError(f"{images.name} has no image to build a bank from")
-    task.check(images)
     task.check_network(teacher)
     if not teacher.features_dim:
         raise InputError(

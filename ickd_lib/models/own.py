@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from .. import runtime
 from ..runtime import InputError
+from ..runtime.arguments import checked
 from .external import build
 from .inspection import first_line, undisturbed
 from .network import Network
@@ -35,6 +36,7 @@ def is_file(text: str) -> bool:
     return ".py:" in path.name or path.suffix in (".py", ".pt2", *SCRIPTS)
 
 
+@checked
 def from_file(text: str, *, num_classes: int, image_size: tuple[int, int] | None = None) -> Network:
     """Load a network from a file. This runs the code in the file, so give only files that you trust.
 

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from ..runtime import InputError, check_object, check_tensors, not_read, reason
+from ..runtime.arguments import checked
 from .detection import Detector
 from .network import Network
 from .wrapped import Wrapped
@@ -18,6 +19,7 @@ from .wrapped import Wrapped
 SHOWN = 3  # number of names that an error message lists; it counts the others
 
 
+@checked
 def load_weights(network: Network, path: str | Path) -> Network:
     """Load a checkpoint into a network. If the checkpoint does not fit, the network is not changed.
 

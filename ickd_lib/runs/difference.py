@@ -7,11 +7,13 @@ from pathlib import Path
 from typing import Any
 
 from ickd_lib import runtime
+from ickd_lib.runtime.arguments import checked
 
 SEEDS = ("seed", "fingerprint")  # ends of the keys of settings that do not describe a run
 IGNORED = ("seconds",)  # keys of a record that differ between any two runs
 
 
+@checked
 def diff(first: str | Path, second: str | Path) -> list[str]:
     """Compare two runs.
 

@@ -17,6 +17,7 @@ from typing import Any
 from ickd_lib import methods, runtime, tasks
 from ickd_lib.runs.seeds import grouped, score, task_of, words
 from ickd_lib.runtime import InputError
+from ickd_lib.runtime.arguments import checked
 from ickd_lib.training.records import described, identities, recipe_changes
 
 TIMES = ("seconds", "images_per_second", "trained_together", "waited_share")  # of a summary, which no two runs share
@@ -208,6 +209,7 @@ def _named(summary: dict[str, Any], config: dict[str, Any]) -> dict[str, Any]:
     return summary
 
 
+@checked
 def overview(folder: str | Path) -> list[dict[str, Any]]:
     """Return a flat row for every run at or below a folder, sorted by path, teachers and unfinished runs included.
 

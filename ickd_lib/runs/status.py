@@ -11,12 +11,14 @@ from ickd_lib import runtime, tasks
 from ickd_lib.runs.findings import count
 from ickd_lib.runs.folders import overview
 from ickd_lib.runtime import InputError
+from ickd_lib.runtime.arguments import checked
 from ickd_lib.runtime.locks import LOCK
 
 RECENT = 3  # number of epochs from which the speed of a run is computed
 COLUMNS = ("run", "state", "epoch", "done", "images/s", "left", "last, %")
 
 
+@checked
 def progress(folder: str | Path) -> tuple[list[dict[str, Any]], list[str]]:
     """Return the progress of every run at or below a folder. Nothing is written, and runs may be training.
 

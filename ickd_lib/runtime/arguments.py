@@ -7,18 +7,27 @@ from __future__ import annotations
 
 import functools
 import inspect
+import os
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from types import NoneType, UnionType
 from typing import Annotated, Any, Literal, NamedTuple, TypeVar, Union, get_args, get_origin
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ickd_lib.runtime.errors import InputError, choose, shown
 
 F = TypeVar("F", bound=Callable[..., Any])
 LARGEST = 1e30  # float32, in which networks compute, has no room for much larger numbers
-NOUNS = {float: "a finite number", int: "a whole number", bool: "True or False", str: "a text", NoneType: "None"}
+NOUNS = {
+    float: "a finite number",
+    int: "a whole number",
+    bool: "True or False",
+    str: "a text",
+    Path: "a path",
+    NoneType: "None",
+}
 
 
 class Bound(NamedTuple):
@@ -43,8 +52,10 @@ def check(name: str, value: Any, kind: Any, of: str = "") -> None:
 
     Args:
         name, value: the argument.
-        kind: an annotation. int, float, bool, str, None, Literal, Annotated with a `Bound`, unions, tuples, lists and
-            sequences of these are checked; anything else is not. An int is a float, but a bool is neither.
+        kind: an annotation. int, float, bool, str, None, other classes, Literal, Annotated with a `Bound`, callables,
+            unions, tuples, lists and sequences of these are checked; anything else is not. An int is a float, but a
+            bool is neither. In place of a class of modules any module is accepted, because the functions that use it
+            say how to make one of that class.
         of: what the argument is of, such as the name of a method, for the message.
     """
     if fits(value, kind):
@@ -77,7 +88,13 @@ def fits(value: Any, kind: Any) -> bool:
         return isinstance(value, str) and "\0" not in value
     if kind in (bool, None, NoneType):
         return isinstance(value, bool if kind is bool else NoneType)
-    return True
+    if origin is Callable:
+        return callable(value)
+    if not isinstance(kind, type) or kind is Any:
+        return True
+    if kind is Path:
+        return isinstance(value, os.PathLike)
+    return isinstance(value, nn.Module if issubclass(kind, nn.Module) else kind)
 
 
 def described(kind: Any) -> str:
@@ -91,7 +108,9 @@ def described(kind: Any) -> str:
     if origin in (tuple, list, Sequence):
         fixed = origin is tuple and parts[-1] is not ...
         return f"{len(parts) if fixed else 'a list'} of {described(parts[0])}"
-    return NOUNS.get(NoneType if kind is None else kind, str(kind))
+    if origin is Callable:
+        return "a function"
+    return NOUNS.get(NoneType if kind is None else kind) or str(getattr(kind, "__name__", kind))
 
 
 def check_tensor(name: str, value: Any, shape: Sequence[int | None], dtype: torch.dtype | None = None) -> None:
@@ -117,6 +136,7 @@ def check_tensor(name: str, value: Any, shape: Sequence[int | None], dtype: torc
 def kinds(function: Callable[..., Any]) -> dict[str, Any]:
     """Return the annotations of a function by argument, without those whose names are known to a type checker alone."""
     found = {}
+    function = inspect.unwrap(function)
     for name, annotation in function.__annotations__.items():
         try:
             found[name] = eval(annotation, function.__globals__) if isinstance(annotation, str) else annotation

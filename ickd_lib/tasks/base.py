@@ -11,7 +11,7 @@ from typing import Any, NamedTuple, TypeVar
 import torch
 from torch import Tensor
 
-from ickd_lib.data import Batch, DenseImages, Images
+from ickd_lib.data import Batch, DenseImages, Images, LabelledImages
 from ickd_lib.models import Network, require_network
 from ickd_lib.runtime import InputError, choose
 from ickd_lib.runtime.registry import enter
@@ -187,6 +187,8 @@ class Task:
 
     def check(self, images: Images) -> None:
         """Raise an InputError of one line if the images do not have the annotations that the task needs."""
+        if not isinstance(images, (LabelledImages, DenseImages)):
+            raise InputError(f"{type(images).__name__} is no split of a data set; give one, such as splits.train")
 
     def check_network(self, network: Network, images: Images | None = None) -> None:
         """Raise an InputError of one line if the outputs of a network are not those of the task.

@@ -31,6 +31,7 @@ class Classification(Task):
     unsupported = frozenset({"pixels"})
 
     def check(self, images: Images) -> None:
+        super().check(images)
         if not isinstance(images, LabelledImages):
             raise InputError(
                 f"classification needs images with one label each, but {images.name} has masks or boxes; choose the "

@@ -71,6 +71,7 @@ class Detection(Task):
         return ("background", *classes)
 
     def check(self, images: DenseImages) -> None:  # type: ignore[override]
+        super().check(images)  # type: ignore[arg-type]
         if images.objects is None:
             raise InputError(
                 f"detection needs images with annotated boxes, but {images.name} has none; choose scenes, voc:PATH or "

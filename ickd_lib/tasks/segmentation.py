@@ -64,6 +64,7 @@ class Segmentation(Task):
         self._counted: tuple[object, int, Tensor] | None = None  # the last masks and classes, and their shares
 
     def check(self, images: DenseImages) -> None:  # type: ignore[override]
+        super().check(images)  # type: ignore[arg-type]
         if images.masks is None:
             raise InputError(
                 f"segmentation needs images with class masks, but {images.name} has none; choose scenes, masks:PATH or "

@@ -25,7 +25,7 @@ from ickd_lib.runtime import Diverged, InputError, fingerprint
 from ickd_lib.runtime.arguments import Count, Natural, Precision, checked
 from ickd_lib.tasks import Classification, Task
 from ickd_lib.training import precision_benchmark
-from ickd_lib.training.distillation import distill
+from ickd_lib.training.distillation import check_options, distill
 from ickd_lib.training.jobs import INPUTS, Job, JobsDied, Outcome, run, train, write_inputs
 from ickd_lib.training.predictions import Predictions
 from ickd_lib.training.recipe import Recipe
@@ -91,6 +91,7 @@ def compare(
         JobsDied: a job died too often. All others are trained to the end first. This is a `Diverged`, too.
         KeyboardInterrupt: Ctrl-C stopped the training, after the checkpoints were written.
     """
+    check_options(options)
     check_methods(methods, peers)
     if teacher is not None:
         models.require_network(teacher)
@@ -232,6 +233,7 @@ def _run_jobs(
         return run(jobs, executor, retries=retries, progress=progress)
 
 
+@checked
 def peer_group(network: str, method: str, seed: int = 0, peers: Sequence[str] = ()) -> list[Student]:
     """Return a student for `distill`, followed by its peers, with the same method, if the method needs peers.
 
@@ -266,6 +268,7 @@ def check_methods(methods: Sequence[str], peers: Sequence[str]) -> None:
         raise InputError(f"no peers are needed for {', '.join(methods)}; name a method such as dml, or leave them out")
 
 
+@checked
 def step_seconds(
     methods: Sequence[str],
     splits: Splits,
@@ -274,9 +277,9 @@ def step_seconds(
     teacher: Network | None = None,
     bank: MemoryBank | None = None,
     task: Task | None = None,
-    batch_size: int = 64,
-    steps: int = 8,
-    rounds: int = 3,
+    batch_size: Count = 64,
+    steps: Count = 8,
+    rounds: Count = 3,
     device: str | torch.device = "auto",
     precision: Precision = "auto",
     statistic: Callable[[list[float]], float] = statistics.median,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import uuid
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,7 @@ from ickd_lib.data import Images, Sampler, Splits, loader
 from ickd_lib.memory import Faiss, MemoryBank
 from ickd_lib.models import Network
 from ickd_lib.runtime import Diverged, InputError
-from ickd_lib.runtime.arguments import Count, Natural, NotNegative, Precision, checked
+from ickd_lib.runtime.arguments import Count, Natural, NotNegative, Precision, check, checked, kinds
 from ickd_lib.runtime.distributed import any_process, wait_for_all
 from ickd_lib.tasks import Classification, Task
 from ickd_lib.training.callbacks import Callback, ProgressBar
@@ -237,6 +237,13 @@ def distill(
     if failed := [group.failed for group in checkpoints if group.failed]:
         raise Diverged("; ".join(failed), histories)
     return histories
+
+
+def check_options(options: Mapping[str, Any]) -> None:
+    """Raise InputError if an argument of `distill` in `options` is not of the kind that it declares."""
+    declared = kinds(distill)
+    for name, value in options.items():
+        check(name, value, declared.get(name, Any))
 
 
 def _check(students: Sequence[Student], splits: Splits, task: Task, teacher: Network | None) -> None:

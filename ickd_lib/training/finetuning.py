@@ -18,6 +18,7 @@ from tqdm import trange
 from ickd_lib import models, runtime
 from ickd_lib.data import Sampler, Splits
 from ickd_lib.runtime import InputError
+from ickd_lib.runtime.arguments import Count, Natural, NotNegative, Positive, Precision, checked
 from ickd_lib.runtime.folders import default_name
 from ickd_lib.tasks import Classification
 from ickd_lib.training.distillation import check_precision, distill
@@ -27,16 +28,17 @@ from ickd_lib.training.state import TrainingState
 from ickd_lib.training.students import Learner, Student, learners
 
 
+@checked
 def teach(
     network: str,
     splits: Splits,
     *,
-    epochs: int = 20,
-    head_epochs: int = 5,
-    lr: float = 1e-4,
-    lr_head: float = 1e-3,
-    batch_size: int = 64,
-    weight_decay: float = 0.05,
+    epochs: Count = 20,
+    head_epochs: Natural = 5,
+    lr: Positive = 1e-4,
+    lr_head: Positive = 1e-3,
+    batch_size: Count = 64,
+    weight_decay: NotNegative = 0.05,
     linear_probe: bool = False,
     seed: int = 0,
     data_seed: int = 0,
@@ -68,12 +70,6 @@ def teach(
         InputError: as for `distill`; or with `linear_probe` there is another option, or the last layer of the network
             is not linear.
     """
-    for what, number, least in (("epochs", epochs, 1), ("head_epochs", head_epochs, 0)):
-        if number < least:
-            raise InputError(f"{what}={number} must be {least} or more")
-    for what, rate in (("lr", lr), ("lr_head", lr_head)):
-        if not rate > 0:
-            raise InputError(f"{what}={rate} must be above 0")
     recipe = Recipe(
         epochs=epochs if linear_probe else head_epochs + epochs,
         batch_size=batch_size,
@@ -92,6 +88,7 @@ def teach(
     return next(iter(distill([student], splits, **common, **options).values()))
 
 
+@checked
 def _probe(
     student: Student,
     splits: Splits,
@@ -100,7 +97,7 @@ def _probe(
     data_seed: int,
     runs: str | Path | None,
     device: str | torch.device,
-    precision: str = "auto",
+    precision: Precision = "auto",
     progress: bool | str = True,
     resume: bool = True,
 ) -> History:
@@ -129,8 +126,8 @@ def _probe(
     if record.finished:
         return record.history()
     check_precision(record, precision)
-    precision = record.precision or runtime.precision(precision, device, min(train.size))
-    numerics: dict[str, Any] = {"device": str(device), "precision": precision, "threads": torch.get_num_threads()}
+    chosen = record.precision or runtime.precision(precision, device, min(train.size))
+    numerics: dict[str, Any] = {"device": str(device), "precision": chosen, "threads": torch.get_num_threads()}
     numerics |= {"teacher_cache": False, "captured": False}
     if record.run and record.run.exists():
         numerics = record.run.config["numerics"]
@@ -145,16 +142,16 @@ def _probe(
         record.rewind(0, [])
         state = TrainingState(learner, recipe, Sampler(train).steps(recipe.batch_size), train.size)
         began = time.perf_counter()
-        record.epochs = _train_classifier(learner, splits, recipe, data_seed, precision, progress)
+        record.epochs = _train_classifier(learner, splits, recipe, data_seed, chosen, progress)
         state.seconds = time.perf_counter() - began
         network, last = learner.network.eval(), record.epochs[-1]
         for name, split in (("val", splits.val), ("test", splits.test)):
             if len(split):
-                last[f"{name}_{task.primary}"] = task.metrics(network, split, precision=precision)[task.primary]
+                last[f"{name}_{task.primary}"] = task.metrics(network, split, precision=chosen)[task.primary]
         for one in record.epochs:
             if record.run and runtime.rank() == 0:
                 record.run.log(one)
-        record.finish(state, splits, task, precision, None, 1)
+        record.finish(state, splits, task, chosen, None, 1)
     return record.history()
 
 

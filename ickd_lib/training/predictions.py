@@ -16,6 +16,7 @@ from ickd_lib.data import Images, Splits
 from ickd_lib.data.split import positions_of
 from ickd_lib.models import Network, Output
 from ickd_lib.runtime import InputError
+from ickd_lib.runtime.arguments import checked
 
 SMOOTHING = 0.1  # probability of all other classes together where a file names a class without its probability
 LEAST = 1e-6  # smallest probability, because the logit of 0 is infinite
@@ -69,6 +70,7 @@ class Predictions(Network):
             )
 
 
+@checked
 def load_predictions(text: str, splits: Splits) -> Predictions:
     """Read the predictions of a black-box teacher from a CSV file.
 

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 
 from ickd_lib import runtime
-from ickd_lib.runtime import InputError
+from ickd_lib.runtime.arguments import Count, Natural, checked
 
 
 class Processes(Executor):
@@ -30,12 +30,11 @@ class Processes(Executor):
         jobs: the largest number of processes.
         threads: CPU threads of each process; by default those of this process, divided by `jobs`.
     Raises:
-        InputError: `jobs` is less than 1.
+        InputError: `jobs` is less than 1, or `threads` less than 0.
     """
 
-    def __init__(self, jobs: int, *, threads: int = 0) -> None:
-        if jobs < 1:
-            raise InputError(f"jobs={jobs} must be 1 or more")
+    @checked
+    def __init__(self, jobs: Count, *, threads: Natural = 0) -> None:
         self.threads = threads or max(1, runtime.free_threads() // jobs)
         self.jobs = jobs
         self._free, self._waiting = list(range(jobs)), deque[tuple[Future, Callable[..., Any], tuple, dict]]()

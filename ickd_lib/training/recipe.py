@@ -83,9 +83,10 @@ class Recipe:
         """
         name = runtime.choose(self.optimizer, optimizers(), "optimizer")
         known = inspect.signature(getattr(torch.optim, name).__init__).parameters
-        usual = {one.name: one.default for one in fields(self)} | dict(defaults)
+        usual = {one.name: one.default for one in fields(self)}
         for setting in OF_OPTIMIZERS:
-            if setting not in known and (value := getattr(self, setting)) != usual[setting]:
+            value = getattr(self, setting)
+            if setting not in known and value not in (usual[setting], defaults.get(setting, usual[setting])):
                 raise InputError(f"{setting}={value} is not a setting of the optimizer {name}; leave it out")
 
     def first_phase(self) -> Recipe:

@@ -13,6 +13,7 @@ from typing import Any
 
 from ickd_lib import runtime
 from ickd_lib.runtime import InputError
+from ickd_lib.runtime.arguments import checked
 
 # The options of `Slurm`, and their names in submitit.
 OPTIONS = {
@@ -44,6 +45,7 @@ class Slurm(Executor):
 
     POLL = 1.0  # seconds between two looks at the jobs
 
+    @checked
     def __init__(self, folder: str | Path, options: str) -> None:
         given = _parsed(options)
         try:

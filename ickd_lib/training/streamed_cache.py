@@ -14,6 +14,7 @@ from ickd_lib import runtime
 from ickd_lib.data import Batch, StreamedImages
 from ickd_lib.data.split import positions_of
 from ickd_lib.models import Network
+from ickd_lib.runtime.arguments import Natural, NotNegative, checked
 from ickd_lib.tasks import Samples
 from ickd_lib.training.stored_outputs import StoredOutputs, teacher_outputs
 from ickd_lib.training.teacher_source import TeacherSource, samples_of
@@ -37,6 +38,7 @@ class StreamedTeacherCache(TeacherSource):
 
     teacher: Network
 
+    @checked
     def __init__(
         self,
         teacher: Network,
@@ -45,8 +47,8 @@ class StreamedTeacherCache(TeacherSource):
         features: bool = False,
         precision: str = "fp32",
         folder: str | Path | None = None,
-        gigabytes: float = 4.0,
-        top: int = 0,
+        gigabytes: NotNegative = 4.0,
+        top: Natural = 0,
     ) -> None:
         self.teacher, self.precision, self.views = teacher, precision, images.views
         self.records = StoredOutputs(teacher.num_classes, teacher.features_dim if features else 0, top)

@@ -6,7 +6,7 @@ import contextlib
 import copy
 from collections.abc import Hashable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
-from typing import Any
+from typing import Any, get_type_hints
 
 import torch
 from torch import Tensor, nn
@@ -15,7 +15,7 @@ from ickd_lib import methods, models, runtime
 from ickd_lib.data import Images
 from ickd_lib.memory import Faiss, MemoryBank, requested, source_of
 from ickd_lib.models import Network
-from ickd_lib.runtime import InputError
+from ickd_lib.runtime import InputError, arguments
 from ickd_lib.runtime.folders import default_name
 from ickd_lib.tasks import Task
 from ickd_lib.training.predictions import Predictions
@@ -40,6 +40,10 @@ class Student:
     seed: int = 0
     name: str = ""
     peer_group: str = ""
+
+    def __post_init__(self) -> None:
+        for name, kind in get_type_hints(Student).items():
+            arguments.check(name, getattr(self, name), kind, "Student")
 
 
 @dataclass(frozen=True)

@@ -18,6 +18,7 @@ from ickd_lib.data import Batch, Images
 from ickd_lib.data.split import positions_of
 from ickd_lib.models import Network
 from ickd_lib.models.inference import images_of_a_pass
+from ickd_lib.runtime.arguments import Natural, NotNegative, checked
 from ickd_lib.runtime.distributed import any_process, gather, share, shares
 from ickd_lib.runtime.locks import lock
 from ickd_lib.tasks import Samples
@@ -51,6 +52,7 @@ class TeacherCache(TeacherSource):
 
     teacher: Network
 
+    @checked
     def __init__(
         self,
         teacher: Network,
@@ -59,9 +61,9 @@ class TeacherCache(TeacherSource):
         features: bool = False,
         precision: str = "fp32",
         folder: str | Path | None = None,
-        gigabytes: float = 4.0,
-        ahead: int | None = None,
-        top: int = 0,
+        gigabytes: NotNegative = 4.0,
+        ahead: Natural | None = None,
+        top: Natural = 0,
     ) -> None:
         self.teacher, self.images, self.precision = teacher, images, precision
         self.classes = teacher.num_classes

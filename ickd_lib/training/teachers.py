@@ -14,8 +14,9 @@ from ickd_lib import models, runtime
 from ickd_lib.data import Images, Splits
 from ickd_lib.models import Network
 from ickd_lib.runtime import InputError
+from ickd_lib.runtime.arguments import checked
 from ickd_lib.tasks import Classification, Task
-from ickd_lib.training.distillation import distill
+from ickd_lib.training.distillation import check_options, distill
 from ickd_lib.training.predictions import load_predictions
 from ickd_lib.training.recipe import Recipe
 from ickd_lib.training.students import Student
@@ -23,6 +24,7 @@ from ickd_lib.training.students import Student
 PRETRAINED = "pretrained"  # in place of a checkpoint: the weights that the network's name asks its library for
 
 
+@checked
 def pretrain(
     name: str,
     splits: Splits,
@@ -52,8 +54,10 @@ def pretrain(
     Returns:
         The network in evaluation mode.
     Raises:
-        InputError: the weights cannot be loaded, or "pretrained" weights have another number of classes than the data.
+        InputError: an argument cannot work, the weights cannot be loaded, or "pretrained" weights have another number
+            of classes than the data.
     """
+    check_options(options)
     if runtime.parse_call(name, "model", "resnet8")[0].endswith(".csv"):
         if weights:
             raise InputError(f"{name} is a file of predictions, which has no weights; leave out {weights}")

@@ -208,5 +208,5 @@ def _statistics(train: StreamedImages) -> tuple[tuple[float, ...], tuple[float, 
         drawn = torch.randperm(len(train), generator=runtime.generator("mean", len(train)))[:count].sort().values
         return dict(zip(("mean", "std"), channel_statistics(train.blocks(drawn)), strict=True))
 
-    found = remembered(f"mean-{mark}.json", measured)
+    found = remembered(f"mean-{mark}.json", {"mean": list, "std": list}, measured)
     return tuple(found["mean"]), tuple(found["std"])

@@ -7,6 +7,7 @@ from typing import NamedTuple
 
 from ickd_lib import methods, models, runtime
 from ickd_lib.runtime import InputError
+from ickd_lib.runtime.arguments import checked
 from ickd_lib.training.presets import accuracy, cifar100, coco, imagenet
 from ickd_lib.training.presets.protocols import SMALL, Key, Settings
 from ickd_lib.training.recipe import Recipe
@@ -31,6 +32,7 @@ class Published(NamedTuple):
     official: bool = True
 
 
+@checked
 def published(method: str, teacher: str, student: str, data: str = "cifar100") -> Published:
     """Return the settings with which the authors of a method published it for a pair of networks.
 
@@ -83,6 +85,7 @@ def available(method: str) -> str:
     return ", ".join(_TITLES[data] for data in found)
 
 
+@checked
 def published_accuracy(teacher: str, student: str, data: str = "cifar100") -> dict[tuple[str, int], float]:
     """Return the accuracies published for a pair of networks, by method and epochs.
 
