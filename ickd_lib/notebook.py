@@ -8,7 +8,7 @@ from ickd_lib.runtime import InputError, choose
 from ickd_lib.runtime.arguments import Bound, Count, Name, Natural, Positive, Precision, Share, check, fits
 
 At = Annotated[int, Bound(lambda value: -1 <= value <= 255, "from -1, for none, to 255")]
-Some = Annotated[list[Name], Bound(bool, "at least one")]
+Some = Annotated[list[Name], Bound(bool, "(at least one)")]
 
 # For every parameter that a notebook may have, its type and range.
 PARAMETERS: dict[str, Any] = {
@@ -34,8 +34,8 @@ PARAMETERS: dict[str, Any] = {
     "labels": Natural,
     "test_images": Natural,
     "augment": Name,
-    "shots": Annotated[list[Count], Bound(bool, "at least one")],
-    "exemplars": Annotated[list[Natural], Bound(bool, "at least one")],
+    "shots": Annotated[list[Count], Bound(bool, "(at least one)")],
+    "exemplars": Annotated[list[Natural], Bound(bool, "(at least one)")],
     "steps": Count,
     "epochs": Count,
     "batch_size": Count,
@@ -85,6 +85,8 @@ def check_parameters(namespace: dict[str, Any], names: str) -> dict[str, Any]:
         if name not in namespace:
             raise InputError(f"parameter {name!r} is missing from the parameters cell; give it a value")
         value = namespace[name]
+        if isinstance(value, str) and value.startswith("[") and not fits(value, PARAMETERS[name]):
+            raise InputError(f"parameter {name} is a text; papermill is given a list with -y '{name}: {value}', not -p")
         check(f"parameter {name}", value, PARAMETERS[name])
         checked[name] = float(value) if fits(0.5, PARAMETERS[name]) else value
     return checked

@@ -19,6 +19,7 @@ from papermill.exceptions import PapermillExecutionError
 from PIL import Image
 
 from ickd_lib import notebook as library
+from ickd_lib.runtime import InputError
 
 FOLDER = Path(__file__).resolve().parents[1] / "notebooks"
 NOTEBOOKS = sorted(FOLDER.glob("[0-9]*.ipynb"))
@@ -114,6 +115,8 @@ def test_the_documented_calls_of_papermill_have_valid_parameters():
     page = (FOLDER.parent / "docs" / "notebooks.md").read_text().replace("\\\n", " ")
     calls = [shlex.split(line.partition("papermill ")[2]) for line in page.splitlines() if "papermill 0" in line]
     assert len(calls) == 2
+    with pytest.raises(InputError, match=r"given a list with -y 'methods: \[\"kd\"\]', not -p"):
+        library.check_parameters({"methods": '["kd"]'}, "methods")
     for name, _, *options in calls:
         given = {}
         while options:

@@ -11,7 +11,8 @@ from typing import Any, NamedTuple, TypeVar
 import torch
 from torch import Tensor
 
-from ickd_lib.data import Batch, DenseImages, Images, LabelledImages
+from ickd_lib.data import Batch, DenseImages, Images
+from ickd_lib.data.split import ImageSplit
 from ickd_lib.models import Network, require_network
 from ickd_lib.runtime import InputError, choose
 from ickd_lib.runtime.registry import enter
@@ -187,7 +188,7 @@ class Task:
 
     def check(self, images: Images) -> None:
         """Raise an InputError of one line if the images do not have the annotations that the task needs."""
-        if not isinstance(images, (LabelledImages, DenseImages)):
+        if not isinstance(images, ImageSplit):
             raise InputError(f"{type(images).__name__} is no split of a data set; give one, such as splits.train")
 
     def check_network(self, network: Network, images: Images | None = None) -> None:
