@@ -815,6 +815,18 @@ def test_a_damaged_checkpoint_is_named(digits, tmp_path, monkeypatch):
         distill(students, digits, None, runs=tmp_path)
 
 
+def test_a_renamed_run_is_resumed(digits, tmp_path, monkeypatch):
+    student = Student("dropping", "ce", 0, "a")
+    whole = distill([student], digits, None)["a"]
+    with monkeypatch.context() as patch:
+        stop_at(patch, 2)
+        with pytest.raises(Interrupted):
+            distill([student], digits, None, runs=tmp_path, checkpoint_seconds=0)
+    (tmp_path / "a").rename(tmp_path / "b")
+    resumed = distill([dataclasses.replace(student, name="b")], digits, None, runs=tmp_path)["b"]
+    assert same(whole.network, resumed.network)
+
+
 def test_a_full_disk_keeps_the_last_checkpoint(digits, tmp_path, monkeypatch):
     students = [Student("dropping", "ce", 0, "a")]
     save, written = torch.save, []
