@@ -449,7 +449,7 @@ def test_the_aggregate_can_be_the_anchor():
     ("name", "message"),
     [
         ("ikd", "unknown method 'ikd'; did you mean 'ickd'"),
-        ("ickd(nidc=1)", "unknown argument of method 'ickd' 'nidc'; did you mean 'nicd'"),
+        ("ickd(nidc=1)", "unknown argument 'nidc' of method 'ickd'; did you mean 'nicd'"),
         ("ickd(nicd='much')", r"ickd\(nicd='much'\): expected a finite number of 0 or more"),
         ("ickd(nicd=", "cannot read method"),
         ("ickd(1)", "cannot read method"),
@@ -485,6 +485,22 @@ def test_impossible_methods_are_one_line(name, message):
     with pytest.raises(InputError, match=message) as caught:
         methods.create(name)
     assert "\n" not in str(caught.value)
+
+
+def test_arguments_of_an_own_method_that_cannot_be_given_are_named(monkeypatch):
+    monkeypatch.setattr(registry, "_REGISTRY", dict(registry._REGISTRY))
+
+    @methods.register("positional")
+    class Positional(methods.Method):
+        def __init__(self, weight=1.0):
+            pass
+
+    with pytest.raises(InputError, match=r"'weight' of method 'positional' is not keyword-only; write it after a \*"):
+        methods.create("positional(weight=2)")
+    with pytest.raises(InputError, match=r"unknown argument 'wait' of method 'positional' \(known: none\)"):
+        methods.create("positional(wait=2)")
+    with pytest.raises(InputError, match=r"does not call super\(\)"):
+        methods.create("positional")
 
 
 def test_describe_is_read_back():

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from ickd_lib.methods.context import Context, Retrieval
 from ickd_lib.models import Network
-from ickd_lib.runtime import arguments
+from ickd_lib.runtime import InputError, arguments
 from ickd_lib.runtime.arguments import NotNegative
 from ickd_lib.tasks import Samples
 
@@ -189,6 +189,13 @@ class WithLabels(Method):
     def teach(self, context: Context) -> dict[str, Tensor]:
         """Return the weighted terms that are added to the task's own loss."""
         raise TypeError(f"{type(self).__name__} must define teach(context) -> {{term: scalar}}")
+
+
+def require_initialised(method: Method) -> None:
+    """Raise InputError if the constructor of a method does not call that of its base class."""
+    if "_modules" not in vars(method):
+        name = method.config["name"] or type(method).__name__
+        raise InputError(f"method {name!r}: its __init__ does not call super().__init__(); call it there first")
 
 
 def defaults(cls: type[Method]) -> dict[str, Any]:

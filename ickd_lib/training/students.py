@@ -153,6 +153,7 @@ def _learner(
     """Create a student that does not have its name yet, because the default name depends on the peers."""
     given = student.method
     method = methods.create(given) if isinstance(given, str) else copy.deepcopy(given)
+    methods.require_initialised(method)
     origin: dict[str, Any]
     if isinstance(student.network, str):
         with runtime.seeded(student.seed, "network"):
