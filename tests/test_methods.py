@@ -569,6 +569,38 @@ def test_negatives_are_at_most_the_rows_outside_the_most_frequent_class(labels, 
     assert ("only 20 samples are not of the most frequent class" in capfd.readouterr().err) == (expected == 20)
 
 
+@pytest.mark.parametrize(
+    ("labels", "trained", "few_allowed", "expected"),
+    [
+        ([0] * 5 + [1] * 9, None, False, 4),
+        ([0] * 5 + [1] * 9, [1] * 3, False, 8),  # no training sample is of the smaller class
+        ([0] * 5 + [1] * 9, None, True, 8),
+        ([0] * 5 + [-1] * 9, None, False, 8),
+    ],
+)
+def test_positives_are_at_most_the_other_rows_of_the_smallest_class(labels, trained, few_allowed, expected, capfd):
+    method = methods.create("kd+ickd")
+    trained = trained and torch.tensor(trained)
+    method.describe_bank(torch.tensor(labels), larger=False, few_allowed=few_allowed, trained=trained)
+    method.setup(8, 8, 2, len(labels))
+    assert [spec.positives for spec in method.retrievals] == [expected]
+    assert ("ickd uses 4 positives instead of 8" in capfd.readouterr().err) == (expected == 4)
+
+
+def test_a_class_of_one_image_has_no_positives():
+    labels = torch.tensor([0] * 5 + [1])
+    for name in ("ickd", "picd"):
+        method = methods.create(name)
+        method.describe_bank(labels, larger=False, few_allowed=False)
+        with pytest.raises(
+            InputError, match=r"a class has a single image.* or ickd\(picd=0\), which needs no positives"
+        ):
+            method.setup(8, 8, 2, 6)
+    method = methods.create("ickd(picd=0)")
+    method.describe_bank(labels, larger=False, few_allowed=False)
+    method.setup(8, 8, 2, 6)
+
+
 def test_a_third_is_that_of_a_larger_bank():
     method = methods.create("ickd")
     method.bank_rows = 300

@@ -774,11 +774,6 @@ def test_a_diverging_loss_names_term_and_step_and_keeps_the_last_good_checkpoint
         ({"evaluate_every": 0}, "evaluate_every=0"),
         ({"device": "cuda:7"}, "torch finds"),
         ({"precision": "fp16"}, "unknown precision 'fp16'"),
-        (
-            {"students": [Student("dropping", "ickd(positives=40)")]},
-            "40 positives were requested for a sample of class",
-        ),
-        ({"students": [Student("dropping", "picd(positives=40, query='view')")]}, "40 positives were requested for"),
     ],
 )
 def test_what_cannot_work_is_said_before_training(change, message, digits, teacher, tmp_path):

@@ -170,7 +170,8 @@ def _learner(
     network.classes = train.classes
     labels = task.keys(train)[1]
     rows = len(labels)
-    method.describe_bank(bank.labels if bank else labels, larger=bool(bank), few_allowed=task.allow_missing)
+    rows_labels = bank.labels if bank else labels
+    method.describe_bank(rows_labels, larger=bool(bank), few_allowed=task.allow_missing, trained=labels)
     with runtime.seeded(student.seed, "method"):
         network = method.adapt(network, teacher, train.size)
         if network.added:
