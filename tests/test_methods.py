@@ -449,7 +449,7 @@ def test_the_aggregate_can_be_the_anchor():
     ("name", "message"),
     [
         ("ikd", "unknown method 'ikd'; did you mean 'ickd'"),
-        ("ickd(nidc=1)", "unknown argument of method 'ickd' 'nidc'; did you mean 'nicd'"),
+        ("ickd(nidc=1)", "unknown argument 'nidc' of method 'ickd'; did you mean 'nicd'"),
         ("ickd(nicd='much')", r"ickd\(nicd='much'\): expected a finite number of 0 or more"),
         ("ickd(nicd=", "cannot read method"),
         ("ickd(1)", "cannot read method"),
@@ -485,6 +485,22 @@ def test_impossible_methods_are_one_line(name, message):
     with pytest.raises(InputError, match=message) as caught:
         methods.create(name)
     assert "\n" not in str(caught.value)
+
+
+def test_arguments_of_an_own_method_that_cannot_be_given_are_named(monkeypatch):
+    monkeypatch.setattr(registry, "_REGISTRY", dict(registry._REGISTRY))
+
+    @methods.register("positional")
+    class Positional(methods.Method):
+        def __init__(self, weight=1.0):
+            pass
+
+    with pytest.raises(InputError, match=r"'weight' of method 'positional' is not keyword-only; write it after a \*"):
+        methods.create("positional(weight=2)")
+    with pytest.raises(InputError, match=r"unknown argument 'wait' of method 'positional' \(known: none\)"):
+        methods.create("positional(wait=2)")
+    with pytest.raises(InputError, match=r"does not call super\(\)"):
+        methods.create("positional")
 
 
 def test_describe_is_read_back():
@@ -551,6 +567,38 @@ def test_negatives_are_at_most_the_rows_outside_the_most_frequent_class(labels, 
     method.setup(8, 8, 2, 100)
     assert [spec.negatives for spec in method.retrievals] == [expected]
     assert ("only 20 samples are not of the most frequent class" in capfd.readouterr().err) == (expected == 20)
+
+
+@pytest.mark.parametrize(
+    ("labels", "trained", "few_allowed", "expected"),
+    [
+        ([0] * 5 + [1] * 9, None, False, 4),
+        ([0] * 5 + [1] * 9, [1] * 3, False, 8),  # no training sample is of the smaller class
+        ([0] * 5 + [1] * 9, None, True, 8),
+        ([0] * 5 + [-1] * 9, None, False, 8),
+    ],
+)
+def test_positives_are_at_most_the_other_rows_of_the_smallest_class(labels, trained, few_allowed, expected, capfd):
+    method = methods.create("kd+ickd")
+    trained = trained and torch.tensor(trained)
+    method.describe_bank(torch.tensor(labels), larger=False, few_allowed=few_allowed, trained=trained)
+    method.setup(8, 8, 2, len(labels))
+    assert [spec.positives for spec in method.retrievals] == [expected]
+    assert ("ickd uses 4 positives instead of 8" in capfd.readouterr().err) == (expected == 4)
+
+
+def test_a_class_of_one_image_has_no_positives():
+    labels = torch.tensor([0] * 5 + [1])
+    for name in ("ickd", "picd"):
+        method = methods.create(name)
+        method.describe_bank(labels, larger=False, few_allowed=False)
+        with pytest.raises(
+            InputError, match=r"a class has a single image.* or ickd\(picd=0\), which needs no positives"
+        ):
+            method.setup(8, 8, 2, 6)
+    method = methods.create("ickd(picd=0)")
+    method.describe_bank(labels, larger=False, few_allowed=False)
+    method.setup(8, 8, 2, 6)
 
 
 def test_a_third_is_that_of_a_larger_bank():

@@ -488,17 +488,23 @@ def test_a_circle_of_which_a_folder_was_removed_is_refused(name, finished, few, 
     assert not (tmp_path / name).exists()
 
 
-@pytest.mark.parametrize("damage", ["cut short", "no checkpoint", "of others"])
+@pytest.mark.parametrize("damage", ["cut short", "no checkpoint"])
 def test_a_damaged_checkpoint_of_a_circle_is_named(damage, few, tmp_path, monkeypatch):
     stopped(few, tmp_path, monkeypatch)
     path = tmp_path / "a" / "checkpoint.pt"
     if damage == "cut short":
         path.write_bytes(path.read_bytes()[:-1000])
-    elif damage == "no checkpoint":
-        path.write_text("no checkpoint\n")
     else:
-        torch.save({"a": torch.load(path)["a"]}, path)
+        path.write_text("no checkpoint\n")
     refused(r"a/checkpoint\.pt is damaged .*; remove .*/a, .*/b to train anew", few, tmp_path)
+
+
+def test_a_checkpoint_of_peers_with_other_names_names_those_that_it_holds(few, tmp_path, monkeypatch):
+    stopped(few, tmp_path, monkeypatch)
+    (tmp_path / "b").rename(tmp_path / "c")
+    first, second = resumable()[:2]
+    message = r"a/checkpoint\.pt holds the runs a, b, but not c; give the run folders of peers their former names, or"
+    refused(message, few, tmp_path, [first, replace(second, name="c")])
 
 
 def test_a_circle_of_others_is_another_run(few, tmp_path, monkeypatch):

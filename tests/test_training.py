@@ -22,7 +22,7 @@ from ickd_lib.methods import Context, Method
 from ickd_lib.models import Network, Output
 from ickd_lib.runtime import Diverged, InputError
 from ickd_lib.runtime.versions import _structure
-from ickd_lib.training import Recipe, Student, distillation, optimizers, records
+from ickd_lib.training import Recipe, Student, distillation, optimizers, records, step
 
 pytestmark = pytest.mark.usefixtures("untouched_generator")
 RECIPE = Recipe(epochs=2, lr=0.05, schedule="cosine", batch_size=50)
@@ -774,17 +774,66 @@ def test_a_diverging_loss_names_term_and_step_and_keeps_the_last_good_checkpoint
         ({"evaluate_every": 0}, "evaluate_every=0"),
         ({"device": "cuda:7"}, "torch finds"),
         ({"precision": "fp16"}, "unknown precision 'fp16'"),
-        (
-            {"students": [Student("dropping", "ickd(positives=40)")]},
-            "40 positives were requested for a sample of class",
-        ),
-        ({"students": [Student("dropping", "picd(positives=40, query='view')")]}, "40 positives were requested for"),
     ],
 )
 def test_what_cannot_work_is_said_before_training(change, message, digits, teacher, tmp_path):
     call = {"students": [Student("dropping", "ickd")], "teacher": teacher} | change
     with pytest.raises(InputError, match=message):
         distill(call.pop("students"), digits, call.pop("teacher"), **call)
+
+
+MISTAKES = {
+    "not a dict": (
+        lambda c: c.supervised,
+        "method 'Own' returned an object of type Tensor; return a dict of named loss",
+    ),
+    "no scalar": (
+        lambda c: {"kd": c.student.logits.sum(1)},
+        r"the loss term 'kd' has shape \[50\], but must be a scalar",
+    ),
+    "a number": (lambda c: {"kd": 1.0}, "the loss term 'kd' is of type float; return a scalar tensor"),
+    "nothing": (lambda c: {}, "'Own' returned no loss term; return one"),
+    "detached": (
+        lambda c: {"kd": c.supervised.detach()},
+        r"'Own': no loss term \(kd\) has a gradient; compute one from",
+    ),
+    "teacher": (
+        lambda c: {"kd": c.teacher.logits.mean()},
+        r"Own' .*'logits'\); it uses teacher, so add 'teacher' to its",
+    ),
+    "shared": (lambda c: {"kd": c.shared_logits()[0].mean()}, "it uses shared_logits, so add 'teacher' to its needs"),
+    "maps": (lambda c: {"kd": c.student.maps[-1].mean()}, "it uses maps, so add 'maps' to its needs"),
+    "retrieval": (lambda c: {"kd": c.positives.logits.mean()}, "it uses positives, so set its attribute retrieval"),
+}
+
+
+@pytest.mark.parametrize("mistake", MISTAKES)
+def test_a_mistake_in_an_own_method_is_named_in_the_first_step(mistake, digits, teacher):
+    returned, message = MISTAKES[mistake]
+
+    class Own(Method):
+        def forward(self, context):
+            return returned(context)
+
+    with pytest.raises(InputError, match=message) as caught:
+        distill([Student("dropping", Own())], digits, teacher)
+    assert "\n" not in str(caught.value)
+
+
+def test_only_the_first_step_checks_the_loss_terms(digits, monkeypatch):
+    checked, first_terms = [], step.first_terms
+    monkeypatch.setattr(step, "first_terms", lambda *given: checked.append(given) or first_terms(*given))
+    distill([Student("dropping", "ce")], digits, None)
+    assert len(checked) == 1
+
+
+def test_a_method_that_does_not_call_the_constructor_of_its_base_is_named(digits):
+    class Own(Method):
+        def __init__(self, *, weight: float = 1.0):
+            self.weight = weight
+
+    with pytest.raises(InputError, match=r"'Own': its __init__ does not call super\(\).__init__\(\); call it there"):
+        distill([Student("dropping", Own())], digits, None)
 
 
 def test_a_bank_or_teacher_of_other_data_is_refused(digits, teacher):
@@ -813,6 +862,18 @@ def test_a_damaged_checkpoint_is_named(digits, tmp_path, monkeypatch):
     path.write_bytes(path.read_bytes()[:300])
     with pytest.raises(InputError, match=r"checkpoint\.pt is damaged"):
         distill(students, digits, None, runs=tmp_path)
+
+
+def test_a_renamed_run_is_resumed(digits, tmp_path, monkeypatch):
+    student = Student("dropping", "ce", 0, "a")
+    whole = distill([student], digits, None)["a"]
+    with monkeypatch.context() as patch:
+        stop_at(patch, 2)
+        with pytest.raises(Interrupted):
+            distill([student], digits, None, runs=tmp_path, checkpoint_seconds=0)
+    (tmp_path / "a").rename(tmp_path / "b")
+    resumed = distill([dataclasses.replace(student, name="b")], digits, None, runs=tmp_path)["b"]
+    assert same(whole.network, resumed.network)
 
 
 def test_a_full_disk_keeps_the_last_checkpoint(digits, tmp_path, monkeypatch):

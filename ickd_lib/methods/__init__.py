@@ -18,7 +18,7 @@ from ickd_lib.methods import (
     temperature,
     transport,
 )
-from ickd_lib.methods.base import NEEDS, Method, WithLabels, defaults
+from ickd_lib.methods.base import NEEDS, Method, WithLabels, defaults, require_initialised
 from ickd_lib.methods.combined import Combined, describe
 from ickd_lib.methods.context import Context, InContextPair, Retrieval, StrongView, TargetSource
 from ickd_lib.methods.incontext import ICKD
@@ -53,6 +53,7 @@ __all__ = [
     "recorded",
     "refilled",
     "register",
+    "require_initialised",
     "reuse",
     "review",
     "segmentation",

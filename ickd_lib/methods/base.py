@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from ickd_lib.methods.context import Context, Retrieval
 from ickd_lib.models import Network
-from ickd_lib.runtime import arguments
+from ickd_lib.runtime import InputError, arguments
 from ickd_lib.runtime.arguments import NotNegative
 from ickd_lib.tasks import Samples
 
@@ -42,6 +42,8 @@ class Method(nn.Module):
             detector's bank has the background; it is set before `setup` is called, and 0 if that is not known.
         bank_others: smallest number of rows, over the classes, that have another class: fewer negatives exist for no
             sample. It is set before `setup` is called, and 0 if samples may have fewer negatives than requested.
+        bank_same: smallest number of other rows of the class of a training sample: more positives do not exist for some
+            sample. It is set before `setup` is called, and None if samples may have fewer positives than requested.
         pixelwise: whether the method compares each sample with its target alone, so that in segmentation it compares
             each pixel. All others compare class regions there.
         chance: for loss terms that compare a sample with others, the value for a student that cannot tell these apart.
@@ -73,6 +75,7 @@ class Method(nn.Module):
     bank_rows = 0
     bank_classes = 0
     bank_others = 0
+    bank_same: int | None = None
     pixelwise = False
     chance: Mapping[str, float] = {}
     limits: Mapping[str, float] = MappingProxyType({})
@@ -136,7 +139,7 @@ class Method(nn.Module):
         """
         return student
 
-    def describe_bank(self, labels: Tensor, *, larger: bool, few_allowed: bool) -> None:
+    def describe_bank(self, labels: Tensor, *, larger: bool, few_allowed: bool, trained: Tensor | None = None) -> None:
         """Set the attributes `bank_…` of the method and of the methods that it combines, before `setup` is called.
 
         Args:
@@ -144,15 +147,19 @@ class Method(nn.Module):
                 sample without a label. int64, shape [N].
             larger: whether the rows are those of a given bank.
             few_allowed: whether samples may have fewer in-context samples than requested.
+            trained: class of each training sample, -1 for one without a label; None if these are the rows.
         """
-        known = labels[labels >= 0]
-        sizes = known.bincount()
+        trained = labels if trained is None else trained
+        known, present = labels[labels >= 0], trained.unique().tolist()
+        sizes = known.bincount(minlength=max(present, default=0) + 1)
         for part in self.modules():
             if isinstance(part, Method):
                 part.bank_rows = larger * len(labels)
                 part.bank_classes = int((sizes > 0).sum())
                 exact = not few_allowed and len(known) == len(labels) > 0
                 part.bank_others = len(labels) - int(sizes.max()) if exact else 0
+                exact = exact and min(present, default=-1) >= 0
+                part.bank_same = max(0, int(sizes[present].min()) - 1) if exact else None
 
     def setup(self, student_dim: int, teacher_dim: int, num_classes: int, rows: int) -> None:
         """Create what depends on sizes, such as projectors with parameters, before the optimiser exists.
@@ -189,6 +196,13 @@ class WithLabels(Method):
     def teach(self, context: Context) -> dict[str, Tensor]:
         """Return the weighted terms that are added to the task's own loss."""
         raise TypeError(f"{type(self).__name__} must define teach(context) -> {{term: scalar}}")
+
+
+def require_initialised(method: Method) -> None:
+    """Raise InputError if the constructor of a method does not call that of its base class."""
+    if "_modules" not in vars(method):
+        name = method.config["name"] or type(method).__name__
+        raise InputError(f"method {name!r}: its __init__ does not call super().__init__(); call it there first")
 
 
 def defaults(cls: type[Method]) -> dict[str, Any]:

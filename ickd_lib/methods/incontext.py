@@ -36,8 +36,8 @@ class ICKD(Method):
     temperature: temperature of both KL terms.
     positives, negatives: number of in-context samples of each kind. At most a third of the rows of the bank become
         negatives, so that these are near the query in a small data set too, and never more than there are rows outside
-        the most frequent class; with per_class, at most one sample of each other class. A note is printed if the number
-        is smaller than requested.
+        the most frequent class; with per_class, at most one sample of each other class. Positives are at most the
+        other rows of the smallest class. A note is printed if a number is smaller than requested.
     aggregation_temperature: temperature of the softmax over similarities that weights the positives; None gives equal
         weights.
     average: whether to aggregate "logits" or "probabilities".
@@ -178,6 +178,7 @@ class ICKD(Method):
             )
 
     def setup(self, student_dim: int, teacher_dim: int, num_classes: int, rows: int) -> None:
+        self._limit_positives()
         spec = self.retrieval
         if not spec or spec.negatives_order == "class":
             return
@@ -195,6 +196,20 @@ class ICKD(Method):
             self.retrieval = spec = replace(spec, negatives=most)
         if self.form == "infonce" and spec.negatives:
             self.chance = {"nicd": self.nicd * math.log(1 + spec.negatives)}
+
+    def _limit_positives(self) -> None:
+        """Request as many positives as each class has, and raise InputError if a class has none."""
+        spec, most = self.retrieval, self.bank_same
+        if not spec or spec.source != "teacher" or spec.order == "class" or most is None or spec.positives <= most:
+            return
+        name = self.config["name"]
+        if not most:
+            raise InputError(
+                f"{name} needs positives, and a class has a single image, without another one to be its positive; use "
+                "more images of each class, or ickd(picd=0), which needs no positives"
+            )
+        notice(f"{name} uses {most} positives instead of {spec.positives}: a class has only {most + 1} samples")
+        self.retrieval = replace(spec, positives=most)
 
     def forward(self, context: Context) -> dict[str, Tensor]:
         return limited(self.unlimited(context), self.limits, context)

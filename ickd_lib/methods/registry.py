@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Mapping
 from typing import Any, TypeVar
 
 from ickd_lib import runtime
-from ickd_lib.methods.base import LABEL_SPACES, NEEDS, Method, defaults
+from ickd_lib.methods.base import LABEL_SPACES, NEEDS, Method, defaults, require_initialised
 from ickd_lib.methods.combined import Combined
 from ickd_lib.runtime import InputError
 from ickd_lib.runtime.registry import enter
@@ -63,12 +64,20 @@ def create(name: str, **weights: Any) -> Method:
         return Combined(parts=[create(parts[0]), *(create(part, **{"ce": 0.0} | given) for part, given in later)])
     name, given = parse(name)
     weights = given | weights
-    cls = _REGISTRY[runtime.choose(name, _REGISTRY, "method")]
+    name = runtime.choose(name, _REGISTRY, "method")
+    cls = _REGISTRY[name]
     known = defaults(cls)
     for key in weights:
         if key not in known:
-            runtime.choose(key, known, f"argument of method {cls.registered_name!r}")
-    return cls(**weights)
+            if key in inspect.signature(cls.__init__).parameters:
+                raise InputError(
+                    f"argument {key!r} of method {name!r} is not keyword-only; write it after a *, as in "
+                    f"def __init__(self, *, {key}=…)"
+                )
+            runtime.choose(key, known, "argument", f" of method {name!r}")
+    method = cls(**weights)
+    require_initialised(method)
+    return method
 
 
 def recorded(config: Mapping[str, Any]) -> Method:

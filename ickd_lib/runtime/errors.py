@@ -35,13 +35,14 @@ class Diverged(ArithmeticError):
         self.histories, self.step = histories or {}, step
 
 
-def choose(name: str, options: Iterable[str], what: str) -> str:
+def choose(name: str, options: Iterable[str], what: str, of: str = "") -> str:
     """Return the option that equals `name`, ignoring case.
 
     Args:
         name: what the caller gave.
         options: all valid names.
         what: the kind of thing that the names stand for, such as "method" or "data set", for the error message.
+        of: what follows the name in the error message, such as " of method 'kd'".
     Raises:
         InputError: no option has this name; the message contains the most similar one.
     """
@@ -50,9 +51,9 @@ def choose(name: str, options: Iterable[str], what: str) -> str:
     if isinstance(name, str) and name.lower() in folded:
         return folded[name.lower()]
     near = difflib.get_close_matches(str(name)[:100].lower(), folded, n=1, cutoff=0.5)
-    hint = f"did you mean {folded[near[0]]!r}? " if near else ""
+    hint = f"; did you mean {folded[near[0]]!r}?" if near else ""
     listed = ", ".join(known) if len(known) <= 40 else f"{len(known)} names, such as {', '.join(known[:5])}"
-    raise InputError(f"unknown {what} {shown(name)}; {hint}(known: {listed})")
+    raise InputError(f"unknown {what} {shown(name)}{of}{hint} (known: {listed or 'none'})")
 
 
 def shown(value: Any) -> str:

@@ -68,7 +68,8 @@ class Checkpoint:
         """Load the checkpoint if there is one, and drop the records of later epochs.
 
         Raises:
-            InputError: the checkpoint is damaged, or some of the run folders were removed or trained alone.
+            InputError: the checkpoint is damaged or of peers with other names, or some of the run folders were removed
+                or trained alone.
         """
         records = [self.records[state] for state in self.group.states]
         waiting = [state for state in self.group.states if not self.records[state].finished]
@@ -81,8 +82,9 @@ class Checkpoint:
             device = next(waiting[0].learner.network.parameters()).device
             try:
                 runtime.check_object(self.path)
-                states = torch.load(self.path, map_location=device, weights_only=True)
-                for state in waiting:
+                states = self._by_name(torch.load(self.path, map_location=device, weights_only=True))
+                missing = [name for state in waiting if (name := state.learner.name) not in states]
+                for state in [] if missing else waiting:
                     state.load_state_dict(states[state.learner.name])
             except Exception as error:  # torch.load raises many types on a damaged file
                 if runtime.not_read(error):
@@ -92,6 +94,11 @@ class Checkpoint:
                     raise InputError(f"{error}; remove {folders} to train anew") from None
                 what = type(error).__name__
                 raise InputError(f"{self.path} is damaged ({what}); remove {folders} to train anew") from None
+            if missing:
+                raise InputError(
+                    f"{self.path} holds the runs {', '.join(states)}, but not {', '.join(missing)}; give the run "
+                    f"folders of peers their former names, or remove {folders} to train anew"
+                )
             for state in waiting:
                 if name := not_finite(states[state.learner.name]):
                     problem = f"{self.path} has values that are not finite ({name})"
@@ -138,5 +145,11 @@ class Checkpoint:
         with contextlib.suppress(Exception):  # torch.load raises many types on damage
             if self.path:
                 runtime.check_object(self.path)
-                return torch.load(self.path, map_location="cpu", weights_only=True)
+                return self._by_name(torch.load(self.path, map_location="cpu", weights_only=True))
         return {}
+
+    def _by_name(self, states: dict[str, Any]) -> dict[str, Any]:
+        """Return the states in a file by the names of the students; the folder of a single one may be renamed."""
+        if len(states) == len(self.group.states) == 1:
+            return {self.group.states[0].learner.name: next(iter(states.values()))}
+        return states

@@ -107,6 +107,7 @@ class TrainingState:
         seconds: time that the training took so far.
         waited: the part of it in which a step waited for streamed images.
         replaced: number of streamed images that could not be decoded and were replaced.
+        checked: whether the loss terms of the method have been checked, which the first step does.
         phase: number of the method's restarts that have passed.
         retrieves: the in-context samples from the teacher's bank that the coming step uses.
         memory: the student's own bank if its method or a peer uses one, else None.
@@ -119,6 +120,7 @@ class TrainingState:
         self.epoch = self.step = self.phase = 0
         self.seconds = self.waited = 0.0
         self.replaced = 0
+        self.checked = False
         self.retrieves: tuple[Retrieval, ...] = ()
         self.meters = Meters()
         self.optimizer = Optimizer(learner.network, learner.method, recipe, size)

@@ -16,6 +16,7 @@ from ickd_lib.runtime import Diverged
 from ickd_lib.runtime.distributed import gather
 from ickd_lib.tasks import Samples, Task
 from ickd_lib.training.data_parallel import gathered, whole_loss
+from ickd_lib.training.first_step import first_terms
 from ickd_lib.training.in_context import TeacherBank
 from ickd_lib.training.peers import PeerGroup
 from ickd_lib.training.state import TrainingState, not_finite
@@ -142,7 +143,8 @@ def student_loss(state: TrainingState, inputs: StepInputs, outputs: StudentOutpu
     context = method_context(state, inputs, outputs)
     if runtime.world() > 1:  # the passes of the context have drawn another number of values in each process
         runtime.reseed(inputs.rng_device, learner.seed, state.epoch, state.step, "method")
-    terms = learner.method(context)
+    terms = learner.method(context) if state.checked else first_terms(learner.method, context)
+    state.checked = True
     if not len(samples.known.key):  # no region, or no proposal on an object: a mean over no samples is NaN
         terms = {name: torch.where(term.isnan(), 0, term) for name, term in terms.items()}
     if samples.fixed is not None:

@@ -157,6 +157,7 @@ def _learner(
     """Create a student that does not have its name yet, because the default name depends on the peers."""
     given = student.method
     method = methods.create(given) if isinstance(given, str) else copy.deepcopy(given)
+    methods.require_initialised(method)
     origin: dict[str, Any]
     if isinstance(student.network, str):
         with runtime.seeded(student.seed, "network"):
@@ -173,7 +174,8 @@ def _learner(
     network.classes = train.classes
     labels = task.keys(train)[1]
     rows = len(labels)
-    method.describe_bank(bank.labels if bank else labels, larger=bool(bank), few_allowed=task.allow_missing)
+    rows_labels = bank.labels if bank else labels
+    method.describe_bank(rows_labels, larger=bool(bank), few_allowed=task.allow_missing, trained=labels)
     with runtime.seeded(student.seed, "method"):
         network = method.adapt(network, teacher, train.size)
         if network.added:
