@@ -325,6 +325,10 @@ def test_search_among_images_without_superclasses():
         ("tiger student:1", False, "'student:1' needs a student"),
         ("teacher:1", False, "'teacher:1' needs a teacher"),
         ("student!=teacher", False, "'student!=teacher' needs a student"),
+        ("studentt:wrong", True, "unknown network 'studentt'; did you mean 'student'? (known: teacher, student)"),
+        ("teacher!=studentt", True, "unknown network 'studentt'"),
+        ("studentt:conf<=0.5", False, "unknown network 'studentt'"),
+        ("conf<=x", True, "no image matches 'conf<=x'"),
         ("conf<0.1", True, "no image matches 'conf<0.1'"),
         ("conf<x", True, "no image matches 'conf<x'"),
         ("file:zebra", True, "no image matches"),
@@ -334,6 +338,11 @@ def test_search_explains_in_one_line_why_it_finds_nothing(text, with_logits, rea
     with pytest.raises(InputError) as error:
         explore.search(text, ZOO, LOGITS if with_logits else {})
     assert str(error.value).startswith(reason) and "\n" not in str(error.value)
+
+
+def test_a_search_names_the_networks_that_there_are():
+    with pytest.raises(InputError, match=r"needs a student; use one of the networks given \(teacher, after\)"):
+        explore.search("student!=teacher", ZOO, {"teacher": TEACHER, "After": STUDENT})
 
 
 def test_rows_are_read_in_the_form_in_which_users_write_them():

@@ -191,8 +191,8 @@ def test_logit_space_figures_are_complete_for_ten_and_a_hundred_classes(count, s
     figure = plots.embeddings(points, torch.tensor(labels), classes, **upper)
     for axis in figure.axes[:3]:
         assert sum(len(cloud.get_offsets()) for cloud in axis.collections) == 300
-    named = figure.axes[0].texts if count == 10 else figure.legends[0].texts
-    assert len(named) == (10 if count == 10 else 20 if upper else 11)
+    assert len(figure.legends[0].texts) == (10 if count == 10 else 20 if upper else 11)
+    assert len(figure.axes[0].texts) == (10 if count == 10 else 0)
 
     matrix = np.arange(count**2).reshape(count, count) / count**2
     figure = plots.class_correlation({"teacher": matrix, "ce": matrix.T}, classes, **upper)

@@ -371,7 +371,7 @@ def test_sliders_change_how_many_and_the_weights(explorer):
     before = page(explorer)
     assert (explorer.positives.value, explorer.negatives.value) == (8, 40)  # as many as ickd takes of 120 images
     assert (len(before.near["tiles"]), len(before.far["tiles"])) == (8, 20)
-    assert before.far["title"] == "40 nearest of other classes, 20 shown"
+    assert before.far["title"] == "40 nearest of other classes, of which the first 20 can be displayed"
     explorer.positives.value = 3
     explorer.negatives.value = 20
     shown = assert_shows(explorer, explorer.images, 0, *own(explorer, 0))
@@ -638,7 +638,7 @@ def test_without_a_student_there_are_no_terms_and_no_mistakes(bank, digits):
     assert page(explorer).table == [] and explorer.mistake.disabled
     assert page(explorer).bars["columns"] == ["teacher", "aggregate"]
     explorer.search.value = "wrong"
-    assert explorer.error == "'wrong' needs a student; pass student=…"
+    assert explorer.error.startswith("'wrong' needs a student; use one of the networks given (teacher), or give one")
 
 
 VARIANTS = ["ickd(residual=0.5, gate=1, dynamic=True)", "nicd(positives=0, form='relational')"]

@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping
 import torch
 from torch import Tensor
 
+from ickd_lib import runtime
 from ickd_lib.data import Images
 from ickd_lib.explore.samples import SampleSet
 from ickd_lib.runtime import InputError
@@ -47,7 +48,8 @@ def search(text: str, images: Images | SampleSet, logits: Logits | None = None, 
             called if a word needs them.
         of: the network to which `wrong`, `right` and `conf` refer without a name.
     Raises:
-        InputError: no sample matches, a word is not understood, or needs logits or file names that are not given.
+        InputError: no sample matches, a word is not understood, names an unknown network, or needs logits or file
+            names that are not given.
     """
     samples = images if isinstance(images, SampleSet) else SampleSet(images)
     find = _Finder(samples, logits or {}, of)
@@ -94,7 +96,13 @@ class _Finder:
             return self._predictions(prefix, rest, word)
         if word in ("wrong", "right") or CONFIDENCE.fullmatch(word):
             return self._predictions(self.of, word, word)
-        return _classes_with(word, self.samples)[self.labels] & (self.labels >= 0)
+        classes = _classes_with(word, self.samples)
+        if not classes.any():  # otherwise the signs are parts of a class's name
+            pair = (first, second) if second and not re.search("[<>]", word) else ()
+            for name in (prefix,) if colon else pair:
+                if not self._known(name):
+                    runtime.choose(name, self.logits or ("teacher", "student"), "network")
+        return classes[self.labels] & (self.labels >= 0)
 
     def _known(self, name: str) -> bool:
         return name in self.logits or name in ("teacher", "student")
@@ -102,7 +110,8 @@ class _Finder:
     def _logits(self, name: str, word: str) -> Tensor:
         found = self.logits.get(name)
         if found is None:
-            raise InputError(f"{word!r} needs a {name}; pass {name}=…")
+            given = f"use one of the networks given ({', '.join(self.logits)}), or give one named {name}"
+            raise InputError(f"{word!r} needs a {name}; {given if self.logits else f'pass {name}=…'}")
         return (found if isinstance(found, Tensor) else found()).cpu()
 
     def _predicted(self, name: str, word: str) -> Tensor:

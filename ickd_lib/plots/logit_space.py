@@ -14,6 +14,8 @@ from matplotlib.ticker import MaxNLocator
 
 from ickd_lib.plots.style import WIDTH, array, by_superclass, class_colours, mean_and_std, mean_std_text, method_style
 
+COLUMNS = 5  # of the legend of maps
+
 # The measures of `metrics.separation` that are drawn, and the direction that means a better separation.
 MEASURES = {
     "within": "distance to own mean (lower is tighter)",
@@ -38,7 +40,7 @@ def embeddings(
     """Draw maps of the same samples in the logit spaces of several networks, one panel for each network.
 
     Up to ten classes are coloured and labelled next to their points. With more classes, each superclass has a colour,
-    or ten highlighted classes are coloured and all others are grey (see `class_colours`).
+    or ten highlighted classes are coloured and all others are grey (see `class_colours`). A legend names the colours.
 
     Args:
         panels: for each network the coordinates of the N samples, [N, 2].
@@ -53,8 +55,9 @@ def embeddings(
     across = min(len(panels), 4 if direct else 2)
     down = -(-len(panels) // across)
     side = WIDTH / across
+    legend = 0.3 * -(-len(names) // COLUMNS)
     figure, axes = plt.subplots(
-        down, across, figsize=(WIDTH, down * (side + 0.35) + 1.2 * (not direct)), layout="constrained", squeeze=False
+        down, across, figsize=(WIDTH, down * (side + 0.35) + legend), layout="constrained", squeeze=False
     )
     for axis in axes.flat[len(panels) :]:
         axis.set_visible(False)
@@ -80,9 +83,8 @@ def embeddings(
         axis.spines[:].set_color("0.8")
     for axis in axes[:, 0]:
         axis.set_ylabel(f"{how} 2")
-    if not direct:
-        marks = [Line2D([], [], linestyle="", markersize=6, **look) for look in looks]
-        figure.legend(marks, names, loc="outside lower center", ncols=5, fontsize=8, handletextpad=0.1)
+    marks = [Line2D([], [], linestyle="", markersize=6, **look) for look in looks]
+    figure.legend(marks, names, loc="outside lower center", ncols=COLUMNS, fontsize=8, handletextpad=0.1)
     return figure
 
 

@@ -144,7 +144,7 @@ def in_context_tiles(
         requested, count = retrieved.mask.shape[1], int(retrieved.mask.sum())
         title = f"{count} nearest of {f'{of}: cosine, weight w' if of_class else 'other classes'}"
         title += f" ({requested} requested)" if count < requested else ""
-        title += f", {len(positions)} shown" if len(positions) < count else ""
+        title += f", of which the first {len(positions)} can be displayed" if len(positions) < count else ""
         block = {"kind": "tiles", "tone": "same" if of_class else "other", "title": title, "shape": shape}
         block |= {"tip": TERMS[f"{kind}s"]} | ({} if of_class else {"folded": "negatives"})
         blocks.append({**block, "tiles": row, "event": "open"})

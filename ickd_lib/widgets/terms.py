@@ -26,7 +26,7 @@ TERMS = {
     "its image": "The whole image of the query, in which its region or box is marked.",
     "of class": "Only queries of this class are gone through.",
     "row": "The number of the query in its data set.",
-    "back": "Return to the query before this one.",
+    "back": "After a click on a sample, return to the query before it.",
     "next": "Go to the next query that matches class and search.",
     "random": "Go to a random query that matches class and search.",
     "next mistake": "Go to the next query that the student classifies wrongly.",
