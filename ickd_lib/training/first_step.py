@@ -57,7 +57,7 @@ def first_terms(method: Method, context: Context) -> dict[str, Tensor]:
             f"method {name!r}: no loss term ({', '.join(map(str, terms))}) has a gradient; compute one from "
             "context.student or context.supervised, without detach() or no_grad()"
         )
-    return terms
+    return dict(terms)
 
 
 def _undeclared(method: Method, error: Exception) -> str:
