@@ -168,6 +168,8 @@ def test_a_run_serves_as_teacher(run):
         ("train --dataset digit", "unknown data set 'digit'; did you mean 'digits'?"),
         ("train --method kd", "this method needs a teacher"),
         ("train --dataset cifar100 --method ce", "data/cifar-100-python/meta does not exist; allow the download"),
+        ("train --dataset cifar100 --method ce", "give as root (--data-root) the folder"),
+        ("train --dataset npz --method ce", "unknown data set 'npz' (known: cifar100"),
         ("train --dataset folder:nowhere --method ce", "nowhere is not a folder"),
         ("train --method ce --epochs 0", "argument --epochs: expected a whole number of 1 or more, not '0'"),
         ("train --method ce --device cuda:9", "torch finds"),

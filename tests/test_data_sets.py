@@ -240,7 +240,8 @@ def test_a_folder_is_read(folder):
 def test_images_need_one_size_or_an_image_size(folder):
     Image.new("RGB", (30, 20), (40, 0, 0)).save(folder / "train" / "cat" / "odd.png")
     with pytest.raises(
-        InputError, match=r"odd.png has 30×20 pixels, but the first image has 12×12; give an image_size"
+        InputError,
+        match=r"odd.png has 30×20 pixels, but the first image has 12×12; give an image_size \(--image-size\) or",
     ):
         data.load(f"folder:{folder}")
     assert data.load(f"folder:{folder}", image_size=16).train.images.shape == (13, 3, 16, 16)

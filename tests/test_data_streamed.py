@@ -299,7 +299,9 @@ def test_data_sets_without_files_have_none_of_the_options(options):
 
 
 def test_images_of_several_sizes_need_an_image_size(varied):
-    with pytest.raises(InputError, match=r"pixels, but the first image has 40×30; give an image_size"):
+    with pytest.raises(
+        InputError, match=r"pixels, but the first image has 40×30; give an image_size \(--image-size\) or"
+    ):
         data.load(f"folder:{varied}", stream=True)
 
 

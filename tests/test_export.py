@@ -158,7 +158,7 @@ def test_what_cannot_be_exported_is_one_line(folder, digits, tmp_path, monkeypat
 
     refused("config.json does not exist", run=tmp_path)
     refused("did you mean 'onnx'", format="onx")
-    refused("does not end in .onnx", format="onnx")
+    refused(r"does not end in .onnx, .*; give --format pt2 \(in Python, format='pt2'\), or rename it", format="onnx")
     refused("cannot be written", path=target / "b.pt2")
     refused(
         "preprocess is an option of a graph", path=tmp_path / "a.safetensors", format="safetensors", preprocess=True
@@ -343,6 +343,11 @@ def test_in_context_samples_are_the_nearest_rows(folder, digits, teacher, image_
     other_bank = MemoryBank(bank.features, bank.logits, bank.labels, bank.index, tuple("abcdefghij"))
     with pytest.raises(InputError, match="bank has other classes"):
         export.predict(other, files, bank=other_bank)
+    with pytest.raises(InputError, match="nowhere is not a folder; name the data set that the bank was built from"):
+        export.predict(other, files, bank=bank, dataset="folder:nowhere")
+    resized = export.open_model(folder / "student", size=(8, 8), crop="resized")
+    (missing,) = export.predict(resized, ["missing.png"])
+    assert missing.problem == "missing.png does not exist"
 
 
 def test_rows_of_a_bank_are_named_by_their_files(tmp_path, bank):

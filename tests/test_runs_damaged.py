@@ -221,6 +221,15 @@ def test_each_run_counts_once(folder, capsys):
 # ---------------------------------------------------------------------------------------------------------- commands
 
 
+@pytest.mark.parametrize("command", ["evaluate runs/seed0", "export runs/seed0 --out a.onnx"])
+def test_a_run_that_is_not_finished_is_named_with_its_epochs(command, folder, capsys):
+    for name in ("summary.json", "student.safetensors", "metrics.jsonl"):
+        (folder / "seed0" / name).unlink()
+    run(*command.split(), status=2)
+    message = "runs/seed0 is not finished (0 of 1 epochs are done); resume it with the command that started it"
+    assert message in capsys.readouterr().err
+
+
 def test_commands_that_cannot_work_are_one_line(folder, capsys):
     for arguments, message in (
         (

@@ -110,7 +110,8 @@ def pixels_of_splits(
                     pool.shutdown(cancel_futures=True)  # otherwise all other files would be read before the error
                     raise InputError(
                         f"{path} has {array.shape[1]}×{array.shape[0]} pixels, but the first image has "
-                        f"{size[1]}×{size[0]}; give an image_size to resize all of them"
+                        f"{size[1]}×{size[0]}; give an image_size (--image-size) or crop='resized' (--crop resized) "
+                        "to resize all of them"
                     )
                 arrays.append(torch.from_numpy(array.copy()))
                 for conversion in conversions:
@@ -146,7 +147,7 @@ def size_of(path: Path) -> tuple[int, int]:
     """Return height and width of an image file in pixels, upright, from its header.
 
     Raises:
-        InputError: the file is not an image.
+        InputError: the file does not exist or is not an image.
     """
     from PIL import Image
 
@@ -154,6 +155,8 @@ def size_of(path: Path) -> tuple[int, int]:
         with Image.open(path) as file:
             turned = not EXIF.isdisjoint(file.info) and file.getexif().get(ORIENTATION, 1) >= 5
             return (file.width, file.height) if turned else (file.height, file.width)
+    except FileNotFoundError:
+        raise InputError(f"{path} does not exist") from None
     except Exception as error:
         raise InputError(f"{path} cannot be read ({error}); repair or remove it") from None
 

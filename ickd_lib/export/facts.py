@@ -91,8 +91,8 @@ def finished_run(folder: str | Path) -> Run:
         raise InputError(
             f"{folder} is a run of the task {task}, which cannot be exported; name one of {' or '.join(TASKS)}"
         )
-    if run.summary is None:
-        raise InputError(f"{folder} is a run that is not finished; resume it first")
+    with runtime.complete(folder):
+        run.require_finished()
     return run
 
 

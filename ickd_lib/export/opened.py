@@ -181,6 +181,8 @@ def format_of(name: str, path: str | Path) -> str:
         InputError: the format is unknown, or the file ends differently.
     """
     chosen = runtime.choose(name, SUFFIXES, "format")
-    if Path(path).suffix != SUFFIXES[chosen]:
-        raise InputError(f"{path} does not end in {SUFFIXES[chosen]}, as files of the format {chosen} do; rename it")
+    if (suffix := Path(path).suffix) != SUFFIXES[chosen]:
+        fitting = [f"give --format {one} (in Python, format={one!r})" for one in SUFFIXES if SUFFIXES[one] == suffix]
+        advice = ", or ".join([*fitting, "rename it"])
+        raise InputError(f"{path} does not end in {SUFFIXES[chosen]}, as files of the format {chosen} do; {advice}")
     return chosen

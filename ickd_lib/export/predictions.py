@@ -164,6 +164,8 @@ def _row_names(bank: MemoryBank, dataset: str) -> list[str]:
     if kind not in ("folder", "imagenet"):
         return [f"row {row}" for row in index]
     train = Path(path, "train")
+    if not Path(path).is_dir():
+        raise InputError(f"{path} is not a folder; name the data set that the bank was built from")
     if not train.is_dir():
         raise InputError(f"{path} has no folder train/; name the data set that the bank was built from")
     files, _ = class_files(train, sorted(p.name for p in train.iterdir() if p.is_dir() and p.name[0] != "."))

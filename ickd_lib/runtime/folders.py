@@ -209,6 +209,13 @@ class Run:
         if not self.exists():
             raise InputError(f"{self.folder} was removed while it was trained; start again to train anew")
 
+    def require_finished(self) -> None:
+        """Raise InputError if the run is not finished."""
+        if self.summary is None:
+            epochs = self.settings["recipe"]["epochs"]
+            done = f"{len(self.readable_metrics(epochs))} of {epochs} epochs are done"
+            raise InputError(f"{self.folder} is not finished ({done}); resume it with the command that started it")
+
 
 def runs(folder: str | Path) -> list[Run]:
     """Return every run at or below `folder`, sorted by path.

@@ -32,7 +32,9 @@ class Recipe:
 
     epochs: Count = field(default=240, metadata={"help": "passes over the training images"})
     batch_size: Count = field(default=64, metadata={"help": "images per step"})
-    lr: Positive = field(default=0.05, metadata={"help": "highest learning rate; 0.01 for MobileNet and ShuffleNet"})
+    lr: Positive = field(
+        default=0.05, metadata={"help": "highest learning rate; publications use 0.01 for MobileNet and ShuffleNet"}
+    )
     schedule: str = field(
         default="step",
         metadata={"help": "step (×0.1 at the milestones), cosine, onecycle, tenth or fifths; A+B: one for each phase"},

@@ -110,7 +110,10 @@ def load(folder: str | Path, *, device: str | torch.device = "auto") -> Network:
         InputError: there is no finished run, or its network is not one that `models.create` makes.
     """
     with runtime.complete(folder):
-        settings = runtime.Run(folder).settings
+        run = runtime.Run(folder)
+        settings, weights = run.settings, run.folder / "student.safetensors"
+        if not weights.is_file():
+            run.require_finished()
         origin, data = settings["student"], settings["data"]
         if "mean" not in origin:
             raise InputError(f"{folder} is the run of a network of your own; load {folder}/student.safetensors into it")
@@ -121,7 +124,7 @@ def load(folder: str | Path, *, device: str | torch.device = "auto") -> Network:
             raise TypeError("the mean, the standard deviation or the number of classes is not a number")
         if not all(isinstance(text, str) for text in (name, *classes)):
             raise TypeError("the name of the network or of a class is not a text")
-    network = _loaded(name, spec, Path(folder) / "student.safetensors", reused)
+    network = _loaded(name, spec, weights, reused)
     network.classes = classes
     network.trained_on = dict(zip(("data", "labels"), trained_on, strict=True))
     return network.to(runtime.device(device))

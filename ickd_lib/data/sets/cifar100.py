@@ -111,8 +111,8 @@ def _read_pickle(path: Path, keys: tuple[bytes, ...]) -> dict[bytes, Any]:
             content = ArraysOnly(file, encoding="bytes").load()
     except FileNotFoundError:
         raise InputError(
-            f"{path} does not exist; allow the download (download=True, --download), or give as root the folder that "
-            "contains cifar-100-python"
+            f"{path} does not exist; allow the download (download=True, --download), or give as root (--data-root) the "
+            "folder that contains cifar-100-python"
         ) from None
     except OSError:
         raise

@@ -175,7 +175,7 @@ class FileDataSet(DataSet):
                     path, (height, width) = files.path(int(other[0])), files.sizes[int(other[0])]
                     raise InputError(
                         f"{path} has {width}×{height} pixels, but the first image has {first[1]}×{first[0]}; "
-                        "give an image_size to resize all of them"
+                        "give an image_size (--image-size) or crop='resized' (--crop resized) to resize all of them"
                     )
             size = int(first[0]), int(first[1])
         return PadCrop(size, size[1] // 8, flip=True)
