@@ -14,6 +14,7 @@ Some = Annotated[list[Name], Bound(bool, "(at least one)")]
 PARAMETERS: dict[str, Any] = {
     "dataset": Name,
     "folder": str,
+    "crop": Literal["", "pad", "resized"],
     "mirror": bool,
     "format": Literal["onnx", "pt2"],
     "data_root": str,

@@ -132,7 +132,7 @@ def test_the_documented_calls_of_papermill_have_valid_parameters():
         library.check_parameters(known | given, " ".join(known))
 
 
-def execute(path, folder, **parameters):
+def execute(path, folder, /, **parameters):
     return papermill.execute_notebook(
         path,
         folder / path.name,
@@ -203,6 +203,22 @@ def test_the_memory_bank_of_streamed_images(tmp_path):
     assert summary["bank"]["rows"] == 48 and summary["bank"]["reloaded_equal"]
     assert all(math.isfinite(number) for number in numbers(summary))
     assert summary["precision"]["raw pixels, held-out"][0] == 1.0, "brightness alone tells the classes apart"
+
+
+def test_your_data_without_unlabelled_images_and_with_random_resized_crops(tmp_path):
+    generator = np.random.default_rng(0)
+    for split, count in (("train", 12), ("test", 4)):
+        for c in range(2):
+            (folder := tmp_path / "set" / split / f"class {c}").mkdir(parents=True)
+            for i in range(count):
+                shape = (*generator.integers(28, 40, 2).tolist(), 3)
+                pixels = generator.integers(100 * c, 100 * c + 150, shape, dtype=np.uint8)
+                Image.fromarray(pixels).save(folder / f"{i}.png")
+    small = {"epochs": 1, "teacher_epochs": 1, "teacher": "resnet8", "seeds": 1, "methods": ["kd"], "device": "cpu"}
+    small |= {"folder": str(tmp_path / "set"), "crop": "resized", "image_size": 16, "runs": str(tmp_path / "runs")}
+    execute(FOLDER / "12_your_data.ipynb", tmp_path, **small)
+    summary = json.loads((tmp_path / "summary.json").read_text())
+    assert list(summary["accuracy"]) == ["ce, 24 images", "kd, 24 images"]
 
 
 def numbers(value):

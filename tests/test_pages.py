@@ -15,7 +15,7 @@ from ickd_lib import __main__ as cli
 from ickd_lib import data, metrics, pages, runs, runtime, training
 from ickd_lib.data.resizing import resized
 from ickd_lib.export.commands import data_of
-from ickd_lib.pages import classification, html
+from ickd_lib.pages import classification, html, networks
 from ickd_lib.pages.networks import Outputs
 from ickd_lib.runtime import InputError
 from ickd_lib.training import Recipe, Student
@@ -104,6 +104,19 @@ def test_a_page_of_a_comparison(folder, hostile):
         assert cell in found.text, "the table over seeds has the numbers of the Markdown table"
     assert "prefers-color-scheme: dark" in page and found.text.count("label: ") > 10
     assert ": 1.000" not in found.text and "cosine" in found.text, "mistakes are beside in-context samples"
+
+
+def test_a_teacher_among_the_runs_is_described_once(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    few = data.load("digits", labels=40)
+    options = {"runs": "runs", "device": "cpu", "progress": False}
+    made = training.teach("resnet8x4", few, epochs=1, head_epochs=0, batch_size=20, name="big", **options)
+    training.compare(["ce", "kd"], few, teacher=made.network, student="resnet8", seeds=1, recipe=RECIPE, **options)
+    method = made.summary["method"]
+    assert cli.main("report runs --html page.html".split()) == 0
+    results, rest = read(Path("page.html").read_text()).text.split("Training", 1)
+    assert method in results and method not in rest and "teacher" in rest
+    assert {row["method"] for row in networks.without_teachers(runs.finished_rows(["runs"]), method)} > {method}
 
 
 def test_the_page_of_one_run_says_what_it_lacks(folder, hostile):

@@ -11,7 +11,7 @@ from typing import Any
 from ickd_lib import pages, plots, runs, runtime
 from ickd_lib.data import Splits
 from ickd_lib.export.commands import data_of, named_teacher
-from ickd_lib.pages.networks import NO_VAL, described
+from ickd_lib.pages.networks import NO_VAL, described, without_teachers
 from ickd_lib.runs.seeds import task_of
 from ickd_lib.runtime import InputError
 
@@ -23,7 +23,8 @@ def report(given: argparse.Namespace, load: Callable[[], Splits]) -> None:
         given: the options.
         load: loads the data set that the options describe, when it is called.
     """
-    chosen = described(runs.finished_rows(given.folders), given.baseline)
+    rows = without_teachers(runs.finished_rows(given.folders), given.baseline)
+    chosen = described(rows, given.baseline)
     row, options = next((row for row in chosen.values() if row["folder"]), None), dict[str, Any]()
     if row:
         run, named = runtime.Run(row["folder"]), bool(given.dataset)

@@ -55,6 +55,32 @@ class Evaluated(NamedTuple):
     no_bank: str = ""
 
 
+def without_teachers(rows: Sequence[Row], baseline: str = "") -> list[Row]:
+    """Return the rows without those of the teachers of other rows, because a page describes a teacher as such.
+
+    A teacher with the network of its students stays, because it can also be their baseline.
+
+    Args:
+        rows: rows of `runs.finished_rows`.
+        baseline: a method by its name in tables, whose runs stay.
+    """
+    students: dict[tuple[str, str], set[str]] = {}  # the networks of the students, by name and identity of the teacher
+    for row in rows:
+        if teacher := row["config"]["settings"].get("teacher"):
+            students.setdefault((teacher["name"], teacher["fingerprint"]), set()).add(row["network"])
+
+    def teaches(row: Row) -> bool:
+        found = {mark: of for (name, mark), of in students.items() if name == row["network"] and name not in of}
+        if not found or not row["folder"] or method_of(row) == baseline:
+            return False
+        try:
+            return training.load(row["folder"], device="cpu").identity in found
+        except InputError:  # its weights are missing or damaged
+            return False
+
+    return [row for row in rows if not teaches(row)]
+
+
 def described(rows: Sequence[Row], baseline: str = "") -> dict[str, Row]:
     """Choose the runs whose networks are described.
 

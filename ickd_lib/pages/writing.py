@@ -13,7 +13,7 @@ from ickd_lib.data import Splits
 from ickd_lib.models import Network
 from ickd_lib.pages import classification, dense
 from ickd_lib.pages.html import Markup, bar, element, figure, note, page, plain, section, table
-from ickd_lib.pages.networks import MOST, Row, described, differing, evaluate
+from ickd_lib.pages.networks import MOST, Row, described, differing, evaluate, without_teachers
 from ickd_lib.runs.seeds import method_of, task_of
 from ickd_lib.runs.tables import caption, cells
 from ickd_lib.runtime import InputError
@@ -35,9 +35,10 @@ def report(
     """Return an HTML page about the finished runs at or below some folders.
 
     The page is one file without scripts, whose figures and images are inside it. It contains the table over seeds and
-    the curves of training; for classification also the accuracy of each class, the confusion matrix, the reliability
-    diagram, the most confident mistakes beside their in-context samples, and how two students differ; for segmentation
-    and detection the IoU or the AP of each class, and the images with the most mistakes.
+    the curves of training, without those of other runs' teachers; for classification also the accuracy of each class,
+    the confusion matrix, the reliability diagram, the most confident mistakes beside their in-context samples, and how
+    two students differ; for segmentation and detection the IoU or the AP of each class, and the images with the most
+    mistakes.
 
     Args:
         folders: run folders, folders that contain some, or JSON files of runs (`runs.collected`). For runs in JSON
@@ -55,8 +56,9 @@ def report(
     """
     rows = runs.finished_rows(folders)
     baseline = runs.chosen_baseline(rows, baseline)
-    chosen = described(rows, baseline)
-    parts = [_results(rows, baseline, runs.diverged(folders)), _training(rows)]
+    students = without_teachers(rows, baseline)
+    chosen = described(students, baseline)
+    parts = [_results(rows, baseline, runs.diverged(folders)), _training(students)]
     task, (best, *_) = task_of(next(iter(chosen.values()))), chosen
     if task.name in PER_CLASS:
         parts.append(_per_class(chosen, *PER_CLASS[task.name]))
