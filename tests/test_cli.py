@@ -59,6 +59,8 @@ def test_compare_prints_a_row_a_method(run):
         ["| ickd(positives=3, negatives=5)", "2"],
     ]
     assert all("±" in row for row in rows[1:])
+    summary = next(json.loads(path.read_text()) for path in Path("runs").glob("*ickd*/summary.json"))
+    assert f"{summary['teacher']} (accuracy {summary['teacher_accuracy']:.1%}) → " in out
     status, out, _ = run("report runs --baseline ce --figure apart.svg")
     assert status == 0 and "to ce, points" in out and "difference to ce" in Path("apart.svg").read_text()
     assert run("report runs --figure beside.png")[0] == 0 and Path("beside.png").read_bytes()[1:4] == b"PNG"

@@ -23,6 +23,7 @@ def test_accuracy_calibration_and_fidelity_by_hand():
     assert got["accuracy"] == 0.5 and metrics.accuracy(logits, labels, 2) == 1.0 and got["agreement"] == 0.75
     p, q = logits.double().softmax(1), teacher.double().softmax(1)
     assert got["nll"] == pytest.approx(-sum(math.log(p[i, y]) for i, y in enumerate(labels.tolist())) / 4)
+    assert got["teacher_accuracy"] == 0.25
     assert got["teacher_kl"] == pytest.approx((q * (q.log() - p.log())).sum().item() / 4, rel=1e-6)
     confidence, right = p.max(1).values, torch.tensor([1.0, 1.0, 0.0, 0.0])
     bins = [[i for i in range(4) if b / 15 <= confidence[i] < (b + 1) / 15] for b in range(15)]
@@ -138,6 +139,11 @@ def test_tables_keep_settings_apart():
     assert "| ce | 2 | 60.00 ± 14.14 | 70.00 ± 14.14 |" in text
     assert "**digits**, 60 training images: resnet20 → resnet8, 1 epoch at batch 64, learning rate 0.05 (step)" in text
     assert "| kd | 1 | 90.00 | 90.00 | 25.00 |" in text
+    known = [rows[2] | {"teacher_accuracy": accuracy} for accuracy in (0.97312, 0.97314)]
+    assert "images: resnet20 (accuracy 97.3%) → resnet8, 1 epoch" in runs.table(known)
+    known[1]["teacher_accuracy"] = 0.95
+    assert "images: resnet20 (accuracy 95.0% to 97.3%) → resnet8, 1 epoch" in runs.table(known)
+    assert "accuracy" not in runs.table([known[0] | {"val_accuracy": 0.9}]).split("\n")[0], "known for test images only"
     taught = rows[2] | {"teacher_saw": {"data": "digits(0,1)/train", "labels": 9}, "augment": "mixup"}
     text = runs.table([rows[2], taught])
     assert "resnet20 of digits(0,1) → resnet8" in text and "(step), mixup" in text and "± " not in text

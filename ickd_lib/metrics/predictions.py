@@ -93,6 +93,7 @@ def classification(logits: Tensor, labels: Tensor, teacher_logits: Tensor | None
         confidence: mean of the largest probability; a value above the accuracy means overconfidence.
         agreement: with a teacher only, share of samples for which student and teacher predict the same class.
         teacher_kl: with a teacher only, mean of KL(p^T ‖ p^S) in nats.
+        teacher_accuracy: with a teacher only, share of samples that it classifies correctly.
     Raises:
         NotFinite: a logit is NaN or infinite.
     """
@@ -109,5 +110,6 @@ def classification(logits: Tensor, labels: Tensor, teacher_logits: Tensor | None
     if teacher_logits is not None:
         found["agreement"] = (logits.argmax(1) == teacher_logits.argmax(1)).double().mean().item()
         student_log, teacher_log = logits.log_softmax(1), teacher_logits.float().log_softmax(1)
+        found["teacher_accuracy"] = accuracy(teacher_logits, labels)
         found["teacher_kl"] = F.kl_div(student_log, teacher_log, reduction="batchmean", log_target=True).item()
     return found

@@ -102,7 +102,8 @@ def _results(rows: Sequence[Row], baseline: str, diverged: Mapping[str, int]) ->
     blocks: list[Any] = []
     for setting, by_method in runs.grouped(rows).items():
         heading, *lines = cells(by_method, baseline if baseline in by_method else "", best_first=True)
-        blocks += [element("p", element("b", caption(setting)[0]), caption(setting)[1]), table(heading, lines)]
+        title, rest = caption(setting, by_method)
+        blocks += [element("p", element("b", title), rest), table(heading, lines)]
     text = (
         "Numbers are those after the last epoch, as mean ± standard deviation over the seeds where there are several."
     )

@@ -183,7 +183,7 @@ def _check(summary: dict[str, Any]) -> None:
     value = score([summary])
     if not math.isfinite(value):
         raise ValueError(f"{task_of(summary).primary} is {value}")
-    for key in ("images_per_second", *(column.key for column in task_of(summary).columns)):
+    for key in ("images_per_second", "teacher_accuracy", *(column.key for column in task_of(summary).columns)):
         float(summary.get(key, 0))
     texts = [summary[key] for key in ("dataset", "network", "method")]
     if not all(isinstance(text, str) for text in (*texts, *summary.get("identities", {}).values())):

@@ -13,6 +13,7 @@ from ickd_lib.tasks import Column
 from ickd_lib.training.presets import published_accuracy
 
 SPEED = Column("images/s", "images_per_second", 1, ".0f")
+ByMethod = dict[str, list[list[dict[str, Any]]]]  # the runs of a setting, from `grouped`
 IMAGENET = 1_281_167  # number of training images, by which a folder is recognised
 _LATEX = {letter: f"\\{letter}" for letter in "&%$#_{}"} | {
     "\\": r"\textbackslash{}",
@@ -47,7 +48,7 @@ def table(
     parts = []
     groups, baseline = grouped(summaries), chosen_baseline(summaries, baseline)
     for setting, by_method in groups.items():
-        (title, rest), (head, *rows) = caption(setting), cells(by_method, baseline, best_first)
+        (title, rest), (head, *rows) = caption(setting, by_method), cells(by_method, baseline, best_first)
         lines = [[*map(marked, head)], ["---"] * len(head), *([*map(marked, row)] for row in rows)]
         marks = ["| " + " | ".join(line) + " |" if line[0] != "---" else "|" + "---|" * len(line) for line in lines]
         parts.append("\n".join([f"**{marked(title)}**{marked(rest)}", "", *marks]))
@@ -68,7 +69,7 @@ def latex(summaries: Sequence[dict[str, Any]]) -> str:
                 [
                     r"\begin{table}",
                     r"\centering",
-                    rf"\caption{{{escaped(''.join(caption(setting)))}}}",
+                    rf"\caption{{{escaped(''.join(caption(setting, by_method)))}}}",
                     rf"\begin{{tabular}}{{{columns}}}",
                     r"\toprule",
                     head,
@@ -93,12 +94,23 @@ def marked(text: str) -> str:
     return text.replace("|", r"\|").replace("<", "&lt;")
 
 
-def caption(setting: Setting) -> tuple[str, str]:
-    """Return the data set, and the other settings that all rows of a table share, as text."""
+def caption(setting: Setting, by_method: ByMethod | None = None) -> tuple[str, str]:
+    """Return the data set, and the other settings that all rows of a table share, as text.
+
+    Args:
+        setting: one setting of `grouped`.
+        by_method: its runs; the text then contains the accuracy of the teacher on the test images, if runs recorded it
+            and the table is about these images.
+    """
     one = setting
     of_data = f" of {one.saw}" if one.saw not in ("", one.dataset) else ""
+    every = [row for seeds in (by_method or {}).values() for alike in seeds for row in alike]
+    known = [float(row["teacher_accuracy"]) for row in every if "teacher_accuracy" in row and not one.held_out]
+    ends = dict.fromkeys(f"{end:.1%}" for end in (min(known), max(known))) if known else {}
+    accuracy = f" (accuracy {' to '.join(ends)})" if ends else ""
     return one.dataset, (
-        f", {one.train_images:,} training images: {f'{one.teacher}{of_data} → ' if one.teacher else ''}{one.network}, "
+        f", {one.train_images:,} training images: {f'{one.teacher}{of_data}{accuracy} → ' if one.teacher else ''}"
+        f"{one.network}, "
         f"{one.epochs} epoch{'s' * (one.epochs != 1)} at batch {one.batch_size}, learning rate {one.lr:g} "
         f"({one.schedule})"
         + (f", {one.augment}" if one.augment != "crop" else "")
@@ -184,9 +196,7 @@ def _known(setting: Setting) -> dict[tuple[str, int], float]:
     return published_accuracy(setting.teacher or "", setting.network, data) if data else {}
 
 
-def cells(
-    by_method: dict[str, list[list[dict[str, Any]]]], baseline: str = "", best_first: bool = False
-) -> list[list[str]]:
+def cells(by_method: ByMethod, baseline: str = "", best_first: bool = False) -> list[list[str]]:
     """Return heading and rows of a table: method, number of seeds, and mean ± std of each column that some run has."""
     every = [summary for seeds in by_method.values() for alike in seeds for summary in alike]
     task = task_of(every[0])
