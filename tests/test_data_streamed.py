@@ -420,7 +420,7 @@ def damage(path, how):
 def test_an_unreadable_file_is_named_before_training(folder, how, given, capsys):
     path = folder / "train/class1/3.jpg"
     damage(path, how)
-    with pytest.raises(InputError, match=r"train/class1/3\.jpg cannot be read .*corrupt='skip'") as error:
+    with pytest.raises(InputError, match=r"3\.jpg (cannot be read|does not exist).*corrupt='skip'") as error:
         data.load(f"folder:{folder}", stream=True, **given)
     assert "\n" not in str(error.value)
     damage(folder / "train/class2/0.jpg", "header")

@@ -82,7 +82,7 @@ def test_what_it_found_is_recorded_and_taken_again(splits, calls, tmp_path, monk
 
     def stopped(self, groups, step):
         taken(self, groups, step)
-        if self.keys[1] == 1:
+        if self.keys["epoch"] == 1:
             raise KeyboardInterrupt
 
     with monkeypatch.context() as patched:

@@ -134,7 +134,7 @@ class FileDataSet(DataSet):
                 reason = str(error)
             more = f" ({len(broken):,} files of {split} are unreadable)" if len(broken) > 1 else ""
             if self.corrupt == "stop":
-                raise InputError(f"{reason}{more}; or leave such files out with corrupt='skip'")
+                raise InputError(f"{reason}{more}; corrupt='skip' leaves such files out")
             runtime.notice(f"{self.title}/{split}: {len(broken):,} unreadable files are left out, such as {reason}")
         return torch.from_numpy((files.kind != UNREADABLE).nonzero()[0])
 
