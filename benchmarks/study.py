@@ -185,7 +185,7 @@ class Study:
 
     def __init__(self, given: argparse.Namespace) -> None:
         self.given, self.out, self.failed = given, Path(given.out), list[str]()
-        self.options = {"device": given.device, "progress": sys.stderr.isatty()}
+        self.options = {"device": given.device, "precision": given.precision, "progress": sys.stderr.isatty()}
         self.whole = data.load("cifar100", given.data_root)
 
     def train(self) -> list[str]:
@@ -490,6 +490,7 @@ def main() -> int:
     parser.add_argument("--runs", default="runs/study", help="folder of runs, teachers and the teacher cache")
     parser.add_argument("--out", default=str(OUT), help="folder of the JSON files")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N")
+    parser.add_argument("--precision", default="auto", help="auto, fp32 or bf16")
     parser.add_argument(
         "--report", action="store_true", help="print the tables of the finished runs, and train nothing"
     )
