@@ -465,16 +465,21 @@ def added_table(cells: Cells) -> list[str]:
 
 
 def candidates_table(cells: Cells) -> list[str]:
-    """Return the lines of the table of the candidates, compared with `nearest`."""
-    lines = ["| candidate | accuracy to nearest, points | NLL, scaled, to nearest | adopted |", "|---|---|---|---|"]
+    """Return the lines of the table of the candidates, compared with `nearest`.
+
+    No candidate is adopted or rejected before all of its cells are trained.
+    """
+    head = ["candidate", "cells", "accuracy to nearest, points", "NLL, scaled, to nearest", "adopted"]
+    lines = [f"| {' | '.join(head)} |", "|---|---:|---|---|---|"]
     for arm in (one for one in CANDIDATES if one in cells):
         gain = contrast(cells, arm, PRIMARY[0], "accuracy", 100, len(CANDIDATES))
         worse = contrast(cells, arm, PRIMARY[0], "scaled_nll", 1)
         shown = [difference(cells, arm, PRIMARY[0], "accuracy", 100, len(CANDIDATES))]
         shown.append(difference(cells, arm, PRIMARY[0], "scaled_nll", 1))
         adopted = "yes" if gain and worse and gain[1] > 0 and worse[0] <= 0.02 else "no"
-        name = f"{arm}, {count} diverged" if (count := diverged(cells[arm])) else arm
-        lines.append(f"| {name} | {' | '.join(shown)} | {adopted} |")
+        if len(cells[arm]) < len(TEACHERS) * len(MORE):
+            adopted = "–"
+        lines.append(f"| {arm} | {counted(cells[arm])} | {' | '.join(shown)} | {adopted} |")
     return lines
 
 

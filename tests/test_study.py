@@ -109,13 +109,16 @@ def test_intervals_are_wider_for_several_comparisons():
         ((-1.0, 1.0, 3.0), 0.0, "no"),
     ],
 )
-def test_a_candidate_is_adopted_by_the_rule(gains, worse, adopted):
-    """The corrected interval of its gain is above 0, and its scaled NLL at most 0.02 higher."""
+def test_a_candidate_is_adopted_by_the_rule(gains, worse, adopted, monkeypatch):
+    """The corrected interval of its gain is above 0, and its scaled NLL at most 0.02 higher, in all planned cells."""
+    monkeypatch.setattr(study, "TEACHERS", ("t",))
     cells = {arm: {} for arm in ("nearest", "gate")}
     for seed, gain in enumerate(gains):
         cells["nearest"]["t", seed] = {"accuracy": 0.3, "scaled_nll": 2.0}
         cells["gate"]["t", seed] = {"accuracy": 0.3 + gain / 100, "scaled_nll": 2.0 + worse}
     assert study.candidates_table(cells)[-1].endswith(f" | {adopted} |")
+    del cells["gate"]["t", 2]
+    assert study.candidates_table(cells)[-1].endswith(" | – |"), "one cell is missing"
 
 
 def test_each_half_of_the_images_has_the_temperature_of_the_other_half(monkeypatch):
@@ -160,7 +163,7 @@ def test_a_student_that_diverged_counts_in_accuracies_alone_and_is_named(monkeyp
     assert control == f"| random | 3 | 30.00 | {others} |  |"
     assert study.contrast(cells, "nearest", "random", "accuracy", 100)[0] == pytest.approx(-29 / 3)
     assert study.contrast(cells, "nearest", "random", "nll", 1) == (0, 0, 0), "over the two other cells"
-    assert study.candidates_table(cells)[-1].startswith("| gate, 1 diverged | +0.00 ")
+    assert study.candidates_table(cells)[-1].startswith("| gate | 3, 1 diverged | +0.00 ")
     every = {"random": {("t", 0): cells["gate"]["t", 2]}}
     assert study.arms_table(every)[-1] == "| random | 1, 1 diverged | 1.00 | – | – | – | – | – |  |"
     one, two = {("a", 0): {"accuracy": 0.25}}, {("a", 0): {"accuracy": 0.5}, ("b", 0): {"accuracy": 0.5}}
