@@ -1,6 +1,7 @@
 """Exported networks: they compute what the run's network computes, say what they take, and are compared with it."""
 
 import csv
+import itertools
 import json
 import zipfile
 from dataclasses import replace
@@ -306,6 +307,33 @@ def test_predict_names_what_it_cannot_read_and_goes_on(folder, digits, image_fol
     ]
     assert [bool(row["problem"]) for row in rows] == [False, False, False, True, False, True]
     assert out.count("\n") == 6
+
+
+@pytest.mark.parametrize(("crop", "facts"), [("pad", "fit"), ("resized", "resized")])
+def test_a_run_records_how_images_are_resized(crop, facts, digits, tmp_path, capsys):
+    for split, label in itertools.product(("train", "test"), range(2)):
+        (tmp_path / "data" / split / "ab"[label]).mkdir(parents=True)
+        for row, pixels in enumerate(digits.train.images[digits.train.labels == label][:4]):
+            _save(pixels, tmp_path / "data" / split / "ab"[label] / f"{row}.png", (20, 16))
+    splits = data.load(f"folder:{tmp_path}/data", image_size=12, crop=crop)
+    options = {"recipe": replace(RECIPE, epochs=1), "device": "cpu", "progress": False, "runs": tmp_path}
+    (history,) = training.distill([Student("resnet8", "ce", 0, "own")], splits, **options).values()
+    assert runtime.Run(history.folder).config["evaluation_crop"] == {"size": [12, 12], "crop": facts}
+    file = tmp_path / "data/test/b/2.png"
+    capsys.readouterr()
+    status, out, err = _run(f"predict {history.folder} {file}", capsys)
+    model = export.open_model(history.folder)
+    expected = history.network.cpu()(splits.test.shown(torch.tensor([6])) / 255).logits.softmax(1).max().item()
+    assert status == 0 and err == "" and f" {100 * expected:.1f} |" in out
+    assert (model.facts.size, model.facts.crop) == ((12, 12), facts)
+    other = "resized" if crop == "pad" else "pad"
+    for given in ("--image-size 16", f"--crop {other}"):
+        status, _, err = _run(f"predict {history.folder} {file} {given}", capsys)
+        assert status == 2 and "records how images are resized; leave out --image-size and --crop" in err
+    assert _run(f"predict {history.folder} {file} --image-size 12 --crop {crop}", capsys)[1] == out
+    status, out, err = _run(f"evaluate {history.folder} --dataset folder:{tmp_path}/data --device cpu", capsys)
+    assert status == 0 and json.loads(out)["accuracy"] == history.summary["accuracy"]
+    assert "the training images are not those of" not in err
 
 
 def test_predict_takes_a_file(graph, image_folder, capsys):

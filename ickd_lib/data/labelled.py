@@ -6,7 +6,7 @@ from abc import abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -65,6 +65,11 @@ class LabelledImages(ImageSplit):
 
     labels: Tensor
     augment: str
+
+    @property
+    def evaluation_crop(self) -> dict[str, Any]:
+        """How images are brought to one size for the evaluation; see `ImageSplit`."""
+        return {"size": list(self.size), "crop": "fit"}
 
     @cached_property
     def unlabelled(self) -> int:

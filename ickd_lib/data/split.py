@@ -68,6 +68,15 @@ class ImageSplit(ABC):
         return {}
 
     @property
+    def evaluation_crop(self) -> dict[str, Any]:
+        """How images are brought to one size for the evaluation, which runs record; empty where their sizes differ.
+
+        "size" is height and width in pixels. "crop" is "fit" where an image is resized and cropped at the centre, and
+        "resized" for the evaluation crop of `ResizedCrop`.
+        """
+        return {}
+
+    @property
     def spec(self) -> dict[str, Any]:
         """The arguments of `models.create` that depend on the data: num_classes, mean and std."""
         return {"num_classes": len(self.classes), "mean": self.mean, "std": self.std}

@@ -212,6 +212,11 @@ class StreamedImages(LabelledImages):
         """`pad` and `flip` of a `PadCrop`, which runs record; empty for a `ResizedCrop`."""
         return {"pad": self.crop.pad, "flip": self.crop.flip} if isinstance(self.crop, PadCrop) else {}
 
+    @property
+    def evaluation_crop(self) -> dict[str, Any]:
+        """How images are brought to one size for the evaluation; see `ImageSplit`."""
+        return super().evaluation_crop | ({"crop": "resized"} if isinstance(self.crop, ResizedCrop) else {})
+
     @cached_property
     def files(self) -> tuple[str, ...]:
         """Path of the file of every row of the whole split, relative to the folder of the data set."""

@@ -27,7 +27,8 @@ def data_of(run: runtime.Run, given: argparse.Namespace, load: Callable[..., Spl
 
     Args:
         run: the run.
-        given: the options, which get the task of the run, and its data set and classes if they name none.
+        given: the options. They get the task of the run, and its data set, classes, image size and crop if none are
+            given and the run recorded them.
         load: loads the data set that the options describe; its arguments are those of `data.load`.
     Raises:
         InputError: the run is damaged, or its data set must be named.
@@ -35,6 +36,7 @@ def data_of(run: runtime.Run, given: argparse.Namespace, load: Callable[..., Spl
     with runtime.complete(run.folder):
         settings, summary = run.settings, run.summary or {}
         recorded, task = settings["data"], tasks.create(settings.get("task", "classification"))
+        evaluation_crop = run.config.get("evaluation_crop")
         title, images, classes = recorded["name"].rpartition("/")[0], int(recorded["images"]), recorded.get("classes")
         augment, held_out = recorded.get("augment", "crop"), f"val_{task.primary}" in summary
         changes: dict[str, Any] = {}
@@ -45,12 +47,17 @@ def data_of(run: runtime.Run, given: argparse.Namespace, load: Callable[..., Spl
         if ":" in title:
             kind = title.partition(":")[0]
             raise InputError(
-                f"{run.folder} does not record the path of its data, {title}; give --dataset {kind}:PATH, and the "
-                "other options of its data, such as --image-size"
+                f"{run.folder} does not record the path of its data, {title}; give --dataset {kind}:PATH, and --val if "
+                "the training had it"
             )
         given.dataset = title.partition("(")[0]
     if title.endswith(")") and not given.classes:
         given.classes = classes
+    if evaluation_crop and ":" in given.dataset:
+        height, width = evaluation_crop["size"]
+        given.image_size = given.image_size or (height if height == width else 0)
+        if evaluation_crop["crop"] == "resized" and given.dataset.startswith("folder:"):
+            given.crop = given.crop or "resized"
     splits = load(**changes)
     if given.task != "classification" and augment != splits.train.augment:
         runtime.notice(
@@ -63,7 +70,7 @@ def data_of(run: runtime.Run, given: argparse.Namespace, load: Callable[..., Spl
     if not same:
         runtime.notice(
             f"the training images are not those of {run.folder}; give the options of the data as in its training, such "
-            "as --val, --image-size and --crop"
+            "as --val, --views, --image-size and --crop"
         )
     if len(splits.val) and not (held_out and same):
         runtime.notice("the validation images are not used, because the run was not trained with the same ones")
@@ -131,23 +138,27 @@ def export(given: argparse.Namespace, load: Callable[[], Splits]) -> None:
         runtime.write_json(given.json, rows)
 
 
+def _unrecorded_shape(run: runtime.Run, given: argparse.Namespace, load: Callable[[], Splits]) -> dict[str, Any]:
+    """Return size and crop of the images of a run of an earlier version; empty for one that recorded them."""
+    if run.config.get("evaluation_crop"):
+        return {}
+    with runtime.complete(run.folder):
+        title = given.dataset or str(run.settings["data"]["name"])
+    if given.image_size:
+        resized = "resized" in (given.crop, "resized" if title.startswith("imagenet:") else "")
+        return {"size": (given.image_size,) * 2, "crop": "resized" if resized else "fit"}
+    return dict(zip(("size", "crop"), shape_of(data_of(run, given, load).test), strict=True))
+
+
 def predict(given: argparse.Namespace, load: Callable[[], Splits]) -> int:
     """Print the classes of image files; return 1 if one of them cannot be read. The arguments are those of `export`."""
-    shape: dict[str, Any] = {}
     if given.csv:
         runtime.require_writable(given.csv)
-    if Path(given.model).is_dir():
-        run = finished_run(given.model)
-        with runtime.complete(run.folder):
-            title = given.dataset or str(run.settings["data"]["name"])
-        if given.image_size:
-            resized = "resized" in (given.crop, "resized" if title.startswith("imagenet:") else "")
-            shape = {"size": (given.image_size,) * 2, "crop": "resized" if resized else "fit"}
-        else:
-            shape = dict(zip(("size", "crop"), shape_of(data_of(run, given, load).test), strict=True))
-    elif given.image_size or given.crop:
-        raise InputError(f"{given.model} records how images are resized; leave out --image-size and --crop")
+    shape = _unrecorded_shape(finished_run(given.model), given, load) if Path(given.model).is_dir() else {}
     model, named = open_model(given.model, **shape), given.dataset
+    other_size = given.image_size and model.facts.size != (given.image_size,) * 2
+    if other_size or (given.crop and (given.crop == "resized") != (model.facts.crop == "resized")):
+        raise InputError(f"{given.model} records how images are resized; leave out --image-size and --crop")
     bank = MemoryBank.load(given.bank) if given.bank else None
     found = predictions.predict(model, given.images, top=given.top, bank=bank, dataset=named)
     if any(not one.problem for one in found):

@@ -11,8 +11,6 @@ from typing import Any
 from torch import Tensor
 
 from ickd_lib import runtime, training
-from ickd_lib.data import DenseImages, StreamedImages
-from ickd_lib.data.crops import ResizedCrop
 from ickd_lib.models import Network
 from ickd_lib.runtime import InputError, Run
 from ickd_lib.runtime.arguments import checked
@@ -138,10 +136,9 @@ def shape_of(images: Any) -> tuple[tuple[int, int], str]:
 
     Images with class masks may differ in size; their size is then that of the first one.
     """
-    if isinstance(images, StreamedImages) and isinstance(images.crop, ResizedCrop):
-        return images.size, "resized"
-    size = images.sizes[0].tolist() if isinstance(images, DenseImages) else images.size
-    return (size[0], size[1]), "fit"
+    recorded = images.evaluation_crop or {"size": images.sizes[0].tolist(), "crop": "fit"}
+    height, width = recorded["size"]
+    return (height, width), recorded["crop"]
 
 
 def teacher_of(run: Run) -> Network | None:

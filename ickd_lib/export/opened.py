@@ -132,12 +132,13 @@ def _refuse_pickles(content: bytes, path: str | Path) -> None:
 
 
 @checked
-def open_model(path: str | Path, *, size: tuple[int, int] | None = None, crop: str = "fit") -> Model:
+def open_model(path: str | Path, *, size: tuple[int, int] | None = None, crop: str = "") -> Model:
     """Open a run folder, or a file that `write` made.
 
     Args:
         path: a finished run's folder, or a file that ends in .onnx or .pt2.
-        size, crop: for a run folder: see `Facts`. A run does not record them; its data set has them (`shape_of`).
+        size, crop: for a run folder: see `Facts`. By default they are those that the run recorded; runs of earlier
+            versions record none, and their data set has them (`shape_of`).
     Raises:
         InputError: it is neither of these, or it is damaged.
     """
@@ -150,10 +151,14 @@ def open_model(path: str | Path, *, size: tuple[int, int] | None = None, crop: s
             raise InputError(f"{path} is neither a run folder nor a file that ends in .onnx or .pt2")
         return kinds[path.suffix](path)
     run = finished_run(path)
-    if size is None:
+    with runtime.complete(path):
+        recorded = run.config.get("evaluation_crop") or {}
+        height, width = size or recorded.get("size", (0, 0))
+        crop = crop or recorded.get("crop", "fit")
+    if not height:
         raise InputError(f"{path} does not record the size of its images; give size=(height, width)")
     network = training.load(path, device="cpu")
-    return NetworkModel(network, facts_of(run, network, size, crop))
+    return NetworkModel(network, facts_of(run, network, (height, width), crop))
 
 
 def require(package: str) -> Any:

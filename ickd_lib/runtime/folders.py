@@ -76,8 +76,8 @@ class Run:
     """A run folder: the settings of one student, its metrics by epoch, its checkpoint, weights and summary.
 
     config.json contains `settings` (everything that identifies the run), `numerics` (device, precision, threads and
-    everything else that changes rounding; a resumed run uses them again), `environment` (versions and commit) and
-    `group` (an identifier that is shared by students that were trained together).
+    everything else that changes rounding; a resumed run uses them again), `environment` (versions and commit), `group`
+    (an identifier that is shared by students that were trained together) and `evaluation_crop` (see `ImageSplit`).
 
     Args:
         folder: the run's folder.
@@ -115,11 +115,16 @@ class Run:
         return run
 
     def create(
-        self, settings: dict[str, Any], numerics: dict[str, Any], group: str, environment: dict[str, Any]
+        self,
+        settings: dict[str, Any],
+        numerics: dict[str, Any],
+        group: str,
+        environment: dict[str, Any],
+        evaluation_crop: dict[str, Any] | None = None,
     ) -> None:
         """Write config.json."""
         config = {"settings": settings, "numerics": numerics, "group": group, "environment": environment}
-        write_json(self.folder / "config.json", config)
+        write_json(self.folder / "config.json", config | {"evaluation_crop": evaluation_crop or {}})
 
     def clean(self) -> None:
         """Remove what killed processes left of the run's files. The run must be locked."""
