@@ -18,7 +18,7 @@ from torch import nn
 
 from ickd_lib import data, memory, methods, models, runtime, training
 from ickd_lib.memory import MemoryBank
-from ickd_lib.methods import Context, Method
+from ickd_lib.methods import Combined, Context, Method, WithLabels
 from ickd_lib.models import Network, Output
 from ickd_lib.runtime import Diverged, InputError
 from ickd_lib.runtime.versions import _structure
@@ -818,6 +818,17 @@ def test_a_mistake_in_an_own_method_is_named_in_the_first_step(mistake, digits, 
     with pytest.raises(InputError, match=message) as caught:
         distill([Student("dropping", Own())], digits, teacher)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("combined", [False, True])
+def test_what_is_added_to_the_labels_must_be_a_dict(combined, digits, teacher):
+    class Own(WithLabels):
+        def teach(self, context):
+            return context.supervised
+
+    method = Combined(parts=[methods.create("kd"), Own()]) if combined else Own()
+    with pytest.raises(InputError, match="method 'Own' returned an object of type Tensor; return a dict of named loss"):
+        distill([Student("dropping", method)], digits, teacher)
 
 
 def test_only_the_first_step_checks_the_loss_terms(digits, monkeypatch):

@@ -183,6 +183,16 @@ class Method(nn.Module):
         return ", ".join(f"{key}={value!r}" for key, value in self.config.items() if key not in ("name", "version"))
 
 
+def named_terms(method: Method, terms: object) -> dict[str, Tensor]:
+    """Return the loss terms that a method returned. Raise InputError if they are no dict."""
+    if isinstance(terms, Mapping):
+        return dict(terms)
+    raise InputError(
+        f"method {method.config['name'] or type(method).__name__!r} returned an object of type "
+        f"{type(terms).__name__}; return a dict of named loss terms, such as {{'ce': context.supervised}}"
+    )
+
+
 class WithLabels(Method):
     """A method that adds terms to the task's own loss, which has the weight `ce`. A subclass defines `teach`."""
 
@@ -191,7 +201,7 @@ class WithLabels(Method):
         self.ce = ce
 
     def forward(self, context: Context) -> dict[str, Tensor]:
-        terms = self.teach(context)
+        terms = named_terms(self, self.teach(context))
         return {"ce": self.ce * context.supervised, **terms} if self.ce else terms
 
     def teach(self, context: Context) -> dict[str, Tensor]:

@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from ickd_lib.methods.base import LABEL_SPACES, Method, defaults
+from ickd_lib.methods.base import LABEL_SPACES, Method, defaults, named_terms
 from ickd_lib.methods.context import Context, Retrieval
 from ickd_lib.methods.limits import limited
 from ickd_lib.models import Network
@@ -76,7 +76,7 @@ class Combined(Method):
         terms: dict[str, Tensor] = {}
         limits: dict[str, float] = {}
         for part in self.parts:
-            for name, value in part.unlimited(context.seen_by(part)).items():
+            for name, value in named_terms(part, part.unlimited(context.seen_by(part))).items():
                 key = name
                 while key in terms:
                     key = f"{part.registered_name} {key}"

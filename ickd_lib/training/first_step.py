@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import traceback
-from collections.abc import Mapping
 
 import torch
 from torch import Tensor
 
 from ickd_lib.methods import Context, Method
+from ickd_lib.methods.base import named_terms
 from ickd_lib.runtime import InputError
 
 # What a method must declare in its `needs` to use an attribute of the context or of its samples.
@@ -34,12 +34,7 @@ def first_terms(method: Method, context: Context) -> dict[str, Tensor]:
             problem = f"method {name!r} stopped in its first step ({type(error).__name__}{what and ': ' + what})"
             raise InputError(f"{problem}; {advice}") from error
         raise
-    if not isinstance(terms, Mapping):
-        kind = type(terms).__name__
-        raise InputError(
-            f"method {name!r} returned an object of type {kind}; return a dict of named loss terms, such as "
-            "{'ce': context.supervised}"
-        )
+    terms = named_terms(method, terms)
     for term, value in terms.items():
         if not isinstance(value, Tensor):
             kind = type(value).__name__
@@ -57,7 +52,7 @@ def first_terms(method: Method, context: Context) -> dict[str, Tensor]:
             f"method {name!r}: no loss term ({', '.join(map(str, terms))}) has a gradient; compute one from "
             "context.student or context.supervised, without detach() or no_grad()"
         )
-    return dict(terms)
+    return terms
 
 
 def _undeclared(method: Method, error: Exception) -> str:
