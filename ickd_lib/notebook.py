@@ -60,10 +60,14 @@ PARAMETERS: dict[str, Any] = {
 }
 
 
+CHECKED = "_parameters_were_checked"  # name in a notebook's namespace
+
+
 def check_parameters(namespace: dict[str, Any], names: str) -> dict[str, Any]:
     """Check the parameters of a notebook. The cell after the parameters calls it with `globals()`.
 
-    papermill only logs a warning when it is given a parameter that a notebook does not have; here that is an error.
+    papermill only logs a warning when it is given a parameter that a notebook does not have; here that is an error. It
+    is checked only once in a kernel, because later the names of the namespace are also those of the notebook's results.
 
     Args:
         namespace: the notebook's `globals()`.
@@ -76,11 +80,12 @@ def check_parameters(namespace: dict[str, Any], names: str) -> dict[str, Any]:
     declared = names.split()
     shell = {"In", "Out", "exit", "quit", "open", "get_ipython"}
     literal = (str, int, float, list, dict, tuple, type(None))
-    for name, value in namespace.items():
+    for name, value in [] if CHECKED in namespace else list(namespace.items()):
         if not name.startswith("_") and name not in shell and isinstance(value, literal):
             if name not in declared:
                 choose(name, declared, "parameter")
                 raise InputError(f"parameter {name!r} is spelt {choose(name, declared, 'parameter')!r}")
+    namespace[CHECKED] = True
     checked = {}
     for name in declared:
         if name not in namespace:

@@ -307,6 +307,11 @@ def test_search_among_images_without_superclasses():
         explore.search("digit", plain)
 
 
+def test_an_image_without_a_label_is_neither_wrong_nor_right():
+    some = replace(ZOO, labels=ZOO.labels.where(ZOO.index != 31, -1))
+    assert explore.search("wrong", some, LOGITS) == [0, 5] and explore.search("right", some, LOGITS) == [1, 2, 3, 4]
+
+
 @pytest.mark.parametrize(
     ("text", "with_logits", "reason"),
     [

@@ -65,6 +65,12 @@ def test_the_ranking_equals_a_plain_loop(bank):
         explore.suspect_labels(bank, neighbours=0)
 
 
+def test_images_without_labels_are_no_suspects(bank, digits):
+    some = replace(digits.train, labels=digits.train.labels.masked_fill(digits.train.index % 2 == 0, -1))
+    with pytest.raises(InputError, match="have no label; give the labelled ones"):
+        SuspectExplorer(bank, some)
+
+
 def test_the_explorer_pages_through_suspects_and_shows_their_neighbours(bank, digits, monkeypatch):
     explorer = SuspectExplorer(bank, digits.train)
     found = explore.suspect_labels(bank)

@@ -132,6 +132,14 @@ def test_the_documented_calls_of_papermill_have_valid_parameters():
         library.check_parameters(known | given, " ".join(known))
 
 
+def test_cells_can_be_run_again_in_the_same_kernel():
+    """Later cells leave names in the namespace that look like parameters."""
+    namespace = {"epochs": 3}
+    library.check_parameters(namespace, "epochs")
+    namespace |= {"settings": {"epochs": 3}, "epochs": 5, "rows": [1]}
+    assert library.check_parameters(namespace, "epochs") == {"epochs": 5}
+
+
 def execute(path, folder, /, **parameters):
     return papermill.execute_notebook(
         path,

@@ -219,6 +219,14 @@ def test_the_command(tmp_path, monkeypatch, capsys):
     assert "did you mean 'kd'" in capsys.readouterr().err
 
 
+def test_the_page_of_runs_without_weights_lacks_what_needs_them(folder, hostile, tmp_path):
+    place = shutil.copytree(folder, tmp_path / "runs")
+    for weights in place.rglob("student.safetensors"):
+        weights.unlink()
+    found = read(pages.report([place], splits=hostile, baseline="ce")).text
+    assert "the folders of the runs lack student.safetensors" in found and "Loss and its terms" in found
+
+
 def test_the_page_of_a_json_file_lacks_what_needs_networks(folder, hostile, tmp_path):
     file, short = tmp_path / "runs.json", tmp_path / "short.json"
     assert cli.main(["report", str(folder), "--json", str(file), "--out", str(tmp_path / "table.md")]) == 0

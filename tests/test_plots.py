@@ -81,6 +81,9 @@ def test_curves_draw_the_mean_and_the_spread_of_the_epochs_all_seeds_have():
     assert np.isclose(band.max(), 85 + 100 * np.std([0.8, 0.9], ddof=1))
     labels = [text.get_text() for text in figure.legends[0].texts]
     assert labels == ["kd  85.0 ± 7.1", "ce  80.0"]  # the best first
+    figure = plots.curves({"kd": [seeds[0], seeds[1][:1]], "ce": [seeds[0]]})
+    labels = [text.get_text() for text in figure.legends[0].texts]
+    assert labels == ["ce  80.0", "kd  30.0 ± 14.1 (epoch 1)"]  # a seed is not finished
     with pytest.raises(InputError, match="'val_accuracy'"):
         plots.curves({"kd": seeds}, key="val_accuracy")
 
@@ -232,6 +235,8 @@ def test_published_accuracies_stand_beside_measured_ones_best_on_top():
     hollow = [line.get_xdata()[0] for line in axis.lines if line.get_marker() == "D"]
     assert hollow == pytest.approx([76.0, 73.33])
     assert [text.get_text() for text in other.texts] == ["50.00"]
+    assert other.get_xlabel().startswith("accuracy of the last epoch, %")
+    assert plots.published({"": (measured, {})}, of="mIoU").axes[0].get_xlabel().startswith("mIoU of the last epoch, %")
 
 
 def test_cost_draws_each_method_at_its_time_and_accuracy():

@@ -92,6 +92,14 @@ def test_queries_are_chosen_and_other_classes_explained(explorer, queries, digit
     assert explorer.error == ""
     explorer.number.value = int(queries.index[7])
     assert explorer.current == ("queries", 7)
+    missing = int(queries.index[7]) + 1
+    while missing in queries.index.tolist():
+        missing += 1
+    if missing < int(queries.index.max()):
+        explorer.number.value = missing
+        shown = int(queries.index[explorer.current[1]])
+        assert shown == min(row for row in queries.index.tolist() if row > missing), "the arrow goes on"
+    explorer.number.value = int(queries.index[7])
     explorer.explained.value = 2
     assert explorer.found.label == 2 and explorer.view._last[0][2]["title"] == "raised the margin of 2"
     before = [tile["key"] for tile in explorer.view._last[0][2]["tiles"]]

@@ -7,7 +7,7 @@ from ickd_lib.explore.neighbours import Neighbourhood, in_context, neighbourhood
 from ickd_lib.explore.own import own_image
 from ickd_lib.explore.regions import Region, region
 from ickd_lib.explore.samples import SampleSet
-from ickd_lib.explore.selection import positions, search, selection_csv
+from ickd_lib.explore.selection import next_key, positions, search, selection_csv
 from ickd_lib.explore.suspects import Suspects, suspect_labels
 
 __all__ = [
@@ -22,6 +22,7 @@ __all__ = [
     "embed",
     "in_context",
     "neighbourhood",
+    "next_key",
     "own_image",
     "positions",
     "region",

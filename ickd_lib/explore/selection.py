@@ -125,11 +125,12 @@ class _Finder:
         predicted = self._predicted(name, whole)
         if word not in ("wrong", "right"):
             return _classes_with(word, self.samples)[predicted]
-        wrong = predicted != self.labels
+        known = self.labels >= 0  # without a label, a prediction is neither right nor wrong
+        wrong = known & (predicted != self.labels)
         if word == "wrong" and not wrong.any():
             several = self.samples.task.sample[1]
             raise InputError(f"the {name} classifies all of these {several} correctly, so there is no mistake to show")
-        return wrong if word == "wrong" else ~wrong
+        return wrong if word == "wrong" else known & ~wrong
 
     def _in_rows(self, text: str, word: str) -> Tensor:
         ends = re.fullmatch(r"([0-9]+)(?:[-–]([0-9]+))?", text)
@@ -137,6 +138,12 @@ class _Finder:
             raise InputError(f"{word!r} is not a data-set row; write a number, such as row:12")
         first, last = int(ends[1]), int(ends[2] or ends[1])
         return torch.tensor([first <= row <= last for row in self.samples.rows.tolist()])
+
+
+def next_key(keys: Tensor, new: int, old: int) -> int:
+    """Return the position in `keys` [N] of the number `new`, or else of the next one in the direction from `old`."""
+    beyond = (keys >= new if new > old else keys <= new).nonzero().squeeze(1)
+    return int(beyond[(keys[beyond] - new).abs().argmin()])
 
 
 def positions(text: str, rows: Tensor, name: str) -> Tensor:

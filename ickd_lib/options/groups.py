@@ -47,7 +47,7 @@ def data_options(parser: argparse.ArgumentParser, of_run: bool = False) -> None:
             "--labels",
             type=reader(Natural),
             default=0,
-            help="number of labelled images that the student is trained on; 0: all",
+            help="number of labelled training images that are used; 0: all",
         )
         group.add_argument(
             "--augment",
@@ -130,7 +130,7 @@ def teacher_options(parser: argparse.ArgumentParser, required: bool = False) -> 
         "--teacher-epochs",
         type=reader(Natural),
         default=0,
-        help="epochs of the teacher's training; 0: as many as the student",
+        help="epochs of the teacher's training; 0: those of --epochs",
     )
 
 

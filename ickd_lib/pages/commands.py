@@ -70,11 +70,17 @@ def draw(given: argparse.Namespace, summaries: list[dict[str, Any]]) -> None:
         if not apart:
             raise InputError(f"no other method has two seeds in common with {given.baseline}; name more runs")
         ranked = dict(sorted(apart.items(), key=lambda pair: -pair[1]["mean"]))
-        task = task_of(next(iter(by_method.values()))[0][0])
-        of = {"miou": "mIoU", "ap": "AP"}.get(task.primary, task.primary)
+        of = _number(next(iter(by_method.values()))[0][0])
         of = f"{of} on held-out images" if setting.held_out else f"test {of}"
         figure = plots.differences(ranked, baseline=given.baseline, of=of)
     else:
-        figure = plots.published(runs.beside_published(summaries))
+        names = dict.fromkeys(map(_number, summaries))
+        figure = plots.published(runs.beside_published(summaries), of=" or ".join(names))
     with runtime.replacing(given.figure) as part:
         figure.savefig(part, format=kind)
+
+
+def _number(summary: dict[str, Any]) -> str:
+    """Return the name of the number that a run's task is compared by."""
+    primary = task_of(summary).primary
+    return {"miou": "mIoU", "ap": "AP"}.get(primary, primary)

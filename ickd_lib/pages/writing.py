@@ -62,12 +62,14 @@ def report(
     task, (best, *_) = task_of(next(iter(chosen.values()))), chosen
     if task.name in PER_CLASS:
         parts.append(_per_class(chosen, *PER_CLASS[task.name]))
-    there = {name: row for name, row in chosen.items() if row["folder"]}
+    stored = {name: row for name, row in chosen.items() if row["folder"]}
+    there = {name: row for name, row in stored.items() if Path(row["folder"], "student.safetensors").is_file()}
     sets = dict.fromkeys([chosen[best]["dataset"], *(row["dataset"] for row in rows)])
     if len(sets) > 1:
         parts.append(note(f"The rest of this page is about the runs on {chosen[best]['dataset']} alone."))
     if splits is None or not there:
-        why = no_splits if there else "the runs are in JSON files, which contain no networks"
+        lost = "the folders of the runs lack student.safetensors"
+        why = no_splits if there else lost if stored else "the runs are in JSON files, which contain no networks"
         parts.append(section("Images", note(f"Sections about images, such as the mistakes, are left out: {why}.")))
     elif task.name in PER_CLASS:
         parts.append(dense.mistakes(there, splits, baseline, precision=precision))

@@ -163,7 +163,9 @@ def differences(intervals: Mapping[str, Mapping[str, float]], *, baseline: str, 
     return figure
 
 
-def published(panels: Mapping[str, tuple[Mapping[str, Sequence[float]], Mapping[str, float]]]) -> Figure:
+def published(
+    panels: Mapping[str, tuple[Mapping[str, Sequence[float]], Mapping[str, float]]], *, of: str = "accuracy"
+) -> Figure:
     """Draw measured accuracies beside published ones: one panel for each setting, one row for each method, best on top.
 
     Filled markers are measured seeds, drawn with mean ± standard deviation. Hollow diamonds are published accuracies.
@@ -171,6 +173,7 @@ def published(panels: Mapping[str, tuple[Mapping[str, Sequence[float]], Mapping[
     Args:
         panels: for each title the result of `runs.beside_published`: for each measured method one fraction per seed,
             and for each published method one fraction.
+        of: name of the number.
     """
     rows = {title: _in_descending_order(*both) for title, both in panels.items()}
     heights = [len(names) + 2 for names in rows.values()]
@@ -192,7 +195,7 @@ def published(panels: Mapping[str, tuple[Mapping[str, Sequence[float]], Mapping[
         axis.set_title("\n".join(textwrap.wrap(title, 90)), loc="left")
         axis.grid(axis="x")
     hollow = "; hollow: published" if any(reference for _, reference in panels.values()) else ""
-    axes[-1, 0].set_xlabel(f"accuracy of the last epoch, %  (markers: seeds; bars: mean ± std{hollow})")
+    axes[-1, 0].set_xlabel(f"{of} of the last epoch, %  (markers: seeds; bars: mean ± std{hollow})")
     return figure
 
 

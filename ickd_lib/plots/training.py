@@ -22,7 +22,8 @@ def curves(runs: Mapping[str, Seeds], key: str = "test_accuracy") -> Figure:
     """Draw one number over the epochs: for each method the mean over its seeds, in a band of ± one standard deviation.
 
     The left panel shows all epochs. The right panel enlarges the last third, in which differences between methods are
-    easier to see. The legend contains the last value of each method and is in descending order of it.
+    easier to see. The legend contains the last value of each method and is in descending order of it. It names the
+    epoch of this value for methods that were trained for fewer epochs than others, or of which a seed was.
 
     Args:
         runs: for each method, the records of each seed (`History.epochs`). Epochs in which the record of a seed of the
@@ -35,15 +36,18 @@ def curves(runs: Mapping[str, Seeds], key: str = "test_accuracy") -> Figure:
     scale, digits = (100, 1) if "accuracy" in key else (1, 3)
     figure, axes = plt.subplots(1, 2, figsize=(WIDTH, max(3.8, _legend_height(runs))), layout="constrained")
     last: list[tuple[float, str, Line2D]] = []
+    found = {name: _over_seeds(seeds, key, scale) for name, seeds in runs.items()}
+    longest = max((epochs[-1] for epochs, _, _ in found.values() if len(epochs)), default=0)
     for (name, seeds), style in zip(runs.items(), looks(runs), strict=True):
-        epochs, mean, spread = _over_seeds(seeds, key, scale)
+        epochs, mean, spread = found[name]
         if not len(epochs):
             raise InputError(f"the records of {name!r} contain no {key!r}; check that it was evaluated during training")
         for axis, shown in zip(axes, (slice(None), epochs >= 2 * epochs[-1] / 3), strict=True):
             x, y, s = epochs[shown], mean[shown], spread[shown]
             (line,) = axis.plot(x, y, label=name, markevery=max(1, len(x) // 8), **style)
             axis.fill_between(x, y - s, y + s, color=style["color"], alpha=0.15, linewidth=0)
-        last.append((mean[-1], f"{wrapped(name)}  {mean_std_text(mean[-1], spread[-1], len(seeds), digits)}", line))
+        text = f"{wrapped(name)}  {mean_std_text(mean[-1], spread[-1], len(seeds), digits)}"
+        last.append((mean[-1], text + (f" (epoch {epochs[-1]:g})" if epochs[-1] < longest else ""), line))
     last.sort(key=lambda entry: -entry[0])
     words = key.replace("_", " ")
     several = max(len(seeds) for seeds in runs.values())

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from ickd_lib.runtime import InputError
 from ickd_lib.theory.tangent import shares
 
 
@@ -159,5 +160,9 @@ def mean_interval(values: Tensor) -> tuple[Tensor, Tensor]:
         values: one row for each of Q ≥ 2 queries, [Q, ...].
     Returns:
         The mean and the half-width, [...] each.
+    Raises:
+        InputError: there are fewer than two queries.
     """
+    if len(values) < 2:
+        raise InputError(f"an interval needs two or more queries, not {len(values)}; raise queries")
     return values.mean(0), 1.96 * values.std(0) / math.sqrt(len(values))

@@ -118,12 +118,16 @@ class AttributionExplorer(Explorer):
     # ------------------------------------------------------------------------------------------- choosing a query
 
     def _on_number(self, change: dict[str, Any]) -> None:
-        """Display the query with this row, or the nearest one."""
-        keys = self.sets["queries"].keys
-        at = int((keys - int(change["new"])).abs().argmin())
-        if (source := self.path[0]) != ("queries", at) or int(keys[source[1]]) != change["new"]:
-            with self.guarded():
-                self._visit([("queries", at)])
+        """Display the query with this row, or the next one in the direction of the change."""
+        samples, new = self.sets["queries"], int(change["new"])
+        source, shown = self.path[0]
+        if source == "queries" and int(samples.keys[shown]) == new:
+            return
+        at = explore.next_key(samples.keys, new, change["old"])
+        with self.guarded():
+            self._visit([("queries", at)])
+            if (key := int(samples.keys[at])) != new:
+                self.show_message(f"{samples.name} has no row {new}; this is {key}")
 
     def _go_to(self, step: int | None, also: str = "") -> None:
         """Display a query that matches class and search: the first (0), the next (1) or a random one (None)."""

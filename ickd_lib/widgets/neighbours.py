@@ -156,8 +156,7 @@ class NeighbourExplorer(NeighbourControls, Explorer):
         if new == self._number():
             return
         keys = self.query_samples.keys
-        beyond = (keys >= new if new > change["old"] else keys <= new).nonzero().squeeze(1)
-        at = int(beyond[(keys[beyond] - new).abs().argmin()])
+        at = explore.next_key(keys, new, change["old"])
         with self.guarded():
             self._visit([(self.source, at)])
             if (key := int(keys[at])) != new:

@@ -44,13 +44,13 @@ class SuspectExplorer(Explorer):
         neighbours: number of neighbours of each sample.
         task: which samples an image has; classification by default.
     Raises:
-        InputError: the images do not fit the bank.
+        InputError: the images do not fit the bank, or some of them have no label.
     """
 
     def __init__(self, bank: MemoryBank, images: Images, *, neighbours: int = 16, task: Task | None = None) -> None:
         task = task or Classification()
         explore.require_fit(bank, images, task=task)
-        self.bank, self.samples, self.neighbours = bank, SampleSet(images, task), neighbours
+        self.bank, self.samples, self.neighbours = bank, SampleSet(images, task).labelled(), neighbours
         self.found = explore.suspect_labels(bank, neighbours=neighbours)
         self.page, self.opened = 0, -1  # the page of tiles, and the key of the sample whose neighbours are displayed
         self.export = ipw.Button(
