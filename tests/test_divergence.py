@@ -1,5 +1,6 @@
 """Students that diverge: the others finish as if alone, and what is kept and what is said is right."""
 
+import copy
 import json
 import re
 from pathlib import Path
@@ -8,7 +9,7 @@ import pytest
 import torch
 
 from ickd_lib import __main__ as cli
-from ickd_lib import methods, models, training
+from ickd_lib import methods, models, runtime, training
 from ickd_lib.methods import Method
 from ickd_lib.methods.registry import _REGISTRY
 from ickd_lib.runtime import Diverged, InputError
@@ -82,6 +83,20 @@ def test_a_student_that_diverges_leaves_the_pass_and_the_others_are_as_if_alone(
     assert "at epoch" in json.loads((tmp_path / "a" / "diverged.json").read_text())["reason"]
     step = caught.value.args[0].partition("at epoch ")[2].split(";")[0]
     assert step.startswith({(0, 2): "1, step 3", (0, 3): "1, step 3", (1, 3): "2, step 3"}[at]), step
+
+
+def test_a_given_network_that_diverges_is_as_before_and_the_others_are_trained(digits):
+    with runtime.seeded(0, "network"):
+        networks = [models.create("resnet8", **digits.train.spec) for _ in range(2)]
+    before = [copy.deepcopy(network.state_dict()) for network in networks]
+    students = [Student(network, name=name) for network, name in zip(networks, "ab", strict=True)]
+    with pytest.raises(Diverged) as caught:
+        train(digits, students, callbacks=[Spoils(spoil_weight)])
+    unchanged = [
+        all(torch.equal(weight, old[key]) for key, weight in network.state_dict().items())
+        for network, old in zip(networks, before, strict=True)
+    ]
+    assert unchanged == [True, False] and caught.value.histories["b"].network is networks[1]
 
 
 def test_a_training_that_is_stopped_after_a_divergence_resumes_exactly(digits, tmp_path):

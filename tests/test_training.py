@@ -267,7 +267,7 @@ def test_ctrl_c_leaves_a_resumable_run(digits, tmp_path):
 
 @pytest.mark.parametrize("method", ["ce", "simkd"])
 def test_a_network_that_was_given_goes_on_after_a_stop(digits, teacher, tmp_path, method):
-    """Its weights have changed by then, but the same call continues the same run, and ends as if never stopped."""
+    """It has the weights that it began with, so the same call continues the same run, and ends as if never stopped."""
     recipe = Recipe(epochs=3, lr=0.05, schedule="cosine", batch_size=20)
     with runtime.seeded(0, "network"):
         networks = [models.create("resnet8", **digits.train.spec)]
@@ -281,13 +281,48 @@ def test_a_network_that_was_given_goes_on_after_a_stop(digits, teacher, tmp_path
 
     with pytest.raises(KeyboardInterrupt, match="the same call"):
         distill([Student(networks[0], method)], digits, teacher, callbacks=[Stop()], **given)
-    assert not same(networks[0], networks[1])
+    assert same(networks[0], networks[1])
     (history,) = distill([Student(networks[0], method)], digits, teacher, **given).values()
     assert len(list((tmp_path / "cut").iterdir())) == 1, "the run was continued"
     (other,) = distill([Student(networks[1], method)], digits, teacher, **given | {"runs": tmp_path / "whole"}).values()
     assert same(history.network, other.network) and history.folder.name == other.folder.name
     further = distill([Student(networks[0], method)], digits, teacher, **given)
     assert next(iter(further.values())).folder != history.folder, "a trained network is another beginning"
+
+
+class Fails(training.Callback):
+    """Raises an error after the second step."""
+
+    def __init__(self, error):
+        self.error = error
+
+    def step(self, loop):
+        if loop.step == 2:
+            raise self.error
+
+
+@pytest.mark.parametrize("error", [OSError("no space left"), InputError("wrong"), KeyboardInterrupt()])
+def test_a_given_network_is_as_before_when_training_fails(digits, teacher, tmp_path, error):
+    """Half-trained weights would be recorded as those that the next training began with."""
+    with runtime.seeded(0, "network"):
+        network = models.create("resnet8", **digits.train.spec)
+    network.classes, before = (), copy.deepcopy(network)
+    with pytest.raises(type(error)):
+        distill([Student(network)], digits, None, runs=tmp_path, checkpoint_seconds=1e6, callbacks=[Fails(error)])
+    assert same(network, before) and network.classes == ()
+    (folder,) = tmp_path.iterdir()
+    (history,) = distill([Student(network)], digits, None, runs=tmp_path).values()
+    assert history.folder == folder and history.summary["epochs"] == RECIPE.epochs
+    assert not same(network, before) and network.classes == digits.train.classes
+
+
+def test_without_a_run_folder_a_stopped_network_keeps_what_it_has_learned(digits):
+    with runtime.seeded(0, "network"):
+        network = models.create("resnet8", **digits.train.spec)
+    before = copy.deepcopy(network)
+    with pytest.raises(KeyboardInterrupt):
+        distill([Student(network)], digits, None, callbacks=[Fails(KeyboardInterrupt())])
+    assert not same(network, before)
 
 
 def test_an_error_before_training_leaves_no_lock(digits, tmp_path):

@@ -62,7 +62,6 @@ class Network(nn.Module):
         added: what a method has added to a network that `models.create` made, as run folders record it; see `Reused`.
         classes: names of the classes, in the order of the logits; empty if unknown.
         trained_on: what is known of its training (data, number of labels, weights file), for the run folders.
-        stopped: the identities at the beginning and at the end of its last training, if that was stopped.
     Raises:
         InputError: num_classes is below 1.
     """
@@ -85,7 +84,6 @@ class Network(nn.Module):
         self.classes: tuple[str, ...] = ()
         self.trained_on: dict[str, Any] = {}
         self.added: dict[str, Any] = {}
-        self.stopped: tuple[str, str] = ("", "")
         self._stored_identity: tuple[str, Any] | None = None  # the identity and the state it belongs to; see `frozen`
         self.register_buffer("mean", torch.zeros(1, 3, 1, 1), persistent=False)
         self.register_buffer("std", torch.ones(1, 3, 1, 1), persistent=False)

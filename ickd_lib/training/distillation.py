@@ -30,7 +30,7 @@ from ickd_lib.training.recipe import Recipe
 from ickd_lib.training.records import History, RunRecord
 from ickd_lib.training.state import TrainingState, not_finite
 from ickd_lib.training.stepper import Stepper
-from ickd_lib.training.students import Learner, Student, continued, learners
+from ickd_lib.training.students import Learner, Student, learners, restored_on_error
 from ickd_lib.training.teacher_choice import TeacherNeeds, teacher_bank, teacher_source
 
 
@@ -124,119 +124,122 @@ def distill(
     evaluated = None if isinstance(frozen, Predictions) else frozen
     if evaluated and (name := not_finite(evaluated.state_dict())):
         raise InputError(f"the teacher {evaluated.name} has values that are not finite in {name}; give another teacher")
-    made = learners(
-        students,
-        splits.train,
-        task=task,
-        teacher=frozen,
-        bank=bank,
-        recipe=recipe,
-        data_seed=data_seed,
-        evaluate_every=evaluate_every,
-        device=device,
-        sync_batchnorm=sync_batchnorm,
-        search=search,
-    )
-    checkpoints, records, locks = _prepare(made, splits.train, task, recipe, runs, resume)
-    try:
-        for record in records.values():
-            check_precision(record, precision)
-        if runtime.world() > 1:
-            check_equal([(runtime.fingerprint(state.learner.settings), state.position) for state in records])
-    except BaseException:
-        locks.close()  # a caller may keep the exception, and with it the locks
-        raise
-    waiting = [state for state, record in records.items() if not record.finished]
-    if waiting:
-        methods = [state.learner.method for state in waiting]
-        needs, uses_bank = TeacherNeeds.of(methods), any(method.needs_bank for method in methods)
-        with locks as stack:
-            numerics = runtime.from_main(
-                lambda: _numerics(
-                    [run for state in waiting if (run := records[state].run)],
-                    waiting,
-                    splits.train,
-                    evaluated,
-                    task,
-                    needs=needs,
-                    device=device,
-                    precision=precision,
-                    bank_precision=bank.precision if bank is not None and uses_bank else "",
-                    cached=teacher_cache_top if teacher_cache else None,
-                    capture=capture,
+    with restored_on_error(students, saved=runs is not None) as trained:
+        made = learners(
+            students,
+            splits.train,
+            task=task,
+            teacher=frozen,
+            bank=bank,
+            recipe=recipe,
+            data_seed=data_seed,
+            evaluate_every=evaluate_every,
+            device=device,
+            sync_batchnorm=sync_batchnorm,
+            search=search,
+        )
+        checkpoints, records, locks = _prepare(made, splits.train, task, recipe, runs, resume)
+        try:
+            for record in records.values():
+                check_precision(record, precision)
+            if runtime.world() > 1:
+                check_equal([(runtime.fingerprint(state.learner.settings), state.position) for state in records])
+        except BaseException:
+            locks.close()  # a caller may keep the exception, and with it the locks
+            raise
+        waiting = [state for state, record in records.items() if not record.finished]
+        if waiting:
+            methods = [state.learner.method for state in waiting]
+            needs, uses_bank = TeacherNeeds.of(methods), any(method.needs_bank for method in methods)
+            with locks as stack:
+                numerics = runtime.from_main(
+                    lambda: _numerics(
+                        [run for state in waiting if (run := records[state].run)],
+                        waiting,
+                        splits.train,
+                        evaluated,
+                        task,
+                        needs=needs,
+                        device=device,
+                        precision=precision,
+                        bank_precision=bank.precision if bank is not None and uses_bank else "",
+                        cached=teacher_cache_top if teacher_cache else None,
+                        capture=capture,
+                    )
                 )
-            )
-            stack.enter_context(torch.cuda.device(device) if device.type == "cuda" else contextlib.nullcontext())
-            stack.enter_context(runtime.same_threads(numerics["threads"]))
-            stack.enter_context(runtime.kept_generators())
-            stack.enter_context(continued(students, [state.learner for state in waiting]))
-            stop = stack.enter_context(stoppable())
-            stack.enter_context(loader.watched())
-            source = teacher_source(
-                needs,
-                splits.train,
-                frozen,
-                task,
-                numerics,
-                folder=teacher_cache,
-                gigabytes=teacher_cache_gigabytes,
-                batch_size=recipe.batch_size,
-            )
-            if source:
-                stack.callback(source.close)
-            with runtime.stopping_between_blocks(stop):
-                own_bank = teacher_bank(bank, waiting, splits.train, frozen, task, numerics["precision"], search)
-            together, environment = uuid.uuid4().hex[:8], runtime.environment(device)
-            for state in waiting:
-                records[state].recall = own_bank.recall(state) if own_bank else {}
-                records[state].create(numerics, together, environment, splits.train.evaluation_crop)
-            going = {
-                group: kept for group, kept in checkpoints.items() if any(state in waiting for state in group.states)
-            }
-            captured = capture and numerics["captured"] and runtime.world() == 1
-            stepper = Stepper(
-                list(going),
-                splits.train,
-                task,
-                source,
-                own_bank,
-                batch_size=recipe.batch_size,
-                precision=numerics["precision"],
-                epochs=recipe.epochs,
-                capture=_capture(captured, callbacks, waiting, splits.train),
-            )
-            if stepper.loader:
-                stack.callback(stepper.loader.close)
-            hooks = list(callbacks)
-            if progress and runtime.rank() == 0:
-                hooks.append(ProgressBar(progress if isinstance(progress, str) else ""))
-            loop = Loop(
-                going,
-                records,
-                splits,
-                task,
-                stepper,
-                recipe=recipe,
-                data_seed=data_seed,
-                evaluate_every=evaluate_every,
-                checkpoint_seconds=checkpoint_seconds,
-                callbacks=hooks,
-            )
-            loop.train(stop)
-            reference = (
-                task.bank_samples(evaluated, splits.test, precision=numerics["precision"]) if evaluated else None
-            )
-            for state in loop.states:
-                if state in waiting:
-                    records[state].finish(state, splits, task, numerics["precision"], reference, len(students))
-            (late,) = any_process(stop.is_set())
-            if late:  # the stop came after the last step, but the caller may have more to train
-                raise stopped(loop)
-    wait_for_all()  # so that all run folders are complete for every process
-    histories = {state.learner.name: record.history() for state, record in records.items() if record.finished}
-    if failed := [group.failed for group in checkpoints if group.failed]:
-        raise Diverged("; ".join(failed), histories)
-    return histories
+                stack.enter_context(torch.cuda.device(device) if device.type == "cuda" else contextlib.nullcontext())
+                stack.enter_context(runtime.same_threads(numerics["threads"]))
+                stack.enter_context(runtime.kept_generators())
+                stop = stack.enter_context(stoppable())
+                stack.enter_context(loader.watched())
+                source = teacher_source(
+                    needs,
+                    splits.train,
+                    frozen,
+                    task,
+                    numerics,
+                    folder=teacher_cache,
+                    gigabytes=teacher_cache_gigabytes,
+                    batch_size=recipe.batch_size,
+                )
+                if source:
+                    stack.callback(source.close)
+                with runtime.stopping_between_blocks(stop):
+                    own_bank = teacher_bank(bank, waiting, splits.train, frozen, task, numerics["precision"], search)
+                together, environment = uuid.uuid4().hex[:8], runtime.environment(device)
+                for state in waiting:
+                    records[state].recall = own_bank.recall(state) if own_bank else {}
+                    records[state].create(numerics, together, environment, splits.train.evaluation_crop)
+                going = {
+                    group: kept
+                    for group, kept in checkpoints.items()
+                    if any(state in waiting for state in group.states)
+                }
+                captured = capture and numerics["captured"] and runtime.world() == 1
+                stepper = Stepper(
+                    list(going),
+                    splits.train,
+                    task,
+                    source,
+                    own_bank,
+                    batch_size=recipe.batch_size,
+                    precision=numerics["precision"],
+                    epochs=recipe.epochs,
+                    capture=_capture(captured, callbacks, waiting, splits.train),
+                )
+                if stepper.loader:
+                    stack.callback(stepper.loader.close)
+                hooks = list(callbacks)
+                if progress and runtime.rank() == 0:
+                    hooks.append(ProgressBar(progress if isinstance(progress, str) else ""))
+                loop = Loop(
+                    going,
+                    records,
+                    splits,
+                    task,
+                    stepper,
+                    recipe=recipe,
+                    data_seed=data_seed,
+                    evaluate_every=evaluate_every,
+                    checkpoint_seconds=checkpoint_seconds,
+                    callbacks=hooks,
+                )
+                loop.train(stop)
+                reference = (
+                    task.bank_samples(evaluated, splits.test, precision=numerics["precision"]) if evaluated else None
+                )
+                for state in loop.states:
+                    if state in waiting:
+                        records[state].finish(state, splits, task, numerics["precision"], reference, len(students))
+                (late,) = any_process(stop.is_set())
+                if late:  # the stop came after the last step, but the caller may have more to train
+                    raise stopped(loop)
+        wait_for_all()  # so that all run folders are complete for every process
+        histories = {state.learner.name: record.history() for state, record in records.items() if record.finished}
+        trained.update(state.learner.position for state, record in records.items() if record.finished)
+        if failed := [group.failed for group in checkpoints if group.failed]:
+            raise Diverged("; ".join(failed), histories)
+        return histories
 
 
 def check_options(options: Mapping[str, Any]) -> None:

@@ -26,7 +26,9 @@ from ickd_lib.training.recipe import Recipe
 class Student:
     """A request to train one student.
 
-    network: a model's name, initialised from `seed`; or a network, which is trained in place.
+    network: a model's name, initialised from `seed`; or a network, which is trained in place. If its training fails, or
+        is stopped and has a run folder, the network gets back the weights that it had; the same call then continues
+        from the checkpoint in the run folder.
     method: a name that `methods.create` accepts, or a Method.
     seed: seed of the initialisation and of the method's random draws. The order of the data has its own seed.
     name: name of the run folder; by default network, method, seed and a fingerprint of all settings, so that other
@@ -165,8 +167,7 @@ def _learner(
         origin = {"network": network.name, **train.spec}
     else:
         network = student.network
-        began, left = network.stopped
-        origin = {"network": network.name, "initial": began if left == network.identity else network.identity}
+        origin = {"network": network.name, "initial": network.identity}
     _check(network, method, train, task, teacher)
     common = _common_classes(method, teacher, train.classes, task)
     if common:
@@ -209,18 +210,28 @@ def _learner(
 
 
 @contextlib.contextmanager
-def continued(students: Sequence[Student], learners: Iterable[Learner]) -> Iterator[None]:
-    """If training is stopped in the context, note in each given network with which weights it began.
+def restored_on_error(students: Iterable[Student], *, saved: bool) -> Iterator[set[int]]:
+    """If the context ends with an exception, give each given network the weights and classes that it had before.
 
-    The same call then finds the run of the network, although its weights have changed.
+    The same call then finds the same run folders. The weights that a checkpoint has are not lost.
+
+    Args:
+        students: the students, whose networks may be trained in the context.
+        saved: whether checkpoints are written. If not, training that is stopped (KeyboardInterrupt) leaves the trained
+            weights in the networks, because they are nowhere else.
+    Yields:
+        A set to which the positions of the students can be added whose networks keep their trained weights.
     """
+    networks = {i: one.network for i, one in enumerate(students) if not isinstance(one.network, str)}
+    before = {i: (copy.deepcopy(network.state_dict()), network.classes) for i, network in networks.items()}
+    trained: set[int] = set()
     try:
-        yield
-    except KeyboardInterrupt:
-        for learner in learners:
-            network = students[learner.position].network
-            if not isinstance(network, str):
-                network.stopped = learner.settings["student"]["initial"], network.identity
+        yield trained
+    except BaseException as error:
+        if saved or not isinstance(error, KeyboardInterrupt):
+            for i in networks.keys() - trained:
+                weights, networks[i].classes = before[i]
+                networks[i].load_state_dict(weights, strict=False)  # a method's `adapt` may have added parameters
         raise
 
 
