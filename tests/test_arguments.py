@@ -178,6 +178,11 @@ def test_an_argument_of_another_class_is_named(given, message, digits):
             lambda digits: training.teach("resnet8", digits, linear_probe=True, precision="fp8"),
             "unknown precision 'fp8'",
         ),
+        (
+            lambda digits: training.compare(["ce"], digits, chekpoint_seconds=3),
+            "unknown argument 'chekpoint_seconds' of compare; did you mean 'checkpoint_seconds'",
+        ),
+        (lambda digits: training.teach("resnet8", digits, students=[]), "unknown argument 'students' of teach"),
         (lambda digits: training.step_seconds(["ce"], digits, rounds=0), "rounds=0: expected a whole number of 1 or"),
         (lambda digits: training.Processes(1.5), "jobs=1.5: expected a whole number of 1 or more"),
         (lambda digits: training.evaluate(models.create("resnet8", 10), digits), "Splits is no split of a data set"),

@@ -153,6 +153,17 @@ def test_class_means_follow_what_is_written(digits, teacher):
 # --------------------------------------------------------------------------------- controls
 
 
+def test_nearest_samples_are_searched_once_while_random_ones_are_drawn_anew(digits, teacher, bank, monkeypatch):
+    """A bank with more rows than training samples does not keep the results of a search."""
+    few = digits._replace(train=digits.train.few(60, 0))
+    searches, table = [], MemoryBank.table
+    monkeypatch.setattr(MemoryBank, "table", lambda *a, **given: searches.append(given) or table(*a, **given))
+    choices = {"order": "random", "redraw": True, "positives": 2, "negatives": 9}
+    seen = watched(few, teacher, choices, bank=bank, seed=0)
+    assert len(searches) == 1 and searches[0]["positives"] == 0 and searches[0]["negatives"] == 9
+    assert len({tuple(sorted(c.positives.index.flatten().tolist())) for c in seen}) == len(seen) > 2
+
+
 @pytest.mark.parametrize(("order", "negatives_order"), [("random", "nearest"), ("nearest", "random")])
 @pytest.mark.parametrize("redraw", [False, True])
 def test_positives_and_negatives_are_controlled_apart(order, negatives_order, redraw, digits, teacher, bank):

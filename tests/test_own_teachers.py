@@ -84,6 +84,20 @@ def test_a_function_or_class_in_a_file(code, name):
     assert network.identity == same.identity, "weights that the code draws are the same each time"
 
 
+@pytest.mark.parametrize("compiled", ["script", "trace", "export"])
+def test_a_compiled_program_in_memory_can_be_a_teacher(module, compiled):
+    network, images = module["Small"](10).eval(), torch.rand(5, 3, 8, 8)
+    shapes = ({0: torch.export.Dim("batch")},)
+    program = {
+        "script": lambda: torch.jit.script(network),
+        "trace": lambda: torch.jit.trace(network, images),
+        "export": lambda: torch.export.export(network, (images,), dynamic_shapes=shapes).module(),
+    }[compiled]()
+    frozen = models.frozen(models.wrap(program, size=8), torch.device("cpu"))
+    assert torch.allclose(frozen(images).logits, network(images), atol=1e-6) and frozen.features_dim == 0
+    assert not any(parameter.requires_grad for parameter in frozen.parameters())
+
+
 @pytest.mark.parametrize(("made", "name"), [("Both", ""), ("Named", ""), ("Both", "model.pt"), ("Named", "model.pt2")])
 def test_a_module_that_returns_its_features_gives_both(module, made, name):
     network, images = module[made](10).eval(), torch.rand(5, 3, 8, 8)

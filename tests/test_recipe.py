@@ -1,6 +1,7 @@
 """Recipes: schedules, milestones, optimisers, clipping and averaged weights."""
 
 import copy
+import dataclasses
 
 import pytest
 import torch
@@ -73,7 +74,7 @@ def test_milestones_are_shares_of_the_epochs():
         ({"optimizer": "Muon"}, "unknown optimizer 'Muon'"),
         ({"optimizer": "SparseAdam"}, "unknown optimizer 'SparseAdam'"),
         ({"nesterov": True, "momentum": 0.0}, "nesterov=True needs a momentum"),
-        ({"warmup": 2, "schedule": "onecycle"}, "warmup=2 is for other schedules than onecycle"),
+        ({"warmup": 2, "schedule": "onecycle"}, "warmup=2.0 is for other schedules than onecycle"),
         ({"clip_grad_norm": -1}, "clip_grad_norm=-1: expected a finite number of 0 or more"),
     ],
 )
@@ -248,3 +249,10 @@ def test_the_average_is_what_is_evaluated_and_kept(digits):
     assert plain.epochs[-1]["weights"] != averaged.epochs[-1]["weights"]
     numbers = training.evaluate(averaged.network, digits.test)
     assert numbers["accuracy"] == averaged.summary["accuracy"] != plain.summary["accuracy"]
+
+
+def test_equal_settings_are_recorded_alike():
+    """The fingerprint of a run is of the text of its settings, in which 0 and 0.0 differ."""
+    one = Recipe(lr=1, weight_decay=0, optimizer="AdamW", betas=[0, 0.9], milestones=[0.5])
+    other = Recipe(lr=1.0, weight_decay=0.0, optimizer="adamw", betas=(0.0, 0.9), milestones=(0.5,))
+    assert runtime.fingerprint(dataclasses.asdict(one)) == runtime.fingerprint(dataclasses.asdict(other))

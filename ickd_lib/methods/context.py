@@ -95,9 +95,7 @@ class Retrieval:
             positives = self.positives if order == self.order != "class" else 0
             negatives = self.negatives if order == self.negatives_order != "class" else 0
             if order == "random":
-                found[order] = bank.random_table(
-                    positives=positives, negatives=negatives, seed=seed, rows=rows, allow_missing=allow_missing
-                )
+                found[order] = self.random_tables(bank, seed, rows, allow_missing)
             else:
                 found[order] = bank.table(
                     positives=positives,
@@ -108,6 +106,18 @@ class Retrieval:
                     search=search if self.approximable else "exact",
                 )
         return found[self.order][0], found[self.negatives_order][1]
+
+    def random_tables(
+        self, bank: MemoryBank, seed: object, rows: Tensor | None, allow_missing: bool
+    ) -> tuple[Neighbours, Neighbours]:
+        """Return what is random of the tables, as positives and negatives; the others are empty."""
+        return bank.random_table(
+            positives=self.positives * (self.order == "random"),
+            negatives=self.negatives * (self.negatives_order == "random"),
+            seed=seed,
+            rows=rows,
+            allow_missing=allow_missing,
+        )
 
 
 InContextPair = tuple[InContext, InContext]  # positives and negatives

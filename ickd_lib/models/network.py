@@ -218,6 +218,7 @@ class Network(nn.Module):
 
 
 @torch.inference_mode(False)  # the tensors of inference mode do not count their changes
+@torch.no_grad()  # otherwise the parameters of a copied TorchScript program are results of the copy, and no leaves
 def frozen(network: Network, device: torch.device) -> Network:
     """Copy a network for evaluation only, such as a teacher, with an identity that is computed once.
 

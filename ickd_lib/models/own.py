@@ -12,10 +12,9 @@ import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from .. import runtime
 from ..runtime import InputError
@@ -23,7 +22,7 @@ from ..runtime.arguments import checked
 from .external import build
 from .inspection import first_line, undisturbed
 from .network import Network
-from .wrapped import Source, Wrapped, wrap
+from .wrapped import Program, Source, Wrapped, wrap
 
 SCRIPTS = (".pt", ".ts", ".pth")  # names of files that may contain a TorchScript program
 EXAMPLE = "model.py:build(features='pool', size=224)"
@@ -71,7 +70,7 @@ def from_file(text: str, *, num_classes: int, image_size: tuple[int, int] | None
     if attribute:
         module = _from_code(path, attribute, num_classes)
     else:
-        module = _Program(_exported(path) if path.suffix == ".pt2" else _scripted(path))
+        module = Program(_exported(path) if path.suffix == ".pt2" else _scripted(path)).requires_grad_(False)
     if isinstance(module, Network):
         if given:
             raise InputError(f"{name} makes a Network, which has its own preprocessing; leave out {', '.join(given)}")
@@ -88,23 +87,6 @@ def from_file(text: str, *, num_classes: int, image_size: tuple[int, int] | None
         absolute = f"{path.resolve()}{rest}"  # other processes may be in another folder
         network.source = Source(absolute, num_classes, image_size, hashlib.sha256(path.read_bytes()).hexdigest())
     return network.eval()
-
-
-class _Program(nn.Module):
-    """A compiled program, which stays in evaluation mode and without gradients."""
-
-    def __init__(self, program: nn.Module) -> None:
-        super().__init__()
-        self.program = program
-        for parameter in program.parameters():
-            parameter.requires_grad_(False)
-
-    def train(self, mode: bool = True) -> _Program:
-        self.training = mode  # an exported program raises an error when its mode is changed
-        return self
-
-    def forward(self, images: Tensor) -> Any:
-        return self.program(images)
 
 
 def _from_code(path: Path, attribute: str, num_classes: int) -> nn.Module:

@@ -24,6 +24,21 @@ class Source(NamedTuple):
     mark: str
 
 
+class Program(nn.Module):
+    """A compiled program, which keeps the mode in which it was compiled."""
+
+    def __init__(self, program: nn.Module) -> None:
+        super().__init__()
+        self.program = program
+
+    def train(self, mode: bool = True) -> Program:
+        self.training = mode  # an exported program raises an error when its mode is changed
+        return self
+
+    def forward(self, images: Tensor) -> Any:
+        return self.program(images)
+
+
 class Wrapped(Network):
     """The network that `wrap` returns.
 
@@ -133,7 +148,7 @@ def wrap(
             channels last); tokens [B, T, D] are averaged over all T, including a class token. With None, they are the
             features that the module returns, or else the input of the layer that `models.classifier` finds; in a vision
             transformer that is the class token. The layers of a compiled program (`torch.jit.ScriptModule`) cannot be
-            observed: without features of its own it has none, [B, 0].
+            observed: without features of its own it has none, [B, 0]. The same holds for `ExportedProgram.module()`.
         num_classes: C, compared with the number of logits; None accepts any number.
         mean: [3], subtracted from images in [0, 1].
         std: [3], by which the difference is divided.
@@ -149,6 +164,8 @@ def wrap(
             and `features` is None.
     """
     name = name or type(module).__name__
+    if isinstance(module, torch.fx.GraphModule) and "train" in vars(module):  # what torch.export makes
+        module = Program(module)
     layers = [layer for layer, _ in module.named_modules() if layer]
     if features is not None and features not in layers:
         features = choose(features, layers, what=f"layer of {name}")

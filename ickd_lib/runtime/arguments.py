@@ -47,8 +47,8 @@ Precision = Literal["auto", "fp32", "bf16"]
 Name = Annotated[str, Bound(bool, "that is not empty")]
 
 
-def check(name: str, value: Any, kind: Any, of: str = "") -> None:
-    """Raise InputError if the value of an argument is not of the kind that its annotation declares.
+def check(name: str, value: Any, kind: Any, of: str = "") -> Any:
+    """Return the value of an argument in the form that its annotation declares.
 
     Args:
         name, value: the argument.
@@ -57,9 +57,14 @@ def check(name: str, value: Any, kind: Any, of: str = "") -> None:
             bool is neither. In place of a class of modules any module is accepted, because the functions that use it
             say how to make one of that class.
         of: what the argument is of, such as the name of a method, for the message.
+    Returns:
+        The value; an int as a float where that is declared, and a list as a tuple, so that equal settings are recorded
+        alike.
+    Raises:
+        InputError: the value is not of this kind.
     """
     if fits(value, kind):
-        return
+        return _as_declared(value, kind)
     if get_origin(kind) is Literal and isinstance(value, str):
         choose(value, get_args(kind), name)
     given = f"{name}={shown(value)}"
@@ -95,6 +100,19 @@ def fits(value: Any, kind: Any) -> bool:
     if kind is Path:
         return isinstance(value, os.PathLike)
     return isinstance(value, nn.Module if issubclass(kind, nn.Module) else kind)
+
+
+def _as_declared(value: Any, kind: Any) -> Any:
+    """Return a value that fits an annotation, as `check` returns it."""
+    origin, parts = get_origin(kind), get_args(kind)
+    if origin is Annotated:
+        return _as_declared(value, parts[0])
+    if origin in (Union, UnionType):
+        return _as_declared(value, next(part for part in parts if fits(value, part)))
+    if origin is tuple:
+        each = parts if parts[-1] is not ... else parts[:1] * len(value)
+        return tuple(map(_as_declared, value, each))
+    return float(value) if kind is float else value
 
 
 def described(kind: Any) -> str:

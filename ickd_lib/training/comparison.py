@@ -91,7 +91,7 @@ def compare(
         JobsDied: a job died too often. All others are trained to the end first. This is a `Diverged`, too.
         KeyboardInterrupt: Ctrl-C stopped the training, after the checkpoints were written.
     """
-    check_options(options)
+    check_options(options, "compare")
     check_methods(methods, peers)
     if teacher is not None:
         models.require_network(teacher)
@@ -303,7 +303,7 @@ def step_seconds(
     count = batch_size * min(steps, max(1, len(train) // batch_size))  # full batches only
     few = splits._replace(train=train.subset(torch.arange(min(count, len(train)))))
     few = few._replace(val=splits.val.subset(torch.arange(0)), test=test.subset(torch.arange(min(len(test), 64))))
-    if bank is None and teacher is not None:
+    if bank is None and teacher is not None and any(create(method).needs_bank for method in methods):
         bank = MemoryBank.build(models.frozen(teacher, device), train, task=task, precision=precision)
     recipe = Recipe(epochs=2, batch_size=batch_size, lr=0.01, schedule="cosine")
     found: dict[str, list[float]] = {method: [] for method in methods}

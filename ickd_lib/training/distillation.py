@@ -242,11 +242,18 @@ def distill(
         return histories
 
 
-def check_options(options: Mapping[str, Any]) -> None:
-    """Raise InputError if an argument of `distill` in `options` is not of the kind that it declares."""
-    declared = kinds(distill)
+def check_options(options: Mapping[str, Any], of: str, *, refused: Sequence[str] = ()) -> None:
+    """Raise InputError if `options` has a name that is no argument of `distill`, or a value of another kind.
+
+    Args:
+        options: arguments that a function passes on to `distill`, except those that every such function determines.
+        of: name of the function.
+        refused: further arguments that the function determines, or that have no effect there.
+    """
+    without = {"students", "splits", "data_seed", "return", *refused}
+    declared = {name: kind for name, kind in kinds(distill).items() if name not in without}
     for name, value in options.items():
-        check(name, value, declared.get(name, Any))
+        check(name, value, declared[runtime.choose(name, declared, "argument", f" of {of}")])
 
 
 def _check(students: Sequence[Student], splits: Splits, task: Task, teacher: Network | None) -> None:

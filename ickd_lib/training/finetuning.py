@@ -21,7 +21,7 @@ from ickd_lib.runtime import InputError
 from ickd_lib.runtime.arguments import Count, Natural, NotNegative, Positive, Precision, checked
 from ickd_lib.runtime.folders import default_name
 from ickd_lib.tasks import Classification
-from ickd_lib.training.distillation import check_precision, distill
+from ickd_lib.training.distillation import check_options, check_precision, distill
 from ickd_lib.training.recipe import Recipe
 from ickd_lib.training.records import History, RunRecord
 from ickd_lib.training.state import TrainingState
@@ -70,6 +70,7 @@ def teach(
         InputError: as for `distill`; or with `linear_probe` there is another option, or the last layer of the network
             is not linear.
     """
+    check_options(options, "teach", refused=("recipe", "teacher", "bank", "search"))
     recipe = Recipe(
         epochs=epochs if linear_probe else head_epochs + epochs,
         batch_size=batch_size,

@@ -91,8 +91,10 @@ class TeacherBank:
         """Draw random samples anew if a method requests that. The tables keep their addresses, for captured steps."""
         for (spec, seed), table in self._tables.items():
             if spec.redraw:
-                for old, new in zip(table, self._table(spec, (seed, epoch)), strict=True):
-                    old[:] = new
+                drawn = spec.random_tables(self.bank, (seed, epoch), self._queries, self.allow_missing)
+                for order, old, new in zip((spec.order, spec.negatives_order), table, drawn, strict=True):
+                    if order == "random":
+                        old[:] = new
 
     def _table(self, spec: Retrieval, seed: object) -> tuple[Neighbours, Neighbours]:
         """Return positives and negatives of every row. Class means are computed in each step."""
@@ -149,7 +151,7 @@ class TeacherBank:
                 positives=spec.positives,
                 negatives=spec.negatives,
                 per_class=spec.per_class,
-                allow_missing=self.allow_missing,
+                allow_missing=True,  # `__init__` has counted them, and counting in each step would wait for a GPU
             )
         if self.unlabelled:
             inside = bank.filled[rows][:, None]

@@ -16,7 +16,7 @@ from ickd_lib.data import Images, Splits
 from ickd_lib.data.split import positions_of
 from ickd_lib.models import Network, Output
 from ickd_lib.runtime import InputError
-from ickd_lib.runtime.arguments import checked
+from ickd_lib.runtime.arguments import BelowOne, check, checked
 
 SMOOTHING = 0.1  # probability of all other classes together where a file names a class without its probability
 LEAST = 1e-6  # smallest probability, because the logit of 0 is infinite
@@ -94,9 +94,7 @@ def load_predictions(text: str, splits: Splits) -> Predictions:
     plain, given = runtime.parse_call(text, "predictions", EXAMPLE)
     for option in given:
         runtime.choose(option, ["smoothing"], "option of predictions")
-    smoothing = given.get("smoothing", SMOOTHING)
-    if not 0 <= smoothing < 1:
-        raise InputError(f"smoothing={smoothing} must be 0 or more and below 1")
+    smoothing = check("smoothing", given.get("smoothing", SMOOTHING), BelowOne, "predictions")
     path, train = Path(plain), splits.train
     if not path.is_file():
         raise InputError(f"{path} does not exist; name a CSV file of predictions")

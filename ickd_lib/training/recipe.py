@@ -60,9 +60,7 @@ class Recipe:
 
     def __post_init__(self) -> None:
         for name, kind in settings().items():
-            check(name, getattr(self, name), kind)
-        for name in ("milestones", "betas"):
-            object.__setattr__(self, name, tuple(getattr(self, name)))
+            object.__setattr__(self, name, check(name, getattr(self, name), kind))
         if not all(0 < share < 1 for share in self.milestones) or list(self.milestones) != sorted(self.milestones):
             raise InputError(f"milestones={self.milestones} must be ascending shares of the epochs, between 0 and 1")
         if self.warmup >= self.epochs and self.warmup:
@@ -75,7 +73,7 @@ class Recipe:
             raise InputError(f"warmup={self.warmup} is for other schedules than onecycle, which begins with a rise")
         if self.milestones and not set(chosen) & set(MILESTONES):
             raise InputError(f"milestones are for the schedules {' and '.join(MILESTONES)}, not {self.schedule!r}")
-        runtime.choose(self.optimizer, optimizers(), "optimizer")
+        object.__setattr__(self, "optimizer", runtime.choose(self.optimizer, optimizers(), "optimizer").lower())
 
     def check_optimizer(self, defaults: Mapping[str, Any]) -> None:
         """Raise InputError if a setting that the optimiser does not have was changed, and so would have no effect.

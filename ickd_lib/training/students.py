@@ -222,7 +222,7 @@ def restored_on_error(students: Iterable[Student], *, saved: bool) -> Iterator[s
     Yields:
         A set to which the positions of the students can be added whose networks keep their trained weights.
     """
-    networks = {i: one.network for i, one in enumerate(students) if not isinstance(one.network, str)}
+    networks = {i: one.network for i, one in enumerate(students) if isinstance(one.network, Network)}
     before = {i: (copy.deepcopy(network.state_dict()), network.classes) for i, network in networks.items()}
     trained: set[int] = set()
     try:

@@ -57,7 +57,7 @@ def pretrain(
         InputError: an argument cannot work, the weights cannot be loaded, or "pretrained" weights have another number
             of classes than the data.
     """
-    check_options(options)
+    check_options(options, "pretrain")
     if runtime.parse_call(name, "model", "resnet8")[0].endswith(".csv"):
         if weights:
             raise InputError(f"{name} is a file of predictions, which has no weights; leave out {weights}")
