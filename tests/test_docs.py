@@ -130,6 +130,14 @@ def commands(path):
     return found
 
 
+def test_the_page_of_commands_lists_each(capsys):
+    with pytest.raises(SystemExit):
+        command_line.parser([]).parse_args(["--help"])
+    known = re.findall(r"^    (\w+) +[A-Z]", capsys.readouterr().out, re.M)
+    listed = re.findall(r"^\| `ickd (\w+)`", (ROOT / "docs" / "commands.md").read_text(), re.M)
+    assert listed == known and len(known) == 10
+
+
 @pytest.mark.parametrize("path", [path for path in PAGES if commands(path)], ids=page_id)
 def test_commands_parse(path, capsys):
     for arguments in commands(path):

@@ -100,10 +100,22 @@ def test_scores_show_every_seed_in_the_given_order():
     assert texts(axis) == ["1.500"] and axis.get_title() == "One seed each"
 
 
+def test_names_of_classes_that_are_not_latin_have_a_font_if_one_is_installed(monkeypatch):
+    for known, family in (
+        (["WenQuanYi Zen Hei", "Arial"], ["DejaVu Sans", "WenQuanYi Zen Hei"]),
+        ([], ["DejaVu Sans"]),
+    ):
+        monkeypatch.setattr(plots.style.font_manager, "get_font_names", lambda known=known: known)
+        with plt.rc_context():
+            plots.use()
+            assert plt.rcParams["font.family"] == family
+
+
 def test_samples_show_the_first_images_of_each_class():
     images = data.load("digits", labels=30).train  # three of each digit
     (axis,) = plots.samples(images, classes=4, each=2).axes
     assert [label.get_text() for label in axis.get_yticklabels()] == ["0", "1", "2", "3"]
+    assert axis.get_xlabel() == "the first 4 of 10 classes" and not plots.samples(images).axes[0].get_xlabel()
     canvas = axis.images[0].get_array()
     side = round(canvas.shape[1] / 2.2)
     first = images.images[(images.labels == 1).nonzero()[1, 0]].permute(1, 2, 0).numpy()

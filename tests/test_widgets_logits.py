@@ -23,7 +23,7 @@ from ickd_lib.data import Images
 from ickd_lib.explore import maps
 from ickd_lib.plots.style import class_colours
 from ickd_lib.runtime import InputError
-from ickd_lib.widgets import logit_blocks, scatter
+from ickd_lib.widgets import logit_blocks, rerun, scatter
 from ickd_lib.widgets import logits as module
 from ickd_lib.widgets.logits import LogitSpaceExplorer
 
@@ -618,3 +618,17 @@ def test_a_closed_explorer_its_maps_and_logits_are_freed(parts):
     gc.collect()
     assert [one() for one in references] == [None] * len(references)
     assert len(ipw.widgets.widget._instances) == before
+
+
+def test_a_cell_that_is_run_again_keeps_the_selection_if_the_images_are_the_same(parts, monkeypatch):
+    images, logits = parts
+    monkeypatch.setattr(rerun, "executing_cell", lambda: "a cell")
+
+    def made(rows):
+        return LogitSpaceExplorer({name: of[rows] for name, of in logits.items()}, images.subset(rows), how="pca")
+
+    first, second = torch.arange(30), torch.arange(30, 60)
+    explorer = made(first)
+    explorer.select([3, 5])
+    assert made(first).members.tolist() == [3, 5]
+    assert made(second).members.tolist() == [], "as many images of the same split, but others"

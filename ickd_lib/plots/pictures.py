@@ -140,7 +140,7 @@ def tile(axis: Axes, picture: np.ndarray, x: float, y: float, colour: Any, text:
 
 
 def samples(images: Images, *, classes: int = 10, each: int = 12) -> Figure:
-    """Draw the first images of the first classes, one row for each class.
+    """Draw the first images of the first classes, one row for each class, and state if there are more classes.
 
     Args:
         images: the images to choose from.
@@ -159,6 +159,8 @@ def samples(images: Images, *, classes: int = 10, each: int = 12) -> Figure:
     axis.imshow(canvas, extent=(0, across * 1.1, len(lines) * 1.1, 0), interpolation="nearest")
     axis.set_yticks([1.1 * i + 0.5 for i in range(len(lines))], [name for name, _ in lines])
     axis.set_xticks([])
+    if len(images.classes) > len(lines):
+        axis.set_xlabel(f"the first {len(lines)} of {len(images.classes)} classes")
     axis.tick_params(length=0)
     axis.spines[:].set_visible(False)
     axis.grid(False)

@@ -11,6 +11,7 @@ from typing import Any
 import matplotlib as mpl
 import numpy as np
 import seaborn as sns
+from matplotlib import font_manager
 from matplotlib.colors import to_rgb
 from numpy.typing import ArrayLike
 
@@ -18,6 +19,11 @@ WIDTH = 10.0  # inches, the width of a notebook's column
 PALETTE: list[tuple[float, float, float]] = list(sns.color_palette("colorblind"))
 LINES = ("-", "--", "-.", ":", (0, (7, 1.5)), (0, (3, 1, 1, 1, 1, 1)))
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "<", ">", "p")
+FALLBACKS = (
+    *("Noto Sans CJK SC", "Noto Sans CJK JP", "Noto Sans CJK KR", "Noto Sans SC", "Noto Sans JP", "Noto Sans KR"),
+    *("WenQuanYi Zen Hei", "WenQuanYi Micro Hei", "IPAGothic", "NanumGothic", "Source Han Sans SC"),
+    *("PingFang SC", "Hiragino Sans", "Apple SD Gothic Neo", "Microsoft YaHei", "Yu Gothic", "Malgun Gothic"),
+)
 HATCHES = ("", "///", "...", "xxx", "---")
 SAME, OTHER = PALETTE[0], PALETTE[3]  # in-context samples of the query's class, and of other classes
 
@@ -70,15 +76,19 @@ _KNOWN = {
 def use(dark: bool = False) -> None:
     """Set matplotlib's defaults so that figures are readable at a notebook's width, on screens and in print.
 
+    Chinese, Japanese and Korean characters are drawn with the fonts in `FALLBACKS` that are installed.
+
     Args:
         dark: whether the figures are displayed on a page with a dark theme.
     """
+    installed = set(font_manager.get_font_names())
     ground, ink, line = ("#111111", "0.9", "0.3") if dark else ("white", "black", "0.9")
     mpl.rcParams.update(
         {
             "figure.dpi": 100,
             "savefig.dpi": 150,
             "figure.figsize": (WIDTH, 4),
+            "font.family": ["DejaVu Sans", *(name for name in FALLBACKS if name in installed)],
             "font.size": 10,
             "axes.titlesize": 11,
             "axes.labelsize": 10,

@@ -103,10 +103,8 @@ class LogitSpaceExplorer(Selection):
         self._colours: Colouring
         self._errors: list[Block] = []
         self.children = self._arranged(self.message, self.view)
-        earlier = resume(
-            self, ("how", "colour", "names", "judged", "order", "shown"), f"{self.samples.name} {list(self.logits)}"
-        )
-        if earlier is not None and len(earlier.labels) == len(self.labels):
+        earlier = resume(self, ("how", "colour", "names", "judged", "order", "shown"), [self.samples, *self.logits])
+        if earlier is not None:
             self.members = earlier.members
         for control in (self.how, *self.shows):
             control.observe(self._on_map_choice, "value")

@@ -120,8 +120,8 @@ class NeighbourExplorer(NeighbourControls, Explorer):
             own=teacher is not None and isinstance(task, Classification),
         )
         super().__init__(controls, View(self._on_event))
-        of = f"{len(bank)} {self.query_samples.name} {len(self.query_samples)}"
-        earlier = resume(self, ("search", "of_class", "positives", "negatives", "aggregation", "scale"), of)
+        names = ("search", "of_class", "positives", "negatives", "aggregation", "scale")
+        earlier = resume(self, names, [self.bank_samples, self.query_samples])
         if earlier is not None and "own" not in earlier.sets:
             self.path = earlier.path
             self.number.value = earlier.number.value
