@@ -87,6 +87,10 @@ def test_the_verdict_is_that_of_the_rule(differences, verdict, monkeypatch):
             one = dict.fromkeys(study.SECONDARY, 0.5) | {"accuracy": 0.3 + more / 100}
             cells[arm][study.TEACHERS[seed % 2], seed] = one
     assert study.primary(cells)[-1] == f"By the rule of the plan: **{verdict}**."
+    by_seed = {arm: study.averaged(rows, 1) for arm, rows in cells.items()}
+    assert len(by_seed["nearest"]) == 4 and len(study.averaged(cells["nearest"], 0)) == 2
+    means = [one["accuracy"] for one in study.averaged(cells["nearest"], 0).values()]
+    assert means == pytest.approx([0.3 + (differences[i] + differences[i + 2]) / 200 for i in (0, 1)])
     del cells["random"]["resnet56", 0]
     assert study.primary(cells)[-1] == "Trained cells: 3 of 4. There is no verdict before all are trained."
     one = {arm: {("resnet20", 1): rows["resnet20", 1]} for arm, rows in cells.items()}
