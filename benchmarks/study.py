@@ -4,6 +4,7 @@
     python benchmarks/study.py --data-root DIR --stage tune --weights $W
     python benchmarks/study.py --data-root DIR --stage main --weights $W
     python benchmarks/study.py --data-root DIR --stage matched --weights $W
+    python benchmarks/study.py --data-root DIR --stage fixed --weights $W
     python benchmarks/study.py --data-root DIR --stage added --weights $W
     python benchmarks/study.py --data-root DIR --stage candidates --weights $W
     python benchmarks/study.py --data-root DIR --stage all --weights $W
@@ -12,10 +13,11 @@
 In stage `tune`, each arm is trained with five settings and evaluated on 5,000 training images that are held out. Stage
 `main` trains each arm with its best setting, for each teacher and each subset of the training images, and evaluates it
 on the test images, the arms of the primary contrast first. Stage `matched` trains each of these two arms with the
-setting of the other one. Stage `added` trains CKD and KD with the terms of IC-KD added to them, and stage `candidates`
-variants of IC-KD, in the same cells. Stage `all` trains some of the
-arms on all 50,000 training images, with one teacher. `--report` reads the committed JSON files and prints the tables of
-docs/study.md. A student that diverges counts as one with an accuracy of 1%, and the tables show how many did.
+setting of the other one, and stage `fixed` IC-KD with random samples that are drawn once. Stage `added` trains CKD and
+KD with the terms of IC-KD added to them, and stage `candidates` variants of IC-KD, in the same cells. Stage `all`
+trains some of the arms on all 50,000 training images, with one teacher. `--report` reads the committed JSON files and
+prints the tables of docs/study.md. A student that diverges counts as one with an accuracy of 1%, and the tables show
+how many did.
 
 A teacher without a file in --weights is trained for 20 epochs on all training images. With --minutes, the script stops
 after that time with exit status 75, and the same call continues. With --arms and --teachers, several processes can
@@ -63,7 +65,7 @@ SHOWN = (  # entry of a summary, its name in the table, factor, decimals
 )
 SECONDARY = ("top5", "scaled_nll", "ece", "agreement")
 DIVERGED = 0.01  # the accuracy that a student counts as having if it diverges: that of a guess among 100 classes
-STAGES = ("tune", "main", "matched", "added", "candidates", "all")
+STAGES = ("tune", "main", "matched", "fixed", "added", "candidates", "all")
 OUT = Path(__file__).parent / "results" / "study"
 
 
@@ -95,6 +97,7 @@ ARMS: dict[str, Callable[[float], str]] = {
     "without PICD": partial(in_context, picd=0.0),
 }
 UNTUNED = ("class means", "random positives", "random negatives", "without PICD")  # they have the setting of `nearest`
+FIXED = {"random, drawn once": partial(in_context, choices="order='random'")}  # with the setting of `random`
 WHOLE_BANK = "bank of all images"
 CANDIDATES: dict[str, Callable[[float], str]] = {  # with the setting of `nearest`
     "relational": partial(in_context, choices="form='relational'"),
@@ -134,7 +137,7 @@ def results(folder: Path) -> list[tuple[str, Setting, dict[str, Any]]]:
     """Return arm, setting and summary of each student of a stage that is finished or diverged."""
     known = {
         methods.describe(methods.create(weighted(scale))): (arm, scale)
-        for arm, weighted in (CANDIDATES | ADDED | ARMS).items()
+        for arm, weighted in (CANDIDATES | ADDED | FIXED | ARMS).items()
         for scale in (SCALES if arm != "ce" else (1.0,))
     }
     found = []
@@ -153,14 +156,15 @@ def chosen(out: Path) -> dict[str, Setting]:
     """Return the setting of each tuned arm with the best held-out accuracy; of equal ones the smaller factor and rate.
 
     Arms whose last two settings have not been trained are left out. Those in UNTUNED and candidates have the setting of
-    `nearest`, those in ADDED that of `ckd+kd`.
+    `nearest`, those in ADDED that of `ckd+kd`, and the one in FIXED that of `random`.
     """
     found, best = tuned(out), {}
     for arm in (one for one in ARMS if one not in UNTUNED):
         tried = [one for one in trials(arm, found) if (arm, one) in found]
         if set(trials(arm, found)[3:]) & set(tried):
             best[arm] = min(tried, key=lambda one: (-found[arm, one], one))
-    for tuned_arm, others in ((PRIMARY[0], (*UNTUNED, *CANDIDATES)), (CONTRAST, tuple(ADDED))):
+    same = ((PRIMARY[0], (*UNTUNED, *CANDIDATES)), (PRIMARY[1], tuple(FIXED)), (CONTRAST, tuple(ADDED)))
+    for tuned_arm, others in same:
         best |= {arm: best[tuned_arm] for arm in others if tuned_arm in best}
     return best
 
@@ -204,6 +208,7 @@ class Study:
         every: dict[str, Iterable[str]] = {
             "tune": (arm for arm in ARMS if arm not in UNTUNED),
             "matched": PRIMARY,
+            "fixed": FIXED,
             "added": ADDED,
             "candidates": CANDIDATES,
             "all": OFTEN,
@@ -225,7 +230,7 @@ class Study:
         for some in ([arm for arm in arms if arm in PRIMARY], [arm for arm in arms if arm not in PRIMARY]):
             for seed in MORE:
                 for name in teachers:
-                    often = {*OFTEN, *ADDED, *CANDIDATES}
+                    often = {*OFTEN, *FIXED, *ADDED, *CANDIDATES}
                     yield name, seed, EPOCHS, {arm: [best[arm]] for arm in some if seed in SEEDS or arm in often}
 
     def cell(self, stage: str, name: str, seed: int, epochs: int, wanted: dict[str, list[Setting]]) -> None:
@@ -248,7 +253,9 @@ class Study:
         for arm, settings in wanted.items():
             for scale, rate in settings:
                 if (arm, (scale, rate)) not in done:
-                    queue.setdefault((rate, arm == WHOLE_BANK), []).append((CANDIDATES | ADDED | ARMS)[arm](scale))
+                    queue.setdefault((rate, arm == WHOLE_BANK), []).append(
+                        (CANDIDATES | ADDED | FIXED | ARMS)[arm](scale)
+                    )
         if not queue:
             return
         splits = data.load("cifar100", self.given.data_root, val=0.1 if stage == "tune" else 0.0)
@@ -374,6 +381,9 @@ def report(out: Path) -> str:
         lines += [*arms_table(cells), "", "The primary contrast:", "", *primary(cells)]
     if swapped := read(out, "matched", {PRIMARY[0]: best.get(PRIMARY[1]), PRIMARY[1]: best.get(PRIMARY[0])}):
         lines += ["", "The primary contrast with equal settings:", "", *matched_table(cells, swapped)]
+    if fixed := read(out, "fixed"):
+        both = {"nearest": swapped.get(PRIMARY[0], {}), "random": cells[PRIMARY[1]]} | fixed
+        lines += ["", "Nearness and variety apart, with the setting of random:", "", *fixed_table(both)]
     if added := read(out, "added"):
         lines += ["", f"What is added to {CONTRAST}:", "", *added_table(cells | added)]
     if further := read(out, "candidates"):
@@ -467,6 +477,16 @@ def matched_table(cells: Cells, swapped: Cells) -> list[str]:
         both = {kept: cells[kept], moved: swapped.get(moved, {})}
         shown = [difference(both, *PRIMARY, "accuracy", 100), difference(both, *PRIMARY, "scaled_nll", 1)]
         lines.append(f"| {kept} | {counted(both[moved])} | {' | '.join(shown)} |")
+    return lines
+
+
+def fixed_table(cells: Cells) -> list[str]:
+    """Return the lines of the table of nearest samples, random ones drawn once, and random ones drawn in each epoch."""
+    (once,) = FIXED
+    lines = ["| difference | cells | accuracy, points | NLL, scaled |", "|---|---:|---|---|"]
+    for arm, control in ((PRIMARY[0], once), (once, PRIMARY[1])):
+        shown = [difference(cells, arm, control, "accuracy", 100), difference(cells, arm, control, "scaled_nll", 1)]
+        lines.append(f"| {arm} minus {control} | {counted(cells[once])} | {' | '.join(shown)} |")
     return lines
 
 

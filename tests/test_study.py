@@ -52,6 +52,7 @@ def test_each_stage_trains_its_arms_once_and_the_report_has_the_verdict(tiny, tm
     assert tiny("--stage", "main") == 0 and len(list((tmp_path / "out/main").iterdir())) == 2 * 2 + 1
     assert tiny("--stage", "candidates") == 0 and len(list((tmp_path / "out/candidates").iterdir())) == 5 * 2
     assert tiny("--stage", "matched") == 0 and len(list((tmp_path / "out/matched").iterdir())) == 2 * 2
+    assert tiny("--stage", "fixed") == 0 and len(list((tmp_path / "out/fixed").iterdir())) == 2
     assert tiny("--stage", "added") == 0 and len(list((tmp_path / "out/added").iterdir())) == 4 * 2
     used = [{arm: one for arm, one, _ in study.results(tmp_path / "out" / stage)} for stage in ("main", "matched")]
     assert all(used[1][arm] == used[0][other] for arm, other in (study.PRIMARY, study.PRIMARY[::-1]))
@@ -64,6 +65,10 @@ def test_each_stage_trains_its_arms_once_and_the_report_has_the_verdict(tiny, tm
     printed = capsys.readouterr().out
     assert "| nearest | 2 |" in printed and "By the rule of the plan: **" in printed
     assert all(f"\n| {arm} | " in printed for arm in (*study.CANDIDATES, *study.ADDED))
+    assert (
+        "\n| random, drawn once minus random | 2 |" in printed
+        and "\n| nearest minus random, drawn once | 2 |" in printed
+    )
     assert "| nearest minus random, both with the setting of | cells |" in printed
     assert printed.count("\n| nearest | 2 |") == 3, "the tables of the stages main, matched and all"
 
