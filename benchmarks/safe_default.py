@@ -5,10 +5,10 @@
 
 Trains students with the defaults of `ce`, `kd` and `ickd`, and with the three earlier defaults of `ickd`, in settings
 that differ in classes, number and kind of images, and teacher. No weight is chosen for a setting. `limit` was chosen
-on the first four settings, `corrected` on the digits and on beds and couches, and `temperature` on these and on blood
-cells; settings that were not looked at for any of them are marked as held out. With --tried, students are trained
-with other temperatures and weights of cross-entropy, which were compared before. Methods whose results a setting has
-in the JSON file are not trained again.
+on the first four settings, `corrected` on the digits and on beds and couches, and `temperature` on all settings but
+those that are marked as held out, whose students were not looked at for any of the three. With --tried, students
+are trained with other temperatures and weights of cross-entropy, which were compared before. Methods whose results a
+setting has in the JSON file are not trained again.
 
 `--weights` is a checkpoint of a ResNet56 for CIFAR-100, and `--cells` the folder of a detection data set in VOC's
 layout, whose boxes are cut out.
@@ -33,6 +33,7 @@ from PIL import Image
 
 from ickd_lib import data, runtime, training
 from ickd_lib.data import Splits
+from ickd_lib.runs.seeds import paired
 from ickd_lib.training import Recipe
 
 METHODS = (
@@ -157,7 +158,7 @@ def rows(found: dict[str, Any], methods: tuple[str, ...]) -> list[str]:
     """Return the lines of a table of the settings in which all of `methods` were trained."""
     names = " | ".join(f"`{name}`" for name in methods)
     lines = [
-        f"| setting | classes | images | teacher, % | {names} | `ickd` to the better |",
+        f"| setting | classes | images | teacher, % | {names} | `ickd` minus the better of `ce` and `kd` |",
         "|---|" + "---:|" * (4 + len(methods)),
     ]
     for name, one in found.items():
@@ -165,7 +166,9 @@ def rows(found: dict[str, Any], methods: tuple[str, ...]) -> list[str]:
             continue
         means = {method: 100 * sum(values) / len(values) for method, values in one["accuracy"].items()}
         cells = [f"{means[method]:.1f}" for method in methods]
-        shown = f"{means['ickd'] - max(means['ce'], means['kd']):+.1f}".replace("-", "−")
+        better = max("ce", "kd", key=lambda method: means[method])
+        mean, half = paired(*([100 * value for value in one["accuracy"][method]] for method in ("ickd", better)))
+        shown = f"{mean:+.1f} ({mean - half:+.1f} to {mean + half:+.1f})".replace("-", "−")
         held_out = " (held out)" if one["held_out"] else ""
         lines.append(
             f"| {name}{held_out} | {one['classes']} | {one['images']:,} | {100 * one['teacher_accuracy']:.1f} | "

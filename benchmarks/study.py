@@ -379,8 +379,10 @@ def report(out: Path) -> str:
     if all(arm in cells for arm in PRIMARY):
         lines += ["", f"Means over the cells, with {IMAGES:,} images and {EPOCHS} epochs:", ""]
         lines += [*arms_table(cells), "", "The primary contrast:", "", *primary(cells)]
+        lines += ["", "The same difference in accuracy in each cell, in points:", "", *cells_table(cells)]
     if swapped := read(out, "matched", {PRIMARY[0]: best.get(PRIMARY[1]), PRIMARY[1]: best.get(PRIMARY[0])}):
         lines += ["", "The primary contrast with equal settings:", "", *matched_table(cells, swapped)]
+        lines += ["", "The parts of IC-KD, with the setting of nearest:", "", *parts_table(cells, swapped)]
     if fixed := read(out, "fixed"):
         both = {"nearest": swapped.get(PRIMARY[0], {}), "random": cells[PRIMARY[1]]} | fixed
         lines += ["", "Nearness and variety apart, with the setting of random:", "", *fixed_table(both)]
@@ -406,7 +408,9 @@ def counted(summaries: dict[tuple[str, int], dict[str, Any]]) -> str:
 def arms_table(cells: Cells) -> list[str]:
     """Return the lines of the table of all arms: means over the cells, and the difference in accuracy to `random`.
 
-    A student that diverged has an accuracy and no other entry; the other means are over the other cells.
+    A student that diverged has an accuracy and no other entry; the other means are over the other cells. `ce` has no
+    teacher, so that its students of one seed are equal: they count once, and are compared with the mean of the control
+    over the teachers.
     """
     head = ["arm", "cells", *(name for _, name, _, _ in SHOWN), f"to {PRIMARY[1]}, points"]
     lines = [f"| {' | '.join(head)} |", "|---" + "|---:" * (len(head) - 1) + "|"]
@@ -414,8 +418,9 @@ def arms_table(cells: Cells) -> list[str]:
         rows = cells[arm].values()
         found = [([unit * one[key] for one in rows if key in one], digits) for key, _, unit, digits in SHOWN]
         means = [f"{statistics.fmean(values):.{digits}f}" if values else "–" for values, digits in found]
-        shown = difference(cells, arm, PRIMARY[1], "accuracy", 100) if arm != PRIMARY[1] else ""
-        lines.append(f"| {' | '.join([arm, counted(cells[arm]), *means, shown])} |")
+        both = {one: averaged(cells[one], 1) if arm == "ce" else cells[one] for one in (arm, PRIMARY[1])}
+        shown = difference(both, arm, PRIMARY[1], "accuracy", 100) if arm != PRIMARY[1] else ""
+        lines.append(f"| {' | '.join([arm, counted(both[arm]), *means, shown])} |")
     return lines
 
 
@@ -464,8 +469,21 @@ def primary(cells: Cells) -> list[str]:
     return [*lines, "", f"By the rule of the plan: **{verdict}**."]
 
 
+def cells_table(cells: Cells) -> list[str]:
+    """Return the lines of a table of the primary contrast in each cell: a row for each teacher."""
+    lines = [f"| teacher | {' | '.join(f'seed {seed}' for seed in MORE)} |", "|---|" + "---:|" * len(MORE)]
+    for name in TEACHERS:
+        shown = []
+        for seed in MORE:
+            ours, theirs = (cells[arm].get((name, seed)) for arm in PRIMARY)
+            points = 100 * (ours["accuracy"] - theirs["accuracy"]) if ours and theirs else None
+            shown.append("–" if points is None else f"{points:+.2f}".replace("-", "−"))
+        lines.append(f"| {name} | {' | '.join(shown)} |")
+    return lines
+
+
 def matched_table(cells: Cells, swapped: Cells) -> list[str]:
-    """Return the lines of the table of the primary contrast with equal settings.
+    """Return the lines of the table of the primary contrast with equal settings, corrected for the two settings.
 
     Args:
         cells: results with the setting of each arm.
@@ -475,8 +493,28 @@ def matched_table(cells: Cells, swapped: Cells) -> list[str]:
     lines.append("|---|---:|---|---|")
     for kept, moved in (PRIMARY, PRIMARY[::-1]):
         both = {kept: cells[kept], moved: swapped.get(moved, {})}
-        shown = [difference(both, *PRIMARY, "accuracy", 100), difference(both, *PRIMARY, "scaled_nll", 1)]
+        shown = [
+            difference(both, *PRIMARY, key, unit, len(PRIMARY)) for key, unit in (("accuracy", 100), ("scaled_nll", 1))
+        ]
         lines.append(f"| {kept} | {counted(both[moved])} | {' | '.join(shown)} |")
+    return lines
+
+
+def parts_table(cells: Cells, swapped: Cells) -> list[str]:
+    """Return the lines of the table of what replaces a part of `nearest`.
+
+    The arguments are those of `matched_table`.
+    """
+    both = {arm: cells[arm] for arm in (PRIMARY[0], *UNTUNED) if arm in cells} | {
+        PRIMARY[1]: swapped.get(PRIMARY[1], {})
+    }
+    lines = [
+        f"| arm | cells | accuracy to {PRIMARY[0]}, points | accuracy to {PRIMARY[1]}, points |",
+        "|---|---:|---|---|",
+    ]
+    for arm in (one for one in UNTUNED if one in cells):
+        shown = [difference(both, arm, control, "accuracy", 100) for control in PRIMARY]
+        lines.append(f"| {arm} | {counted(cells[arm])} | {' | '.join(shown)} |")
     return lines
 
 
