@@ -28,7 +28,8 @@ ROOT = HERE.parents[1]
 LINK = re.compile(r"(?<!!)\[([^\]]*)\]\(([^)\s]+)\)")
 NOTE = "> This notebook was not executed before this page was built; `make run` executes all of them.\n"
 GUIDES = (
-    "data methods dense notebooks attribution export extending results study speed scale reliability architecture"
+    "data methods commands dense notebooks attribution export extending "
+    "results study speed scale reliability architecture"
 ).split()
 
 
