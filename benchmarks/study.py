@@ -519,11 +519,14 @@ def parts_table(cells: Cells, swapped: Cells) -> list[str]:
 
 
 def fixed_table(cells: Cells) -> list[str]:
-    """Return the lines of the table of nearest samples, random ones drawn once, and random ones drawn in each epoch."""
+    """Return the lines of the table of nearest samples, random ones drawn once, and random ones drawn in each epoch.
+
+    The intervals are corrected for the two differences.
+    """
     (once,) = FIXED
     lines = ["| difference | cells | accuracy, points | NLL, scaled |", "|---|---:|---|---|"]
     for arm, control in ((PRIMARY[0], once), (once, PRIMARY[1])):
-        shown = [difference(cells, arm, control, "accuracy", 100), difference(cells, arm, control, "scaled_nll", 1)]
+        shown = [difference(cells, arm, control, key, unit, 2) for key, unit in (("accuracy", 100), ("scaled_nll", 1))]
         lines.append(f"| {arm} minus {control} | {counted(cells[once])} | {' | '.join(shown)} |")
     return lines
 
