@@ -158,7 +158,7 @@ def test_nearest_samples_are_searched_once_while_random_ones_are_drawn_anew(digi
     few = digits._replace(train=digits.train.few(60, 0))
     searches, table = [], MemoryBank.table
     monkeypatch.setattr(MemoryBank, "table", lambda *a, **given: searches.append(given) or table(*a, **given))
-    choices = {"order": "random", "redraw": True, "positives": 2, "negatives": 9}
+    choices = {"order": "random", "negatives_order": "nearest", "redraw": True, "positives": 2, "negatives": 9}
     seen = watched(few, teacher, choices, bank=bank, seed=0)
     assert len(searches) == 1 and searches[0]["positives"] == 0 and searches[0]["negatives"] == 9
     assert len({tuple(sorted(c.positives.index.flatten().tolist())) for c in seen}) == len(seen) > 2

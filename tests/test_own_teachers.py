@@ -85,8 +85,10 @@ def test_a_function_or_class_in_a_file(code, name):
 
 
 @pytest.mark.parametrize("compiled", ["script", "trace", "export"])
-def test_a_compiled_program_in_memory_can_be_a_teacher(module, compiled):
-    network, images = module["Small"](10).eval(), torch.rand(5, 3, 8, 8)
+def test_a_compiled_program_in_memory_can_be_a_teacher(compiled):
+    torch.manual_seed(0)
+    layers = nn.Conv2d(3, 6, 3), nn.BatchNorm2d(6), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(6, 10)
+    network, images = nn.Sequential(*layers).eval(), torch.rand(5, 3, 8, 8)
     shapes = ({0: torch.export.Dim("batch")},)
     program = {
         "script": lambda: torch.jit.script(network),
