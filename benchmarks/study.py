@@ -95,8 +95,9 @@ ARMS: dict[str, Callable[[float], str]] = {
     "random positives": partial(in_context, choices="order='random', negatives_order='nearest', redraw=True"),
     "random negatives": partial(in_context, choices="negatives_order='random', redraw=True"),
     "without PICD": partial(in_context, picd=0.0),
+    "without NICD": partial(in_context, nicd=0.0),
 }
-UNTUNED = ("class means", "random positives", "random negatives", "without PICD")  # they have the setting of `nearest`
+UNTUNED = ("class means", "random positives", "random negatives", "without PICD", "without NICD")  # set as `nearest`
 FIXED = {"random, drawn once": partial(in_context, choices="order='random'")}  # with the setting of `random`
 WHOLE_BANK = "bank of all images"
 CANDIDATES: dict[str, Callable[[float], str]] = {  # with the setting of `nearest`
