@@ -28,8 +28,8 @@ def test_class_extremes_leave_out_classes_without_a_value():
 
 def test_equal_weights_are_named_as_such():
     given = {"positives": 8, "temperature": 0.05, "spread": 0.01}
-    assert "nearly equal" in reports.effective_positives(7.9, **given)
-    assert "nearly equal" not in reports.effective_positives(3.0, **given)
+    assert "plain mean" in reports.effective_positives(7.9, **given)
+    assert "plain mean" not in reports.effective_positives(3.0, **given)
 
 
 @pytest.mark.parametrize(("train", "part"), [(0.9, "is higher than that"), (0.8, "is not higher than that")])

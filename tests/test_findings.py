@@ -46,8 +46,8 @@ def test_a_summary_names_what_is_established():
     text = findings.summary(SCORES, "ce")
     best, above, below, rest = text.splitlines()
     assert "94.0 ± 1.0%, that of `kd`" in best and "91.0 ± 1.0%" in best and "3 seeds" in best
-    assert above == "- Better than `ce`, by an interval that excludes 0: `kd` (+3.0)."
-    assert below == "- Worse than `ce`, by an interval that excludes 0: `at` (−5.0)."
+    assert above == "- Better than `ce`, the 95% interval of the difference is above 0: `kd` (+3.0)."
+    assert below == "- Worse than `ce`, the 95% interval of the difference is below 0: `at` (−5.0)."
     assert rest == (
         "- For 1 of 3 methods, the interval of the difference to `ce` includes 0. If all methods were equal, 0.1 of 3 "
         "intervals would exclude 0 on average."
@@ -98,5 +98,5 @@ def test_few_shot_results_are_compared_by_their_intervals():
         "pixels": {1: {"ncm": 0.53, "ncm_interval": 0.02}, 5: {"ncm": 0.7, "ncm_interval": 0.02}},
     }
     one, five = few_shot_summary(found).splitlines()
-    assert "1 labelled image " in one and one.endswith("intervals overlap.")
+    assert "1 labelled image " in one and one.endswith("overlap, so no difference is established.")
     assert "60.0 ± 2.0%" in five and "70.0 ± 2.0%" in five and five.endswith("do not overlap.")

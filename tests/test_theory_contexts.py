@@ -152,7 +152,7 @@ def test_the_takeaways_and_the_headline_give_the_numbers():
         "1e-15",
         "2e-16",
         "+10.0 ± 5.0",
-        "-3.0 ± 5.0",
+        "−3.0 ± 5.0",
         "+7.0 ± 20.0",
         "independent errors, all classes 0.15",
     ):

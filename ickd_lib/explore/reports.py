@@ -76,7 +76,7 @@ def effective_positives(k_eff: float, *, positives: int, temperature: float, spr
         temperature: aggregation temperature τ_a.
         spread: difference between the highest and the lowest cosine of a query's positives, median over the queries.
     """
-    equal = ", so that their weights are nearly equal" if k_eff > 0.9 * positives else ""
+    equal = ", so that the aggregate is almost the plain mean of their logits" if k_eff > 0.9 * positives else ""
     return (
         f"For the median query, the cosines of the {positives} positives span a range of {spread:.4f}. At "
         f"τₐ = {temperature:g} the effective number of positives is {k_eff:.1f} of {positives}{equal}."

@@ -112,8 +112,11 @@ def summary(scores: Scores, reference: str, of: str = "accuracy") -> str:
     above = [f"`{name}` ({points(each['mean'])})" for name, each in found.items() if each["low"] > 0]
     below = [f"`{name}` ({points(each['mean'])})" for name, each in found.items() if each["high"] < 0]
     undecided = len(found) - len(above) - len(below)
-    lines += [f"Better than `{reference}`, by an interval that excludes 0: {', '.join(above)}."] * bool(above)
-    lines += [f"Worse than `{reference}`, by an interval that excludes 0: {', '.join(below)}."] * bool(below)
+    for word, side, names in (("Better", "above", above), ("Worse", "below", below)):
+        if names:
+            lines.append(
+                f"{word} than `{reference}`, the 95% interval of the difference is {side} 0: {', '.join(names)}."
+            )
     lines.append(
         f"For {undecided} of {count(len(found), 'method')}, the interval of the difference to `{reference}` includes "
         f"0. If all methods were equal, {len(found) / 20:.1f} of {len(found)} intervals would exclude 0 on average."

@@ -53,7 +53,7 @@ def few_shot_summary(
     for shots in found[ours]:
         first, second = found[ours][shots], found[other][shots]
         gap, reach = first["ncm"] - second["ncm"], first["ncm_interval"] + second["ncm_interval"]
-        verdict = "overlap" if not abs(gap) > reach else "do not overlap"
+        verdict = "do not overlap" if abs(gap) > reach else "overlap, so no difference is established"
         lines.append(
             f"With {count(shots, 'labelled image')} of each new class, the nearest class mean is right on "
             f"{_with_half(first)} of the images with the features of the {ours}, and on {_with_half(second)} with "

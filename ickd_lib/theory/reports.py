@@ -145,14 +145,15 @@ def takeaways(
     lines = [
         f"KD is learned label smoothing: the two losses differ by at most {identity['loss']:.0e}, and their gradients "
         f"by at most {identity['gradient']:.0e}. As τ grows, KD becomes the matching of *centred* logits.",
-        f"In what KD adds to label smoothing on a sample, its own soft label has a share of {uniform['own']:.1%}. The "
-        f"soft labels of the {k} nearest other samples have {uniform['nearest']:.1%}, those of as many random samples "
-        f"of the same classes {uniform['same classes']:.1%}, and those of random samples of any class "
-        f"{uniform['any']:.1%}. The difference between the nearest and the random samples of the same classes is the "
-        f"part that similarity adds to the labels: {_points(uniform)} percentage points. In what KD adds to the label "
-        f"itself, this difference is {_points(label)} points.",
-        f"In what a soft label adds to the mean soft label of its class, the difference is {_points(particular)} "
-        f"points. The effect of this residual is {particular['length']:.0%} as large as that of the first one.",
+        f"KD changes the logits of a sample in another way than label smoothing does. To this difference, the sample's "
+        f"own soft label contributes {uniform['own']:.1%}, and the soft labels of the {k} nearest other samples "
+        f"contribute {uniform['nearest']:.1%}. As many random samples of the same classes contribute "
+        f"{uniform['same classes']:.1%}, and random samples of any class {uniform['any']:.1%}. So similarity adds "
+        f"{_points(uniform)} percentage points to what the labels explain.",
+        f"If the label is subtracted from each soft label, the {k} nearest samples contribute {_points(label)} points "
+        f"more than random samples of the same classes (a negative number means less). If the mean soft label of the "
+        f"class is subtracted instead, they contribute {_points(particular)} points more, to an effect that is "
+        f"{particular['length']:.0%} as large as the first one.",
         "The smallest error of an aggregate, relative to the error of the teacher's own target (below 1 the aggregate "
         "is better): " + "; ".join(f"{name} {error:.2f}" for name, error in smallest.items()) + ".",
     ]
@@ -176,4 +177,4 @@ def headline(rows: Sequence[Mapping[str, Any]], *, k: int, samples: int) -> str:
 
 def _points(row: Mapping[str, Any]) -> str:
     """Format the gain of a row and its interval in percentage points."""
-    return f"{100 * row['gain']:+.1f} ± {100 * row['half']:.1f}"
+    return f"{100 * row['gain']:+.1f} ± {100 * row['half']:.1f}".replace("-", "−")

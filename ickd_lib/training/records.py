@@ -236,8 +236,9 @@ class RunRecord:
         for name, value in self.learner.method.chance.items():
             if terms.get(name, 0.0) > NEAR_CHANCE * value:
                 runtime.notice(
-                    f"{self.learner.name}: the loss term {name} ended at {terms[name]:.3g}, and a student that cannot "
-                    f"tell the samples apart has {value:.3g}; compare a lower weight, such as {name}=0"
+                    f"{self.learner.name}: the loss term {name} ended at {terms[name]:.3g}. It is {value:.3g} if the "
+                    f"student's logits are as similar to all compared samples, so this term was not learned; compare a "
+                    f"lower weight, such as {name}=0"
                 )
 
     def history(self) -> History:
