@@ -143,6 +143,20 @@ def test_bank_is_saved_and_measured(run, tmp_path):
     assert len(MemoryBank.load(tmp_path / numbers["bank"])) == 60
 
 
+def test_a_bank_of_another_teacher_or_other_images_is_kept(run, tmp_path):
+    line = f"bank {QUICK} {SHORT} --k 3"
+    path = tmp_path / json.loads(run(line)[1])["bank"]
+    assert run(line)[0] == 0  # the same bank
+    before = path.read_bytes()
+    for other in ("--labels 50", "--teacher-epochs 2"):
+        status, out, err = run(f"{line} {other}")
+        assert status == 2 and out == "" and path.read_bytes() == before
+        assert f"{path.name} is a bank of another teacher or other images; give --out" in err
+    assert run(f"{line} --labels 50 --out other")[0] == run(f"{line} --out other")[0] == 0
+    path.write_bytes(before[:-9])  # damaged
+    assert run(line)[0] == 0 and path.read_bytes() == before
+
+
 def test_a_run_serves_as_teacher(run):
     assert run(f"train --method ce {QUICK} --name t")[0] == 0
     status, _, err = run(f"train --method kd {QUICK} --teacher runs/t --teacher-weights none.pth")
