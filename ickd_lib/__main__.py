@@ -245,9 +245,7 @@ def teach(given: argparse.Namespace) -> None:
 
 def bank(given: argparse.Namespace) -> None:
     """Build and save a memory bank, and print its retrieval precision."""
-    check_networks(given)
-    if given.out:
-        runtime.require_writable(given.out)
+    checks.check_bank(given)
     images, task = _splits(given, given.labels).train, tasks.create(given.task)
     if given.k >= (rows := len(task.keys(images)[0])):
         raise InputError(f"--k {given.k}, but each row of the bank has {rows - 1:,} other rows; give a smaller number")

@@ -161,6 +161,9 @@ def test_a_run_serves_as_teacher(run):
     assert run(f"train --method ce {QUICK} --name t")[0] == 0
     status, _, err = run(f"train --method kd {QUICK} --teacher runs/t --teacher-weights none.pth")
     assert status == 2 and "--teacher-weights: runs/t is a run, which has its own; leave this out" in err
+    status, _, err = run("bank --teacher runs/t --device cpu --lr 7 --optimizer adamw --no-resume")
+    assert status == 2 and "--lr, --optimizer, --no-resume: runs/t is a run, which is not trained again" in err
+    assert run("bank --teacher runs/t --device cpu --labels 60 --k 3")[0] == 0
     status, out, _ = run(f"train --method kd {QUICK} --teacher runs/t")
     assert status == 0 and json.loads(out[: out.index("run folder")])["teacher_saw"]["labels"] == 60
 
@@ -252,9 +255,13 @@ def test_wrong_options_do_not_cost_the_training_of_a_teacher(run, monkeypatch, l
         ("export runs/a --out a.pt2 --format pt2 --teacher-weights t.pth", "no --teacher is named"),
         ("export runs/a --out a.pt2 --format pt2 --teacher resnet8", "a model's name needs --teacher-weights"),
         ("report --without-epochs", "--without-epochs is about the file of --json"),
-        ("report --dataset digits", "--dataset is about the page of --html"),
-        ("report --teacher runs/t", "--teacher is about the page of --html"),
+        ("report --dataset digits", "--dataset: this is about the page of --html"),
+        ("report --teacher runs/t", "--teacher: this is about the page of --html"),
+        ("report --val 0.3 --classes foo --stream", "--classes, --val, --stream: this is about the page of --html"),
+        ("report --workers 0 --ignore 0 --corrupt zzz", "--ignore, --workers, --corrupt: this is about the page"),
         ("report --out .", ". is a folder; name a file"),
+        ("report --out z.txt --json z.txt", "--out and --json name the same file, z.txt; give each its own"),
+        ("report --html a/../z.txt --figure z.txt", "--html and --figure name the same file"),
         ("report none.json", "none.json does not exist; name a folder"),
         ("report runs1 --html r.html extra", "unexpected argument 'extra'; name folders before the options"),
         ("evaluate runs/a --task segmentation", "unknown option '--task'"),
