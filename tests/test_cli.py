@@ -200,6 +200,8 @@ def test_a_run_serves_as_teacher(run):
         ("train --method ce --name ..", "name='..' cannot be the name of a run folder"),
         ("train --method ce --name . --runs new", "name='.' cannot be the name of a run folder"),
         ("train --method ce --name a/b", "name='a/b' cannot be the name of a run folder"),
+        ("train --method ce --runs teachers", "--runs: teachers cannot be the folder of all runs"),
+        ("compare --methods ce --runs a/jobs/", "--runs: a/jobs/ cannot be the folder of all runs"),
         ("train --method ce --task clasification", "unknown task 'clasification'; did you mean 'classification'?"),
         ("train --method ce --bank-images all", "--bank-images needs a method with a memory bank"),
         ("train --method ce --optimizer adamw --nesterov", "nesterov=True is not a setting of the optimizer AdamW"),
