@@ -24,7 +24,7 @@ if os.environ.get("RANK", "0") != "0":  # of several processes, the first one sh
 try:
     from ickd_lib import data, methods, metrics, runs, runtime, tasks, training
     from ickd_lib.export import commands
-    from ickd_lib.memory import MemoryBank, requested
+    from ickd_lib.memory import MemoryBank, requested, require_replaceable
     from ickd_lib.models import Network
     from ickd_lib.options import check_networks, checks, parser, recipe_defaults
     from ickd_lib.runtime import Diverged, InputError
@@ -245,17 +245,17 @@ def teach(given: argparse.Namespace) -> None:
 
 def bank(given: argparse.Namespace) -> None:
     """Build and save a memory bank, and print its retrieval precision."""
-    check_networks(given)
-    if given.out:
-        runtime.require_writable(given.out)
+    checks.check_bank(given)
     images, task = _splits(given, given.labels).train, tasks.create(given.task)
     if given.k >= (rows := len(task.keys(images)[0])):
         raise InputError(f"--k {given.k}, but each row of the bank has {rows - 1:,} other rows; give a smaller number")
     teacher = _teacher(given, True)
     assert teacher is not None
-    built = MemoryBank.build(teacher, images, task=task, precision=given.precision)
     name = runtime.shortened(re.sub(r"[^\w.-]+", "-", f"{images.name.split('/')[0]}-{teacher.name}"))
     path = Path(given.out or Path(given.runs) / f"{name}.bank.safetensors")
+    if not given.out:
+        require_replaceable(path, images, teacher)
+    built = MemoryBank.build(teacher, images, task=task, precision=given.precision)
     if runtime.rank() == 0:
         built.save(path)
     numbers = metrics.retrieval(built, images, k=given.k)

@@ -3,7 +3,9 @@
     python notebooks/run.py [-p NAME VALUE ...] [NUMBER ...]
 
 The executed notebooks, their figures and their summaries are written to folders below runs/. NUMBER selects notebooks,
-such as 03. With -p a parameter gets another value in every selected notebook that has it, as in -p seeds 5.
+such as 03. With -p a parameter gets another value in every selected notebook that has it, as in -p seeds 5. A relative
+path in folder, data_root, teacher_weights, teacher or dataset is that from here if it exists; otherwise, and in runs
+and output, it is relative to notebooks/.
 """
 
 from __future__ import annotations
@@ -27,6 +29,7 @@ from ickd_lib import runtime
 
 HERE = Path(__file__).resolve().parent
 RUNS = HERE.parent / "runs"
+PATHS = ("folder", "data_root", "teacher_weights", "teacher", "dataset")  # parameters that name what is read
 LIMIT = 24 * 3600  # longest time of a cell in seconds; papermill itself has no limit
 
 
@@ -52,6 +55,20 @@ def value(text: str) -> Any:
         return ast.literal_eval(text)
     except (SyntaxError, ValueError):
         return text
+
+
+def located(name: str, given: Any) -> Any:
+    """Return the value of a parameter, as an absolute path if it is a path that exists in the working directory.
+
+    That of `teacher` must be a run folder and that of `teacher_weights` a file, as they may also be names; that of
+    `dataset` follows KIND:. The notebooks run in another directory.
+    """
+    if name not in PATHS or not isinstance(given, str):
+        return given
+    kind, colon, path = given.partition(":") if name == "dataset" else ("", "", given)
+    there = Path(path)
+    names = {"teacher": (there / "config.json").is_file(), "teacher_weights": there.is_file()}
+    return f"{kind}{colon}{there.absolute()}" if path and names.get(name, there.exists()) else given
 
 
 def selected(numbers: list[str]) -> list[Path]:
@@ -127,10 +144,11 @@ def main() -> int:
     try:
         paths = selected(given.numbers)
         known = dict.fromkeys(name for path in paths for name in declared(path))
-        changed = {runtime.choose(name, known, "parameter"): value(text) for name, text in given.p}
+        chosen = [(runtime.choose(name, known, "parameter"), text) for name, text in given.p]
     except runtime.InputError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
+    changed = {name: located(name, value(text)) for name, text in chosen}
     # The parameters are checked above. papermill cannot read all of them, and would warn about those that it cannot.
     logging.getLogger("papermill").setLevel(logging.ERROR)
     began, lines = time.time(), []

@@ -143,10 +143,27 @@ def test_bank_is_saved_and_measured(run, tmp_path):
     assert len(MemoryBank.load(tmp_path / numbers["bank"])) == 60
 
 
+def test_a_bank_of_another_teacher_or_other_images_is_kept(run, tmp_path):
+    line = f"bank {QUICK} {SHORT} --k 3"
+    path = tmp_path / json.loads(run(line)[1])["bank"]
+    assert run(line)[0] == 0  # the same bank
+    before = path.read_bytes()
+    for other in ("--labels 50", "--teacher-epochs 2"):
+        status, out, err = run(f"{line} {other}")
+        assert status == 2 and out == "" and path.read_bytes() == before
+        assert f"{path.name} is a bank of another teacher or other images; give --out" in err
+    assert run(f"{line} --labels 50 --out other")[0] == run(f"{line} --out other")[0] == 0
+    path.write_bytes(before[:-9])  # damaged
+    assert run(line)[0] == 0 and path.read_bytes() == before
+
+
 def test_a_run_serves_as_teacher(run):
     assert run(f"train --method ce {QUICK} --name t")[0] == 0
     status, _, err = run(f"train --method kd {QUICK} --teacher runs/t --teacher-weights none.pth")
     assert status == 2 and "--teacher-weights: runs/t is a run, which has its own; leave this out" in err
+    status, _, err = run("bank --teacher runs/t --device cpu --lr 7 --optimizer adamw --no-resume")
+    assert status == 2 and "--lr, --optimizer, --no-resume: runs/t is a run, which is not trained again" in err
+    assert run("bank --teacher runs/t --device cpu --labels 60 --k 3")[0] == 0
     status, out, _ = run(f"train --method kd {QUICK} --teacher runs/t")
     assert status == 0 and json.loads(out[: out.index("run folder")])["teacher_saw"]["labels"] == 60
 
@@ -183,6 +200,8 @@ def test_a_run_serves_as_teacher(run):
         ("train --method ce --name ..", "name='..' cannot be the name of a run folder"),
         ("train --method ce --name . --runs new", "name='.' cannot be the name of a run folder"),
         ("train --method ce --name a/b", "name='a/b' cannot be the name of a run folder"),
+        ("train --method ce --runs teachers", "--runs: teachers cannot be the folder of all runs"),
+        ("compare --methods ce --runs a/jobs/", "--runs: a/jobs/ cannot be the folder of all runs"),
         ("train --method ce --task clasification", "unknown task 'clasification'; did you mean 'classification'?"),
         ("train --method ce --bank-images all", "--bank-images needs a method with a memory bank"),
         ("train --method ce --optimizer adamw --nesterov", "nesterov=True is not a setting of the optimizer AdamW"),
@@ -238,9 +257,13 @@ def test_wrong_options_do_not_cost_the_training_of_a_teacher(run, monkeypatch, l
         ("export runs/a --out a.pt2 --format pt2 --teacher-weights t.pth", "no --teacher is named"),
         ("export runs/a --out a.pt2 --format pt2 --teacher resnet8", "a model's name needs --teacher-weights"),
         ("report --without-epochs", "--without-epochs is about the file of --json"),
-        ("report --dataset digits", "--dataset is about the page of --html"),
-        ("report --teacher runs/t", "--teacher is about the page of --html"),
+        ("report --dataset digits", "--dataset: this is about the page of --html"),
+        ("report --teacher runs/t", "--teacher: this is about the page of --html"),
+        ("report --val 0.3 --classes foo --stream", "--classes, --val, --stream: this is about the page of --html"),
+        ("report --workers 0 --ignore 0 --corrupt zzz", "--ignore, --workers, --corrupt: this is about the page"),
         ("report --out .", ". is a folder; name a file"),
+        ("report --out z.txt --json z.txt", "--out and --json name the same file, z.txt; give each its own"),
+        ("report --html a/../z.txt --figure z.txt", "--html and --figure name the same file"),
         ("report none.json", "none.json does not exist; name a folder"),
         ("report runs1 --html r.html extra", "unexpected argument 'extra'; name folders before the options"),
         ("evaluate runs/a --task segmentation", "unknown option '--task'"),

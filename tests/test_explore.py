@@ -13,6 +13,7 @@ from ickd_lib.methods import Context
 from ickd_lib.models import Output
 from ickd_lib.runtime import InputError
 from ickd_lib.tasks import Samples
+from ickd_lib.widgets.search import SearchBox
 
 SIZES = (12, 14, 3, 1)  # of the classes of the bank below: one is short of positives, one has a single image
 LABELS = torch.tensor([0, 1, 1, 2, 3, 2])
@@ -305,6 +306,23 @@ def test_search_among_images_without_superclasses():
     assert explore.search("tree", plain) == [4] and explore.search("", plain) == list(range(7))
     with pytest.raises(InputError, match="no image matches 'digit'"):
         explore.search("digit", plain)
+
+
+def test_a_class_that_is_named_right_is_found_in_quotes():
+    hands = replace(ZOO, classes=("left", "Right", "2", "3", "4", "5"), superclasses=("wrong", "b", "c"))
+    for text, positions in {
+        "right": [1, 2, 3, 4],
+        '"right"': [1],
+        '"RIGHT" right': [1],
+        "student:right": [1, 2, 3, 4],
+        'student:"right"': [0, 1],
+        "wrong": [0, 5, 6],
+        '"wrong"': [0, 1, 6],
+        'student:"wrong"': [0, 1, 6],
+    }.items():
+        assert explore.search(text, hands, LOGITS) == positions, text
+    assert explore.search('"right"', ZOO, LOGITS) == [1, 2, 3, 4]  # no class has this name
+    assert {'"Right"', '"wrong"', "right", "left"} <= set(SearchBox(explore.SampleSet(hands), []).words)
 
 
 def test_an_image_without_a_label_is_neither_wrong_nor_right():

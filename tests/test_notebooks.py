@@ -264,6 +264,32 @@ def test_the_script_refuses_what_no_notebook_has(monkeypatch, capsys, arguments,
     assert message in capsys.readouterr().err
 
 
+def test_paths_are_those_from_where_the_script_is_called(monkeypatch, tmp_path):
+    for name in ("photos", "run", "resnet20", "cifar100"):
+        (tmp_path / name).mkdir()
+    (tmp_path / "run" / "config.json").write_text("{}")
+    (tmp_path / "t.pth").touch()
+    monkeypatch.chdir(tmp_path)
+    for name in ("folder", "data_root"):
+        assert run.located(name, "photos") == str(tmp_path / "photos")
+        assert run.located(name, "none") == "none" and run.located(name, "") == ""
+    assert run.located("teacher_weights", "t.pth") == str(tmp_path / "t.pth")
+    assert run.located("teacher_weights", "photos") == "photos"  # as "pretrained" would be
+    assert run.located("teacher", "run") == str(tmp_path / "run")
+    assert run.located("teacher", "resnet20") == "resnet20"  # a model's name
+    assert run.located("dataset", "masks:photos") == f"masks:{tmp_path / 'photos'}"
+    assert [run.located("dataset", name) for name in ("cifar100", "masks:none")] == ["cifar100", "masks:none"]
+    assert run.located("seeds", 5) == 5 and run.located("output", "photos") == "photos"
+
+    seen = []
+    monkeypatch.setattr(run, "RUNS", tmp_path)
+    monkeypatch.setattr(run, "execute", lambda _path, _folder, parameters: seen.append(parameters) or sys.exit())
+    monkeypatch.setattr(sys, "argv", ["run.py", "12", "-p", "folder", "photos", "-p", "teacher", "./run"])
+    with pytest.raises(SystemExit):
+        run.main()
+    assert (seen[0]["folder"], seen[0]["teacher"]) == (str(tmp_path / "photos"), str(tmp_path / "run"))
+
+
 def test_the_script_selects_notebooks_in_reading_order():
     assert [path.name[:2] for path in run.selected(["08", "03", "08"])] == ["03", "08"]
     assert run.selected([]) == NOTEBOOKS

@@ -79,6 +79,25 @@ def test_overview_says_what_every_run_is_and_how_far(folder):
     assert rows["teachers/t"]["teacher"] is None
 
 
+def test_a_teacher_is_one_from_wherever_it_is_seen(folder, monkeypatch):
+    (folder / "link").symlink_to(folder / "teachers")
+    make_run(folder / "shared" / "t", teacher=None)
+    (folder / "out").mkdir()
+    (folder / "out" / "teachers").symlink_to(folder / "shared")
+    assert [runs.overview(folder / name)[0]["role"] for name in ("link", "out/teachers")] == ["teacher"] * 2
+    for place in ("teachers", "teachers/t"):
+        monkeypatch.chdir(folder / place)
+        assert [row["role"] for row in runs.overview(".")] == ["teacher"]
+        assert [row["role"] for row in runs.progress(".")[0]] == ["teacher"]
+        assert runs.collected(["."])[0]["role"] == "teacher"
+        with pytest.raises(InputError, match=r"^\. contains only teachers; name the folder of their students' runs$"):
+            runs.finished(["."])
+    make_run(folder / "new" / "teachers" / "t", teacher=None)
+    make_run(folder / "new" / "kd", "kd", done=1)
+    with pytest.raises(InputError, match=r"no finished run below .*; resume the runs that were stopped"):
+        runs.finished([folder / "new"])
+
+
 @pytest.mark.parametrize(
     ("name", "text", "said"),
     [

@@ -149,6 +149,17 @@ def test_a_name_that_is_no_path_component_is_refused(name):
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.parametrize("folder", ["teachers", "a/Teachers", "jobs/", "teachers/x/..", "."])
+def test_a_folder_of_other_content_is_no_folder_of_all_runs(tmp_path, monkeypatch, folder):
+    (tmp_path / "teachers").mkdir()
+    monkeypatch.chdir(tmp_path / "teachers")
+    with pytest.raises(InputError, match=r"cannot be the folder of all runs, as .* has other content") as caught:
+        runtime.runs_folder(folder)
+    assert "\n" not in str(caught.value)
+    for other in ("runs", "..", "teachers/x", None):
+        runtime.runs_folder(other)
+
+
 def test_default_names_are_path_components_of_limited_length():
     for label in ("resnet8-ickd(nicd=2.0)-seed0", "../..", "a/b", "x" * 500, "é" * 500, "網" * 100, "_a"):
         name = default_name(label, {"a": 1})

@@ -726,6 +726,19 @@ def test_a_teacher_is_trained_once_and_kept(digits, tmp_path, monkeypatch):
     assert same(first, training.pretrain("resnet8", digits, weights=weights, device="cpu"))
 
 
+def test_a_folder_of_teachers_is_no_folder_of_all_runs(digits, teacher, tmp_path):
+    runs = tmp_path / "teachers"
+    for call in (
+        lambda: training.distill([Student("resnet8", "kd")], digits, teacher=teacher, runs=runs),
+        lambda: training.compare(["ce"], digits, runs=runs),
+        lambda: training.pretrain("resnet8", digits, runs=runs),
+        lambda: training.teach("resnet8", digits, runs=runs),
+    ):
+        with pytest.raises(InputError, match="cannot be the folder of all runs"):
+            call()
+    assert not runs.exists()
+
+
 def test_a_teacher_with_the_weights_of_its_name_is_not_trained(digits, monkeypatch):
     torchvision = pytest.importorskip("torchvision")
     with torch.random.fork_rng():

@@ -103,13 +103,13 @@ def repeat(folder: Path, minutes: float, draw: random.Random, found: dict[str, A
 
 def bad_inputs(draw: random.Random, folder: Path, counts: Counter[str]) -> list[str]:
     """Try some generated command lines."""
-    data, run = folder / "trainings" / "images", folder / "trainings" / "teachers" / "teacher"
+    data, run = folder / "trainings" / "images", folder / "trainings" / "taught" / "teacher"
     return [one for _ in range(BATCH) for one in inputs.try_one(draw, folder / "inputs", data, run, counts)]
 
 
 def explore(draw: random.Random, folder: Path, counts: Counter[str], found: dict[str, Any]) -> list[str]:
     """Interact with the explorers, and return what is wrong."""
-    runs = folder / "trainings" / "teachers"
+    runs = folder / "trainings" / "taught"
     result = interactions.in_child(1000, draw.randrange(2**31), runs, folder / "interactions.json")
     counts["interactions"] += result["interactions"]
     counts["displayed_errors"] += result.get("displayed_errors", 0)

@@ -146,11 +146,11 @@ def campaigns(folder: Path) -> Iterator[Campaign]:
     draw_images(made)
     data = ["--dataset", f"folder:{made}"]
     student = ["train", *data, "--student", "resnet8", *COMMON]
-    named = ["--method", "ce", "--name", "teacher", "--batch-size", "8", "--runs", str(folder / "teachers")]
+    named = ["--method", "ce", "--name", "teacher", "--batch-size", "8", "--runs", str(folder / "taught")]
     teacher = Child([*student, *named], folder / "teacher-log")
     if not teacher.wait(600) or teacher.status:
         raise RuntimeError(teacher.output)
-    taught = ["--teacher", str(folder / "teachers" / "teacher")]
+    taught = ["--teacher", str(folder / "taught" / "teacher")]
     train = [*student, *taught]
     compare = ["compare", *data, *taught, "--student", "resnet8", "--seeds", "1", *COMMON]
     digits = ["--dataset", "digits", "--labels", "40", "--student", "resnet8", "--optimizer", "adamw"]

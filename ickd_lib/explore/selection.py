@@ -17,6 +17,7 @@ from ickd_lib.explore.samples import SampleSet
 from ickd_lib.runtime import InputError
 
 WORD = re.compile(r'(?:[^\s"]|"[^"]*")+')  # quotes hold a name with spaces together
+VERDICTS = ("wrong", "right")
 CONFIDENCE = re.compile(r"conf(<=|>=|<|>)(\d*\.?\d+)(%?)")
 COMPARE = {"<": operator.lt, "<=": operator.le, ">": operator.gt, ">=": operator.ge}
 HELP = (
@@ -39,7 +40,8 @@ def search(text: str, images: Images | SampleSet, logits: Logits | None = None, 
     - row:12 and row:10-20, the data-set row of the image
     - file:name, a part of the path of the image's file
 
-    Names with spaces are written in quotes, as in teacher:"maple tree".
+    Names with spaces are written in quotes, as in teacher:"maple tree". So is a class or superclass that is named wrong
+    or right: "right" and teacher:"right" then mean this class.
 
     Args:
         text: the search text. An empty one matches all samples.
@@ -55,7 +57,7 @@ def search(text: str, images: Images | SampleSet, logits: Logits | None = None, 
     find = _Finder(samples, logits or {}, of)
     match = torch.ones(len(samples), dtype=torch.bool)
     for word in WORD.findall(text):
-        match &= find(word.replace('"', "").lower())
+        match &= find(word.lower())
     if not match.any():
         raise InputError(
             f"no {samples.task.sample[0]} matches {text!r}; use parts of class names, teacher:NAME, student:NAME, "
@@ -74,8 +76,11 @@ class _Finder:
             of.lower(),
         )
         self.labels = samples.labels.cpu()
+        names = {name.lower() for name in (*samples.classes, *samples.superclasses)}
+        self.quoted = tuple(f'"{verdict}"' for verdict in VERDICTS if verdict in names)  # these mean a class
 
-    def __call__(self, word: str) -> Tensor:
+    def __call__(self, written: str) -> Tensor:
+        word = written.replace('"', "")
         first, differ, second = word.partition("!=")
         if not differ:
             first, _, second = word.partition("=")
@@ -92,9 +97,10 @@ class _Finder:
                     f"{word!r} needs images that were read from files; {self.samples.name} has no file names"
                 )
             return torch.tensor([rest in file for file in files])
+        of_class = written.endswith(self.quoted)
         if colon and self._known(prefix):
-            return self._predictions(prefix, rest, word)
-        if word in ("wrong", "right") or CONFIDENCE.fullmatch(word):
+            return self._predictions(prefix, rest, word, of_class)
+        if (word in VERDICTS and not of_class) or CONFIDENCE.fullmatch(word):
             return self._predictions(self.of, word, word)
         classes = _classes_with(word, self.samples)
         if not classes.any():  # otherwise the signs are parts of a class's name
@@ -117,13 +123,16 @@ class _Finder:
     def _predicted(self, name: str, word: str) -> Tensor:
         return self._logits(name, word).argmax(1)
 
-    def _predictions(self, name: str, word: str, whole: str) -> Tensor:
-        """Return where the prediction of a network has a property: wrong, right, a confidence, or a class."""
+    def _predictions(self, name: str, word: str, whole: str, of_class: bool = False) -> Tensor:
+        """Return where the prediction of a network has a property: wrong, right, a confidence, or a class.
+
+        With `of_class`, wrong and right are classes.
+        """
         if bound := CONFIDENCE.fullmatch(word):
             confidence = self._logits(name, whole).float().softmax(1).amax(1)
             return COMPARE[bound[1]](confidence, float(bound[2]) / (100 if bound[3] else 1))
         predicted = self._predicted(name, whole)
-        if word not in ("wrong", "right"):
+        if of_class or word not in VERDICTS:
             return _classes_with(word, self.samples)[predicted]
         known = self.labels >= 0  # without a label, a prediction is neither right nor wrong
         wrong = known & (predicted != self.labels)

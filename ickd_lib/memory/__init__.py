@@ -4,7 +4,7 @@ from ickd_lib.memory.approximate import Faiss, requested
 from ickd_lib.memory.bank import MemoryBank
 from ickd_lib.memory.dynamic import DynamicBank
 from ickd_lib.memory.search import NEGATIVES, POSITIVES, InContext, Neighbours
-from ickd_lib.memory.source import require_fit, source_of
+from ickd_lib.memory.source import require_fit, require_replaceable, source_of
 
 __all__ = [
     "NEGATIVES",
@@ -16,5 +16,6 @@ __all__ = [
     "Neighbours",
     "requested",
     "require_fit",
+    "require_replaceable",
     "source_of",
 ]

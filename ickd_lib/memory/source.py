@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from ickd_lib import models, runtime
+from ickd_lib.memory import files
 from ickd_lib.runtime import InputError, choose
 from ickd_lib.tasks import Classification, Task
 
@@ -24,6 +26,16 @@ def source_of(images: Images | None, teacher: models.Network | None) -> dict[str
     """Return the fingerprints that identify the source of a bank: under "data" and "teacher", where these are given."""
     source = {} if images is None else {"data": images.fingerprint}
     return source if teacher is None else source | {"teacher": teacher.identity}
+
+
+def require_replaceable(path: Path, images: Images, teacher: models.Network) -> None:
+    """Raise InputError if a file is the bank of another teacher or of other images; a damaged bank may be replaced."""
+    try:
+        source = files.read(path, (), "cpu")["source"]
+    except InputError:
+        return
+    if any(source.get(what) != mark for what, mark in source_of(images, teacher).items()):
+        raise InputError(f"{path} is a bank of another teacher or other images; give --out")
 
 
 def require_task(images: Images, teacher: models.Network, task: Task) -> None:

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import argparse
 import inspect
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from ickd_lib import methods, models, runtime, tasks, training
+from ickd_lib.options.groups import data_options, recipe_defaults, shown_teacher_options, training_options
+from ickd_lib.options.networks import check_networks
 from ickd_lib.runtime import InputError
 from ickd_lib.training import Recipe
 from ickd_lib.training.students import check_one_class
@@ -74,17 +76,43 @@ def check_teach(given: argparse.Namespace) -> None:
         )
 
 
+def check_bank(given: argparse.Namespace) -> None:
+    """Raise InputError if an option of `bank` has no effect, the teacher is no run and no model, or --out is wrong."""
+    check_networks(given)
+    if Path(given.teacher, "config.json").is_file():
+        defaults = recipe_defaults(given.task)
+        if names := _changed(given, lambda parser: training_options(parser, defaults)):
+            raise InputError(f"{names}: {given.teacher} is a run, which is not trained again; leave this out")
+    if given.out:
+        runtime.require_writable(given.out)
+
+
+def _changed(given: argparse.Namespace, add: Callable[[argparse.ArgumentParser], None]) -> str:
+    """Return the names of the options that `add` adds to a parser and that differ from their defaults."""
+    add(parser := argparse.ArgumentParser(add_help=False))
+    changed = [one for one in parser._actions if getattr(given, one.dest) != one.default]
+    return ", ".join(one.option_strings[0] for one in changed)
+
+
 def check_report(given: argparse.Namespace) -> None:
-    """Raise InputError if an option of `report` has no effect, or a file cannot be written."""
+    """Raise InputError if an option of `report` has no effect, or a file cannot be written or is named twice."""
     if given.without_epochs and not given.json:
         raise InputError("--without-epochs is about the file of --json; name one, or leave it out")
-    for name in ("teacher", "teacher_weights", "dataset"):
-        if getattr(given, name) and not given.html:
-            option = "--" + name.replace("_", "-")
-            raise InputError(f"{option} is about the page of --html; name a file for it, or leave {option} out")
+    if not given.html and (names := _changed(given, _of_page)):
+        raise InputError(f"{names}: this is about the page of --html; name a file for it, or leave this out")
     check_teacher_name(given)
-    for path in filter(None, (given.out, given.json, given.html, given.figure)):
-        runtime.require_writable(path)
+    options: dict[Path, str] = {}
+    for name in ("out", "json", "html", "figure"):
+        if path := getattr(given, name):
+            runtime.require_writable(path)
+            if (other := options.setdefault(Path(path).resolve(), name)) != name:
+                raise InputError(f"--{other} and --{name} name the same file, {path}; give each its own")
+
+
+def _of_page(parser: argparse.ArgumentParser) -> None:
+    """Add the options of `report` that only the page of --html needs."""
+    shown_teacher_options(parser, "--html")
+    data_options(parser, of_run=True)
 
 
 def check_teacher_name(given: argparse.Namespace) -> None:

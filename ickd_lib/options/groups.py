@@ -9,7 +9,7 @@ from collections.abc import Callable
 from typing import Any, get_args
 
 from ickd_lib import data, tasks
-from ickd_lib.runtime import shown
+from ickd_lib.runtime import InputError, runs_folder, shown
 from ickd_lib.runtime.arguments import BelowOne, Count, Natural, NotNegative, Share, described, fits
 from ickd_lib.training import Recipe
 from ickd_lib.training.recipe import settings
@@ -226,9 +226,17 @@ def training_options(parser: argparse.ArgumentParser, defaults: dict[str, Any]) 
     )
 
 
+def _runs(text: str) -> str:
+    try:
+        runs_folder(text)
+    except InputError as error:  # argparse hides the message of a ValueError
+        raise argparse.ArgumentTypeError(str(error)) from None
+    return text
+
+
 def machine_options(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("machine")
-    group.add_argument("--runs", default="runs", help="folder that contains the run folders")
+    group.add_argument("--runs", type=_runs, default="runs", help="folder that contains the run folders")
     group.add_argument(
         "--device", default="auto", help="auto, cpu, cuda or cuda:N; with several processes auto, cpu or cuda"
     )

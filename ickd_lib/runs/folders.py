@@ -55,7 +55,8 @@ def finished_rows(folders: Iterable[str | Path]) -> list[dict[str, Any]]:
 def _students(folders: Iterable[str | Path]) -> list[dict[str, Any]]:
     """Return the finished runs at or below some folders, each once, without those of teachers."""
     folders = list(folders)
-    found = [one for one in _collected(folders) if one.get("role") != "teacher"]
+    every = _collected(folders)
+    found = [one for one in every if one.get("role") != "teacher"]
     if not found:
         places = ", ".join(map(str, folders))
         if counts := diverged(folders):
@@ -64,6 +65,8 @@ def _students(folders: Iterable[str | Path]) -> list[dict[str, Any]]:
                 f"no finished run below {places}; students that diverged: {names}; diverged.json in each run folder "
                 "has the reason; train with other settings, such as a lower --lr"
             )
+        if every and not any(run.role == "student" for folder in folders for run in _below(Path(folder))):
+            raise InputError(f"{places} contains only teachers; name the folder of their students' runs")
         raise InputError(f"no finished run below {places}; resume the runs that were stopped")
     return found
 
@@ -120,7 +123,7 @@ def diverged(folders: Iterable[str | Path]) -> dict[str, int]:
     for folder in map(Path, folders):
         for run in _below(folder):
             files = {file.name for file in run.folder.glob("*.json")}
-            if run.folder.parent.name != "teachers" and "diverged.json" in files and "summary.json" not in files:
+            if run.role == "student" and "diverged.json" in files and "summary.json" not in files:
                 row = _row(run, folder)
                 if "method" not in row:  # a damaged run
                     runtime.notice(f"left out: {row['problem']}")
@@ -165,7 +168,7 @@ def _read(run: runtime.Run) -> dict[str, Any] | None:
     config, summary, epochs = run.config, run.summary, run.config["settings"]["recipe"]["epochs"]
     found = {"run": run.folder.name, "config": config, "epochs": run.readable_metrics(epochs), "summary": summary}
     found["folder"] = str(run.folder)
-    return found | ({"role": "teacher"} if run.folder.parent.name == "teachers" else {})
+    return found | ({"role": "teacher"} if run.role == "teacher" else {})
 
 
 def _in_file(path: Path) -> list[Source]:
@@ -231,7 +234,7 @@ def _row(run: runtime.Run, top: Path) -> dict[str, Any]:
     row: dict[str, Any] = {
         "run": run.folder.relative_to(top).as_posix(),
         "folder": str(run.folder),
-        "role": "teacher" if run.folder.parent.name == "teachers" else "student",
+        "role": run.role,
     }
     try:
         with runtime.complete(run.folder):

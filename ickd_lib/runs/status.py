@@ -83,7 +83,7 @@ def _folders(top: Path) -> list[Path]:
 def _row(path: Path, top: Path) -> dict[str, Any]:
     """Return the row of a run of which nothing is known yet."""
     unknown = ("epoch", "epochs", "done", "images_per_second", "seconds_left", "metric", "last")
-    role = "teacher" if path.parent.name == "teachers" else "student"
+    role = runtime.Run(path).role
     return {"run": path.relative_to(top).as_posix(), "role": role, "state": "stopped"} | dict.fromkeys(unknown)
 
 

@@ -5,7 +5,7 @@ from ickd_lib.runtime.devices import autocast, device, precision
 from ickd_lib.runtime.distributed import broadcast, from_main, processes, rank, world
 from ickd_lib.runtime.errors import Diverged, InputError, NotFinite, choose, notice, shown, stream
 from ickd_lib.runtime.files import fingerprint, read_json, replacing, require_writable, write_json
-from ickd_lib.runtime.folders import Run, below, complete, flat, run_name, runs, shortened
+from ickd_lib.runtime.folders import Run, below, complete, flat, run_name, runs, runs_folder, shortened
 from ickd_lib.runtime.locks import locked, owner, remove_leftover
 from ickd_lib.runtime.seeds import generator, kept_generators, reseed, seed_of, seeded
 from ickd_lib.runtime.stops import between_blocks, stopping_between_blocks
@@ -64,6 +64,7 @@ __all__ = [
     "reseed",
     "run_name",
     "runs",
+    "runs_folder",
     "same_threads",
     "save_object",
     "save_tensors",

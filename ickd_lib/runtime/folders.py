@@ -45,6 +45,18 @@ def run_name(given: str) -> str:
     return given
 
 
+def runs_folder(given: str | Path | None) -> None:
+    """Check the folder of all runs that a caller gives; None is accepted.
+
+    Raises:
+        InputError: it has the name of a folder inside such a folder, so that its students would count as teachers.
+    """
+    if given is not None and (name := Path(given).resolve().name).lower() in RESERVED:
+        raise InputError(
+            f"{given} cannot be the folder of all runs, as {name}/ in such a folder has other content; use another"
+        )
+
+
 def default_name(label: str, settings: dict[str, Any]) -> str:
     """Return `label`, with hyphens for characters that are not allowed, followed by a fingerprint of `settings`."""
     cleaned = re.sub(r"[^\w.=+-]+", "-", label).strip("-.=+_") or "run"
@@ -130,6 +142,11 @@ class Run:
         """Remove what killed processes left of the run's files. The run must be locked."""
         if self.folder.is_dir():
             remove_parts(self.folder, ended=False)
+
+    @property
+    def role(self) -> str:
+        """ "teacher" for a run in a folder named teachers, however its path is written; otherwise "student"."""
+        return "teacher" if "teachers" in (self.folder.parent.name, self.folder.resolve().parent.name) else "student"
 
     def exists(self) -> bool:
         """Whether the folder contains a config.json."""

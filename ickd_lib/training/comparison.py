@@ -92,6 +92,7 @@ def compare(
         KeyboardInterrupt: Ctrl-C stopped the training, after the checkpoints were written.
     """
     check_options(options, "compare")
+    runtime.runs_folder(runs)
     check_methods(methods, peers)
     if teacher is not None:
         models.require_network(teacher)

@@ -83,7 +83,8 @@ def distill(
             on a CPU, both are measured and the faster one is used, or that of `bank`. The run folder records the
             choice.
         evaluate_every: epochs between evaluations; the last epoch is always evaluated.
-        runs: the folder of the run folders; with None everything stays in memory.
+        runs: the folder of the run folders; with None everything stays in memory. Runs in a folder named "teachers"
+            count as teachers, so students of a teacher cannot be there.
         resume: continue unfinished runs of the same settings, and load finished ones; with False, an existing run is an
             error.
         checkpoint_seconds: seconds between checkpoints. Ctrl-C writes a checkpoint and stops the training; the same
@@ -113,6 +114,8 @@ def distill(
             histories are in the exception's `histories`.
     """
     task, device = task or Classification(), runtime.device(device)
+    if teacher:
+        runtime.runs_folder(runs)
     recipe = recipe or Recipe(**task.recipe)
     recipe.check_optimizer(task.recipe)
     if teacher_cache_top and not teacher_cache:

@@ -71,6 +71,7 @@ def teach(
             is not linear.
     """
     check_options(options, "teach", refused=("recipe", "teacher", "bank", "search"))
+    runtime.runs_folder(runs)
     recipe = Recipe(
         epochs=epochs if linear_probe else head_epochs + epochs,
         batch_size=batch_size,

@@ -58,6 +58,7 @@ def pretrain(
             of classes than the data.
     """
     check_options(options, "pretrain")
+    runtime.runs_folder(runs)
     if runtime.parse_call(name, "model", "resnet8")[0].endswith(".csv"):
         if weights:
             raise InputError(f"{name} is a file of predictions, which has no weights; leave out {weights}")

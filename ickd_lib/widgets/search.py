@@ -8,7 +8,7 @@ import anywidget
 from traitlets import List, Unicode
 
 from ickd_lib.explore import SampleSet
-from ickd_lib.explore.selection import HELP
+from ickd_lib.explore.selection import HELP, VERDICTS
 from ickd_lib.widgets.view import HERE
 
 
@@ -28,8 +28,8 @@ class SearchBox(anywidget.AnyWidget):
 
     def __init__(self, samples: SampleSet, networks: Sequence[str]) -> None:
         names = dict.fromkeys([*samples.classes, *samples.superclasses])
-        words = [f'"{name}"' if " " in name else name for name in names]
-        words += ["wrong", "right", "conf<0.5"]
+        words = [f'"{name}"' if " " in name or name.lower() in VERDICTS else name for name in names]
+        words += [*VERDICTS, "conf<0.5"]
         for at, name in enumerate(f'"{name}"' if " " in name else name for name in networks):
             words += [f"{name}:wrong", f"{name}:conf<0.5", *(f"{name}!={other}" for other in networks[:at])]
         example = f"{samples.classes[0]} wrong conf<0.5"
