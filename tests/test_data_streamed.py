@@ -2,6 +2,7 @@
 
 import os
 import shutil
+import struct
 from pathlib import Path
 
 import numpy as np
@@ -393,8 +394,18 @@ def test_images_that_exif_turns_are_upright(tmp_path):
     path, exif = tmp_path / "a.jpg", Image.Exif()
     exif[0x0112] = 6
     save(path, "RGB", exif=exif)
-    assert headers.header_of(path) == (40, 30, True)
-    assert torch.equal(headers.upright_pixels(path, True), data.pillow.pixels_of(path))
+    assert headers.header_of(path) == (40, 30, False)
+    assert torch.equal(headers.upright_pixels(path, False), data.pillow.pixels_of(path))
+
+
+@pytest.mark.parametrize("orientation, kind, size", [(6, 3, (40, 30)), (6, 4, (40, 30)), (9, 3, (30, 40))])
+def test_an_orientation_turns_an_image_as_pillow_does(tmp_path, orientation, kind, size):
+    """The orientation is a SHORT (3) or a LONG (4), which torchvision ignores; 9 does not exist."""
+    path, value = tmp_path / "a.jpg", struct.pack(">H2x" if kind == 3 else ">I", orientation)
+    save(path, "RGB", exif=b"Exif\0\0MM" + struct.pack(">HIHHHI", 42, 8, 1, 0x0112, kind, 1) + value + bytes(4))
+    header = headers.header_of(path)
+    assert header[:2] == size == data.pillow.size_of(path)
+    assert headers.upright_pixels(path, header.jpeg).shape[1:] == size
 
 
 def test_pillow_decodes_where_torchvision_cannot(tmp_path, monkeypatch):
