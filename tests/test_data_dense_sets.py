@@ -123,6 +123,9 @@ DAMAGE = {
     "ignore": r"ignore.txt is 'void'; give one number from 0 to 255",
     "no test": r"lacks train/, or both test/ and val/",
     "no folder": r"train/masks does not exist",
+    "jpeg": r"masks/train0.png is a JPEG file, which changes the values of pixels; save the mask as PNG",
+    "one class": r"one class, '0', because pixels of value 255 are ignored; save the second class with another value, such as 1",
+    "one class beside the ignored one": r"pixels of value 0 and 255 are ignored; .* such as 2",
     "all ignored": r"has no pixel of a class",
     "no files": r"test contains no image; expected at least one",
 }
@@ -155,6 +158,13 @@ def test_an_error_names_what_is_wrong_with_masks(segmented, damage):
         (segmented / "classes.txt").write_text("a\nb\na\n")
     elif damage == "ignore":
         (segmented / "ignore.txt").write_text("void")
+    elif damage == "jpeg":
+        Image.fromarray(np.zeros((30, 20), np.uint8)).save(train / "masks" / "train0.png", "JPEG")
+    elif damage.startswith("one class"):
+        (segmented / "ignore.txt").write_text("0" if "beside" in damage else "255")
+        (segmented / "classes.txt").unlink()
+        for path in segmented.rglob("masks/*.png"):
+            index_png(path, np.asarray(Image.open(path)) % 2 * (1 if "beside" in damage else 255))
     elif damage == "no test":
         test.rename(segmented / "rest")
     elif damage == "no folder":
