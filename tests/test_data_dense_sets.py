@@ -384,6 +384,21 @@ def test_coco_is_read(coco):
     assert data.load(f"coco:{coco}").train.fingerprint == splits.train.fingerprint
 
 
+def test_coco_of_other_programs_is_read(coco, notes):
+    """A byte-order mark, lengths as 16.0, no area, and a box whose width is lost in float32."""
+    before = data.load(f"coco:{coco}").train
+    path = coco / "annotations" / "instances_train2017.json"
+    content = json.loads(path.read_text())
+    for image in content["images"]:
+        image["height"] = float(image["height"])
+    content["annotations"].append({"id": 13, "image_id": 4, "category_id": 3, "bbox": [20, 5, 1e-7, 9], "area": None})
+    path.write_text(json.dumps(content), encoding="utf-8-sig")
+    notes()
+    train = data.load(f"coco:{coco}").train
+    assert train.fingerprint == before.fingerprint and len(train.objects[0]) == 0
+    assert any("boxes without an area" in note and note.endswith("annotation 13") for note in notes())
+
+
 def test_masks_of_objects_need_pycocotools(coco, monkeypatch):
     monkeypatch.setitem(sys.modules, "pycocotools", None)
     with pytest.raises(InputError, match="annotations='instances' needs pycocotools; run pip install pycocotools"):
@@ -409,6 +424,10 @@ COCO_DAMAGE = {
     "short box": r"annotation 11 has the bbox \[1, 2\]; expected four numbers",
     "text box": r"annotation 11 has the bbox \[1, '2', 3, 4\]; expected four numbers",
     "size": r"train2017/9.png has 24×16 pixels, but its annotation is of 30×16; restore the image or correct",
+    "no size": r"image 9 has the height None; expected a whole number above 0",
+    "text size": r"image 9 has the height '16'; expected a whole number above 0",
+    "half a pixel": r"image 9 has the height 16.5; expected a whole number above 0",
+    "text area": r"annotation 11 has the area '9'; expected a number, or none",
     "image id": r"annotation 11 has the unknown image_id 77",
     "category": r"annotation 11 has the unknown category_id 77",
     "image twice": r"several entries of 'images' have the id 4",
@@ -436,6 +455,10 @@ def test_an_error_names_what_is_wrong_in_coco(coco, damage):
         annotation["bbox"] = [1, "2", 3, 4]
     elif damage == "size":
         content["images"][0]["width"] = 30
+    elif damage in (sizes := {"no size": None, "text size": "16", "half a pixel": 16.5}):
+        content["images"][0]["height"] = sizes[damage]
+    elif damage == "text area":
+        annotation["area"] = "9"
     elif damage in ("image id", "category"):
         annotation["image_id" if damage == "image id" else "category_id"] = 77
     elif damage == "image twice":
