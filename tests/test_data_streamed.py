@@ -516,6 +516,21 @@ def test_links_are_followed_alike_in_memory_and_streamed(folder, tmp_path):
     assert torch.equal(resident.labels, streamed.labels)
 
 
+@pytest.mark.parametrize("name", ["train", "data"])
+def test_files_have_the_same_names_if_a_class_is_called_as_a_split(tmp_path, name):
+    folder = write_folder(tmp_path / name, classes=2)
+    for split in ("train", "test"):
+        (folder / split / "class0").rename(folder / split / "train")
+        (folder / split / "class1").rename(folder / split / "zoo")
+    (folder / "unlabelled").mkdir()
+    shutil.copy(next(folder.glob("test/train/*")), folder / "unlabelled/a.jpg")
+    for given in ({}, {"unlabelled": "all"}):
+        resident, streamed = (data.load(f"folder:{folder}", stream=stream, **given) for stream in (False, True))
+        for split in ("train", "test"):
+            files = getattr(resident, split).files
+            assert files == getattr(streamed, split).files and files[0].startswith(f"{split}/train/")
+
+
 @pytest.mark.parametrize("suffix", ["jpg", "webp"])
 def test_an_orientation_in_xmp_data_is_that_of_the_pixels(tmp_path, suffix):
     folder = write_folder(tmp_path / "data", sizes=((40, 64),), suffix=suffix)
