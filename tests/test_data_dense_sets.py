@@ -275,6 +275,19 @@ def test_the_lists_are_the_splits(voc):
     assert [len(split) for split in data.load(f"voc:{voc}", val=0.5)] == [1, 1, 1]
 
 
+@pytest.mark.parametrize("suffix", ["JPEG", "bmp", "Png"])
+def test_images_of_voc_have_any_suffix(voc, suffix):
+    before = data.load(f"voc:{voc}").train.objects
+    path = voc / "JPEGImages" / "a.jpg"
+    Image.open(path).save(path.with_suffix(f".{suffix}"))
+    path.rename(voc / "a.jpg")
+    train = data.load(f"voc:{voc}").train
+    assert torch.equal(train.objects.flat.boxes, before.flat.boxes) and len(train) == 2
+    (voc / "a.jpg").rename(path)
+    photo(voc / "JPEGImages" / "a.png", 9, (9, 9))  # with two files of one name, .jpg is read
+    assert data.load(f"voc:{voc}").train.sizes[0].tolist() == [16, 24]
+
+
 VOC_DAMAGE = {
     "no image": (r"train.txt lists image 'x', which is not in .*JPEGImages; add it there", "train.txt", "a\nx\n"),
     "twice": (r"train.txt lists image 'a' twice", "train.txt", "a\nb\na\n"),
