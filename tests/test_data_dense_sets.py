@@ -124,7 +124,7 @@ DAMAGE = {
     "no test": r"lacks train/, or both test/ and val/",
     "no folder": r"train/masks does not exist",
     "jpeg": r"masks/train0.png is a JPEG file, which changes the values of pixels; save the mask as PNG",
-    "one class": r"one class, '0', because pixels of value 255 are ignored; save the second class with another value, such as 1",
+    "one class": r"one class, '0', because pixels of value 255 are ignored; save the second .* value, such as 1",
     "one class beside the ignored one": r"pixels of value 0 and 255 are ignored; .* such as 2",
     "all ignored": r"has no pixel of a class",
     "no files": r"test contains no image; expected at least one",

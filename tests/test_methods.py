@@ -608,7 +608,7 @@ def test_one_class_has_no_negatives(name, few_allowed):
         method = methods.create(given)
         method.describe_bank(torch.zeros(30).long(), larger=False, few_allowed=few_allowed)
         if given == name:
-            with pytest.raises(InputError, match="needs negatives of other classes.* have one class; give nicd=0"):
+            with pytest.raises(InputError, match=r"needs negatives of other classes.* have one class; give nicd=0"):
                 method.setup(8, 8, 1, 30)
         else:
             method.setup(8, 8, 1, 30)
