@@ -184,6 +184,16 @@ def test_images_without_labels_are_written_into_their_own_folder(tmp_path):
     assert counts == {str(digit): 3 for digit in range(10)} and len(list((path / "unlabelled").iterdir())) == 50
 
 
+def test_validation_images_are_written_and_dense_ones_refused(tmp_path):
+    splits = data.load("digits", labels=60, val=0.2)
+    again = data.load(f"folder:{data.write_folder(splits, tmp_path / 'written')}", val=0.2)
+    for name in data.Splits._fields:
+        old, new = getattr(splits, name), getattr(again, name)
+        assert len(old) == len(new) > 0 and old.labels.bincount().tolist() == new.labels.bincount().tolist()
+    with pytest.raises(InputError, match="scenes/train has masks or objects, and class folders hold one class"):
+        data.write_folder(data.load("scenes"), tmp_path / "scenes")
+
+
 def test_a_constant_channel_has_a_standard_deviation():
     for level in range(256):
         _, std = channel_statistics([torch.full((7, 3, 5, 5), level, dtype=torch.uint8)])

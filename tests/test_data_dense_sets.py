@@ -123,6 +123,9 @@ DAMAGE = {
     "ignore": r"ignore.txt is 'void'; give one number from 0 to 255",
     "no test": r"lacks train/, or both test/ and val/",
     "no folder": r"train/masks does not exist",
+    "jpeg": r"masks/train0.png is a JPEG file, which changes the values of pixels; save the mask as PNG",
+    "one class": r"one class, '0', because pixels of value 255 are ignored; save the second .* value, such as 1",
+    "one class beside the ignored one": r"pixels of value 0 and 255 are ignored; .* such as 2",
     "all ignored": r"has no pixel of a class",
     "no files": r"test contains no image; expected at least one",
 }
@@ -155,6 +158,13 @@ def test_an_error_names_what_is_wrong_with_masks(segmented, damage):
         (segmented / "classes.txt").write_text("a\nb\na\n")
     elif damage == "ignore":
         (segmented / "ignore.txt").write_text("void")
+    elif damage == "jpeg":
+        Image.fromarray(np.zeros((30, 20), np.uint8)).save(train / "masks" / "train0.png", "JPEG")
+    elif damage.startswith("one class"):
+        (segmented / "ignore.txt").write_text("0" if "beside" in damage else "255")
+        (segmented / "classes.txt").unlink()
+        for path in segmented.rglob("masks/*.png"):
+            index_png(path, np.asarray(Image.open(path)) % 2 * (1 if "beside" in damage else 255))
     elif damage == "no test":
         test.rename(segmented / "rest")
     elif damage == "no folder":
@@ -263,6 +273,19 @@ def test_the_lists_are_the_splits(voc):
     (voc / "ImageSets/Main/test.txt").write_text("c\n")
     assert [len(split) for split in data.load(f"voc:{voc}")] == [1, 0, 1]
     assert [len(split) for split in data.load(f"voc:{voc}", val=0.5)] == [1, 1, 1]
+
+
+@pytest.mark.parametrize("suffix", ["JPEG", "bmp", "Png"])
+def test_images_of_voc_have_any_suffix(voc, suffix):
+    before = data.load(f"voc:{voc}").train.objects
+    path = voc / "JPEGImages" / "a.jpg"
+    Image.open(path).save(path.with_suffix(f".{suffix}"))
+    path.rename(voc / "a.jpg")
+    train = data.load(f"voc:{voc}").train
+    assert torch.equal(train.objects.flat.boxes, before.flat.boxes) and len(train) == 2
+    (voc / "a.jpg").rename(path)
+    photo(voc / "JPEGImages" / "a.png", 9, (9, 9))  # with two files of one name, .jpg is read
+    assert data.load(f"voc:{voc}").train.sizes[0].tolist() == [16, 24]
 
 
 VOC_DAMAGE = {
@@ -374,6 +397,21 @@ def test_coco_is_read(coco):
     assert data.load(f"coco:{coco}").train.fingerprint == splits.train.fingerprint
 
 
+def test_coco_of_other_programs_is_read(coco, notes):
+    """A byte-order mark, lengths as 16.0, no area, and a box whose width is lost in float32."""
+    before = data.load(f"coco:{coco}").train
+    path = coco / "annotations" / "instances_train2017.json"
+    content = json.loads(path.read_text())
+    for image in content["images"]:
+        image["height"] = float(image["height"])
+    content["annotations"].append({"id": 13, "image_id": 4, "category_id": 3, "bbox": [20, 5, 1e-7, 9], "area": None})
+    path.write_text(json.dumps(content), encoding="utf-8-sig")
+    notes()
+    train = data.load(f"coco:{coco}").train
+    assert train.fingerprint == before.fingerprint and len(train.objects[0]) == 0
+    assert any("boxes without an area" in note and note.endswith("annotation 13") for note in notes())
+
+
 def test_masks_of_objects_need_pycocotools(coco, monkeypatch):
     monkeypatch.setitem(sys.modules, "pycocotools", None)
     with pytest.raises(InputError, match="annotations='instances' needs pycocotools; run pip install pycocotools"):
@@ -399,6 +437,10 @@ COCO_DAMAGE = {
     "short box": r"annotation 11 has the bbox \[1, 2\]; expected four numbers",
     "text box": r"annotation 11 has the bbox \[1, '2', 3, 4\]; expected four numbers",
     "size": r"train2017/9.png has 24×16 pixels, but its annotation is of 30×16; restore the image or correct",
+    "no size": r"image 9 has the height None; expected a whole number above 0",
+    "text size": r"image 9 has the height '16'; expected a whole number above 0",
+    "half a pixel": r"image 9 has the height 16.5; expected a whole number above 0",
+    "text area": r"annotation 11 has the area '9'; expected a number, or none",
     "image id": r"annotation 11 has the unknown image_id 77",
     "category": r"annotation 11 has the unknown category_id 77",
     "image twice": r"several entries of 'images' have the id 4",
@@ -426,6 +468,10 @@ def test_an_error_names_what_is_wrong_in_coco(coco, damage):
         annotation["bbox"] = [1, "2", 3, 4]
     elif damage == "size":
         content["images"][0]["width"] = 30
+    elif damage in (sizes := {"no size": None, "text size": "16", "half a pixel": 16.5}):
+        content["images"][0]["height"] = sizes[damage]
+    elif damage == "text area":
+        annotation["area"] = "9"
     elif damage in ("image id", "category"):
         annotation["image_id" if damage == "image id" else "category_id"] = 77
     elif damage == "image twice":

@@ -2,6 +2,7 @@
 
 import os
 import shutil
+import struct
 from pathlib import Path
 
 import numpy as np
@@ -393,8 +394,18 @@ def test_images_that_exif_turns_are_upright(tmp_path):
     path, exif = tmp_path / "a.jpg", Image.Exif()
     exif[0x0112] = 6
     save(path, "RGB", exif=exif)
-    assert headers.header_of(path) == (40, 30, True)
-    assert torch.equal(headers.upright_pixels(path, True), data.pillow.pixels_of(path))
+    assert headers.header_of(path) == (40, 30, False)
+    assert torch.equal(headers.upright_pixels(path, False), data.pillow.pixels_of(path))
+
+
+@pytest.mark.parametrize("orientation, kind, size", [(6, 3, (40, 30)), (6, 4, (40, 30)), (9, 3, (30, 40))])
+def test_an_orientation_turns_an_image_as_pillow_does(tmp_path, orientation, kind, size):
+    """The orientation is a SHORT (3) or a LONG (4), which torchvision ignores; 9 does not exist."""
+    path, value = tmp_path / "a.jpg", struct.pack(">H2x" if kind == 3 else ">I", orientation)
+    save(path, "RGB", exif=b"Exif\0\0MM" + struct.pack(">HIHHHI", 42, 8, 1, 0x0112, kind, 1) + value + bytes(4))
+    header = headers.header_of(path)
+    assert header[:2] == size == data.pillow.size_of(path)
+    assert headers.upright_pixels(path, header.jpeg).shape[1:] == size
 
 
 def test_pillow_decodes_where_torchvision_cannot(tmp_path, monkeypatch):
@@ -503,6 +514,21 @@ def test_links_are_followed_alike_in_memory_and_streamed(folder, tmp_path):
     resident, streamed = (data.load(f"folder:{folder}", stream=stream).train for stream in (False, True))
     assert resident.files == streamed.files and len(resident) == 26
     assert torch.equal(resident.labels, streamed.labels)
+
+
+@pytest.mark.parametrize("name", ["train", "data"])
+def test_files_have_the_same_names_if_a_class_is_called_as_a_split(tmp_path, name):
+    folder = write_folder(tmp_path / name, classes=2)
+    for split in ("train", "test"):
+        (folder / split / "class0").rename(folder / split / "train")
+        (folder / split / "class1").rename(folder / split / "zoo")
+    (folder / "unlabelled").mkdir()
+    shutil.copy(next(folder.glob("test/train/*")), folder / "unlabelled/a.jpg")
+    for given in ({}, {"unlabelled": "all"}):
+        resident, streamed = (data.load(f"folder:{folder}", stream=stream, **given) for stream in (False, True))
+        for split in ("train", "test"):
+            files = getattr(resident, split).files
+            assert files == getattr(streamed, split).files and files[0].startswith(f"{split}/train/")
 
 
 @pytest.mark.parametrize("suffix", ["jpg", "webp"])

@@ -147,6 +147,31 @@ def test_a_segmentation_network_is_exported_at_every_pixel(tmp_path):
         export.predict(written.models["s.pt2"], ["a.png"])
 
 
+def test_a_table_of_some_sizes_says_of_which_images_it_is(tmp_path, capsys):
+    sizes = [(40, 32), (32, 40), (32, 40), (32, 40), (40, 32)]  # width and height; the file takes the first one
+    for split, (n, (width, height)) in itertools.product(("train", "test"), enumerate(sizes)):
+        mask = torch.arange(width * height).view(height, width) % width >= width // 2
+        noise = torch.rand(height, width, 3, generator=torch.Generator().manual_seed(n + 9 * (split == "test")))
+        for name, values in (("images", (255 * noise).byte()), ("masks", mask.byte())):
+            (tmp_path / split / name).mkdir(parents=True, exist_ok=True)
+            Image.fromarray(values.numpy()).save(tmp_path / split / name / f"{split}{n}.png")
+    splits = data.load(f"masks:{tmp_path}")
+    options = {"recipe": Recipe(epochs=1, batch_size=5), "task": tasks.create("segmentation"), "progress": False}
+    training.distill([Student("resnet8-fcn", "ce", 0, "s")], splits, runs=tmp_path, device="cpu", **options)
+    line = f"export {tmp_path}/s --dataset masks:{tmp_path} --format pt2 --out {tmp_path}/s.pt2"
+    status, out, _ = _run(line, capsys)
+    assert status == 0 and out.count("mIoU is that of 2 of 5 test images, those of 40×32 pixels.") == 1
+    status, out, _ = _run(f"{line} --test-images 1 --json {tmp_path}/rows.json", capsys)
+    assert status == 0 and "mIoU is that" not in out
+    assert [row["images"] for row in json.loads((tmp_path / "rows.json").read_text())] == [1, 1]
+    model = export.open_model(tmp_path / "s.pt2")
+    last = splits._replace(test=splits.test.subset(torch.tensor([1, 2, 3, 4])))  # the first one has another size
+    (row,) = export.compare_models({"s": model}, last, rounds=1)
+    assert row["images"] == 1 and row["only"] == "1 of 4 test images, those of 40×32 pixels"
+    with pytest.raises(InputError, match="no test image has 40×32 pixels, the size that s takes"):
+        export.compare_models({"s": model}, splits._replace(test=splits.test.subset(torch.tensor([1, 2]))))
+
+
 def test_what_cannot_be_exported_is_one_line(folder, digits, tmp_path, monkeypatch):
     student, target = folder / "student", tmp_path / "a.pt2"
     target.write_text("old")

@@ -5,6 +5,7 @@ import multiprocessing
 import os
 import resource
 import signal
+import subprocess
 import sys
 from dataclasses import replace
 
@@ -302,3 +303,15 @@ def test_a_process_that_decodes_prints_no_connection_error_after_the_training_wa
     for error in (ConnectionResetError(), EOFError(), ValueError()):
         loader._unless_abandoned(type(error), error, None)
     assert printed == [ValueError]
+
+
+def test_a_program_that_keeps_an_unfinished_iterator_ends_at_once(folder):
+    """Otherwise its processes end by their alarm, after half a minute, and a traceback is printed."""
+    code = (
+        "from ickd_lib import data\n"
+        f"images = data.load('folder:{folder}', stream=True, workers=2).train\n"
+        "batches = data.Sampler(images).batches(4, data_seed=0, epoch=0)\n"
+        "print(len(next(batches).labels))\n"
+    )
+    ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=100)
+    assert (ended.returncode, ended.stdout) == (0, "4\n") and "Traceback" not in ended.stderr

@@ -601,6 +601,19 @@ def test_a_class_of_one_image_has_no_positives():
     method.setup(8, 8, 2, 6)
 
 
+@pytest.mark.parametrize("few_allowed", [False, True])
+@pytest.mark.parametrize("name", ["nicd", "ickd", "ickd(negatives_order='class')", "ickd_self", "kd+ickd"])
+def test_one_class_has_no_negatives(name, few_allowed):
+    for given in (name, "ickd(nicd=0)", "ickd(form='relational')"):
+        method = methods.create(given)
+        method.describe_bank(torch.zeros(30).long(), larger=False, few_allowed=few_allowed)
+        if given == name:
+            with pytest.raises(InputError, match=r"needs negatives of other classes.* have one class; give nicd=0"):
+                method.setup(8, 8, 1, 30)
+        else:
+            method.setup(8, 8, 1, 30)
+
+
 def test_a_third_is_that_of_a_larger_bank():
     method = methods.create("ickd")
     method.bank_rows = 300

@@ -348,6 +348,8 @@ def test_identity_copies_and_saved_weights(kind, tmp_path):
     loaded = models.load_weights(small(kind), tmp_path / "student.safetensors")
     torch.save(network.module.state_dict(), tmp_path / "inner.pth")
     assert models.load_weights(loaded, tmp_path / "inner.pth") is loaded
+    advice = "create the network with num_classes=3$"
+    refused(advice, lambda: models.load_weights(small(kind, 5), tmp_path / "inner.pth"))
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -426,6 +428,7 @@ def test_wrapped_detectors(kind):
     assert network.std.flatten().tolist() == pytest.approx([0.3] * 3)
     assert isinstance(network, models.Detector)
     refused("3 classes without the background, not num_classes=4", lambda: models.wrap_detection(module, num_classes=4))
+    refused(r"float16; give module.float\(\)", lambda: models.wrap_detection(copy.deepcopy(module).half()))
     module.head.classification_head.cls_logits = nn.Identity()
     refused(f"{kind} has no convolution head.*cls_logits", lambda: models.wrap_detection(module))
     ssd = torchvision.models.detection.ssdlite320_mobilenet_v3_large(weights=None, weights_backbone=None)

@@ -346,6 +346,7 @@ def test_wrap_refuses_what_does_not_fit(given, message):
 
 def test_wrap_refuses_modules_that_are_not_for_segmentation():
     refused(r"ResNet returned shape \[2, 100\]; expected", lambda: models.wrap_segmentation(models.create("resnet8")))
+    refused(r"Small has weights in float16; give module.float\(\)", lambda: models.wrap_segmentation(Small().half()))
     refused("returned str", lambda: models.wrap_segmentation(Small(lambda _: "text")))
     refused("no convolution", lambda: models.wrap_segmentation(nn.Identity()))
     strided = nn.Sequential(nn.Conv2d(3, 6, 1), nn.Conv2d(6, 5, 1, stride=2))

@@ -7,7 +7,9 @@ from pathlib import Path
 
 import torch
 
+from ickd_lib.data.dense import DenseImages
 from ickd_lib.data.images import Images, Splits
+from ickd_lib.runtime import InputError
 from ickd_lib.runtime.arguments import Natural, checked
 
 
@@ -18,13 +20,18 @@ def write_folder(splits: Splits, path: str | Path, *, labels: Natural = 0) -> Pa
     A folder that exists is left as it is.
 
     Args:
-        splits: training and test images, whose classes have names that can be names of folders.
+        splits: training, test and, where there are some, validation images, whose classes have names that can be names
+            of folders.
         path: the folder to write.
         labels: number of training images that keep their label, stratified by class; the others, and images without a
             label, are written into PATH/unlabelled. With 0, all keep it.
     Returns:
         The path.
+    Raises:
+        InputError: the images have masks or objects, and so not one class each.
     """
+    if isinstance(splits.train, DenseImages):
+        raise InputError(f"{splits.train.name} has masks or objects, and class folders hold one class of each image")
     path = Path(path)
     if path.exists():
         return path
@@ -34,6 +41,7 @@ def write_folder(splits: Splits, path: str | Path, *, labels: Natural = 0) -> Pa
         labelled = splits.train.subset((splits.train.labels >= 0).nonzero().squeeze(1))
         labelled = labelled.few(labels) if labels else labelled
         _write(labelled, part / "train", by_class=True)
+        _write(splits.val, part / "val", by_class=True)
         _write(splits.test, part / "test", by_class=True)
         others = splits.train.subset((~torch.isin(splits.train.index, labelled.index)).nonzero().squeeze(1))
         if len(others):

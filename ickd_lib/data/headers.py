@@ -10,7 +10,7 @@ from typing import BinaryIO, NamedTuple
 import torch
 from torch import Tensor
 
-from ickd_lib.data.pillow import pixels_of, require_few_pixels, size_of
+from ickd_lib.data.pillow import pixels_of, require_few_pixels, size_and_orientation, size_of
 
 FRAMES = {0xC0, 0xC1, 0xC2}  # markers of frames in baseline, extended and progressive JPEG
 ALONE = {0x01, *range(0xD0, 0xD9)}  # markers without a segment
@@ -21,7 +21,7 @@ class Header(NamedTuple):
 
     height, width: size in pixels, upright.
     jpeg: whether it is a JPEG file of 8 bits in grey or in colour, which torchvision's decoder reads. All other files,
-        such as those in CMYK, are read by Pillow.
+        such as those in CMYK and those that EXIF data turn, are read by Pillow.
     """
 
     height: int
@@ -41,8 +41,9 @@ def header_of(path: Path) -> Header:
     except OSError:
         found = None  # the message is Pillow's
     header = found or Header(*size_of(path), False)
-    if found and found.height == 0:  # turned by EXIF, or not readable by torchvision
-        header = Header(*size_of(path), found.jpeg)
+    if found and found.height == 0:  # it has EXIF data, or is not readable by torchvision
+        height, width, orientation = size_and_orientation(path)
+        header = Header(height, width, found.jpeg and orientation == 1)
     require_few_pixels(path, header.height, header.width)
     return header
 

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import os
 import signal
 import sys
 import time
+import weakref
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
@@ -99,10 +101,12 @@ class Loader:
             worker = _Worker(self.images.decoder)
             self._results = (worker[request] for request in map(_plain, requests))
         else:
-            if self._loader is None:
-                self._loader = self._processes()
+            before = self._loader
+            self._loader = self._processes() if before is None else before
             self._requests.given = map(_plain, requests)
             self._results = iter(self._loader)
+            if before is None:  # registered after torch's own functions, so that it is called before they wait
+                atexit.register(_close_at_exit, weakref.ref(self))
         while True:
             try:
                 parts = self._next()
@@ -202,6 +206,12 @@ class Loader:
         if end is not None:
             with contextlib.suppress(RuntimeError):
                 end()
+
+
+def _close_at_exit(loader: weakref.ref[Loader]) -> None:
+    """End the processes of a loader that was not used up; otherwise the program would wait for them at its end."""
+    if found := loader():
+        found.close()
 
 
 def batches(images: DenseImages, parts: Sequence[Tensor]) -> Iterator[Any]:

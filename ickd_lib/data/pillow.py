@@ -30,7 +30,7 @@ SIXTEEN_BITS = "16 bits a channel, divided by 257"
 UPPER_BITS = "16 bits in each of several channels, of which Pillow reads the upper 8"
 FLOATING_POINT = "floating-point values, multiplied by 255"
 EXIF = frozenset({"exif", "xmp", "XML:com.adobe.xmp"})  # where Pillow keeps what `getexif` reads
-ORIENTATION = 0x0112  # EXIF tag; from 5 on its values exchange height and width
+ORIENTATION = 0x0112  # EXIF tag; its values 5 to 8 exchange height and width
 TRANSPARENCY = "transparent pixels, composited on white"
 
 
@@ -149,12 +149,17 @@ def size_of(path: Path) -> tuple[int, int]:
     Raises:
         InputError: the file does not exist or is not an image.
     """
+    return size_and_orientation(path)[:2]
+
+
+def size_and_orientation(path: Path) -> tuple[int, int, int]:
+    """Return what `size_of` returns, and the EXIF orientation, which is 1 if the image is stored upright."""
     from PIL import Image
 
     try:
         with Image.open(path) as file:
-            turned = not EXIF.isdisjoint(file.info) and file.getexif().get(ORIENTATION, 1) >= 5
-            return (file.width, file.height) if turned else (file.height, file.width)
+            turned = 1 if EXIF.isdisjoint(file.info) else file.getexif().get(ORIENTATION, 1)
+            return (file.width, file.height, turned) if turned in (5, 6, 7, 8) else (file.height, file.width, turned)
     except FileNotFoundError:
         raise InputError(f"{path} does not exist") from None
     except Exception as error:

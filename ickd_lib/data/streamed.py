@@ -144,6 +144,7 @@ class StreamedImages(LabelledImages):
             `loader.usual_workers`.
         skip: whether an image that cannot be decoded is replaced by the next one of its class; if not, it is an error.
         superclasses, superclass_of, unlabelled_share: as for `Images`.
+        prefix: what stands before the paths of the source in `files`, such as "train/".
     """
 
     source: FileSource | KeptSource
@@ -160,6 +161,7 @@ class StreamedImages(LabelledImages):
     superclasses: tuple[str, ...] = ()
     superclass_of: tuple[int, ...] = ()
     unlabelled_share: float = 0.0
+    prefix: str = ""
     streamed = True
 
     def __post_init__(self) -> None:
@@ -220,10 +222,8 @@ class StreamedImages(LabelledImages):
     @cached_property
     def files(self) -> tuple[str, ...]:
         """Path of the file of every row of the whole split, relative to the folder of the data set."""
-        found, root = self.source.files, Path(self.source.files.root).name
-        inside = not len(found) or found.name(0).partition("/")[0] not in ("train", "unlabelled")
-        prefix = f"{root}/" if root in ("train", "val", "test") and inside else ""
-        return tuple(prefix + found.name(row) for row in range(len(found)))
+        found = self.source.files
+        return tuple(self.prefix + found.name(row) for row in range(len(found)))
 
     @cached_property
     def decoder(self) -> Cropper:

@@ -129,9 +129,10 @@ def export(given: argparse.Namespace, load: Callable[[], Splits]) -> None:
         data = run.settings["data"]
         if teacher.trained_on != {"data": data["name"], "labels": data["images"]}:
             seen = [f"teacher {teacher.name}"]  # it may have been trained on the validation images of the student
-    if 0 < given.test_images < len(splits.test):
-        drawn = torch.randperm(len(splits.test), generator=runtime.generator("test images"))[: given.test_images]
-        splits = splits._replace(test=splits.test.subset(drawn.sort().values))
+    usable = writing.of_size(splits.test, torch.arange(len(splits.test)), facts.size)
+    if 0 < given.test_images < len(usable):
+        drawn = torch.randperm(len(usable), generator=runtime.generator("test images"))[: given.test_images]
+        splits = splits._replace(test=splits.test.subset(usable[drawn.sort().values]))
     rows = comparison.compare_models(shown, splits, seen=seen)
     print(comparison.table(rows), end="")
     if given.json:

@@ -46,7 +46,8 @@ def compare_models(
         A row for each network: name; parameters; bytes (of the file, or of a run's weights); for batches of 1 and 32
         images, ms_1 and ms_32, lists of quartiles of the milliseconds of a pass (lower, median, upper); accuracy, or
         miou in segmentation, on the test images; for classifiers ece, temperature, ece_scaled (both calibration errors
-        as fractions) and fitted_on ("validation" or "half of test").
+        as fractions) and fitted_on ("validation" or "half of test"); in segmentation images (the number of test images
+        of the network's size) and, if others were left out, only (a text that says which they are).
     Raises:
         InputError: there is no network, no test image of a network's size, or rounds is below 1; or a network has other
             classes than the data.
@@ -73,10 +74,9 @@ def _latency(models: Mapping[str, Model], splits: Splits, batch: int, rounds: in
     """Return the quartiles of the milliseconds of a pass of each network."""
     inputs = {}
     for name, model in models.items():
-        found = next(split_pixels(splits.test, torch.arange(min(batch, len(splits.test))), model.facts.size), None)
+        found = next(split_pixels(splits.test, torch.arange(len(splits.test)), model.facts.size), None)
         if found is None:
-            height, width = model.facts.size
-            raise InputError(f"none of the first test images has {height}×{width} pixels, the size that {name} takes")
+            raise InputError(f"no test image has {_pixels(model)}, the size that {name} takes")
         pixels = found[0].repeat(-(-batch // len(found[0])), 1, 1, 1)[:batch].contiguous()
         inputs[name] = pixels if model.facts.preprocess else pixels.float() / 255
     taken: dict[str, list[float]] = {name: [] for name in models}
@@ -90,6 +90,11 @@ def _latency(models: Mapping[str, Model], splits: Splits, batch: int, rounds: in
             if number >= WARM:
                 taken[name].append(1000 * (time.perf_counter() - start))
     return {name: _quartiles(times) for name, times in taken.items()}
+
+
+def _pixels(model: Model) -> str:
+    height, width = model.facts.size
+    return f"{width}×{height} pixels"
 
 
 def _quartiles(values: Sequence[float]) -> list[float]:
@@ -127,14 +132,16 @@ def _outputs(model: Model, images: Any) -> Tensor:
 def _segmenter(model: Model, splits: Splits) -> dict[str, Any]:
     """Return the mean intersection over union on the test images that have the size of the network's input."""
     images: Any = splits.test
-    classes = len(images.classes)
+    classes, used = len(images.classes), 0
     counts = torch.zeros(classes, classes, dtype=torch.long)
     for pixels, rows in split_pixels(images, torch.arange(len(images)), model.facts.size):
         masks = torch.stack([images.masks[row] for row in rows.tolist()])
         labels = masks.long().masked_fill(masks == images.ignored, -1)
         logits = F.interpolate(model.logits(pixels), masks.shape[1:], mode="bilinear")
         counts += metrics.confusion(logits.argmax(1), labels, classes)
-    return {"miou": metrics.segmentation(counts, images.classes)["miou"]}
+        used += len(rows)
+    some = {"only": f"{used} of {len(images)} test images, those of {_pixels(model)}"} if used < len(images) else {}
+    return {"miou": metrics.segmentation(counts, images.classes)["miou"], "images": used, **some}
 
 
 def table(rows: Sequence[dict[str, Any]]) -> str:
@@ -147,6 +154,7 @@ def table(rows: Sequence[dict[str, Any]]) -> str:
         "Times are medians of a pass on the CPU, with quartiles in brackets "
         f"(threads: {torch.get_num_threads()}). The size is that of the file, or of the weights of a run."
     ]
+    notes += [f"mIoU is that of {only}." for only in dict.fromkeys(row["only"] for row in rows if "only" in row)]
     on = {
         where: [row["name"] for row in rows if row.get("fitted_on") == where]
         for where in ("validation", "half of test")

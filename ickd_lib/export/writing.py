@@ -145,11 +145,14 @@ def split_pixels(images: Any, rows: Tensor, size: tuple[int, int]) -> Iterator[t
 
     Images with class masks are left out if they have another size.
     """
-    dense = isinstance(images, DenseImages)
-    if dense:
-        rows = rows[(images.sizes[rows] == torch.tensor(size)).all(1)]
+    dense, rows = isinstance(images, DenseImages), of_size(images, rows, size)
     for part in rows.split(PASS) if len(rows) else ():
         yield (torch.stack(fetch(images.images, part.tolist())) if dense else images.shown(part)), part
+
+
+def of_size(images: Any, rows: Tensor, size: tuple[int, int]) -> Tensor:
+    """Return those of the positions [n] whose images have this size, which only images with class masks may not."""
+    return rows[(images.sizes[rows] == torch.tensor(size)).all(1)] if isinstance(images, DenseImages) else rows
 
 
 def _difference(graph: Model, network: Model, splits: Splits) -> tuple[float, int]:

@@ -155,7 +155,8 @@ class Method(nn.Module):
         for part in self.modules():
             if isinstance(part, Method):
                 part.bank_rows = larger * len(labels)
-                part.bank_classes = int((sizes > 0).sum())
+                count = int((sizes > 0).sum())
+                part.bank_classes = count * (count > 1 or len(known) == len(labels))  # the others may be of any class
                 exact = not few_allowed and len(known) == len(labels) > 0
                 part.bank_others = len(labels) - int(sizes.max()) if exact else 0
                 others = max(0, int(sizes[present].min()) - 1) if exact and min(present, default=-1) >= 0 else None

@@ -180,6 +180,10 @@ class ICKD(Method):
     def setup(self, student_dim: int, teacher_dim: int, num_classes: int, rows: int) -> None:
         self._limit_positives()
         spec = self.retrieval
+        if self.nicd and self.form != "relational" and self.bank_classes == 1:
+            raise InputError(
+                f"{self.config['name']} needs negatives of other classes, and all samples have one class; give nicd=0"
+            )
         if not spec or spec.negatives_order == "class":
             return
         if spec.source == "teacher":

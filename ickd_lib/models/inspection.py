@@ -97,6 +97,12 @@ def run_on_black_images(module: nn.Module, name: str, size: tuple[int, int] | No
     raise InputError(f"{name} cannot run on black images ({'; '.join(problems)}); {advice}")
 
 
+def require_precision(module: nn.Module, name: str) -> None:
+    """Raise InputError if a module has weights in float16 or bfloat16, because images are float32."""
+    if (kind := _example(module).dtype) in (torch.float16, torch.bfloat16):
+        raise InputError(f"{name} has weights in {str(kind).removeprefix('torch.')}; give module.float()")
+
+
 @contextlib.contextmanager
 def evaluating(module: nn.Module) -> Iterator[None]:
     """Put a module into eval mode without gradients; at the end each submodule returns to its earlier mode."""

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from ..runtime import InputError, choose, notice
 from .backbone import Backbone
-from .inspection import run_on_black_images, undisturbed
+from .inspection import require_precision, run_on_black_images, undisturbed
 from .network import Network, Output, initialise_classifier, initialise_convolutions
 from .wrapped import Wrapped
 
@@ -121,6 +121,7 @@ def wrap_segmentation(
             not the logits, and `logits` is None; logits and features differ in size; C is not `num_classes`.
     """
     name = name or type(module).__name__
+    require_precision(module, name)
     layers = [layer for layer, _ in module.named_modules() if layer]
     maps = [maps] if isinstance(maps, str) else maps
     maps = [part if part in layers else choose(part, layers, what=f"layer of {name}") for part in maps]

@@ -49,7 +49,7 @@ def load_weights(network: Network, path: str | Path) -> Network:
         if key.endswith("num_batches_tracked"):
             state.setdefault(key, value)  # checkpoints of torch 0.4.0 and earlier do not contain it
 
-    difference = _difference(state, own)
+    difference = _difference(state, own, network)
     if difference:
         raise InputError(f"{path} does not fit {network.name} with {network.num_classes} classes: {difference}")
     target.load_state_dict(state)
@@ -111,7 +111,7 @@ def _state_dict(content: Any, path: Path) -> dict[str, Tensor]:
     return dict(content)
 
 
-def _difference(state: dict[str, Tensor], own: dict[str, Tensor]) -> str:
+def _difference(state: dict[str, Tensor], own: dict[str, Tensor], network: Network) -> str:
     """Describe how a state dict differs from a network's own, and what to do; "" if it fits."""
     missing = [key for key in own if key not in state]
     unexpected = [key for key in state if key not in own]
@@ -129,7 +129,10 @@ def _difference(state: dict[str, Tensor], own: dict[str, Tensor]) -> str:
     advice = "create the network that the file was saved from"
     outputs = {len(state[key]) if state[key].ndim else 0 for key in reshaped}
     if not missing and not unexpected and len(outputs) == 1 and len(reshaped) <= 2:
-        advice = f"create the network with num_classes={outputs.pop()}"
+        count = outputs.pop()
+        if isinstance(network, Detector):  # a detector with anchors has rows for the background, and for each anchor
+            count = count * (network.num_classes + 1) // len(own[reshaped[0]]) - 1
+        advice = f"create the network with num_classes={count}"
     return f"{'; '.join(parts)}; {advice}"
 
 

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..runtime import InputError, choose
-from .inspection import run_on_black_images, undisturbed
+from .inspection import require_precision, run_on_black_images, undisturbed
 from .network import Network, Output
 
 
@@ -161,9 +161,10 @@ def wrap(
         InputError: a name is not that of a layer, or the layer does not run in a forward pass; a layer of `maps` does
             not compute a map (but tokens [B, T, D], for example); the module cannot be evaluated on images of
             `size` (with None, of 32x32 or 224x224); C is not `num_classes`; no linear layer or convolution runs
-            and `features` is None.
+            and `features` is None; the module has weights in float16 or bfloat16.
     """
     name = name or type(module).__name__
+    require_precision(module, name)
     if isinstance(module, torch.fx.GraphModule) and "train" in vars(module):  # what torch.export makes
         module = Program(module)
     layers = [layer for layer, _ in module.named_modules() if layer]

@@ -9,6 +9,7 @@ from torch import nn
 
 from ..runtime import InputError
 from .detection import Detector
+from .inspection import require_precision
 from .one_stage import CentreSampled, OneStage
 from .two_stage import TwoStage
 
@@ -36,9 +37,11 @@ def wrap_detection(
         name: the network's name in error messages and run folders; by default the module's class.
     Raises:
         InputError: the module is none of these; the layer that computes the logits (`cls_score` of a box predictor,
-            `cls_logits` of a classification head) is missing; C is not `num_classes`.
+            `cls_logits` of a classification head) is missing; C is not `num_classes`; the module has weights in float16
+            or bfloat16.
     """
     name = name or type(module).__name__
+    require_precision(module, name)
     network = _kind(module, name)(module, resizes=resizes)
     if num_classes not in (None, network.num_classes):
         raise InputError(

@@ -122,7 +122,7 @@ class DenseDataSet(DataSet):
         boxes = torch.tensor([a.box for a in annotations], dtype=torch.float64).view(-1, 4)
         image = torch.tensor([a.image for a in annotations], dtype=torch.int64)
         limit = sizes.flip(1).repeat(1, 2)[image].double()
-        inside = torch.minimum(boxes.clamp(min=0), limit)
+        inside = torch.minimum(boxes.clamp(min=0), limit).float()  # in which a narrow box may have no area
         good = (inside[:, 2:] > inside[:, :2]).all(1) & boxes.isfinite().all(1)
         dropped = (~good).nonzero().squeeze(1).tolist()
         cut = (good & ((inside - boxes).abs() > 1).any(1)).nonzero().squeeze(1).tolist()
@@ -139,7 +139,7 @@ class DenseDataSet(DataSet):
             torch.tensor([getattr(a, name) for a in annotations], dtype=torch.bool) for name in ("crowd", "difficult")
         )
         kept = good.nonzero().squeeze(1)
-        flat = Objects(inside[kept].float(), labels[kept], torch.arange(len(kept)), (crowd | difficult)[kept])
+        flat = Objects(inside[kept], labels[kept], torch.arange(len(kept)), (crowd | difficult)[kept])
         if bool(difficult[kept].any()):
             flat = replace(flat, difficult=difficult[kept])
         self.note_absent(split, classes, torch.bincount(labels[kept], minlength=len(classes)))

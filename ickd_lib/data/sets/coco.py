@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -139,10 +140,11 @@ def _read(path: Path) -> _Content:
     """Read a file of annotations.
 
     Raises:
-        InputError: it is not JSON, something is missing in it, or an annotation has an unknown image or category.
+        InputError: it is not JSON, something is missing in it or is no number, or an annotation has an unknown image or
+            category.
     """
     try:
-        content = json.loads(path.read_text())
+        content = json.loads(path.read_text(encoding="utf-8-sig"))
     except ValueError as error:
         raise InputError(f"{path} is not JSON ({error}); restore it") from None
     fields = {
@@ -162,6 +164,14 @@ def _read(path: Path) -> _Content:
         often = Counter(entry["id"] for entry in content[part])
         if twice := [number for number, count in often.items() if count > 1]:
             raise InputError(f"{path}: several entries of {part!r} have the id {twice[0]}; correct it")
+    for image in content["images"]:
+        for side in ("height", "width"):
+            length = image[side]
+            if not isinstance(length, (int, float)) or not 0 < length < 2**31 or length != int(length):
+                raise InputError(
+                    f"{path}: image {image['id']} has the {side} {length!r}; expected a whole number above 0"
+                )
+            image[side] = int(length)
     categories = {c["id"]: c["name"] for c in sorted(content["categories"], key=lambda c: c["id"])}
     images = {image["id"] for image in content["images"]}
     for one in content["annotations"]:
@@ -170,6 +180,9 @@ def _read(path: Path) -> _Content:
                 raise InputError(f"{path}: annotation {one['id']} has the unknown {field} {one[field]}; correct it")
         if not isinstance(one["bbox"], list) or [isinstance(x, (int, float)) for x in one["bbox"]] != [True] * 4:
             raise InputError(f"{path}: annotation {one['id']} has the bbox {one['bbox']}; expected four numbers")
+        area = one.get("area")
+        if area is not None and not (isinstance(area, (int, float)) and math.isfinite(area)):
+            raise InputError(f"{path}: annotation {one['id']} has the area {area!r}; expected a number, or none")
     return _Content(sorted(content["images"], key=lambda image: image["id"]), content["annotations"], categories)
 
 

@@ -53,8 +53,8 @@ class MaskDataSet(DenseDataSet):
             ignore: value of the pixels that are ignored, beside 255.
             usual: names of the classes of a published data set, used if the highest value is that of the last of them.
         Raises:
-            InputError: a mask cannot be read, has another size than its image or a class that has no name, or an image
-                is in two splits.
+            InputError: a mask cannot be read, has another size than its image or a class that has no name, there are
+                fewer than two classes, or an image is in two splits.
         """
         for split, paths in images.items():
             if not paths:
@@ -77,6 +77,12 @@ class MaskDataSet(DenseDataSet):
             raise InputError(f"{self.title} has no pixel of a class: all values of its masks are ignored")
         count = int(present.max()) + 1
         classes = tuple(names) or (tuple(usual) if count == len(usual) else tuple(str(c) for c in range(count)))
+        if len(classes) < 2:
+            ignored = " and ".join(map(str, sorted({ignore, IGNORED})))
+            raise InputError(
+                f"{self.title} has one class, {classes[0]!r}, because pixels of value {ignored} are ignored; save the "
+                f"second class with another value, such as {_table(ignore).tolist().index(1)}"
+            )
         for split, counts_of in pixels.items():
             outside = counts_of[:, len(classes) :].nonzero()
             if len(outside):
@@ -104,9 +110,9 @@ class Masks(MaskDataSet):
 
     The splits are train, test and optionally val; if there is no folder test/, val/ is the test split. The value of a
     pixel of a mask is the position of a class in PATH/classes.txt, which has a name on each line; without that file the
-    names of the classes are their numbers. Pixels with the value 255 are ignored. One more value can be ignored, which
-    is the option `ignore` or the number in PATH/ignore.txt. Higher values then move down by one: if 0 is ignored, 1 is
-    the first class.
+    names of the classes are their numbers. There must be two or more classes. Pixels with the value 255 are ignored.
+    One more value can be ignored, which is the option `ignore` or the number in PATH/ignore.txt. Higher values then
+    move down by one: if 0 is ignored, 1 is the first class.
     """
 
     options = frozenset({"path", "ignore", "image_size", "stream"})
@@ -157,13 +163,15 @@ def read_mask(ignore: int, path: Path) -> Tensor:
     """Read a class mask, uint8 [h, w], in which pixels of the values `ignore` and 255 become 255.
 
     Raises:
-        InputError: the file cannot be read, or its pixels are not whole numbers from 0 to 255.
+        InputError: the file cannot be read or is a JPEG file, or its pixels are not whole numbers from 0 to 255.
     """
     from PIL import Image
 
     try:
         with Image.open(path) as file:
             require_few_pixels(path, file.height, file.width)
+            if file.format in ("JPEG", "MPO"):
+                raise InputError(f"{path} is a JPEG file, which changes the values of pixels; save the mask as PNG")
             values, mode = np.asarray(file), file.mode
     except FileNotFoundError:
         raise InputError(f"{path} does not exist; add the mask, or remove its image from the data set") from None

@@ -103,6 +103,7 @@ class FileDataSet(DataSet):
         def split(name: str) -> StreamedImages:
             source, labels = (sources[name], files[name][1]) if name in files else (sources["train"], torch.empty(0))
             chosen = rows[name] if name in files else torch.empty(0, dtype=torch.long)
+            below = Path(source.files.root).relative_to(self.path).as_posix()
             return StreamedImages(
                 source,
                 pad or cast(ResizedCrop, crop),
@@ -113,6 +114,7 @@ class FileDataSet(DataSet):
                 std=(1.0,) * 3,
                 name=f"{self.title}/{name}",
                 skip=self.corrupt == "skip",
+                prefix="" if below == "." else f"{below}/",
             )
 
         made = {name: split(name) for name in Splits._fields}

@@ -9,6 +9,7 @@ from typing import NamedTuple
 from ickd_lib.data.dense import check_sizes
 from ickd_lib.data.images import Splits
 from ickd_lib.data.joint import RandomResize
+from ickd_lib.data.pillow import image_files
 from ickd_lib.data.sets.annotated import Annotation, Part, check_apart, class_names, files, read_lines, sizes_of
 from ickd_lib.data.sets.base import register
 from ickd_lib.data.sets.masks import MaskDataSet
@@ -20,7 +21,7 @@ CLASSES = tuple(
     "pottedplant sheep sofa train tvmonitor".split()
 )
 SIZES, LONGEST = tuple(range(480, 801, 32)), 1333  # as is usual for two-stage detectors
-SUFFIXES = (".jpg", ".jpeg", ".png", ".JPG")
+SUFFIXES = (".jpg", ".jpeg", ".png", ".JPG")  # those that are preferred if several files have one name
 EDGES = ("xmin", "ymin", "xmax", "ymax")
 
 
@@ -43,7 +44,8 @@ class Voc(MaskDataSet):
     def read(self) -> Splits:
         masks = self.annotations == "masks"
         lists = self._lists(self.path / "ImageSets" / ("Segmentation" if masks else "Main"))
-        images = {split: [self._image(name, path) for name in names] for split, (path, names) in lists.items()}
+        every = self._images()
+        images = {split: [self._image(name, path, every) for name in names] for split, (path, names) in lists.items()}
         if masks:
             folder = self.path / "SegmentationClass"
             paths = {split: [folder / f"{name}.png" for name in names] for split, (_, names) in lists.items()}
@@ -73,11 +75,16 @@ class Voc(MaskDataSet):
             result[split] = (path, names)
         return result
 
-    def _image(self, name: str, listed: Path) -> Path:
-        path = next((p for s in SUFFIXES if (p := self.path / "JPEGImages" / f"{name}{s}").exists()), None)
-        if path is None:
+    def _images(self) -> dict[str, Path]:
+        """Return the files in JPEGImages/ by their names in lists; of several with one name, the usual kind."""
+        folder = self.path / "JPEGImages"
+        ordered = sorted(image_files(folder), key=lambda path: (*SUFFIXES, path.suffix).index(path.suffix))
+        return {path.relative_to(folder).with_suffix("").as_posix(): path for path in reversed(ordered)}
+
+    def _image(self, name: str, listed: Path, images: dict[str, Path]) -> Path:
+        if name not in images:
             raise InputError(f"{listed} lists image {name!r}, which is not in {self.path / 'JPEGImages'}; add it there")
-        return path
+        return images[name]
 
     def _part(
         self,
