@@ -50,7 +50,7 @@ def test_the_limit_changes_the_training(case):
     splits, teacher = scenes.small(task), NETWORKS[case][1]()
 
     def trained(limit):
-        method = methods.create("ickd(positives=2, negatives=3)", limit=limit)
+        method = methods.create("ickd(kd=0, picd=0, negatives=3)", limit=limit)
         return scenes.distill(task, [Student(copy.deepcopy(network), method, name="student")], splits, teacher)[
             "student"
         ]
