@@ -136,7 +136,7 @@ def test_batch_norm_takes_a_single_value_per_channel():
 
 
 PAIRS = [("resnet8", "vgg8"), ("vgg8", "wrn_16_1"), ("MobileNetV2", "resnet8"), ("ShuffleV2", "MobileNetV2")]
-COMPARING = ["at", "sp", "fitnet", "vid", "reviewkd", "simkd", "catkd", "wkd_f"]
+COMPARING = ["at", "sp", "fitnet", "vid", "reviewkd", "simkd", "catkd", "wkd_f", "simkd+reviewkd", "reviewkd+simkd"]
 
 
 @pytest.mark.parametrize("name", COMPARING)
@@ -165,6 +165,7 @@ def test_the_warmup_of_reviewkd_counts_epochs_from_1():
     method = methods.create("reviewkd(ce=0, reviewkd=1, warmup=4)")
     networks = [models.create("resnet8", 4), models.create("resnet8", 4)]
     method.adapt(*networks, (8, 8))
+    method.setup(64, 64, 4, 10)
     method.eval()
     images, labels = torch.rand(3, 3, 8, 8), torch.arange(3)
     seen = [

@@ -189,6 +189,17 @@ def test_class_means_leave_the_query_out():
     assert torch.allclose(outside.logits[0, 0], bank.logits[bank.labels == 2].mean(0), atol=1e-5)
 
 
+@pytest.mark.parametrize("columns", [3, 7])
+def test_class_means_of_a_teacher_with_other_classes(columns):
+    bank = made(n=50)
+    logits = torch.randn(50, columns)
+    bank = MemoryBank(bank.features, logits, bank.labels, bank.index, CLASSES)
+    near, far = bank.class_samples(bank.index, bank.labels)
+    assert near.features.shape == (50, 1, bank.features.shape[1])
+    for c in range(5):
+        assert torch.allclose(far.logits[0, c], logits[bank.labels == c].mean(0), atol=1e-5)
+
+
 def test_class_means_are_those_of_the_written_rows_alone():
     """Rows whose labels are predicted with less than a threshold are left empty; they are in no mean."""
     bank = made(n=50)

@@ -72,6 +72,34 @@ def test_ctkd_is_as_the_method_beside_its_temperature():
     ]
 
 
+def test_ctkd_has_the_limit_and_the_requirements_of_the_method():
+    both = methods.create("ctkd(of='ickd')+kd(kd=3.0)")
+    assert both.version == 2 and both.parts[0].limits == {"nicd": 1.0}
+    seen = context(both)
+    terms = both(seen)
+    nicd = terms.pop("nicd")
+    own, others = (
+        torch.autograd.grad(loss, seen.student.logits, retain_graph=True)[0] for loss in (nicd, sum(terms.values()))
+    )
+    torch.testing.assert_close(own.norm(), others.norm())
+    for name in ("kd", "lwf", "dkd"):
+        inner, outer = methods.create(name), methods.create(f"ctkd(of='{name}')")
+        assert (outer.unlabelled, outer.one_class) == (inner.unlabelled, inner.one_class)
+
+
+def test_ctkd_records_the_method():
+    method = methods.create("ctkd(of='ickd(nicd=2)', ce=0.5)")
+    assert method.config["wrapped"] == methods.create("ickd(nicd=2, ce=0.5)").config
+    assert methods.recorded(method.config).config == method.config
+    assert methods.create("ctkd(of='dkd')").config["wrapped"]["version"] == 2
+    recorded = {**method.config, "wrapped": {**method.config["wrapped"], "temperature": 9.0}}
+    again = methods.recorded(recorded)
+    assert again.of.temperature == 9.0
+    assert methods.describe(again) == "ctkd(of='ickd(nicd=2, temperature=9.0)', ce=0.5)"
+    older = methods.recorded({"name": "ctkd", "of": "ickd", "ce": None, "epochs": 10})
+    assert not older.of.corrected and not older.limits
+
+
 def test_the_weight_of_transport_falls_over_the_last_epochs():
     method = methods.create("wkd_l(ce=0, gamma=2, decay=0.5)")
     networks = prepared(method)

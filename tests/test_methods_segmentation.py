@@ -302,6 +302,7 @@ def test_knowledge_review_leaves_the_features_out_where_they_are_of_regions():
     for network, maps in ((fcn, 3), (fpn, 3), (plain, 4)):
         method = methods.create("reviewkd")
         method.adapt(network, network, (40, 40))
+        method.setup(network.features_dim, network.features_dim, C, 10)
         assert len(method.fusions) == maps
 
 

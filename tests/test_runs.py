@@ -559,3 +559,14 @@ def test_published_rows_of_several_settings_say_what_differs():
     rows = [line for line in runs.published_table(found).splitlines() if line.startswith("| `kd`")]
     assert [row.split(" | ")[0] for row in rows[:2]] == ["| `kd`, learning rate 0.1", "| `kd`, learning rate 0.2"]
     assert all("| 73.33 |" in row for row in rows[:2]), "each stands beside the published number"
+
+
+def test_ctkd_of_an_earlier_version_of_a_method_is_named_as_such(tmp_path):
+    for name in ("old", "new"):
+        make_run(tmp_path / name, "ctkd(of='dkd')")
+    path = tmp_path / "old" / "config.json"
+    config = json.loads(path.read_text())
+    assert config["settings"]["method"]["wrapped"].pop("version") == 2
+    runtime.write_json(path, config)
+    names = {row["run"]: row["method"] for row in runs.overview(tmp_path)}
+    assert names == {"old": "ctkd (version 1)", "new": "ctkd(of='dkd')"}

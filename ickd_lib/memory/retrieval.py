@@ -276,7 +276,7 @@ def random_written(
 @torch.no_grad()
 def class_samples(bank: MemoryBank, key: Tensor, labels: Tensor) -> tuple[InContext, InContext]:
     """Return class means as in-context samples; see `MemoryBank.class_samples`."""
-    classes, (sums, counts) = len(bank.classes), bank.class_sums()
+    columns, (sums, counts) = bank.logits.shape[1], bank.class_sums()
     rows = bank.rows(key)
     inside = (rows >= 0) & bank.filled[rows]
     query = bank.features[rows].float() * inside[:, None]
@@ -284,10 +284,10 @@ def class_samples(bank: MemoryBank, key: Tensor, labels: Tensor) -> tuple[InCont
     itself = torch.cat([bank.logits[rows].float(), bank.features[rows].float()], 1) * inside[:, None]
     own = (sums[labels] - itself) / rest.clamp(min=1)[:, None]
     means = (sums / counts.clamp(min=1)[:, None]).expand(len(key), -1, -1)
-    mask = (counts > 0) & (torch.arange(classes, device=labels.device) != labels[:, None])
+    mask = (counts > 0) & (torch.arange(len(counts), device=labels.device) != labels[:, None])
 
     def samples(values: Tensor, valid: Tensor) -> InContext:
-        logits, features = values[..., :classes], F.normalize(values[..., classes:], dim=-1)
+        logits, features = values[..., :columns], F.normalize(values[..., columns:], dim=-1)
         similarity = (features * query[:, None]).sum(-1)
         return InContext(torch.full_like(valid, -1, dtype=torch.long), similarity, logits, features, valid)
 

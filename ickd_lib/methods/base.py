@@ -180,8 +180,13 @@ class Method(nn.Module):
         """Return the terms of `forward` before the gradients of those in `limits` are limited."""
         return self(context)
 
+    @classmethod
+    def recorded_arguments(cls, config: Mapping[str, Any]) -> dict[str, Any]:
+        """Return the arguments from which a recorded method is created again, given its `config`."""
+        return {key: value for key, value in {**cls.before, **config}.items() if key not in ("name", "version")}
+
     def extra_repr(self) -> str:
-        return ", ".join(f"{key}={value!r}" for key, value in self.config.items() if key not in ("name", "version"))
+        return ", ".join(f"{key}={value!r}" for key, value in self.config.items() if key in defaults(type(self)))
 
 
 def named_terms(method: Method, terms: object) -> dict[str, Tensor]:

@@ -186,8 +186,8 @@ class Context:
     strong: a second, strongly augmented view of the batch.
     classifiers: the layers that compute the logits of the student and of the teacher (`models.classifier`). The
         student's is trained, the teacher's is frozen; None instead of the teacher's without a teacher.
-    logits: the student's logits of all samples of the own part of the batch (in segmentation those of the pixels), from
-        which all loss terms are computed; None if they are those of `student`.
+    logits: the student's logits of the own part of the batch from which all loss terms are computed
+        (`Samples.shared_logits`); None if they are those of `student`.
     scale: the factor with which the loss of this process is weighted.
     """
 

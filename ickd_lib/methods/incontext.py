@@ -66,9 +66,9 @@ class ICKD(Method):
         the last visit; see `Retrieval`. With images that are mixed, the rows then contain outputs for mixed images.
     limit: largest norm of NICD's gradient, as a multiple of that of all other terms of the loss together, those of
         combined methods included; None for no limit. Both are gradients at the student's logits of a batch (in
-        segmentation at those of all pixels, in detection at those of all proposals). The gradient of a cosine is large
-        where logits are small, as at the start of a training and with few classes; without a limit, NICD then prevents
-        the other terms from being learned. The value of the term is not changed.
+        segmentation at the network's whole map, in detection at those of all proposals or anchors). The gradient of a
+        cosine is large where logits are small, as at the start of a training and with few classes; without a limit,
+        NICD then prevents the other terms from being learned. The value of the term is not changed.
     corrected: whether the source's logits are corrected by the labels (`losses.corrected`), so that a source that is
         often wrong does not teach its mistakes: where the most probable class of an output or of a positive is not its
         label, these two logits are exchanged, and negatives for which the source predicts the sample's own class are

@@ -27,8 +27,7 @@ def limited(terms: Mapping[str, Tensor], limits: Mapping[str, float], context: C
     found, others = dict(terms), [one for name, one in terms.items() if name not in limits]
     if not (others and limits):
         return found
-    student = context.student
-    logits = (student.pixels or student.whole or student).logits if context.logits is None else context.logits
+    logits = context.student.shared_logits if context.logits is None else context.logits
     rest = torch.stack(others).sum()
     for name in (name for name in terms if name in limits):
         found[name] = losses.limited(

@@ -89,7 +89,7 @@ def recorded(config: Mapping[str, Any]) -> Method:
     if parts := config.get("parts"):
         return Combined(parts=[recorded(part) for part in parts])
     cls = _REGISTRY[runtime.choose(config["name"], _REGISTRY, "method")]
-    return create(**{key: value for key, value in {**cls.before, **config}.items() if key != "version"})
+    return create(config["name"], **cls.recorded_arguments(config))
 
 
 def _parts(text: str) -> list[str]:

@@ -48,16 +48,20 @@ class ReviewKD(WithLabels):
         self.pooled = student.task == "classification"  # in other tasks, features are those of regions, not of images
         shapes = [models.map_shapes(one, size) for one in (student, teacher)]
         self.pairs = min(map(len, shapes))
+        self.channels = [[channels for channels, *_ in found[: -self.pairs - 1 : -1]] for found in shapes]
+        return student
+
+    def setup(self, student_dim: int, teacher_dim: int, num_classes: int, rows: int) -> None:
+        # Another method may have changed the number of features after `adapt`.
         have, want = (
-            [one.features_dim] * self.pooled + [channels for channels, *_ in found[: -self.pairs - 1 : -1]]
-            for one, found in zip((student, teacher), shapes, strict=True)
+            [features] * self.pooled + channels
+            for features, channels in zip((student_dim, teacher_dim), self.channels, strict=True)
         )
         hidden = min(512, have[0])
         self.fusions = nn.ModuleList(
             projectors.Fusion(inputs, hidden, outputs, fuse=level > 0)
             for level, (inputs, outputs) in enumerate(zip(have, want, strict=True))
         )
-        return student
 
     def teach(self, context: Context) -> dict[str, Tensor]:
         assert context.teacher is not None

@@ -43,6 +43,8 @@ class Regions(NamedTuple):
             one-stage detector they are the anchors that the outputs belong to.
         image: [S], position in the batch of the image that each box is from.
         maps: the pyramid [B, channels, H_i, W_i], from the largest map to the smallest; empty unless requested.
+        raw: in a training pass, the output from which both the logits and the classification loss are computed; None
+            if that is `logits`.
     """
 
     logits: Tensor
@@ -50,6 +52,7 @@ class Regions(NamedTuple):
     boxes: tuple[Tensor, ...]
     image: Tensor
     maps: tuple[Tensor, ...] = ()
+    raw: Tensor | None = None
 
 
 class TrainingPass(NamedTuple):

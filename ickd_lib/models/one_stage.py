@@ -106,7 +106,8 @@ class OneStage(Detector):
             matched.append(own.clamp(min=0))
             padded = torch.cat([target["labels"].new_zeros(1), target["labels"]])  # the background is first
             labels.append(padded[own + 1])
-        return losses, self._regions(prepared, dense, chosen, maps), labels, matched
+        regions = self._regions(prepared, dense, chosen, maps)._replace(raw=dense.outputs["cls_logits"])
+        return losses, regions, labels, matched
 
     def _regions_at(self, prepared: Prepared, boxes: list[Tensor], maps: bool, annotated: bool) -> Regions:
         dense = self._dense(prepared)

@@ -299,7 +299,8 @@ def _described(config: dict[str, Any], otherwise: str) -> str:
     If the definition of the method has changed since, the name is `otherwise` with the recorded version, as in "dkd
     (version 1)". If there is no such method any more, it is `otherwise`.
     """
-    every = (config, *config.get("parts", ()))
+    every = [config, *config.get("parts", ())]
+    every += [one["wrapped"] for one in every if "wrapped" in one]
     older = {part.get("version", 1) for part in every if _version(part) != part.get("version", 1)}
     if older:
         return f"{otherwise} (version {min(older)})"

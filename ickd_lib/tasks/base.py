@@ -57,6 +57,8 @@ class Samples:
     whole: if these samples are a selection that `known` returned, all samples of the batch; else None.
     fixed: losses of the network that are added to the loss of every method with weight 1, such as that of a detector's
         boxes, a scalar with gradient; None if there are none.
+    raw: the network's logits from which both `logits` and the supervised loss are computed, of any shape; None if these
+        are `logits`.
     """
 
     logits: Tensor
@@ -72,11 +74,18 @@ class Samples:
     boxes: tuple[Tensor, ...] = ()
     whole: Samples | None = None
     fixed: Tensor | None = None
+    raw: Tensor | None = None
 
     @property
     def targets(self) -> Tensor:
         """The targets of cross-entropy: `soft` [S, C] if images are mixed, else `labels` [S]."""
         return self.labels if self.soft is None else self.soft
+
+    @property
+    def shared_logits(self) -> Tensor:
+        """The logits from which all losses of the batch are computed: `raw`, or those of the pixels or all samples."""
+        every = self.whole or self
+        return (every.pixels or every).logits if every.raw is None else every.raw
 
     def detach(self) -> Samples:
         """Return the same samples without gradient and without maps."""

@@ -221,7 +221,14 @@ def _samples(regions: Regions, labels: Tensor, key: Tensor) -> Samples:
     """Return the outputs for proposals as samples."""
     maps = tuple(one.float() for one in regions.maps)
     return Samples(
-        regions.logits.float(), regions.features.float(), labels, key, regions.image, maps, boxes=regions.boxes
+        regions.logits.float(),
+        regions.features.float(),
+        labels,
+        key,
+        regions.image,
+        maps,
+        boxes=regions.boxes,
+        raw=regions.raw,
     )
 
 

@@ -96,6 +96,7 @@ class Segmentation(Task):
             tuple(one.float() for one in output.maps),
             preactivations=tuple(one.float() for one in output.preactivations),
             pixels=_with_regions(pixels, image, label, batch.num_classes),
+            raw=logits,
         )
         return samples, self._loss(logits, batch) if network.training else None
 

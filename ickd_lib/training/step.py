@@ -120,7 +120,7 @@ def step_losses(group: PeerGroup, inputs: StepInputs, shared: Targets | None) ->
     targets = [
         shared or teacher_targets(inputs, [state], own) for state, (own, _) in zip(group.states, outputs, strict=True)
     ]
-    logits = [(own.pixels or own).logits for own, _ in outputs]  # those of this process's part of the batch
+    logits = [own.shared_logits for own, _ in outputs]  # those of this process's part of the batch
     if inputs.whole:
         outputs = [whole_batch(inputs, *output) for output in outputs]
     samples = [one for one, _ in outputs]
