@@ -164,6 +164,10 @@ def test_settings_on_coco():
     both = training.published("ckd+reviewkd", *pair, "coco")
     assert both.method == "ckd(ckd=0.1)+reviewkd(reviewkd=1.2, warmup=0)" and both.official
     larger = training.published("ckd+reviewkd", "resnet101-fpn", "resnet50-fpn", "coco")
+    for same in (larger.method, "ReviewKD + ckd"):
+        assert training.published(same, "resnet101-fpn", "resnet50-fpn", "coco") == larger
+    other = training.published("reviewkd+ckd(ckd=0.2)", "resnet101-fpn", "resnet50-fpn", "coco")
+    assert other == larger._replace(method="ckd(ckd=0.2)+reviewkd(reviewkd=1.0, warmup=0)")
     assert larger.method == "ckd(ckd=0.1)+reviewkd(reviewkd=1.0, warmup=0)"
     assert (both.recipe.epochs, both.recipe.batch_size) == (12, 4), "360,000 iterations of 4 images"
     assert (larger.recipe.epochs, larger.recipe.batch_size) == (24, 8), "360,000 iterations of 8 images"

@@ -569,4 +569,4 @@ def test_ctkd_of_an_earlier_version_of_a_method_is_named_as_such(tmp_path):
     assert config["settings"]["method"]["wrapped"].pop("version") == 2
     runtime.write_json(path, config)
     names = {row["run"]: row["method"] for row in runs.overview(tmp_path)}
-    assert names == {"old": "ctkd (version 1)", "new": "ctkd(of='dkd')"}
+    assert names == {"old": "ctkd(of='dkd') (version 1)", "new": "ctkd(of='dkd')"}

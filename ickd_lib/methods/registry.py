@@ -51,7 +51,7 @@ def create(name: str, **weights: Any) -> Method:
         InputError: a name or an argument is unknown (the message contains the most similar one), or a value is
             impossible.
     """
-    parts = _parts(name)
+    parts = split(name)
     if len(parts) > 1:
         if weights:
             raise InputError(f"write the arguments for {name!r} into the name, after the method that takes them")
@@ -92,7 +92,7 @@ def recorded(config: Mapping[str, Any]) -> Method:
     return create(config["name"], **cls.recorded_arguments(config))
 
 
-def _parts(text: str) -> list[str]:
+def split(text: str) -> list[str]:
     """Split "ickd(a=1e+2)+dist" at each + outside brackets."""
     parts, depth = [""], 0
     for letter in text:

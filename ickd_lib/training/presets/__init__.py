@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from ickd_lib import methods, models, runtime
+from ickd_lib.methods.registry import split
 from ickd_lib.runtime import InputError
 from ickd_lib.runtime.arguments import checked
 from ickd_lib.training.presets import accuracy, cifar100, coco, imagenet
@@ -49,9 +50,8 @@ def published(method: str, teacher: str, student: str, data: str = "cifar100") -
     made, data = methods.create(method), runtime.choose(data, _TABLES, "data set")
     table, pair = _TABLES[data].SETTINGS, _pair(teacher, student, data)
     if isinstance(made, methods.Combined):
-        name = method.replace(" ", "").lower()
-        parts = sorted(name.split("+"))
-        name = next((key for key in table if sorted(key.split("+")) == parts), name)
+        names = [part.config["name"] for part in made.parts]
+        name = next((key for key in table if sorted(key.split("+")) == sorted(names)), "+".join(names))
         if name not in table:
             like = published("kd", teacher, student, data)
             source = f"no settings of {name} are published for {_TITLES[data]}; the protocol is that of kd"
@@ -69,13 +69,24 @@ def published(method: str, teacher: str, student: str, data: str = "cifar100") -
     if settings.small and pair[1] in SMALL and "lr" not in settings.recipes.get(key, {}):
         recipe = replace(recipe, lr=settings.small)
     if isinstance(made, methods.Combined):
-        chosen = methods.create(settings.written.format_map((settings.pairs or {}).get(key, {})))
+        written = settings.written.format_map((settings.pairs or {}).get(key, {}))
+        arguments = [methods.parse(part)[1] for part in split(method)]
+        chosen = methods.create(_changed(written, dict(zip(names, arguments, strict=True))))
     else:
         weights = {**settings.weights, **(settings.pairs or {}).get(key, {}), **given}
         chosen = methods.create(made.config["name"], **weights)
     official = settings.official and key not in settings.stand_ins
     source = settings.stand_ins.get(key, settings.source)
     return Published(methods.describe(chosen), recipe, settings.augment, source, official)
+
+
+def _changed(written: str, given: dict[str, dict[str, Any]]) -> str:
+    """Return the name of a combination with other arguments of its parts, which are given by the names of these."""
+    parts = []
+    for name, arguments in map(methods.parse, split(written)):
+        changed = ", ".join(f"{key}={value!r}" for key, value in {**arguments, **given[name]}.items())
+        parts.append(f"{name}({changed})")
+    return "+".join(parts)
 
 
 def available(method: str) -> str:
