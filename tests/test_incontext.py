@@ -259,6 +259,17 @@ def test_what_is_not_retrieved_stays_that_of_the_students_images(teacher, digits
     assert all(same(own[name].network, more[name].network) for name in own)
 
 
+def test_rows_that_are_not_written_are_not_requested(digits, teacher, large):
+    """A class of the bank has four written rows, and all have 100."""
+    written = torch.full_like(large.labels, -1)
+    for label in range(10):
+        written[(large.labels == label).nonzero().squeeze(1)[: 4 if label == 3 else 11]] = 0
+    bank = MemoryBank(**{**large.tensors, "written": written}, classes=large.classes, source=large.source)
+    history = train(students(["ickd"]), digits, teacher, bank=bank)["s0"]
+    asked = history.method.retrieval
+    assert (asked.positives, asked.negatives) == (3, (4 + 9 * 11) // 3)
+
+
 def test_the_students_rows_of_a_larger_bank_are_copied_only_if_a_method_needs_them(digits, teacher, large, monkeypatch):
     subset, copied = MemoryBank.subset, []
     monkeypatch.setattr(MemoryBank, "subset", lambda self, rows: copied.append(len(rows)) or subset(self, rows))

@@ -589,13 +589,21 @@ def test_positives_are_at_most_the_other_rows_of_the_smallest_class(labels, trai
 
 def test_a_class_of_one_image_has_no_positives():
     labels = torch.tensor([0] * 5 + [1])
-    for name in ("ickd", "picd"):
-        method = methods.create(name)
+    for given, advised in (
+        ({}, {"picd": 0}),
+        ({"form": "relational"}, {"picd": 0, "positives": 0}),
+        ({"form": "relational", "picd": 0}, {"positives": 0}),
+        ({"picd": 0, "residual": 0.5}, {"residual": 0}),
+        ({"anchor": "aggregate", "gate": 0.5}, {"anchor": "teacher", "picd": 0, "gate": 0}),
+    ):
+        method = methods.create("ickd", **given)
         method.describe_bank(labels, larger=False, few_allowed=False)
-        with pytest.raises(
-            InputError, match=r"a class has a single image.* or ickd\(picd=0\), which needs no positives"
-        ):
+        text = ", ".join(f"{key}={value!r}" for key, value in advised.items())
+        with pytest.raises(InputError, match=f"a class has a single image.* or ickd with {text}, which needs no pos"):
             method.setup(8, 8, 2, 6)
+        method = methods.create("ickd", **{**given, **advised})
+        method.describe_bank(labels, larger=False, few_allowed=False)
+        method.setup(8, 8, 2, 6)
     method = methods.create("ickd(picd=0)")
     method.describe_bank(labels, larger=False, few_allowed=False)
     method.setup(8, 8, 2, 6)

@@ -317,7 +317,7 @@ def _method(settings: dict[str, Any], images: Images, bank: MemoryBank | None) -
     """Create the method of a run from its settings."""
     method = methods.recorded(settings["method"])
     require_attributable(method)
-    labels = bank.labels if bank else images.labels
+    labels = bank.labels[bank.filled] if bank else images.labels
     method.describe_bank(labels, larger=bool(bank), few_allowed=False, trained=images.labels)
     method.setup(0, 0, len(images.classes), len(images))
     return method

@@ -36,8 +36,8 @@ class Method(nn.Module):
         embedding_rates: for each phase, the learning rate of all layers but the classifier, relative to the
             classifier's; the last entry holds for all later phases.
         momentum: weight of the old content when a row of the student's own bank is written again.
-        bank_rows: number of rows of the teacher's bank if a larger one than that of the training samples is given, else
-            0; it is set before `setup` is called.
+        bank_rows: number of written rows of the teacher's bank if a larger one than that of the training samples is
+            given, else 0; it is set before `setup` is called.
         bank_classes: number of classes that rows of the teacher's bank have, which may be fewer than C: no row of a
             detector's bank has the background; it is set before `setup` is called, and 0 if that is not known.
         bank_others: smallest number of rows, over the classes, that have another class: fewer negatives exist for no
@@ -143,8 +143,8 @@ class Method(nn.Module):
         """Set the attributes `bank_…` of the method and of the methods that it combines, before `setup` is called.
 
         Args:
-            labels: class of each row of the teacher's bank, or of each training sample without such a bank; -1 for a
-                sample without a label. int64, shape [N].
+            labels: class of each written row of the teacher's bank, or of each training sample without such a bank; -1
+                for a sample without a label. int64, shape [N].
             larger: whether the rows are those of a given bank.
             few_allowed: whether samples may have fewer in-context samples than requested.
             trained: class of each training sample, -1 for one without a label; None if these are the rows.

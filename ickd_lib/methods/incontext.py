@@ -208,9 +208,13 @@ class ICKD(Method):
             return
         name = self.config["name"]
         if not most:
+            changes = {"residual=0": self.residual, "anchor='teacher'": self.nicd and self.anchor == "aggregate"}
+            changes |= {"picd=0": self.picd, "gate=0": self.gate}
+            changes |= {"positives=0": self.nicd and self.form == "relational"}
+            without = ", ".join(change for change, needed in changes.items() if needed)
             raise InputError(
                 f"{name} needs positives, and a class has a single image, without another one to be its positive; use "
-                "more images of each class, or ickd(picd=0), which needs no positives"
+                f"more images of each class, or ickd with {without}, which needs no positives"
             )
         notice(f"{name} uses {most} positives instead of {spec.positives}: a class has only {most + 1} samples")
         self.retrieval = replace(spec, positives=most)

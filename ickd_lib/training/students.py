@@ -175,7 +175,7 @@ def _learner(
     network.classes = train.classes
     labels = task.keys(train)[1]
     rows = len(labels)
-    rows_labels = bank.labels if bank else labels
+    rows_labels = bank.labels[bank.filled] if bank else labels
     method.describe_bank(rows_labels, larger=bool(bank), few_allowed=task.allow_missing, trained=labels)
     with runtime.seeded(student.seed, "method"):
         network = method.adapt(network, teacher, train.size)
