@@ -47,7 +47,7 @@ def compare_models(
         images, ms_1 and ms_32, lists of quartiles of the milliseconds of a pass (lower, median, upper); accuracy, or
         miou in segmentation, on the test images; for classifiers ece, temperature, ece_scaled (both calibration errors
         as fractions) and fitted_on ("validation" or "half of test"); in segmentation `images`, the number of test
-        images of the network's size, and, if others were left out, `only`, which names the number and size of those used.
+        images of the network's size, and, if others were left out, `only`, which names number and size of those used.
     Raises:
         InputError: there is no network, no test image of a network's size, or rounds is below 1; or a network has other
             classes than the data.
