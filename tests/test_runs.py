@@ -403,6 +403,7 @@ def test_what_differs_between_two_runs(folder):
     path = other / "metrics.jsonl"
     records = [json.loads(line) | {"weights": "aa"} for line in path.read_text().splitlines()]
     (one / "metrics.jsonl").write_text("".join(json.dumps(r) + "\n" for r in records))
+    records[0]["waited_seconds"] = 1.5  # of streamed images
     records[2] |= {"weights": "bb", "loss": 7.0, "seconds": 100.0}
     path.write_text("".join(json.dumps(r) + "\n" for r in records[:3]))
     lines = runs.diff(one, other)
@@ -424,6 +425,8 @@ def test_a_damaged_run_that_diverged_is_named_and_hides_no_other(folder, capsys)
         runtime.write_json(run.folder / "diverged.json", {"reason": "NaN"})
     (folder / "damaged" / "config.json").write_text("{")
     assert runs.diverged([folder]) == {"kd": 1}
+    (folder / "link").symlink_to(folder)
+    assert runs.diverged([folder, folder / "link"]) == {"kd": 1}, "found by two paths, it counts once"
     assert f"left out: {folder}/damaged/config.json" in capsys.readouterr().err
     assert len(runs.finished([folder])) == 3
 

@@ -126,7 +126,8 @@ def diverged(folders: Iterable[str | Path]) -> dict[str, int]:
                     runtime.notice(f"left out: {row['problem']}")
                     continue
                 group = row.get("peer_group")
-                found.add((row["method"], run.folder.parent, group or run.folder.name))
+                place = run.folder.resolve()  # it may be found by several paths
+                found.add((row["method"], place.parent, group or place.name))
     return dict(Counter(method for method, *_ in sorted(found)))
 
 
