@@ -126,8 +126,8 @@ class Run:
     ) -> None:
         """Write config.json."""
         config = {"settings": settings, "numerics": numerics, "group": group, "environment": environment}
-        config |= {"evaluation_crop": evaluation_crop or {}, "held_out": held_out}
-        write_json(self.folder / "config.json", config)
+        others = {"evaluation_crop": evaluation_crop or {}, "held_out": held_out}
+        write_json(self.folder / "config.json", {**config, **others})
 
     def clean(self) -> None:
         """Remove what killed processes left of the run's files. The run must be locked."""
