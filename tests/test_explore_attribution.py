@@ -50,6 +50,13 @@ def test_weights_are_kept_in_the_run_folder(trained, attributor):
     assert [step.rate for step in attributor.steps] == pytest.approx([lr[0] + lr[1], lr[2] + lr[3]])
 
 
+def test_a_relative_folder_is_found_after_a_change_of_folder(trained, digits, bank, tmp_path, monkeypatch):
+    monkeypatch.chdir(trained.folder.parent)
+    made = explore.Attributor(trained.folder.name, trained.network, digits.train, bank=bank)
+    monkeypatch.chdir(tmp_path)
+    assert len(made.outputs(digits.test.subset(torch.arange(4)))) == 2
+
+
 def plain_loss(term, z, i, bank, images):
     """One term of METHOD for one sample, written down from its formula."""
     label, row = images.labels[i], bank.rows(images.index[i : i + 1])

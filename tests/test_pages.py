@@ -18,6 +18,7 @@ from ickd_lib.export.commands import data_of
 from ickd_lib.pages import classification, html, networks
 from ickd_lib.pages.networks import Outputs
 from ickd_lib.runtime import InputError
+from ickd_lib.tasks import Segmentation
 from ickd_lib.training import Recipe, Student
 
 HOSTILE = "<img src=x onerror=alert(1)> & \"$\\frac$' </td>"
@@ -174,9 +175,51 @@ def test_runs_on_two_data_sets_have_curves_of_their_own(folder, tmp_path):
         one["summary"] |= {"dataset": "other", "name": f"other {one['summary']['name']}"}
     runtime.write_json(tmp_path / "runs.json", ours + others)
     found = read(pages.report([tmp_path / "runs.json"])).text
-    assert "6 runs, other, digits" in found and "The rest of this page is about the runs on other alone." in found
+    assert "6 runs, other, digits" in found
+    assert "The rest of this page is about the runs on other alone; 2 other runs are left out." in found
     for dataset in ("other", "digits"):
         assert f"Accuracy on the test images, {dataset}, 3 epochs" in found
+
+
+def test_a_page_says_which_runs_it_leaves_out(folder, tmp_path):
+    records = runs.collected([folder])
+    for one in records[:3]:
+        one["summary"]["val_accuracy"] = 0.5
+    runtime.write_json(tmp_path / "runs.json", records)
+    found = read(pages.report([tmp_path / "runs.json"])).text
+    assert "about the runs on digits with held-out images alone; 1 other run is left out." in found
+
+
+def test_data_sets_of_one_name_with_other_classes_are_apart(folder, digits, hostile, tmp_path):
+    options = {"recipe": RECIPE, "device": "cpu", "progress": False}
+    training.distill([Student("resnet8", "ls")], digits, runs=tmp_path, **options)
+    found = read(pages.report([folder, tmp_path], splits=hostile)).text
+    assert f"on digits with the classes {HOSTILE}, 1, 2, … alone; 1 other run is left out." in found
+    assert "Confusion matrix" in found
+
+
+def test_runs_are_not_evaluated_on_images_they_were_trained_on(tmp_path):
+    options = {"recipe": replace(RECIPE, epochs=1), "runs": tmp_path, "device": "cpu", "progress": False}
+    splits = {"ce": data.load("digits", labels=60, val=0.1), "ls": data.load("digits", labels=50, val=0.2)}
+    for method, of_method in splits.items():
+        training.distill([Student("resnet8", method)], of_method, **options)
+    for method, other in (("ce", "ls"), ("ls", "ce")):
+        page = read(pages.report([tmp_path], splits=splits[method])).text
+        assert f"because other images were held out of their training: {other}" in page
+        assert f"on the {len(splits[method].val)} images of digits/val" in page
+    with pytest.raises(InputError, match="by --val as in the training"):
+        pages.report([tmp_path], splits=data.load("digits", labels=40, val=0.1))
+
+
+def test_a_page_of_dense_runs_with_held_out_images_shows_none_of_the_test_images(tmp_path):
+    scenes = data.load("scenes", annotations="masks", labels=8)
+    some = scenes.test.subset(torch.arange(6))
+    scenes = scenes._replace(val=replace(some, name="scenes/val"), test=some)
+    options = {"recipe": Recipe(epochs=1, batch_size=4), "device": "cpu", "progress": False}
+    training.distill([Student("resnet8-fcn", "ce")], scenes, task=Segmentation(), runs=tmp_path, **options)
+    page = read(pages.report([tmp_path], splits=scenes)).text
+    assert "Of 6 images of scenes/val, those on which ce has" in page and "scenes/test" not in page
+    assert "IoU of each class" not in page
 
 
 def test_images_of_other_runs_are_refused_or_named(folder, digits, hostile):

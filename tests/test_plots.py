@@ -17,6 +17,7 @@ from matplotlib.collections import PathCollection
 
 from ickd_lib import data, methods, plots
 from ickd_lib.memory import InContext
+from ickd_lib.plots.style import PALETTE, REST, class_colours
 from ickd_lib.runtime import InputError
 
 
@@ -216,6 +217,15 @@ def test_logit_space_figures_are_complete_for_ten_and_a_hundred_classes(count, s
     assert np.array_equal(panel.images[0].get_array(), matrix[np.ix_(order, order)])
     if upper or count == 10:
         assert len(panel.get_yticklabels()) == (20 if upper else 10)
+
+
+def test_a_class_named_others_has_a_colour_of_its_own():
+    names, _, looks = class_colours(["left", "right", "others"])
+    assert names[2] == "others" and looks[2]["color"] == PALETTE[2] and REST not in looks
+    figure = plots.embeddings({"ce": np.eye(3, 2)}, [0, 1, 2], names)
+    assert [cloud.get_label() for cloud in figure.axes[0].collections] == names, "none is drawn below the others"
+    names, group, looks = class_colours([*"abcdefghijk", "others"])
+    assert names[-1] == "others" and looks[group[-1]] == looks[-1] == REST
 
 
 def test_separation_shows_seeds_their_mean_and_percent():

@@ -405,6 +405,17 @@ def test_what_is_chosen_by_held_out_images_tells_nothing_of_the_test_images():
     assert apart.count("| method |") == 2 and "| last, % |" in apart
 
 
+def test_a_run_with_held_out_images_is_one_before_it_is_evaluated(tmp_path):
+    for seed, done in ((0, 2), (1, 1)):
+        run = make_run(tmp_path / f"ce-{seed}", seed=seed, done=done)
+        runtime.write_json(run.folder / "config.json", run.config | {"held_out": 100})
+    with open(tmp_path / "ce-0" / "metrics.jsonl", "a") as file:
+        file.write('{"epoch": 3, "val_accuracy": 0.5}\n')
+    first, second = rows = runs.overview(tmp_path)
+    assert first["val_accuracy"] == 0.5 and second["held_out"] == 100
+    assert list(map(len, runs.named(rows).values())) == [2], "two seeds of one method"
+
+
 def test_a_run_is_named_by_what_it_was_when_a_default_changes(tmp_path):
     for name, told in (("ickd(nicd=0.25)", "ickd"), ("ckd+ickd(nicd=0.25)", "ckd+ickd"), ("unknown", "unknown(a=1)")):
         config = {"name": name} if name == "unknown" else methods.create(name).config
@@ -422,6 +433,7 @@ def test_what_differs_between_two_runs(folder):
     path = other / "metrics.jsonl"
     records = [json.loads(line) | {"weights": "aa"} for line in path.read_text().splitlines()]
     (one / "metrics.jsonl").write_text("".join(json.dumps(r) + "\n" for r in records))
+    records[0]["waited_seconds"] = 1.5  # of streamed images
     records[2] |= {"weights": "bb", "loss": 7.0, "seconds": 100.0}
     path.write_text("".join(json.dumps(r) + "\n" for r in records[:3]))
     lines = runs.diff(one, other)
@@ -443,6 +455,8 @@ def test_a_damaged_run_that_diverged_is_named_and_hides_no_other(folder, capsys)
         runtime.write_json(run.folder / "diverged.json", {"reason": "NaN"})
     (folder / "damaged" / "config.json").write_text("{")
     assert runs.diverged([folder]) == {"kd": 1}
+    (folder / "link").symlink_to(folder)
+    assert runs.diverged([folder, folder / "link"]) == {"kd": 1}, "found by two paths, it counts once"
     assert f"left out: {folder}/damaged/config.json" in capsys.readouterr().err
     assert len(runs.finished([folder])) == 3
 

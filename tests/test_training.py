@@ -388,6 +388,14 @@ def test_a_stop_after_the_last_step_is_not_lost(digits, tmp_path, monkeypatch):
     assert distill(students, digits, None, runs=tmp_path)["a"].summary["epochs"] == RECIPE.epochs
 
 
+def test_a_run_records_how_many_images_were_held_out(digits, tmp_path):
+    held_out = digits._replace(val=digits.test.subset(torch.arange(7)))
+    for name, splits, count in (("none", digits, 0), ("some", held_out, 7)):
+        made = distill([Student("resnet8", "ce", 0, name)], splits, None, runs=tmp_path)[name]
+        assert runtime.Run(made.folder).config["held_out"] == count
+    assert "held_out" not in str(runtime.Run(made.folder).settings), "it is no part of what identifies a run"
+
+
 def test_the_teacher_never_changes(digits, teacher):
     own = copy.deepcopy(teacher).train()
     before = copy.deepcopy(own)

@@ -1,5 +1,6 @@
 """The explorer of contributions displays what `Attributor` computes."""
 
+import dataclasses
 import re
 
 import pytest
@@ -126,6 +127,18 @@ def test_a_picture_stands_beside_it_in_both_themes(explorer):
     tell(explorer, "theme", dark=True)
     dark = explorer.png()
     assert light.startswith(b"\x89PNG") and light != dark and explorer.error == ""
+
+
+def test_a_picture_has_only_samples_of_the_sign_that_its_titles_state(explorer):
+    terms = {name: one.abs() for name, one in explorer.found.terms.items()}
+    terms["ce"][:3] = -100
+    explorer.found = dataclasses.replace(explorer.found, terms=terms)
+    (figure,) = explorer.figures()
+    texts = [text.get_text() for text in figure.axes[0].texts]
+    up, down = (next(i for i, text in enumerate(texts) if text.startswith(word)) for word in ("raised", "lowered"))
+    end = next(i for i, text in enumerate(texts) if text.startswith("as "))
+    signs = ["".join(text.partition("\n")[2][:1] for text in texts[a + 1 : b]) for a, b in ((up, down), (down, end))]
+    assert signs == ["++++++++", "---"]
 
 
 def test_methods_without_in_context_terms_and_queries_that_do_not_fit(attributor, digits, teacher, tmp_path):

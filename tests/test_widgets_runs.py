@@ -253,6 +253,16 @@ def test_reload_reads_what_training_wrote(explorer, folder):
     assert list(lines(explorer)["ickd"].get_xdata()) == [2, 4] and explorer.rows["c-ickd-0"]["state"] == "finished"
 
 
+def test_a_relative_folder_is_found_after_a_change_of_folder(folder, tmp_path_factory, monkeypatch):
+    monkeypatch.chdir(folder.parent)
+    explorer = RunExplorer(folder.name)
+    ready(explorer)
+    assert explorer.table._last[0][0]["title"] == f"runs below {folder.name}"
+    monkeypatch.chdir(tmp_path_factory.mktemp("other"))
+    explorer.again.click()
+    assert explorer.error == "" and lines(explorer)
+
+
 def test_files_contain_the_chosen_runs(explorer, monkeypatch):
     choose(explorer, "a-ce-0", "a-ce-1", "c-ickd-0")
     name, data = saved(explorer, monkeypatch, "CSV, runs")

@@ -135,7 +135,7 @@ class Attributor:
     ) -> None:
         Classification().check(images)
         check("damping", damping, Positive | None)
-        folder = Path(run)
+        folder = Path(run).absolute()  # its weights are read again when the kernel may have changed its folder
         with runtime.complete(folder):
             settings, metrics = runtime.Run(folder).settings, runtime.Run(folder).metrics
             self.method, epochs = _method(settings, images, bank), settings["recipe"]["epochs"]

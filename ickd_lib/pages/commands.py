@@ -11,7 +11,7 @@ from typing import Any
 from ickd_lib import pages, plots, runs, runtime
 from ickd_lib.data import Splits
 from ickd_lib.export.commands import data_of, named_teacher
-from ickd_lib.pages.networks import NO_VAL, described, without_teachers
+from ickd_lib.pages.networks import NO_VAL, described, group_of, without_teachers
 from ickd_lib.runs.seeds import task_of
 from ickd_lib.runtime import InputError
 
@@ -35,7 +35,7 @@ def report(given: argparse.Namespace, load: Callable[[], Splits]) -> None:
                 raise
             options["no_splits"] = str(error)
         else:
-            if task_of(row).name == "classification" and "val_accuracy" in row and not len(splits.val):
+            if group_of(row).held_out and not len(splits.val):
                 options["no_splits"] = NO_VAL
                 del options["splits"]
             if task_of(row).name == "classification" and "splits" in options:

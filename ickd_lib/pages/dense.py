@@ -14,22 +14,24 @@ from ickd_lib import plots, training
 from ickd_lib.data import DenseImages, Splits
 from ickd_lib.explore import detection, segmentation
 from ickd_lib.pages.html import Markup, figure, plain, section
-from ickd_lib.pages.networks import Row
+from ickd_lib.pages.networks import Row, images_of
 from ickd_lib.runs.seeds import method_of, task_of
 from ickd_lib.runtime import InputError
 
 SHOWN = 4  # number of images
-SEARCHED = 200  # number of test images among which they are chosen
+SEARCHED = 200  # number of images among which they are chosen
 NETWORKS = 2  # largest number of networks
 
 
 def mistakes(chosen: dict[str, Row], splits: Splits, baseline: str = "", *, precision: str = "auto") -> Markup:
-    """Return the section with the test images on which the best network makes most mistakes.
+    """Return the section with the images on which the best network makes most mistakes.
+
+    They are validation images if the runs held these out of train, otherwise test images.
 
     Each image is shown with its labels, and with the predictions of the best network and of another one.
 
     Args:
-        chosen: the runs, from `networks.described`, all with run folders.
+        chosen: the runs, from `networks.fitting`, all with run folders.
         splits: their data.
         baseline: the method of the other network; by default the second best.
         precision: "auto", "fp32" or "bf16".
@@ -38,7 +40,7 @@ def mistakes(chosen: dict[str, Row], splits: Splits, baseline: str = "", *, prec
     """
     best, *others = chosen
     others = [name for name in others if method_of(chosen[name]) == baseline] or others
-    task, every = task_of(chosen[best]), splits.test
+    task, every = task_of(chosen[best]), images_of(chosen[best], splits)
     task.check(every)
     images: DenseImages = every.subset(torch.arange(min(SEARCHED, len(every))))  # type: ignore[assignment]
     networks = {}

@@ -21,6 +21,20 @@ NO_VAL = "the runs were evaluated on images held out of train; give the data wit
 MOST = 6  # largest number of students that are evaluated
 
 
+class Group(NamedTuple):
+    """What the runs that a page describes have in common.
+
+    dataset, task: their names.
+    held_out: whether images were held out of train, on which the runs are compared.
+    classes: the names of the classes; empty for a run of an earlier version.
+    """
+
+    dataset: str
+    task: str
+    held_out: bool
+    classes: tuple[str, ...]
+
+
 class Outputs(NamedTuple):
     """The outputs of a network for N images: its name, logits [N, C] and features [N, D], on the CPU."""
 
@@ -81,11 +95,17 @@ def without_teachers(rows: Sequence[Row], baseline: str = "") -> list[Row]:
     return [row for row in rows if not teaches(row)]
 
 
+def group_of(row: Row) -> Group:
+    """Return the group of a run."""
+    task, classes = task_of(row), row["config"]["settings"]["data"].get("classes") or ()
+    return Group(row["dataset"], task.name, f"val_{task.primary}" in row, tuple(classes))
+
+
 def described(rows: Sequence[Row], baseline: str = "") -> dict[str, Row]:
     """Choose the runs whose networks are described.
 
-    They are runs of one data set and task, that with the most runs: of each method and setting the run with the lowest
-    seed, for at most MOST of these.
+    They are runs of one `Group`, that with the most runs: of each method and setting the run with the lowest seed, for
+    at most MOST of these.
 
     Args:
         rows: rows of finished runs.
@@ -93,10 +113,9 @@ def described(rows: Sequence[Row], baseline: str = "") -> dict[str, Row]:
     Returns:
         The runs by name, the ones with the highest means over the seeds first.
     """
-    alike: dict[object, list[Row]] = {}
+    alike: dict[Group, list[Row]] = {}
     for row in rows:
-        task = task_of(row)
-        alike.setdefault((row["dataset"], task.name, f"val_{task.primary}" in row), []).append(row)
+        alike.setdefault(group_of(row), []).append(row)
     named = runs.named(max(alike.values(), key=len))
     ranked = sorted(named, key=lambda name: -sum(map(score, named[name])) / len(named[name]))
     chosen = ranked[:MOST]
@@ -108,15 +127,43 @@ def described(rows: Sequence[Row], baseline: str = "") -> dict[str, Row]:
     }
 
 
+def fitting(chosen: dict[str, Row], splits: Splits) -> dict[str, Row]:
+    """Return the runs that can be evaluated on the same images.
+
+    These are the runs without images held out of train, and those with as many training images as the data or the same
+    ones. The others held out another part, so that they were trained on some of the validation images.
+
+    Args:
+        chosen: the runs, from `described`.
+        splits: their data.
+    Raises:
+        InputError: no run is left, or there are no validation images.
+    """
+    if not group_of(next(iter(chosen.values()))).held_out:
+        return chosen
+    train = splits.train
+    count, mark = len(train) - train.unlabelled, train.fingerprint
+    found = {
+        name: row for name, row in chosen.items() if row["train_images"] == count or row["identities"]["images"] == mark
+    }
+    if not found or not len(splits.val):
+        raise InputError(NO_VAL)
+    return found
+
+
+def images_of(row: Row, splits: Splits) -> Images:
+    """Return the validation images if a run held images out of train, otherwise the test images."""
+    return splits.val if group_of(row).held_out else splits.test
+
+
 def evaluate(
     chosen: dict[str, Row], splits: Splits, teacher: Network | None, *, no_teacher: str, precision: str = "auto"
 ) -> Evaluated:
     """Evaluate the students and the teacher of classification runs, and build the teacher's memory bank.
 
     Args:
-        chosen: the runs, from `described`, all with run folders.
-        splits: their data. The networks are evaluated on the validation images if the runs held these out of train,
-            otherwise on the test images.
+        chosen: the runs, from `fitting`, all with run folders.
+        splits: their data. The networks are evaluated on those of `images_of`.
         teacher: the teacher; None for none.
         no_teacher: why there is none.
         precision: "auto", "fp32" or "bf16".
@@ -124,12 +171,7 @@ def evaluate(
         InputError: a network cannot be loaded, or its classes are not those of the data.
     """
     task, device = Classification(), splits.test.labels.device
-    (first, *_) = chosen.values()
-    images = splits.test
-    if f"val_{task_of(first).primary}" in first:
-        if not len(splits.val):
-            raise InputError(NO_VAL)
-        images = splits.val
+    images = images_of(next(iter(chosen.values())), splits)
 
     def outputs(name: str, network: Network) -> Outputs:
         samples = task.bank_samples(network, images, precision=precision)

@@ -13,7 +13,17 @@ from ickd_lib.data import Splits
 from ickd_lib.models import Network
 from ickd_lib.pages import classification, dense
 from ickd_lib.pages.html import Markup, bar, element, figure, note, page, plain, section, table
-from ickd_lib.pages.networks import MOST, Row, described, differing, evaluate, without_teachers
+from ickd_lib.pages.networks import (
+    MOST,
+    Group,
+    Row,
+    described,
+    differing,
+    evaluate,
+    fitting,
+    group_of,
+    without_teachers,
+)
 from ickd_lib.runs.seeds import method_of, task_of
 from ickd_lib.runs.tables import caption, cells
 from ickd_lib.runtime import InputError
@@ -38,7 +48,8 @@ def report(
     the curves of training, without those of other runs' teachers; for classification also the accuracy of each class,
     the confusion matrix, the reliability diagram, the most confident mistakes beside their in-context samples, and how
     two students differ; for segmentation and detection the IoU or the AP of each class, and the images with the most
-    mistakes.
+    mistakes. Runs with images held out of train are described by these images alone, so there is no IoU or AP of each
+    class, which runs have of the test images.
 
     Args:
         folders: run folders, folders that contain some, or JSON files of runs (`runs.collected`). For runs in JSON
@@ -59,28 +70,20 @@ def report(
     students = without_teachers(rows, baseline)
     chosen = described(students, baseline)
     parts = [_results(rows, baseline, runs.diverged(folders)), _training(students)]
-    task, (best, *_) = task_of(next(iter(chosen.values()))), chosen
-    if task.name in PER_CLASS:
-        parts.append(_per_class(chosen, *PER_CLASS[task.name]))
+    best = next(iter(chosen))
+    group = group_of(chosen[best])
+    parts += _left_out(group, [other for other in map(group_of, students) if other != group])
+    if group.task in PER_CLASS and not group.held_out:
+        parts.append(_per_class(chosen, *PER_CLASS[group.task]))
     stored = {name: row for name, row in chosen.items() if row["folder"]}
     there = {name: row for name, row in stored.items() if Path(row["folder"], "student.safetensors").is_file()}
     sets = dict.fromkeys([chosen[best]["dataset"], *(row["dataset"] for row in rows)])
-    if len(sets) > 1:
-        parts.append(note(f"The rest of this page is about the runs on {chosen[best]['dataset']} alone."))
     if splits is None or not there:
         lost = "the folders of the runs lack student.safetensors"
         why = no_splits if there else lost if stored else "the runs are in JSON files, which contain no networks"
         parts.append(section("Images", note(f"Sections about images, such as the mistakes, are left out: {why}.")))
-    elif task.name in PER_CLASS:
-        parts.append(dense.mistakes(there, splits, baseline, precision=precision))
     else:
-        found = evaluate(there, splits, teacher, no_teacher=no_teacher, precision=precision)
-        text = f"Of each method, the network with the lowest seed was evaluated on the {len(found.images):,} images of "
-        text += f"{found.images.name}; at most {MOST} networks are shown, the best first."
-        notes = map(note, differing(found, there))
-        parts += [section("Networks", text, *notes)] if len(rows) > 1 else notes
-        of_baseline = (name for name, row in there.items() if method_of(row) == baseline)
-        parts += classification.sections(found, next(of_baseline, ""))
+        parts += _images(there, splits, teacher, baseline, no_teacher, precision, several=len(rows) > 1)
     title = f"{best}: one run" if len(rows) == 1 else f"Comparison of {len(rows)} runs"
     parts.append(_origin(chosen[best]))
     return page(f"{title}, {', '.join(sets)}", *parts)
@@ -98,6 +101,57 @@ def write(path: str | Path, folders: Sequence[str | Path], **options: Any) -> in
     with runtime.replacing(path) as part:
         part.write_bytes(content)
     return len(content)
+
+
+def _left_out(group: Group, others: Sequence[Group]) -> list[Markup]:
+    """Return a note that the runs of other groups are left out, if there are some, with what distinguishes the group.
+
+    Args:
+        group: the group of the runs that are described.
+        others: the group of each other run.
+    """
+    if not others:
+        return []
+    text = f"The rest of this page is about the runs on {group.dataset}"
+    if any(other.dataset == group.dataset and other.classes != group.classes for other in others):
+        text += f" with the classes {', '.join(group.classes[:3])}{', …' * (len(group.classes) > 3)}"
+    if any(other.task != group.task for other in others):
+        text += f" for {group.task}"
+    if any(other.held_out != group.held_out for other in others):
+        text += f" with{'' if group.held_out else 'out'} held-out images"
+    count = f"{len(others)} other run{'s are' if len(others) > 1 else ' is'} left out"
+    return [note(f"{text} alone; {count}.")]
+
+
+def _images(
+    there: dict[str, Row],
+    splits: Splits,
+    teacher: Network | None,
+    baseline: str,
+    no_teacher: str,
+    precision: str,
+    several: bool,
+) -> list[Markup]:
+    """Return the notes and sections that need images and networks.
+
+    Args:
+        there: the runs whose networks are there.
+        splits, teacher, baseline, no_teacher, precision: as for `report`.
+        several: whether the page is about more than one run.
+    """
+    kept = fitting(there, splits)
+    others = ", ".join(name for name in there if name not in kept)
+    text = f"Not evaluated, because other images were held out of their training: {others}."
+    notes = [note(text)] if others else []
+    if group_of(next(iter(kept.values()))).task in PER_CLASS:
+        return [*notes, dense.mistakes(kept, splits, baseline, precision=precision)]
+    found = evaluate(kept, splits, teacher, no_teacher=no_teacher, precision=precision)
+    text = f"Of each method, the network with the lowest seed was evaluated on the {len(found.images):,} images of "
+    text += f"{found.images.name}; at most {MOST} networks are shown, the best first."
+    notes += map(note, differing(found, kept))
+    of_baseline = next((name for name, row in kept.items() if method_of(row) == baseline), "")
+    about = [section("Networks", text, *notes)] if several else notes
+    return [*about, *classification.sections(found, of_baseline)]
 
 
 def _results(rows: Sequence[Row], baseline: str, diverged: Mapping[str, int]) -> Markup:

@@ -12,7 +12,16 @@ from matplotlib.lines import Line2D
 from matplotlib.patheffects import withStroke
 from matplotlib.ticker import MaxNLocator
 
-from ickd_lib.plots.style import WIDTH, array, by_superclass, class_colours, mean_and_std, mean_std_text, method_style
+from ickd_lib.plots.style import (
+    REST,
+    WIDTH,
+    array,
+    by_superclass,
+    class_colours,
+    mean_and_std,
+    mean_std_text,
+    method_style,
+)
 
 COLUMNS = 5  # of the legend of maps
 
@@ -65,7 +74,7 @@ def embeddings(
     edge = 0.2 if size > 6 else 0.0  # an outline makes pale colours visible, but covers small dots
     for axis, (title, points) in zip(axes.flat, panels.items(), strict=False):
         points = array(points)
-        for g in sorted(range(len(names)), key=lambda g: names[g] != "others"):  # grey points first, below the others
+        for g in sorted(range(len(names)), key=lambda g: looks[g] != REST):  # grey points first, below the others
             chosen = groups == g
             axis.scatter(
                 *points[chosen].T, s=size, alpha=0.8, edgecolors="0.35", linewidths=edge, label=names[g], **looks[g]

@@ -25,6 +25,7 @@ FALLBACKS = (
     *("PingFang SC", "Hiragino Sans", "Apple SD Gothic Neo", "Microsoft YaHei", "Yu Gothic", "Malgun Gothic"),
 )
 HATCHES = ("", "///", "...", "xxx", "---")
+REST = {"color": "0.85", "marker": "o"}  # the look of the group of all classes without a colour
 SAME, OTHER = PALETTE[0], PALETTE[3]  # in-context samples of the query's class, and of other classes
 
 # Colour (index into PALETTE), line style and marker of the methods that most figures contain. Line style and marker
@@ -183,17 +184,18 @@ def class_colours(
             ten classes and no superclasses, these are the first ten classes.
         dark: whether the background is dark.
     Returns:
-        Names of the groups, group of each class [C], and colour and marker of each group. Twenty groups have different
-        looks: groups 11 to 20 have another marker and the colours of the first ten in a darker shade (a lighter one on
-        a dark background).
+        Names of the groups, group of each class [C], and colour and marker of each group, which are REST for a group of
+        all other classes. Twenty groups have different looks: groups 11 to 20 have another marker and the colours of
+        the first ten in a darker shade (a lighter one on a dark background).
     """
+    rest = False  # whether the last group is that of all other classes
     if len(classes) <= 10 and not highlight:
         names, group = list(classes), list(range(len(classes)))
     elif superclasses and not highlight:
         names, group = list(superclasses), list(superclass_of)
     else:
         chosen = list(highlight)[:10] or list(range(10))
-        names = [classes[c] for c in chosen] + ["others"]
+        names, rest = [classes[c] for c in chosen] + ["others"], True
         group = [chosen.index(c) if c in chosen else len(chosen) for c in range(len(classes))]
     looks: list[dict[str, Any]] = [
         {
@@ -202,8 +204,8 @@ def class_colours(
         }
         for i in range(len(names))
     ]
-    if names[-1] == "others":
-        looks[-1] = {"color": "0.85", "marker": "o"}
+    if rest:
+        looks[-1] = dict(REST)
     return names, group, looks
 
 

@@ -10,7 +10,7 @@ from ickd_lib import runtime
 from ickd_lib.runtime.arguments import checked
 
 SEEDS = ("seed", "fingerprint")  # ends of the keys of settings that do not describe a run
-IGNORED = ("seconds",)  # keys of a record that differ between any two runs
+IGNORED = ("seconds", "waited_seconds")  # keys of a record that differ between any two runs
 
 
 @checked

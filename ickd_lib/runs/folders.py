@@ -129,7 +129,8 @@ def diverged(folders: Iterable[str | Path]) -> dict[str, int]:
                     runtime.notice(f"left out: {row['problem']}")
                     continue
                 group = row.get("peer_group")
-                found.add((row["method"], run.folder.parent, group or run.folder.name))
+                place = run.folder.resolve()  # it may be found by several paths
+                found.add((row["method"], place.parent, group or place.name))
     return dict(Counter(method for method, *_ in sorted(found)))
 
 
@@ -220,7 +221,8 @@ def overview(folder: str | Path) -> list[dict[str, Any]]:
         Rows that begin with "run" (the path below `folder`), "folder", "role" ("student" or "teacher"), "state"
         ("finished", "unfinished" or "damaged") and "epoch" (number of epochs that are done). Then follow the
         settings, with the keys of a summary, and all numbers of the summary, as fractions. An unfinished run has the
-        numbers of its last records. A damaged run has only "problem", a description, after its state.
+        numbers of its last records, or "held_out", the number of images held out of train, before it was evaluated on
+        these. A damaged run has only "problem", a description, after its state.
     Raises:
         InputError: the folder does not exist, or contains no run.
     """
@@ -258,6 +260,8 @@ def _found(run: runtime.Run) -> dict[str, Any]:
         row |= {f"best_{primary}": best[0], "best_epoch": best[1], primary: tested[-1][0]}
     if held_out := [record[f"val_{primary}"] for record in done if f"val_{primary}" in record]:
         row[f"val_{primary}"] = held_out[-1]
+    elif run.config.get("held_out"):  # not evaluated yet
+        row["held_out"] = run.config["held_out"]
     return row
 
 

@@ -90,7 +90,7 @@ def grouped(summaries: Sequence[dict[str, Any]]) -> dict[Setting, dict[str, list
     for i, summary in enumerate(summaries):
         saw = (summary.get("teacher_saw") or {}).get("data", "").split("/")[0]
         task = task_of(summary)
-        held_out = f"val_{task.primary}" in summary
+        held_out = f"val_{task.primary}" in summary or "held_out" in summary
         others = task.name, summary.get("augment", "crop"), saw, summary.get("recipe", "")
         setting = Setting._make([*(summary[key] for key in SETTING), *others, "", held_out])
         seed = (summary["data_seed"], summary["peer_group"]) if "peer_group" in summary else i

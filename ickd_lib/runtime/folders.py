@@ -89,7 +89,8 @@ class Run:
 
     config.json contains `settings` (everything that identifies the run), `numerics` (device, precision, threads and
     everything else that changes rounding; a resumed run uses them again), `environment` (versions and commit), `group`
-    (an identifier that is shared by students that were trained together) and `evaluation_crop` (see `ImageSplit`).
+    (an identifier that is shared by students that were trained together), `evaluation_crop` (see `ImageSplit`) and
+    `held_out`, the number of images held out of train, which runs of earlier versions lack.
 
     Args:
         folder: the run's folder.
@@ -133,10 +134,12 @@ class Run:
         group: str,
         environment: dict[str, Any],
         evaluation_crop: dict[str, Any] | None = None,
+        held_out: int = 0,
     ) -> None:
         """Write config.json."""
         config = {"settings": settings, "numerics": numerics, "group": group, "environment": environment}
-        write_json(self.folder / "config.json", config | {"evaluation_crop": evaluation_crop or {}})
+        others = {"evaluation_crop": evaluation_crop or {}, "held_out": held_out}
+        write_json(self.folder / "config.json", {**config, **others})
 
     def clean(self) -> None:
         """Remove what killed processes left of the run's files. The run must be locked."""

@@ -192,7 +192,7 @@ def distill(
                 together, environment = uuid.uuid4().hex[:8], runtime.environment(device)
                 for state in waiting:
                     records[state].recall = own_bank.recall(state) if own_bank else {}
-                    records[state].create(numerics, together, environment, splits.train.evaluation_crop)
+                    records[state].create(numerics, together, environment, splits)
                 going = {
                     group: kept
                     for group, kept in checkpoints.items()

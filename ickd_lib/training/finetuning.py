@@ -140,7 +140,7 @@ def _probe(
         if folder and runtime.rank() == 0:
             stack.enter_context(runtime.locked(folder))
         stack.enter_context(runtime.same_threads(numerics["threads"]))
-        record.create(numerics, uuid.uuid4().hex[:8], environment, train.evaluation_crop)
+        record.create(numerics, uuid.uuid4().hex[:8], environment, splits)
         record.rewind(0, [])
         state = TrainingState(learner, recipe, Sampler(train).steps(recipe.batch_size), train.size)
         began = time.perf_counter()

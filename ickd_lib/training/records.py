@@ -107,15 +107,14 @@ class RunRecord:
             if len(self.epochs) < epochs:
                 runtime.notice(f"{self.run.folder}/metrics.jsonl has the records of {len(self.epochs)} epochs only")
 
-    def create(
-        self, numerics: dict[str, Any], group: str, environment: dict[str, Any], evaluation_crop: dict[str, Any]
-    ) -> None:
+    def create(self, numerics: dict[str, Any], group: str, environment: dict[str, Any], splits: Splits) -> None:
         """Write the configuration of a new run. A run that diverged before is trained again from its checkpoint."""
         if not self.run or runtime.rank():
             return
         self.run.clean()
         if not self.run.exists():
-            self.run.create(self.learner.settings, numerics, group, environment, evaluation_crop)
+            crop = splits.train.evaluation_crop
+            self.run.create(self.learner.settings, numerics, group, environment, crop, held_out=len(splits.val))
         (self.run.folder / "diverged.json").unlink(missing_ok=True)
 
     def fail(self, reason: str) -> None:

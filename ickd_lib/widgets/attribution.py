@@ -178,11 +178,16 @@ class AttributionExplorer(Explorer):
     def _last_logits(self, source: str) -> Tensor:
         return self._of(source)[-1].logits
 
-    def _ranked(self) -> tuple[Tensor, Tensor]:
-        """Return positions and contributions of the training samples, those that raised the margin most first."""
+    def _strongest(self, most: int) -> list[tuple[str, str, Tensor, Tensor]]:
+        """Return the training samples that raised and lowered the margin most: title, tone, positions and values."""
         score = self.found.with_roles() if self.roles.value else self.found.total
         order = score.argsort(descending=True, stable=True)
-        return order, score[order]
+        up, down = order[score[order] > 0][:most], order[score[order] < 0].flip(0)[:most]
+        name = self.sets["train"].classes[self.found.label]
+        return [
+            (f"raised the margin of {name}", "same", up, score[up]),
+            (f"lowered the margin of {name}", "other", down, score[down]),
+        ]
 
     def _show(self) -> None:
         """Compute the contributions to the current prediction and display them."""
@@ -190,20 +195,9 @@ class AttributionExplorer(Explorer):
             (source, at), train = self.current, self.sets["train"]
             samples, outputs = self.sets[source], self._of(source)
             label = None if self.explained.value < 0 else self.explained.value
-            self.found = found = self.attributor.attribute(outputs, at, label=label)
+            self.found = self.attributor.attribute(outputs, at, label=label)
             self.back.disabled = len(self.path) == 1
-            order, score = self._ranked()
-            up, down = order[score > 0], order[score < 0].flip(0)
-            chosen: list[tuple[str, str, Tensor, Tensor]] = [
-                (f"raised the margin of {train.classes[found.label]}", "same", up[:SHOWN], score[score > 0][:SHOWN]),
-                (
-                    f"lowered the margin of {train.classes[found.label]}",
-                    "other",
-                    down[:SHOWN],
-                    score[score < 0].flip(0)[:SHOWN],
-                ),
-                *self._context(),
-            ]
+            chosen = [*self._strongest(SHOWN), *self._context()]
             query = torch.tensor([at], device=samples.labels.device)
             data, shape = strip(
                 torch.cat([samples.thumbnails(query), *(train.thumbnails(positions) for _, _, positions, _ in chosen)])
@@ -292,15 +286,9 @@ class AttributionExplorer(Explorer):
     def figures(self) -> list[Figure]:
         """Return the query, the samples for its class and against it, and the in-context samples."""
         (source, at), train = self.current, self.sets["train"]
-        samples, (order, score) = self.sets[source], self._ranked()
-        count = min(CONTEXT, len(order) // 2)
-        name = train.classes[self.found.label]
-        lines = [
-            (f"raised the margin of {name}", "same", order[:count], score[:count]),
-            (f"lowered the margin of {name}", "other", order.flip(0)[:count], score.flip(0)[:count]),
-            *self._context(),
-        ]
-        height = 1.75 * len(lines)
+        samples, name = self.sets[source], train.classes[self.found.label]
+        lines = [line for line in (*self._strongest(CONTEXT), *self._context()) if len(line[2])]
+        height = 1.75 * max(len(lines), 1)
         figure = plt.figure(figsize=(10, 10 * height / 11.6))
         axis = figure.add_axes((0, 0, 1, 1))
         query = samples.thumbnails(torch.tensor([at], device=samples.labels.device))[0].cpu().numpy()

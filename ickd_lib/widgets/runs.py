@@ -70,7 +70,8 @@ class RunExplorer(Explorer):
     """
 
     def __init__(self, folder: str | Path = "runs", *, chosen: Sequence[str] = ()) -> None:
-        self.folder = Path(folder)
+        self.folder = Path(folder).absolute()  # the kernel may change its folder
+        self._title = f"runs below {folder}"
         self.rows: dict[str, dict[str, Any]] = {}
         self.damaged: list[str] = []
         self._read()
@@ -232,14 +233,13 @@ class RunExplorer(Explorer):
         columns = [{"name": name, "tip": TERMS[name], "number": COLUMNS[name][0]} for name in shown]
         lines = zip(*(cells[name] if name != "run" else self._names() for name in shown), strict=True)
         rows = [{"key": run, "cells": list(texts)} for run, texts in zip(self.rows, lines, strict=True)]
-        title = f"runs below {self.folder}"
         by, down = self._sort
         if by not in shown:
             by = next((name for name in ("last, %", "best, %") if name in shown), "run")
             down = by != "run"
         self._shown, self._kept["sort"] = shown, [shown.index(by), down]
         note = ", ".join(f"{name} {text}" for name, text in common.items() if text)
-        table = {"kind": "choices", "title": title, "columns": columns, "rows": rows}
+        table = {"kind": "choices", "title": self._title, "columns": columns, "rows": rows}
         more = f"; and {len(self.damaged) - 1} more damaged runs" if len(self.damaged) > 1 else ""
         left_out = []
         if self.damaged:

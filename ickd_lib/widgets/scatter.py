@@ -14,7 +14,7 @@ from matplotlib.colors import to_hex, to_rgba
 from torch import Tensor
 
 from ickd_lib.explore import SampleSet
-from ickd_lib.plots.style import PALETTE, class_colours
+from ickd_lib.plots.style import PALETTE, REST, class_colours
 
 HEIGHT = 380  # height of a map in pixels
 BACKGROUND = {False: "#ffffff", True: "#212121"}  # in JupyterLab's light (False) and dark (True) theme
@@ -84,9 +84,10 @@ def colouring(
     """
     upper = (samples.superclasses, samples.superclass_of) if by != "selected classes" else ((), ())
     names, group, looks = class_colours(samples.classes, *upper, highlight, dark)
-    clusters = (names[:-1] if names[-1] == "others" else names, group)
+    rest = looks[-1] == REST  # all other classes
+    clusters = (names[:-1] if rest else names, group)
     colours, sizes = [to_hex(look["color"]) for look in looks], [SIZES[g // 10 % 4] for g in range(len(names))]
-    if names[-1] == "others":
+    if rest:
         colours[-1], sizes[-1] = GREY[dark], SIZES[0]
     by_class = [colours[g] for g in group]
     if by == "right or wrong":
