@@ -33,14 +33,14 @@ import sys
 from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
 import torch
 from tables import file_of, limited, passes, write, write_finished
 
-from ickd_lib import data, methods, metrics, models, runs, runtime, training
+from ickd_lib import data, losses, methods, metrics, models, runs, runtime, training
 from ickd_lib.memory import MemoryBank
 from ickd_lib.runs.seeds import paired
 from ickd_lib.training import Recipe, Student
@@ -69,10 +69,36 @@ STAGES = ("tune", "main", "matched", "fixed", "added", "candidates", "all")
 OUT = Path(__file__).parent / "results" / "study"
 
 
-def in_context(scale: float, choices: str = "", picd: float = 0.3, nicd: float = 5.0) -> str:
+@methods.register("other_negatives")
+class OtherNegatives(methods.ICKD):
+    """IC-KD whose NICD has other negatives than in-context samples; the other arguments are those of IC-KD.
+
+    separated: "batch" for the teacher's logits of the images of other classes in the batch, "mean" for a single
+        negative, the mean logits of all images of the bank.
+    """
+
+    def __init__(
+        self, *, separated: Literal["batch", "mean"] = "batch", kd: float = 0.9, picd: float = 0.3, nicd: float = 5.0
+    ) -> None:
+        super().__init__(kd=kd, picd=picd, nicd=0.0)
+        self.separated, self.weight, self.limits = separated, nicd, {"nicd": 1.0}
+        self.needs |= {"teacher", "bank"}
+
+    def unlimited(self, context: methods.Context) -> dict[str, torch.Tensor]:
+        student, teacher, bank = context.student, context.teacher, context.bank
+        assert teacher is not None and bank is not None
+        own, labels = losses.corrected(teacher.logits, student.labels), student.labels
+        negatives, mask = own, labels[:, None] != labels
+        if self.separated == "mean":
+            negatives, mask = bank.logits.mean(0, keepdim=True), torch.ones_like(mask[:, :1])
+        term = losses.nicd(student.logits, own, negatives.expand(len(labels), -1, -1), mask, kappa=self.kappa)
+        return super().unlimited(context) | {"nicd": self.weight * term}
+
+
+def in_context(scale: float, choices: str = "", picd: float = 0.3, nicd: float = 5.0, method: str = "ickd") -> str:
     """Return IC-KD with its default weights, all but that of cross-entropy multiplied by a factor."""
     weights = f"kd={0.9 * scale:.3g}, picd={picd * scale:.3g}, nicd={nicd * scale:.3g}"
-    return f"ickd({weights}{', ' if choices else ''}{choices})"
+    return f"{method}({weights}{', ' if choices else ''}{choices})"
 
 
 def with_ckd(scale: float, **terms: Any) -> str:
@@ -96,8 +122,13 @@ ARMS: dict[str, Callable[[float], str]] = {
     "random negatives": partial(in_context, choices="negatives_order='random', redraw=True"),
     "without PICD": partial(in_context, picd=0.0),
     "without NICD": partial(in_context, nicd=0.0),
+    "batch as negatives": partial(in_context, choices="separated='batch'", method="other_negatives"),
+    "mean as negative": partial(in_context, choices="separated='mean'", method="other_negatives"),
 }
-UNTUNED = ("class means", "random positives", "random negatives", "without PICD", "without NICD")  # set as `nearest`
+UNTUNED = (  # with the setting of `nearest`
+    *("class means", "random positives", "random negatives", "without PICD", "without NICD"),
+    *("batch as negatives", "mean as negative"),
+)
 FIXED = {"random, drawn once": partial(in_context, choices="order='random'")}  # with the setting of `random`
 WHOLE_BANK = "bank of all images"
 CANDIDATES: dict[str, Callable[[float], str]] = {  # with the setting of `nearest`
