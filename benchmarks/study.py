@@ -149,6 +149,11 @@ Setting = tuple[float, float]  # factor of the weights, learning rate
 Cells = dict[str, dict[tuple[str, int], dict[str, Any]]]  # summary by arm, and by teacher and seed
 
 
+def every_arm() -> dict[str, Callable[[float], str]]:
+    """Return the arms of all stages."""
+    return CANDIDATES | ADDED | FIXED | ARMS
+
+
 def trials(arm: str, tuned: dict[tuple[str, Setting], float]) -> list[Setting]:
     """Return the five settings of an arm: three factors, then two other learning rates with the best of the factors.
 
@@ -169,7 +174,7 @@ def results(folder: Path) -> list[tuple[str, Setting, dict[str, Any]]]:
     """Return arm, setting and summary of each student of a stage that is finished or diverged."""
     known = {
         methods.describe(methods.create(weighted(scale))): (arm, scale)
-        for arm, weighted in (CANDIDATES | ADDED | FIXED | ARMS).items()
+        for arm, weighted in every_arm().items()
         for scale in (SCALES if arm != "ce" else (1.0,))
     }
     found = []
@@ -285,9 +290,7 @@ class Study:
         for arm, settings in wanted.items():
             for scale, rate in settings:
                 if (arm, (scale, rate)) not in done:
-                    queue.setdefault((rate, arm == WHOLE_BANK), []).append(
-                        (CANDIDATES | ADDED | FIXED | ARMS)[arm](scale)
-                    )
+                    queue.setdefault((rate, arm == WHOLE_BANK), []).append(every_arm()[arm](scale))
         if not queue:
             return
         splits = data.load("cifar100", self.given.data_root, val=0.1 if stage == "tune" else 0.0)

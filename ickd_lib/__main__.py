@@ -273,6 +273,7 @@ def evaluate(given: argparse.Namespace) -> None:
 def export(given: argparse.Namespace) -> None:
     """Export the network of a run, and print a table of it, its file and its teacher."""
     checks.check_teacher_name(given)
+    checks.check_files(given, "out", "json")
     commands.export(given, functools.partial(_splits, given))
 
 

@@ -263,6 +263,11 @@ def test_wrong_options_do_not_cost_the_training_of_a_teacher(run, monkeypatch, l
         ("report --workers 0 --ignore 0 --corrupt zzz", "--ignore, --workers, --corrupt: this is about the page"),
         ("report --out .", ". is a folder; name a file"),
         ("report --out z.txt --json z.txt", "--out and --json name the same file, z.txt; give each its own"),
+        ("export RUN --out z.onnx --json z.onnx", "--out and --json name the same file, z.onnx; give each its own"),
+        (
+            "bank --teacher resnet8 --teacher-weights t.pth --lr 1",
+            "--lr: resnet8 has weights, which are not trained again",
+        ),
         ("report --html a/../z.txt --figure z.txt", "--html and --figure name the same file"),
         ("report none.json", "none.json does not exist; name a folder"),
         ("report runs1 --html r.html extra", "unexpected argument 'extra'; name folders before the options"),

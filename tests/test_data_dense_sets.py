@@ -433,6 +433,10 @@ def test_masks_of_objects_are_read_with_pycocotools(coco):
 COCO_DAMAGE = {
     "no json": r"instances_train2017.json is not JSON",
     "no list": r"instances_train2017.json has no list 'categories'",
+    "no object": r"an entry of 'images' is 7; expected a JSON object",
+    "kinds of ids": r"not all ids of 'images' are numbers, or not all are texts",
+    "no id": r"annotation 11 has the unknown image_id \[4\]",
+    "file name": r"image 9 has the file_name 5; expected a text",
     "no box": r"an entry of 'annotations' has no 'bbox': .*'id': 11",
     "short box": r"annotation 11 has the bbox \[1, 2\]; expected four numbers",
     "text box": r"annotation 11 has the bbox \[1, '2', 3, 4\]; expected four numbers",
@@ -460,6 +464,14 @@ def test_an_error_names_what_is_wrong_in_coco(coco, damage):
     annotation = content["annotations"][0]
     if damage == "no list":
         del content["categories"]
+    elif damage == "no object":
+        content["images"].append(7)
+    elif damage == "kinds of ids":
+        content["images"][0]["id"] = "4"
+    elif damage == "no id":
+        annotation["image_id"] = [4]
+    elif damage == "file name":
+        content["images"][0]["file_name"] = 5
     elif damage == "no box":
         del annotation["bbox"]
     elif damage == "short box":

@@ -101,8 +101,6 @@ def export(given: argparse.Namespace, load: Callable[[], Splits]) -> None:
     format_of(given.format, given.out)
     if given.calibration and not given.int8:
         raise InputError("--calibration is about --int8; give it, or leave --calibration out")
-    for path in filter(None, (given.out, given.json)):
-        runtime.require_writable(path)
     splits = data_of(run, given, load)
     teacher = named_teacher(run, given, splits)
     written = writing.write(

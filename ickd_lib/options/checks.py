@@ -79,10 +79,11 @@ def check_teach(given: argparse.Namespace) -> None:
 def check_bank(given: argparse.Namespace) -> None:
     """Raise InputError if an option of `bank` has no effect, the teacher is no run and no model, or --out is wrong."""
     check_networks(given)
-    if Path(given.teacher, "config.json").is_file():
-        defaults = recipe_defaults(given.task)
+    run = Path(given.teacher, "config.json").is_file()
+    if run or given.teacher_weights or models.is_file(given.teacher):
+        defaults, why = recipe_defaults(given.task), "is a run, which is" if run else "has weights, which are"
         if names := _changed(given, lambda parser: training_options(parser, defaults)):
-            raise InputError(f"{names}: {given.teacher} is a run, which is not trained again; leave this out")
+            raise InputError(f"{names}: {given.teacher} {why} not trained again; leave this out")
     if given.out:
         runtime.require_writable(given.out)
 
@@ -101,8 +102,13 @@ def check_report(given: argparse.Namespace) -> None:
     if not given.html and (names := _changed(given, _of_page)):
         raise InputError(f"{names}: this is about the page of --html; name a file for it, or leave this out")
     check_teacher_name(given)
+    check_files(given, "out", "json", "html", "figure")
+
+
+def check_files(given: argparse.Namespace, *names: str) -> None:
+    """Raise InputError if a file that one of these options names cannot be written, or is named by two of them."""
     options: dict[Path, str] = {}
-    for name in ("out", "json", "html", "figure"):
+    for name in names:
         if path := getattr(given, name):
             runtime.require_writable(path)
             if (other := options.setdefault(Path(path).resolve(), name)) != name:

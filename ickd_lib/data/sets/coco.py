@@ -157,9 +157,16 @@ def _read(path: Path) -> _Content:
         if not isinstance(entries, list):
             raise InputError(f"{path} has no list {part!r}; expected a file of COCO's instances")
         for entry in entries:
+            if not isinstance(entry, Mapping):
+                raise InputError(f"{path}: an entry of {part!r} is {str(entry)[:80]}; expected a JSON object")
             missing = [name for name in names if name not in entry]
             if missing:
                 raise InputError(f"{path}: an entry of {part!r} has no {missing[0]!r}: {str(entry)[:80]}; correct it")
+        if {type(entry["id"]) for entry in entries} - {int} and {type(entry["id"]) for entry in entries} - {str}:
+            raise InputError(f"{path}: not all ids of {part!r} are numbers, or not all are texts; correct them")
+    for image in content["images"]:
+        if not isinstance(image["file_name"], str):
+            raise InputError(f"{path}: image {image['id']} has the file_name {image['file_name']!r}; expected a text")
     for part in ("images", "categories"):
         often = Counter(entry["id"] for entry in content[part])
         if twice := [number for number, count in often.items() if count > 1]:
@@ -176,7 +183,7 @@ def _read(path: Path) -> _Content:
     images = {image["id"] for image in content["images"]}
     for one in content["annotations"]:
         for field, known in (("image_id", images), ("category_id", categories)):
-            if one[field] not in known:
+            if not isinstance(one[field], (int, str)) or one[field] not in known:
                 raise InputError(f"{path}: annotation {one['id']} has the unknown {field} {one[field]}; correct it")
         if not isinstance(one["bbox"], list) or [isinstance(x, (int, float)) for x in one["bbox"]] != [True] * 4:
             raise InputError(f"{path}: annotation {one['id']} has the bbox {one['bbox']}; expected four numbers")
