@@ -801,7 +801,7 @@ def contributions(lab, browser):
 def check_contributions(notebook, explorer) -> None:
     """The first tiles are the samples with the largest contributions; their numbers are those of the library."""
     expected = notebook.evaluate(
-        "[[int(explorer.found.keys[i]), f'{float(s):+.2g}'] for i, s in zip(*(one[:16] for one in explorer._ranked()))]"
+        "[[int(explorer.found.keys[i]), f'{float(s):+.2g}'] for i, s in zip(*explorer._strongest(16)[0][2:])]"
     )
     tiles = explorer.locator(".ickd-tiles", has_text="raised the margin").locator("button.ickd-tile")
     expect(tiles).to_have_count(16)

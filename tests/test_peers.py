@@ -425,11 +425,11 @@ def test_a_kill_between_two_checkpoints_is_caught_up_with(count, whole_runs, few
 def test_a_kill_while_the_folders_are_made_starts_anew(whole_runs, few, tmp_path, monkeypatch):
     create, made = runtime.Run.create, []
 
-    def cut(run, *args):
+    def cut(run, *args, **more):
         if made:
             raise Interrupted
         made.append(run)
-        create(run, *args)
+        create(run, *args, **more)
 
     with monkeypatch.context() as patch:
         patch.setattr(runtime.Run, "create", cut)
