@@ -35,7 +35,7 @@ from ickd_lib.runs.seeds import paired
 from ickd_lib.training import Recipe, Student
 
 TEACHERS, SEEDS = ("resnet56", "wrn_16_2", "resnet20"), (0, 1)
-STUDENT, IMAGES, EPOCHS, RATE = "resnet8", 5_000, 30, 0.12
+STUDENT, IMAGES, EPOCHS, RATE = "resnet8", 5_000, 20, 0.12
 TEMPERATURE, POSITIVES = 4.0, 8
 WRONG = 0.5  # share of the training images that the teacher with noise predicts wrongly
 KINDS = {"clean": "the teacher itself", "noise": "with noise", "class": "its predicted class only"}
