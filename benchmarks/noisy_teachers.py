@@ -151,7 +151,7 @@ def train(given: argparse.Namespace) -> list[str]:
     for seed in given.seeds:
         student("labels", "ce", seed)
         for name in TEACHERS:
-            teacher = models.load_weights(models.create(name, 100), checkpoints[name]).eval()
+            teacher = training.pretrain(name, whole, weights=checkpoints[name], runs=given.runs, **options)
             bank = MemoryBank.build(teacher, whole.train.few(IMAGES, seed), precision="fp32")
             for kind in KINDS:
                 probabilities = predictions(bank.logits, bank.labels, kind, seed)

@@ -178,3 +178,25 @@ def test_a_student_that_diverged_counts_in_accuracies_alone_and_is_named(monkeyp
     one, two = {("a", 0): {"accuracy": 0.25}}, {("a", 0): {"accuracy": 0.5}, ("b", 0): {"accuracy": 0.5}}
     assert study.difference({"x": one, "y": two}, "x", "y", "accuracy", 100) == "−25.00 (one cell)"
     assert study.difference({"x": one, "y": two}, "x", "y", "ece", 100) == "–"
+
+
+@pytest.mark.parametrize("separated", ["batch", "mean"])
+def test_nicd_with_other_negatives(separated):
+    method = study.methods.create(f"other_negatives(nicd=2.0, kd=0, picd=0.3, separated='{separated}')")
+    generator = torch.Generator().manual_seed(0)
+    logits, own, rows = (torch.randn(n, 3, generator=generator) for n in (4, 4, 9))
+    labels = torch.tensor([0, 1, 0, 2])
+    far = own.expand(4, 4, 3) if separated == "batch" else rows.mean(0).expand(4, 1, 3)
+    mask = labels[:, None] != labels if separated == "batch" else torch.ones(4, 1, dtype=torch.bool)
+    own[torch.arange(4), labels] += 9  # so that a correction by the label changes nothing
+    context = SimpleNamespace(
+        student=SimpleNamespace(logits=logits, labels=labels),
+        teacher=SimpleNamespace(logits=own),
+        bank=SimpleNamespace(logits=rows),
+    )
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(study.methods.ICKD, "unlimited", lambda *_: {"ce": torch.zeros(())})
+        terms = method.unlimited(context)
+    expected = study.losses.nicd(logits, own, far, mask, kappa=0.1)
+    torch.testing.assert_close(terms["nicd"], 2 * expected)
+    assert list(terms) == ["ce", "nicd"] and method.limits == {"nicd": 1.0}
