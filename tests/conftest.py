@@ -8,6 +8,7 @@ import torch
 
 from ickd_lib import data, training
 from ickd_lib.memory import MemoryBank
+from ickd_lib.runtime import errors
 
 torch.set_num_threads(1)  # small tensors gain nothing from more, and lose much when the machine is busy
 
@@ -39,6 +40,13 @@ def cifar_root() -> Path:
     if not Path(root, "cifar-100-python", "train").is_file():
         pytest.skip("set ICKD_CIFAR100 to the folder that holds cifar-100-python to run the tests on CIFAR-100")
     return Path(root)
+
+
+@pytest.fixture
+def notes(monkeypatch, capsys):
+    """Returns the notes that were printed since the last call."""
+    monkeypatch.setattr(errors, "_noticed", set())
+    return lambda: [line for line in capsys.readouterr().err.splitlines() if line.startswith("note: ")]
 
 
 @pytest.fixture

@@ -13,14 +13,7 @@ from PIL import Image
 from ickd_lib import data
 from ickd_lib.data import Sampler
 from ickd_lib.data.sets import annotated
-from ickd_lib.runtime import InputError, errors
-
-
-@pytest.fixture
-def notes(monkeypatch, capsys):
-    """Returns the notes that were printed since the last call."""
-    monkeypatch.setattr(errors, "_noticed", set())
-    return lambda: [line for line in capsys.readouterr().err.splitlines() if line.startswith("note: ")]
+from ickd_lib.runtime import InputError
 
 
 def photo(path, seed, size=(24, 16)):

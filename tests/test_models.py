@@ -320,6 +320,17 @@ def test_checkpoints_load(kind, tmp_path):
     assert torch.equal(network(images).logits, saved(images).logits)
 
 
+def test_a_network_that_does_not_normalise_its_images_is_named(tmp_path, notes):
+    path = write_checkpoint("plain", models.create("resnet8", 10), tmp_path)
+    models.load_weights(models.create("resnet8", 10, mean=(0.5,) * 3, std=(0.2,) * 3), path)
+    assert notes() == []
+    models.load_weights(models.create("resnet8", 10), path)
+    (note,) = notes()
+    assert note.startswith(
+        "note: resnet8 does not normalise its images; if ckpt_epoch_240.pth was trained on normalised"
+    )
+
+
 @pytest.mark.parametrize(
     ("saved", "classes", "expected"),
     [

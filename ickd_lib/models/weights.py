@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..runtime import InputError, check_object, check_tensors, not_read, reason
+from ..runtime import InputError, check_object, check_tensors, not_read, notice, reason
 from ..runtime.arguments import checked
 from .detection import Detector
 from .network import Network
@@ -53,6 +53,12 @@ def load_weights(network: Network, path: str | Path) -> Network:
     if difference:
         raise InputError(f"{path} does not fit {network.name} with {network.num_classes} classes: {difference}")
     target.load_state_dict(state)
+    plain = target is network and not network.mean.any() and bool((network.std == 1).all())
+    if plain:  # a checkpoint that does not fit this loses ten points of accuracy, and nothing else shows it
+        notice(
+            f"{network.name} does not normalise its images; if {path.name} was trained on normalised ones, give their "
+            "mean and std to models.create"
+        )
     return network
 
 
