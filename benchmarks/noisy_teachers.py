@@ -150,7 +150,7 @@ def train(given: argparse.Namespace) -> list[str]:
 
     for seed in given.seeds:
         student("labels", "ce", seed)
-        for name in TEACHERS:
+        for name in given.teachers:
             teacher = training.pretrain(name, whole, weights=checkpoints[name], runs=given.runs, **options)
             bank = MemoryBank.build(teacher, whole.train.few(IMAGES, seed), precision="fp32")
             for kind in KINDS:
@@ -194,6 +194,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data-root", default="data", help="folder that contains cifar-100-python")
     parser.add_argument("--weights", nargs="*", default=[], help="checkpoints of the three teachers, as NAME=FILE")
+    parser.add_argument("--teachers", nargs="+", default=TEACHERS, choices=TEACHERS, help="train with these alone")
     parser.add_argument("--seeds", type=int, nargs="+", default=SEEDS)
     parser.add_argument("--minutes", type=float, default=0, help="minutes after which to stop; 0: never")
     parser.add_argument("--runs", default="runs/noisy_teachers", help="folder of the runs")
