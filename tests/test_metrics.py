@@ -35,6 +35,24 @@ def test_accuracy_calibration_and_fidelity_by_hand():
     assert got["confidence"] == pytest.approx(confidence.mean().item(), rel=1e-6)
 
 
+@pytest.mark.parametrize(
+    ("measure", "logits", "labels", "message"),
+    [
+        (metrics.accuracy, torch.randn(4, 3), torch.zeros(4, 1, dtype=torch.long), r"labels must .* tensor \[4\]"),
+        (metrics.accuracy, torch.randn(4, 3), torch.tensor([1, 2, 3, 1]), "between 1 and 3, .* classes 0 to 2"),
+        (metrics.accuracy, torch.randn(4, 3), torch.tensor([0, -1, 2, 1]), "leave samples without a label out"),
+        (metrics.calibration_error, torch.randn(4, 3).softmax(1), torch.arange(4) % 3, "probabilities, not logits"),
+        (metrics.best_temperature, torch.randn(4, 3).softmax(1), torch.arange(4) % 3, "probabilities, not logits"),
+        (metrics.classification, torch.randn(4, 3).softmax(1), torch.arange(4) % 3, "probabilities, not logits"),
+        (metrics.separation, torch.randn(4, 3), torch.zeros(1, dtype=torch.long), r"labels must .* tensor \[4\]"),
+        (metrics.margins, torch.randn(4), torch.zeros(4, dtype=torch.long), "logits must be a dense tensor"),
+    ],
+)
+def test_what_is_no_prediction_is_refused(measure, logits, labels, message):
+    with pytest.raises(InputError, match=message):
+        measure(logits, labels)
+
+
 def test_retrieval_precision_by_hand():
     features = torch.tensor([[1.0, 0.0], [0.99, 0.1], [0.9, 0.4], [0.0, 1.0], [0.1, 0.99]])
     labels = torch.tensor([0, 0, 1, 2, 2])

@@ -8,6 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ickd_lib.metrics.predictions import check_shapes
+
 
 def separation(logits: Tensor, labels: Tensor, *, unit: bool = True, samples: int = 5000) -> dict[str, float]:
     """Measure how far apart the classes are in logit space, by Euclidean distances.
@@ -69,6 +71,7 @@ def _to_means(logits: Tensor, labels: Tensor, unit: bool) -> tuple[Tensor, Tenso
         The logits [N, C], of unit length if `unit`; the class means [K, C]; each sample's distance to the mean of its
         class [N]; and its distance to the nearest mean of another class [N].
     """
+    check_shapes(logits, labels)
     space = F.normalize(logits.double().cpu(), dim=1) if unit else logits.double().cpu()
     present, own = labels.cpu().unique(return_inverse=True)
     sums = torch.zeros(len(present), space.shape[1], dtype=torch.double).index_add_(0, own, space)

@@ -6,7 +6,31 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ickd_lib.runtime import NotFinite
+from ickd_lib.runtime import InputError, NotFinite
+from ickd_lib.runtime.arguments import check_tensor
+
+
+def check(logits: Tensor, labels: Tensor) -> None:
+    """Raise InputError unless there are logits [N, C], and for each sample a label from 0 to C - 1."""
+    check_shapes(logits, labels)
+    if len(labels) and not 0 <= int(labels.min()) <= int(labels.max()) < logits.shape[1]:
+        raise InputError(
+            f"labels lie between {int(labels.min())} and {int(labels.max())}, but the logits have the classes 0 to "
+            f"{logits.shape[1] - 1}; leave samples without a label out"
+        )
+
+
+def check_shapes(logits: Tensor, labels: Tensor) -> None:
+    """Raise InputError unless there are logits [N, C] and labels [N]."""
+    check_tensor("logits", logits, [None, None])
+    check_tensor("labels", labels, [len(logits)], torch.long)
+
+
+def _refuse_probabilities(logits: Tensor) -> None:
+    """Raise InputError if these are the probabilities of two or more classes."""
+    if logits.numel() and logits.shape[1] > 1 and bool((logits >= 0).all()):
+        if bool(((logits.double().sum(1) - 1).abs() < 1e-3).all()):
+            raise InputError("these are probabilities, not logits: each row has the sum 1; give their logarithms")
 
 
 def accuracy(logits: Tensor, labels: Tensor, k: int = 1) -> float:
@@ -17,6 +41,7 @@ def accuracy(logits: Tensor, labels: Tensor, k: int = 1) -> float:
         labels: shape [N].
         k: number of largest logits that count; all of them if k is above C.
     """
+    check(logits, labels)
     top = logits.topk(min(k, logits.shape[1]), dim=1).indices
     return (top == labels[:, None]).any(1).double().mean().item()
 
@@ -47,6 +72,8 @@ def reliability(logits: Tensor, labels: Tensor, bins: int = 15) -> dict[str, Ten
         confidence, accuracy: mean probability of the predicted class, and share of correct predictions, in each bin,
             float64, shape [bins]; 0 in a bin without samples.
     """
+    check(logits, labels)
+    _refuse_probabilities(logits)
     confidence, predicted = logits.softmax(1).max(1)
     position = (confidence * bins).long().clamp(max=bins - 1)
     values = torch.stack([torch.ones_like(confidence), confidence, predicted == labels]).double()
@@ -68,6 +95,8 @@ def best_temperature(logits: Tensor, labels: Tensor) -> float:
         A temperature from 0.05 to 20, by which logits are divided. It is 0.05 if all samples are classified correctly
         with such a margin that the likelihood grows up to there.
     """
+    check(logits, labels)
+    _refuse_probabilities(logits)
     logits = logits.double()
     given = logits.gather(1, labels[:, None])[:, 0].mean()
     low, high = 0.05, 20.0
