@@ -169,7 +169,7 @@ def rows(found: dict[str, Any], methods: tuple[str, ...]) -> list[str]:
         better = max("ce", "kd", key=lambda method: means[method])
         mean, half = paired(*([100 * value for value in one["accuracy"][method]] for method in ("ickd", better)))
         shown = f"{mean:+.1f} ({mean - half:+.1f} to {mean + half:+.1f})".replace("-", "−")
-        held_out = " (held out)" if one["held_out"] else ""
+        held_out = " (not used for choices)" if one["held_out"] else ""
         lines.append(
             f"| {name}{held_out} | {one['classes']} | {one['images']:,} | {100 * one['teacher_accuracy']:.1f} | "
             + " | ".join([*cells, shown])
