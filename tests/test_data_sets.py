@@ -476,3 +476,14 @@ def test_image_files_in_hidden_folders_are_left_out(tmp_path):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         Image.new("RGB", (4, 4)).save(tmp_path / name)
     assert image_files(tmp_path) == [tmp_path / "a.png"]
+
+
+def test_a_number_that_is_also_the_name_of_another_class_is_refused(tmp_path):
+    for split in ("train", "test"):
+        for name in ("1", "2", "10"):
+            (tmp_path / split / name).mkdir(parents=True)
+            Image.new("RGB", (8, 8), (int(name), 0, 0)).save(tmp_path / split / name / "a.png")
+    assert data.load(f"folder:{tmp_path}").train.classes == ("1", "10", "2")
+    assert data.load(f"folder:{tmp_path}", classes=["2", "10"]).train.classes == ("10", "2")
+    with pytest.raises(InputError, match="class 1 of .* is '10' by its position, and another class is named '1'; give"):
+        data.load(f"folder:{tmp_path}", classes=[1, 2])

@@ -182,6 +182,11 @@ def positions(images: LabelledImages, classes: Sequence[str | int]) -> list[int]
                     f"class {position} is out of range; {title} has {len(images.classes)} classes, numbered from 0 to "
                     f"{len(images.classes) - 1}"
                 )
+            if (text := str(position)) in images.classes and images.classes[position] != text:
+                raise InputError(
+                    f"class {position} of {title} is {images.classes[position]!r} by its position, and another class is "
+                    f"named {text!r}; give the name as a text"
+                )
             chosen.add(position)
             continue
         # An exact match comes first: two names may differ in upper and lower case only.
