@@ -485,5 +485,5 @@ def test_a_number_that_is_also_the_name_of_another_class_is_refused(tmp_path):
             Image.new("RGB", (8, 8), (int(name), 0, 0)).save(tmp_path / split / name / "a.png")
     assert data.load(f"folder:{tmp_path}").train.classes == ("1", "10", "2")
     assert data.load(f"folder:{tmp_path}", classes=["2", "10"]).train.classes == ("10", "2")
-    with pytest.raises(InputError, match="class 1 of .* is '10' by its position, and another class is named '1'; give"):
+    with pytest.raises(InputError, match=r"class 1 of .* is '10' by its position, and another class is"):
         data.load(f"folder:{tmp_path}", classes=[1, 2])

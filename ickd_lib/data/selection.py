@@ -146,7 +146,8 @@ def restricted(images: S, classes: Sequence[str | int]) -> S:
         return images
     new_label = torch.full((len(images.classes),), -1)
     new_label[chosen] = torch.arange(len(chosen))
-    kept, names = only(images, chosen), tuple(images.classes[c] for c in chosen)
+    names = tuple(images.classes[c] for c in chosen)
+    kept = only(images, names)
     title, slash, split = images.name.partition("/")
     return replace(  # type: ignore[type-var]  # every kind of images is a dataclass
         kept,
@@ -184,8 +185,8 @@ def positions(images: LabelledImages, classes: Sequence[str | int]) -> list[int]
                 )
             if (text := str(position)) in images.classes and images.classes[position] != text:
                 raise InputError(
-                    f"class {position} of {title} is {images.classes[position]!r} by its position, and another class is "
-                    f"named {text!r}; give the name as a text"
+                    f"class {position} of {title} is {images.classes[position]!r} by its position, and another class "
+                    f"is named {text!r}; give the name as a text"
                 )
             chosen.add(position)
             continue
