@@ -404,6 +404,14 @@ def test_saved_and_loaded_it_retrieves_the_same(bank, teacher, digits, tmp_path)
         assert torch.equal(ours.rows, theirs.rows) and torch.equal(ours.similarity, theirs.similarity)
 
 
+def test_a_bank_of_probabilities_is_refused():
+    bank = made()
+    rows = bank.features, bank.logits.softmax(1), bank.labels, bank.index, bank.classes
+    with pytest.raises(InputError, match="the logits of a bank are probabilities, not logits"):
+        MemoryBank(*rows)
+    assert len(MemoryBank(rows[0], rows[1].log(), *rows[2:])) == len(bank)
+
+
 @pytest.mark.parametrize(
     ("given", "message"),
     [

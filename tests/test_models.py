@@ -727,6 +727,10 @@ def test_wrap_refuses_modules_that_it_cannot_run_or_read():
     with pytest.raises(ValueError, match="no linear layer") as error:
         models.wrap(nn.Flatten())
     one_line(error)
+    with pytest.raises(ValueError, match="the outputs of Sequential are probabilities, not logits") as error:
+        models.wrap(nn.Sequential(Small(), nn.Softmax(1)))
+    one_line(error)
+    assert models.wrap(nn.Sequential(Small(), nn.LogSoftmax(1))).num_classes == 5, "logarithms are logits"
     with pytest.raises(ValueError, match=r"Small has weights in bfloat16; give module.float\(\)") as error:
         models.wrap(Small().bfloat16())
     one_line(error)

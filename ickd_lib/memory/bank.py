@@ -47,7 +47,7 @@ class MemoryBank(Rows):
         recall: for each table of an approximate search, by its number of negatives: the share of the nearest negatives
             that it contains, measured on some of its queries.
     Raises:
-        InputError: the keys are not ascending or not unique.
+        InputError: the keys are not ascending or not unique, or the logits are probabilities.
     """
 
     def __init__(

@@ -77,6 +77,7 @@ class Rows:
             self.logits = logits.float()
             if logits.numel() and not bool(torch.stack(torch.aminmax(self.logits)).isfinite().all()):
                 raise NotFinite("the logits of a bank have values that are not finite")
+            arguments.refuse_probabilities("the logits of a bank", self.logits)
         if not bool(self.norms.isfinite().all()):
             raise NotFinite("the features of a bank have values that are not finite")
         self.labels, self.index, self.classes = labels, index, tuple(classes)

@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..runtime import InputError, choose
+from ..runtime.arguments import refuse_probabilities
 from .inspection import require_precision, run_on_black_images, undisturbed
 from .network import Network, Output
 
@@ -161,7 +162,8 @@ def wrap(
         InputError: a name is not that of a layer, or the layer does not run in a forward pass; a layer of `maps` does
             not compute a map (but tokens [B, T, D], for example); the module cannot be evaluated on images of
             `size` (with None, of 32x32 or 224x224); C is not `num_classes`; no linear layer or convolution runs
-            and `features` is None; the module has weights in float16 or bfloat16.
+            and `features` is None; the module has weights in float16 or bfloat16; it returns probabilities instead of
+            logits.
     """
     name = name or type(module).__name__
     require_precision(module, name)
@@ -184,6 +186,7 @@ def wrap(
                 f"{name} has no linear layer whose input could be its features; name a layer in features=…"
             )
         logits, found, *_ = _logits_and_features(module, layer, features is None, images)
+        refuse_probabilities(f"the outputs of {name}", logits)
         if num_classes not in (None, logits.shape[1]):
             raise InputError(f"{name} has {logits.shape[1]} classes, not num_classes={num_classes}")
         network = Wrapped(module, layer, features is None, pixels, logits.shape[1], found.shape[1], maps)
