@@ -40,6 +40,16 @@ def test_the_classifier_is_trained_first_then_all_layers(digits, tmp_path):
     )
 
 
+def test_random_weights_are_noted(digits, monkeypatch, notes):
+    monkeypatch.setattr(training.finetuning, "distill", lambda *_, **__: {"": None})
+    training.teach("torchvision/resnet18(pretrained=True)", digits, runs=None)
+    assert notes() == []
+    for name in ("resnet8", "torchvision/resnet18", "torchvision/resnet18(pretrained=False)"):
+        training.teach(name, digits, runs=None)
+        (note,) = notes()
+        assert note.startswith(f"note: {name} has no pretrained weights") and "training.pretrain" in note
+
+
 def test_the_rates_of_both_parts_follow_a_cosine_in_each_phase(digits):
     rates = []
 

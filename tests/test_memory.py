@@ -242,6 +242,19 @@ def test_features_of_in_context_samples_are_gathered_where_they_are_requested():
     assert bank.gather(near, features=False).features.shape == (300, 2, 0)
 
 
+@pytest.mark.parametrize("missing", [0, 2, 10**9, -1])
+def test_a_key_that_the_bank_does_not_have_is_named(missing):
+    bank = made()
+    keys = torch.tensor([1, missing, 3])
+    assert bank.rows(keys).tolist() == [0, -1, 1] and bank.rows(keys[::2], required=True).tolist() == [0, 1]
+    query = bank.features[:3], bank.labels[:3], keys
+    for call in (lambda: bank.rows(keys, required=True), lambda: bank.retrieve(*query, positives=2, negatives=2)):
+        with pytest.raises(InputError, match=f"key {missing} is not in this bank"):
+            call()
+    found = bank.retrieve(*query, positives=2, negatives=2, allow_missing=True)
+    assert all(one.mask.all() for one in found)
+
+
 def test_nearest_ignores_labels():
     bank = made()
     found = bank.nearest(bank.features[:3], bank.index[:3], k=4)
@@ -402,6 +415,14 @@ def test_saved_and_loaded_it_retrieves_the_same(bank, teacher, digits, tmp_path)
     assert all(torch.equal(tensor, loaded.tensors[name]) for name, tensor in bank.tensors.items())
     for ours, theirs in zip(bank.table(negatives=9), loaded.table(negatives=9), strict=True):
         assert torch.equal(ours.rows, theirs.rows) and torch.equal(ours.similarity, theirs.similarity)
+
+
+def test_a_bank_of_probabilities_is_refused():
+    bank = made()
+    rows = bank.features, bank.logits.softmax(1), bank.labels, bank.index, bank.classes
+    with pytest.raises(InputError, match="the logits of a bank are probabilities, not logits"):
+        MemoryBank(*rows)
+    assert len(MemoryBank(rows[0], rows[1].log(), *rows[2:])) == len(bank)
 
 
 @pytest.mark.parametrize(

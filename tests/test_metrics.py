@@ -75,7 +75,7 @@ def test_retrieval_precision_by_hand():
 
 
 def test_freshness_counts_steps_and_filled_rows():
-    bank = MemoryBank(torch.eye(4), torch.eye(4), torch.arange(4), torch.arange(4), tuple("abcd"))
+    bank = MemoryBank(torch.eye(4), 3 * torch.eye(4), torch.arange(4), torch.arange(4), tuple("abcd"))
     assert metrics.freshness(bank, step=0) == {"bank_fill": 1, "bank_age": 0, "bank_age_max": 0}
     bank.written = torch.tensor([-1, 9, 4, 7])
     assert metrics.freshness(bank, step=9) == {"bank_fill": 0.75, "bank_age": pytest.approx(7 / 3), "bank_age_max": 5}
@@ -87,7 +87,7 @@ def test_drift_by_hand():
     def built(degrees, predictions, rows):
         angles = torch.tensor(degrees) * math.pi / 180
         features = 3 * torch.stack([angles.cos(), angles.sin()], 1)
-        logits = F.one_hot(torch.tensor(predictions), 3).float()
+        logits = 3.0 * F.one_hot(torch.tensor(predictions), 3)
         return MemoryBank(features, logits, torch.zeros(len(rows)).long(), torch.tensor(rows), ("a", "b", "c"))
 
     # Rows 1, 3 and 7 are compared. Row 5 is not rebuilt, row 9 is not filled, and row 11 is not in the first bank.

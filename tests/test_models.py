@@ -331,6 +331,27 @@ def test_a_network_that_does_not_normalise_its_images_is_named(tmp_path, notes):
     )
 
 
+def test_the_normalisation_of_images_in_0_to_255_is_refused():
+    scaled = {"mean": (123.675, 116.28, 103.53), "std": (58.395, 57.12, 57.375)}
+    for make in (lambda: models.create("resnet8", **scaled), lambda: models.wrap(Small(), **scaled)):
+        with pytest.raises(ValueError, match="divide mean and std by 255") as error:
+            make()
+        one_line(error)
+    models.create("resnet8", mean=(0.5,) * 3, std=(1 / 255,) * 3)  # for a network that takes values of up to 128
+
+
+def test_the_same_note_for_a_network_of_a_library_but_not_for_a_module_of_your_own(tmp_path, notes):
+    given = {"mean": (0.5,) * 3, "std": (0.2,) * 3}
+    network = models.create("torchvision/resnet18", 10, **given)
+    torch.save(network.module.state_dict(), path := tmp_path / "published.pth")
+    models.load_weights(network, path)
+    models.load_weights(models.wrap(network.module, name="mine"), path)
+    assert notes() == []
+    models.load_weights(models.create("torchvision/resnet18", 10), path)
+    (note,) = notes()
+    assert note.startswith("note: torchvision/resnet18 does not normalise its images; if published.pth was trained on")
+
+
 @pytest.mark.parametrize(
     ("saved", "classes", "expected"),
     [
@@ -727,6 +748,10 @@ def test_wrap_refuses_modules_that_it_cannot_run_or_read():
     with pytest.raises(ValueError, match="no linear layer") as error:
         models.wrap(nn.Flatten())
     one_line(error)
+    with pytest.raises(ValueError, match="the outputs of Sequential are probabilities, not logits") as error:
+        models.wrap(nn.Sequential(Small(), nn.Softmax(1)))
+    one_line(error)
+    assert models.wrap(nn.Sequential(Small(), nn.LogSoftmax(1))).num_classes == 5, "logarithms are logits"
     with pytest.raises(ValueError, match=r"Small has weights in bfloat16; give module.float\(\)") as error:
         models.wrap(Small().bfloat16())
     one_line(error)

@@ -351,6 +351,9 @@ def test_wrap_refuses_modules_that_are_not_for_segmentation():
     refused("no convolution", lambda: models.wrap_segmentation(nn.Identity()))
     strided = nn.Sequential(nn.Conv2d(3, 6, 1), nn.Conv2d(6, 5, 1, stride=2))
     refused("name layers of one size", lambda: models.wrap_segmentation(strided))
+    soft = nn.Sequential(nn.Conv2d(3, 6, 1), nn.Conv2d(6, 5, 1), nn.Softmax(1))
+    refused("does not compute the logits", lambda: models.wrap_segmentation(soft))
+    refused("layer '2' of Sequential are probabilities", lambda: models.wrap_segmentation(soft, logits="2"))
 
 
 @pytest.mark.parametrize("given", ["num_classes=5", "mean=3", "std=(1, 1, 1)", "name='resnet8'"])

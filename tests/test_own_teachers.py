@@ -100,6 +100,33 @@ def test_a_compiled_program_in_memory_can_be_a_teacher(compiled):
     assert not any(parameter.requires_grad for parameter in frozen.parameters())
 
 
+@pytest.mark.parametrize("compiled", ["script", "trace", "export"])
+@pytest.mark.parametrize("statistics", [True, False])
+def test_a_program_that_was_compiled_in_training_mode_is_refused(compiled, statistics, tmp_path):
+    torch.manual_seed(0)
+    norm = nn.BatchNorm2d(6, track_running_stats=statistics)
+    layers = nn.Conv2d(3, 6, 3), norm, nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(6, 10)
+    network, images = nn.Sequential(*layers).train(), torch.rand(5, 3, 8, 8)
+    file, shapes = str(tmp_path / "model.pt2"), ({0: torch.export.Dim("batch")},)
+    if compiled == "export":
+        exported = torch.export.export(network, (images,), dynamic_shapes=shapes)
+        torch.export.save(exported, file)
+        program = exported.module()
+    else:
+        program = torch.jit.script(network) if compiled == "script" else torch.jit.trace(network, images)
+        torch.jit.save(program, file := str(tmp_path / "model.ts"))
+    before = {key: buffer.clone() for key, buffer in program.named_buffers()}
+    calls = lambda: models.wrap(program, size=8), lambda: models.from_file(file, num_classes=10, image_size=(8, 8))
+    for call in calls:
+        if compiled == "script" and statistics:
+            assert call().num_classes == 10, "a script has both modes"
+        else:
+            with pytest.raises(InputError, match=r"in training mode; call model.eval\(\) before") as error:
+                call()
+            one_line(error)
+    assert all(torch.equal(buffer, before[key]) for key, buffer in program.named_buffers())
+
+
 @pytest.mark.parametrize(("made", "name"), [("Both", ""), ("Named", ""), ("Both", "model.pt"), ("Named", "model.pt2")])
 def test_a_module_that_returns_its_features_gives_both(module, made, name):
     network, images = module[made](10).eval(), torch.rand(5, 3, 8, 8)

@@ -47,7 +47,7 @@ class MemoryBank(Rows):
         recall: for each table of an approximate search, by its number of negatives: the share of the nearest negatives
             that it contains, measured on some of its queries.
     Raises:
-        InputError: the keys are not ascending or not unique.
+        InputError: the keys are not ascending or not unique, or the logits are probabilities.
     """
 
     def __init__(
@@ -201,16 +201,17 @@ class MemoryBank(Rows):
                 the queries are not samples of this bank.
             positives, negatives: number of in-context samples of each kind.
             per_class: choose the negatives among the nearest rows of the other classes, one row per class.
-            allow_missing: mask the samples that are missing where there are too few rows, instead of raising an error.
+            allow_missing: mask the samples that are missing where there are too few rows, instead of raising an error;
+                and accept keys that the bank does not have.
         Returns:
             Positives, [B, positives], and negatives, [B, negatives].
         Raises:
-            InputError: a class, or all other classes together, have fewer written rows than requested; a label is no
-                class of the bank; or a tensor has another shape.
+            InputError: a class, or all other classes together, have fewer written rows than requested; the bank does
+                not have a key; a label is no class of the bank; or a tensor has another shape.
         """
         retrieval.check_queries(self, features, labels=labels, **({} if key is None else {"key": key}))
         retrieval.check_counts(positives=positives, negatives=negatives)
-        rows = torch.full_like(labels, -1) if key is None else self.rows(key)
+        rows = torch.full_like(labels, -1) if key is None else self.rows(key, required=not allow_missing)
         wanted = Wanted(positives, negatives, per_class, allow_missing)
         found = retrieval.search(self, features, labels, rows, wanted)
         return self.gather(found[0]), self.gather(found[1])

@@ -77,6 +77,7 @@ class Rows:
             self.logits = logits.float()
             if logits.numel() and not bool(torch.stack(torch.aminmax(self.logits)).isfinite().all()):
                 raise NotFinite("the logits of a bank have values that are not finite")
+            arguments.refuse_probabilities("the logits of a bank", self.logits)
         if not bool(self.norms.isfinite().all()):
             raise NotFinite("the features of a bank have values that are not finite")
         self.labels, self.index, self.classes = labels, index, tuple(classes)
@@ -130,10 +131,24 @@ class Rows:
         """The positions of the rows of each class."""
         return {c: (self.labels == c).nonzero().squeeze(1) for c in range(len(self.classes))}
 
-    def rows(self, key: Tensor) -> Tensor:
-        """Return the position of the row of each key, [B] like `key`; -1 for a key that the bank does not have."""
+    def rows(self, key: Tensor, *, required: bool = False) -> Tensor:
+        """Return the position of the row of each key, [B] like `key`.
+
+        Args:
+            key: keys of samples, shape [B].
+            required: raise an error for a key that the bank does not have. Otherwise its position is -1, which must not
+                be used as an index, because that of the last row is -1 too. On a GPU, the check waits for the device.
+        Raises:
+            InputError: `required` is True and the bank does not have one of the keys.
+        """
         in_range = (key >= 0) & (key < len(self._row_of))
-        return torch.where(in_range, self._row_of[key.clamp(0, len(self._row_of) - 1)], -1)
+        rows = torch.where(in_range, self._row_of[key.clamp(0, len(self._row_of) - 1)], -1)
+        if required and bool((missing := rows < 0).any()):
+            raise InputError(
+                f"key {int(key[missing][0])} is not in this bank; build the bank from this data set, or leave out the "
+                "samples whose bank.rows(key) is -1"
+            )
+        return rows
 
     def parts(self) -> Iterator[slice]:
         """Yield slices of all rows, so small that each can be converted to float32; one slice if none must be."""
@@ -174,9 +189,7 @@ class Rows:
             InputError: the bank does not have one of the keys, or its rows are not written (`stored`).
         """
         self.require_writable()
-        rows = self.rows(key)
-        if bool((rows < 0).any()):
-            raise InputError(f"key {int(key[rows < 0][0])} is not in this bank; build the bank from this data set")
+        rows = self.rows(key, required=True)
         stay = momentum * self.filled[rows, None]
         before = self.features[rows] * self.norms[rows, None]
         mixed = stay * before + (1 - stay) * features.detach().float()

@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ickd_lib.runtime import InputError, NotFinite
-from ickd_lib.runtime.arguments import check_tensor
+from ickd_lib.runtime.arguments import check_tensor, refuse_probabilities
 
 
 def check(logits: Tensor, labels: Tensor) -> None:
@@ -24,13 +24,6 @@ def check_shapes(logits: Tensor, labels: Tensor) -> None:
     """Raise InputError unless there are logits [N, C] and labels [N]."""
     check_tensor("logits", logits, [None, None])
     check_tensor("labels", labels, [len(logits)], torch.long)
-
-
-def _refuse_probabilities(logits: Tensor) -> None:
-    """Raise InputError if these are the probabilities of two or more classes."""
-    if logits.numel() and logits.shape[1] > 1 and bool((logits >= 0).all()):
-        if bool(((logits.double().sum(1) - 1).abs() < 1e-3).all()):
-            raise InputError("these are probabilities, not logits: each row has the sum 1; give their logarithms")
 
 
 def accuracy(logits: Tensor, labels: Tensor, k: int = 1) -> float:
@@ -73,7 +66,7 @@ def reliability(logits: Tensor, labels: Tensor, bins: int = 15) -> dict[str, Ten
             float64, shape [bins]; 0 in a bin without samples.
     """
     check(logits, labels)
-    _refuse_probabilities(logits)
+    refuse_probabilities("these", logits)
     confidence, predicted = logits.softmax(1).max(1)
     position = (confidence * bins).long().clamp(max=bins - 1)
     values = torch.stack([torch.ones_like(confidence), confidence, predicted == labels]).double()
@@ -96,7 +89,7 @@ def best_temperature(logits: Tensor, labels: Tensor) -> float:
         with such a margin that the likelihood grows up to there.
     """
     check(logits, labels)
-    _refuse_probabilities(logits)
+    refuse_probabilities("these", logits)
     logits = logits.double()
     given = logits.gather(1, labels[:, None])[:, 0].mean()
     low, high = 0.05, 20.0

@@ -146,7 +146,7 @@ def create(
         maps; for other models name them in `wrap`.
     Raises:
         InputError: the name or an option is unknown; its library is not installed; its weights cannot be loaded; mean
-            or std are not three numbers (std above 0); or num_classes is below 1.
+            or std are not three numbers (std above 0), or are those of images in [0, 255]; or num_classes is below 1.
     """
     if num_classes < 1:
         raise InputError(f"num_classes={num_classes}; a network needs at least 1")

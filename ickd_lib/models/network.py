@@ -135,10 +135,16 @@ class Network(nn.Module):
             mean: [3], one number for each channel.
             std: [3], one number above 0 for each channel.
         Raises:
-            InputError: mean or std does not have three numbers, or a number of std is not above 0.
+            InputError: mean or std does not have three numbers, a number of std is not above 0, or the numbers are
+                those of images in [0, 255].
         """
         if len(mean) != 3 or len(std) != 3 or min(std) <= 0:
             raise InputError(f"mean={mean}, std={std}; give three numbers each, with std above 0")
+        if max(map(abs, (*mean, *std))) > 10:  # such as a mean of 123.675 and a std of 58.395
+            raise InputError(
+                f"mean={mean}, std={std}; these seem to be those of images in [0, 255], but images are in [0, 1] here; "
+                "divide mean and std by 255"
+            )
         self.mean.copy_(torch.as_tensor(mean).view(1, 3, 1, 1))
         self.std.copy_(torch.as_tensor(std).view(1, 3, 1, 1))
 

@@ -52,7 +52,8 @@ def from_file(text: str, *, num_classes: int, image_size: tuple[int, int] | None
         always runs in evaluation mode. If it returns logits alone, the network has no features, [B, 0].
     Raises:
         InputError: the file is missing, of another kind, or has pickled objects; its code raises an error; or the
-            network does not take images of this size or has another number of classes.
+            network does not take images of this size or has another number of classes; or a program was compiled in
+            training mode.
     """
     plain, given = runtime.parse_call(text, "network", EXAMPLE)
     for option in given:

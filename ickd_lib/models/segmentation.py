@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..runtime import InputError, choose, notice
+from ..runtime.arguments import refuse_probabilities
 from .backbone import Backbone
 from .inspection import require_precision, run_on_black_images, undisturbed
 from .network import Network, Output, initialise_classifier, initialise_convolutions
@@ -118,7 +119,8 @@ def wrap_segmentation(
     Raises:
         InputError: a name is not that of a layer, or the layer does not run; the module cannot be evaluated on images
             of `size` (with None, of 32x32 or 224x224) or returns another shape; the output of the last convolution is
-            not the logits, and `logits` is None; logits and features differ in size; C is not `num_classes`.
+            not the logits, and `logits` is None; logits and features differ in size; C is not `num_classes`;
+            the logits are probabilities.
     """
     name = name or type(module).__name__
     require_precision(module, name)
@@ -140,6 +142,7 @@ def wrap_segmentation(
         output, returned = _run(module, layer, features is None, logits_layer, noise)
         found = _as_logits(returned, name)
         _check(output, found, name, named=logits is not None, layer=logits_layer)
+        refuse_probabilities(f"the outputs of layer {logits_layer!r} of {name}", output.logits)
         if num_classes not in (None, found.shape[1]):
             raise InputError(f"{name} has {found.shape[1]} classes, not num_classes={num_classes}")
         network = WrappedSegmenter(

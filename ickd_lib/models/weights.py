@@ -13,6 +13,7 @@ from torch import Tensor
 from ..runtime import InputError, check_object, check_tensors, not_read, notice, reason
 from ..runtime.arguments import checked
 from .detection import Detector
+from .external import LIBRARIES
 from .network import Network
 from .wrapped import Wrapped
 
@@ -53,8 +54,10 @@ def load_weights(network: Network, path: str | Path) -> Network:
     if difference:
         raise InputError(f"{path} does not fit {network.name} with {network.num_classes} classes: {difference}")
     target.load_state_dict(state)
-    plain = target is network and not network.mean.any() and bool((network.std == 1).all())
-    if plain:  # a checkpoint that does not fit this loses ten points of accuracy, and nothing else shows it
+    # A checkpoint of normalised images loses ten points of accuracy without them, and nothing else shows it. A user's
+    # own module may normalise its images itself.
+    of_library = isinstance(network, Wrapped) and network.name.partition("/")[0] in LIBRARIES
+    if (target is network or of_library) and not network.mean.any() and bool((network.std == 1).all()):
         notice(
             f"{network.name} does not normalise its images; if {path.name} was trained on normalised ones, give their "
             "mean and std to models.create"

@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..runtime import InputError, choose
+from ..runtime.arguments import refuse_probabilities
 from .inspection import require_precision, run_on_black_images, undisturbed
 from .network import Network, Output
 
@@ -161,7 +162,8 @@ def wrap(
         InputError: a name is not that of a layer, or the layer does not run in a forward pass; a layer of `maps` does
             not compute a map (but tokens [B, T, D], for example); the module cannot be evaluated on images of
             `size` (with None, of 32x32 or 224x224); C is not `num_classes`; no linear layer or convolution runs
-            and `features` is None; the module has weights in float16 or bfloat16.
+            and `features` is None; the module has weights in float16 or bfloat16; it returns probabilities instead of
+            logits; a compiled program was compiled in training mode.
     """
     name = name or type(module).__name__
     require_precision(module, name)
@@ -174,7 +176,10 @@ def wrap(
     maps = [part if part in layers else choose(part, layers, what=f"layer of {name}") for part in maps]
     pixels = None if size is None else (size, size) if isinstance(size, int) else (size[0], size[1])
 
+    buffers = {key: buffer.clone() for key, buffer in module.named_buffers()} if is_program(module) else {}
     images, last = run_on_black_images(module, name, pixels)
+    if is_program(module):
+        _require_evaluation_mode(module, name, images, buffers)
     layer = last if features is None else features
     with undisturbed(module):
         if features is None and (is_program(module) or returned_features(module(images)) is not None):
@@ -184,6 +189,7 @@ def wrap(
                 f"{name} has no linear layer whose input could be its features; name a layer in features=…"
             )
         logits, found, *_ = _logits_and_features(module, layer, features is None, images)
+        refuse_probabilities(f"the outputs of {name}", logits)
         if num_classes not in (None, logits.shape[1]):
             raise InputError(f"{name} has {logits.shape[1]} classes, not num_classes={num_classes}")
         network = Wrapped(module, layer, features is None, pixels, logits.shape[1], found.shape[1], maps)
@@ -231,6 +237,25 @@ def is_program(module: nn.Module) -> bool:
     """Return whether a module is a compiled program, whose layers cannot be observed while it runs."""
     programs = (torch.jit.ScriptModule, torch.fx.GraphModule)
     return any(isinstance(part, programs) for part in (module, *module.children()))
+
+
+def _require_evaluation_mode(module: nn.Module, name: str, images: Tensor, buffers: Mapping[str, Tensor]) -> None:
+    """Raise InputError if a program was compiled in training mode; its buffers are set to `buffers` again.
+
+    Such a program updates its batch-norm statistics, or its output for an image depends on the rest of the batch.
+    """
+    noise = torch.rand(images[:1].shape, generator=torch.Generator().manual_seed(0)).to(images)
+    black, white = torch.zeros_like(noise), torch.ones_like(noise)
+    with undisturbed(module):
+        first, second = (_logits(module(torch.cat([noise, other])))[0] for other in (black, white))
+        changed = [(one, buffers[key]) for key, one in module.named_buffers() if not torch.equal(one, buffers[key])]
+        for buffer, before in changed:
+            buffer.copy_(before)
+    if changed or bool((first - second).abs().max() > 1e-2 * first.abs().max()):
+        raise InputError(
+            f"{name} changes its batch-norm statistics, or its output for an image depends on the other images of the "
+            "batch, as in training mode; call model.eval() before torch.export.export or torch.jit.trace"
+        )
 
 
 def returned_features(value: Any) -> Tensor | None:

@@ -150,6 +150,16 @@ def check_tensor(name: str, value: Any, shape: Sequence[int | None], dtype: torc
         raise InputError(f"{wanted}, not {list(value.shape)}, {value.dtype}, {form}")
 
 
+def refuse_probabilities(what: str, logits: Tensor) -> None:
+    """Raise InputError if logits [N, C, ...] are the probabilities of two or more classes; `what` names them."""
+    if logits.numel() and logits.shape[1] > 1 and float(logits.min()) >= 0:
+        if bool(((logits.sum(1, dtype=torch.double) - 1).abs() < 1e-3).all()):
+            raise InputError(
+                f"{what} are probabilities, not logits: each row has the sum 1; give the logits, from before the "
+                "softmax, or the logarithms of the probabilities"
+            )
+
+
 @functools.cache
 def kinds(function: Callable[..., Any]) -> dict[str, Any]:
     """Return the annotations of a function by argument, without those whose names are known to a type checker alone."""

@@ -27,6 +27,8 @@ from ickd_lib.training.records import History, RunRecord
 from ickd_lib.training.state import TrainingState
 from ickd_lib.training.students import Learner, Student, learners
 
+EXAMPLE = "torchvision/resnet18(pretrained=True)"
+
 
 @checked
 def teach(
@@ -54,7 +56,8 @@ def teach(
     images without augmentation, which are computed once.
 
     Args:
-        network: a model's name, such as "torchvision/resnet18(pretrained=True)".
+        network: a model's name, such as "torchvision/resnet18(pretrained=True)". A note is printed if it does not ask
+            for pretrained weights.
         splits: the data.
         epochs: epochs in which all layers are trained; with `linear_probe` all epochs.
         head_epochs: epochs before them, in which only the classifier is trained.
@@ -72,6 +75,12 @@ def teach(
     """
     check_options(options, "teach", refused=("recipe", "teacher", "bank", "search"))
     runtime.runs_folder(runs)
+    if not runtime.parse_call(network, "model", EXAMPLE)[1].get("pretrained"):
+        runtime.notice(
+            f"{network} has no pretrained weights, and the low rates of fine-tuning train random ones poorly; ask for "
+            f"weights in its name, as in {EXAMPLE}, or train it from the beginning with training.pretrain (ickd train "
+            "--method ce)"
+        )
     recipe = Recipe(
         epochs=epochs if linear_probe else head_epochs + epochs,
         batch_size=batch_size,
