@@ -193,16 +193,18 @@ def test_the_gradient_is_clipped(line):
     assert moved.norm().item() == pytest.approx(1e-3, rel=1e-3)
 
 
-def test_the_average_is_a_running_mean_of_the_weights(line):
-    average = Average(line, 0.75)
-    expected = [p.detach().clone() for p in line.parameters()]
+@pytest.mark.parametrize("decay", [0.75, 0.999])  # the first is reached after 23 steps, the second never
+def test_the_average_is_a_running_mean_of_the_weights(line, decay):
+    average = Average(line, decay)
+    expected = [p.detach().double() for p in line.parameters()]
     optimizer = Optimizer(line, nn.Identity(), Recipe(), (8, 8))
-    for _ in range(3):
+    for n in range(100):
         steps(line, optimizer, 1)
-        average.update()
-        expected = [0.75 * e + 0.25 * p.detach() for e, p in zip(expected, line.parameters(), strict=True)]
+        average.update(torch.tensor(n))
+        kept = min(decay, (1 + n) / (10 + n))
+        expected = [kept * e + (1 - kept) * p.detach() for e, p in zip(expected, line.parameters(), strict=True)]
     for mine, value in zip(average.network.parameters(), expected, strict=True):
-        assert torch.allclose(mine, value, atol=1e-6) and not mine.requires_grad
+        assert torch.allclose(mine, value.float(), atol=1e-5) and not mine.requires_grad
     assert torch.equal(average.network.norm.running_mean, line.norm.running_mean)
 
 
@@ -234,6 +236,17 @@ def test_a_training_with_another_optimiser_resumes_exactly(options, digits, tmp_
         state = history.network.state_dict()
         assert all(torch.equal(value, state[key]) for key, value in whole.network.state_dict().items())
     assert [r["weights"] for r in resumed.epochs] == [r["weights"] for r in whole.epochs]
+
+
+def test_the_average_of_a_short_training_does_not_keep_the_initial_weights(digits, monkeypatch):
+    """Of 100 steps, 0.999 of the average in each would keep 90% of weights that are as good as chance."""
+    update, numbers = Average.update, []
+    monkeypatch.setattr(Average, "update", lambda self, step: (numbers.append(int(step)), update(self, step)))
+    recipe = Recipe(epochs=25, lr=0.05, schedule="cosine", batch_size=30, ema=0.999)
+    given = {"recipe": recipe, "device": "cpu", "progress": False, "evaluate_every": 25}
+    (history,) = training.distill([Student("resnet8", "ce")], digits, **given).values()
+    assert numbers == list(range(100))
+    assert history.summary["accuracy"] > 0.5
 
 
 def test_the_average_is_what_is_evaluated_and_kept(digits):

@@ -28,6 +28,9 @@ class Recipe:
 
     Its learning rate drops to a tenth after 5/8, 6/8 and 7/8 of the epochs: of 240 epochs at 150, 180 and 210, and in
     a shorter training correspondingly earlier.
+
+    The moving average of the weights (`ema`) has a lower decay in its first steps: in step n, counted from 0, it is the
+    smaller of `ema` and (1 + n) / (10 + n). Otherwise the average of a short training would keep the initial weights.
     """
 
     epochs: Count = field(default=240, metadata={"help": "passes over the training images"})
