@@ -249,7 +249,11 @@ def distill(
                     raise stopped(loop)
         wait_for_all()  # so that all run folders are complete for every process
         histories = {state.learner.name: record.history() for state, record in records.items() if record.finished}
-        trained.update(state.learner.position for state, record in records.items() if record.finished)
+        for state, record in records.items():
+            if record.finished:
+                trained.add(position := state.learner.position)
+                if isinstance(given := students[position].network, Network):  # a part of what was trained, perhaps
+                    given.trained_on = dict(record.network.trained_on)
         if failed := [group.failed for group in checkpoints if group.failed]:
             raise Diverged("; ".join(failed), histories)
         return histories
