@@ -171,9 +171,9 @@ def _learner(
         origin = {"network": network.name, "initial": network.identity}
         if network.trained_on.get("data") == train.name:
             runtime.notice(
-                f"the network {network.name} given to Student has been trained on {train.name} before, and its training "
-                "goes on from its present weights; to compare methods, give each a copy.deepcopy(network) that was "
-                "made before the first training"
+                f"the network {network.name} given to Student has been trained on {train.name} before, and goes on "
+                "from its present weights; to compare methods, give each a copy.deepcopy(network) that was made before "
+                "the first training"
             )
     _check(network, method, train, task, teacher)
     common = _common_classes(method, teacher, train.classes, task)
