@@ -185,6 +185,25 @@ def test_the_two_rates_are_those_of_embedding_and_classifier(line):
     assert moved == {"head.weight", "head.bias"}
 
 
+@pytest.mark.parametrize(
+    ("given", "name"),
+    [
+        ({"optimizer": "adamw"}, "AdamW"),
+        ({"optimizer": "nadam", "lr": 0.02}, "NAdam"),
+        ({"optimizer": "adam", "lr": 0.01}, ""),
+        ({"optimizer": "adagrad"}, ""),
+        ({}, ""),
+    ],
+)
+def test_a_learning_rate_of_sgd_is_noted_for_adam(given, name, digits, notes):
+    recipe = Recipe(**{"epochs": 1} | given)
+    for seed in range(2):
+        training.distill([Student("resnet8", seed=seed)], digits, recipe=recipe, device="cpu", progress=False)
+    found = [one for one in notes() if "learning rate" in one]
+    start = f"note: lr={recipe.lr} is high for the optimizer {name}, "
+    assert len(found) == bool(name) and all(one.startswith(start) and "0.001" in one for one in found)
+
+
 def test_the_gradient_is_clipped(line):
     optimizer = Optimizer(line, nn.Identity(), Recipe(lr=1.0, momentum=0, weight_decay=0, clip_grad_norm=1e-3), (8, 8))
     before = torch.cat([p.detach().flatten().clone() for p in line.parameters()])
