@@ -197,6 +197,14 @@ def test_with_a_teacher_cache(digits, teacher, replaying, tmp_path, gigabytes):
     assert Tape.made == 1
 
 
+def test_the_decay_of_an_average_differs_from_step_to_step(digits, replaying):
+    students, recipe = [Student("resnet8", name="a")], replace(RECIPE, ema=0.999)
+    plain = train(students, digits, None, recipe=recipe)
+    replaying()
+    same(plain, train(students, digits, None, recipe=recipe))
+    assert Tape.made == 1
+
+
 def test_resumed_in_the_middle(digits, teacher, bank, replaying, tmp_path, monkeypatch):
     students = [Student("resnet8", "dkd(warmup=2)+ickd", name="a")]
     plain = train(students, digits, teacher, bank)

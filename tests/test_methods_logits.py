@@ -128,3 +128,58 @@ def test_wkd_l_needs_a_linear_classifier_of_the_features():
 
     with pytest.raises(InputError, match=r"wkd_l needs the weights of the teacher's linear classifier.*in_features=8"):
         methods.create("wkd_l").adapt(Tiny(), Other(), (8, 8))
+
+
+@pytest.mark.parametrize(
+    ("method", "start"),
+    [
+        (
+            "lskd",
+            "lskd standardises the logits of each sample, and two standardised logits are always -0.71 and 0.71; so",
+        ),
+        ("kd(standardised=True)", "kd standardises"),
+        ("dkd(standardised=True)", "dkd standardises"),
+        ("mlkd(standardised=True)", "mlkd standardises"),
+        (
+            "ce+dkd",
+            "the term nckd of dkd compares the classes other than the label; with two classes, this is a single one",
+        ),
+        ("nkd", "the term others of nkd"),
+        ("uskd", "the term others of uskd"),
+    ],
+)
+def test_terms_that_teach_nothing_with_two_classes_are_noted(method, start, notes):
+    made, other = methods.create(method), methods.create(method)
+    for one in (made, other):
+        one.adapt(Tiny(), None, (8, 8))
+    other.setup(D, D, 3, 20)
+    assert notes() == []
+    made.setup(D, D, 2, 20)
+    (note,) = notes()
+    assert note.startswith(f"note: {start}")
+
+
+@pytest.mark.parametrize(
+    "method", ["kd", "lskd(standardised=False)", "dkd(nckd=0)", "nkd(gamma=0)", "uskd(beta=0)", "mlkd"]
+)
+def test_other_terms_are_not(method, notes):
+    made = methods.create(method)
+    made.adapt(Tiny(), None, (8, 8))
+    made.setup(D, D, 2, 20)
+    assert notes() == []
+
+
+@pytest.mark.usefixtures("seeded")
+def test_what_the_notes_on_two_classes_say():
+    student, teacher = torch.randn(6, 2, requires_grad=True), torch.randn(6, 2)
+    labels = torch.randint(2, (6,))
+    assert losses.standardise(student).abs().allclose(torch.tensor(0.7071), atol=1e-3)
+    standardised = (
+        losses.kd(student, teacher, standardised=True),
+        *losses.dkd(student, teacher, labels, standardised=True),
+    )
+    for term in standardised:
+        (found,) = torch.autograd.grad(term, student, retain_graph=True)
+        assert found.abs().max() < 1e-4
+    assert losses.dkd(student, teacher, labels)[1] == losses.nkd(student, teacher, labels)[1] == 0
+    assert losses.uskd(student, teacher, labels)[1].abs() < 1e-6

@@ -185,6 +185,25 @@ def test_the_two_rates_are_those_of_embedding_and_classifier(line):
     assert moved == {"head.weight", "head.bias"}
 
 
+@pytest.mark.parametrize(
+    ("given", "name"),
+    [
+        ({"optimizer": "adamw"}, "AdamW"),
+        ({"optimizer": "nadam", "lr": 0.02}, "NAdam"),
+        ({"optimizer": "adam", "lr": 0.01}, ""),
+        ({"optimizer": "adagrad"}, ""),
+        ({}, ""),
+    ],
+)
+def test_a_learning_rate_of_sgd_is_noted_for_adam(given, name, digits, notes):
+    recipe = Recipe(**{"epochs": 1} | given)
+    for seed in range(2):
+        training.distill([Student("resnet8", seed=seed)], digits, recipe=recipe, device="cpu", progress=False)
+    found = [one for one in notes() if "learning rate" in one]
+    start = f"note: lr={recipe.lr} is high for the optimizer {name}, "
+    assert len(found) == bool(name) and all(one.startswith(start) and "0.001" in one for one in found)
+
+
 def test_the_gradient_is_clipped(line):
     optimizer = Optimizer(line, nn.Identity(), Recipe(lr=1.0, momentum=0, weight_decay=0, clip_grad_norm=1e-3), (8, 8))
     before = torch.cat([p.detach().flatten().clone() for p in line.parameters()])
@@ -193,16 +212,18 @@ def test_the_gradient_is_clipped(line):
     assert moved.norm().item() == pytest.approx(1e-3, rel=1e-3)
 
 
-def test_the_average_is_a_running_mean_of_the_weights(line):
-    average = Average(line, 0.75)
-    expected = [p.detach().clone() for p in line.parameters()]
+@pytest.mark.parametrize("decay", [0.75, 0.999])  # the first is reached after 23 steps, the second never
+def test_the_average_is_a_running_mean_of_the_weights(line, decay):
+    average = Average(line, decay)
+    expected = [p.detach().double() for p in line.parameters()]
     optimizer = Optimizer(line, nn.Identity(), Recipe(), (8, 8))
-    for _ in range(3):
+    for n in range(100):
         steps(line, optimizer, 1)
-        average.update()
-        expected = [0.75 * e + 0.25 * p.detach() for e, p in zip(expected, line.parameters(), strict=True)]
+        average.update(torch.tensor(n))
+        kept = min(decay, (1 + n) / (10 + n))
+        expected = [kept * e + (1 - kept) * p.detach() for e, p in zip(expected, line.parameters(), strict=True)]
     for mine, value in zip(average.network.parameters(), expected, strict=True):
-        assert torch.allclose(mine, value, atol=1e-6) and not mine.requires_grad
+        assert torch.allclose(mine, value.float(), atol=1e-5) and not mine.requires_grad
     assert torch.equal(average.network.norm.running_mean, line.norm.running_mean)
 
 
@@ -234,6 +255,17 @@ def test_a_training_with_another_optimiser_resumes_exactly(options, digits, tmp_
         state = history.network.state_dict()
         assert all(torch.equal(value, state[key]) for key, value in whole.network.state_dict().items())
     assert [r["weights"] for r in resumed.epochs] == [r["weights"] for r in whole.epochs]
+
+
+def test_the_average_of_a_short_training_does_not_keep_the_initial_weights(digits, monkeypatch):
+    """Of 100 steps, 0.999 of the average in each would keep 90% of weights that are as good as chance."""
+    update, numbers = Average.update, []
+    monkeypatch.setattr(Average, "update", lambda self, step: (numbers.append(int(step)), update(self, step)))
+    recipe = Recipe(epochs=25, lr=0.05, schedule="cosine", batch_size=30, ema=0.999)
+    given = {"recipe": recipe, "device": "cpu", "progress": False, "evaluate_every": 25}
+    (history,) = training.distill([Student("resnet8", "ce")], digits, **given).values()
+    assert numbers == list(range(100))
+    assert history.summary["accuracy"] > 0.5
 
 
 def test_the_average_is_what_is_evaluated_and_kept(digits):

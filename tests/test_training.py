@@ -290,6 +290,27 @@ def test_a_network_that_was_given_goes_on_after_a_stop(digits, teacher, tmp_path
     assert next(iter(further.values())).folder != history.folder, "a trained network is another beginning"
 
 
+@pytest.mark.parametrize(("method", "ema"), [("ce", 0.0), ("ce", 0.9), ("simkd", 0.0)])
+def test_a_second_training_of_a_given_network_is_noted(method, ema, digits, teacher, tmp_path, notes):
+    with runtime.seeded(0, "network"):
+        network = models.create("resnet8", **digits.train.spec)
+    recipe = Recipe(epochs=1, lr=0.05, ema=ema)
+
+    def train(student, splits=digits, **given):
+        distill([Student(student, method, name="a")], splits, teacher, recipe=recipe, **given)
+        return [one for one in notes() if "given to Student" in one]
+
+    with pytest.raises(KeyboardInterrupt):
+        train(network, runs=tmp_path, callbacks=[Fails(KeyboardInterrupt())])
+    copied = copy.deepcopy(network)
+    assert train(network, runs=tmp_path) == [], "the same call goes on"
+    (note,) = train(network)
+    assert "has been trained on digits/train before" in note and "a copy.deepcopy(network)" in note
+    assert train(copied, runs=tmp_path) == [], "a finished run is loaded"
+    copied.trained_on = {"data": "cifar100/train", "labels": 50_000}
+    assert train(copied) == [], "what was trained on other data is fine-tuned"
+
+
 class Fails(training.Callback):
     """Raises an error after the second step."""
 

@@ -10,6 +10,7 @@ from ickd_lib import losses, models
 from ickd_lib.methods.base import Method, WithLabels
 from ickd_lib.methods.context import Context
 from ickd_lib.methods.registry import register
+from ickd_lib.methods.two_classes import note_others
 from ickd_lib.models import Network
 from ickd_lib.runtime.arguments import Bound, NotNegative, Positive, Share
 
@@ -194,6 +195,8 @@ class USKD(WithLabels):
 
     def setup(self, student_dim: int, teacher_dim: int, num_classes: int, rows: int) -> None:
         self.weak = nn.Linear(self.channels, num_classes)
+        if num_classes == 2 and self.beta:
+            note_others(self, "others", instead="tfkd")
 
     def teach(self, context: Context) -> dict[str, Tensor]:
         student = context.student

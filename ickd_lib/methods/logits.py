@@ -8,6 +8,7 @@ from ickd_lib import losses
 from ickd_lib.methods.base import WithLabels
 from ickd_lib.methods.context import Context
 from ickd_lib.methods.registry import register
+from ickd_lib.methods.two_classes import note_others, note_standardised
 from ickd_lib.runtime.arguments import Natural, NotNegative, Positive
 
 
@@ -35,6 +36,10 @@ class KD(WithLabels):
     ) -> None:
         super().__init__(ce=ce)
         self.kd, self.temperature, self.standardised = kd, temperature, standardised
+
+    def setup(self, student_dim: int, teacher_dim: int, num_classes: int, rows: int) -> None:
+        if num_classes == 2 and self.standardised and self.kd:
+            note_standardised(self, "the term kd has")
 
     def teach(self, context: Context) -> dict[str, Tensor]:
         student, teacher = context.shared_logits()
@@ -94,6 +99,12 @@ class DKD(WithLabels):
         super().__init__(ce=ce)
         self.tckd, self.nckd, self.temperature = tckd, nckd, temperature
         self.warmup, self.standardised = warmup, standardised
+
+    def setup(self, student_dim: int, teacher_dim: int, num_classes: int, rows: int) -> None:
+        if num_classes == 2 and self.standardised:
+            note_standardised(self, "the terms tckd and nckd have")
+        elif num_classes == 2 and self.nckd:
+            note_others(self, "nckd")
 
     def teach(self, context: Context) -> dict[str, Tensor]:
         assert context.teacher is not None
@@ -181,6 +192,10 @@ class NKD(WithLabels):
     def __init__(self, *, ce: NotNegative = 1.0, gamma: NotNegative = 3.5, temperature: Positive = 3.0) -> None:
         super().__init__(ce=ce)
         self.gamma, self.temperature = gamma, temperature
+
+    def setup(self, student_dim: int, teacher_dim: int, num_classes: int, rows: int) -> None:
+        if num_classes == 2 and self.gamma:
+            note_others(self, "others")
 
     def teach(self, context: Context) -> dict[str, Tensor]:
         assert context.teacher is not None

@@ -10,6 +10,7 @@ from ickd_lib import losses
 from ickd_lib.methods.base import WithLabels
 from ickd_lib.methods.context import Context
 from ickd_lib.methods.registry import register
+from ickd_lib.methods.two_classes import note_standardised
 from ickd_lib.runtime.arguments import NotNegative, Positive
 
 
@@ -46,6 +47,10 @@ class MLKD(WithLabels):
         super().__init__(ce=ce)
         self.weights = {"instance": instance, "batch": batch, "classes": classes}
         self.temperature, self.standardised = temperature, standardised
+
+    def setup(self, student_dim: int, teacher_dim: int, num_classes: int, rows: int) -> None:
+        if num_classes == 2 and self.standardised and self.weights["instance"]:
+            note_standardised(self, "the term instance has")
 
     def forward(self, context: Context) -> dict[str, Tensor]:
         assert context.strong is not None

@@ -31,6 +31,7 @@ from ickd_lib.training.records import History, RunRecord
 from ickd_lib.training.state import TrainingState, not_finite
 from ickd_lib.training.stepper import Stepper
 from ickd_lib.training.students import Learner, Student, learners, restored_on_error
+from ickd_lib.training.teacher_check import check_teacher
 from ickd_lib.training.teacher_choice import TeacherNeeds, teacher_bank, teacher_source
 
 
@@ -70,7 +71,8 @@ def distill(
             exactly as if each were trained alone.
         splits: the data. Validation and test images are used for evaluation only.
         teacher: a network, for the methods that need one, which is copied and not changed. Its classes are those of the
-            data, or others if the methods' `label_space` allows them.
+            data, or others if the methods' `label_space` allows them. A note is printed if a classifier of the same
+            classes predicts the labels of up to 256 training images no better than guessing.
         bank: the teacher's memory bank of the training images, or of more images of the data set, which then serve as
             in-context samples too (labels that are not known can be the teacher's predictions, see `MemoryBank.build`).
             By default it is built from the training images if a method needs it.
@@ -189,6 +191,14 @@ def distill(
                     stack.callback(source.close)
                 with runtime.stopping_between_blocks(stop):
                     own_bank = teacher_bank(bank, waiting, splits.train, frozen, task, numerics["precision"], search)
+                    check_teacher(
+                        frozen,
+                        [state.learner for state in waiting],
+                        splits.train,
+                        task,
+                        bank=own_bank.bank if own_bank else None,
+                        precision=numerics["precision"],
+                    )
                 together, environment = uuid.uuid4().hex[:8], runtime.environment(device)
                 for state in waiting:
                     records[state].recall = own_bank.recall(state) if own_bank else {}
@@ -239,7 +249,11 @@ def distill(
                     raise stopped(loop)
         wait_for_all()  # so that all run folders are complete for every process
         histories = {state.learner.name: record.history() for state, record in records.items() if record.finished}
-        trained.update(state.learner.position for state, record in records.items() if record.finished)
+        for state, record in records.items():
+            if record.finished:
+                trained.add(position := state.learner.position)
+                if isinstance(given := students[position].network, Network):  # a part of what was trained, perhaps
+                    given.trained_on = dict(record.network.trained_on)
         if failed := [group.failed for group in checkpoints if group.failed]:
             raise Diverged("; ".join(failed), histories)
         return histories

@@ -118,7 +118,8 @@ class Average:
 
     Args:
         network: the network that is trained.
-        decay: weight of the present average in each update.
+        decay: highest weight of the present average in an update. In step n of the training, counted from 0, the weight
+            is at most (1 + n) / (10 + n), so that the average does not keep the initial weights of a short training.
     """
 
     def __init__(self, network: Network, decay: float) -> None:
@@ -126,9 +127,15 @@ class Average:
         self.network = copy.deepcopy(network).requires_grad_(False)
 
     @torch.no_grad()
-    def update(self) -> None:
-        """Move the average towards the present weights; buffers such as batch-norm statistics are copied."""
-        pairs = list(zip(self.network.parameters(), self.source.parameters(), strict=True))
-        torch._foreach_lerp_([a for a, _ in pairs], [b for _, b in pairs], 1 - self.decay)
+    def update(self, step: Tensor) -> None:
+        """Move the average towards the present weights; buffers such as batch-norm statistics are copied.
+
+        Args:
+            step: number of the step in the whole training, from 0, a scalar on the device.
+        """
+        averages: list[Tensor] = list(self.network.parameters())
+        differences = list(torch._foreach_sub(list(self.source.parameters()), averages))
+        torch._foreach_mul_(differences, 1 - ((1 + step) / (10 + step)).clamp(max=self.decay))
+        torch._foreach_add_(averages, differences)
         for averaged, present in zip(self.network.buffers(), self.source.buffers(), strict=True):
             averaged.copy_(present)

@@ -19,6 +19,7 @@ from ickd_lib.runtime.arguments import BelowOne, Count, NotNegative, Positive, c
 SCHEDULES = ("step", "cosine", "onecycle", "fifths", "tenth")
 MILESTONES = {"step": (5 / 8, 6 / 8, 7 / 8), "fifths": (5 / 10, 7 / 10, 9 / 10)}  # shares of the epochs
 FACTORS = {"step": 0.1, "fifths": 0.2}
+HIGH_FOR_ADAM = 0.01  # a learning rate above it is noted
 OF_OPTIMIZERS = ("momentum", "nesterov", "betas", "weight_decay")  # settings that only some optimisers have
 
 
@@ -28,6 +29,9 @@ class Recipe:
 
     Its learning rate drops to a tenth after 5/8, 6/8 and 7/8 of the epochs: of 240 epochs at 150, 180 and 210, and in
     a shorter training correspondingly earlier.
+
+    The moving average of the weights (`ema`) has a lower decay in its first steps: in step n, counted from 0, it is the
+    smaller of `ema` and (1 + n) / (10 + n). Otherwise the average of a short training would keep the initial weights.
     """
 
     epochs: Count = field(default=240, metadata={"help": "passes over the training images"})
@@ -78,6 +82,8 @@ class Recipe:
     def check_optimizer(self, defaults: Mapping[str, Any]) -> None:
         """Raise InputError if a setting that the optimiser does not have was changed, and so would have no effect.
 
+        A note is printed if the learning rate is usual for SGD alone, but the optimiser is Adam or a variant of it.
+
         Args:
             defaults: the settings for which the task has defaults of its own, `Task.recipe`.
         """
@@ -88,6 +94,11 @@ class Recipe:
             value = getattr(self, setting)
             if setting not in known and value not in (usual[setting], defaults.get(setting, usual[setting])):
                 raise InputError(f"{setting}={value} is not a setting of the optimizer {name}; leave it out")
+        if "adam" in self.optimizer and self.lr > HIGH_FOR_ADAM:
+            runtime.notice(
+                f"lr={self.lr} is high for the optimizer {name}, and networks without batch normalisation learn little "
+                "with it; 0.001 is a usual learning rate for this optimizer"
+            )
 
     def first_phase(self) -> Recipe:
         """Return the recipe with the first of its schedules, for a training that has one phase."""

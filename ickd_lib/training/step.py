@@ -111,7 +111,7 @@ def train_step(group: PeerGroup, inputs: StepInputs, shared: Targets | None) -> 
     for state in group.states:
         state.optimizer.step()
         if state.average:
-            state.average.update()
+            state.average.update(inputs.epoch * state.steps + inputs.step[0])
 
 
 def step_losses(group: PeerGroup, inputs: StepInputs, shared: Targets | None) -> list[Tensor]:

@@ -26,9 +26,10 @@ from ickd_lib.training.recipe import Recipe
 class Student:
     """A request to train one student.
 
-    network: a model's name, initialised from `seed`; or a network, which is trained in place. If its training fails, or
-        is stopped and has a run folder, the network gets back the weights that it had; the same call then continues
-        from the checkpoint in the run folder.
+    network: a model's name, initialised from `seed`; or a network, which is trained in place. A further training goes
+        on from its trained weights, and a note is printed if that is on the same data; so to compare methods, give each
+        a copy. If its training fails, or is stopped and has a run folder, the network gets back the weights that it
+        had; the same call then continues from the checkpoint in the run folder.
     method: a name that `methods.create` accepts, or a Method.
     seed: seed of the initialisation and of the method's random draws. The order of the data has its own seed.
     name: name of the run folder; by default network, method, seed and a fingerprint of all settings, so that other
@@ -168,6 +169,12 @@ def _learner(
     else:
         network = student.network
         origin = {"network": network.name, "initial": network.identity}
+        if network.trained_on.get("data") == train.name:
+            runtime.notice(
+                f"the network {network.name} given to Student has been trained on {train.name} before, and goes on "
+                "from its present weights; to compare methods, give each a copy.deepcopy(network) that was made before "
+                "the first training"
+            )
     _check(network, method, train, task, teacher)
     common = _common_classes(method, teacher, train.classes, task)
     if common:
