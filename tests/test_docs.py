@@ -549,7 +549,9 @@ def test_the_speed_table_is_that_of_the_committed_file():
             "KD, times the usual loop": f"{times['kd']:.2f}",
             "KD with a full teacher cache, times the usual loop": f"{times['kd, full memo']:.2f}",
             "an IC-KD step against a KD step": f"{100 * measured['ickd_over_kd'] - 100:+.1f}%".replace("-", "−"),
-            "speed of three methods in one pass, relative to three trainings": f"{measured['three_in_one_pass_times_three_runs']:.2f}",
+            "speed of three methods in one pass, relative to three trainings": (
+                f"{measured['three_in_one_pass_times_three_runs']:.2f}"
+            ),
             "upper bound: KD, with a full teacher cache, times the usual loop": (
                 f"{floor['kd']:.2f}, {floor['kd, full memo']:.2f}"
             ),
