@@ -433,6 +433,24 @@ def test_runs_that_were_evaluated_on_other_images_are_apart(tmp_path):
     assert "evaluated_on: test is 1111111111111111 in" in "\n".join(runs.diff(tmp_path / "0", tmp_path / "3"))
 
 
+def test_own_networks_of_one_class_are_apart_by_their_shapes(tmp_path):
+    def own(place, seed, **architecture):
+        run = make_run(tmp_path / place, "kd", seed, network="Small")
+        config = run.config
+        config["settings"]["student"] = {"network": "Small", "initial": place, **architecture}
+        runtime.write_json(run.folder / "config.json", config)
+
+    for seed in range(2):
+        own(f"narrow{seed}", seed, shapes="1" * 16, parameters=10)
+    own("earlier", 2)
+    (setting,) = runs.grouped(runs.finished([tmp_path]))
+    assert setting.origin == "", "a run of an earlier version is a seed as before"
+    for seed in range(3, 5):  # with other seeds
+        own(f"wide{seed}", seed, shapes="2" * 16, parameters=1000)
+    origins = {setting.origin for setting in runs.grouped(runs.finished([tmp_path]))}
+    assert origins == {"architecture 111111", "architecture 222222", "architecture not recorded"}
+
+
 def test_validation_images_differ_between_seeds_only_if_train_does(tmp_path):
     for seed in range(2):
         evaluated(make_run(tmp_path / f"drawn/{seed}", "kd", seed), images=f"{seed}", val=f"{seed}", test="5")

@@ -396,6 +396,16 @@ def test_a_run_records_how_many_images_were_held_out(digits, tmp_path):
     assert "held_out" not in str(runtime.Run(made.folder).settings), "it is no part of what identifies a run"
 
 
+def test_a_run_of_an_own_network_records_its_shapes_and_not_its_weights_alone(digits, tmp_path):
+    found = []
+    for name, seed, dim in (("a", 0, 12), ("b", 1, 12), ("c", 0, 6)):
+        made = distill([Student(Dropping(seed, dim), "ce", 0, name)], digits, None, runs=tmp_path)[name]
+        found.append(runtime.Run(made.folder).settings["student"])
+    assert found[0]["shapes"] == found[1]["shapes"] != found[2]["shapes"]
+    assert found[0]["initial"] != found[1]["initial"]
+    assert found[0]["parameters"] == sum(p.numel() for p in Dropping(0, 12).parameters()) > found[2]["parameters"]
+
+
 def corrected(split):
     """The same images, of which one pixel has changed."""
     return dataclasses.replace(split, images=split.images.clone().index_fill_(0, torch.tensor([3]), 7))

@@ -289,12 +289,15 @@ def _numbers(config: dict[str, Any], summary: dict[str, Any]) -> dict[str, Any]:
 def _identities(config: dict[str, Any]) -> dict[str, str]:
     """Return the `identities` of a run, and a fingerprint of all "settings" that do not depend on its seeds.
 
-    The fingerprints of the "test images" and "validation images" are "" for a run that does not record them. Means
-    and standard deviations of the data count to six digits, because machines round the last ones differently.
+    The fingerprints of the "architecture" of an own network, and of the "test images" and "validation images", are ""
+    for a run that does not record them. Means and standard deviations of the data count to six digits, because machines
+    round the last ones differently.
     """
     settings, evaluated = config["settings"], config.get("evaluated_on") or {}
     student = dict(settings.get("student", {}))
     student |= {key: [float(f"{x:.6g}") for x in student[key]] for key in ("mean", "std") if student.get(key)}
+    architecture = student.pop("shapes", "")
+    student.pop("parameters", None)
     own = {key: value for key, value in settings.items() if key != "peers"} | {"student": student}
     own["bank"] = {key: value for key, value in (settings.get("bank") or {}).items() if key not in ("data", "teacher")}
     if "labels" in own["bank"]:  # "60 given (…), the others predicted by the teacher", with a fingerprint of these
@@ -302,6 +305,7 @@ def _identities(config: dict[str, Any]) -> dict[str, str]:
     of_seed = ("seed", "fingerprint", "index", "content", "initial", "peer_group", "circle")
     others = {key: value for key, value in runtime.flat(own).items() if not key.endswith(of_seed)}
     found = identities(settings | {"student": student}) | {"settings": runtime.fingerprint(others)}
+    found["architecture"] = architecture
     images = {"test images": evaluated.get("test") or "", "validation images": evaluated.get("val") or ""}
     return found | images
 

@@ -167,7 +167,13 @@ def _learner(
         origin = {"network": network.name, **train.spec}
     else:
         network = student.network
-        origin = {"network": network.name, "initial": network.identity}
+        shapes = {name: list(getattr(value, "shape", ())) for name, value in network.state_dict().items()}
+        origin = {
+            "network": network.name,
+            "initial": network.identity,
+            "shapes": runtime.fingerprint(shapes),  # tells architectures of one class apart
+            "parameters": sum(parameter.numel() for parameter in network.parameters()),
+        }
     _check(network, method, train, task, teacher)
     common = _common_classes(method, teacher, train.classes, task)
     if common:
