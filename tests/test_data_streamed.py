@@ -209,6 +209,18 @@ def test_mirroring_can_be_switched_off(folder, options, notes):
         assert 16 < sum(mirrored) < 48 and mirrored == [not torch.equal(a, b) for a, b in pairs]
 
 
+def test_test_images_that_are_copies_of_training_images_are_counted(tmp_path, notes):
+    path = write_folder(tmp_path / "data", suffix="png")
+    data.load(f"folder:{path}")
+    assert not any("same pixels" in line for line in notes())
+    for i in range(2):
+        shutil.copy(path / f"train/class1/{i}.png", path / f"test/class1/another{i}.png")
+    data.load(f"folder:{path}")
+    (line,) = [line for line in notes() if "same pixels" in line]
+    assert "2 of 11 images of folder:data/test have the same pixels as a training image" in line
+    assert "test/class1/another0.png and train/class1/0.png" in line
+
+
 def test_other_data_sets_can_be_mirrored_too_but_not_those_with_masks():
     assert data.load("digits", labels=20, flip=True).train.views == 2 * data.load("digits", labels=20).train.views
     assert data.load("digits", labels=20, flip=False).train.recorded_crop == {}, "as it is loaded without the option"
