@@ -57,7 +57,7 @@ def _loader(given: argparse.Namespace, labels: int = 0, **changes: Any) -> Calla
         download=given.download,
         annotations=given.annotations or (needed if needed in data.kinds(given.dataset) else ""),
         ignore=given.ignore,
-        **{name: getattr(given, name) for name in ("stream", "crop", "views", "workers", "corrupt")},
+        **{name: getattr(given, name) for name in ("stream", "crop", "views", "workers", "corrupt", "flip")},
     )
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from streams import write_folder
 
 from ickd_lib import __main__ as cli
 from ickd_lib import training
@@ -444,3 +445,15 @@ runpy.run_module("ickd_lib", run_name="__main__")
 """
     found = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
     assert (found.returncode, found.stdout, found.stderr) == (130, "", "stopped\n")
+
+
+def test_a_run_without_flips_is_another_run_and_is_evaluated_as_it_was_trained(run, tmp_path):
+    folder = write_folder(tmp_path / "signs", train=6)
+    folders = set()
+    for choice in ("", " --flip", " --no-flip"):
+        status, out, err = run(f"train --method ce --dataset folder:{folder} --student resnet8 --epochs 1{choice}")
+        assert status == 0 and ("are mirrored" in err) == (not choice)
+        folders.add(last := out.rsplit("run folder: ")[1].strip())
+    assert len(folders) == 2
+    status, _, err = run(f"evaluate {last} --dataset folder:{folder}")
+    assert status == 0 and "mirrored" not in err and "are not those of" not in err

@@ -188,6 +188,46 @@ def test_pictures_of_a_few_images_are_decoded(folder):
     assert (canvas[0].get_array() == canvas[1].get_array()).all()
 
 
+@pytest.mark.parametrize("options", [{}, {"stream": True}, {"crop": "resized", "image_size": 24}], ids=str)
+def test_mirroring_can_be_switched_off(folder, options, notes):
+    usual = data.load(f"folder:{folder}", **options).train
+    assert any("half of the augmented training images are mirrored" in line and "--no-flip" in line for line in notes())
+    same = data.load(f"folder:{folder}", **options, flip=True).train
+    never = data.load(f"folder:{folder}", **options, flip=False).train
+    assert not any("mirrored" in line for line in notes())
+    view = torch.arange(min(usual.views, 64))
+    rows = torch.zeros_like(view)
+    assert torch.equal(usual.cropped(rows, view), same.cropped(rows, view))
+    assert usual.fingerprint == same.fingerprint and usual.recorded_crop == same.recorded_crop
+    assert never.recorded_crop["flip"] is False and never.recorded_crop != usual.recorded_crop
+    assert torch.equal(never.shown(rows), usual.shown(rows))
+    if not options.get("crop"):
+        assert never.views * 2 == usual.views
+    else:  # each box is the same, but none is mirrored
+        pairs = list(zip(usual.cropped(rows, view), never.cropped(rows, view), strict=True))
+        mirrored = [torch.equal(a, b.flip(-1)) for a, b in pairs]
+        assert 16 < sum(mirrored) < 48 and mirrored == [not torch.equal(a, b) for a, b in pairs]
+
+
+def test_test_images_that_are_copies_of_training_images_are_counted(tmp_path, notes):
+    path = write_folder(tmp_path / "data", suffix="png")
+    data.load(f"folder:{path}")
+    assert not any("same pixels" in line for line in notes())
+    for i in range(2):
+        shutil.copy(path / f"train/class1/{i}.png", path / f"test/class1/another{i}.png")
+    data.load(f"folder:{path}")
+    (line,) = [line for line in notes() if "same pixels" in line]
+    assert "2 of 11 images of folder:data/test have the same pixels as a training image" in line
+    assert "test/class1/another0.png and train/class1/0.png" in line
+
+
+def test_other_data_sets_can_be_mirrored_too_but_not_those_with_masks():
+    assert data.load("digits", labels=20, flip=True).train.views == 2 * data.load("digits", labels=20).train.views
+    assert data.load("digits", labels=20, flip=False).train.recorded_crop == {}, "as it is loaded without the option"
+    with pytest.raises(InputError, match="flip=False is not an option of scenes, whose images have masks or objects"):
+        data.load("scenes", flip=False)
+
+
 # ----------------------------------------------------------------------------------------- memory and options
 
 

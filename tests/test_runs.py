@@ -405,6 +405,62 @@ def test_what_is_chosen_by_held_out_images_tells_nothing_of_the_test_images():
     assert apart.count("| method |") == 2 and "| last, % |" in apart
 
 
+def evaluated(run, images="4", **marks):
+    """The run, with fingerprints of its training images and of those that it was evaluated on."""
+    config = run.config
+    config["settings"]["data"]["fingerprint"] = images
+    runtime.write_json(run.folder / "config.json", config | ({"evaluated_on": marks} if marks else {}))
+    return run
+
+
+def test_runs_that_were_evaluated_on_other_images_are_apart(tmp_path):
+    one, other = {"val": None, "test": "1" * 16}, {"val": None, "test": "2" * 16}
+    for seed, marks in enumerate([one, one, {}]):
+        evaluated(make_run(tmp_path / f"{seed}", "kd", seed), **marks)
+    (setting,) = runs.grouped(runs.finished([tmp_path]))
+    assert setting.origin == "", "a run of an earlier version, without an entry, is a seed as before"
+    evaluated(make_run(tmp_path / "3", "ce", 3), **other)  # methods are not compared on different images either
+    origins = {setting.origin: list(found) for setting, found in runs.grouped(runs.finished([tmp_path])).items()}
+    assert origins == {
+        "test images 111111": ["kd"],
+        "test images not recorded": ["kd"],
+        "test images 222222": ["ce"],
+    }
+    evaluated(make_run(tmp_path / "again", "kd", 0), **other)  # not the same run, although all settings are equal
+    assert len(runs.finished([tmp_path])) == 5
+    evaluated(make_run(tmp_path / "equal", "kd", 0), **one)
+    assert len(runs.finished([tmp_path])) == 5
+    assert "evaluated_on: test is 1111111111111111 in" in "\n".join(runs.diff(tmp_path / "0", tmp_path / "3"))
+
+
+def test_own_networks_of_one_class_are_apart_by_their_shapes(tmp_path):
+    def own(place, seed, **architecture):
+        run = make_run(tmp_path / place, "kd", seed, network="Small")
+        config = run.config
+        config["settings"]["student"] = {"network": "Small", "initial": place, **architecture}
+        runtime.write_json(run.folder / "config.json", config)
+
+    for seed in range(2):
+        own(f"narrow{seed}", seed, shapes="1" * 16, parameters=10)
+    own("earlier", 2)
+    (setting,) = runs.grouped(runs.finished([tmp_path]))
+    assert setting.origin == "", "a run of an earlier version is a seed as before"
+    for seed in range(3, 5):  # with other seeds
+        own(f"wide{seed}", seed, shapes="2" * 16, parameters=1000)
+    origins = {setting.origin for setting in runs.grouped(runs.finished([tmp_path]))}
+    assert origins == {"architecture 111111", "architecture 222222", "architecture not recorded"}
+
+
+def test_validation_images_differ_between_seeds_only_if_train_does(tmp_path):
+    for seed in range(2):
+        evaluated(make_run(tmp_path / f"drawn/{seed}", "kd", seed), images=f"{seed}", val=f"{seed}", test="5")
+        evaluated(make_run(tmp_path / f"changed/{seed}", "kd", seed), val=f"{seed}", test="5")
+    (setting,) = runs.grouped(runs.finished([tmp_path / "drawn"]))
+    assert setting.origin == ""
+    changed = runs.grouped(runs.finished([tmp_path / "changed"]))
+    assert {setting.origin for setting in changed} == {"validation images 0", "validation images 1"}
+
+
 def test_a_run_with_held_out_images_is_one_before_it_is_evaluated(tmp_path):
     for seed, done in ((0, 2), (1, 1)):
         run = make_run(tmp_path / f"ce-{seed}", seed=seed, done=done)

@@ -417,6 +417,49 @@ def test_a_run_records_how_many_images_were_held_out(digits, tmp_path):
     assert "held_out" not in str(runtime.Run(made.folder).settings), "it is no part of what identifies a run"
 
 
+def test_a_run_of_an_own_network_records_its_shapes_and_not_its_weights_alone(digits, tmp_path):
+    found = []
+    for name, seed, dim in (("a", 0, 12), ("b", 1, 12), ("c", 0, 6)):
+        made = distill([Student(Dropping(seed, dim), "ce", 0, name)], digits, None, runs=tmp_path)[name]
+        found.append(runtime.Run(made.folder).settings["student"])
+    assert found[0]["shapes"] == found[1]["shapes"] != found[2]["shapes"]
+    assert found[0]["initial"] != found[1]["initial"]
+    assert found[0]["parameters"] == sum(p.numel() for p in Dropping(0, 12).parameters()) > found[2]["parameters"]
+
+
+def corrected(split):
+    """The same images, of which one pixel has changed."""
+    return dataclasses.replace(split, images=split.images.clone().index_fill_(0, torch.tensor([3]), 7))
+
+
+@pytest.mark.parametrize("finished", [True, False])
+def test_a_run_is_not_opened_with_other_validation_or_test_images(digits, tmp_path, finished):
+    splits = digits._replace(val=digits.test.subset(torch.arange(7)))
+    run = distill([Student("resnet8", "ce", 0, "a")], splits, None, runs=tmp_path)["a"].folder
+    marks = {"val": splits.val.fingerprint, "test": splits.test.fingerprint}
+    config = runtime.Run(run).config
+    assert config["evaluated_on"] == marks and marks["test"] not in str(config["settings"])
+    if not finished:
+        (run / "summary.json").unlink()
+    for name, what in (("val", "validation"), ("test", "test")):
+        others = splits._replace(**{name: corrected(getattr(splits, name))})
+        with pytest.raises(InputError, match=f"a is a run with other {what} images .* delete this one"):
+            distill([Student("resnet8", "ce", 0, "a")], others, None, runs=tmp_path)
+    for accepted in (splits, digits):  # without validation images, no number is of others
+        distill([Student("resnet8", "ce", 0, "a")], accepted, None, runs=tmp_path)
+    runtime.write_json(run / "config.json", {k: v for k, v in config.items() if k != "evaluated_on"})
+    distill([Student("resnet8", "ce", 0, "a")], others, None, runs=tmp_path)  # a run of an earlier version
+
+
+def test_a_finished_teacher_is_used_when_the_test_images_have_changed(digits, tmp_path, notes):
+    chosen = {"recipe": RECIPE, "runs": tmp_path, "device": "cpu", "progress": False}
+    first = training.pretrain("resnet8", digits, **chosen)
+    notes()
+    again = training.pretrain("resnet8", digits._replace(test=corrected(digits.test)), **chosen)
+    assert again.identity == first.identity
+    assert any("the test images were others" in line for line in notes())
+
+
 def test_the_teacher_never_changes(digits, teacher):
     own = copy.deepcopy(teacher).train()
     before = copy.deepcopy(own)

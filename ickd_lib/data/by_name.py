@@ -9,10 +9,13 @@ from pathlib import Path
 
 import torch
 
+from ickd_lib import runtime
 from ickd_lib.data import selection, sets
 from ickd_lib.data.dense import DenseImages
-from ickd_lib.data.images import Splits
+from ickd_lib.data.images import Images, Splits
 from ickd_lib.data.labelled import LabelledImages
+from ickd_lib.data.sets.folder import Folder
+from ickd_lib.data.streamed import StreamedImages
 from ickd_lib.data.strong import augmentation
 from ickd_lib.runtime import InputError
 from ickd_lib.runtime.arguments import BelowOne, Natural, checked
@@ -39,6 +42,7 @@ def load(
     corrupt: str = "stop",
     unlabelled: int | str = 0,
     unlabelled_share: float = 0.0,
+    flip: bool | None = None,
     device: torch.device | str = "cpu",
 ) -> Splits:
     """Load a data set.
@@ -77,6 +81,9 @@ def load(
             the images that `labels` leaves out, whose labels are then removed. They have the label -1.
         unlabelled_share: share of these in each batch, in which images then return as often as necessary; 0 for their
             share of the training images.
+        flip: whether half of the augmented training images are mirrored from left to right; None for the data set's
+            own choice, which is True for all but the digits. Give False where a mirrored image has another meaning, as
+            for characters or signs. Images with masks or objects have a `transform` instead.
         device: the device that holds the images.
     Raises:
         InputError: the name is unknown, files are missing or damaged, or a number does not fit the data.
@@ -110,6 +117,7 @@ def load(
             ("classes", list(classes), []),
             ("augment", augment, "crop"),
             ("unlabelled", unlabelled, 0),
+            ("flip", flip, None),
         ):
             if given != default:
                 raise InputError(
@@ -123,6 +131,14 @@ def load(
                 )
             splits = Splits(*(images.restricted(classes) for images in splits))
         splits = Splits(*(replace(images, augment=augment) for images in splits))
+        if flip is not None:
+            splits = Splits(*(_flipped(images, flip) for images in splits))
+        elif isinstance(made, Folder):
+            runtime.notice(
+                f"{made.title}: half of the augmented training images are mirrored from left to right; give flip=False "
+                "(--no-flip) if a mirrored image has another meaning, as for characters or signs; flip=True (--flip) "
+                "keeps this without a note"
+            )
     train, held_out, test = splits
     every, taken = train, []
     if unlabelled:
@@ -145,3 +161,10 @@ def load(
             selection.with_unlabelled(train, every, unlabelled, taken, seed), unlabelled_share=unlabelled_share
         )
     return Splits(train, held_out, test).to(device)
+
+
+def _flipped(images: Images, flip: bool) -> Images:
+    """Return the same images, of which half of the views are mirrored or none."""
+    if isinstance(images, StreamedImages):
+        return replace(images, crop=replace(images.crop, flip=flip))
+    return replace(images, flip=flip)

@@ -211,8 +211,10 @@ class StreamedImages(LabelledImages):
 
     @property
     def recorded_crop(self) -> dict[str, int | bool]:
-        """`pad` and `flip` of a `PadCrop`, which runs record; empty for a `ResizedCrop`."""
-        return {"pad": self.crop.pad, "flip": self.crop.flip} if isinstance(self.crop, PadCrop) else {}
+        """`pad` and `flip` of a `PadCrop`, and `flip` of a `ResizedCrop` without flips, which runs record."""
+        if isinstance(self.crop, PadCrop):
+            return {"pad": self.crop.pad, "flip": self.crop.flip}
+        return {} if self.crop.flip else {"flip": False}
 
     @property
     def evaluation_crop(self) -> dict[str, Any]:

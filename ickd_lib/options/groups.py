@@ -112,6 +112,13 @@ def data_options(parser: argparse.ArgumentParser, of_run: bool = False) -> None:
         default="stop",
         help="what to do with image files that cannot be read: stop with an error, or skip them",
     )
+    group.add_argument(
+        "--flip",
+        action=argparse.BooleanOptionalAction,
+        default=None,
+        help="whether half of the augmented training images are mirrored from left to right; by default all but the "
+        "digits are. Give --no-flip if a mirrored image has another meaning, as for characters or signs",
+    )
 
 
 def teacher_options(parser: argparse.ArgumentParser, required: bool = False) -> None:

@@ -20,8 +20,9 @@ def diff(first: str | Path, second: str | Path) -> list[str]:
     Args:
         first, second: their folders.
     Returns:
-        One line for each difference in the settings, the numerics and the environment; then one line with the first
-        epoch at which the fingerprints of the weights differ, and one with the first epoch at which the records differ.
+        One line for each difference in the settings, in the fingerprints of the validation and test images
+        (`evaluated_on`), in the numerics and in the environment; then one line with the first epoch at which the
+        fingerprints of the weights differ, and one with the first epoch at which the records differ.
     Raises:
         InputError: a folder is not a run.
     """
@@ -30,7 +31,7 @@ def diff(first: str | Path, second: str | Path) -> list[str]:
         with runtime.complete(run.folder):
             _check(run)
     lines = []
-    for part in ("settings", "numerics", "environment"):
+    for part in ("settings", "evaluated_on", "numerics", "environment"):
         first_values, second_values = runtime.flat(one.config.get(part, {})), runtime.flat(other.config.get(part, {}))
         for key in dict.fromkeys([*first_values, *second_values]):
             a, b = first_values.get(key, "absent"), second_values.get(key, "absent")
@@ -46,7 +47,7 @@ def diff(first: str | Path, second: str | Path) -> list[str]:
 
 def _check(run: runtime.Run) -> None:
     """Raise an error of some type if the configuration or the records of a run are not dictionaries."""
-    for part in ("settings", "numerics", "environment"):
+    for part in ("settings", "evaluated_on", "numerics", "environment"):
         runtime.flat(run.config.get(part, {}))
     for record in run.metrics:
         runtime.flat(record)

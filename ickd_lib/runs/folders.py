@@ -18,7 +18,7 @@ from ickd_lib import methods, runtime, tasks
 from ickd_lib.runs.seeds import grouped, score, task_of, words
 from ickd_lib.runtime import InputError
 from ickd_lib.runtime.arguments import checked
-from ickd_lib.training.records import described, identities, recipe_changes
+from ickd_lib.training.records import described, differing, identities, recipe_changes
 
 TIMES = ("seconds", "images_per_second", "trained_together", "waited_share")  # of a summary, which no two runs share
 
@@ -91,7 +91,7 @@ def collected(folders: Iterable[str | Path]) -> list[dict[str, Any]]:
 
 def _collected(folders: Iterable[str | Path]) -> list[dict[str, Any]]:
     """Return what `collected` returns, with the "place" of each run, and its "folder" if it is not in a JSON file."""
-    found: dict[str, dict[str, Any]] = {}
+    found: dict[str, list[dict[str, Any]]] = {}
     for path in map(Path, folders):
         for place, read in _sources(path):
             try:
@@ -104,14 +104,19 @@ def _collected(folders: Iterable[str | Path]) -> list[dict[str, Any]]:
                     data = {key: value for key, value in settings.get("data", {}).items() if key != "classes"}
                     key = runtime.fingerprint(run.get("role"), settings | {"data": data})
                     numbers = {name: value for name, value in run["summary"].items() if name not in TIMES}
+                    evaluated = dict(run["config"].get("evaluated_on") or {})
                     results = runtime.fingerprint(numbers, run["config"].get("numerics"))
             except InputError as error:
                 runtime.notice(f"left out: {'' if place in str(error) else f'{place}: '}{error}")
                 continue
-            first = found.setdefault(key, run | {"place": place, "results": results})
-            if first["results"] != results and run.get("role") != "teacher":
+            alike = found.setdefault(key, [])
+            same = [one for one in alike if not differing(one["config"].get("evaluated_on"), evaluated)]
+            if not same:
+                alike.append(run | {"place": place, "results": results})
+            elif (first := same[0])["results"] != results and run.get("role") != "teacher":
                 runtime.notice(f"{place} has all settings of {first['place']}, so it is left out; remove one of them")
-    return [{name: value for name, value in run.items() if name != "results"} for run in found.values()]
+    every = [run for alike in found.values() for run in alike]
+    return [{name: value for name, value in run.items() if name != "results"} for run in every]
 
 
 def diverged(folders: Iterable[str | Path]) -> dict[str, int]:
@@ -204,7 +209,7 @@ def _named(summary: dict[str, Any], config: dict[str, Any]) -> dict[str, Any]:
     """
     settings = config["settings"]
     summary = summary | {"method": _described(settings["method"], summary["method"])}
-    summary["identities"] = _identities(settings)
+    summary["identities"] = _identities(config)
     summary["recipe"] = recipe_changes(settings.get("recipe", {}), settings.get("task", "classification"))
     if unlabelled := settings.get("data", {}).get("unlabelled"):
         summary["unlabelled"] = unlabelled
@@ -251,7 +256,7 @@ def _found(run: runtime.Run) -> dict[str, Any]:
         row = _numbers(run.config, run.summary)
         _check(row)
         return row
-    row, done = _settings(run.settings), run.metrics
+    row, done = _settings(run.config), run.metrics
     primary = tasks.create(row["task"]).primary
     row = {"state": "unfinished", "epoch": done[-1]["epoch"] if done else 0, **row}
     tested = [(record[f"test_{primary}"], record["epoch"]) for record in done if f"test_{primary}" in record]
@@ -265,36 +270,44 @@ def _found(run: runtime.Run) -> dict[str, Any]:
     return row
 
 
-def _settings(settings: dict[str, Any]) -> dict[str, Any]:
+def _settings(config: dict[str, Any]) -> dict[str, Any]:
     """Return the settings of a run as a row contains them."""
+    settings = config["settings"]
     method = _described(settings["method"], settings["method"]["name"])
-    return described(settings) | {"method": method, "identities": _identities(settings)}
+    return described(settings) | {"method": method, "identities": _identities(config)}
 
 
 def _numbers(config: dict[str, Any], summary: dict[str, Any]) -> dict[str, Any]:
     """Return what a row contains of a finished run."""
-    settings = config["settings"]
     numbers = {key: value for key, value in summary.items() if value is not None}
-    row = {"state": "finished", "epoch": settings["recipe"]["epochs"], **_settings(settings), **numbers}
+    row = {"state": "finished", "epoch": config["settings"]["recipe"]["epochs"], **_settings(config), **numbers}
     row = _named(row, config)
     row.pop("name", None)  # "run" contains it
     return row
 
 
-def _identities(settings: dict[str, Any]) -> dict[str, str]:
+def _identities(config: dict[str, Any]) -> dict[str, str]:
     """Return the `identities` of a run, and a fingerprint of all "settings" that do not depend on its seeds.
 
-    Means and standard deviations of the data count to six digits, because machines round the last ones differently.
+    The fingerprints of the "architecture" of an own network, and of the "test images" and "validation images", are ""
+    for a run that does not record them. Means and standard deviations of the data count to six digits, because machines
+    round the last ones differently.
     """
+    settings, evaluated = config["settings"], config.get("evaluated_on") or {}
     student = dict(settings.get("student", {}))
     student |= {key: [float(f"{x:.6g}") for x in student[key]] for key in ("mean", "std") if student.get(key)}
+    architecture = student.pop("shapes", "")
+    student.pop("parameters", None)
     own = {key: value for key, value in settings.items() if key != "peers"} | {"student": student}
     own["bank"] = {key: value for key, value in (settings.get("bank") or {}).items() if key not in ("data", "teacher")}
     if "labels" in own["bank"]:  # "60 given (…), the others predicted by the teacher", with a fingerprint of these
         own["bank"]["labels"] = re.sub(r"\(.*?\)", "", own["bank"]["labels"])
     of_seed = ("seed", "fingerprint", "index", "content", "initial", "peer_group", "circle")
     others = {key: value for key, value in runtime.flat(own).items() if not key.endswith(of_seed)}
-    return identities(settings | {"student": student}) | {"settings": runtime.fingerprint(others)}
+    found = identities(settings | {"student": student}) | {"settings": runtime.fingerprint(others)}
+    found["architecture"] = architecture
+    images = {"test images": evaluated.get("test") or "", "validation images": evaluated.get("val") or ""}
+    return found | images
 
 
 def _described(config: dict[str, Any], otherwise: str) -> str:

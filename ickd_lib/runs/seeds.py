@@ -130,22 +130,33 @@ def chosen_baseline(summaries: Sequence[dict[str, Any]], baseline: str) -> str:
 def _origins(runs: Sequence[tuple[str, object, dict[str, Any]]]) -> list[str]:
     """Return what distinguishes each of the runs of a setting from those of the same method that it does not repeat.
 
-    Repetitions have the same data set, a teacher that was trained on the same images, and other seeds. Runs with the
-    same seeds are no repetitions: they differ in their teachers, in their images, which may be drawn by the seed, or
-    else in other settings. The result contains the first digits of as many fingerprints as are necessary; it is "" for
-    all if none is. Teachers of one name that each have seeds of their own are not distinguished but counted.
+    Repetitions have the same data set, the same test images, the same architecture, a teacher that was trained on the
+    same images, and other seeds. Those that were trained on the same images also have the same validation images. What
+    a run of an earlier version does not record of these counts as the same. Runs with the same seeds are no
+    repetitions: they differ in their teachers, in their images, which may be drawn by the seed, or else in other
+    settings. The result contains the first digits of as many fingerprints as are necessary; it is "" for all if none
+    is. Teachers of one name that each have seeds of their own are not distinguished but counted.
     """
     marks = [""] * len(runs)
     identities = [summary.get("identities", {}) for *_, summary in runs]
     seeds = [(summary.get("seed"), summary.get("data_seed"), summary["network"]) for *_, summary in runs]
-    for what in ("data", "teacher", "images", "settings"):
+    trained_on = [known.get("images", "") for known in identities]
+    for what in ("data", "test images", "validation images", "architecture", "teacher", "images", "settings"):
         alike = [(method, mark) for (method, *_), mark in zip(runs, marks, strict=True)]
         saw = [str(summary.get("teacher_saw")) for *_, summary in runs] if what == "teacher" else []
         of_each = [known.get(what, "") for known in identities]
-        same_seeds = list(zip(alike, seeds, strict=True))
-        groups, values = (alike, of_each) if what == "data" else (same_seeds, of_each)
-        if _several(groups, values) or (saw and _several(alike, saw)):
-            marks = [f"{m}{', ' * bool(m)}{what} {mark[:6]}" for m, mark in zip(marks, of_each, strict=True)]
+        groups: dict[str, Sequence[object]] = {
+            "data": alike,
+            "test images": marks,  # of all methods, which are compared with each other
+            "architecture": marks,
+            "validation images": list(zip(marks, trained_on, strict=True)),  # they may be drawn by the seed
+        }
+        pairs = list(zip(groups.get(what, list(zip(alike, seeds, strict=True))), of_each, strict=True))
+        if what in ("test images", "validation images", "architecture"):
+            pairs = [pair for pair in pairs if pair[1]]  # where they are recorded
+        if _several(pairs) or (saw and _several(list(zip(alike, saw, strict=True)))):
+            texts = [f"{what} {mark[:6] or 'not recorded'}" for mark in of_each]
+            marks = [f"{m}, {text}" if m else text for m, text in zip(marks, texts, strict=True)]
     teachers: dict[str, set[str]] = {}
     for mark, known in zip(marks, identities, strict=True):
         teachers.setdefault(mark, set()).add(known.get("teacher", ""))
@@ -153,9 +164,9 @@ def _origins(runs: Sequence[tuple[str, object, dict[str, Any]]]) -> list[str]:
     return [", ".join(filter(None, [mark, counts.get(mark, "")])) for mark in marks]
 
 
-def _several(groups: Sequence[object], values: Sequence[str]) -> bool:
-    """Return whether some of the entries of one group have different values."""
-    return len(set(zip(groups, values, strict=True))) > len(set(groups))
+def _several(pairs: Sequence[tuple[object, str]]) -> bool:
+    """Return whether some pairs of one group and a value have the same group and different values."""
+    return len(set(pairs)) > len({group for group, _ in pairs})
 
 
 def named(rows: Sequence[dict[str, Any]], *, by_run: bool = False) -> dict[str, list[list[dict[str, Any]]]]:

@@ -89,8 +89,9 @@ class Run:
 
     config.json contains `settings` (everything that identifies the run), `numerics` (device, precision, threads and
     everything else that changes rounding; a resumed run uses them again), `environment` (versions and commit), `group`
-    (an identifier that is shared by students that were trained together), `evaluation_crop` (see `ImageSplit`) and
-    `held_out`, the number of images held out of train, which runs of earlier versions lack.
+    (an identifier that is shared by students that were trained together), `evaluation_crop` (see `ImageSplit`),
+    `held_out`, the number of images held out of train, and `evaluated_on`, the fingerprints of the images "val" and
+    "test" (None for an empty split). Runs of earlier versions lack the last two.
 
     Args:
         folder: the run's folder.
@@ -135,10 +136,11 @@ class Run:
         environment: dict[str, Any],
         evaluation_crop: dict[str, Any] | None = None,
         held_out: int = 0,
+        evaluated_on: dict[str, str | None] | None = None,
     ) -> None:
         """Write config.json."""
         config = {"settings": settings, "numerics": numerics, "group": group, "environment": environment}
-        others = {"evaluation_crop": evaluation_crop or {}, "held_out": held_out}
+        others = {"evaluation_crop": evaluation_crop or {}, "held_out": held_out, "evaluated_on": evaluated_on or {}}
         write_json(self.folder / "config.json", {**config, **others})
 
     def clean(self) -> None:

@@ -143,7 +143,7 @@ def distill(
             sync_batchnorm=sync_batchnorm,
             search=search,
         )
-        checkpoints, records, locks = _prepare(made, splits.train, task, recipe, runs, resume)
+        checkpoints, records, locks = _prepare(made, splits, task, recipe, runs, resume)
         try:
             for record in records.values():
                 check_precision(record, precision)
@@ -288,12 +288,13 @@ def _check(students: Sequence[Student], splits: Splits, task: Task, teacher: Net
 
 
 def _prepare(
-    made: Sequence[Learner], train: Images, task: Task, recipe: Recipe, runs: str | Path | None, resume: bool
+    made: Sequence[Learner], splits: Splits, task: Task, recipe: Recipe, runs: str | Path | None, resume: bool
 ) -> tuple[dict[PeerGroup, Checkpoint], Records, contextlib.ExitStack]:
     """Return the peer groups, restored from their checkpoints, and the records of all students in the order given.
 
     The third value holds the locks on the run folders of the students that are not finished.
     """
+    train = splits.train
     steps = Sampler(train).steps(recipe.batch_size)
     records = {TrainingState(learner, recipe, steps, train.size): RunRecord(learner) for learner in made}
     groups = [
@@ -304,7 +305,7 @@ def _prepare(
         if runs is not None:
             environment = runtime.environment(train.index.device)
             for record in records.values():
-                record.open(Path(runs), resume, environment)
+                record.open(Path(runs), resume, environment, splits)
             runtime.from_main(lambda: _lock(records.values(), locks))
         for state, record in records.items():
             if record.finished:

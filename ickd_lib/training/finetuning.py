@@ -133,7 +133,7 @@ def _probe(
     learner = replace(learner, settings=settings, name=student.name or default_name(label, settings))
     record, environment = RunRecord(learner), runtime.environment(device)
     if runs is not None:
-        record.open(Path(runs), resume, environment)
+        record.open(Path(runs), resume, environment, splits)
     if record.finished:
         return record.history()
     check_precision(record, precision)

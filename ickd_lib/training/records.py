@@ -12,6 +12,7 @@ from ickd_lib import methods, metrics, models, runtime, tasks
 from ickd_lib.data import Splits
 from ickd_lib.memory import MemoryBank
 from ickd_lib.models import Network
+from ickd_lib.runtime import InputError
 from ickd_lib.tasks import Samples, Task
 from ickd_lib.training.recipe import Recipe
 from ickd_lib.training.state import TrainingState
@@ -77,13 +78,14 @@ class RunRecord:
         """Whether the student was trained completely, now or before."""
         return self.summary is not None
 
-    def open(self, folder: Path, resume: bool, environment: dict[str, Any]) -> None:
+    def open(self, folder: Path, resume: bool, environment: dict[str, Any], splits: Splits) -> None:
         """Find the run in `folder`, which is new, unfinished or finished, and load the weights of a finished one.
 
         Each difference between the environment of an existing run and the present one is printed in a line.
 
         Raises:
-            InputError: there is a run with other settings, or any run while `resume` is False.
+            InputError: there is a run with other settings or with other validation or test images, or any run while
+                `resume` is False. For a finished teacher, of which only the weights are used, other images are a note.
         """
         learner = self.learner
         self.run = runtime.Run.open(folder / learner.name, learner.settings, resume=resume)
@@ -91,6 +93,17 @@ class RunRecord:
             return
         with runtime.complete(self.run.folder):
             config, summary = self.run.config, self.run.summary
+            for split in differing(config.get("evaluated_on"), evaluated_on(splits)):
+                what = {"val": "validation", "test": "test"}[split]
+                if self.run.role == "student" or summary is None:
+                    raise InputError(
+                        f"{self.run.folder} is a run with other {what} images than those given, so its results are not "
+                        "comparable with new ones; name another folder of runs, or delete this one to train it again"
+                    )
+                runtime.notice(
+                    f"the {what} images were others when {self.run.folder} was trained; its weights are used, but its "
+                    "recorded results are those on the earlier images"
+                )
             for line in runtime.environment_differences(config.get("environment", {}), environment):
                 runtime.notice(f"{self.run.folder} is from another environment: {line}")
             if summary is None:
@@ -114,7 +127,8 @@ class RunRecord:
         self.run.clean()
         if not self.run.exists():
             crop = splits.train.evaluation_crop
-            self.run.create(self.learner.settings, numerics, group, environment, crop, held_out=len(splits.val))
+            given = (self.learner.settings, numerics, group, environment, crop)
+            self.run.create(*given, held_out=len(splits.val), evaluated_on=evaluated_on(splits))
         (self.run.folder / "diverged.json").unlink(missing_ok=True)
 
     def fail(self, reason: str) -> None:
@@ -248,6 +262,22 @@ class RunRecord:
         self.network.trained_on = {"data": data["name"], "labels": data["images"]}
         folder = self.run.folder if self.run else None
         return History(self.network, self.learner.method, self.epochs, self.summary, folder, self.learner.position)
+
+
+def evaluated_on(splits: Splits) -> dict[str, str | None]:
+    """Return the fingerprints of the validation and the test images; None for a split without images."""
+    return {
+        name: split.fingerprint if len(split) else None for name, split in splits._asdict().items() if name != "train"
+    }
+
+
+def differing(one: dict[str, str | None] | None, other: dict[str, str | None] | None) -> list[str]:
+    """Return the splits, "val" or "test", of which two results of `evaluated_on` have different fingerprints.
+
+    What a run of an earlier version does not record, and a split that is empty in one of them, does not differ.
+    """
+    one, other = one or {}, other or {}
+    return [name for name in ("val", "test") if one.get(name) and other.get(name) and one[name] != other[name]]
 
 
 def described(settings: dict[str, Any]) -> dict[str, Any]:

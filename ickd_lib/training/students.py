@@ -168,7 +168,13 @@ def _learner(
         origin = {"network": network.name, **train.spec}
     else:
         network = student.network
-        origin = {"network": network.name, "initial": network.identity}
+        shapes = {name: list(getattr(value, "shape", ())) for name, value in network.state_dict().items()}
+        origin = {
+            "network": network.name,
+            "initial": network.identity,
+            "shapes": runtime.fingerprint(shapes),  # tells architectures of one class apart
+            "parameters": sum(parameter.numel() for parameter in network.parameters()),
+        }
         if network.trained_on.get("data") == train.name:
             runtime.notice(
                 f"the network {network.name} given to Student has been trained on {train.name} before, and goes on "

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,7 +14,7 @@ from ickd_lib import runtime
 from ickd_lib.data.crops import ResizedCrop
 from ickd_lib.data.files import listed
 from ickd_lib.data.headers import header_of
-from ickd_lib.data.images import Splits
+from ickd_lib.data.images import Images, Splits
 from ickd_lib.data.pillow import image_files, pixels_of_splits
 from ickd_lib.data.sets.base import register
 from ickd_lib.data.sets.streams import FileDataSet, class_files
@@ -77,12 +78,14 @@ class Folder(FileDataSet):
                 labels[split] = labels[split][kept]
         splits = self.splits(pixels, labels, classes=classes, pad=pixels["train"].shape[-1] // 8, flip=True)
         named = {name: tuple(file.relative_to(self.path).as_posix() for file in files[name]) for name in files}
-        return Splits(
+        splits = Splits(
             *(
                 replace(one, index=rows.get(name, one.index), files=named.get(name, ()))
                 for name, one in splits._asdict().items()
             )
         )
+        _tell_copies(splits)
+        return splits
 
     def _streamed(self, folders: dict[str, Path], classes: tuple[str, ...], crop: ResizedCrop | None) -> Splits:
         files = {split: class_files(folder, classes) for split, folder in folders.items()}
@@ -131,6 +134,30 @@ class Folder(FileDataSet):
         if "test" not in found:
             found["test"] = found.pop("val")
         return found
+
+
+def _tell_copies(splits: Splits) -> None:
+    """Print how many validation and test images have the same pixels as a labelled training image, if some have."""
+    train = splits.train
+    place: dict[int, int] = {}
+    for i, (key, label) in enumerate(zip(_hashes(train), train.labels.tolist(), strict=True)):
+        if label >= 0:
+            place.setdefault(key, i)
+    for split in (splits.val, splits.test):
+        pairs = [(i, place[key]) for i, key in enumerate(_hashes(split)) if key in place]
+        same = [(i, j) for i, j in pairs if torch.equal(split.images[i], train.images[j])]
+        if same:
+            one, other = split.file(int(split.index[same[0][0]])), train.file(int(train.index[same[0][1]]))
+            runtime.notice(
+                f"{len(same):,} of {len(split):,} images of {split.name} have the same pixels as a training image, "
+                f"such as {one} and {other}; results on them tell nothing about new images, so remove them from one "
+                "of the folders"
+            )
+
+
+def _hashes(images: Images) -> Iterator[int]:
+    """Yield a hash of the pixels of each image, which equal images share."""
+    return (hash(pixels.tobytes()) for pixels in images.images.permute(0, 2, 3, 1).numpy())
 
 
 def _class_folders(folder: Path) -> tuple[str, ...]:
