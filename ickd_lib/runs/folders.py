@@ -6,7 +6,6 @@ import csv
 import io
 import json
 import math
-import re
 import statistics
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
@@ -14,11 +13,12 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from ickd_lib import methods, runtime, tasks
+from ickd_lib import runtime, tasks
+from ickd_lib.runs.identities import identities_of, method_name
 from ickd_lib.runs.seeds import grouped, score, task_of, words
 from ickd_lib.runtime import InputError
 from ickd_lib.runtime.arguments import checked
-from ickd_lib.training.records import described, differing, identities, recipe_changes
+from ickd_lib.training.records import described, differing, recipe_changes
 
 TIMES = ("seconds", "images_per_second", "trained_together", "waited_share")  # of a summary, which no two runs share
 
@@ -208,8 +208,8 @@ def _named(summary: dict[str, Any], config: dict[str, Any]) -> dict[str, Any]:
     It also gets what summaries of earlier versions do not contain.
     """
     settings = config["settings"]
-    summary = summary | {"method": _described(settings["method"], summary["method"])}
-    summary["identities"] = _identities(config)
+    summary = summary | {"method": method_name(settings["method"], summary["method"])}
+    summary["identities"] = identities_of(config)
     summary["recipe"] = recipe_changes(settings.get("recipe", {}), settings.get("task", "classification"))
     if unlabelled := settings.get("data", {}).get("unlabelled"):
         summary["unlabelled"] = unlabelled
@@ -273,8 +273,8 @@ def _found(run: runtime.Run) -> dict[str, Any]:
 def _settings(config: dict[str, Any]) -> dict[str, Any]:
     """Return the settings of a run as a row contains them."""
     settings = config["settings"]
-    method = _described(settings["method"], settings["method"]["name"])
-    return described(settings) | {"method": method, "identities": _identities(config)}
+    method = method_name(settings["method"], settings["method"]["name"])
+    return described(settings) | {"method": method, "identities": identities_of(config)}
 
 
 def _numbers(config: dict[str, Any], summary: dict[str, Any]) -> dict[str, Any]:
@@ -284,57 +284,6 @@ def _numbers(config: dict[str, Any], summary: dict[str, Any]) -> dict[str, Any]:
     row = _named(row, config)
     row.pop("name", None)  # "run" contains it
     return row
-
-
-def _identities(config: dict[str, Any]) -> dict[str, str]:
-    """Return the `identities` of a run, and a fingerprint of all "settings" that do not depend on its seeds.
-
-    The fingerprints of the "architecture" of an own network, and of the "test images" and "validation images", are ""
-    for a run that does not record them. Means and standard deviations of the data count to six digits, because machines
-    round the last ones differently.
-    """
-    settings, evaluated = config["settings"], config.get("evaluated_on") or {}
-    student = dict(settings.get("student", {}))
-    student |= {key: [float(f"{x:.6g}") for x in student[key]] for key in ("mean", "std") if student.get(key)}
-    architecture = student.pop("shapes", "")
-    student.pop("parameters", None)
-    own = {key: value for key, value in settings.items() if key != "peers"} | {"student": student}
-    own["bank"] = {key: value for key, value in (settings.get("bank") or {}).items() if key not in ("data", "teacher")}
-    if "labels" in own["bank"]:  # "60 given (…), the others predicted by the teacher", with a fingerprint of these
-        own["bank"]["labels"] = re.sub(r"\(.*?\)", "", own["bank"]["labels"])
-    of_seed = ("seed", "fingerprint", "index", "content", "initial", "peer_group", "circle")
-    others = {key: value for key, value in runtime.flat(own).items() if not key.endswith(of_seed)}
-    found = identities(settings | {"student": student}) | {"settings": runtime.fingerprint(others)}
-    found["architecture"] = architecture
-    images = {"test images": evaluated.get("test") or "", "validation images": evaluated.get("val") or ""}
-    return found | images
-
-
-def _described(config: dict[str, Any], otherwise: str) -> str:
-    """Return the name of a method from its configuration.
-
-    If the definition of the method has changed since, the name is `otherwise` with the recorded version, as in "dkd
-    (version 1)". If there is no such method any more, it is `otherwise`.
-    """
-    every = [config, *config.get("parts", ())]
-    every += [one["wrapped"] for one in every if "wrapped" in one]
-    older = {part.get("version", 1) for part in every if _version(part) != part.get("version", 1)}
-    if older:
-        return f"{otherwise} (version {min(older)})"
-    try:
-        return methods.describe(methods.recorded(config))
-    except (InputError, TypeError):
-        return otherwise
-
-
-def _version(config: dict[str, Any]) -> int:
-    """Return the present version of the method in a configuration; the recorded one if there is no such method."""
-    try:
-        if "parts" in config:  # the version of a combination depends on its parts
-            return methods.recorded(config).version
-        return type(methods.create(config["name"])).version
-    except (InputError, TypeError):
-        return config.get("version", 1)
 
 
 def records(row: dict[str, Any]) -> list[dict[str, float]]:

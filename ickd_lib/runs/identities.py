@@ -1,0 +1,61 @@
+"""What tells runs apart that are no repetitions of each other: fingerprints, and the name of the method."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+from ickd_lib import methods, runtime
+from ickd_lib.runtime import InputError
+from ickd_lib.training.records import identities
+
+
+def identities_of(config: dict[str, Any]) -> dict[str, str]:
+    """Return the `identities` of a run, and a fingerprint of all "settings" that do not depend on its seeds.
+
+    The fingerprints of the "architecture" of an own network, and of the "test images" and "validation images", are ""
+    for a run that does not record them. Means and standard deviations of the data count to six digits, because machines
+    round the last ones differently.
+    """
+    settings, evaluated = config["settings"], config.get("evaluated_on") or {}
+    student = dict(settings.get("student", {}))
+    student |= {key: [float(f"{x:.6g}") for x in student[key]] for key in ("mean", "std") if student.get(key)}
+    architecture = student.pop("shapes", "")
+    student.pop("parameters", None)
+    own = {key: value for key, value in settings.items() if key != "peers"} | {"student": student}
+    own["bank"] = {key: value for key, value in (settings.get("bank") or {}).items() if key not in ("data", "teacher")}
+    if "labels" in own["bank"]:  # "60 given (…), the others predicted by the teacher", with a fingerprint of these
+        own["bank"]["labels"] = re.sub(r"\(.*?\)", "", own["bank"]["labels"])
+    of_seed = ("seed", "fingerprint", "index", "content", "initial", "peer_group", "circle")
+    others = {key: value for key, value in runtime.flat(own).items() if not key.endswith(of_seed)}
+    found = identities(settings | {"student": student}) | {"settings": runtime.fingerprint(others)}
+    found["architecture"] = architecture
+    images = {"test images": evaluated.get("test") or "", "validation images": evaluated.get("val") or ""}
+    return found | images
+
+
+def method_name(config: dict[str, Any], otherwise: str) -> str:
+    """Return the name of a method from its configuration.
+
+    If the definition of the method has changed since, the name is `otherwise` with the recorded version, as in "dkd
+    (version 1)". If there is no such method any more, it is `otherwise`.
+    """
+    every = [config, *config.get("parts", ())]
+    every += [one["wrapped"] for one in every if "wrapped" in one]
+    older = {part.get("version", 1) for part in every if _version(part) != part.get("version", 1)}
+    if older:
+        return f"{otherwise} (version {min(older)})"
+    try:
+        return methods.describe(methods.recorded(config))
+    except (InputError, TypeError):
+        return otherwise
+
+
+def _version(config: dict[str, Any]) -> int:
+    """Return the present version of the method in a configuration; the recorded one if there is no such method."""
+    try:
+        if "parts" in config:  # the version of a combination depends on its parts
+            return methods.recorded(config).version
+        return type(methods.create(config["name"])).version
+    except (InputError, TypeError):
+        return config.get("version", 1)
