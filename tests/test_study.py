@@ -131,9 +131,9 @@ def test_a_candidate_is_adopted_by_the_rule(gains, worse, adopted, monkeypatch):
 
 
 def test_each_half_of_the_images_has_the_temperature_of_the_other_half(monkeypatch):
-    """Of each half, three of four images are classified correctly, with the logits 1 and 0 or with 2 and 0."""
+    """Of each half, three of four images are classified correctly, whose logits differ by 1 or by 2."""
     labels = torch.tensor([0, 0, 0, 0, 0, 0, 1, 1])
-    logits = torch.tensor([1.0, 2.0]).repeat(4)[:, None] * torch.tensor([1.0, 0.0])
+    logits = torch.tensor([1.0, 2.0]).repeat(4)[:, None] * torch.tensor([0.5, -0.5])
     monkeypatch.setattr(study.models, "predict", lambda *given: SimpleNamespace(logits=logits))
     # The best temperatures are 1 / ln 3 and 2 / ln 3. With that of the other half, the odds are √3 and 9 instead of 3.
     first, second = (0.75 * math.log1p(1 / odds) + 0.25 * math.log1p(odds) for odds in (3**0.5, 9))
