@@ -51,7 +51,6 @@ LABELS = "labels alone"
 OUT = Path(__file__).parent / "results" / "noisy_teachers"
 
 
-@methods.register("row_kd")
 class RowKD(methods.WithLabels):
     """Cross-entropy, and KD whose target is the row of the image in the memory bank."""
 
@@ -191,6 +190,7 @@ def report(out: Path) -> str:
 
 
 def main() -> int:
+    methods.register("row_kd")(RowKD)
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data-root", default="data", help="folder that contains cifar-100-python")
     parser.add_argument("--weights", nargs="*", default=[], help="checkpoints of the three teachers, as NAME=FILE")

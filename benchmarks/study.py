@@ -69,7 +69,6 @@ STAGES = ("tune", "main", "matched", "fixed", "added", "candidates", "all")
 OUT = Path(__file__).parent / "results" / "study"
 
 
-@methods.register("other_negatives")
 class OtherNegatives(methods.ICKD):
     """IC-KD whose NICD has other negatives than in-context samples; the other arguments are those of IC-KD.
 
@@ -599,6 +598,7 @@ def candidates_table(cells: Cells) -> list[str]:
 
 
 def main() -> int:
+    methods.register("other_negatives")(OtherNegatives)
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data-root", default="data", help="folder that contains cifar-100-python")
     parser.add_argument("--stage", default="main", choices=STAGES)

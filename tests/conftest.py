@@ -8,6 +8,7 @@ import torch
 
 from ickd_lib import data, training
 from ickd_lib.memory import MemoryBank
+from ickd_lib.methods import registry
 from ickd_lib.runtime import errors
 
 torch.set_num_threads(1)  # small tensors gain nothing from more, and lose much when the machine is busy
@@ -40,6 +41,12 @@ def cifar_root() -> Path:
     if not Path(root, "cifar-100-python", "train").is_file():
         pytest.skip("set ICKD_CIFAR100 to the folder that holds cifar-100-python to run the tests on CIFAR-100")
     return Path(root)
+
+
+@pytest.fixture
+def own_methods(monkeypatch):
+    """Methods that a test registers disappear with it."""
+    monkeypatch.setattr(registry, "_REGISTRY", dict(registry._REGISTRY))
 
 
 @pytest.fixture

@@ -4,7 +4,7 @@ import math
 
 import pytest
 import torch
-from test_data_dense_sets import coco, notes, photo, segmented, voc  # noqa: F401  # fixtures
+from test_data_dense_sets import coco, photo, segmented, voc  # noqa: F401  # fixtures
 
 from ickd_lib import data
 from ickd_lib.data import Sampler

@@ -60,7 +60,7 @@ def test_a_class_alone_becomes_the_share_of_votes(bank):
     torch.testing.assert_close(counts, torch.tensor([8.0, 0.0, 1.0]), atol=1e-3, rtol=0)
 
 
-def test_each_student_is_trained_once_and_reported(monkeypatch, cifar_root, tmp_path, capsys):
+def test_each_student_is_trained_once_and_reported(monkeypatch, cifar_root, tmp_path, capsys, own_methods):
     whole = data.load
     monkeypatch.setattr(noisy.data, "load", lambda *given: whole(*given, labels=100, classes=["fish"]))
     for name, value in {"TEACHERS": ("resnet8",), "IMAGES": 50, "EPOCHS": 1, "POSITIVES": 2}.items():

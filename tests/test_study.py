@@ -13,7 +13,7 @@ import study
 
 
 @pytest.fixture
-def tiny(monkeypatch, cifar_root, tmp_path):
+def tiny(monkeypatch, cifar_root, tmp_path, own_methods):
     """A function that runs the script with further arguments: one teacher, two subsets of images of five classes."""
     whole = study.data.load
     monkeypatch.setattr(
@@ -141,7 +141,10 @@ def test_each_half_of_the_images_has_the_temperature_of_the_other_half(monkeypat
 
 
 @pytest.mark.parametrize("stage", ["main", "tune"])
-def test_a_student_that_diverges_is_written_with_an_accuracy_of_one_percent(stage, monkeypatch, digits, tmp_path):
+def test_a_student_that_diverges_is_written_with_an_accuracy_of_one_percent(
+    stage, monkeypatch, digits, tmp_path, own_methods
+):
+    study.methods.register("other_negatives")(study.OtherNegatives)
     monkeypatch.setattr(study, "ARMS", {"ce": lambda scale: "ce", "kd": lambda scale: f"kd(kd={scale * 3e29:.3g})"})
     students = [study.Student("resnet8", method, 0) for method in ("ce", "kd(kd=3e29)")]
     teacher, recipe = study.models.create("resnet8", 10), study.Recipe(epochs=1, batch_size=60)
@@ -182,7 +185,7 @@ def test_a_student_that_diverged_counts_in_accuracies_alone_and_is_named(monkeyp
 
 @pytest.mark.parametrize("separated", ["batch", "mean"])
 def test_nicd_with_other_negatives(separated):
-    method = study.methods.create(f"other_negatives(nicd=2.0, kd=0, picd=0.3, separated='{separated}')")
+    method = study.OtherNegatives(nicd=2.0, kd=0, picd=0.3, separated=separated)
     generator = torch.Generator().manual_seed(0)
     logits, own, rows = (torch.randn(n, 3, generator=generator) for n in (4, 4, 9))
     labels = torch.tensor([0, 1, 0, 2])

@@ -58,7 +58,7 @@ def data_of(run: runtime.Run, given: argparse.Namespace, load: Callable[..., Spl
         given.image_size = given.image_size or (height if height == width else 0)
         if evaluation_crop["crop"] == "resized" and given.dataset.startswith("folder:"):
             given.crop = given.crop or "resized"
-    if given.flip is None and task.name == "classification":
+    if task.name == "classification" and given.flip is None:
         given.flip = recorded.get("flip", True if ":" in given.dataset else None)
     splits = load(**changes)
     if given.task != "classification" and augment != splits.train.augment:
