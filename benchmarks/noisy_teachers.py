@@ -128,9 +128,9 @@ def train(given: argparse.Namespace) -> list[str]:
     def student(
         folder: str, method: str, seed: int, teacher: models.Network | None = None, bank: MemoryBank | None = None
     ) -> None:
-        splits = whole._replace(train=whole.train.few(IMAGES, seed))
         if any(one["data_seed"] == seed for one in summaries(out / folder)):
             return
+        splits = whole._replace(train=whole.train.few(IMAGES, seed))
         try:
             training.distill(
                 [Student(STUDENT, method, seed)],

@@ -1,4 +1,4 @@
-"""A teacher that knows nothing about the training images, or sees them without normalisation, is noted."""
+"""A note is printed if the teacher predicts training images no better than guessing, or does not normalise them."""
 
 import copy
 

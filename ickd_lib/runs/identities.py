@@ -1,4 +1,4 @@
-"""What tells runs apart that are no repetitions of each other: fingerprints, and the name of the method."""
+"""Fingerprints by which runs are separated that do not repeat each other, and the name of their method."""
 
 from __future__ import annotations
 

@@ -172,7 +172,7 @@ def _learner(
         origin = {
             "network": network.name,
             "initial": network.identity,
-            "shapes": runtime.fingerprint(shapes),  # tells architectures of one class apart
+            "shapes": runtime.fingerprint(shapes),  # differs between architectures of one class
             "parameters": sum(parameter.numel() for parameter in network.parameters()),
         }
         if network.trained_on.get("data") == train.name:

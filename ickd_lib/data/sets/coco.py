@@ -162,7 +162,7 @@ def _read(path: Path) -> _Content:
             missing = [name for name in names if name not in entry]
             if missing:
                 raise InputError(f"{path}: an entry of {part!r} has no {missing[0]!r}: {str(entry)[:80]}; correct it")
-        if {type(entry["id"]) for entry in entries} - {int} and {type(entry["id"]) for entry in entries} - {str}:
+        if entries and {type(entry["id"]) for entry in entries} not in ({int}, {str}):
             raise InputError(f"{path}: not all ids of {part!r} are numbers, or not all are texts; correct them")
     for image in content["images"]:
         if not isinstance(image["file_name"], str):

@@ -84,7 +84,7 @@ class Folder(FileDataSet):
                 for name, one in splits._asdict().items()
             )
         )
-        _tell_copies(splits)
+        _note_copies(splits)
         return splits
 
     def _streamed(self, folders: dict[str, Path], classes: tuple[str, ...], crop: ResizedCrop | None) -> Splits:
@@ -136,7 +136,7 @@ class Folder(FileDataSet):
         return found
 
 
-def _tell_copies(splits: Splits) -> None:
+def _note_copies(splits: Splits) -> None:
     """Print how many validation and test images have the same pixels as a labelled training image, if some have."""
     train = splits.train
     place: dict[int, int] = {}
@@ -150,7 +150,7 @@ def _tell_copies(splits: Splits) -> None:
             one, other = split.file(int(split.index[same[0][0]])), train.file(int(train.index[same[0][1]]))
             runtime.notice(
                 f"{len(same):,} of {len(split):,} images of {split.name} have the same pixels as a training image, "
-                f"such as {one} and {other}; results on them tell nothing about new images, so remove them from one "
+                f"such as {one} and {other}; the accuracy on them is not that on new images, so remove them from one "
                 "of the folders"
             )
 
