@@ -358,7 +358,10 @@ def test_a_run_records_how_images_are_resized(crop, facts, digits, tmp_path, cap
     assert _run(f"predict {history.folder} {file} --image-size 12 --crop {crop}", capsys)[1] == out
     status, out, err = _run(f"evaluate {history.folder} --dataset folder:{tmp_path}/data --device cpu", capsys)
     assert status == 0 and json.loads(out)["accuracy"] == history.summary["accuracy"]
-    assert "the training images are not those of" not in err
+    assert "images are not those" not in err
+    file.unlink()
+    _, _, err = _run(f"evaluate {history.folder} --dataset folder:{tmp_path}/data --device cpu", capsys)
+    assert "the test images are not those on which" in err and "the training images" not in err
 
 
 def test_predict_takes_a_file(graph, image_folder, capsys):

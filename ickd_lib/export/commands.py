@@ -18,12 +18,13 @@ from ickd_lib.export.opened import NetworkModel, format_of, open_model
 from ickd_lib.memory import MemoryBank
 from ickd_lib.models import Network
 from ickd_lib.runtime import InputError
+from ickd_lib.training.records import differing, evaluated_on
 
 
 def data_of(run: runtime.Run, given: argparse.Namespace, load: Callable[..., Splits]) -> Splits:
     """Load the data of a run: its training images; its validation images if it had the same; all test images.
 
-    A note states if the training images are others than those of the run.
+    Notes state if the training images or the test images are others than those of the run.
 
     Args:
         run: the run.
@@ -74,6 +75,8 @@ def data_of(run: runtime.Run, given: argparse.Namespace, load: Callable[..., Spl
             f"the training images are not those of {run.folder}; give the options of the data as in its training, such "
             "as --val, --views, --image-size and --crop"
         )
+    if "test" in differing(run.config.get("evaluated_on"), evaluated_on(splits)):
+        runtime.notice(f"the test images are not those on which {run.folder} was evaluated")
     if len(splits.val) and not (held_out and same):
         runtime.notice("the validation images are not used, because the run was not trained with the same ones")
         splits = splits._replace(val=splits.val.subset(torch.arange(0)))
