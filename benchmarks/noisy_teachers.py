@@ -38,7 +38,12 @@ TEACHERS, SEEDS = ("resnet56", "wrn_16_2", "resnet20"), (0, 1)
 STUDENT, IMAGES, EPOCHS, RATE = "resnet8", 5_000, 20, 0.12
 TEMPERATURE, POSITIVES = 4.0, 8
 WRONG = 0.5  # share of the training images that the teacher with noise predicts wrongly
-KINDS = {"clean": "the teacher itself", "noise": "with noise", "class": "its predicted class only"}
+KINDS = {
+    "clean": "the teacher itself",
+    "noise": "with noise",
+    "class": "its predicted class only",
+    "class_1": "its predicted class only, temperature 1",
+}
 TARGETS = {
     "own": "the image's own prediction",
     "corrected": "the same, corrected by the label",
@@ -56,14 +61,14 @@ class RowKD(methods.WithLabels):
 
     needs = frozenset({"bank"})
 
-    def __init__(self, *, ce: float = 0.1, kd: float = 2.7) -> None:
+    def __init__(self, *, ce: float = 0.1, kd: float = 2.7, temperature: float = TEMPERATURE) -> None:
         super().__init__(ce=ce)
-        self.kd = kd
+        self.kd, self.temperature = kd, temperature
 
     def teach(self, context: methods.Context) -> dict[str, Tensor]:
         assert context.bank is not None
         target = context.bank.logits[context.bank.rows(context.student.key)]
-        return {"kd": self.kd * losses.kd(context.student.logits, target, temperature=TEMPERATURE)}
+        return {"kd": self.kd * losses.kd(context.student.logits, target, temperature=self.temperature)}
 
 
 def predictions(logits: Tensor, labels: Tensor, kind: str, seed: int) -> Tensor:
@@ -75,7 +80,7 @@ def predictions(logits: Tensor, labels: Tensor, kind: str, seed: int) -> Tensor:
         kind: a key of KINDS.
         seed: seed of the noise, which is normal and independent for each image and class.
     """
-    if kind == "class":
+    if kind in ("class", "class_1"):
         return F.one_hot(logits.argmax(1), logits.shape[1]).float()
     if kind == "noise":
         noise = torch.randn(logits.shape, generator=runtime.generator(seed, "noise"))
@@ -88,14 +93,17 @@ def predictions(logits: Tensor, labels: Tensor, kind: str, seed: int) -> Tensor:
     return F.softmax(logits / TEMPERATURE, 1)
 
 
-def target(bank: MemoryBank, probabilities: Tensor, name: str, seed: int) -> Tensor:
-    """Return the logits of a target for each row of a bank, [N, C], whose softmax at TEMPERATURE is that target.
+def target(
+    bank: MemoryBank, probabilities: Tensor, name: str, seed: int, *, temperature: float = TEMPERATURE
+) -> Tensor:
+    """Return the logits of a target for each row of a bank, [N, C], whose softmax at the temperature is that target.
 
     Args:
         bank: the teacher's bank.
         probabilities: the teacher's predictions for its rows, shape [N, C].
         name: a key of TARGETS.
         seed: seed of random images.
+        temperature: of KD.
     """
     if name in ("nearest", "random"):
         table = bank.table if name == "nearest" else bank.random_table
@@ -109,7 +117,7 @@ def target(bank: MemoryBank, probabilities: Tensor, name: str, seed: int) -> Ten
         same = F.one_hot(bank.labels, len(bank.classes)).float()
         sums, counts = same.T @ probabilities, same.sum(0)
         probabilities = (sums[bank.labels] - probabilities) / (counts[bank.labels, None] - 1)
-    logits = TEMPERATURE * probabilities.clamp(min=1e-6).log()
+    logits = temperature * probabilities.clamp(min=1e-6).log()
     return losses.corrected(logits, bank.labels) if name == "corrected" else logits
 
 
@@ -154,10 +162,12 @@ def train(given: argparse.Namespace) -> list[str]:
             bank = MemoryBank.build(teacher, whole.train.few(IMAGES, seed), precision="fp32")
             for kind in KINDS:
                 probabilities = predictions(bank.logits, bank.labels, kind, seed)
+                temperature = 1.0 if kind == "class_1" else TEMPERATURE
+                method = "row_kd(temperature=1.0)" if kind == "class_1" else "row_kd"
                 for one in TARGETS:
-                    logits = target(bank, probabilities, one, seed)
+                    logits = target(bank, probabilities, one, seed, temperature=temperature)
                     changed = MemoryBank(bank.features, logits, bank.labels, bank.index, bank.classes, norms=bank.norms)
-                    student(f"{name}/{kind}/{one}", "row_kd", seed, teacher, changed)
+                    student(f"{name}/{kind}/{one}", method, seed, teacher, changed)
     return failed
 
 

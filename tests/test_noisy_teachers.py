@@ -24,12 +24,12 @@ def bank():
     return MemoryBank(features, logits, labels, torch.arange(30) + 100, ("a", "b", "c"))
 
 
-def test_predictions_of_the_three_kinds(bank):
-    clean, noise, of_class = (noisy.predictions(bank.logits, bank.labels, kind, 0) for kind in noisy.KINDS)
+def test_predictions_of_the_kinds(bank):
+    clean, noise, of_class, at_1 = (noisy.predictions(bank.logits, bank.labels, kind, 0) for kind in noisy.KINDS)
     assert torch.equal(clean, (bank.logits / 4).softmax(1))
     assert float((noise.argmax(1) != bank.labels).float().mean()) == pytest.approx(0.5, abs=0.04)
     assert not torch.equal(noise, noisy.predictions(bank.logits, bank.labels, "noise", 1))
-    assert torch.equal(of_class, torch.eye(3)[bank.logits.argmax(1)])
+    assert torch.equal(of_class, torch.eye(3)[bank.logits.argmax(1)]) and torch.equal(at_1, of_class)
 
 
 def test_each_target_is_what_it_states(bank):
@@ -55,9 +55,10 @@ def test_each_target_is_what_it_states(bank):
 
 def test_a_class_alone_becomes_the_share_of_votes(bank):
     votes = noisy.predictions(bank.logits, bank.labels, "class", 0)
-    found = (noisy.target(bank, votes, "mean", 0) / 4).softmax(1)
-    counts = 9 * found[3]  # of the nine other images of its class, the teacher takes one for class c
-    torch.testing.assert_close(counts, torch.tensor([8.0, 0.0, 1.0]), atol=1e-3, rtol=0)
+    for temperature in (4.0, 1.0):
+        found = (noisy.target(bank, votes, "mean", 0, temperature=temperature) / temperature).softmax(1)
+        counts = 9 * found[3]  # of the nine other images of its class, the teacher takes one for class c
+        torch.testing.assert_close(counts, torch.tensor([8.0, 0.0, 1.0]), atol=1e-3, rtol=0)
 
 
 def test_each_student_is_trained_once_and_reported(monkeypatch, cifar_root, tmp_path, capsys, own_methods):
@@ -65,7 +66,7 @@ def test_each_student_is_trained_once_and_reported(monkeypatch, cifar_root, tmp_
     monkeypatch.setattr(noisy.data, "load", lambda *given: whole(*given, labels=100, classes=["fish"]))
     for name, value in {"TEACHERS": ("resnet8",), "IMAGES": 50, "EPOCHS": 1, "POSITIVES": 2}.items():
         monkeypatch.setattr(noisy, name, value)
-    monkeypatch.setattr(noisy, "KINDS", {kind: noisy.KINDS[kind] for kind in ("clean", "noise")})
+    monkeypatch.setattr(noisy, "KINDS", {kind: noisy.KINDS[kind] for kind in ("clean", "class_1")})
     monkeypatch.setattr(noisy, "TARGETS", {one: noisy.TARGETS[one] for one in ("own", "nearest")})
     torch.save(models.create("resnet8", 5).state_dict(), tmp_path / "t.pth")
     argv = ["noisy_teachers.py", "--data-root", str(cifar_root), "--device", "cpu", "--runs", str(tmp_path / "runs")]
@@ -74,6 +75,7 @@ def test_each_student_is_trained_once_and_reported(monkeypatch, cifar_root, tmp_
     assert noisy.main() == 0
     files = {path: path.stat().st_mtime_ns for path in (tmp_path / "out").rglob("*.json")}
     assert len(files) == 2 * (1 + 4)
+    assert {path.parts[-3] for path in files if "temperature=1" in path.name} == {"class_1"}
     assert noisy.main() == 0 and files == {p: p.stat().st_mtime_ns for p in (tmp_path / "out").rglob("*.json")}
     capsys.readouterr()
     monkeypatch.setattr(sys, "argv", [*argv, "--report"])
