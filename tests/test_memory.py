@@ -290,7 +290,7 @@ def test_too_many_neighbours_name_the_class_and_its_size():
 def test_update_writes_rows_and_unfilled_rows_are_never_returned(digits):
     bank = MemoryBank.empty(digits.train, 6)
     images, g = digits.train, torch.Generator().manual_seed(0)
-    with pytest.raises(InputError, match="positives were requested for"):
+    with pytest.raises(InputError, match="no other row of class"):
         bank.retrieve(torch.ones(1, 6), images.labels[:1], images.index[:1], positives=1, negatives=1)
     seen = images.index[::2]
     features, logits = torch.randn(len(seen), 6, generator=g), torch.randn(len(seen), 10, generator=g)

@@ -333,13 +333,19 @@ def require(bank: MemoryBank, present: list[int], labels: Tensor, rows: Tensor, 
     filled = bank.filled
     sizes = {c: int(filled[pool].sum()) for c, pool in bank.class_rows.items()}
     own, total, classes = filled[rows.clamp(min=0)] & (rows >= 0), sum(sizes.values()), sum(map(bool, sizes.values()))
-    for c in present:
+    for c in sorted(present, key=sizes.__getitem__):  # the message names the class with the fewest rows
         _check(bank, c, sizes[c] - bool(own[labels == c].any()), wanted.positives, "positives")
         available = classes - bool(sizes[c]) if wanted.per_class else total - sizes[c]
         _check(bank, c, available, wanted.negatives, "classes of negatives" if wanted.per_class else "negatives")
 
 
 def _check(bank: MemoryBank, label: int, available: int, requested: int, what: str) -> None:
+    if not available and requested and what == "positives":
+        raise InputError(
+            f"the bank has no other row of class {bank.classes[label]!r} that could be a positive for its only sample; "
+            "use more images of this class, or a method without positives, such as ickd(picd=0) (in Python, "
+            "retrieve(…, allow_missing=True) leaves out what is missing)"
+        )
     if available < requested:
         raise InputError(
             f"{requested} {what} were requested for a sample of class {bank.classes[label]!r}, but the bank has only "
