@@ -44,7 +44,8 @@ class FileDataSet(DataSet):
         fits = available is None or decoded_bytes <= SHARE * available
         where = "held in memory" if fits else "streamed"
         size = gigabytes(decoded_bytes)
-        runtime.notice(f"{self.title} is {where}: {why} take {size} decoded, and {limit} available")
+        text = f"{self.title} is {where}: {why} take {size} decoded"
+        runtime.notice(f"{text}, and {limit} available", once=text)
         return fits
 
     def tell_unreadable(self, split: str, files: Sequence[Path]) -> None:
