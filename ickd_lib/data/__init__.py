@@ -14,6 +14,7 @@ from ickd_lib.data.objects import Objects, SplitObjects
 from ickd_lib.data.sampler import Sampler
 from ickd_lib.data.selection import stratified
 from ickd_lib.data.sets import DataSet, kinds, names, register
+from ickd_lib.data.stacked import stacked
 from ickd_lib.data.streamed import StreamedImages
 from ickd_lib.data.strong import AUGMENTATIONS
 
@@ -37,6 +38,7 @@ __all__ = [
     "load",
     "names",
     "register",
+    "stacked",
     "stratified",
     "write_folder",
 ]

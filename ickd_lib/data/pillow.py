@@ -184,10 +184,10 @@ def _read(path: Path, image_size: int) -> tuple[np.ndarray, list[str]]:
         with Image.open(path) as file:  # reads the header; the pixels are decoded later
             require_few_pixels(path, file.height, file.width)
             upper_bits = not file.mode.startswith("I") and ";16" in str(file.tile[:1])  # how Pillow will decode it
-            image, conversions = _to_rgb(ImageOps.exif_transpose(file), file.format, path)
+            image, conversions = to_rgb(ImageOps.exif_transpose(file), file.format, path)
             conversions += [UPPER_BITS] * upper_bits
             if image_size:
-                image = ImageOps.fit(image, (image_size, image_size), Image.Resampling.BICUBIC)
+                image = fitted(image, image_size)
             return np.asarray(image), conversions
     except InputError:
         raise
@@ -217,13 +217,20 @@ def _too_large(path: Path, size: str, limit: int | None) -> InputError:
     )
 
 
-def _to_rgb(image: Image.Image, file_format: str | None, path: Path) -> tuple[Image.Image, list[str]]:
+def fitted(image: Image.Image, size: int) -> Image.Image:
+    """Return an image resized to height and width `size`, and cropped at the centre where its shape is another."""
+    from PIL import Image, ImageOps
+
+    return ImageOps.fit(image, (size, size), Image.Resampling.BICUBIC)
+
+
+def to_rgb(image: Image.Image, file_format: str | None, path: Path | str) -> tuple[Image.Image, list[str]]:
     """Convert an image to mode RGB with 8 bits a channel, and return it with the conversions that were applied.
 
     Args:
         image: a decoded image in any mode.
         file_format: Pillow's name of the file's format.
-        path: the file, for error messages.
+        path: the file, or another name of the image, for error messages.
     """
     from PIL import Image
 

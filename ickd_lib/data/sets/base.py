@@ -136,7 +136,7 @@ class DataSet:
             if x.dtype != torch.uint8 or x.ndim != 4 or x.shape[1] != 3 or x.shape[2:] != size:
                 raise InputError(
                     f"{self.title}/{split} has pixels of type {x.dtype} and shape {list(x.shape)}; "
-                    "expected uint8 [N, 3, H, W], with one size for all splits"
+                    "expected uint8 [N, 3, H, W], with one size for all splits, as data.stacked returns them"
                 )
             y = labels.get(split)
             if y is None or y.dtype != torch.int64 or y.shape != x.shape[:1]:
