@@ -40,6 +40,7 @@ from .inference import predict
 from .inspection import classifier, map_shapes, unpooled_size
 from .network import Network, Output, frozen, require_network
 from .own import from_file, is_file
+from .registered import REGISTRY, create_registered, register
 from .reused import Reused
 from .segmentation import FCN, wrap_segmentation
 from .torchvision_dense import IMAGENET_NORMALISATION
@@ -68,6 +69,7 @@ __all__ = [
     "names",
     "predict",
     "projectors",
+    "register",
     "require_network",
     "synchronised",
     "unpooled_size",
@@ -91,7 +93,7 @@ ZOO: dict[str, Callable[[int], Network]] = {
 
 
 def names(task: str = "classification") -> list[str]:
-    """List the names of the CIFAR zoo, or those of its networks for another task.
+    """List the names of the CIFAR zoo and of registered networks, or those of the zoo's networks for another task.
 
     `create` also accepts `torchvision/NAME` and `timm/NAME`.
 
@@ -103,7 +105,7 @@ def names(task: str = "classification") -> list[str]:
     """
     task = choose(task, ("classification", "segmentation", "detection"), what="task")
     if task == "classification":
-        return list(ZOO)
+        return [*ZOO, *REGISTRY]
     if task == "segmentation":
         return [f"{name}-fcn" for name in ZOO]
     small = [f"{name}-fpn" for name in ZOO if name not in resnet_imagenet.NETWORKS]
@@ -126,8 +128,9 @@ def create(
     Args:
         name: one of `names()`, `names("segmentation")` or `names("detection")`, or `torchvision/NAME`, or `timm/NAME`,
             in upper or lower case. torchvision's names may be those of its networks for segmentation and detection.
-            `pretrained` and the options may be part of the name, as in "resnet18-fpn(pretrained='backbone')", and then
-            take precedence. A pretrained network that is named so keeps the mean and std of its weights.
+            `register` adds names of your own. `pretrained` and the options may be part of the name, as in
+            "resnet18-fpn(pretrained='backbone')", and then take precedence. A pretrained network that is named so keeps
+            the mean and std of its weights.
         num_classes: C; of detectors without the background.
         mean: [3], subtracted from images in [0, 1]; by default 0, or a pretrained model's own.
         std: [3], by which the difference is divided; by default 1, or a pretrained model's own.
@@ -136,9 +139,9 @@ def create(
             initialised anew if these weights have another number of classes. For zoo networks use `load_weights`.
             "backbone" loads the ImageNet weights of the backbone of a torchvision network for segmentation or
             detection.
-        options: of detectors, the arguments of torchvision's FasterRCNN, RetinaNet or FCOS, such as
-            `min_size=600, max_size=1000`; `min_size=None` leaves the size of images, which is the default of the zoo's
-            detectors.
+        options: arguments of a registered network; of detectors, those of torchvision's FasterRCNN, RetinaNet or FCOS,
+            such as `min_size=600, max_size=1000`; `min_size=None` leaves the size of images, which is the default of
+            the zoo's detectors.
     Returns:
         A Network: images [B, 3, H, W] to logits [B, C] and features [B, D], or the maps of these for segmentation; for
         detection see `Detector`. Zoo networks accept any size from 4 pixels on; models of torchvision and timm that
@@ -174,6 +177,8 @@ def create(
         raise InputError(
             f"{name} has no pretrained weights; train it, or use load_weights(create({name!r}), path){advice}"
         )
+    if name in REGISTRY:
+        return create_registered(name, num_classes, mean, std, options)
     network: Network
     if head == "fpn":
         network = build(name, lambda: _detector(name, base, num_classes, bool(pretrained), options))

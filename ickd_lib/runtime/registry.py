@@ -1,4 +1,4 @@
-"""Classes that are registered by name: methods, tasks and data sets."""
+"""Classes that are registered by name: methods, tasks, data sets and networks."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ from ickd_lib.runtime.errors import InputError
 MODULES: set[str] = set()  # modules outside the library that have registered a class
 
 
-def enter(registry: dict[str, Any], name: str, cls: type, what: str) -> None:
-    """Add a class to a registry. Defining the same class again, as a notebook does, replaces it.
+def enter(registry: dict[str, Any], name: str, cls: Any, what: str) -> None:
+    """Add a class, or a function, to a registry. Defining the same class again, as a notebook does, replaces it.
 
     Args:
         registry: the registered classes by name.
         name: the name of the class.
-        cls: the class.
+        cls: the class or function.
         what: what the registry contains, for the error message ("method").
     Raises:
         InputError: another class has the name.

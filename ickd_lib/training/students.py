@@ -15,6 +15,7 @@ from ickd_lib import methods, models, runtime
 from ickd_lib.data import Images
 from ickd_lib.memory import Faiss, MemoryBank, requested, source_of
 from ickd_lib.models import Network
+from ickd_lib.models.registered import REGISTRY
 from ickd_lib.runtime import InputError, arguments
 from ickd_lib.runtime.folders import default_name
 from ickd_lib.tasks import Task
@@ -146,6 +147,13 @@ def learners(
     return named
 
 
+def _architecture(network: Network) -> dict[str, Any]:
+    """Return what differs between architectures of one name or class."""
+    shapes = {name: list(getattr(value, "shape", ())) for name, value in network.state_dict().items()}
+    count = sum(parameter.numel() for parameter in network.parameters())
+    return {"shapes": runtime.fingerprint(shapes), "parameters": count}
+
+
 def _learner(
     position: int,
     student: Student,
@@ -166,15 +174,11 @@ def _learner(
         with runtime.seeded(student.seed, "network"):
             network = models.create(student.network, **train.spec)
         origin = {"network": network.name, **train.spec}
+        if network.name.partition("(")[0] in REGISTRY:
+            origin |= _architecture(network)
     else:
         network = student.network
-        shapes = {name: list(getattr(value, "shape", ())) for name, value in network.state_dict().items()}
-        origin = {
-            "network": network.name,
-            "initial": network.identity,
-            "shapes": runtime.fingerprint(shapes),  # differs between architectures of one class
-            "parameters": sum(parameter.numel() for parameter in network.parameters()),
-        }
+        origin = {"network": network.name, "initial": network.identity, **_architecture(network)}
         if network.trained_on.get("data") == train.name:
             runtime.notice(
                 f"the network {network.name} given to Student has been trained on {train.name} before, and goes on "

@@ -117,7 +117,10 @@ def load(folder: str | Path, *, device: str | torch.device = "auto") -> Network:
             run.require_finished()
         origin, data = settings["student"], settings["data"]
         if "mean" not in origin:
-            raise InputError(f"{folder} is the run of a network of your own; load {folder}/student.safetensors into it")
+            raise InputError(
+                f"{folder} is the run of a network of your own; load {folder}/student.safetensors into it, or train "
+                "it by a name (models.register), so that its runs can be loaded"
+            )
         spec = {key: origin[key] for key in ("num_classes", "mean", "std")}
         name, reused, trained_on = origin["network"], origin.get("reused"), (data["name"], data["images"])
         classes = tuple(data.get("classes", ()))
