@@ -67,7 +67,7 @@ def test_its_students_have_seeds_and_their_runs_are_loaded(plain, tmp_path, caps
     assert "plain(width=9)" in (tmp_path / "page.html").read_text()
     assert cli.main(["evaluate", str(one.folder), "--device", "cpu"]) == 0
     assert "accuracy" in json.loads(capsys.readouterr().out)
-    written = export.write(one.folder, tmp_path / "plain.pt2", few)
+    written = export.write(one.folder, tmp_path / "plain.pt2", few, format="pt2")
     assert written.difference < 1e-5
     plain.__init__.__defaults__ = (9,)
     try:  # the same name, and another architecture
