@@ -451,6 +451,41 @@ def test_own_networks_of_one_class_are_apart_by_their_shapes(tmp_path):
     assert origins == {"architecture 111111", "architecture 222222", "architecture not recorded"}
 
 
+def test_own_networks_of_one_class_are_apart_by_what_they_were_wrapped_with(tmp_path, capsys):
+    def own(place, seed, initial="", method="kd", **recorded):
+        run = make_run(tmp_path / place, method, seed, network="Small")
+        config = run.config | recorded
+        config["settings"]["student"] = {"network": "Small", "initial": initial or place, "shapes": "1" * 16}
+        runtime.write_json(run.folder / "config.json", config)
+
+    def tables():
+        groups = runs.grouped(runs.finished([tmp_path]))
+        return sorted((setting.origin.split()[:1], len(found["kd"])) for setting, found in groups.items())
+
+    plain = {"mean": [0.5] * 3, "std": [0.25] * 3, "maps": [], "size": None, "features": "input of fc"}
+    for seed in range(2):
+        own(f"plain{seed}", seed, wrapped=plain)
+    own("earlier", 2)
+    assert tables() == [([], 3)], "a run of an earlier version is a seed as before"
+    for seed in range(3, 5):
+        own(f"large{seed}", seed, wrapped=plain | {"size": [24, 24]})
+    own("layer", 5, wrapped=plain | {"features": "body"})
+    assert [count for _, count in tables()] == [1, 1, 2, 2] and {"".join(mark) for mark, _ in tables()} == {"wrapping"}
+    assert "wrapped: size is None in" in "\n".join(runs.diff(tmp_path / "plain0", tmp_path / "large3"))
+    assert "untrained network" not in capsys.readouterr().err
+    own("other", 1, wrapped=plain)
+    own("renamed", 1, initial="other", method="ce", wrapped=plain)
+    assert [count for _, count in tables() if count > 2] == [3]
+    (line,) = [
+        line
+        for line in capsys.readouterr().err.splitlines()
+        if "differ in the fingerprint of their untrained network" in line
+    ]
+    assert (
+        f"{tmp_path / 'other'}, {tmp_path / 'plain1'} have the same settings and seeds" in line and "as 2 seeds" in line
+    )
+
+
 def test_validation_images_differ_between_seeds_only_if_train_does(tmp_path):
     for seed in range(2):
         evaluated(make_run(tmp_path / f"drawn/{seed}", "kd", seed), images=f"{seed}", val=f"{seed}", test="5")

@@ -427,6 +427,30 @@ def test_a_run_of_an_own_network_records_its_shapes_and_not_its_weights_alone(di
     assert found[0]["parameters"] == sum(p.numel() for p in Dropping(0, 12).parameters()) > found[2]["parameters"]
 
 
+def test_a_run_of_an_own_network_records_what_it_was_wrapped_with(digits, tmp_path):
+    with runtime.seeded():
+        module = nn.Sequential(nn.Conv2d(3, 4, 3, padding=1), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 10))
+    given = {"mean": (0.1, 0.2, 1 / 3), "std": (0.5, 0.5, 0.5)}
+    wrapped = models.wrap(module, size=(9, 8), maps=["0"], features="2", **given)
+    students = [
+        Student(wrapped, "ce", 0, "named"),
+        Student(models.wrap(copy.deepcopy(module)), "ce", 0, "default"),
+        Student("resnet8", "ce", 0, "by-name"),
+    ]
+    distill(students, digits, None, runs=tmp_path)
+    configs = {run.folder.name: run.config for run in runtime.runs(tmp_path)}
+    assert configs["named"]["wrapped"] == {
+        "mean": [0.1, 0.2, 0.333333],
+        "std": [0.5, 0.5, 0.5],
+        "maps": ["0"],
+        "size": [9, 8],
+        "features": "2",
+    }
+    of_default = {"mean": [0, 0, 0], "std": [1, 1, 1], "maps": [], "size": None, "features": "input of 3"}
+    assert configs["default"]["wrapped"] == of_default and "wrapped" not in configs["by-name"]
+    assert "size" not in configs["named"]["settings"]["student"], "names of run folders stay as they were"
+
+
 def corrected(split):
     """The same images, of which one pixel has changed."""
     return dataclasses.replace(split, images=split.images.clone().index_fill_(0, torch.tensor([3]), 7))

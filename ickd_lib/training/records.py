@@ -128,7 +128,8 @@ class RunRecord:
         if not self.run.exists():
             crop = splits.train.evaluation_crop
             given = (self.learner.settings, numerics, group, environment, crop)
-            self.run.create(*given, held_out=len(splits.val), evaluated_on=evaluated_on(splits))
+            evaluated = {"held_out": len(splits.val), "evaluated_on": evaluated_on(splits)}
+            self.run.create(*given, **evaluated, **self.learner.recorded)
         (self.run.folder / "diverged.json").unlink(missing_ok=True)
 
     def fail(self, reason: str) -> None:

@@ -63,6 +63,7 @@ class Learner:
     classifiers: the layers that compute the logits of the student and of the teacher (None without a teacher); None if
         the method does not use them.
     settings: everything that identifies the run.
+    recorded: further entries of config.json, which do not identify the run: "wrapped" (`wrapping`), of an own network.
     """
 
     name: str
@@ -74,6 +75,7 @@ class Learner:
     common: tuple[Tensor, Tensor] | None
     classifiers: tuple[nn.Module, nn.Module | None] | None
     settings: dict[str, Any]
+    recorded: dict[str, Any]
 
     def __repr__(self) -> str:
         return f"Learner({self.name})"
@@ -162,6 +164,7 @@ def _learner(
     method = methods.create(given) if isinstance(given, str) else copy.deepcopy(given)
     methods.require_initialised(method)
     origin: dict[str, Any]
+    recorded: dict[str, Any] = {}
     if isinstance(student.network, str):
         with runtime.seeded(student.seed, "network"):
             network = models.create(student.network, **train.spec)
@@ -175,6 +178,7 @@ def _learner(
             "shapes": runtime.fingerprint(shapes),  # differs between architectures of one class
             "parameters": sum(parameter.numel() for parameter in network.parameters()),
         }
+        recorded["wrapped"] = models.wrapping(network)
         if network.trained_on.get("data") == train.name:
             runtime.notice(
                 f"the network {network.name} given to Student has been trained on {train.name} before, and goes on "
@@ -219,6 +223,7 @@ def _learner(
         common and (common[0].to(device), common[1].to(device)),
         _classifiers(network, teacher, train.size) if "classifiers" in method.needs else None,
         settings,
+        recorded,
     )
 
 
