@@ -10,7 +10,7 @@ from ickd_lib import runtime
 from ickd_lib.runtime.arguments import checked
 
 SEEDS = ("seed", "fingerprint")  # ends of the keys of settings that do not describe a run
-PARTS = ("settings", "evaluated_on", "wrapped", "numerics", "environment")  # of config.json
+PARTS = ("settings", "evaluated_on", "wrapped", "sources", "numerics", "environment")  # of config.json
 IGNORED = ("seconds", "waited_seconds")  # keys of a record that differ between any two runs
 
 
@@ -22,9 +22,9 @@ def diff(first: str | Path, second: str | Path) -> list[str]:
         first, second: their folders.
     Returns:
         One line for each difference in the settings, in the fingerprints of the validation and test images
-        (`evaluated_on`), in what an own network was wrapped with, in the numerics and in the environment; then one line
-        with the first epoch at which the fingerprints of the weights differ, and one with the first epoch at which the
-        records differ.
+        (`evaluated_on`), in what an own network was wrapped with, in the fingerprints of own source, in the numerics
+        and in the environment; then one line with the first epoch at which the fingerprints of the weights differ, and
+        one with the first epoch at which the records differ.
     Raises:
         InputError: a folder is not a run.
     """

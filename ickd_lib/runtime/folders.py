@@ -91,8 +91,9 @@ class Run:
     everything else that changes rounding; a resumed run uses them again), `environment` (versions and commit), `group`
     (an identifier that is shared by students that were trained together), `evaluation_crop` (see `ImageSplit`),
     `held_out`, the number of images held out of train, `evaluated_on`, the fingerprints of the images "val" and "test"
-    (None for an empty split), and, of a network of the user's own, `wrapped`: its normalisation, size of the images and
-    layers. Runs of earlier versions lack the last three.
+    (None for an empty split). If parts of it are the user's own, it also contains `wrapped`, the normalisation, size of
+    the images and layers of the network, and `sources`, fingerprints of the source of their classes (None where that is
+    not available). Runs of earlier versions lack the last four.
 
     Args:
         folder: the run's folder.

@@ -63,7 +63,8 @@ class Learner:
     classifiers: the layers that compute the logits of the student and of the teacher (None without a teacher); None if
         the method does not use them.
     settings: everything that identifies the run.
-    recorded: further entries of config.json, which do not identify the run: "wrapped" (`wrapping`), of an own network.
+    recorded: further entries of config.json, which do not identify the run: "wrapped" (`wrapping`), of an own network;
+        "sources" (`runtime.own_source`), of "method", "network" and "teacher" if their classes are the user's own.
     """
 
     name: str
@@ -207,6 +208,10 @@ def _learner(
         settings["bank"] = _described(bank)
     if search and any(spec.approximable for spec in method.retrievals):
         settings["search"] = {"name": "faiss", **asdict(search.resolved(len(bank) if bank else rows))}
+    parts = {"method": method, "network": network, "teacher": teacher}
+    sources = {name: runtime.own_source(part) for name, part in parts.items() if part is not None}
+    if sources := {name: mark for name, mark in sources.items() if mark != ""}:
+        recorded["sources"] = sources
     if student.name:
         runtime.run_name(student.name)
     network = network.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
