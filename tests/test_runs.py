@@ -12,6 +12,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pytest
 
+from ickd_lib import __main__ as cli
 from ickd_lib import methods, plots, runs, runtime, tasks, training
 from ickd_lib.runtime import InputError
 from ickd_lib.training import records
@@ -359,6 +360,21 @@ def test_a_table_has_a_baseline_where_it_was_trained(tmp_path):
     assert text.count("to kd, points") == 2
     with pytest.raises(InputError, match="unknown baseline 'dkd'"):
         runs.table(some, baseline="dkd")
+
+
+def test_a_baseline_that_was_trained_without_a_teacher_is_named(tmp_path, capsys):
+    for seed in range(2):
+        make_run(tmp_path / f"ce-{seed}", "ce", seed, teacher=None)
+        make_run(tmp_path / f"kd-{seed}", "kd", seed)
+        make_run(tmp_path / f"other-{seed}", "kd", seed, network="resnet14")  # has no baseline for another reason
+    assert cli.main(["report", str(tmp_path), "--baseline", "ce"]) == 0
+    (line,) = [line for line in capsys.readouterr().err.splitlines() if "cannot be compared" in line]
+    assert line.startswith("note: kd cannot be compared with ce: their runs have the teacher resnet20, and")
+    assert line.endswith("train ce with the same teacher given, which it does not use")
+    for seed in range(2):
+        make_run(tmp_path / f"ce-with-{seed}", "ce", seed)
+    summaries = runs.finished([tmp_path])
+    assert runs.without_teacher(summaries, "ce") == runs.without_teacher(summaries, "") == []
 
 
 def test_published_numbers_stand_beside_their_pair_and_budget_only():

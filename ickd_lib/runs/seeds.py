@@ -227,6 +227,28 @@ def behind_labels(summaries: Sequence[dict[str, Any]]) -> list[str]:
     return found
 
 
+def without_teacher(summaries: Sequence[dict[str, Any]], baseline: str) -> list[str]:
+    """Return a sentence for each setting whose baseline is in another table because it was trained without a teacher.
+
+    Args:
+        summaries: summaries of finished runs.
+        baseline: a method by its name in tables; "" for none.
+    """
+    groups = grouped(summaries)
+
+    def data_and_training(setting: Setting) -> Setting:
+        return setting._replace(teacher=None, saw="", origin="")
+
+    alone = {data_and_training(one) for one, found in groups.items() if baseline in found and not one.teacher}
+    return [
+        f"{', '.join(found)} cannot be compared with {baseline}: their runs have the teacher {setting.teacher}, and "
+        f"those of {baseline} have none, so they are in separate tables; train {baseline} with the same teacher given, "
+        "which it does not use"
+        for setting, found in groups.items()
+        if setting.teacher and baseline not in found and data_and_training(setting) in alone
+    ]
+
+
 def words(setting: Setting) -> list[str]:
     """Describe each entry of a setting."""
     return [

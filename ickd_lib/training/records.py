@@ -147,8 +147,8 @@ class RunRecord:
         if not self.run.exists():
             crop = splits.train.evaluation_crop
             given = (self.learner.settings, numerics, group, environment, crop)
-            evaluated = {"held_out": len(splits.val), "evaluated_on": evaluated_on(splits)}
-            self.run.create(*given, **evaluated, **self.learner.recorded)
+            others = self.learner.recorded
+            self.run.create(*given, held_out=len(splits.val), evaluated_on=evaluated_on(splits), **others)
         (self.run.folder / "diverged.json").unlink(missing_ok=True)
 
     def fail(self, reason: str) -> None:
