@@ -288,7 +288,7 @@ def report(given: argparse.Namespace) -> None:
     summaries = runs.finished(given.folders)
     given.baseline = runs.chosen_baseline(summaries, given.baseline)
     text = runs.table(summaries, baseline=given.baseline, best_first=True, diverged=runs.diverged(given.folders))
-    for sentence in runs.behind_labels(summaries):
+    for sentence in [*runs.behind_labels(summaries), *runs.without_teacher(summaries, given.baseline)]:
         runtime.notice(sentence)
     if given.figure:
         from ickd_lib.pages import commands as pages

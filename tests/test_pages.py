@@ -10,9 +10,10 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from torch import nn
 
 from ickd_lib import __main__ as cli
-from ickd_lib import data, metrics, pages, runs, runtime, training
+from ickd_lib import data, metrics, models, pages, runs, runtime, training
 from ickd_lib.data.resizing import resized
 from ickd_lib.export.commands import data_of
 from ickd_lib.pages import classification, html, networks
@@ -268,6 +269,22 @@ def test_the_page_of_runs_without_weights_lacks_what_needs_them(folder, hostile,
         weights.unlink()
     found = read(pages.report([place], splits=hostile, baseline="ce")).text
     assert "the folders of the runs lack student.safetensors" in found and "Loss and its terms" in found
+
+
+def test_the_page_of_runs_of_own_networks_lacks_their_predictions(digits, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    options = {"recipe": RECIPE, "runs": "runs", "device": "cpu", "progress": False}
+    with runtime.seeded():
+        mine = nn.Sequential(nn.Conv2d(3, 4, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 10))
+    training.distill([Student(models.wrap(mine, name="Mine"), "ce")], digits, **options)
+    assert cli.main("report runs --html page.html".split()) == 0
+    text = read(Path("page.html").read_text()).text
+    assert "left out: the network of these runs is one of your own, which cannot be built from their folders" in text
+    assert "Loss and its terms" in text and "Confusion matrix" not in text
+    training.distill([Student("resnet8", "ce")], digits, **options)
+    text = read(pages.report(["runs"], splits=digits)).text
+    assert re.search("Not evaluated are ce, Mine.*: the network of these runs is one of your own", text)
+    assert "Confusion matrix" in text
 
 
 def test_the_page_of_a_json_file_lacks_what_needs_networks(folder, hostile, tmp_path):

@@ -12,6 +12,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pytest
 
+from ickd_lib import __main__ as cli
 from ickd_lib import methods, plots, runs, runtime, tasks, training
 from ickd_lib.runtime import InputError
 from ickd_lib.training import records
@@ -361,6 +362,21 @@ def test_a_table_has_a_baseline_where_it_was_trained(tmp_path):
         runs.table(some, baseline="dkd")
 
 
+def test_a_baseline_that_was_trained_without_a_teacher_is_named(tmp_path, capsys):
+    for seed in range(2):
+        make_run(tmp_path / f"ce-{seed}", "ce", seed, teacher=None)
+        make_run(tmp_path / f"kd-{seed}", "kd", seed)
+        make_run(tmp_path / f"other-{seed}", "kd", seed, network="resnet14")  # has no baseline for another reason
+    assert cli.main(["report", str(tmp_path), "--baseline", "ce"]) == 0
+    (line,) = [line for line in capsys.readouterr().err.splitlines() if "cannot be compared" in line]
+    assert line.startswith("note: kd cannot be compared with ce: their runs have the teacher resnet20, and")
+    assert line.endswith("train ce with the same teacher given, which it does not use")
+    for seed in range(2):
+        make_run(tmp_path / f"ce-with-{seed}", "ce", seed)
+    summaries = runs.finished([tmp_path])
+    assert runs.without_teacher(summaries, "ce") == runs.without_teacher(summaries, "") == []
+
+
 def test_published_numbers_stand_beside_their_pair_and_budget_only():
     found = [summary_of("kd", 0, 0.74), summary_of("ickd", 0, 0.77)]
     ((_, (ours, theirs)),) = runs.beside_published(found).items()
@@ -449,6 +465,41 @@ def test_own_networks_of_one_class_are_apart_by_their_shapes(tmp_path):
         own(f"wide{seed}", seed, shapes="2" * 16, parameters=1000)
     origins = {setting.origin for setting in runs.grouped(runs.finished([tmp_path]))}
     assert origins == {"architecture 111111", "architecture 222222", "architecture not recorded"}
+
+
+def test_own_networks_of_one_class_are_apart_by_what_they_were_wrapped_with(tmp_path, capsys):
+    def own(place, seed, initial="", method="kd", **recorded):
+        run = make_run(tmp_path / place, method, seed, network="Small")
+        config = run.config | recorded
+        config["settings"]["student"] = {"network": "Small", "initial": initial or place, "shapes": "1" * 16}
+        runtime.write_json(run.folder / "config.json", config)
+
+    def tables():
+        groups = runs.grouped(runs.finished([tmp_path]))
+        return sorted((setting.origin.split()[:1], len(found["kd"])) for setting, found in groups.items())
+
+    plain = {"mean": [0.5] * 3, "std": [0.25] * 3, "maps": [], "size": None, "features": "input of fc"}
+    for seed in range(2):
+        own(f"plain{seed}", seed, wrapped=plain)
+    own("earlier", 2)
+    assert tables() == [([], 3)], "a run of an earlier version is a seed as before"
+    for seed in range(3, 5):
+        own(f"large{seed}", seed, wrapped=plain | {"size": [24, 24]})
+    own("layer", 5, wrapped=plain | {"features": "body"})
+    assert [count for _, count in tables()] == [1, 1, 2, 2] and {"".join(mark) for mark, _ in tables()} == {"wrapping"}
+    assert "wrapped: size is None in" in "\n".join(runs.diff(tmp_path / "plain0", tmp_path / "large3"))
+    assert "untrained network" not in capsys.readouterr().err
+    own("other", 1, wrapped=plain)
+    own("renamed", 1, initial="other", method="ce", wrapped=plain)
+    assert [count for _, count in tables() if count > 2] == [3]
+    (line,) = [
+        line
+        for line in capsys.readouterr().err.splitlines()
+        if "differ in the fingerprint of their untrained network" in line
+    ]
+    assert (
+        f"{tmp_path / 'other'}, {tmp_path / 'plain1'} have the same settings and seeds" in line and "as 2 seeds" in line
+    )
 
 
 def test_validation_images_differ_between_seeds_only_if_train_does(tmp_path):

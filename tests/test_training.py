@@ -2,6 +2,7 @@
 
 import copy
 import dataclasses
+import importlib.util
 import json
 import os
 import signal
@@ -427,6 +428,30 @@ def test_a_run_of_an_own_network_records_its_shapes_and_not_its_weights_alone(di
     assert found[0]["parameters"] == sum(p.numel() for p in Dropping(0, 12).parameters()) > found[2]["parameters"]
 
 
+def test_a_run_of_an_own_network_records_what_it_was_wrapped_with(digits, tmp_path):
+    with runtime.seeded():
+        module = nn.Sequential(nn.Conv2d(3, 4, 3, padding=1), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 10))
+    given = {"mean": (0.1, 0.2, 1 / 3), "std": (0.5, 0.5, 0.5)}
+    wrapped = models.wrap(module, size=(9, 8), maps=["0"], features="2", **given)
+    students = [
+        Student(wrapped, "ce", 0, "named"),
+        Student(models.wrap(copy.deepcopy(module)), "ce", 0, "default"),
+        Student("resnet8", "ce", 0, "by-name"),
+    ]
+    distill(students, digits, None, runs=tmp_path)
+    configs = {run.folder.name: run.config for run in runtime.runs(tmp_path)}
+    assert configs["named"]["wrapped"] == {
+        "mean": [0.1, 0.2, 0.333333],
+        "std": [0.5, 0.5, 0.5],
+        "maps": ["0"],
+        "size": [9, 8],
+        "features": "2",
+    }
+    of_default = {"mean": [0, 0, 0], "std": [1, 1, 1], "maps": [], "size": None, "features": "input of 3"}
+    assert configs["default"]["wrapped"] == of_default and "wrapped" not in configs["by-name"]
+    assert "size" not in configs["named"]["settings"]["student"], "names of run folders stay as they were"
+
+
 def corrected(split):
     """The same images, of which one pixel has changed."""
     return dataclasses.replace(split, images=split.images.clone().index_fill_(0, torch.tensor([3]), 7))
@@ -777,6 +802,65 @@ def test_a_run_from_another_environment_says_what_differs(finished, digits, tmp_
     assert len(lines) == 3 and all(str(tmp_path / "a") in line for line in lines)
     assert "source of ickd_lib differs (commit 0123456789 then" in lines[0]
     assert f"torch: 1.0 then, {torch.__version__} now" in lines[1] and "world size: 2 then, 1 now" in lines[2]
+
+
+def own_code(place, factor="1.0", comment=""):
+    """A method and a network in a file of the user."""
+    place.write_text(
+        "from torch import nn\nfrom ickd_lib.methods import Method\n\n"
+        "class Body(nn.Module):\n"
+        "    def forward(self, x):\n"
+        f"        return {factor} * x  # {comment}\n\n"
+        "class Mine(nn.Sequential):\n"
+        f'    """Mine. {comment}"""\n'
+        "    def __init__(self):\n"
+        "        super().__init__(nn.Flatten(), Body(), nn.Linear(192, 10))\n\n"
+        "class Own(Method):\n"
+        "    def forward(self, context):\n"
+        f'        return {{"ce": {factor} * context.supervised}}  # {comment}\n'
+    )
+    spec = importlib.util.spec_from_file_location(f"own_code_{factor}_{len(comment)}", place)
+    sys.modules[spec.name] = module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    with runtime.seeded():
+        return Student(models.wrap(module.Mine(), size=8), module.Own(), 0, "a")
+
+
+@pytest.mark.parametrize("finished", [True, False])
+def test_a_run_of_own_code_that_was_edited_says_so(finished, digits, tmp_path, monkeypatch, notes):
+    place, runs = tmp_path / "mine.py", tmp_path / "runs"
+    if finished:
+        first = distill([own_code(place)], digits, None, runs=runs)["a"]
+    else:
+        with monkeypatch.context() as patch:
+            stop_at(patch, 2)
+            with pytest.raises(Interrupted):
+                distill([own_code(place)], digits, None, runs=runs, checkpoint_seconds=0)
+    sources = runtime.Run(runs / "a").config["sources"]
+    assert sources.keys() == {"method", "network"} and all(sources.values())
+    assert "sources" not in runtime.Run(runs / "a").settings, "the names of run folders do not depend on it"
+    notes()
+    if finished:
+        distill([own_code(place, comment="a comment is no change")], digits, None, runs=runs)
+        assert not [line for line in notes() if "source" in line]
+    again = distill([own_code(place, factor="0.5")], digits, None, runs=runs)["a"]
+    of_method, of_network = (line for line in notes() if "another source" in line)
+    assert f"{runs / 'a'} is from another source of the method 'Own', which has been edited" in of_method
+    assert "raise the attribute version of its class, or name another folder of runs" in of_method
+    assert "of the network 'Mine'" in of_network and of_network.endswith(
+        "to train the present one, name another folder of runs"
+    )
+    assert not finished or again.summary == first.summary
+
+
+def test_code_without_a_file_and_code_of_the_library_have_no_source(digits, teacher, tmp_path):
+    typed = {"__name__": "typed", "Method": Method}
+    exec("class Own(Method):\n    def forward(self, context):\n        return {'ce': context.supervised}", typed)
+    students = [Student("resnet8", typed["Own"](), 0, "a"), Student("resnet8", "kd", 0, "b")]
+    for _ in range(2):
+        distill(students, digits, teacher, runs=tmp_path)
+    assert runtime.Run(tmp_path / "a").config["sources"] == {"method": None}
+    assert "sources" not in runtime.Run(tmp_path / "b").config
 
 
 def test_comments_and_docstrings_are_no_other_source():

@@ -45,7 +45,7 @@ from .reused import Reused
 from .segmentation import FCN, wrap_segmentation
 from .torchvision_dense import IMAGENET_NORMALISATION
 from .weights import load_weights
-from .wrapped import wrap
+from .wrapped import wrap, wrapping
 from .wrapped_detection import wrap_detection
 
 __all__ = [
@@ -77,6 +77,7 @@ __all__ = [
     "wrap",
     "wrap_detection",
     "wrap_segmentation",
+    "wrapping",
 ]
 
 # Each file of the zoo defines one family. Its NETWORKS maps a name to a function that takes the number of classes.

@@ -209,6 +209,23 @@ def wrap(
     return network
 
 
+def wrapping(network: Network) -> dict[str, Any]:
+    """Return what the outputs of a network depend on beside its weights and its code, in a form for JSON.
+
+    Returns:
+        "mean" and "std" to six digits, and "maps", the names of the layers. For a network that `wrap` made also "size",
+        (H, W) or None, and "features", the layer that they are taken from, "" if the module returns them.
+    """
+    found: dict[str, Any] = {
+        key: [float(f"{x:.6g}") for x in getattr(network, key).flatten().tolist()] for key in ("mean", "std")
+    }
+    found["maps"] = [stage.removeprefix("module.") for stage in network.stages]
+    if isinstance(network, Wrapped):
+        found["size"] = network.size
+        found["features"] = f"input of {network.layer}" if network.before and network.layer else network.layer
+    return found
+
+
 def _logits_and_features(module: nn.Module, layer: str, before: bool, images: Tensor) -> Output:
     """Run the module once; the features are the pooled input (`before`) or output of `layer`.
 

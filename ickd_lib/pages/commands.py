@@ -11,7 +11,7 @@ from typing import Any
 from ickd_lib import pages, plots, runs, runtime
 from ickd_lib.data import Splits
 from ickd_lib.export.commands import data_of, named_teacher
-from ickd_lib.pages.networks import NO_VAL, described, group_of, without_teachers
+from ickd_lib.pages.networks import NO_VAL, buildable, described, group_of, without_teachers
 from ickd_lib.runs.seeds import task_of
 from ickd_lib.runtime import InputError
 
@@ -25,7 +25,7 @@ def report(given: argparse.Namespace, load: Callable[[], Splits]) -> None:
     """
     rows = without_teachers(runs.finished_rows(given.folders), given.baseline)
     chosen = described(rows, given.baseline)
-    row, options = next((row for row in chosen.values() if row["folder"]), None), dict[str, Any]()
+    row, options = next(filter(buildable, chosen.values()), None), dict[str, Any]()
     if row:
         run, named = runtime.Run(row["folder"]), bool(given.dataset)
         try:

@@ -15,6 +15,7 @@ from ickd_lib.models import Network
 from ickd_lib.runs.seeds import method_of, score, task_of
 from ickd_lib.runtime import InputError
 from ickd_lib.tasks import Classification
+from ickd_lib.training.teachers import of_own_network
 
 Row = dict[str, Any]  # a row of `runs.finished_rows`
 NO_VAL = "the runs were evaluated on images held out of train; give the data with these, by --val as in the training"
@@ -149,6 +150,11 @@ def fitting(chosen: dict[str, Row], splits: Splits) -> dict[str, Row]:
     if not found or not len(splits.val):
         raise InputError(NO_VAL)
     return found
+
+
+def buildable(row: Row) -> bool:
+    """Return whether a run has a folder, and a network that `training.load` can build."""
+    return bool(row["folder"]) and not of_own_network(row["config"]["settings"])
 
 
 def images_of(row: Row, splits: Splits) -> Images:

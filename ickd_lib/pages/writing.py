@@ -17,6 +17,7 @@ from ickd_lib.pages.networks import (
     MOST,
     Group,
     Row,
+    buildable,
     described,
     differing,
     evaluate,
@@ -29,6 +30,7 @@ from ickd_lib.runs.tables import caption, cells
 from ickd_lib.runtime import InputError
 
 LIMIT = 8_000_000  # largest size of a page in bytes
+OWN = "the network of these runs is one of your own, which cannot be built from their folders"
 PER_CLASS = {"segmentation": ("iou_", "IoU"), "detection": ("ap_", "AP")}  # keys of a summary, and what they are
 
 
@@ -52,8 +54,8 @@ def report(
     class, which runs have of the test images.
 
     Args:
-        folders: run folders, folders that contain some, or JSON files of runs (`runs.collected`). For runs in JSON
-            files, sections that need networks are left out.
+        folders: run folders, folders that contain some, or JSON files of runs (`runs.collected`). Of runs in JSON
+            files, and of runs of a network of the user's own, the page contains nothing that needs their networks.
         splits: the data of the runs, on the device of the evaluation; without them, sections that need images are
             left out.
         teacher: the teacher, whose memory bank has the in-context samples.
@@ -77,13 +79,16 @@ def report(
         parts.append(_per_class(chosen, *PER_CLASS[group.task]))
     stored = {name: row for name, row in chosen.items() if row["folder"]}
     there = {name: row for name, row in stored.items() if Path(row["folder"], "student.safetensors").is_file()}
+    built = {name: row for name, row in there.items() if buildable(row)}
     sets = dict.fromkeys([chosen[best]["dataset"], *(row["dataset"] for row in rows)])
-    if splits is None or not there:
-        lost = "the folders of the runs lack student.safetensors"
-        why = no_splits if there else lost if stored else "the runs are in JSON files, which contain no networks"
+    if splits is None or not built:
+        lost = OWN if there else "the folders of the runs lack student.safetensors"
+        why = no_splits if built else lost if stored else "the runs are in JSON files, which contain no networks"
         parts.append(section("Images", note(f"Sections about images, such as the mistakes, are left out: {why}.")))
     else:
-        parts += _images(there, splits, teacher, baseline, no_teacher, precision, several=len(rows) > 1)
+        if own := "; ".join(name for name in there if name not in built):
+            parts.append(note(f"Not evaluated are {own}: {OWN}."))
+        parts += _images(built, splits, teacher, baseline, no_teacher, precision, several=len(rows) > 1)
     title = f"{best}: one run" if len(rows) == 1 else f"Comparison of {len(rows)} runs"
     parts.append(_origin(chosen[best]))
     return page(f"{title}, {', '.join(sets)}", *parts)

@@ -21,6 +21,7 @@ from ickd_lib.runs.seeds import (
     mean_std,
     named,
     paired,
+    without_teacher,
 )
 from ickd_lib.runs.status import progress, progress_table
 from ickd_lib.runs.tables import beside_published, escaped, latex, published_table, table
@@ -52,4 +53,5 @@ __all__ = [
     "published_table",
     "records",
     "table",
+    "without_teacher",
 ]

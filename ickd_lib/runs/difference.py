@@ -10,6 +10,7 @@ from ickd_lib import runtime
 from ickd_lib.runtime.arguments import checked
 
 SEEDS = ("seed", "fingerprint")  # ends of the keys of settings that do not describe a run
+PARTS = ("settings", "evaluated_on", "wrapped", "sources", "numerics", "environment")  # of config.json
 IGNORED = ("seconds", "waited_seconds")  # keys of a record that differ between any two runs
 
 
@@ -21,8 +22,9 @@ def diff(first: str | Path, second: str | Path) -> list[str]:
         first, second: their folders.
     Returns:
         One line for each difference in the settings, in the fingerprints of the validation and test images
-        (`evaluated_on`), in the numerics and in the environment; then one line with the first epoch at which the
-        fingerprints of the weights differ, and one with the first epoch at which the records differ.
+        (`evaluated_on`), in what an own network was wrapped with, in the fingerprints of own source, in the numerics
+        and in the environment; then one line with the first epoch at which the fingerprints of the weights differ, and
+        one with the first epoch at which the records differ.
     Raises:
         InputError: a folder is not a run.
     """
@@ -31,7 +33,7 @@ def diff(first: str | Path, second: str | Path) -> list[str]:
         with runtime.complete(run.folder):
             _check(run)
     lines = []
-    for part in ("settings", "evaluated_on", "numerics", "environment"):
+    for part in PARTS:
         first_values, second_values = runtime.flat(one.config.get(part, {})), runtime.flat(other.config.get(part, {}))
         for key in dict.fromkeys([*first_values, *second_values]):
             a, b = first_values.get(key, "absent"), second_values.get(key, "absent")
@@ -47,7 +49,7 @@ def diff(first: str | Path, second: str | Path) -> list[str]:
 
 def _check(run: runtime.Run) -> None:
     """Raise an error of some type if the configuration or the records of a run are not dictionaries."""
-    for part in ("settings", "evaluated_on", "numerics", "environment"):
+    for part in PARTS:
         runtime.flat(run.config.get(part, {}))
     for record in run.metrics:
         runtime.flat(record)

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from ickd_lib import runtime, tasks
-from ickd_lib.runs.identities import identities_of, method_name
+from ickd_lib.runs.identities import identities_of, method_name, repeated_seeds
 from ickd_lib.runs.seeds import grouped, score, task_of, words
 from ickd_lib.runtime import InputError
 from ickd_lib.runtime.arguments import checked
@@ -76,7 +76,8 @@ def collected(folders: Iterable[str | Path]) -> list[dict[str, Any]]:
 
     A run that is found again, by a second path or in a JSON file, counts once. So do runs whose settings are all
     equal, seeds included: the first one counts, and a note names the other one if it has another name, other results
-    or other numerics. A damaged run is named in a note and left out.
+    or other numerics. A damaged run is named in a note and left out. A note also names runs of a network of the user's
+    own that have equal settings and seeds and began with other weights; each of them counts.
 
     Args:
         folders: folders that contain runs, JSON files that `ickd report --json` wrote, or both; or such files.
@@ -116,6 +117,8 @@ def _collected(folders: Iterable[str | Path]) -> list[dict[str, Any]]:
             elif (first := same[0])["results"] != results and run.get("role") != "teacher":
                 runtime.notice(f"{place} has all settings of {first['place']}, so it is left out; remove one of them")
     every = [run for alike in found.values() for run in alike]
+    for sentence in repeated_seeds([run for run in every if run.get("role") != "teacher"]):
+        runtime.notice(sentence)
     return [{name: value for name, value in run.items() if name != "results"} for run in every]
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from typing import Any
 
 from ickd_lib import methods, runtime
@@ -13,9 +14,9 @@ from ickd_lib.training.records import identities
 def identities_of(config: dict[str, Any]) -> dict[str, str]:
     """Return the `identities` of a run, and a fingerprint of all "settings" that do not depend on its seeds.
 
-    The fingerprints of the "architecture" of an own network, and of the "test images" and "validation images", are ""
-    for a run that does not record them. Means and standard deviations of the data count to six digits, because machines
-    round the last ones differently.
+    The fingerprints of the "architecture" and the "wrapping" (`models.wrapping`) of an own network, and of the "test
+    images" and "validation images", are "" for a run that does not record them. Means and standard deviations of the
+    data count to six digits, because machines round the last ones differently.
     """
     settings, evaluated = config["settings"], config.get("evaluated_on") or {}
     student = dict(settings.get("student", {}))
@@ -30,8 +31,33 @@ def identities_of(config: dict[str, Any]) -> dict[str, str]:
     others = {key: value for key, value in runtime.flat(own).items() if not key.endswith(of_seed)}
     found = identities(settings | {"student": student}) | {"settings": runtime.fingerprint(others)}
     found["architecture"] = architecture
+    found["wrapping"] = runtime.fingerprint(config["wrapped"]) if config.get("wrapped") else ""
     images = {"test images": evaluated.get("test") or "", "validation images": evaluated.get("val") or ""}
     return found | images
+
+
+def repeated_seeds(runs: Sequence[dict[str, Any]]) -> list[str]:
+    """Return a sentence for each group of runs that have equal settings and seeds, and other fingerprints `initial`.
+
+    These are runs of a network of the user's own that began with other weights. Tables count each of them as a seed.
+
+    Args:
+        runs: the "place" and the "config" of each run.
+    """
+    alike: dict[str, dict[str, str]] = {}  # by the settings, a place for each fingerprint of initial weights
+    for run in runs:
+        settings = run["config"]["settings"]
+        if (initial := dict(settings.get("student", {})).get("initial")) and "peers" not in settings:
+            seeds = [settings.get("seed"), settings.get("data_seed")]
+            key = runtime.fingerprint(identities_of(run["config"]), seeds)
+            alike.setdefault(key, {}).setdefault(str(initial), run["place"])
+    return [
+        f"{', '.join(places.values())} have the same settings and seeds, and differ in the fingerprint of their "
+        f"untrained network alone (`initial` in config.json); tables count them as {len(places)} seeds: give each "
+        "Student its own seed"
+        for places in alike.values()
+        if len(places) > 1
+    ]
 
 
 def method_name(config: dict[str, Any], otherwise: str) -> str:

@@ -42,6 +42,7 @@ class Setting(NamedTuple):
 
 
 SETTING = Setting._fields[:8]  # the entries of a summary
+RECORDED = ("test images", "validation images", "architecture", "wrapping")  # compared among the runs that record them
 
 
 def mean_std(values: Sequence[float]) -> tuple[float, float]:
@@ -130,18 +131,18 @@ def chosen_baseline(summaries: Sequence[dict[str, Any]], baseline: str) -> str:
 def _origins(runs: Sequence[tuple[str, object, dict[str, Any]]]) -> list[str]:
     """Return what distinguishes each of the runs of a setting from those of the same method that it does not repeat.
 
-    Repetitions have the same data set, the same test images, the same architecture, a teacher that was trained on the
-    same images, and other seeds. Those that were trained on the same images also have the same validation images. What
-    a run of an earlier version does not record of these counts as the same. Runs with the same seeds are no
-    repetitions: they differ in their teachers, in their images, which may be drawn by the seed, or else in other
-    settings. The result contains the first digits of as many fingerprints as are necessary; it is "" for all if none
-    is. Teachers of one name that each have seeds of their own are not distinguished but counted.
+    Repetitions have the same data set, the same test images, the same architecture and wrapping of an own network, a
+    teacher that was trained on the same images, and other seeds. Those that were trained on the same images also have
+    the same validation images. What a run of an earlier version does not record of these counts as the same. Runs with
+    the same seeds are no repetitions: they differ in their teachers, in their images, which may be drawn by the seed,
+    or else in other settings. The result contains the first digits of as many fingerprints as are necessary; it is ""
+    for all if none is. Teachers of one name that each have seeds of their own are not distinguished but counted.
     """
     marks = [""] * len(runs)
     identities = [summary.get("identities", {}) for *_, summary in runs]
     seeds = [(summary.get("seed"), summary.get("data_seed"), summary["network"]) for *_, summary in runs]
     trained_on = [known.get("images", "") for known in identities]
-    for what in ("data", "test images", "validation images", "architecture", "teacher", "images", "settings"):
+    for what in ("data", *RECORDED, "teacher", "images", "settings"):
         alike = [(method, mark) for (method, *_), mark in zip(runs, marks, strict=True)]
         saw = [str(summary.get("teacher_saw")) for *_, summary in runs] if what == "teacher" else []
         of_each = [known.get(what, "") for known in identities]
@@ -149,11 +150,12 @@ def _origins(runs: Sequence[tuple[str, object, dict[str, Any]]]) -> list[str]:
             "data": alike,
             "test images": marks,  # of all methods, which are compared with each other
             "architecture": marks,
+            "wrapping": marks,
             "validation images": list(zip(marks, trained_on, strict=True)),  # they may be drawn by the seed
         }
         pairs = list(zip(groups.get(what, list(zip(alike, seeds, strict=True))), of_each, strict=True))
-        if what in ("test images", "validation images", "architecture"):
-            pairs = [pair for pair in pairs if pair[1]]  # where they are recorded
+        if what in RECORDED:
+            pairs = [pair for pair in pairs if pair[1]]
         if _several(pairs) or (saw and _several(list(zip(alike, saw, strict=True)))):
             texts = [f"{what} {mark[:6] or 'not recorded'}" for mark in of_each]
             marks = [f"{m}, {text}" if m else text for m, text in zip(marks, texts, strict=True)]
@@ -223,6 +225,28 @@ def behind_labels(summaries: Sequence[dict[str, Any]]) -> list[str]:
                     f"{method} is {100 * mean:.1f} points below ce, labels alone; check the teacher and the weights"
                 )
     return found
+
+
+def without_teacher(summaries: Sequence[dict[str, Any]], baseline: str) -> list[str]:
+    """Return a sentence for each setting whose baseline is in another table because it was trained without a teacher.
+
+    Args:
+        summaries: summaries of finished runs.
+        baseline: a method by its name in tables; "" for none.
+    """
+    groups = grouped(summaries)
+
+    def data_and_training(setting: Setting) -> Setting:
+        return setting._replace(teacher=None, saw="", origin="")
+
+    alone = {data_and_training(one) for one, found in groups.items() if baseline in found and not one.teacher}
+    return [
+        f"{', '.join(found)} cannot be compared with {baseline}: their runs have the teacher {setting.teacher}, and "
+        f"those of {baseline} have none, so they are in separate tables; train {baseline} with the same teacher given, "
+        "which it does not use"
+        for setting, found in groups.items()
+        if setting.teacher and baseline not in found and data_and_training(setting) in alone
+    ]
 
 
 def words(setting: Setting) -> list[str]:

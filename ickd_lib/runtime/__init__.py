@@ -20,7 +20,7 @@ from ickd_lib.runtime.tensors import (
     writing_tensors,
 )
 from ickd_lib.runtime.threads import dealt_threads, free_threads, own_cores, same_threads
-from ickd_lib.runtime.versions import code, environment, environment_differences
+from ickd_lib.runtime.versions import code, environment, environment_differences, own_source
 
 __all__ = [
     "KINDS",
@@ -51,6 +51,7 @@ __all__ = [
     "not_read",
     "notice",
     "own_cores",
+    "own_source",
     "owner",
     "parse_call",
     "precision",

@@ -90,8 +90,10 @@ class Run:
     config.json contains `settings` (everything that identifies the run), `numerics` (device, precision, threads and
     everything else that changes rounding; a resumed run uses them again), `environment` (versions and commit), `group`
     (an identifier that is shared by students that were trained together), `evaluation_crop` (see `ImageSplit`),
-    `held_out`, the number of images held out of train, and `evaluated_on`, the fingerprints of the images "val" and
-    "test" (None for an empty split). Runs of earlier versions lack the last two.
+    `held_out`, the number of images held out of train, `evaluated_on`, the fingerprints of the images "val" and "test"
+    (None for an empty split). If parts of it are the user's own, it also contains `wrapped`, the normalisation, size of
+    the images and layers of the network, and `sources`, fingerprints of the source of their classes (None where that is
+    not available). Runs of earlier versions lack the last four.
 
     Args:
         folder: the run's folder.
@@ -137,11 +139,12 @@ class Run:
         evaluation_crop: dict[str, Any] | None = None,
         held_out: int = 0,
         evaluated_on: dict[str, str | None] | None = None,
+        **recorded: Any,
     ) -> None:
-        """Write config.json."""
+        """Write config.json; `recorded` are further entries."""
         config = {"settings": settings, "numerics": numerics, "group": group, "environment": environment}
         others = {"evaluation_crop": evaluation_crop or {}, "held_out": held_out, "evaluated_on": evaluated_on or {}}
-        write_json(self.folder / "config.json", {**config, **others})
+        write_json(self.folder / "config.json", {**config, **others, **recorded})
 
     def clean(self) -> None:
         """Remove what killed processes left of the run's files. The run must be locked."""

@@ -3,19 +3,24 @@
 from __future__ import annotations
 
 import ast
+import inspect
 import platform
 import subprocess
+import sys
+import textwrap
 from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 
 from ickd_lib.runtime.distributed import world
 from ickd_lib.runtime.files import fingerprint
 
 LIBRARY = Path(__file__).resolve().parents[1]
+PACKAGES = ("ickd_lib", "torch", "torchvision", "timm")  # with the standard library, what is not the user's own code
 SOURCES = ("runtime", "data", "models", "tasks", "memory", "losses", "methods", "training")
 
 
@@ -35,6 +40,35 @@ def _structure(source: str) -> str:
         if isinstance(node, (ast.Module, ast.ClassDef, ast.FunctionDef)) and ast.get_docstring(node) is not None:
             node.body = node.body[1:]
     return ast.dump(tree)
+
+
+def own_source(module: nn.Module) -> str | None:
+    """Return a fingerprint of the source of those classes of a module and of its parts that are the user's own.
+
+    Comments, docstrings and formatting do not count, as in `code`. Functions that the classes call, and what they read
+    from outside, are not part of it.
+
+    Returns:
+        The fingerprint; "" if no class is the user's own; None if the source of one is not available, because it was
+        typed at a prompt, for example.
+    """
+    kinds = {kind for part in module.modules() for kind in type(part).__mro__}
+    names = {f"{kind.__module__}.{kind.__qualname__}": kind for kind in kinds}
+    libraries = {*PACKAGES, *sys.stdlib_module_names}
+    own = [kind for name, kind in sorted(names.items()) if name.partition(".")[0] not in libraries]
+    found = [(kind.__qualname__, _of_class(kind)) for kind in own]
+    if any(text is None for _, text in found):
+        return None
+    return fingerprint(found) if found else ""
+
+
+@cache
+def _of_class(kind: type) -> str | None:
+    """Return the structure of the source of a class; None if it is not available."""
+    try:
+        return _structure(textwrap.dedent(inspect.getsource(kind)))
+    except (OSError, TypeError, SyntaxError):
+        return None
 
 
 def environment(device: torch.device) -> dict[str, Any]:

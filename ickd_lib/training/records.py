@@ -81,7 +81,8 @@ class RunRecord:
     def open(self, folder: Path, resume: bool, environment: dict[str, Any], splits: Splits) -> None:
         """Find the run in `folder`, which is new, unfinished or finished, and load the weights of a finished one.
 
-        Each difference between the environment of an existing run and the present one is printed in a line.
+        Each difference between the environment of an existing run and the present one is printed in a line. So is each
+        method or network of the user's own whose source has changed.
 
         Raises:
             InputError: there is a run with other settings or with other validation or test images, or any run while
@@ -106,6 +107,8 @@ class RunRecord:
                 )
             for line in runtime.environment_differences(config.get("environment", {}), environment):
                 runtime.notice(f"{self.run.folder} is from another environment: {line}")
+            if config.get("environment", {}).get("python") == environment["python"]:  # otherwise marks differ anyway
+                self._note_sources(config.get("sources", {}))
             if summary is None:
                 for key, kind in NUMERICS.items():
                     if not isinstance(value := config["numerics"][key], kind):
@@ -120,6 +123,22 @@ class RunRecord:
             if len(self.epochs) < epochs:
                 runtime.notice(f"{self.run.folder}/metrics.jsonl has the records of {len(self.epochs)} epochs only")
 
+    def _note_sources(self, recorded: dict[str, str | None]) -> None:
+        """Print a note for each method or network of the user's own of which a run recorded another source."""
+        learner, now = self.learner, self.learner.recorded.get("sources", {})
+        name = {
+            "method": learner.method.config["name"] or type(learner.method).__name__,
+            "network": learner.network.name,
+            "teacher": (learner.settings["teacher"] or {}).get("name"),
+        }
+        advice = {"method": "raise the attribute version of its class, or "}
+        for what, mark in now.items():
+            if mark and recorded.get(what) not in (None, mark):
+                runtime.notice(
+                    f"{self.run and self.run.folder} is from another source of the {what} {name[what]!r}, which has "
+                    f"been edited since; to train the present one, {advice.get(what, '')}name another folder of runs"
+                )
+
     def create(self, numerics: dict[str, Any], group: str, environment: dict[str, Any], splits: Splits) -> None:
         """Write the configuration of a new run. A run that diverged before is trained again from its checkpoint."""
         if not self.run or runtime.rank():
@@ -128,7 +147,8 @@ class RunRecord:
         if not self.run.exists():
             crop = splits.train.evaluation_crop
             given = (self.learner.settings, numerics, group, environment, crop)
-            self.run.create(*given, held_out=len(splits.val), evaluated_on=evaluated_on(splits))
+            others = self.learner.recorded
+            self.run.create(*given, held_out=len(splits.val), evaluated_on=evaluated_on(splits), **others)
         (self.run.folder / "diverged.json").unlink(missing_ok=True)
 
     def fail(self, reason: str) -> None:

@@ -64,6 +64,8 @@ class Learner:
     classifiers: the layers that compute the logits of the student and of the teacher (None without a teacher); None if
         the method does not use them.
     settings: everything that identifies the run.
+    recorded: further entries of config.json, which do not identify the run: "wrapped" (`wrapping`), of an own network;
+        "sources" (`runtime.own_source`), of "method", "network" and "teacher" if their classes are the user's own.
     """
 
     name: str
@@ -75,6 +77,7 @@ class Learner:
     common: tuple[Tensor, Tensor] | None
     classifiers: tuple[nn.Module, nn.Module | None] | None
     settings: dict[str, Any]
+    recorded: dict[str, Any]
 
     def __repr__(self) -> str:
         return f"Learner({self.name})"
@@ -170,6 +173,7 @@ def _learner(
     method = methods.create(given) if isinstance(given, str) else copy.deepcopy(given)
     methods.require_initialised(method)
     origin: dict[str, Any]
+    recorded: dict[str, Any] = {}
     if isinstance(student.network, str):
         with runtime.seeded(student.seed, "network"):
             network = models.create(student.network, **train.spec)
@@ -179,6 +183,7 @@ def _learner(
     else:
         network = student.network
         origin = {"network": network.name, "initial": network.identity, **_architecture(network)}
+        recorded["wrapped"] = models.wrapping(network)
         if network.trained_on.get("data") == train.name:
             runtime.notice(
                 f"the network {network.name} given to Student has been trained on {train.name} before, and goes on "
@@ -207,6 +212,10 @@ def _learner(
         settings["bank"] = _described(bank)
     if search and any(spec.approximable for spec in method.retrievals):
         settings["search"] = {"name": "faiss", **asdict(search.resolved(len(bank) if bank else rows))}
+    parts = {"method": method, "network": network, "teacher": teacher}
+    sources = {name: runtime.own_source(part) for name, part in parts.items() if part is not None}
+    if sources := {name: mark for name, mark in sources.items() if mark != ""}:
+        recorded["sources"] = sources
     if student.name:
         runtime.run_name(student.name)
     network = network.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
@@ -223,6 +232,7 @@ def _learner(
         common and (common[0].to(device), common[1].to(device)),
         _classifiers(network, teacher, train.size) if "classifiers" in method.needs else None,
         settings,
+        recorded,
     )
 
 

@@ -116,7 +116,7 @@ def load(folder: str | Path, *, device: str | torch.device = "auto") -> Network:
         if not weights.is_file():
             run.require_finished()
         origin, data = settings["student"], settings["data"]
-        if "mean" not in origin:
+        if of_own_network(settings):
             raise InputError(
                 f"{folder} is the run of a network of your own; load {folder}/student.safetensors into it, or train "
                 "it by a name (models.register), so that its runs can be loaded"
@@ -132,6 +132,11 @@ def load(folder: str | Path, *, device: str | torch.device = "auto") -> Network:
     network.classes = classes
     network.trained_on = dict(zip(("data", "labels"), trained_on, strict=True))
     return network.to(runtime.device(device))
+
+
+def of_own_network(settings: dict[str, Any]) -> bool:
+    """Return whether the settings of a run are those of a network of the user's own, which `load` cannot build."""
+    return "mean" not in settings["student"]
 
 
 def _loaded(name: str, spec: dict[str, Any], weights: str | Path, reused: dict[str, Any] | None = None) -> Network:
