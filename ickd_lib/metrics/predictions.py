@@ -85,18 +85,20 @@ def best_temperature(logits: Tensor, labels: Tensor) -> float:
         logits: shape [N, C], with N above 0.
         labels: shape [N].
     Returns:
-        A temperature from 0.05 to 20, by which logits are divided. It is 0.05 if all samples are classified correctly
-        with such a margin that the likelihood grows up to there.
+        A temperature from 0.05 to 20, by which logits are divided; of several that are equally good, the lowest. It is
+        0.05 if the likelihood grows up to there, as it does where all samples are classified correctly.
     """
     check(logits, labels)
     refuse_probabilities("these", logits)
     logits = logits.double()
-    given = logits.gather(1, labels[:, None])[:, 0].mean()
+    # Relative to the label's logit, no sample that is right makes the derivative positive, also where the softmax is
+    # rounded to 0 and 1; the difference of two means would be lost to rounding.
+    relative = logits - logits.gather(1, labels[:, None])
     low, high = 0.05, 20.0
     for _ in range(60):
         inverse = (low * high) ** 0.5
-        expected = ((logits * inverse).softmax(1) * logits).sum(1).mean()
-        low, high = (inverse, high) if expected < given else (low, inverse)
+        derivative = ((logits * inverse).softmax(1) * relative).sum(1).mean()
+        low, high = (inverse, high) if derivative <= 0 else (low, inverse)
     return 1 / (low * high) ** 0.5
 
 
