@@ -70,6 +70,14 @@ def test_what_is_no_prediction_is_refused(measure, logits, labels, message):
     assert "\n" not in str(error.value)
 
 
+@pytest.mark.parametrize("shape", [(4, 5), (3, 3)])
+def test_a_teacher_of_other_classes_or_samples_is_refused(shape):
+    message = rf"teacher_logits must .* \[4, 3\] .* not \[{shape[0]}, {shape[1]}\]"
+    with pytest.raises(InputError, match=message) as error:
+        metrics.classification(torch.randn(4, 3), torch.arange(4) % 3, torch.randn(shape))
+    assert "\n" not in str(error.value)
+
+
 def test_classes_that_are_masked_are_no_mistake_in_the_logits():
     logits = torch.tensor([[1.0, 2.0, -torch.inf], [2.0, 1.0, -torch.inf]])
     assert metrics.accuracy(logits, torch.tensor([1, 1])) == 0.5
@@ -95,6 +103,9 @@ def test_retrieval_precision_by_hand():
     for k, given in ((5, None), (6, features)):
         with pytest.raises(InputError, match=f"k={k}, but some queries have only {k - 1} other rows"):
             metrics.retrieval(bank, images, k=k, features=given)
+    with pytest.raises(InputError, match="there are 3 features, but 5 images") as error:
+        metrics.retrieval(bank, images, k=2, features=features[:3])
+    assert "\n" not in str(error.value)
 
 
 def test_freshness_counts_steps_and_filled_rows():

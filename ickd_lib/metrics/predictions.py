@@ -147,6 +147,8 @@ def classification(logits: Tensor, labels: Tensor, teacher_logits: Tensor | None
         teacher_kl: with a teacher only, mean of KL(p^T ‖ p^S) in nats.
         teacher_accuracy: with a teacher only, share of samples that it classifies correctly.
     Raises:
+        InputError: there is no sample, a label is none of the C classes, or the logits are probabilities; or the
+            teacher's logits have another shape.
         NotFinite: a logit is NaN or infinite.
     """
     logits = logits.float()
@@ -160,6 +162,7 @@ def classification(logits: Tensor, labels: Tensor, teacher_logits: Tensor | None
         "confidence": logits.softmax(1).amax(1).double().mean().item(),
     }
     if teacher_logits is not None:
+        check_tensor("teacher_logits", teacher_logits, logits.shape)
         found["agreement"] = (logits.argmax(1) == teacher_logits.argmax(1)).double().mean().item()
         student_log, teacher_log = logits.log_softmax(1), teacher_logits.float().log_softmax(1)
         found["teacher_accuracy"] = _accuracy(teacher_logits, labels)  # a teacher's logits may be NaN
