@@ -183,3 +183,19 @@ def test_unknown_names_are_errors():
         losses.nicd(logits[:, 0], logits[:, 1], logits, weights > 0, form="triplet")
     with pytest.raises(ValueError, match="how='max' is unknown"):
         losses.ensemble([logits[:, 0]], labels, how="max")
+
+
+@pytest.mark.parametrize("lower", [("student",), ("student", "teacher"), ("far",), ("student", "teacher", "far")])
+def test_negatives_and_students_of_a_lower_precision_are_computed_in_float32(case, lower):
+    rounded = {name: case[name].detach().bfloat16() for name in ("student", "teacher", "far")}
+    given = {name: one if name in lower else one.float() for name, one in rounded.items()}
+    student = given["student"].requires_grad_()
+    for loss, options in (
+        (losses.nicd, {"form": "infonce"}),
+        (losses.nicd, {"form": "hinge"}),
+        (losses.relational_nicd, {}),
+    ):
+        got = loss(student, given["teacher"], given["far"], case["far_mask"], **options)
+        exact = loss(*(one.float() for one in rounded.values()), case["far_mask"], **options)
+        assert got.dtype == torch.float32 and torch.equal(got, exact), "they are rounded once, before the loss"
+        assert torch.autograd.grad(got, student)[0].isfinite().all()

@@ -3,6 +3,7 @@
 import json
 import math
 import warnings
+from functools import partial
 
 import pytest
 import torch
@@ -13,6 +14,14 @@ from ickd_lib.data import Images
 from ickd_lib.memory import MemoryBank
 from ickd_lib.metrics import episodes
 from ickd_lib.runtime import InputError
+
+OF_LOGITS = (
+    metrics.separation,
+    metrics.accuracy,
+    metrics.calibration_error,
+    metrics.best_temperature,
+    metrics.classification,
+)
 
 
 def test_accuracy_calibration_and_fidelity_by_hand():
@@ -46,11 +55,33 @@ def test_accuracy_calibration_and_fidelity_by_hand():
         (metrics.classification, torch.randn(4, 3).softmax(1), torch.arange(4) % 3, "probabilities, not logits"),
         (metrics.separation, torch.randn(4, 3), torch.zeros(1, dtype=torch.long), r"labels must .* tensor \[4\]"),
         (metrics.margins, torch.randn(4), torch.zeros(4, dtype=torch.long), "logits must be a dense tensor"),
+        (metrics.separation, torch.randn(4, 3), torch.tensor([0, -1, 2, 1]), "leave samples without a label out"),
+        (partial(metrics.accuracy, k=0), torch.randn(4, 3), torch.arange(4) % 3, "k=0: .* a whole number of 1 or more"),
+        (partial(metrics.reliability, bins=0), torch.randn(4, 3), torch.arange(4) % 3, "bins=0: .* of 1 or more"),
+        (partial(metrics.calibration_error, bins=0), torch.randn(4, 3), torch.arange(4) % 3, "bins=0: .* 1 or more"),
+        (metrics.best_temperature, torch.tensor([[0.0, -torch.inf]]), torch.tensor([0]), "values .* not finite"),
+        *((measure, torch.randn(0, 3), torch.arange(0), "there are no samples") for measure in OF_LOGITS),
+        *((measure, torch.full((4, 3), torch.nan), torch.arange(4) % 3, "NaN|not finite") for measure in OF_LOGITS[1:]),
     ],
 )
 def test_what_is_no_prediction_is_refused(measure, logits, labels, message):
-    with pytest.raises(InputError, match=message):
+    with pytest.raises(InputError, match=message) as error:
         measure(logits, labels)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("shape", [(4, 5), (3, 3)])
+def test_a_teacher_of_other_classes_or_samples_is_refused(shape):
+    message = rf"teacher_logits must .* \[4, 3\] .* not \[{shape[0]}, {shape[1]}\]"
+    with pytest.raises(InputError, match=message) as error:
+        metrics.classification(torch.randn(4, 3), torch.arange(4) % 3, torch.randn(shape))
+    assert "\n" not in str(error.value)
+
+
+def test_classes_that_are_masked_are_no_mistake_in_the_logits():
+    logits = torch.tensor([[1.0, 2.0, -torch.inf], [2.0, 1.0, -torch.inf]])
+    assert metrics.accuracy(logits, torch.tensor([1, 1])) == 0.5
+    assert 0 < metrics.calibration_error(logits, torch.tensor([1, 1])) < 1
 
 
 def test_retrieval_precision_by_hand():
@@ -72,6 +103,9 @@ def test_retrieval_precision_by_hand():
     for k, given in ((5, None), (6, features)):
         with pytest.raises(InputError, match=f"k={k}, but some queries have only {k - 1} other rows"):
             metrics.retrieval(bank, images, k=k, features=given)
+    with pytest.raises(InputError, match="there are 3 features, but 5 images") as error:
+        metrics.retrieval(bank, images, k=2, features=features[:3])
+    assert "\n" not in str(error.value)
 
 
 def test_freshness_counts_steps_and_filled_rows():

@@ -619,6 +619,31 @@ def test_tokens_are_averaged():
     torch.testing.assert_close(models.wrap(module)(images).features, tokens[:, 0])
 
 
+def test_features_and_logits_have_the_images_first():
+    class TokensFirst(Tokens):
+        def __init__(self, mean):
+            super().__init__()
+            self.mean = mean
+
+        def forward(self, x):
+            tokens = self.mix(self.embed(x).flatten(2).permute(2, 0, 1))
+            if self.mean == "tokens":
+                return self.head(tokens.mean(0))
+            return self.head(tokens).mean(0) if self.mean == "logits" else self.head(tokens)[:, 0]
+
+    module = TokensFirst("tokens")
+    assert models.wrap(module, size=16).features_dim == 8
+    features = r"computes features \[16, 2, 8\] for 2 images; the images must come first, as in \[B, D\]"
+    with pytest.raises(ValueError, match=f"layer 'mix' {features}") as error:
+        models.wrap(module, features="mix", size=16)
+    one_line(error)
+    with pytest.raises(ValueError, match=f"layer 'head' {features}"):
+        models.wrap(TokensFirst("logits"), size=16)
+    with pytest.raises(ValueError, match=r"returned logits \[16, 5\] for 2 images; expected \[B, C\]") as error:
+        models.wrap(TokensFirst("neither"), size=16)
+    one_line(error)
+
+
 def test_a_map_with_channels_last_is_averaged_over_space_too():
     class Last(nn.Module):
         def __init__(self):

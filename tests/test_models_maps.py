@@ -235,6 +235,11 @@ def test_channels_that_come_last_are_features_but_no_map():
         InputError, match=r"layer 'block' of Last returns \[2, 8, 8, 6\], whose channels seem to come last"
     ):
         models.wrap(module, maps=("block",), size=32)
+    with pytest.raises(
+        InputError, match=r"layer 'block' computes features \[2, 8, 8, 6\], whose channels seem"
+    ) as error:
+        models.wrap(module, features="block", size=32)
+    one_line(error)
     assert models.wrap(module, maps=("conv",), size=32).stages == ("module.conv",)
 
 

@@ -355,3 +355,10 @@ def test_paradigms_are_groups_of_rows_with_a_heading():
     with pytest.raises(InputError, match="no group contains the baseline 'kd'"):
         plots.paradigms(given, baseline="kd")
     assert plt.get_fignums() == before
+
+
+def test_a_confusion_matrix_has_a_name_for_each_class():
+    assert len(plots.confusion(torch.eye(2), ["a", "b"]).axes[0].texts) == 2
+    with pytest.raises(InputError, match=r"shape \[3, 3\], but there are 2 names") as error:
+        plots.confusion(torch.eye(3), ["a", "b"])
+    assert "\n" not in str(error.value)

@@ -5,6 +5,7 @@ The abstract of the paper describes the idea; the formulas here are this project
 
 from __future__ import annotations
 
+import functools
 import math
 
 import torch
@@ -178,14 +179,15 @@ def nicd(
             CPU the loss then takes half the time for 100 classes and a quarter for 1,000. The result agrees with that
             of the default up to rounding, not bit for bit.
     Returns:
-        A scalar: the mean over all B samples.
+        A scalar: the mean over all B samples, computed in float32 from logits of a lower precision.
     Raises:
         ValueError: `form` is neither of the two.
     """
     require("form", form, ("infonce", "hinge"))
+    student_logits, anchor, negatives = _of_one_type(student_logits, anchor_logits.detach(), negative_logits.detach())
     student = unit_length(student_logits)
-    positive = (student * unit_length(anchor_logits.detach())).sum(-1, keepdim=True)
-    negative = _cosines(student, negative_logits.detach(), normalised)
+    positive = (student * unit_length(anchor)).sum(-1, keepdim=True)
+    negative = _cosines(student, negatives, normalised)
     if form == "hinge":
         excess = (negative - positive + margin).clamp(min=0).masked_fill(~mask, 0)
         return (excess.sum(1) / mask.sum(1).clamp(min=1)).mean()
@@ -222,9 +224,9 @@ def relational_nicd(
         kappa: κ, the temperature of the student.
         kappa_teacher: κ_T, the temperature of the teacher.
     Returns:
-        A scalar: the mean over all B samples.
+        A scalar: the mean over all B samples, computed in float32 from logits of a lower precision.
     """
-    student, teacher = unit_length(student_logits), unit_length(teacher_logits.detach())
+    student, teacher = map(unit_length, _of_one_type(student_logits, teacher_logits.detach()))
     scores = [(student * teacher).sum(-1, keepdim=True)]
     targets = [(teacher * teacher).sum(-1, keepdim=True)]
     valid = [mask.new_ones(len(mask), 1)]
@@ -232,7 +234,8 @@ def relational_nicd(
     if positive_logits is not None and positive_mask is not None:
         pool.append((positive_logits, positive_mask, False))
     for logits, allowed, unit in pool:
-        logits = logits.detach() if unit else F.normalize(logits.detach(), dim=-1)
+        logits = logits.detach().to(student.dtype)
+        logits = logits if unit else F.normalize(logits, dim=-1)
         scores.append(_cosines(student, logits, True))
         targets.append(_cosines(teacher, logits, True))
         valid.append(allowed)
@@ -247,3 +250,9 @@ def _cosines(queries: Tensor, logits: Tensor, normalised: bool) -> Tensor:
         # On a CPU, a row vector times a matrix is faster than a matrix times a column, mainly in the backward pass.
         return (queries[:, None] @ logits.mT).squeeze(1)
     return (F.normalize(logits, dim=-1) @ queries[..., None]).squeeze(-1)
+
+
+def _of_one_type(*tensors: Tensor) -> list[Tensor]:
+    """Convert tensors to one type, which products need: float32, or float64 if one of them has it."""
+    kind = functools.reduce(torch.promote_types, (one.dtype for one in tensors), torch.float32)
+    return [one.to(kind) for one in tensors]

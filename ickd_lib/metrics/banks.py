@@ -29,7 +29,7 @@ def retrieval(bank: MemoryBank, images: Images, *, k: int = 8, features: Tensor 
         chance: mean share of the query's class in the bank, the query's own row included.
         superclass_precision@k: share of the k neighbours that have the query's superclass, if there are superclasses.
     Raises:
-        InputError: k is below 1, or a query has fewer than k other rows.
+        InputError: k is below 1, a query has fewer than k other rows, or there are not as many features as images.
     """
     if k < 1:
         raise InputError(f"k={k} is not a number of neighbours; give 1 or more")
@@ -37,6 +37,10 @@ def retrieval(bank: MemoryBank, images: Images, *, k: int = 8, features: Tensor 
         found, labels = bank.nearest(bank.features, bank.index, k=k), bank.labels
     else:
         found, labels = bank.nearest(features, None, k=k), images.labels
+        if len(features) != len(images):
+            raise InputError(
+                f"there are {len(features)} features, but {len(images)} images; give one row of features for each image"
+            )
     if not found.mask.all():
         raise InputError(f"k={k}, but some queries have only {int(found.mask.sum(1).min())} other rows; lower k")
     neighbours = bank.labels[bank.rows(found.index)]

@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ickd_lib.metrics.predictions import check_shapes
+from ickd_lib.runtime import InputError
 
 
 def separation(logits: Tensor, labels: Tensor, *, unit: bool = True, samples: int = 5000) -> dict[str, float]:
@@ -16,7 +17,7 @@ def separation(logits: Tensor, labels: Tensor, *, unit: bool = True, samples: in
 
     Args:
         logits: shape [N, C], with samples of two or more classes.
-        labels: shape [N].
+        labels: shape [N], of 0 or more.
         unit: scale each sample's logits to unit length first, so that networks whose logits differ in scale are
             comparable.
         samples: largest number of samples for the silhouette, whose cost is quadratic in it; they are the first ones
@@ -29,6 +30,8 @@ def separation(logits: Tensor, labels: Tensor, *, unit: bool = True, samples: in
         margin: mean over samples of the distance to the nearest mean of another class minus the distance to the
             mean of the sample's class.
         negative_margin: share of samples whose margin is below 0.
+    Raises:
+        InputError: the shapes disagree, there is no sample, or a sample has no label.
     """
     from sklearn.metrics import silhouette_score
 
@@ -54,11 +57,13 @@ def margins(logits: Tensor, labels: Tensor, *, unit: bool = True) -> tuple[Tenso
 
     Args:
         logits: shape [N, C].
-        labels: shape [N].
+        labels: shape [N], of 0 or more.
         unit: scale each sample's logits to unit length first.
     Returns:
         Distances [N] and margins [N] in float64 on the CPU. A margin is the distance to the nearest mean of another
         class minus the distance to the mean of the sample's class; it is infinite if there is only one class.
+    Raises:
+        InputError: as for `separation`.
     """
     _, _, to_own, to_other = _to_means(logits, labels, unit)
     return to_own, to_other - to_own
@@ -72,6 +77,8 @@ def _to_means(logits: Tensor, labels: Tensor, unit: bool) -> tuple[Tensor, Tenso
         class [N]; and its distance to the nearest mean of another class [N].
     """
     check_shapes(logits, labels)
+    if int(labels.min()) < 0:
+        raise InputError(f"the smallest label is {int(labels.min())}, below 0; leave samples without a label out")
     space = F.normalize(logits.double().cpu(), dim=1) if unit else logits.double().cpu()
     present, own = labels.cpu().unique(return_inverse=True)
     sums = torch.zeros(len(present), space.shape[1], dtype=torch.double).index_add_(0, own, space)

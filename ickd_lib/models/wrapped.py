@@ -160,7 +160,8 @@ def wrap(
         A Network: images [B, 3, H, W] in [0, 1] to logits [B, C], features [B, D] and, if requested, maps.
     Raises:
         InputError: a name is not that of a layer, or the layer does not run in a forward pass; a layer of `maps` does
-            not compute a map (but tokens [B, T, D], for example); the module cannot be evaluated on images of
+            not compute a map (but tokens [B, T, D], for example); the logits or features do not have one row for each
+            image, or maps and features seem to have their channels last; the module cannot be evaluated on images of
             `size` (with None, of 32x32 or 224x224); C is not `num_classes`; no linear layer or convolution runs
             and `features` is None; the module has weights in float16 or bfloat16; it returns probabilities instead of
             logits; a compiled program was compiled in training mode.
@@ -188,7 +189,7 @@ def wrap(
             raise InputError(
                 f"{name} has no linear layer whose input could be its features; name a layer in features=…"
             )
-        logits, found, *_ = _logits_and_features(module, layer, features is None, images)
+        logits, found, *_ = _logits_and_features(module, layer, features is None, images, first=True)
         refuse_probabilities(f"the outputs of {name}", logits)
         if num_classes not in (None, logits.shape[1]):
             raise InputError(f"{name} has {logits.shape[1]} classes, not num_classes={num_classes}")
@@ -196,8 +197,7 @@ def wrap(
         network.name = name
         if maps:  # raises the error of a layer without a map now, not in training
             for part, found in zip(maps, network._forward_with_maps(images).maps, strict=True):
-                _, first, second, third = found.shape
-                if first == second != third and images.shape[2] == images.shape[3]:
+                if _channels_seem_last(found.shape, images):
                     raise InputError(
                         f"layer {part!r} of {name} returns {list(found.shape)}, whose channels seem to come last; name "
                         "one whose map is [B, C, H, W]"
@@ -226,28 +226,66 @@ def wrapping(network: Network) -> dict[str, Any]:
     return found
 
 
-def _logits_and_features(module: nn.Module, layer: str, before: bool, images: Tensor) -> Output:
+def _logits_and_features(module: nn.Module, layer: str, before: bool, images: Tensor, first: bool = False) -> Output:
     """Run the module once; the features are the pooled input (`before`) or output of `layer`.
 
     The hook is removed after the pass, so that the module keeps no tensors and a copy of it computes its own features.
+    In the `first` pass, the layouts of the logits and features are compared with the images.
     """
     if not layer:
         value = module(images)
-        logits, features = _logits(value), returned_features(value)
-        return Output(logits, logits.new_empty(len(logits), 0) if features is None else _pool(features, "features"))
-    collected: list[Tensor] = []
+        logits, features = _logits(value), _first(returned_features(value))
+        pooled = logits.new_empty(len(logits), 0) if features is None else _pool(features, "features")
+        if first:
+            _require_layouts(logits, pooled.shape if features is None else features.shape, "features", None, images)
+        return Output(logits, pooled)
+    collected: list[tuple[torch.Size, Tensor]] = []
     part = module.get_submodule(layer)
+
+    def collect(value: Any) -> None:
+        value = _first(value)
+        pooled = _pool(value, layer, part)
+        collected.append((value.shape, pooled))
+
     if before:
-        handle = part.register_forward_pre_hook(lambda _, inputs: collected.append(_pool(inputs, layer, part)))
+        handle = part.register_forward_pre_hook(lambda _, inputs: collect(inputs))
     else:
-        handle = part.register_forward_hook(lambda _, __, output: collected.append(_pool(output, layer, part)))
+        handle = part.register_forward_hook(lambda _, __, output: collect(output))
     try:
         logits = _logits(module(images))
     finally:
         handle.remove()
     if not collected:
         raise InputError(f"layer {layer!r} does not run in a forward pass; name another in features=…")
-    return Output(logits, collected[-1])
+    shape, pooled = collected[-1]
+    if first:
+        _require_layouts(logits, shape, layer, part, images)
+    return Output(logits, pooled)
+
+
+def _require_layouts(logits: Tensor, shape: torch.Size, layer: str, part: nn.Module | None, images: Tensor) -> None:
+    """Raise InputError unless logits, and features of this shape before they are pooled, fit the images."""
+    if len(logits) != len(images):
+        raise InputError(
+            f"the wrapped module returned logits {list(logits.shape)} for {len(images)} images; expected [B, C], one "
+            "row for each image"
+        )
+    given = f"layer {layer!r} computes features {list(shape)}"
+    if shape[0] != len(images):
+        raise InputError(
+            f"{given} for {len(images)} images; the images must come first, as in [B, D], [B, D, H, W] or [B, T, D], "
+            "such as with batch_first=True: name another layer in features=…"
+        )
+    if _channels_seem_last(shape, images) and not _has_channels_last(part):
+        raise InputError(
+            f"{given}, whose channels seem to come last; name one whose features are [B, D, H, W], a linear layer or a "
+            "LayerNorm"
+        )
+
+
+def _channels_seem_last(shape: torch.Size, images: Tensor) -> bool:
+    """Return whether the shape is that of a map [B, H, W, C], as far as it shows: with square images, H is W."""
+    return len(shape) == 4 and shape[1] == shape[2] != shape[3] and images.shape[2] == images.shape[3]
 
 
 def is_program(module: nn.Module) -> bool:
@@ -286,10 +324,8 @@ def returned_features(value: Any) -> Tensor | None:
 
 def _pool(value: Any, layer: str, part: nn.Module | None = None) -> Tensor:
     """Average [B, D, H, W] (of a linear layer or a LayerNorm [B, H, W, D]) or [B, T, D] to features [B, D]."""
-    if isinstance(value, (tuple, list)) and value:
-        value = value[0]
     if isinstance(value, Tensor) and value.ndim == 4:
-        return value.mean((1, 2) if isinstance(part, nn.Linear) or type(part) is nn.LayerNorm else (2, 3))
+        return value.mean((1, 2) if _has_channels_last(part) else (2, 3))
     if isinstance(value, Tensor) and value.ndim == 3:
         return value.mean(1)
     if isinstance(value, Tensor) and value.ndim == 2:
@@ -298,14 +334,22 @@ def _pool(value: Any, layer: str, part: nn.Module | None = None) -> Tensor:
     raise InputError(f"layer {layer!r} returns {given}; features must be [B, D], [B, D, H, W] or [B, T, D]")
 
 
+def _first(value: Any) -> Any:
+    return value[0] if isinstance(value, (tuple, list)) and value else value
+
+
+def _has_channels_last(part: nn.Module | None) -> bool:
+    return isinstance(part, nn.Linear) or type(part) is nn.LayerNorm
+
+
 def _logits(value: Any) -> Tensor:
     """Find the logits [B, C] in the value that a module returned."""
     if isinstance(value, Mapping):
         value = value.get("logits", value)
     elif hasattr(value, "logits"):
         value = value.logits
-    elif isinstance(value, (tuple, list)) and value:
-        value = value[0]
+    else:
+        value = _first(value)
     if isinstance(value, Tensor) and value.ndim == 2:
         return value
     given = f"shape {list(value.shape)}" if isinstance(value, Tensor) else type(value).__name__

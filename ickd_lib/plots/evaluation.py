@@ -10,6 +10,7 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from ickd_lib.plots.style import WIDTH, array, looks, wrapped
+from ickd_lib.runtime import InputError
 
 NUMBERED = 12  # largest number of classes for which the cells contain numbers
 NAMED = 40  # largest number of classes whose names are written at the axes
@@ -21,8 +22,15 @@ def confusion(counts: Any, classes: Sequence[str]) -> Figure:
     Args:
         counts: number of samples with each label (rows) and each prediction (columns), shape [C, C].
         classes: names of the C classes.
+    Raises:
+        InputError: the numbers of rows and columns are not that of the names.
     """
     counts = array(counts).astype(float)
+    if counts.shape != (len(classes), len(classes)):
+        raise InputError(
+            f"the counts have shape {list(counts.shape)}, but there are {len(classes)} names of classes; give one name "
+            "for each row and column"
+        )
     share = counts / np.maximum(counts.sum(1, keepdims=True), 1)
     side = min(7.5, 2.5 + 0.35 * len(classes))
     figure, axis = plt.subplots(figsize=(side + 1.2, side), layout="constrained")
