@@ -940,6 +940,23 @@ def test_a_mistake_in_an_own_method_is_named_in_the_first_step(mistake, digits, 
     assert "\n" not in str(caught.value)
 
 
+def test_a_parameter_that_the_optimiser_does_not_have_is_named(digits, teacher):
+    class Own(Method):
+        needs = frozenset({"teacher", "features"})
+
+        def forward(self, context):
+            if not hasattr(self, "project"):
+                self.scale = torch.nn.Parameter(torch.ones(()), requires_grad=False)  # it is not to be trained
+                self.project = torch.nn.Linear(context.student.features.shape[1], context.teacher.features.shape[1])
+            return {"ce": context.supervised + self.project(context.student.features).square().mean()}
+
+    message = r"its parameter (parts\.1\.)?project\.weight was created .* it must be created in setup"
+    for method in (Own(), Combined(parts=[methods.create("kd"), Own()])):
+        with pytest.raises(InputError, match=message) as caught:
+            distill([Student("dropping", method)], digits, teacher)
+        assert "\n" not in str(caught.value)
+
+
 @pytest.mark.parametrize("combined", [False, True])
 def test_what_is_added_to_the_labels_must_be_a_dict(combined, digits, teacher):
     class Own(WithLabels):
