@@ -14,9 +14,10 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch import nn
 
 from ickd_lib import __main__ as cli
-from ickd_lib import runs, runtime, training
+from ickd_lib import methods, runs, runtime, training
 from ickd_lib.data.loader import usual_workers
 from ickd_lib.memory import MemoryBank
 from ickd_lib.runtime import Diverged, InputError
@@ -206,6 +207,49 @@ def test_the_command_line_trains_in_processes_and_ctrl_c_stops_them(tmp_path):
     assert len(list((tmp_path / "runs").glob("*/checkpoint.pt"))) == 4
     rows, left_out = runs.progress(tmp_path / "runs")
     assert [row["state"] for row in rows if row["role"] == "student"] == ["stopped"] * 4 and not left_out
+
+
+@pytest.fixture
+def parametrized(own_methods):
+    """A method that cannot be pickled, because of its parametrization and because its class is local."""
+
+    @methods.register("parametrized")
+    class Parametrized(methods.Method):
+        needs = frozenset({"teacher", "features"})
+
+        def setup(self, student_dim, teacher_dim, num_classes, rows):
+            self.project = nn.utils.parametrizations.orthogonal(nn.Linear(student_dim, teacher_dim, bias=False))
+
+        def forward(self, context):
+            found = self.project(context.student.features)
+            return {"ce": context.supervised, "mse": nn.functional.mse_loss(found, context.teacher.features)}
+
+    return "parametrized"
+
+
+def test_a_method_that_cannot_be_pickled_comes_back_from_a_job(parametrized, call, few, tmp_path):
+    methods_ = [*METHODS, parametrized]
+    alone = training.compare(methods_, few, **call.keywords, runs=tmp_path / "one")
+    for folder in (None, tmp_path / "two"):
+        found = training.compare(methods_, few, executor=Shortest(), **call.keywords, runs=folder)
+        assert results(found) == results(alone)
+        for method, histories in found.items():
+            for history, other in zip(histories, alone[method], strict=True):
+                assert history.folder == (folder and folder / history.summary["name"])
+                assert (history.network.classes, history.network.training) == (other.network.classes, False)
+                assert history.network.trained_on == other.network.trained_on
+                kept, expected = (runtime.fingerprint(one.method.state_dict()) for one in (history, other))
+                assert kept == expected
+
+
+def test_the_log_of_a_failed_job_has_the_traceback(tmp_path, capfd):
+    for error in (ValueError("mine"), InputError("mine"), OSError("mine")):
+        job = Job(type(error).__name__, tmp_path, (), 0, caller="another process")
+        with pytest.MonkeyPatch.context() as patch, capfd.disabled():
+            patch.setattr(Job, "_train", lambda self, error=error: (_ for _ in ()).throw(error))
+            outcome = torch.load(io.BytesIO(job()), weights_only=False)
+        assert outcome.died or outcome.wrong
+        assert "Traceback (most recent call last)" in job.log.read_text() and "mine" in job.log.read_text()
 
 
 def test_a_method_of_ones_own_is_known_in_the_jobs(tmp_path):

@@ -1024,6 +1024,51 @@ def test_a_mistake_in_an_own_method_is_named_in_the_first_step(mistake, digits, 
     assert "\n" not in str(caught.value)
 
 
+def test_a_parameter_that_the_optimiser_does_not_have_is_named(digits, teacher):
+    class Own(Method):
+        needs = frozenset({"teacher", "features"})
+
+        def forward(self, context):
+            if not hasattr(self, "project"):
+                self.scale = torch.nn.Parameter(torch.ones(()), requires_grad=False)  # it is not to be trained
+                self.project = torch.nn.Linear(context.student.features.shape[1], context.teacher.features.shape[1])
+            return {"ce": context.supervised + self.project(context.student.features).square().mean()}
+
+    message = r"its parameter (parts\.1\.)?project\.weight was created .* it must be created in setup"
+    for method in (Own(), Combined(parts=[methods.create("kd"), Own()])):
+        with pytest.raises(InputError, match=message) as caught:
+            distill([Student("dropping", method)], digits, teacher)
+        assert "\n" not in str(caught.value)
+
+
+def test_a_note_names_the_attributes_that_checkpoints_do_not_contain(digits, notes, tmp_path):
+    class Own(Method):
+        def __init__(self):
+            super().__init__()
+            self.steps, self.seen, self.sum, self.constant, self.undefined = 0, [], None, (1, "a"), float("nan")
+            self.register_buffer("kept", torch.zeros(()))
+
+        def forward(self, context):
+            self.steps += 1
+            self.seen.append(self.steps)
+            self.sum = (self.sum or 0.0) + 0.5
+            self.kept += 1
+            return {"ce": context.supervised}
+
+    students = [Student("dropping", Own(), seed) for seed in (0, 1)]
+    distill(students, digits, None)
+    assert not any("checkpoints" in line for line in notes()), "no checkpoint is written"
+    distill(students, digits, None, runs=tmp_path, checkpoint_seconds=0)
+    found = [line.split(", which")[0] for line in notes() if "checkpoints do not contain" in line]
+    assert found == [f"note: method 'Own' changes {names} in training" for names in ("steps, seen", "steps, seen, sum")]
+
+
+def test_checkpoints_contain_everything_that_a_method_changes(digits, teacher, notes, tmp_path):
+    students = [Student("dropping", name, 0, name) for name in registered.trained()]
+    distill(students, digits, teacher, runs=tmp_path, checkpoint_seconds=0)
+    assert not any("checkpoints do not contain" in line for line in notes())
+
+
 @pytest.mark.parametrize("combined", [False, True])
 def test_what_is_added_to_the_labels_must_be_a_dict(combined, digits, teacher):
     class Own(WithLabels):

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from ickd_lib import runtime
+from ickd_lib.methods import Method
 from ickd_lib.runtime import InputError
 from ickd_lib.training.peers import PeerGroup
 from ickd_lib.training.records import RunRecord
@@ -30,6 +31,7 @@ class Checkpoint:
         first = records[group.states[0]].run
         self.path: Path | None = first.folder / "checkpoint.pt" if first else None
         self.position: tuple[int, int] | None = None  # epoch and step of the file
+        self._before = {state: _attributes(state.learner.method) for state in group.states}
 
     @property
     def kept(self) -> str:
@@ -62,7 +64,20 @@ class Checkpoint:
                 for state in self.group.states
             }
             runtime.save_object(self.path, states)
+            for state in self.group.states:
+                self._note_of_attributes(state)
         self.position = self.group.position
+
+    def _note_of_attributes(self, state: TrainingState) -> None:
+        """Print a note if attributes of a method that a checkpoint does not contain have changed in the training."""
+        before, method = self._before[state], state.learner.method
+        present = _attributes(method)
+        if changed := [name for name, value in present.items() if before.setdefault(name, value) != value]:
+            runtime.notice(
+                f"method {method.config['name'] or type(method).__name__!r} changes {', '.join(changed)} in training, "
+                "which checkpoints do not contain, so a resumed run has other results; keep such a value in a tensor "
+                "(register_buffer in setup), or compute a schedule from context.progress"
+            )
 
     def restore(self) -> None:
         """Load the checkpoint if there is one, and drop the records of later epochs.
@@ -153,3 +168,18 @@ class Checkpoint:
         if len(states) == len(self.group.states) == 1:
             return {self.group.states[0].learner.name: next(iter(states.values()))}
         return states
+
+
+def _attributes(method: Method) -> dict[str, str]:
+    """Return the numbers, the texts, and the lists and tuples of these that a method and its modules have, as text."""
+    return {
+        f"{part}.{name}" if part else name: repr(value)
+        for part, module in method.named_modules()
+        for name, value in vars(module).items()
+        if name != "training" and _plain(value)
+    }
+
+
+def _plain(value: Any) -> bool:
+    several = isinstance(value, (list, tuple))
+    return all(map(_plain, value)) if several else isinstance(value, (bool, int, float, str))

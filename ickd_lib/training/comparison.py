@@ -10,7 +10,7 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from concurrent.futures import Executor
 from contextlib import ExitStack
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -29,9 +29,9 @@ from ickd_lib.training.distillation import check_options, distill
 from ickd_lib.training.jobs import INPUTS, Job, JobsDied, Outcome, run, train, write_inputs
 from ickd_lib.training.predictions import Predictions
 from ickd_lib.training.recipe import Recipe
-from ickd_lib.training.records import History
+from ickd_lib.training.records import History, RunRecord
 from ickd_lib.training.slurm import Slurm
-from ickd_lib.training.students import Student
+from ickd_lib.training.students import Student, learners
 
 
 @checked
@@ -231,7 +231,38 @@ def _run_jobs(
             parts[seed] += 1
             part = f", part {parts[seed]}" if len(plan) > len({seed for seed, _ in plan}) else ""
             jobs.append(Job(f"seed {seed}{part}", folder, tuple(_members(groups)), seed))
-        return run(jobs, executor, retries=retries, progress=progress)
+        outcomes = run(jobs, executor, retries=retries, progress=progress)
+    for job, outcome in zip(jobs, outcomes, strict=True):
+        if outcome.weights:
+            outcome.histories = _rebuilt(outcome, job, inputs)
+    return outcomes
+
+
+def _rebuilt(outcome: Outcome, job: Job, inputs: dict[str, Any]) -> dict[int, History]:
+    """Return the histories of a job whose networks or methods could not be pickled, from their weights."""
+    splits, task, cpu = inputs["splits"], inputs["task"] or Classification(), torch.device("cpu")
+    made = learners(
+        job.students,
+        (splits() if callable(splits) else splits).train.to(cpu),
+        task=task,
+        teacher=models.frozen(inputs["teacher"], cpu) if inputs["teacher"] else None,
+        bank=inputs["bank"],
+        recipe=inputs.get("recipe") or Recipe(**task.recipe),
+        data_seed=job.data_seed,
+        evaluate_every=inputs.get("evaluate_every", 1),
+        device=cpu,
+        sync_batchnorm=inputs.get("sync_batchnorm", False),
+        search=inputs.get("search", "exact"),
+    )
+    found = {}
+    for position, kept in outcome.weights.items():
+        record = RunRecord(made[position])
+        record.epochs, record.summary = kept["epochs"], kept["summary"]
+        record.network.load_state_dict(kept["network"])
+        record.network.eval()
+        made[position].method.load_state_dict(kept["method"])
+        found[position] = replace(record.history(), folder=kept["folder"])
+    return found
 
 
 @checked

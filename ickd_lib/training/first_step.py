@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import traceback
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -18,12 +19,15 @@ NEEDED = {
 }
 
 
-def first_terms(method: Method, context: Context) -> dict[str, Tensor]:
+def first_terms(method: Method, context: Context, trained: Sequence[Tensor]) -> dict[str, Tensor]:
     """Return the loss terms of a method in its first step, after a check that reads no value of a tensor.
 
+    Args:
+        method, context: the method and what it may use of the step.
+        trained: the parameters in the optimiser.
     Raises:
         InputError: the method uses what it did not declare, or it does not return scalar tensors by name of which one
-            has a gradient.
+            has a gradient, or it has a parameter that the optimiser does not have.
     """
     name = method.config["name"] or type(method).__name__
     try:
@@ -52,6 +56,14 @@ def first_terms(method: Method, context: Context) -> dict[str, Tensor]:
             f"method {name!r}: no loss term ({', '.join(map(str, terms))}) has a gradient; compute one from "
             "context.student or context.supervised, without detach() or no_grad()"
         )
+    known = set(map(id, trained))
+    for parameter, value in method.named_parameters():
+        if value.requires_grad and id(value) not in known:
+            raise InputError(
+                f"method {name!r}: its parameter {parameter} was created in a training step, so the optimiser does not "
+                "have it and it would not be trained; it must be created in setup(student_dim, teacher_dim, "
+                "num_classes, rows)"
+            )
     return terms
 
 

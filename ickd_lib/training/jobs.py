@@ -60,6 +60,7 @@ class Outcome:
     wrong: an error in the input or the files, which another attempt would not change.
     died: any other error in one line, else "".
     seconds: the time that the job took.
+    weights: in place of `histories`, the same by name with the weights of networks and methods that cannot be pickled.
     """
 
     histories: dict[int, History] = field(default_factory=dict)
@@ -68,6 +69,25 @@ class Outcome:
     wrong: Exception | None = None
     died: str = ""
     seconds: float = 0.0
+    weights: dict[int, dict[str, Any]] = field(default_factory=dict)
+
+    def pickled(self) -> bytes:
+        """Return the outcome, pickled, with `weights` if a network or a method cannot be pickled.
+
+        Such are those with torch.nn.utils.parametrizations or with a lambda.
+        """
+        try:
+            return _saved(self)
+        except Exception:  # each kind of object raises an error of its own type
+            weights = {
+                position: {
+                    **vars(history),
+                    "network": history.network.state_dict(),
+                    "method": history.method.state_dict(),
+                }
+                for position, history in self.histories.items()
+            }
+            return _saved(replace(self, histories={}, weights=weights))
 
 
 def train(students: Sequence[Student], splits: Splits, **options: Any) -> Outcome:
@@ -113,24 +133,27 @@ class Job:
             The `Outcome`, pickled, so that no tensor in it depends on the process, which may have ended by then.
         """
         began = time.perf_counter()
-        with self._apart() if self.caller != _process() else contextlib.nullcontext():
+        apart = self.caller != _process()
+        with self._apart() if apart else contextlib.nullcontext():
             try:
                 outcome = self._train()
-            except WorkerDied as error:
-                outcome = Outcome(died=str(error))
-            except (InputError, OSError) as error:
-                outcome = Outcome(wrong=error)
+                outcome.seconds = time.perf_counter() - began
+                return outcome.pickled()
             except KeyboardInterrupt:
-                if self.caller == _process():
+                if not apart:
                     raise
                 outcome = Outcome(stopped=True)
             except Exception as error:
-                traceback.print_exc()
-                outcome = Outcome(died=_line(error))
+                if apart:
+                    traceback.print_exc()  # into the log
+                if isinstance(error, WorkerDied):
+                    outcome = Outcome(died=str(error))
+                elif isinstance(error, (InputError, OSError)):
+                    outcome = Outcome(wrong=error)
+                else:
+                    outcome = Outcome(died=_line(error))
         outcome.seconds = time.perf_counter() - began
-        buffer = io.BytesIO()
-        torch.save(outcome, buffer)
-        return buffer.getvalue()
+        return outcome.pickled()
 
     def _train(self) -> Outcome:
         if (self.folder / self.stop).exists():
@@ -326,6 +349,12 @@ def _wait(i: int, future: Any, ended: queue.Queue) -> None:
     except BaseException as error:
         found = error
     ended.put((i, future, found))
+
+
+def _saved(outcome: Outcome) -> bytes:
+    buffer = io.BytesIO()
+    torch.save(outcome, buffer)
+    return buffer.getvalue()
 
 
 def _line(error: BaseException) -> str:

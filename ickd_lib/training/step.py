@@ -143,7 +143,10 @@ def student_loss(state: TrainingState, inputs: StepInputs, outputs: StudentOutpu
     context = method_context(state, inputs, outputs)
     if runtime.world() > 1:  # the passes of the context have drawn another number of values in each process
         runtime.reseed(inputs.rng_device, learner.seed, state.epoch, state.step, "method")
-    terms = learner.method(context) if state.checked else first_terms(learner.method, context)
+    if state.checked:
+        terms = learner.method(context)
+    else:
+        terms = first_terms(learner.method, context, state.optimizer.parameters)
     state.checked = True
     if not len(samples.known.key):  # no region, or no proposal on an object: a mean over no samples is NaN
         terms = {name: torch.where(term.isnan(), 0, term) for name, term in terms.items()}
