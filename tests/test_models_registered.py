@@ -8,7 +8,7 @@ from torch import nn
 
 from ickd_lib import __main__ as cli
 from ickd_lib import data, export, models, training
-from ickd_lib.models import registered
+from ickd_lib.models.registered import REGISTRY
 from ickd_lib.runtime import InputError
 from ickd_lib.training import Recipe, Student
 
@@ -28,11 +28,11 @@ class Plain(nn.Module):
 
 
 @pytest.fixture
-def plain(monkeypatch):
-    monkeypatch.setattr(registered, "REGISTRY", registered.REGISTRY.copy())
-    for module in (models, training.students):
-        monkeypatch.setattr(module, "REGISTRY", registered.REGISTRY)
-    return models.register("plain")(Plain)
+def plain():
+    before = REGISTRY.copy()
+    yield models.register("plain")(Plain)
+    REGISTRY.clear()
+    REGISTRY.update(before)
 
 
 def test_a_class_is_created_by_name(plain):
@@ -74,6 +74,11 @@ def test_its_students_have_seeds_and_their_runs_are_loaded(plain, tmp_path, caps
         (changed,) = training.distill([Student("plain", "ce", 0)], few, runs=tmp_path, **SHORT).values()
     finally:
         plain.__init__.__defaults__ = (8,)
+    del REGISTRY["plain"]
+    with pytest.raises(InputError, match="import the module that registers the name"):
+        training.load(one.folder)
+    assert cli.main(["report", str(tmp_path), "--html", str(tmp_path / "page.html")]) == 0
+    assert "cannot be built from their folders" in (tmp_path / "page.html").read_text()
     assert len({one.folder, wider.folder, changed.folder}) == 3
 
 

@@ -24,7 +24,7 @@ from ickd_lib.training.records import differing, evaluated_on
 def data_of(run: runtime.Run, given: argparse.Namespace, load: Callable[..., Splits]) -> Splits:
     """Load the data of a run: its training images; its validation images if it had the same; all test images.
 
-    Notes state if the training images or the test images are others than those of the run.
+    A note states if the training images or the test images are others than those of the run.
 
     Args:
         run: the run.
@@ -70,13 +70,13 @@ def data_of(run: runtime.Run, given: argparse.Namespace, load: Callable[..., Spl
     if images < len(splits.train) and not changes:
         splits = splits._replace(train=splits.train.few(images))
     same = splits.train.fingerprint == recorded.get("fingerprint")
-    if not same:
+    others = [] if same else ["training"]
+    others += {"test"} & set(differing(run.config.get("evaluated_on"), evaluated_on(splits)))
+    if others:
         runtime.notice(
-            f"the training images are not those of {run.folder}; give the options of the data as in its training, such "
-            "as --val, --views, --image-size and --crop"
+            f"the {' and '.join(others)} images are not those of {run.folder}; give the options of the data as in its "
+            "training, such as --val, --views, --image-size and --crop"
         )
-    if "test" in differing(run.config.get("evaluated_on"), evaluated_on(splits)):
-        runtime.notice(f"the test images are not those on which {run.folder} was evaluated")
     if len(splits.val) and not (held_out and same):
         runtime.notice("the validation images are not used, because the run was not trained with the same ones")
         splits = splits._replace(val=splits.val.subset(torch.arange(0)))

@@ -13,6 +13,7 @@ import torch
 from ickd_lib import models, runtime
 from ickd_lib.data import Images, Splits
 from ickd_lib.models import Network
+from ickd_lib.models.registered import REGISTRY
 from ickd_lib.runtime import InputError
 from ickd_lib.runtime.arguments import checked
 from ickd_lib.tasks import Classification, Task
@@ -118,8 +119,8 @@ def load(folder: str | Path, *, device: str | torch.device = "auto") -> Network:
         origin, data = settings["student"], settings["data"]
         if of_own_network(settings):
             raise InputError(
-                f"{folder} is the run of a network of your own; load {folder}/student.safetensors into it, or train "
-                "it by a name (models.register), so that its runs can be loaded"
+                f"{folder} is the run of a network of your own; load {folder}/student.safetensors into it, or, if it "
+                "was trained by a name (models.register), import the module that registers the name"
             )
         spec = {key: origin[key] for key in ("num_classes", "mean", "std")}
         name, reused, trained_on = origin["network"], origin.get("reused"), (data["name"], data["images"])
@@ -136,7 +137,8 @@ def load(folder: str | Path, *, device: str | torch.device = "auto") -> Network:
 
 def of_own_network(settings: dict[str, Any]) -> bool:
     """Return whether the settings of a run are those of a network of the user's own, which `load` cannot build."""
-    return "mean" not in settings["student"]
+    origin = settings["student"]
+    return "mean" not in origin or ("shapes" in origin and origin["network"].partition("(")[0] not in REGISTRY)
 
 
 def _loaded(name: str, spec: dict[str, Any], weights: str | Path, reused: dict[str, Any] | None = None) -> Network:
