@@ -18,6 +18,7 @@ from ickd_lib.runtime import InputError
 from ickd_lib.training import Recipe, StreamedTeacherCache, Student, TeacherCache, stepper, streamed_cache
 from ickd_lib.training.stored_outputs import SPREAD, StoredOutputs
 from ickd_lib.training.teacher_cache import AHEAD
+from ickd_lib.training.teacher_choice import TeacherNeeds
 
 HALF = 1e-3  # the rounding of half precision, relative
 RECIPE = Recipe(epochs=3, batch_size=16, lr=0.02, schedule="cosine")
@@ -539,6 +540,22 @@ def test_the_largest_logits_of_a_streamed_training_are_recorded(streamed, own, t
     assert runtime.Run(history.folder).config["numerics"]["teacher_cache_top"] == 2
     with pytest.raises(InputError, match="teacher_cache_top=3 is not a number of logits from 1 to 2"):
         distilled(streamed(), own.network, teacher_cache=tmp_path / "cache", teacher_cache_top=3)
+
+
+@pytest.mark.parametrize(
+    ("needs", "augment", "reason"),
+    [
+        ({"maps": True}, {}, "a method needs the teacher's feature maps"),
+        ({"strong": True}, {}, "strongly augmented views"),
+        ({}, {"augment": "mixup"}, "these are augmented by mixup"),
+        ({}, {}, ""),
+    ],
+)
+def test_a_note_states_why_a_cache_is_not_used(needs, augment, reason, digits, notes):
+    found = TeacherNeeds(**{"outputs": True, "features": False, "maps": False, "strong": False} | needs)
+    assert found.cacheable(replace(digits.train, **augment)) is (not reason)
+    printed = notes()
+    assert len(printed) == bool(reason) and all(reason in line for line in printed)
 
 
 def test_views_that_each_epoch_draws_anew_have_no_cache(streamed, own, tmp_path, capsys):

@@ -53,13 +53,17 @@ class TeacherNeeds:
         return not self.strong and not self.maps and train.augment == "crop"
 
     def cacheable(self, train: Images) -> bool:
-        """Return whether a cache is of use: it can provide all of it, and the views are numbered."""
+        """Return whether a cache is of use: it can provide all of it, and the views are numbered. If not, print why."""
+        reason = ""
         if train.views >= VIEWS:
-            runtime.notice(
-                "the teacher cache is not used, because each epoch draws new views; give a number of views (--views)"
-            )
-            return False
-        return self.outputs and self.fit_cache(train)
+            reason = "each epoch draws new views; give a number of views (--views)"
+        elif self.outputs and (self.maps or self.strong):
+            reason = "a method needs the teacher's feature maps, or its outputs for strongly augmented views"
+        elif self.outputs and not self.fit_cache(train):
+            reason = f"it is for images that are only cropped and mirrored, and these are augmented by {train.augment}"
+        if reason:
+            runtime.notice(f"the teacher cache is not used, because {reason}")
+        return self.outputs and not reason
 
 
 def folds(teacher: Network, train: Images, task: Task, precision: str) -> bool:
