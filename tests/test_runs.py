@@ -599,6 +599,16 @@ def changed(run, **settings):
     runtime.write_json(run.folder / "config.json", config)
 
 
+def test_runs_of_other_cached_targets_are_in_another_table(tmp_path, capsys):
+    for name, top in (("a", 0), ("b", 3)):
+        run = make_run(tmp_path / name)
+        config = runtime.read_json(run.folder / "config.json")
+        runtime.write_json(run.folder / "config.json", config | {"path": {"teacher_cache_top": top}})
+    text = runs.table(runs.finished([tmp_path]))
+    assert text.count("| ce | 1 |") == 2 and text.count("settings ") == 2
+    assert "has all settings of" not in capsys.readouterr().err
+
+
 def test_runs_of_equal_settings_count_once_under_any_name(tmp_path, capsys):
     for name in ("a", "b"):
         make_run(tmp_path / name)

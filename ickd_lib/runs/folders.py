@@ -103,10 +103,12 @@ def _collected(folders: Iterable[str | Path]) -> list[dict[str, Any]]:
                         _check(_named(run["summary"], run["config"]))
                     settings = run["config"]["settings"]
                     data = {key: value for key, value in settings.get("data", {}).items() if key != "classes"}
-                    key = runtime.fingerprint(run.get("role"), settings | {"data": data})
+                    numerics = run["config"].get("numerics") or {}
+                    top = numerics.get("teacher_cache_top", 0)
+                    key = runtime.fingerprint(run.get("role"), settings | {"data": data}, top)
                     numbers = {name: value for name, value in run["summary"].items() if name not in TIMES}
                     evaluated = dict(run["config"].get("evaluated_on") or {})
-                    results = runtime.fingerprint(numbers, run["config"].get("numerics"))
+                    results = runtime.fingerprint(numbers, numerics)
             except InputError as error:
                 runtime.notice(f"left out: {'' if place in str(error) else f'{place}: '}{error}")
                 continue

@@ -27,6 +27,8 @@ def identities_of(config: dict[str, Any]) -> dict[str, str]:
     own["bank"] = {key: value for key, value in (settings.get("bank") or {}).items() if key not in ("data", "teacher")}
     if "labels" in own["bank"]:  # "60 given (…), the others predicted by the teacher", with a fingerprint of these
         own["bank"]["labels"] = re.sub(r"\(.*?\)", "", own["bank"]["labels"])
+    if top := (config.get("numerics") or {}).get("teacher_cache_top"):
+        own["teacher_cache_top"] = top  # the smaller logits of the teacher are left out of the targets
     of_seed = ("seed", "fingerprint", "index", "content", "initial", "peer_group", "circle")
     others = {key: value for key, value in runtime.flat(own).items() if not key.endswith(of_seed)}
     found = identities(settings | {"student": student}) | {"settings": runtime.fingerprint(others)}
