@@ -11,10 +11,10 @@ from ickd_lib.data.joint import RandomCrop, RandomResize
 from ickd_lib.data.labelled import Batch, LabelledImages
 from ickd_lib.data.loader import Loader
 from ickd_lib.data.objects import Objects, SplitObjects
+from ickd_lib.data.pairs import stacked
 from ickd_lib.data.sampler import Sampler
 from ickd_lib.data.selection import stratified
 from ickd_lib.data.sets import DataSet, kinds, names, register
-from ickd_lib.data.stacked import stacked
 from ickd_lib.data.streamed import StreamedImages
 from ickd_lib.data.strong import AUGMENTATIONS
 
