@@ -333,6 +333,16 @@ def test_the_tables_of_the_study_are_those_of_the_committed_runs():
     assert page.split("<!-- study -->\n")[1].split("<!-- end")[0] == reported_study()
 
 
+def test_the_table_of_noisy_teachers_is_that_of_the_committed_runs():
+    script = [sys.executable, ROOT / "benchmarks/noisy_teachers.py", "--report"]
+    env = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    printed = subprocess.run(script, capture_output=True, text=True, check=True, env=env).stdout
+    page = (ROOT / "docs/study.md").read_text()
+    assert page.split("<!-- noisy teachers -->\n")[1].split("<!-- end")[0] == printed.strip() + "\n"
+    students = [path for path in (RESULTS / "noisy_teachers").rglob("*.json") if path.parts[-2] != "labels"]
+    assert f"{len(students)} of the 144 students so far" in page or len(students) == 144
+
+
 def test_the_speed_of_dense_tasks_is_the_measured_one():
     found = json.loads((RESULTS / "dense_speed.json").read_text())
     page = (ROOT / "docs/speed.md").read_text()

@@ -360,7 +360,7 @@ def test_other_tasks_have_a_number_of_each_class(task, student, needed, title, t
         pages.report([tmp_path], splits=scenes._replace(test=replace(scenes.test, classes=names)))
     assert cli.main(["report", str(tmp_path), "--html", str(tmp_path / "page.html")]) == 0
     assert "Of 200 images of scenes/test" in read((tmp_path / "page.html").read_text()).text
-    assert "--image-size" not in capsys.readouterr().err
+    assert "of another size" not in capsys.readouterr().err
     smaller = scenes._replace(train=resized(scenes.train, 48))
     (run,) = tmp_path.glob("*/config.json")
     data_of(runtime.Run(run.parent), SimpleNamespace(task=task, dataset="scenes", classes=[]), lambda: smaller)

@@ -159,9 +159,9 @@ class Method(nn.Module):
                 part.bank_classes = count * (count > 1 or len(known) == len(labels))  # the others may be of any class
                 exact = not few_allowed and len(known) == len(labels) > 0
                 part.bank_others = len(labels) - int(sizes.max()) if exact else 0
-                smallest = int(sizes[present].min()) if exact and min(present, default=-1) >= 0 else None
-                # A given bank without any row of a class has other labels, which are refused later.
-                part.bank_same = None if smallest is None or (larger and not smallest) else max(0, smallest - 1)
+                others = max(0, int(sizes[present].min()) - 1) if exact and min(present, default=-1) >= 0 else None
+                # A given bank without other rows of a class may have other labels, which are refused later.
+                part.bank_same = None if larger and not others else others
 
     def setup(self, student_dim: int, teacher_dim: int, num_classes: int, rows: int) -> None:
         """Create what depends on sizes, such as projectors with parameters, before the optimiser exists.
